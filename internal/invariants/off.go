@@ -1,0 +1,6 @@
+//go:build release
+
+package invariants
+
+// Enabled reports whether costly checks run.
+const Enabled = false
