@@ -1,0 +1,24 @@
+// Package replication runs one Raft group per partition over the partition's
+// log: the Raft log is the message log, nothing is written twice.
+//
+// A Group joins three things under one owner. The consensus core is a RawNode
+// of go.etcd.io/raft with asynchronous storage writes. Storage is a log.Log:
+// MsgStorageAppend becomes log.Append plus a request for a sync, and the
+// messages that promise durability are stepped only when the log's durable
+// ticket has passed the append. The state machine gets committed entries from
+// memory, never from a file, and the high watermark moves after it has applied
+// them.
+//
+// The main path is Propose → Ready → log.Append → (sync, elsewhere) → Turn →
+// commit → StateMachine.Apply → log.Publish.
+//
+// A Group has no goroutine and no clock. Whoever holds the owner's right calls
+// Turn after any input: a proposal, a finished job of the log, a tick. A panic
+// inside raft and a storage error both end in a fence of this group alone; raft
+// itself never sees a storage error.
+//
+// With one voter nothing travels over a network and no tick is needed: the
+// voter campaigns once when it is opened and stays leader. What its log holds is
+// by definition committed, so recovery replays all of it before the node
+// starts.
+package replication

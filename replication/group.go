@@ -1,0 +1,486 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Limits of one group. Each is in bytes or counts of its raft.Config field.
+const (
+	// MaxInflightMessages bounds unacknowledged MsgApp to one follower.
+	MaxInflightMessages = 128
+	// MaxInflightBytes bounds the bytes of those messages.
+	MaxInflightBytes = 8 << 20
+	// MaxMessageBytes bounds the entries of one MsgApp.
+	MaxMessageBytes = 1 << 20
+	// MaxUncommittedBytes bounds what a leader has proposed and not applied.
+	MaxUncommittedBytes = 32 << 20
+	// MaxApplyBytes bounds the entries handed to one apply.
+	MaxApplyBytes = 4 << 20
+
+	electionTicks  = 10 // of 100 ms (RULES R9)
+	heartbeatTicks = 2
+)
+
+var (
+	// ErrNotLeading is returned by Propose when this replica may not propose:
+	// it is no leader, or it has not applied the first entry of its term.
+	ErrNotLeading = errors.New("replica is not leading")
+	// ErrProposalDropped is returned by Propose when raft refuses the entry, for
+	// example because too much is uncommitted. Offsets assigned to it are free again.
+	ErrProposalDropped = errors.New("proposal dropped")
+)
+
+// Entry is one committed entry on its way to the state machine.
+type Entry struct {
+	Index        wire.Index
+	Term         wire.Term
+	Kind         wire.Kind // KindRecords, KindControl or KindNoOp
+	RecordCount  uint32
+	BaseOffset   wire.Offset // next offset before this entry
+	AppendTimeMs int64
+	Body         []byte // a view, valid during Apply only
+}
+
+// StateMachine is what a group applies committed entries to. Its methods are
+// called by the owner, in index order, once per entry; they are deterministic:
+// no clock, randomness, map order or I/O.
+type StateMachine interface {
+	// Apply applies one entry. It cannot refuse: what is committed has happened.
+	Apply(e Entry)
+	// Save appends the state as of the last applied entry to dst.
+	Save(dst []byte) []byte
+	// Restore replaces the state with one that Save wrote.
+	Restore(state []byte) error
+}
+
+// Config says what a group consists of. Log and StateMachine belong to the
+// group from here on.
+type Config struct {
+	// ReplicaID is this replica's ID: never 0, never reused (RULES R10).
+	ReplicaID uint64
+	// Voters is the configuration a new partition starts with; ignored once a
+	// checkpoint holds one.
+	Voters []uint64
+	Log    *log.Log
+	State  StateMachine
+	// CheckpointBytes is how much log may grow before the next checkpoint. 0 means 64 MiB.
+	CheckpointBytes int64
+	Logger          *slog.Logger
+}
+
+// Group is one replica of one Raft group. All methods are owner only.
+//
+// Invariant: checkpoint.applied ≤ applied ≤ commit ≤ log.LastIndex.
+type Group struct {
+	id              uint64
+	node            *raft.RawNode
+	log             *log.Log
+	state           StateMachine
+	confState       raftpb.ConfState
+	checkpointBytes int64
+	logger          *slog.Logger
+
+	applied         wire.Index
+	appliedTerm     wire.Term
+	appliedOffset   wire.Offset // next offset after the last applied entry
+	appliedTimeMs   int64
+	leading         bool // applied an entry of the own term as its leader
+	leadTerm        wire.Term
+	checkpointState []byte
+
+	// appends waits for the log to become durable, oldest first: messages that
+	// promise an append are stepped when the durable ticket reaches it.
+	appends []pendingAppend
+	scratch []log.Entry
+	recycle func(data []byte)
+	fenced  error
+}
+
+type pendingAppend struct {
+	ticket    uint64
+	responses []raftpb.Message
+}
+
+// Open starts a replica on its log: it restores the newest checkpoint, replays
+// what is known to be committed and creates the consensus core. It reads the
+// disk and may block; it does not campaign.
+func Open(cfg Config) (*Group, error) {
+	if cfg.ReplicaID == raft.None {
+		return nil, errors.New("replication: replica ID 0 is reserved")
+	}
+	if cfg.CheckpointBytes == 0 {
+		cfg.CheckpointBytes = 64 << 20
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	g := &Group{
+		id:              cfg.ReplicaID,
+		log:             cfg.Log,
+		state:           cfg.State,
+		confState:       raftpb.ConfState{Voters: cfg.Voters},
+		checkpointBytes: cfg.CheckpointBytes,
+		logger:          cfg.Logger,
+	}
+	hard := cfg.Log.HardState()
+	if cp := cfg.Log.Checkpoint(); cp != nil {
+		if err := g.confState.Unmarshal(cp.ConfState); err != nil {
+			return nil, fmt.Errorf("checkpoint at index %d: configuration: %w", cp.Applied, err)
+		}
+		if err := cfg.State.Restore(cp.State); err != nil {
+			return nil, fmt.Errorf("checkpoint at index %d: state: %w", cp.Applied, err)
+		}
+		g.applied, g.appliedTerm = cp.Applied, cp.Term
+		g.appliedOffset, g.appliedTimeMs = cp.NextOffset, cp.AppendTimeMs
+	}
+	if g.soleVoter() {
+		// What the only voter holds durably is what a quorum holds.
+		hard.Commit = cfg.Log.LastIndex()
+		if term, ok := cfg.Log.Term(hard.Commit); ok && hard.Term < term {
+			hard.Term = term
+		}
+	}
+	if err := g.replay(hard.Commit); err != nil {
+		return nil, err
+	}
+	node, err := raft.NewRawNode(&raft.Config{
+		ID:                        cfg.ReplicaID,
+		ElectionTick:              electionTicks,
+		HeartbeatTick:             heartbeatTicks,
+		Storage:                   &storage{log: cfg.Log, hard: hard, confState: g.confState},
+		Applied:                   uint64(g.applied),
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             MaxMessageBytes,
+		MaxCommittedSizePerReady:  MaxApplyBytes,
+		MaxUncommittedEntriesSize: MaxUncommittedBytes,
+		MaxInflightMsgs:           MaxInflightMessages,
+		MaxInflightBytes:          MaxInflightBytes,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		ReadOnlyOption:            raft.ReadOnlySafe,
+		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
+		Logger:                    raftLogger{cfg.Logger},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("replication: %w", err)
+	}
+	g.node = node
+	if g.applied > 0 {
+		g.log.Publish(g.applied)
+	}
+	return g, nil
+}
+
+func (g *Group) soleVoter() bool {
+	c := &g.confState
+	return len(c.Voters) == 1 && c.Voters[0] == g.id && len(c.VotersOutgoing) == 0
+}
+
+// replay applies (applied, commit] from the disk before the node exists.
+// Afterwards Config.Applied tells raft that they are done.
+func (g *Group) replay(commit wire.Index) error {
+	if commit <= g.applied {
+		return nil
+	}
+	err := g.log.Replay(g.applied+1, func(h wire.FrameHeader, body []byte) error {
+		if h.Index > commit {
+			return errReplayed
+		}
+		if h.Kind == wire.KindConfiguration {
+			return fmt.Errorf("index %d: membership changes cannot be replayed before raft starts", h.Index)
+		}
+		g.applyEntry(Entry{
+			Index: h.Index, Term: h.Term, Kind: h.Kind, RecordCount: h.RecordCount,
+			BaseOffset: h.BaseOffset, AppendTimeMs: h.AppendTimeMs, Body: body,
+		})
+		return nil
+	})
+	if err != nil && !errors.Is(err, errReplayed) {
+		return fmt.Errorf("replay from index %d: %w", g.applied+1, err)
+	}
+	return nil
+}
+
+var errReplayed = errors.New("replayed")
+
+// OnRelease names the function that gets each entry's data back once nothing
+// refers to it any more. Without one the buffers are left to the collector.
+func (g *Group) OnRelease(f func(data []byte)) { g.recycle = f }
+
+// Campaign starts an election. The outcome shows in later turns.
+func (g *Group) Campaign() {
+	if g.fenced == nil {
+		g.guard(func() {
+			if err := g.node.Campaign(); err != nil {
+				g.logger.Warn("campaign refused", "err", err)
+			}
+			g.advance()
+		})
+	}
+}
+
+// Leading reports whether Propose takes entries, and the term to stamp into
+// them. A leader leads only once it has applied an entry of its own term: then
+// everything from earlier terms is applied too (RULES R3).
+func (g *Group) Leading() (wire.Term, bool) { return g.leadTerm, g.leading && g.fenced == nil }
+
+// NextOffset is the offset the next proposed record gets: one past the last
+// entry of the Raft log, committed or not.
+func (g *Group) NextOffset() wire.Offset { return g.log.NextOffset() }
+
+// Applied is the index of the last entry the state machine has seen.
+func (g *Group) Applied() wire.Index { return g.applied }
+
+// Err is why this replica no longer takes part, or nil.
+func (g *Group) Err() error {
+	if g.fenced != nil {
+		return g.fenced
+	}
+	return g.log.Err()
+}
+
+// Propose appends one entry, of kind records or control, to the Raft log. data
+// (prefix and body) belongs to the group until OnRelease's function gets it
+// back. When Propose returns nil the entry has an index and is written, not
+// durable; whether it commits shows in StateMachine.Apply.
+func (g *Group) Propose(data []byte) (wire.Index, error) {
+	if err := g.Err(); err != nil {
+		return 0, err
+	}
+	if !g.leading {
+		return 0, ErrNotLeading
+	}
+	var index wire.Index
+	err := ErrProposalDropped
+	g.guard(func() {
+		if err = g.node.Propose(data); err == nil {
+			g.advance()
+			index = g.log.LastIndex()
+		} else {
+			err = fmt.Errorf("%w: %w", ErrProposalDropped, err)
+		}
+	})
+	if g.fenced != nil {
+		return 0, g.fenced
+	}
+	return index, err
+}
+
+// Turn carries on with whatever inputs have arrived: finished syncs first.
+func (g *Group) Turn() {
+	if g.fenced == nil {
+		g.guard(g.advance)
+	}
+}
+
+// Tick is the passing of 100 ms for groups with more than one voter.
+func (g *Group) Tick() {
+	if g.fenced == nil && !g.soleVoter() {
+		g.guard(func() { g.node.Tick(); g.advance() })
+	}
+}
+
+// Checkpoint writes the state as of the last applied entry beside the log. The
+// work that may block happens in a job of the log.
+func (g *Group) Checkpoint() {
+	if g.applied == 0 || g.log.CheckpointPending() || g.Err() != nil {
+		return
+	}
+	conf, err := g.confState.Marshal()
+	if err != nil {
+		panic(fmt.Sprintf("replication: configuration does not marshal: %v", err))
+	}
+	g.checkpointState = g.state.Save(nil)
+	g.log.WriteCheckpoint(log.Checkpoint{
+		Applied: g.applied, Term: g.appliedTerm, NextOffset: g.appliedOffset,
+		AppendTimeMs: g.appliedTimeMs, ConfState: conf, State: g.checkpointState,
+	})
+}
+
+// guard runs one step of raft. A panic inside fences this replica only: the
+// others of the process go on.
+func (g *Group) guard(step func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			g.fence(fmt.Errorf("consensus stopped: %v", r))
+			g.logger.Error("raft panicked; the replica is fenced", "panic", r, "stack", string(debug.Stack()))
+		}
+	}()
+	step()
+}
+
+func (g *Group) fence(err error) {
+	if g.fenced == nil {
+		g.fenced = err
+		g.leading = false
+	}
+}
+
+// advance steps what has become durable and handles every Ready until raft is quiet.
+func (g *Group) advance() {
+	for {
+		if err := g.log.Err(); err != nil {
+			g.fence(err)
+			return
+		}
+		g.stepDurable()
+		if !g.node.HasReady() {
+			break
+		}
+		rd := g.node.Ready()
+		if rd.SoftState != nil && rd.RaftState != raft.StateLeader {
+			g.leading = false
+		}
+		for i := range rd.Messages {
+			m := &rd.Messages[i]
+			switch m.Type {
+			case raftpb.MsgStorageAppend:
+				if !g.append(m) {
+					return
+				}
+			case raftpb.MsgStorageApply:
+				g.apply(m)
+			default:
+				// A group with one voter has nobody to talk to.
+			}
+		}
+	}
+	if len(g.appends) > 0 {
+		g.log.Sync()
+	}
+	if g.log.BytesSinceCheckpoint() >= g.checkpointBytes {
+		g.Checkpoint()
+	}
+}
+
+// stepDurable hands raft the messages whose appends are durable by now.
+func (g *Group) stepDurable() {
+	durable := g.log.DurableTicket()
+	n := 0
+	for n < len(g.appends) && g.appends[n].ticket <= durable {
+		g.step(g.appends[n].responses)
+		g.appends[n].responses = nil
+		n++
+	}
+	if n > 0 {
+		g.appends = append(g.appends[:0], g.appends[n:]...)
+	}
+}
+
+func (g *Group) step(messages []raftpb.Message) {
+	for _, m := range messages {
+		if m.To != g.id {
+			continue
+		}
+		if err := g.node.Step(m); err != nil {
+			panic(fmt.Sprintf("replication: raft refused its own %s: %v", m.Type, err))
+		}
+	}
+}
+
+// append writes the hard state and entries of a MsgStorageAppend and remembers
+// its responses until they are durable. It reports false after a fence.
+func (g *Group) append(m *raftpb.Message) bool {
+	if m.Term != 0 || m.Vote != 0 || m.Commit != 0 {
+		old := g.log.HardState()
+		hard := log.HardState{Term: wire.Term(m.Term), Vote: m.Vote, Commit: wire.Index(m.Commit)}
+		g.log.SetHardState(hard, hard.Term != old.Term || hard.Vote != old.Vote)
+	}
+	if len(m.Entries) > 0 {
+		g.scratch = g.scratch[:0]
+		for i := range m.Entries {
+			e, err := logEntry(&m.Entries[i])
+			if err != nil {
+				g.fence(err)
+				return false
+			}
+			g.scratch = append(g.scratch, e)
+		}
+		err := g.log.Append(g.scratch)
+		clear(g.scratch)
+		if err != nil {
+			g.fence(err)
+			return false
+		}
+	}
+	if len(m.Responses) > 0 {
+		g.appends = append(g.appends, pendingAppend{ticket: g.log.Ticket(), responses: m.Responses})
+	}
+	return true
+}
+
+func logEntry(e *raftpb.Entry) (log.Entry, error) {
+	out := log.Entry{Index: wire.Index(e.Index), Term: wire.Term(e.Term), Data: e.Data}
+	switch {
+	case e.Type == raftpb.EntryConfChangeV2:
+		out.Kind = wire.KindConfiguration
+	case e.Type != raftpb.EntryNormal:
+		return out, fmt.Errorf("entry %d: type %s is not written", e.Index, e.Type)
+	case len(e.Data) == 0:
+		out.Kind = wire.KindNoOp
+	default:
+		out.Kind = wire.Kind(e.Data[0])
+	}
+	return out, nil
+}
+
+func raftEntry(e log.Entry) raftpb.Entry {
+	out := raftpb.Entry{Index: uint64(e.Index), Term: uint64(e.Term), Data: e.Data}
+	if e.Kind == wire.KindConfiguration {
+		out.Type = raftpb.EntryConfChangeV2
+	}
+	return out
+}
+
+// apply hands committed entries to the state machine, moves the high watermark
+// and gives the entries' memory back.
+func (g *Group) apply(m *raftpb.Message) {
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		entry := Entry{
+			Index: wire.Index(e.Index), Term: wire.Term(e.Term), Kind: wire.KindNoOp,
+			BaseOffset: g.appliedOffset, AppendTimeMs: g.appliedTimeMs,
+		}
+		switch {
+		case e.Type == raftpb.EntryConfChangeV2:
+			var change raftpb.ConfChangeV2
+			if err := change.Unmarshal(e.Data); err != nil {
+				panic(fmt.Sprintf("replication: committed membership change %d does not decode: %v", e.Index, err))
+			}
+			g.confState = *g.node.ApplyConfChange(change)
+		case len(e.Data) > 0:
+			var err error
+			entry.Kind, entry.RecordCount, entry.AppendTimeMs, entry.Body, err = wire.ParseEntryPrefix(e.Data)
+			if err != nil {
+				panic(fmt.Sprintf("replication: committed entry %d: %v", e.Index, err))
+			}
+		}
+		g.applyEntry(entry)
+	}
+	g.log.Publish(g.applied)
+	g.step(m.Responses)
+	if status := g.node.BasicStatus(); status.RaftState == raft.StateLeader && uint64(g.appliedTerm) == status.Term {
+		g.leading, g.leadTerm = true, g.appliedTerm
+	}
+	g.log.Release(g.applied, g.recycle)
+}
+
+func (g *Group) applyEntry(e Entry) {
+	if e.Index != g.applied+1 {
+		panic(fmt.Sprintf("replication: entry %d applied after %d", e.Index, g.applied))
+	}
+	g.state.Apply(e)
+	g.applied, g.appliedTerm = e.Index, e.Term
+	g.appliedOffset = e.BaseOffset + wire.Offset(e.RecordCount)
+	g.appliedTimeMs = e.AppendTimeMs
+}
