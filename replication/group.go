@@ -95,7 +95,6 @@ type Group struct {
 	appliedTimeMs   int64
 	leading         bool // applied an entry of the own term as its leader
 	leadTerm        wire.Term
-	checkpointState []byte
 
 	// appends waits for the log to become durable, oldest first: messages that
 	// promise an append are stepped when the durable ticket reaches it.
@@ -300,10 +299,9 @@ func (g *Group) Checkpoint() {
 	if err != nil {
 		panic(fmt.Sprintf("replication: configuration does not marshal: %v", err))
 	}
-	g.checkpointState = g.state.Save(nil)
 	g.log.WriteCheckpoint(log.Checkpoint{
 		Applied: g.applied, Term: g.appliedTerm, NextOffset: g.appliedOffset,
-		AppendTimeMs: g.appliedTimeMs, ConfState: conf, State: g.checkpointState,
+		AppendTimeMs: g.appliedTimeMs, ConfState: conf, State: g.state.Save(nil),
 	})
 }
 
@@ -469,8 +467,10 @@ func (g *Group) apply(m *raftpb.Message) {
 	}
 	g.log.Publish(g.applied)
 	g.step(m.Responses)
-	if status := g.node.BasicStatus(); status.RaftState == raft.StateLeader && uint64(g.appliedTerm) == status.Term {
-		g.leading, g.leadTerm = true, g.appliedTerm
+	if !g.leading {
+		status := g.node.BasicStatus()
+		g.leading = status.RaftState == raft.StateLeader && uint64(g.appliedTerm) == status.Term
+		g.leadTerm = g.appliedTerm
 	}
 	g.log.Release(g.applied, g.recycle)
 }

@@ -1,0 +1,512 @@
+package partition
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Limits of one owner turn.
+const (
+	// MaxTurnBytes bounds what one turn proposes; the rest waits for the next.
+	MaxTurnBytes = 4 << 20
+	// groupBytes is what must wait before a further entry is proposed while
+	// earlier ones are on their way to the disk. Less than that joins the entry
+	// after the sync that is running (group commit).
+	groupBytes = 64 << 10
+)
+
+var (
+	// ErrMailboxFull is returned by Append when the owner does not keep up. The
+	// batch was not taken; sending it again later is safe.
+	ErrMailboxFull = errors.New("partition mailbox is full")
+	// ErrClosed is returned by Append after Close.
+	ErrClosed = errors.New("partition is closed")
+)
+
+// Proposer puts entries into the partition's replicated log. Its methods are
+// called in the owner's turn. Propose may call back Apply before it returns.
+type Proposer interface {
+	// Leading reports whether proposals are taken, and the term to stamp.
+	Leading() (wire.Term, bool)
+	// NextOffset is the offset of the next proposed record.
+	NextOffset() wire.Offset
+	// Propose takes ownership of data and returns once it is in the log.
+	Propose(data []byte) (wire.Index, error)
+}
+
+// Receiver learns the outcome of an Append, once, except for AcksNone, where it
+// learns nothing. It is called in an owner's turn and must not block.
+type Receiver interface {
+	Appended(tag uint64, receipt wire.Receipt, code wire.ErrorCode)
+}
+
+// Append is one batch to be appended. Batch and Index are copied.
+type Append struct {
+	Batch, Index []byte
+	Info         wire.BatchInfo // of Batch, as ValidateBatch returned it
+	Acks         wire.Acks
+	Receiver     Receiver
+	Tag          uint64 // handed back to the receiver
+}
+
+// Entry is one committed entry of the partition's log.
+type Entry struct {
+	Index        wire.Index
+	Term         wire.Term
+	Kind         wire.Kind
+	RecordCount  uint32
+	BaseOffset   wire.Offset
+	AppendTimeMs int64
+	Body         []byte // a view, valid during Apply only
+}
+
+// Retention says how much of the past a partition keeps.
+type Retention struct {
+	Age   time.Duration // 0 keeps everything
+	Bytes int64         // 0 keeps everything
+}
+
+// Config says what a partition consists of.
+type Config struct {
+	Log          *log.Log
+	State        *State
+	Synced       bool  // receipts may say so: records are synced before they are acknowledged
+	MailboxBytes int64 // 0 means DefaultMailboxBytes
+	Retention    Retention
+}
+
+// Partition is the owner's shell around the State of one replica. Append may be
+// called from any goroutine; everything else is owner only.
+type Partition struct {
+	mailbox   mailbox
+	log       *log.Log
+	state     *State
+	proposer  Proposer
+	synced    bool
+	retention Retention
+
+	held     []*draft // taken from the mailbox, [heldNext:] not proposed yet
+	heldNext int
+	pending  []pending // proposed and not applied, oldest first
+	overlay  map[int64]*overlay
+	spare    []*overlay
+	term     wire.Term // of the pending entries
+}
+
+type pending struct {
+	draft *draft
+	base  wire.Offset
+}
+
+// overlay is what a producer has proposed in this term beyond the applied table.
+type overlay struct {
+	epoch   int16
+	next    int32
+	batches []flying
+}
+
+type flying struct {
+	sequence int32
+	count    uint32
+	offset   wire.Offset
+	also     []waiter // duplicates that came while the original was on its way
+}
+
+type waiter struct {
+	receiver Receiver
+	tag      uint64
+}
+
+// New makes the shell. Bind gives it its proposer before the first turn.
+func New(cfg Config) *Partition {
+	if cfg.MailboxBytes == 0 {
+		cfg.MailboxBytes = DefaultMailboxBytes
+	}
+	return &Partition{
+		mailbox: mailbox{limit: cfg.MailboxBytes}, log: cfg.Log, state: cfg.State,
+		synced: cfg.Synced, retention: cfg.Retention, overlay: make(map[int64]*overlay),
+	}
+}
+
+// Bind names the proposer.
+func (p *Partition) Bind(proposer Proposer) { p.proposer = proposer }
+
+// SetRetention changes the policy from the next Retain on.
+func (p *Partition) SetRetention(r Retention) { p.retention = r }
+
+// Append copies one batch into the mailbox. When it returns nil the receiver
+// will hear of the batch, unless Acks is AcksNone. The caller then sees to it
+// that the owner takes a turn. Any goroutine.
+func (p *Partition) Append(a Append) error {
+	_, err := p.mailbox.put(&a)
+	return err
+}
+
+// Waiting is how many bytes wait in the mailbox. Any goroutine.
+func (p *Partition) Waiting() int64 { return p.mailbox.waiting() }
+
+// Turn proposes what waits in the mailbox, at most MaxTurnBytes. It reports
+// whether more could be done at once. nowMs becomes the append time.
+func (p *Partition) Turn(nowMs int64) (again bool) {
+	term, leading := p.proposer.Leading()
+	if !leading || term != p.term {
+		p.abandon(wire.CodeUnavailable)
+		p.term = term
+	}
+	if !leading {
+		return false
+	}
+	if p.heldNext == len(p.held) {
+		if len(p.pending) > 0 && p.mailbox.waiting() < groupBytes {
+			return false
+		}
+		p.held, p.heldNext = p.mailbox.take(p.held), 0
+	}
+	for budget := MaxTurnBytes; p.heldNext < len(p.held); {
+		if budget <= 0 {
+			return true
+		}
+		d := p.held[p.heldNext]
+		budget -= len(d.data)
+		if err := p.log.Reserve(wire.FrameSize(len(d.data)-wire.EntryPrefixSize), true); err != nil {
+			if errors.Is(err, log.ErrNotReady) {
+				return false
+			}
+			p.heldNext++
+			p.refuse(d, codeOf(err))
+			continue
+		}
+		p.heldNext++
+		p.propose(d, term, nowMs)
+	}
+	return false
+}
+
+// propose screens the batches of a draft, lays out what is left and proposes it.
+func (p *Partition) propose(d *draft, term wire.Term, nowMs int64) {
+	base := p.proposer.NextOffset()
+	next := base
+	write := wire.EntryPrefixSize
+	kept := d.batches[:0]
+	for _, b := range d.batches {
+		if !p.admit(&b, next, term, nowMs) {
+			continue
+		}
+		// Earlier batches may have been dropped: move this one up to them.
+		length := b.end - b.start
+		if write != b.start {
+			copy(d.data[write:], d.data[b.start:b.end])
+			b.batch -= b.start - write
+		}
+		b.start, b.end = write, write+length
+		wire.PatchBatch(d.data[b.batch:b.end], next, int32(term))
+		next += wire.Offset(b.info.RecordCount)
+		write += length
+		kept = append(kept, b)
+	}
+	clear(d.batches[len(kept):])
+	d.batches = kept
+	if len(kept) == 0 {
+		Recycle(d.data)
+		d.free()
+		return
+	}
+	data := d.data[:write]
+	wire.PutEntryPrefix(data, wire.KindRecords, uint32(next-base), nowMs)
+	d.data = nil
+	// Applying may happen inside Propose, so the entry is pending before it.
+	p.pending = append(p.pending, pending{draft: d, base: base})
+	p.answerLeader(d, base, term, nowMs)
+	if _, err := p.proposer.Propose(data); err != nil {
+		p.withdraw(d, codeOf(err))
+	}
+}
+
+// admit decides on one batch. It reports whether the batch is appended; if not,
+// its sender is answered, or waits for the original that is on its way.
+func (p *Partition) admit(b *placed, offset wire.Offset, term wire.Term, nowMs int64) bool {
+	info := &b.info
+	if info.ProducerID < 0 {
+		return true
+	}
+	o := p.overlay[info.ProducerID]
+	known := p.state.producers.byID[info.ProducerID]
+	var epoch int16
+	var next int32
+	switch {
+	case o != nil:
+		epoch, next = o.epoch, o.next
+	case known != nil:
+		epoch, next = known.epoch, known.next
+	default:
+		epoch, next = info.ProducerEpoch, info.BaseSequence
+		if info.BaseSequence != 0 {
+			b.answer(wire.Receipt{}, wire.CodeUnknownProducer)
+			return false
+		}
+	}
+	count := uint32(info.RecordCount)
+	switch {
+	case info.ProducerEpoch < epoch:
+		b.answer(wire.Receipt{}, wire.CodeFenced)
+		return false
+	case info.ProducerEpoch > epoch:
+		if info.BaseSequence != 0 {
+			b.answer(wire.Receipt{}, wire.CodeOutOfSequence)
+			return false
+		}
+	case info.BaseSequence != next:
+		p.answerDuplicate(b, o, known, next, term)
+		return false
+	}
+	if o == nil {
+		o = p.newOverlay()
+		p.overlay[info.ProducerID] = o
+	}
+	o.epoch = info.ProducerEpoch
+	o.next = addSequence(info.BaseSequence, count)
+	o.batches = append(o.batches, flying{sequence: info.BaseSequence, count: count, offset: offset})
+	return true
+}
+
+// answerDuplicate answers a batch that does not carry the next sequence: it was
+// sent before, or something before it is missing.
+func (p *Partition) answerDuplicate(b *placed, o *overlay, known *producer, next int32, term wire.Term) {
+	count := uint32(b.info.RecordCount)
+	if o != nil {
+		for i := range o.batches {
+			f := &o.batches[i]
+			if f.sequence == b.info.BaseSequence && f.count == count {
+				if b.acks != wire.AcksNone {
+					f.also = append(f.also, waiter{b.receiver, b.tag})
+				}
+				return
+			}
+		}
+	}
+	if known != nil && known.epoch == b.info.ProducerEpoch {
+		if offset, ok := known.find(b.info.BaseSequence, count); ok {
+			r := p.receipt(offset, term, known.lastMs)
+			r.Duplicate = true
+			b.answer(r, wire.CodeOK)
+			return
+		}
+	}
+	if ahead := uint32(b.info.BaseSequence-next) & sequenceMask; ahead < 1<<30 {
+		b.answer(wire.Receipt{}, wire.CodeOutOfSequence)
+		return
+	}
+	b.answer(wire.Receipt{}, wire.CodeDuplicate) // so old that its offset is forgotten
+}
+
+func (p *Partition) receipt(offset wire.Offset, term wire.Term, appendTimeMs int64) wire.Receipt {
+	return wire.Receipt{
+		BaseOffset: offset, Epoch: uint32(term), AppendTimeMs: appendTimeMs, Replicas: 1, Synced: p.synced,
+	}
+}
+
+// answerLeader answers the batches that asked for the leader's memory only.
+func (p *Partition) answerLeader(d *draft, base wire.Offset, term wire.Term, nowMs int64) {
+	for i := range d.batches {
+		b := &d.batches[i]
+		if b.acks == wire.AcksLeader {
+			r := p.receipt(base, term, nowMs)
+			r.Synced = false
+			b.answer(r, wire.CodeOK)
+			b.receiver = nil
+		}
+		base += wire.Offset(b.info.RecordCount)
+	}
+}
+
+// answer tells the sender of a batch the outcome.
+func (b *placed) answer(r wire.Receipt, code wire.ErrorCode) {
+	if b.acks != wire.AcksNone && b.receiver != nil {
+		b.receiver.Appended(b.tag, r, code)
+	}
+}
+
+// Apply takes one committed entry into the state and answers the senders whose
+// batches it holds.
+func (p *Partition) Apply(e Entry) {
+	switch e.Kind {
+	case wire.KindRecords:
+		p.state.applyRecords(e.BaseOffset, e.RecordCount, e.AppendTimeMs, e.Body)
+		p.committed(e)
+	case wire.KindControl:
+		if p.state.applyControl(e.Body) {
+			p.log.Trim(p.state.start)
+		}
+	}
+}
+
+// committed answers the pending entry that e is, if this leader proposed it.
+func (p *Partition) committed(e Entry) {
+	if len(p.pending) == 0 || p.term != e.Term || p.pending[0].base != e.BaseOffset {
+		return
+	}
+	d := p.pending[0].draft
+	p.pending = shift(p.pending)
+	offset := e.BaseOffset
+	for i := range d.batches {
+		b := &d.batches[i]
+		r := p.receipt(offset, e.Term, e.AppendTimeMs)
+		if b.info.ProducerID >= 0 {
+			p.land(b.info.ProducerID, r)
+		}
+		b.answer(r, wire.CodeOK)
+		offset += wire.Offset(b.info.RecordCount)
+	}
+	d.free()
+}
+
+// land takes the oldest batch of a producer out of the overlay and answers the
+// duplicates that waited for it.
+func (p *Partition) land(id int64, r wire.Receipt) {
+	o := p.overlay[id]
+	if o == nil || len(o.batches) == 0 {
+		return
+	}
+	r.Duplicate = true
+	for _, w := range o.batches[0].also {
+		w.receiver.Appended(w.tag, r, wire.CodeOK)
+	}
+	o.batches = shift(o.batches)
+	if len(o.batches) == 0 {
+		delete(p.overlay, id)
+		if len(p.spare) < 64 {
+			p.spare = append(p.spare, o)
+		}
+	}
+}
+
+func (p *Partition) newOverlay() *overlay {
+	if n := len(p.spare); n > 0 {
+		o := p.spare[n-1]
+		p.spare = p.spare[:n-1]
+		return o
+	}
+	return new(overlay)
+}
+
+// shift drops the first element and keeps the array.
+func shift[T any](s []T) []T {
+	copy(s, s[1:])
+	clear(s[len(s)-1:])
+	return s[:len(s)-1]
+}
+
+// withdraw takes the entry just proposed back: it is not in the log, and its
+// offsets and sequences are free again.
+func (p *Partition) withdraw(d *draft, code wire.ErrorCode) {
+	n := len(p.pending)
+	if n == 0 || p.pending[n-1].draft != d {
+		return // it was applied, or abandoned with the leadership
+	}
+	p.pending = p.pending[:n-1]
+	for i := len(d.batches) - 1; i >= 0; i-- {
+		b := &d.batches[i]
+		if o := p.overlay[b.info.ProducerID]; o != nil && len(o.batches) > 0 {
+			last := len(o.batches) - 1
+			for _, w := range o.batches[last].also {
+				w.receiver.Appended(w.tag, wire.Receipt{}, code)
+			}
+			o.next = o.batches[last].sequence
+			o.batches = o.batches[:last]
+			if last == 0 {
+				delete(p.overlay, b.info.ProducerID)
+			}
+		}
+		b.answer(wire.Receipt{}, code)
+	}
+	d.free()
+}
+
+// refuse answers a draft that was never proposed.
+func (p *Partition) refuse(d *draft, code wire.ErrorCode) {
+	for i := range d.batches {
+		d.batches[i].answer(wire.Receipt{}, code)
+	}
+	Recycle(d.data)
+	d.free()
+}
+
+// abandon drops what this leader has proposed: whether it commits is the next
+// leader's to say. Senders resend under the same sequences and learn it then.
+func (p *Partition) abandon(code wire.ErrorCode) {
+	for _, e := range p.pending {
+		for i := range e.draft.batches {
+			e.draft.batches[i].answer(wire.Receipt{}, code)
+		}
+		e.draft.free()
+	}
+	clear(p.pending)
+	p.pending = p.pending[:0]
+	for id, o := range p.overlay {
+		for _, f := range o.batches {
+			for _, w := range f.also {
+				w.receiver.Appended(w.tag, wire.Receipt{}, code)
+			}
+		}
+		delete(p.overlay, id)
+	}
+}
+
+// Close answers everything that waits with code and refuses further batches.
+func (p *Partition) Close(code wire.ErrorCode) {
+	p.mailbox.close(code)
+	p.abandon(code)
+	for ; p.heldNext < len(p.held); p.heldNext++ {
+		p.refuse(p.held[p.heldNext], code)
+	}
+	for _, d := range p.mailbox.take(nil) {
+		p.refuse(d, code)
+	}
+}
+
+// Idle reports whether nothing is waiting or on its way.
+func (p *Partition) Idle() bool {
+	return len(p.pending) == 0 && p.heldNext == len(p.held) && p.mailbox.waiting() == 0
+}
+
+// Retain proposes to move the start of the partition if the policy allows it.
+func (p *Partition) Retain(nowMs int64) {
+	if p.retention == (Retention{}) {
+		return
+	}
+	if _, leading := p.proposer.Leading(); !leading {
+		return
+	}
+	start, ok := p.log.RetentionPoint(nowMs, p.retention.Age, p.retention.Bytes)
+	if !ok || start <= p.state.start {
+		return
+	}
+	data := newBuffer(wire.EntryPrefixSize + commandHeader + 8)[:wire.EntryPrefixSize]
+	data = appendCommand(data, commandTrim, binary.LittleEndian.AppendUint64(nil, uint64(start)))
+	wire.PutEntryPrefix(data, wire.KindControl, 0, nowMs)
+	if p.log.Reserve(wire.FrameSize(len(data)-wire.EntryPrefixSize), false) != nil {
+		Recycle(data)
+		return // not now; the next check tries again
+	}
+	if _, err := p.proposer.Propose(data); err != nil {
+		return
+	}
+}
+
+// codeOf maps why an entry could not be proposed to what the sender is told.
+func codeOf(err error) wire.ErrorCode {
+	var code wire.ErrorCode
+	switch {
+	case errors.Is(err, log.ErrDiskFull):
+		return wire.CodeDiskFull
+	case errors.As(err, &code):
+		return code
+	case errors.Is(err, log.ErrFenced):
+		return wire.CodePartitionFenced
+	}
+	return wire.CodeUnavailable
+}

@@ -1,0 +1,190 @@
+package partition
+
+import (
+	"container/list"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Limits of the dedupe table.
+const (
+	// MaxProducers bounds the producers a partition remembers. The one that has
+	// been silent longest goes first.
+	MaxProducers = 10_000
+	// MaxRuns bounds the runs kept for one producer: how far back a resent
+	// batch is recognised with its offset.
+	MaxRuns = 64
+	// ProducerExpiryMs is after how long without a batch, by append time, a
+	// producer is forgotten: seven days.
+	ProducerExpiryMs = 7 * 24 * 3600 * 1000
+)
+
+// run is a stretch of records of one producer that lie one after the other both
+// by sequence and by offset. Batches in between from other producers end it.
+type run struct {
+	sequence int32
+	count    uint32
+	offset   wire.Offset
+}
+
+// producer is what the partition remembers of one producer ID.
+type producer struct {
+	id      int64
+	epoch   int16
+	next    int32 // the sequence its next batch must carry
+	lastMs  int64 // append time of its last batch
+	runs    []run // oldest first
+	element *list.Element
+}
+
+// find returns the offset of a batch the producer has appended before.
+func (p *producer) find(sequence int32, count uint32) (wire.Offset, bool) {
+	for i := len(p.runs) - 1; i >= 0; i-- {
+		r := p.runs[i]
+		distance := uint32(sequence-r.sequence) & sequenceMask
+		if distance < r.count && count <= r.count-distance {
+			return r.offset + wire.Offset(distance), true
+		}
+	}
+	return 0, false
+}
+
+func (p *producer) add(sequence int32, count uint32, offset wire.Offset) {
+	p.next = addSequence(sequence, count)
+	if n := len(p.runs); n > 0 {
+		last := &p.runs[n-1]
+		if addSequence(last.sequence, last.count) == sequence &&
+			last.offset+wire.Offset(last.count) == offset && last.count+count < 1<<30 {
+			last.count += count
+			return
+		}
+		if n == MaxRuns {
+			copy(p.runs, p.runs[1:])
+			p.runs = p.runs[:n-1]
+		}
+	}
+	p.runs = append(p.runs, run{sequence: sequence, count: count, offset: offset})
+}
+
+// Sequences are non-negative int32 and wrap from 2^31−1 to 0.
+const sequenceMask = 1<<31 - 1
+
+func addSequence(s int32, n uint32) int32 { return int32((uint32(s) + n) & sequenceMask) }
+
+// producers is the dedupe table: every idempotent producer that wrote to the
+// partition, ordered by when it last did.
+type producers struct {
+	byID map[int64]*producer
+	lru  *list.List // front is the most silent
+}
+
+func newProducers() *producers {
+	return &producers{byID: make(map[int64]*producer), lru: list.New()}
+}
+
+// append records an applied batch. It never refuses: the leader has screened it.
+func (t *producers) append(info *wire.BatchInfo, offset wire.Offset, appendTimeMs int64) {
+	t.expire(appendTimeMs)
+	p := t.byID[info.ProducerID]
+	if p == nil {
+		if len(t.byID) >= MaxProducers {
+			t.remove(t.lru.Front().Value.(*producer))
+		}
+		p = &producer{id: info.ProducerID, epoch: info.ProducerEpoch}
+		p.element = t.lru.PushBack(p)
+		t.byID[p.id] = p
+	}
+	if info.ProducerEpoch != p.epoch {
+		p.epoch, p.runs = info.ProducerEpoch, p.runs[:0]
+	}
+	p.lastMs = appendTimeMs
+	p.add(info.BaseSequence, uint32(info.RecordCount), offset)
+	t.lru.MoveToBack(p.element)
+}
+
+func (t *producers) expire(nowMs int64) {
+	for front := t.lru.Front(); front != nil; front = t.lru.Front() {
+		p := front.Value.(*producer)
+		if nowMs-p.lastMs < ProducerExpiryMs {
+			return
+		}
+		t.remove(p)
+	}
+}
+
+func (t *producers) remove(p *producer) {
+	t.lru.Remove(p.element)
+	delete(t.byID, p.id)
+}
+
+// The table is saved from the most silent producer to the latest, so that equal
+// states have equal bytes on every replica:
+//
+//	count u32, then for each producer:
+//	id i64, epoch i16, zero u16, next i32, last append time i64, run count u32,
+//	then for each run: sequence i32, count u32, offset u64
+func (t *producers) save(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = le.AppendUint32(dst, uint32(t.lru.Len()))
+	for e := t.lru.Front(); e != nil; e = e.Next() {
+		p := e.Value.(*producer)
+		dst = le.AppendUint64(dst, uint64(p.id))
+		dst = le.AppendUint32(dst, uint32(uint16(p.epoch)))
+		dst = le.AppendUint32(dst, uint32(p.next))
+		dst = le.AppendUint64(dst, uint64(p.lastMs))
+		dst = le.AppendUint32(dst, uint32(len(p.runs)))
+		for _, r := range p.runs {
+			dst = le.AppendUint32(dst, uint32(r.sequence))
+			dst = le.AppendUint32(dst, r.count)
+			dst = le.AppendUint64(dst, uint64(r.offset))
+		}
+	}
+	return dst
+}
+
+const (
+	savedProducerSize = 28
+	savedRunSize      = 16
+)
+
+func restoreProducers(src []byte) (*producers, []byte, error) {
+	le := binary.LittleEndian
+	if len(src) < 4 {
+		return nil, nil, fmt.Errorf("%w: producers: %d bytes", ErrState, len(src))
+	}
+	count := le.Uint32(src)
+	src = src[4:]
+	if count > MaxProducers || uint64(count)*savedProducerSize > uint64(len(src)) {
+		return nil, nil, fmt.Errorf("%w: %d producers in %d bytes", ErrState, count, len(src))
+	}
+	t := newProducers()
+	for range count {
+		if len(src) < savedProducerSize {
+			return nil, nil, fmt.Errorf("%w: producer cut short", ErrState)
+		}
+		p := &producer{
+			id:     int64(le.Uint64(src)),
+			epoch:  int16(le.Uint32(src[8:])),
+			next:   int32(le.Uint32(src[12:])),
+			lastMs: int64(le.Uint64(src[16:])),
+		}
+		runs := le.Uint32(src[24:])
+		src = src[savedProducerSize:]
+		if runs > MaxRuns || int(runs)*savedRunSize > len(src) || t.byID[p.id] != nil {
+			return nil, nil, fmt.Errorf("%w: producer %d with %d runs", ErrState, p.id, runs)
+		}
+		for range runs {
+			p.runs = append(p.runs, run{
+				sequence: int32(le.Uint32(src)),
+				count:    le.Uint32(src[4:]),
+				offset:   wire.Offset(le.Uint64(src[8:])),
+			})
+			src = src[savedRunSize:]
+		}
+		p.element = t.lru.PushBack(p)
+		t.byID[p.id] = p
+	}
+	return t, src, nil
+}

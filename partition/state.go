@@ -1,0 +1,135 @@
+package partition
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// ErrState is returned for a saved state that does not decode.
+var ErrState = errors.New("partition state is malformed")
+
+// stateVersion is the first byte of a saved state.
+const stateVersion = 1
+
+// State is what all replicas of a partition agree on at one index. It changes
+// only by applied entries.
+type State struct {
+	start     wire.Offset // first offset that may be read
+	next      wire.Offset // one past the last applied record
+	producers *producers
+}
+
+// NewState is the state of a partition without entries.
+func NewState() *State { return &State{producers: newProducers()} }
+
+// Start is the first offset that readers may ask for.
+func (s *State) Start() wire.Offset { return s.start }
+
+// applyRecords takes the batches of one entry into the dedupe table.
+func (s *State) applyRecords(base wire.Offset, count uint32, appendTimeMs int64, body []byte) {
+	offset := base
+	for len(body) > 0 {
+		b, rest, err := wire.NextBodyBatch(body)
+		if err != nil {
+			panic(fmt.Sprintf("partition: committed records at offset %d: %v", offset, err))
+		}
+		info, err := wire.ParseBatch(b.Batch)
+		if err != nil {
+			panic(fmt.Sprintf("partition: committed batch at offset %d: %v", offset, err))
+		}
+		if info.ProducerID >= 0 {
+			s.producers.append(&info, offset, appendTimeMs)
+		}
+		offset += wire.Offset(info.RecordCount)
+		body = rest
+	}
+	if offset != base+wire.Offset(count) {
+		panic(fmt.Sprintf("partition: entry at offset %d announces %d records and holds %d", base, count, offset-base))
+	}
+	s.next = offset
+}
+
+// Control entries hold commands one after the other, each
+//
+//	+------+---------+------+----------------+--------
+//	| type | version | zero | payload length | payload
+//	+------+---------+------+----------------+--------
+//	0      1         2      4                8
+//
+// so that a replica can name a command it is too old for.
+type commandType uint8
+
+// commandTrim moves the start of the partition: payload is the new start, u64.
+const commandTrim commandType = 1
+
+const (
+	commandHeader  = 8
+	commandVersion = 1
+)
+
+func appendCommand(dst []byte, t commandType, payload []byte) []byte {
+	dst = append(dst, byte(t), commandVersion, 0, 0)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(payload)))
+	return append(dst, payload...)
+}
+
+// applyControl carries out the commands of one entry and reports whether the
+// start moved.
+func (s *State) applyControl(body []byte) (trimmed bool) {
+	for len(body) > 0 {
+		if len(body) < commandHeader {
+			panic(fmt.Sprintf("partition: %d bytes are left for a command", len(body)))
+		}
+		t, version := commandType(body[0]), body[1]
+		length := uint64(binary.LittleEndian.Uint32(body[4:]))
+		if length > uint64(len(body)-commandHeader) {
+			panic(fmt.Sprintf("partition: command %d of %d bytes in %d", t, length, len(body)))
+		}
+		payload := body[commandHeader : commandHeader+length]
+		body = body[commandHeader+length:]
+		switch {
+		case t == commandTrim && version == commandVersion && length == 8:
+			if start := wire.Offset(binary.LittleEndian.Uint64(payload)); start > s.start {
+				s.start = min(start, s.next)
+				trimmed = true
+			}
+		default:
+			panic(fmt.Sprintf("partition: command %d version %d is newer than this build; upgrade it", t, version))
+		}
+	}
+	return trimmed
+}
+
+// Save appends the state to dst: version u8, three zero bytes, start u64, next
+// u64, producers. Equal states have equal bytes.
+func (s *State) Save(dst []byte) []byte {
+	dst = append(dst, stateVersion, 0, 0, 0)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(s.start))
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(s.next))
+	return s.producers.save(dst)
+}
+
+// Restore replaces the state with a saved one.
+func (s *State) Restore(src []byte) error {
+	const header = 4 + 8 + 8
+	if len(src) < header {
+		return fmt.Errorf("%w: %d bytes", ErrState, len(src))
+	}
+	if src[0] != stateVersion {
+		return fmt.Errorf("%w: version %d, this build reads %d", ErrState, src[0], stateVersion)
+	}
+	table, rest, err := restoreProducers(src[header:])
+	if err != nil {
+		return err
+	}
+	if len(rest) != 0 {
+		return fmt.Errorf("%w: %d bytes too many", ErrState, len(rest))
+	}
+	s.start = wire.Offset(binary.LittleEndian.Uint64(src[4:]))
+	s.next = wire.Offset(binary.LittleEndian.Uint64(src[12:]))
+	s.producers = table
+	return nil
+}
