@@ -1,0 +1,380 @@
+package wire
+
+import (
+	"encoding/binary"
+	"sort"
+)
+
+// METADATA (3), since version 1: which nodes and destinations exist, who leads
+// what, and how keys map to partitions.
+
+// DestinationKind says what a destination is.
+type DestinationKind uint8
+
+const (
+	// Queue is a destination whose records are removed when its one group has
+	// acknowledged them.
+	Queue DestinationKind = 1
+	// Topic is a destination whose records are kept by time and size.
+	Topic DestinationKind = 2
+)
+
+func (k DestinationKind) String() string {
+	switch k {
+	case Queue:
+		return "queue"
+	case Topic:
+		return "topic"
+	}
+	return "unknown"
+}
+
+// Storage says where a destination's records live.
+type Storage uint8
+
+const (
+	// StorageDisk keeps segments in files.
+	StorageDisk Storage = 0
+	// StorageMemory keeps segments in memory; they die with the process.
+	StorageMemory Storage = 1
+)
+
+func (s Storage) String() string {
+	switch s {
+	case StorageDisk:
+		return "disk"
+	case StorageMemory:
+		return "memory"
+	}
+	return "unknown"
+}
+
+// SyncMode says when record entries are made durable.
+type SyncMode uint8
+
+const (
+	// SyncQuorumFsync acknowledges after a quorum has synced to disk.
+	SyncQuorumFsync SyncMode = 0
+	// SyncInterval syncs in the background, at short intervals.
+	SyncInterval SyncMode = 1
+	// SyncOS leaves writing back to the operating system.
+	SyncOS SyncMode = 2
+)
+
+func (s SyncMode) String() string {
+	switch s {
+	case SyncQuorumFsync:
+		return "quorum-fsync"
+	case SyncInterval:
+		return "interval"
+	case SyncOS:
+		return "os"
+	}
+	return "unknown"
+}
+
+// RecordIndexMode says whether producers attach a record index to their batches.
+type RecordIndexMode uint8
+
+const (
+	// RecordIndexDefault means on for queues, off for topics.
+	RecordIndexDefault RecordIndexMode = 0
+	// RecordIndexOn always attaches the index.
+	RecordIndexOn RecordIndexMode = 1
+	// RecordIndexOff never attaches it.
+	RecordIndexOff RecordIndexMode = 2
+)
+
+func (m RecordIndexMode) String() string {
+	switch m {
+	case RecordIndexDefault:
+		return "default"
+	case RecordIndexOn:
+		return "on"
+	case RecordIndexOff:
+		return "off"
+	}
+	return "unknown"
+}
+
+// Unlimited switches a retention setting off.
+const Unlimited = -1
+
+// Settings are what a destination was created or altered with. Values are not
+// judged by the codec; the broker answers INVALID_SETTING.
+//
+//	partitions u32 | replicas u8 | storage u8 | sync u8 | retentionTimeMs i64 | retentionBytes i64 |
+//	maxRecordBytes u32 | segmentBytes u64 | recordIndex u8
+type Settings struct {
+	Partitions      uint32
+	Replicas        uint8 // 0 = automatic
+	Storage         Storage
+	Sync            SyncMode
+	RetentionTimeMs int64  // Unlimited (-1) keeps records however old they are
+	RetentionBytes  int64  // of each partition; Unlimited (-1) keeps records however many they are
+	MaxRecordBytes  uint32 // 0 = DefaultMaxRecordBytes
+	SegmentBytes    uint64 // 0 = the broker's default
+	RecordIndex     RecordIndexMode
+}
+
+const settingsSize = 4 + 1 + 1 + 1 + 8 + 8 + 4 + 8 + 1
+
+func (s *Settings) append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = le.AppendUint32(dst, s.Partitions)
+	dst = append(dst, s.Replicas, byte(s.Storage), byte(s.Sync))
+	dst = le.AppendUint64(dst, uint64(s.RetentionTimeMs))
+	dst = le.AppendUint64(dst, uint64(s.RetentionBytes))
+	dst = le.AppendUint32(dst, s.MaxRecordBytes)
+	dst = le.AppendUint64(dst, s.SegmentBytes)
+	return append(dst, byte(s.RecordIndex))
+}
+
+func (s *Settings) read(r *reader) {
+	s.Partitions = r.uint32()
+	s.Replicas = r.uint8()
+	s.Storage = Storage(r.uint8())
+	s.Sync = SyncMode(r.uint8())
+	s.RetentionTimeMs = int64(r.uint64())
+	s.RetentionBytes = int64(r.uint64())
+	s.MaxRecordBytes = r.uint32()
+	s.SegmentBytes = r.uint64()
+	s.RecordIndex = RecordIndexMode(r.uint8())
+}
+
+// SlotRun maps the key slots from FirstSlot to the next run's FirstSlot, or to
+// SlotCount, to one partition.
+type SlotRun struct {
+	FirstSlot uint16
+	Partition uint32
+}
+
+const slotRunSize = 2 + 4
+
+// SlotPartition finds the partition of a slot in runs as DestinationInfo holds
+// them. It reports false if the runs are empty or the slot is not below
+// SlotCount.
+func SlotPartition(runs []SlotRun, slot uint16) (uint32, bool) {
+	if slot >= SlotCount {
+		return 0, false
+	}
+	i := sort.Search(len(runs), func(i int) bool { return runs[i].FirstSlot > slot })
+	if i == 0 {
+		return 0, false
+	}
+	return runs[i-1].Partition, true
+}
+
+// PartitionState says whether a partition serves.
+type PartitionState uint8
+
+const (
+	// PartitionStarting is recovering or electing a leader.
+	PartitionStarting PartitionState = 0
+	// PartitionActive serves reads and writes.
+	PartitionActive PartitionState = 1
+	// PartitionFenced stopped after a storage error and needs an operator or a peer.
+	PartitionFenced PartitionState = 2
+	// PartitionUnavailable has no leader.
+	PartitionUnavailable PartitionState = 3
+)
+
+func (s PartitionState) String() string {
+	switch s {
+	case PartitionStarting:
+		return "starting"
+	case PartitionActive:
+		return "active"
+	case PartitionFenced:
+		return "fenced"
+	case PartitionUnavailable:
+		return "unavailable"
+	}
+	return "unknown"
+}
+
+// PartitionInfo is one partition as the answering node sees it.
+//
+//	number u32 | leader u32 | epoch u32 | state u8 | startOffset u64 | nextOffset u64 | bytes u64
+type PartitionInfo struct {
+	Number      uint32
+	Leader      uint32 // node ID, 0 if none is known
+	Epoch       uint32
+	State       PartitionState
+	StartOffset Offset // first readable offset
+	NextOffset  Offset // high watermark: one past the last readable offset
+	Bytes       uint64 // size of the log on the leader, including what retention may drop
+}
+
+const partitionInfoSize = 4 + 4 + 4 + 1 + 8 + 8 + 8
+
+// DestinationInfo describes a destination. It is the answer to CREATE and ALTER
+// and an element of the answer to METADATA.
+//
+//	name string | id 16 | kind u8 | version u64 | settings | slotVersion u32 |
+//	count u32, each: firstSlot u16 | partition u32 |
+//	count u32, each: partition
+type DestinationInfo struct {
+	Name        string
+	ID          [16]byte // differs between a destination and its successor of the same name
+	Kind        DestinationKind
+	Version     uint64 // raised by every change of settings or placement
+	Settings    Settings
+	SlotVersion uint32    // raised by every change of Slots; keyed produces carry it
+	Slots       []SlotRun // FirstSlot ascending from 0, all below SlotCount
+	Partitions  []PartitionInfo
+}
+
+const destinationInfoMinSize = 2 + 16 + 1 + 8 + settingsSize + 4 + 4 + 4
+
+// Append implements Message.
+func (m *DestinationInfo) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = appendString(dst, m.Name)
+	dst = append(dst, m.ID[:]...)
+	dst = append(dst, byte(m.Kind))
+	dst = le.AppendUint64(dst, m.Version)
+	dst = m.Settings.append(dst)
+	dst = le.AppendUint32(dst, m.SlotVersion)
+	dst = le.AppendUint32(dst, uint32(len(m.Slots)))
+	for _, s := range m.Slots {
+		dst = le.AppendUint16(dst, s.FirstSlot)
+		dst = le.AppendUint32(dst, s.Partition)
+	}
+	dst = le.AppendUint32(dst, uint32(len(m.Partitions)))
+	for i := range m.Partitions {
+		p := &m.Partitions[i]
+		dst = le.AppendUint32(dst, p.Number)
+		dst = le.AppendUint32(dst, p.Leader)
+		dst = le.AppendUint32(dst, p.Epoch)
+		dst = append(dst, byte(p.State))
+		dst = le.AppendUint64(dst, uint64(p.StartOffset))
+		dst = le.AppendUint64(dst, uint64(p.NextOffset))
+		dst = le.AppendUint64(dst, p.Bytes)
+	}
+	return dst
+}
+
+// Parse implements Message.
+func (m *DestinationInfo) Parse(src []byte) error {
+	r := reader{src: src}
+	m.read(&r)
+	return r.done("destination")
+}
+
+func (m *DestinationInfo) read(r *reader) {
+	m.Name = r.string()
+	m.ID = r.uuid()
+	m.Kind = DestinationKind(r.uint8())
+	m.Version = r.uint64()
+	m.Settings.read(r)
+	m.SlotVersion = r.uint32()
+	m.Slots, m.Partitions = nil, nil
+	if n := r.count(slotRunSize); n > 0 {
+		m.Slots = make([]SlotRun, n)
+		for i := range m.Slots {
+			s := SlotRun{FirstSlot: r.uint16(), Partition: r.uint32()}
+			if i == 0 && s.FirstSlot != 0 || i > 0 && s.FirstSlot <= m.Slots[i-1].FirstSlot || s.FirstSlot >= SlotCount {
+				r.fail("slot runs do not ascend from 0")
+				return
+			}
+			m.Slots[i] = s
+		}
+	}
+	if n := r.count(partitionInfoSize); n > 0 {
+		m.Partitions = make([]PartitionInfo, n)
+		for i := range m.Partitions {
+			m.Partitions[i] = PartitionInfo{
+				Number:      r.uint32(),
+				Leader:      r.uint32(),
+				Epoch:       r.uint32(),
+				State:       PartitionState(r.uint8()),
+				StartOffset: Offset(r.uint64()),
+				NextOffset:  Offset(r.uint64()),
+				Bytes:       r.uint64(),
+			}
+		}
+	}
+}
+
+// MetadataRequest asks about some destinations or all.
+//
+//	count u32, each: name string
+type MetadataRequest struct {
+	Names []string // empty = all destinations
+}
+
+// Append implements Message.
+func (m *MetadataRequest) Append(dst []byte) []byte {
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(m.Names)))
+	for _, name := range m.Names {
+		dst = appendString(dst, name)
+	}
+	return dst
+}
+
+// Parse implements Message.
+func (m *MetadataRequest) Parse(src []byte) error {
+	r := reader{src: src}
+	m.Names = nil
+	if n := r.count(2); n > 0 {
+		m.Names = make([]string, n)
+		for i := range m.Names {
+			m.Names[i] = r.string()
+		}
+	}
+	return r.done("METADATA request")
+}
+
+// Node is one broker of the cluster.
+type Node struct {
+	ID      uint32
+	Address string // host:port for clients
+}
+
+const nodeMinSize = 4 + 2
+
+// MetadataResponse answers MetadataRequest. Names that do not exist are left out.
+//
+//	version u64 | count u32, each: id u32 | address string | count u32, each: destination
+type MetadataResponse struct {
+	Version      uint64 // of the cluster's metadata; raised by every change
+	Nodes        []Node
+	Destinations []DestinationInfo
+}
+
+// Append implements Message.
+func (m *MetadataResponse) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = le.AppendUint64(dst, m.Version)
+	dst = le.AppendUint32(dst, uint32(len(m.Nodes)))
+	for i := range m.Nodes {
+		dst = le.AppendUint32(dst, m.Nodes[i].ID)
+		dst = appendString(dst, m.Nodes[i].Address)
+	}
+	dst = le.AppendUint32(dst, uint32(len(m.Destinations)))
+	for i := range m.Destinations {
+		dst = m.Destinations[i].Append(dst)
+	}
+	return dst
+}
+
+// Parse implements Message.
+func (m *MetadataResponse) Parse(src []byte) error {
+	r := reader{src: src}
+	m.Version = r.uint64()
+	m.Nodes, m.Destinations = nil, nil
+	if n := r.count(nodeMinSize); n > 0 {
+		m.Nodes = make([]Node, n)
+		for i := range m.Nodes {
+			m.Nodes[i] = Node{ID: r.uint32(), Address: r.string()}
+		}
+	}
+	if n := r.count(destinationInfoMinSize); n > 0 {
+		m.Destinations = make([]DestinationInfo, n)
+		for i := range m.Destinations {
+			m.Destinations[i].read(&r)
+		}
+	}
+	return r.done("METADATA response")
+}
