@@ -27,7 +27,7 @@ const (
 	DefaultMaxRecordBytes = 1 << 20
 	// MaxRecordBytes is the largest limit a destination may set for one encoded
 	// record, in bytes: a record alone in a batch.
-	MaxRecordBytes = MaxBatchBytes - 64
+	MaxRecordBytes = MaxBatchBytes - BatchHeaderSize
 	// MaxNameBytes is the longest name of a destination, producer or group, in
 	// bytes of UTF-8.
 	MaxNameBytes = 255
