@@ -38,6 +38,17 @@ type Proposer interface {
 	Propose(data []byte) (wire.Index, error)
 }
 
+// Log is what the owner's shell needs of the partition's log. *log.Log is one.
+type Log interface {
+	// Reserve reports whether n more frame bytes fit: nil, log.ErrNotReady (a later
+	// turn will tell), log.ErrDiskFull, or why the log serves no longer.
+	Reserve(n int64, records bool) error
+	// Trim moves the start of what may be read.
+	Trim(start wire.Offset)
+	// RetentionPoint is where the policy would put the start.
+	RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool)
+}
+
 // Receiver learns the outcome of an Append, once, except for AcksNone, where it
 // learns nothing. It is called in an owner's turn and must not block.
 type Receiver interface {
@@ -72,7 +83,7 @@ type Retention struct {
 
 // Config says what a partition consists of.
 type Config struct {
-	Log          *log.Log
+	Log          Log
 	State        *State
 	Synced       bool  // receipts may say so: records are synced before they are acknowledged
 	MailboxBytes int64 // 0 means DefaultMailboxBytes
@@ -83,7 +94,7 @@ type Config struct {
 // called from any goroutine; everything else is owner only.
 type Partition struct {
 	mailbox   mailbox
-	log       *log.Log
+	log       Log
 	state     *State
 	proposer  Proposer
 	synced    bool
@@ -135,8 +146,16 @@ func New(cfg Config) *Partition {
 // Bind names the proposer.
 func (p *Partition) Bind(proposer Proposer) { p.proposer = proposer }
 
-// SetRetention changes the policy from the next Retain on.
-func (p *Partition) SetRetention(r Retention) { p.retention = r }
+// SetPolicy changes the retention and whether quorum acknowledgements mean
+// synced records.
+func (p *Partition) SetPolicy(r Retention, synced bool) { p.retention, p.synced = r, synced }
+
+// Reject answers everything that waits in the mailbox with the reason err.
+func (p *Partition) Reject(err error) {
+	for _, d := range p.mailbox.take(nil) {
+		p.refuse(d, codeOf(err))
+	}
+}
 
 // Append copies one batch into the mailbox. When it returns nil the receiver
 // will hear of the batch, unless Acks is AcksNone. The caller then sees to it
@@ -220,9 +239,12 @@ func (p *Partition) propose(d *draft, term wire.Term, nowMs int64) {
 	d.data = nil
 	// Applying may happen inside Propose, so the entry is pending before it.
 	p.pending = append(p.pending, pending{draft: d, base: base})
-	p.answerLeader(d, base, term, nowMs)
 	if _, err := p.proposer.Propose(data); err != nil {
 		p.withdraw(d, codeOf(err))
+		return
+	}
+	if n := len(p.pending); n > 0 && p.pending[n-1].draft == d {
+		p.answerLeader(d, base, term, nowMs)
 	}
 }
 
@@ -358,6 +380,7 @@ func (p *Partition) committed(e Entry) {
 		if b.info.ProducerID >= 0 {
 			p.land(b.info.ProducerID, r)
 		}
+		r.Synced = r.Synced && b.acks == wire.AcksQuorum
 		b.answer(r, wire.CodeOK)
 		offset += wire.Offset(b.info.RecordCount)
 	}

@@ -89,12 +89,12 @@ type Group struct {
 	checkpointBytes int64
 	logger          *slog.Logger
 
-	applied         wire.Index
-	appliedTerm     wire.Term
-	appliedOffset   wire.Offset // next offset after the last applied entry
-	appliedTimeMs   int64
-	leading         bool // applied an entry of the own term as its leader
-	leadTerm        wire.Term
+	applied       wire.Index
+	appliedTerm   wire.Term
+	appliedOffset wire.Offset // next offset after the last applied entry
+	appliedTimeMs int64
+	leading       bool // applied an entry of the own term as its leader
+	leadTerm      wire.Term
 
 	// appends waits for the log to become durable, oldest first: messages that
 	// promise an append are stepped when the durable ticket reaches it.
@@ -236,6 +236,9 @@ func (g *Group) Leading() (wire.Term, bool) { return g.leadTerm, g.leading && g.
 // NextOffset is the offset the next proposed record gets: one past the last
 // entry of the Raft log, committed or not.
 func (g *Group) NextOffset() wire.Offset { return g.log.NextOffset() }
+
+// NextIndex is the index the next proposed entry gets.
+func (g *Group) NextIndex() wire.Index { return g.log.LastIndex() + 1 }
 
 // Applied is the index of the last entry the state machine has seen.
 func (g *Group) Applied() wire.Index { return g.applied }

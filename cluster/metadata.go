@@ -1,0 +1,178 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// MaxWaitingCommands bounds the commands that wait for the owner of group 0.
+const MaxWaitingCommands = 10_000
+
+// ErrBusy is given to a command that finds MaxWaitingCommands before it.
+var ErrBusy = &wire.Error{Code: wire.CodeBusy, Detail: "too many metadata changes are waiting"}
+
+// Metadata is the owner's shell around State: commands come in through Submit on
+// any goroutine, the owner proposes them in Turn, and their results come back
+// when the entry is applied. It implements replication.StateMachine.
+type Metadata struct {
+	state *State
+	group *replication.Group
+	view  atomic.Pointer[View]
+	// changed is called in the owner's turn with every new view.
+	changed func(*View)
+
+	mu      sync.Mutex
+	waiting []submitted
+	closed  error
+
+	pending []proposed // in the order of their index
+}
+
+type submitted struct {
+	command Command
+	reply   func(Result)
+}
+
+type proposed struct {
+	term  wire.Term
+	index wire.Index
+	reply func(Result)
+}
+
+// NewMetadata is empty metadata. changed may be nil.
+func NewMetadata(changed func(*View)) *Metadata {
+	m := &Metadata{state: NewState(), changed: changed}
+	m.view.Store(newView(m.state))
+	return m
+}
+
+// Bind names the group that replicates the metadata.
+func (m *Metadata) Bind(g *replication.Group) { m.group = g }
+
+// View is the latest picture. Any goroutine.
+func (m *Metadata) View() *View { return m.view.Load() }
+
+// Submit queues a command. reply is called once, in a turn of the owner or, if
+// the command is refused at once, here; it must not block. The caller then sees
+// to it that the owner takes a turn. Any goroutine.
+func (m *Metadata) Submit(c Command, reply func(Result)) {
+	m.mu.Lock()
+	err := m.closed
+	if err == nil && len(m.waiting) >= MaxWaitingCommands {
+		err = ErrBusy
+	}
+	if err == nil {
+		m.waiting = append(m.waiting, submitted{c, reply})
+	}
+	m.mu.Unlock()
+	if err != nil {
+		reply(Result{Err: err})
+	}
+}
+
+// Turn proposes what waits. Owner only.
+func (m *Metadata) Turn() {
+	term, leading := m.group.Leading()
+	if len(m.pending) > 0 && (!leading || m.pending[0].term != term) {
+		m.fail(&wire.Error{Code: wire.CodeUnavailable, Detail: "metadata leadership was lost; the outcome is unknown"})
+	}
+	if !leading {
+		return
+	}
+	m.mu.Lock()
+	commands := m.waiting
+	m.waiting = nil
+	m.mu.Unlock()
+	for _, c := range commands {
+		m.propose(term, c)
+	}
+}
+
+func (m *Metadata) propose(term wire.Term, c submitted) {
+	body, err := json.Marshal(&c.command)
+	if err != nil {
+		panic(fmt.Sprintf("cluster: command does not marshal: %v", err))
+	}
+	data := make([]byte, wire.EntryPrefixSize, wire.EntryPrefixSize+len(body))
+	wire.PutEntryPrefix(data, wire.KindControl, 0, 0)
+	data = append(data, body...)
+	// Applying may happen inside Propose, so the command is pending before it.
+	m.pending = append(m.pending, proposed{term: term, index: m.group.NextIndex(), reply: c.reply})
+	if _, err := m.group.Propose(data); err != nil {
+		m.pending = m.pending[:len(m.pending)-1]
+		var code wire.ErrorCode
+		if !errors.As(err, &code) {
+			code = wire.CodeUnavailable
+		}
+		c.reply(Result{Err: &wire.Error{Code: code, Detail: fmt.Sprintf("metadata: %v", err)}})
+	}
+}
+
+// Apply implements replication.StateMachine.
+func (m *Metadata) Apply(e replication.Entry) {
+	if e.Kind != wire.KindControl {
+		return
+	}
+	var c Command
+	if err := json.Unmarshal(e.Body, &c); err != nil {
+		panic(fmt.Sprintf("cluster: committed metadata entry %d does not decode: %v", e.Index, err))
+	}
+	result := m.state.Apply(e.Index, &c)
+	if result.Changed {
+		m.state.Epoch = e.Index
+		m.publish()
+	}
+	if len(m.pending) > 0 && m.pending[0].index == e.Index && m.pending[0].term == e.Term {
+		reply := m.pending[0].reply
+		m.pending = m.pending[1:]
+		reply(result)
+	}
+}
+
+func (m *Metadata) publish() {
+	v := newView(m.state)
+	m.view.Store(v)
+	if m.changed != nil {
+		m.changed(v)
+	}
+}
+
+// Save implements replication.StateMachine.
+func (m *Metadata) Save(dst []byte) []byte { return m.state.Save(dst) }
+
+// Restore implements replication.StateMachine.
+func (m *Metadata) Restore(state []byte) error {
+	if err := m.state.Restore(state); err != nil {
+		return err
+	}
+	m.publish()
+	return nil
+}
+
+// Close answers everything that waits with err and refuses further commands.
+// Owner only.
+func (m *Metadata) Close(err error) {
+	m.mu.Lock()
+	m.closed = err
+	waiting := m.waiting
+	m.waiting = nil
+	m.mu.Unlock()
+	m.fail(err)
+	for _, c := range waiting {
+		c.reply(Result{Err: err})
+	}
+}
+
+func (m *Metadata) fail(err error) {
+	pending := m.pending
+	m.pending = nil
+	for _, p := range pending {
+		p.reply(Result{Err: err})
+	}
+}

@@ -1,0 +1,401 @@
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Version is the newest metadata version this build reads.
+const Version = 1
+
+// State is the metadata that all nodes agree on at one index. A *Destination in
+// it is replaced, never changed: views share them.
+type State struct {
+	Version        int                        `json:"version"`
+	Epoch          wire.Index                 `json:"epoch"` // index of the last change
+	ClusterID      uuid.UUID                  `json:"cluster_id"`
+	Nodes          map[uint32]*Node           `json:"nodes"`
+	Destinations   map[string]*Destination    `json:"destinations"`
+	NextReplicaID  uint64                     `json:"next_replica_id"`
+	NextProducerID int64                      `json:"next_producer_id"`
+	Producers      map[string]ProducerSession `json:"producers"`
+}
+
+// ProducerSession is the identity a named producer writes under.
+type ProducerSession struct {
+	ID    int64 `json:"id"`
+	Epoch int16 `json:"epoch"`
+}
+
+// NewState is the metadata of a cluster before its first command.
+func NewState() *State {
+	return &State{
+		Version: Version, Nodes: map[uint32]*Node{}, Destinations: map[string]*Destination{},
+		NextReplicaID: 1, Producers: map[string]ProducerSession{},
+	}
+}
+
+// Command is one change. Exactly one field is set.
+type Command struct {
+	Register       *Register     `json:"register,omitempty"`
+	Create         *Create       `json:"create,omitempty"`
+	Alter          *Alter        `json:"alter,omitempty"`
+	Delete         *Delete       `json:"delete,omitempty"`
+	Activate       *Activate     `json:"activate,omitempty"`
+	AllocateIDs    *AllocateIDs  `json:"allocate_ids,omitempty"`
+	OpenProducer   *OpenProducer `json:"open_producer,omitempty"`
+	ResetMemory    *ResetMemory  `json:"reset_memory,omitempty"`
+	MinimumVersion int           `json:"minimum_version,omitempty"` // of a build that can apply it
+}
+
+// Register announces a node's start. The first one founds the cluster.
+type Register struct {
+	ClusterID uuid.UUID `json:"cluster_id"` // used by the first only
+	Node      uint32    `json:"node"`
+	Store     uuid.UUID `json:"store"`
+	Address   string    `json:"address"`
+}
+
+// Create makes a destination.
+type Create struct {
+	Name         string               `json:"name"`
+	Kind         wire.DestinationKind `json:"kind"`
+	Settings     wire.Settings        `json:"settings"`
+	ID           uuid.UUID            `json:"id"`
+	PartitionIDs []uuid.UUID          `json:"partition_ids"`
+	Node         uint32               `json:"node"` // that gets the only replicas
+}
+
+// Alter changes settings of a destination: those named in Mask.
+type Alter struct {
+	Name     string               `json:"name"`
+	Kind     wire.DestinationKind `json:"kind"`
+	Mask     wire.SettingsMask    `json:"mask"`
+	Settings wire.Settings        `json:"settings"`
+}
+
+// Delete removes a destination. If ID is set it must match.
+type Delete struct {
+	Name string               `json:"name"`
+	Kind wire.DestinationKind `json:"kind"`
+	ID   uuid.UUID            `json:"id"`
+}
+
+// Activate says that the directories of replicas exist.
+type Activate struct {
+	Replicas []uint64 `json:"replicas"`
+}
+
+// AllocateIDs takes a block of ProducerIDBlock producer IDs.
+type AllocateIDs struct {
+	Node uint32 `json:"node"`
+}
+
+// OpenProducer raises the epoch of a named producer.
+type OpenProducer struct {
+	Name string `json:"name"`
+}
+
+// ResetMemory begins every memory partition of a node anew: its replicas died
+// with the process (RULES L6).
+type ResetMemory struct {
+	Node uint32 `json:"node"`
+}
+
+// Result is what a command led to.
+type Result struct {
+	Err         error        // a *wire.Error, or nil
+	Destination *Destination // Create, Alter, Delete
+	Producer    ProducerSession
+	FirstID     int64 // AllocateIDs
+	Changed     bool  // the view is a new one
+}
+
+func refuse(code wire.ErrorCode, format string, args ...any) Result {
+	return Result{Err: &wire.Error{Code: code, Detail: fmt.Sprintf(format, args...)}}
+}
+
+// termsPerIncarnation lies between the first terms of two incarnations. One
+// incarnation of a memory partition elects far less often than that.
+const termsPerIncarnation = 1 << 10
+
+// Apply carries out one command at the given index. It is deterministic; a
+// command that breaks a rule changes nothing and its Result says why.
+func (s *State) Apply(index wire.Index, c *Command) Result {
+	switch {
+	case c.MinimumVersion > Version:
+		panic(fmt.Sprintf("cluster: metadata entry %d needs metadata version %d, this build knows %d; upgrade it", index, c.MinimumVersion, Version))
+	case c.Register != nil:
+		return s.register(c.Register)
+	case c.Create != nil:
+		return s.create(index, c.Create)
+	case c.Alter != nil:
+		return s.alter(index, c.Alter)
+	case c.Delete != nil:
+		return s.delete(c.Delete)
+	case c.Activate != nil:
+		return s.activate(c.Activate)
+	case c.AllocateIDs != nil:
+		first := s.NextProducerID
+		s.NextProducerID += ProducerIDBlock
+		return Result{FirstID: first}
+	case c.OpenProducer != nil:
+		return s.openProducer(c.OpenProducer)
+	case c.ResetMemory != nil:
+		return s.resetMemory(c.ResetMemory)
+	}
+	panic(fmt.Sprintf("cluster: metadata entry %d holds no command this build knows; upgrade it", index))
+}
+
+func (s *State) register(c *Register) Result {
+	if s.ClusterID == uuid.Nil {
+		s.ClusterID = c.ClusterID
+	}
+	boots := uint64(1)
+	if old := s.Nodes[c.Node]; old != nil {
+		if old.Store != c.Store {
+			return refuse(wire.CodeInvalidSetting, "node %d is registered with another data directory", c.Node)
+		}
+		boots = old.Boots + 1
+	}
+	s.Nodes[c.Node] = &Node{ID: c.Node, Store: c.Store, Address: c.Address, Boots: boots}
+	return Result{Changed: true}
+}
+
+func (s *State) create(index wire.Index, c *Create) Result {
+	if err := wire.ValidateName(c.Name); err != nil {
+		return Result{Err: err}
+	}
+	if d := s.Destinations[c.Name]; d != nil {
+		return refuse(wire.CodeAlreadyExists, "%s %q exists", d.Kind, c.Name)
+	}
+	if len(s.Destinations) >= MaxDestinations {
+		return refuse(wire.CodeTooMany, "the cluster holds %d destinations, its limit", MaxDestinations)
+	}
+	if err := ValidateSettings(c.Kind, &c.Settings); err != nil {
+		return Result{Err: err}
+	}
+	if int(c.Settings.Partitions) != len(c.PartitionIDs) {
+		return refuse(wire.CodeInvalidSetting, "%d partitions with %d identities", c.Settings.Partitions, len(c.PartitionIDs))
+	}
+	if held := s.replicasOn(c.Node); held+len(c.PartitionIDs) > MaxPartitionsPerNode {
+		return refuse(wire.CodeTooMany, "node %d would hold %d partitions; its limit is %d", c.Node, held+len(c.PartitionIDs), MaxPartitionsPerNode)
+	}
+	d := &Destination{
+		Name: c.Name, ID: c.ID, Kind: c.Kind, Settings: c.Settings, Version: index,
+		SlotVersion: 1, Slots: evenSlots(c.Settings.Partitions),
+	}
+	for number, id := range c.PartitionIDs {
+		d.Partitions = append(d.Partitions, Partition{
+			Number: uint32(number), ID: id, Incarnation: 1,
+			Replicas: []Replica{{ID: s.NextReplicaID, Node: c.Node, State: ReplicaNew}},
+		})
+		s.NextReplicaID++
+	}
+	s.Destinations[c.Name] = d
+	return Result{Destination: d, Changed: true}
+}
+
+func (s *State) replicasOn(node uint32) (n int) {
+	for _, d := range s.Destinations {
+		for i := range d.Partitions {
+			for _, r := range d.Partitions[i].Replicas {
+				if r.Node == node {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
+// find returns the destination of that name if it is of the kind asked for.
+func (s *State) find(name string, kind wire.DestinationKind) (*Destination, error) {
+	d := s.Destinations[name]
+	if d == nil {
+		return nil, &wire.Error{Code: wire.CodeUnknownDestination, Detail: fmt.Sprintf("destination %q not found", name)}
+	}
+	if d.Kind != kind {
+		return nil, &wire.Error{Code: wire.CodeKindMismatch, Detail: fmt.Sprintf("%q is a %s, not a %s", name, d.Kind, kind)}
+	}
+	return d, nil
+}
+
+// fixedSettings cannot be altered: they are built into a destination's partitions.
+const fixedSettings = wire.MaskPartitions | wire.MaskReplicas | wire.MaskStorage | wire.MaskSegmentBytes
+
+func (s *State) alter(index wire.Index, c *Alter) Result {
+	old, err := s.find(c.Name, c.Kind)
+	if err != nil {
+		return Result{Err: err}
+	}
+	if fixed := c.Mask & fixedSettings; fixed != 0 || c.Mask&^wire.MaskAll != 0 {
+		return refuse(wire.CodeInvalidSetting, "partitions, replicas, storage and segment size of %q cannot be changed", c.Name)
+	}
+	settings := old.Settings.Merge(c.Settings, c.Mask)
+	if err := ValidateSettings(c.Kind, &settings); err != nil {
+		return Result{Err: err}
+	}
+	d := *old
+	d.Settings, d.Version = settings, index
+	s.Destinations[d.Name] = &d
+	return Result{Destination: &d, Changed: true}
+}
+
+func (s *State) delete(c *Delete) Result {
+	d, err := s.find(c.Name, c.Kind)
+	if err != nil {
+		return Result{Err: err}
+	}
+	if c.ID != uuid.Nil && c.ID != d.ID {
+		return refuse(wire.CodeUnknownDestination, "destination %q was created anew meanwhile", c.Name)
+	}
+	delete(s.Destinations, c.Name)
+	return Result{Destination: d, Changed: true}
+}
+
+func (s *State) activate(c *Activate) Result {
+	changed := false
+	for name, d := range s.Destinations {
+		var fresh *Destination
+		for i := range d.Partitions {
+			for j, r := range d.Partitions[i].Replicas {
+				if r.State != ReplicaNew || !slices.Contains(c.Replicas, r.ID) {
+					continue
+				}
+				if fresh == nil {
+					fresh = d.clone()
+				}
+				fresh.Partitions[i].Replicas[j].State = ReplicaActive
+			}
+		}
+		if fresh != nil {
+			s.Destinations[name] = fresh
+			changed = true
+		}
+	}
+	return Result{Changed: changed}
+}
+
+// clone copies a destination deeply enough to change its partitions.
+func (d *Destination) clone() *Destination {
+	c := *d
+	c.Partitions = slices.Clone(d.Partitions)
+	for i := range c.Partitions {
+		c.Partitions[i].Replicas = slices.Clone(c.Partitions[i].Replicas)
+	}
+	return &c
+}
+
+func (s *State) openProducer(c *OpenProducer) Result {
+	p, known := s.Producers[c.Name]
+	switch {
+	case !known && len(s.Producers) >= MaxNamedProducers:
+		return refuse(wire.CodeTooMany, "the cluster knows %d named producers, its limit", MaxNamedProducers)
+	case !known || p.Epoch == 1<<15-1:
+		p = ProducerSession{ID: s.NextProducerID}
+		s.NextProducerID++
+	default:
+		p.Epoch++
+	}
+	s.Producers[c.Name] = p
+	return Result{Producer: p}
+}
+
+func (s *State) resetMemory(c *ResetMemory) Result {
+	names := make([]string, 0, len(s.Destinations))
+	for name := range s.Destinations {
+		names = append(names, name)
+	}
+	slices.Sort(names) // replica IDs are handed out in this order on every node
+	changed := false
+	for _, name := range names {
+		d := s.Destinations[name]
+		if d.Settings.Storage != wire.StorageMemory {
+			continue
+		}
+		d = d.clone()
+		for i := range d.Partitions {
+			p := &d.Partitions[i]
+			p.Incarnation++
+			p.FirstTerm += termsPerIncarnation
+			p.Replicas = []Replica{{ID: s.NextReplicaID, Node: c.Node, State: ReplicaNew}}
+			s.NextReplicaID++
+		}
+		s.Destinations[name] = d
+		changed = true
+	}
+	return Result{Changed: changed}
+}
+
+// ValidateSettings checks the settings of a destination and fills in defaults.
+func ValidateSettings(kind wire.DestinationKind, s *wire.Settings) error {
+	bad := func(format string, args ...any) error {
+		return &wire.Error{Code: wire.CodeInvalidSetting, Detail: fmt.Sprintf(format, args...)}
+	}
+	if kind != wire.Queue && kind != wire.Topic {
+		return bad("kind %d is neither queue nor topic", kind)
+	}
+	if s.Partitions == 0 || s.Partitions > MaxPartitions {
+		return bad("partitions %d is outside 1..%d", s.Partitions, MaxPartitions)
+	}
+	if s.Replicas == 0 {
+		s.Replicas = 1
+	}
+	if s.Replicas > 1 {
+		return bad("replicas %d: this cluster has one node; use --replicas 1", s.Replicas)
+	}
+	if s.Storage > wire.StorageMemory {
+		return bad("storage %d is unknown", s.Storage)
+	}
+	if s.Sync > wire.SyncOS {
+		return bad("sync %d is unknown", s.Sync)
+	}
+	if s.RetentionTimeMs == 0 || s.RetentionTimeMs < -1 {
+		return bad("retention time %d ms: give a positive duration, or -1 to keep everything", s.RetentionTimeMs)
+	}
+	if s.RetentionBytes == 0 || s.RetentionBytes < -1 {
+		return bad("retention bytes %d: give a positive size, or -1 to keep everything", s.RetentionBytes)
+	}
+	if s.MaxRecordBytes > wire.MaxRecordBytes {
+		return bad("max record bytes %d is above the limit of %d", s.MaxRecordBytes, wire.MaxRecordBytes)
+	}
+	if s.SegmentBytes != 0 && (s.SegmentBytes < MinSegmentBytes || s.SegmentBytes > MaxSegmentBytes) {
+		return bad("segment bytes %d is outside %d..%d", s.SegmentBytes, MinSegmentBytes, MaxSegmentBytes)
+	}
+	return nil
+}
+
+// Bounds of a destination's segment size, in bytes.
+const (
+	MinSegmentBytes = 1 << 20
+	MaxSegmentBytes = 1 << 30
+)
+
+// Save appends the state to dst. Equal states have equal bytes: JSON writes maps
+// in the order of their keys.
+func (s *State) Save(dst []byte) []byte {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(fmt.Sprintf("cluster: metadata does not marshal: %v", err))
+	}
+	return append(dst, b...)
+}
+
+// Restore replaces the state with a saved one.
+func (s *State) Restore(src []byte) error {
+	fresh := NewState()
+	if err := json.Unmarshal(src, fresh); err != nil {
+		return fmt.Errorf("cluster: metadata checkpoint: %w", err)
+	}
+	if fresh.Version > Version {
+		return fmt.Errorf("cluster: metadata version %d is newer than this build, which reads up to %d", fresh.Version, Version)
+	}
+	*s = *fresh
+	return nil
+}

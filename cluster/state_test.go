@@ -1,0 +1,187 @@
+package cluster
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func id(n byte) uuid.UUID { return uuid.UUID{15: n} }
+
+func ids(n int) []uuid.UUID {
+	out := make([]uuid.UUID, n)
+	for i := range out {
+		out[i] = uuid.UUID{14: 1, 15: byte(i)}
+	}
+	return out
+}
+
+func settings(partitions uint32) wire.Settings {
+	return wire.Settings{Partitions: partitions, Replicas: 1, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited}
+}
+
+func created(t *testing.T, s *State, name string, partitions uint32) *Destination {
+	t.Helper()
+	r := s.Apply(7, &Command{Create: &Create{
+		Name: name, Kind: wire.Queue, Settings: settings(partitions), ID: id(9), PartitionIDs: ids(int(partitions)), Node: 1,
+	}})
+	require.NoError(t, r.Err)
+	require.True(t, r.Changed)
+	return r.Destination
+}
+
+func TestCreateGivesEveryPartitionAnIdentityAndOneReplica(t *testing.T) {
+	s := NewState()
+	d := created(t, s, "orders", 3)
+	require.Equal(t, wire.Index(7), d.Version)
+	require.Len(t, d.Partitions, 3)
+	require.Equal(t, Partition{
+		Number: 2, ID: uuid.UUID{14: 1, 15: 2}, Incarnation: 1,
+		Replicas: []Replica{{ID: 3, Node: 1, State: ReplicaNew}},
+	}, d.Partitions[2])
+	require.Equal(t, uint64(4), s.NextReplicaID)
+}
+
+func TestKeySlotsAreSpreadEvenlyAndCoverAll(t *testing.T) {
+	require.Equal(t, []wire.SlotRun{{FirstSlot: 0, Partition: 0}}, evenSlots(1))
+	require.Equal(t, []wire.SlotRun{
+		{FirstSlot: 0, Partition: 0}, {FirstSlot: 5461, Partition: 1}, {FirstSlot: 10922, Partition: 2},
+	}, evenSlots(3))
+	runs := evenSlots(MaxPartitions)
+	require.Equal(t, wire.SlotRun{FirstSlot: 16, Partition: 1}, runs[1])
+	require.Equal(t, wire.SlotRun{FirstSlot: 16368, Partition: 1023}, runs[1023])
+}
+
+func TestRefusedCommandsChangeNothingAndSayWhy(t *testing.T) {
+	long := settings(1)
+	long.RetentionTimeMs = 0
+	many := settings(1_000_000_000)
+	three := settings(1)
+	three.Replicas = 3
+	for name, c := range map[string]struct {
+		command Command
+		code    wire.ErrorCode
+	}{
+		"a name that is taken":         {Command{Create: &Create{Name: "orders", Kind: wire.Topic, Settings: settings(1), PartitionIDs: ids(1)}}, wire.CodeAlreadyExists},
+		"a name with an empty level":   {Command{Create: &Create{Name: "a//b", Kind: wire.Queue, Settings: settings(1), PartitionIDs: ids(1)}}, wire.CodeInvalidName},
+		"no partitions":                {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: settings(0)}}, wire.CodeInvalidSetting},
+		"a billion partitions":         {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: many}}, wire.CodeInvalidSetting},
+		"more replicas than nodes":     {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: three, PartitionIDs: ids(1)}}, wire.CodeInvalidSetting},
+		"retention of nothing":         {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: long, PartitionIDs: ids(1)}}, wire.CodeInvalidSetting},
+		"an unknown kind":              {Command{Create: &Create{Name: "x", Kind: 9, Settings: settings(1), PartitionIDs: ids(1)}}, wire.CodeInvalidSetting},
+		"too few identities":           {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: settings(2), PartitionIDs: ids(1)}}, wire.CodeInvalidSetting},
+		"altering what is not there":   {Command{Alter: &Alter{Name: "nothing", Kind: wire.Queue}}, wire.CodeUnknownDestination},
+		"altering a queue as a topic":  {Command{Alter: &Alter{Name: "orders", Kind: wire.Topic}}, wire.CodeKindMismatch},
+		"altering the partition count": {Command{Alter: &Alter{Name: "orders", Kind: wire.Queue, Mask: wire.MaskPartitions, Settings: settings(9)}}, wire.CodeInvalidSetting},
+		"deleting what is not there":   {Command{Delete: &Delete{Name: "nothing", Kind: wire.Queue}}, wire.CodeUnknownDestination},
+		"deleting a predecessor":       {Command{Delete: &Delete{Name: "orders", Kind: wire.Queue, ID: id(1)}}, wire.CodeUnknownDestination},
+		"a node with another store":    {Command{Register: &Register{Node: 1, Store: id(2)}}, wire.CodeInvalidSetting},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := NewState()
+			require.NoError(t, s.Apply(1, &Command{Register: &Register{ClusterID: id(1), Node: 1, Store: id(1)}}).Err)
+			created(t, s, "orders", 1)
+			before := s.Save(nil)
+			r := s.Apply(8, &c.command)
+			require.ErrorIs(t, r.Err, c.code)
+			require.False(t, r.Changed)
+			require.Equal(t, string(before), string(s.Save(nil)))
+		})
+	}
+}
+
+func TestAlterChangesOnlyWhatTheMaskNames(t *testing.T) {
+	s := NewState()
+	old := created(t, s, "orders", 2)
+	r := s.Apply(12, &Command{Alter: &Alter{
+		Name: "orders", Kind: wire.Queue, Mask: wire.MaskRetentionBytes,
+		Settings: wire.Settings{RetentionBytes: 1 << 20, Sync: wire.SyncOS},
+	}})
+	require.NoError(t, r.Err)
+	require.Equal(t, int64(1<<20), r.Destination.Settings.RetentionBytes)
+	require.Equal(t, wire.SyncQuorumFsync, r.Destination.Settings.Sync)
+	require.Equal(t, wire.Index(12), r.Destination.Version)
+	require.Equal(t, int64(wire.Unlimited), old.Settings.RetentionBytes, "views share destinations: the old one stays as it was")
+}
+
+// Rule L6: a memory partition whose replicas died begins anew, with other replica
+// IDs, a higher incarnation, and epochs that still rise.
+func TestRuleL6_MemoryPartitionsBeginAnewAtARestart(t *testing.T) {
+	s := NewState()
+	m := settings(2)
+	m.Storage = wire.StorageMemory
+	require.NoError(t, s.Apply(3, &Command{Create: &Create{Name: "fast", Kind: wire.Queue, Settings: m, ID: id(3), PartitionIDs: ids(2), Node: 1}}).Err)
+	disk := created(t, s, "orders", 1)
+	r := s.Apply(9, &Command{ResetMemory: &ResetMemory{Node: 1}})
+	require.True(t, r.Changed)
+	p := s.Destinations["fast"].Partitions[1]
+	require.Equal(t, uint32(2), p.Incarnation)
+	require.Equal(t, wire.Term(1024), p.FirstTerm)
+	require.Equal(t, []Replica{{ID: 5, Node: 1, State: ReplicaNew}}, p.Replicas)
+	require.Same(t, disk, s.Destinations["orders"])
+}
+
+func TestProducerIDsAreNeverHandedOutTwice(t *testing.T) {
+	s := NewState()
+	first := s.Apply(1, &Command{AllocateIDs: &AllocateIDs{Node: 1}}).FirstID
+	named := s.Apply(2, &Command{OpenProducer: &OpenProducer{Name: "billing"}}).Producer
+	second := s.Apply(3, &Command{AllocateIDs: &AllocateIDs{Node: 1}}).FirstID
+	require.Equal(t, int64(0), first)
+	require.Equal(t, ProducerSession{ID: ProducerIDBlock}, named)
+	require.Equal(t, int64(ProducerIDBlock+1), second)
+	again := s.Apply(4, &Command{OpenProducer: &OpenProducer{Name: "billing"}}).Producer
+	require.Equal(t, ProducerSession{ID: ProducerIDBlock, Epoch: 1}, again)
+}
+
+func TestActivateMarksExactlyTheNamedReplicas(t *testing.T) {
+	s := NewState()
+	created(t, s, "orders", 2)
+	require.True(t, s.Apply(8, &Command{Activate: &Activate{Replicas: []uint64{2}}}).Changed)
+	d := s.Destinations["orders"]
+	require.Equal(t, ReplicaNew, d.Partitions[0].Replicas[0].State)
+	require.Equal(t, ReplicaActive, d.Partitions[1].Replicas[0].State)
+	require.False(t, s.Apply(9, &Command{Activate: &Activate{Replicas: []uint64{2, 99}}}).Changed)
+}
+
+func TestSavedStateRestoresToEqualBytes(t *testing.T) {
+	s := NewState()
+	require.NoError(t, s.Apply(1, &Command{Register: &Register{ClusterID: id(1), Node: 1, Store: id(1), Address: "127.0.0.1:7400"}}).Err)
+	created(t, s, "orders", 2)
+	s.Apply(5, &Command{OpenProducer: &OpenProducer{Name: "p"}})
+	saved := s.Save(nil)
+	r := NewState()
+	require.NoError(t, r.Restore(saved))
+	require.Equal(t, string(saved), string(r.Save(nil)))
+}
+
+func TestMetadataOfANewerVersionIsRefused(t *testing.T) {
+	require.ErrorContains(t, NewState().Restore([]byte(`{"version": 2}`)), "newer")
+	require.Panics(t, func() { NewState().Apply(1, &Command{MinimumVersion: 2}) })
+	require.Panics(t, func() { NewState().Apply(1, &Command{}) })
+}
+
+// The names of persisted fields are a format: this is what version 1 wrote.
+func TestGoldenMetadata(t *testing.T) {
+	const golden = `{"version":1,"epoch":4,"cluster_id":"00000000-0000-0000-0000-000000000001",` +
+		`"nodes":{"1":{"id":1,"store":"00000000-0000-0000-0000-000000000002","address":"127.0.0.1:7400","boots":3}},` +
+		`"destinations":{"orders":{"name":"orders","id":"00000000-0000-0000-0000-000000000003","kind":1,` +
+		`"settings":{"Partitions":1,"Replicas":1,"Storage":0,"Sync":2,"RetentionTimeMs":-1,"RetentionBytes":1024,` +
+		`"MaxRecordBytes":0,"SegmentBytes":0,"RecordIndex":1},"version":4,"slot_version":1,` +
+		`"slots":[{"FirstSlot":0,"Partition":0}],"partitions":[{"number":0,"id":"00000000-0000-0000-0000-000000000004",` +
+		`"incarnation":1,"first_term":0,"replicas":[{"id":1,"node":1,"state":"active"}]}]}},` +
+		`"next_replica_id":2,"next_producer_id":1000,"producers":{"p":{"id":5,"epoch":6}}}`
+	s := NewState()
+	require.NoError(t, s.Restore([]byte(golden)))
+	require.Equal(t, wire.SyncOS, s.Destinations["orders"].Settings.Sync)
+	require.Equal(t, int64(1024), s.Destinations["orders"].Settings.RetentionBytes)
+	require.Equal(t, ProducerSession{ID: 5, Epoch: 6}, s.Producers["p"])
+	require.Equal(t, golden, string(s.Save(nil)))
+	var c Command
+	require.NoError(t, json.Unmarshal([]byte(`{"delete":{"name":"orders","kind":1,"id":"00000000-0000-0000-0000-000000000003"}}`), &c))
+	require.NoError(t, s.Apply(9, &c).Err)
+	require.Empty(t, s.Destinations)
+}

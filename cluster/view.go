@@ -1,0 +1,138 @@
+package cluster
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Limits of the metadata, in counts.
+const (
+	// MaxDestinations bounds the destinations of a cluster.
+	MaxDestinations = 10_000
+	// MaxPartitions bounds the partitions of one destination.
+	MaxPartitions = 1_024
+	// MaxPartitionsPerNode bounds the replicas one node holds.
+	MaxPartitionsPerNode = 10_000
+	// MaxNamedProducers bounds the names of producers that are remembered.
+	MaxNamedProducers = 100_000
+	// ProducerIDBlock is how many producer IDs a node takes at a time.
+	ProducerIDBlock = 1_000
+)
+
+// ReplicaState says whether a replica's directory exists.
+type ReplicaState string
+
+const (
+	// ReplicaNew has no directory yet: its node creates it.
+	ReplicaNew ReplicaState = "new"
+	// ReplicaActive has one; if it is missing the replica is lost and never
+	// created empty (RULES R10).
+	ReplicaActive ReplicaState = "active"
+)
+
+// Replica is one copy of a partition.
+type Replica struct {
+	ID    uint64       `json:"id"` // never reused
+	Node  uint32       `json:"node"`
+	State ReplicaState `json:"state"`
+}
+
+// Partition is one shard of a destination.
+type Partition struct {
+	Number uint32    `json:"number"`
+	ID     uuid.UUID `json:"id"`
+	// Incarnation counts how often the partition began anew, empty.
+	Incarnation uint32 `json:"incarnation"`
+	// FirstTerm is the term above which this incarnation elects, so that epochs rise.
+	FirstTerm wire.Term `json:"first_term"`
+	Replicas  []Replica `json:"replicas"`
+}
+
+// Destination is a queue or a topic.
+type Destination struct {
+	Name     string               `json:"name"`
+	ID       uuid.UUID            `json:"id"`
+	Kind     wire.DestinationKind `json:"kind"`
+	Settings wire.Settings        `json:"settings"`
+	// Version is the metadata index of the last change.
+	Version wire.Index `json:"version"`
+	// SlotVersion changes with Slots.
+	SlotVersion uint32            `json:"slot_version"`
+	Slots       []wire.SlotRun    `json:"slots"`
+	Partitions  []Partition       `json:"partitions"`
+	Labels      map[string]string `json:"labels,omitempty"`
+}
+
+// Node is a member of the cluster.
+type Node struct {
+	ID      uint32    `json:"id"`
+	Store   uuid.UUID `json:"store"`
+	Address string    `json:"address"`
+	// Boots counts the starts of the node's process.
+	Boots uint64 `json:"boots"`
+}
+
+// View is the metadata after one applied entry. It is never changed.
+type View struct {
+	// Epoch is the index of the last entry that changed anything.
+	Epoch        wire.Index
+	ClusterID    uuid.UUID
+	Nodes        []Node         // by ID
+	Destinations []*Destination // by name
+	byName       map[string]*Destination
+	byID         map[uuid.UUID]*Destination
+}
+
+// Destination finds a destination by name.
+func (v *View) Destination(name string) (*Destination, bool) {
+	d, ok := v.byName[name]
+	return d, ok
+}
+
+// DestinationByID finds a destination by its ID.
+func (v *View) DestinationByID(id uuid.UUID) (*Destination, bool) {
+	d, ok := v.byID[id]
+	return d, ok
+}
+
+// Node finds a node by ID.
+func (v *View) Node(id uint32) (Node, bool) {
+	i, ok := slices.BinarySearchFunc(v.Nodes, id, func(n Node, id uint32) int { return int(n.ID) - int(id) })
+	if !ok {
+		return Node{}, false
+	}
+	return v.Nodes[i], true
+}
+
+// evenSlots spreads all key slots over n partitions in contiguous ranges whose
+// sizes differ by at most one.
+func evenSlots(n uint32) []wire.SlotRun {
+	ranges := make([]wire.SlotRun, n)
+	for p := range n {
+		ranges[p] = wire.SlotRun{FirstSlot: uint16(uint64(p) * wire.SlotCount / uint64(n)), Partition: p}
+	}
+	return ranges
+}
+
+func newView(s *State) *View {
+	v := &View{
+		Epoch: s.Epoch, ClusterID: s.ClusterID,
+		byName: make(map[string]*Destination, len(s.Destinations)),
+		byID:   make(map[uuid.UUID]*Destination, len(s.Destinations)),
+	}
+	for _, n := range s.Nodes {
+		v.Nodes = append(v.Nodes, *n)
+	}
+	slices.SortFunc(v.Nodes, func(a, b Node) int { return int(a.ID) - int(b.ID) })
+	for _, d := range s.Destinations {
+		v.Destinations = append(v.Destinations, d)
+		v.byName[d.Name] = d
+		v.byID[d.ID] = d
+	}
+	slices.SortFunc(v.Destinations, func(a, b *Destination) int { return strings.Compare(a.Name, b.Name) })
+	return v
+}

@@ -1,0 +1,408 @@
+package partition
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// fakeLog is consensus and storage of a partition in a few lines: entries are
+// proposed into a slice and applied when the test says so.
+type fakeLog struct {
+	part      *Partition
+	term      wire.Term
+	following bool
+	next      wire.Offset
+	proposed  [][]byte // data of entries not applied yet
+	applied   wire.Index
+	at        wire.Offset // next offset of the applied entries
+	immediate bool        // apply inside Propose, as sync=os does
+	reserve   error
+	propose   error
+	trimmed   wire.Offset
+	retain    wire.Offset
+}
+
+func (f *fakeLog) Leading() (wire.Term, bool)         { return f.term, !f.following }
+func (f *fakeLog) NextOffset() wire.Offset            { return f.next }
+func (f *fakeLog) Reserve(int64, bool) error          { return f.reserve }
+func (f *fakeLog) Trim(start wire.Offset)             { f.trimmed = start }
+func (f *fakeLog) RetentionPoint(int64, time.Duration, int64) (wire.Offset, bool) {
+	return f.retain, f.retain > 0
+}
+
+func (f *fakeLog) Propose(data []byte) (wire.Index, error) {
+	if f.propose != nil {
+		return 0, f.propose
+	}
+	_, count, _, _, err := wire.ParseEntryPrefix(data)
+	if err != nil {
+		panic(err)
+	}
+	f.next += wire.Offset(count)
+	f.proposed = append(f.proposed, data)
+	if f.immediate {
+		f.commit(1)
+	}
+	return f.applied + wire.Index(len(f.proposed)), nil
+}
+
+// commit applies the n oldest entries.
+func (f *fakeLog) commit(n int) {
+	for range n {
+		data := f.proposed[0]
+		f.proposed = f.proposed[1:]
+		kind, count, ms, body, err := wire.ParseEntryPrefix(data)
+		if err != nil {
+			panic(err)
+		}
+		f.applied++
+		f.part.Apply(Entry{
+			Index: f.applied, Term: f.term, Kind: kind, RecordCount: count, BaseOffset: f.at, AppendTimeMs: ms, Body: body,
+		})
+		f.at += wire.Offset(count)
+	}
+}
+
+type outcome struct {
+	tag     uint64
+	receipt wire.Receipt
+	code    wire.ErrorCode
+}
+
+type recorder struct{ outcomes []outcome }
+
+func (r *recorder) Appended(tag uint64, receipt wire.Receipt, code wire.ErrorCode) {
+	r.outcomes = append(r.outcomes, outcome{tag, receipt, code})
+}
+
+// take returns the outcomes so far and forgets them.
+func (r *recorder) take() []outcome {
+	o := r.outcomes
+	r.outcomes = nil
+	return o
+}
+
+type harness struct {
+	t    *testing.T
+	log  *fakeLog
+	part *Partition
+	got  recorder
+	tag  uint64
+}
+
+func newHarness(t *testing.T) *harness {
+	h := &harness{t: t, log: &fakeLog{term: 3}}
+	h.part = New(Config{Log: h.log, State: NewState(), Synced: true})
+	h.log.part = h.part
+	h.part.Bind(h.log)
+	return h
+}
+
+// send puts a batch of count records into the mailbox and returns its tag.
+func (h *harness) send(producer int64, epoch int16, sequence int32, count int) uint64 {
+	h.t.Helper()
+	return h.sendAcks(producer, epoch, sequence, count, wire.AcksQuorum)
+}
+
+func (h *harness) sendAcks(producer int64, epoch int16, sequence int32, count int, acks wire.Acks) uint64 {
+	h.t.Helper()
+	batch := testBatch(h.t, producer, epoch, sequence, count)
+	info, err := wire.ParseBatch(batch)
+	require.NoError(h.t, err)
+	h.tag++
+	require.NoError(h.t, h.part.Append(Append{Batch: batch, Info: info, Acks: acks, Receiver: &h.got, Tag: h.tag}))
+	return h.tag
+}
+
+func ok(tag uint64, offset wire.Offset) outcome {
+	return outcome{tag, wire.Receipt{BaseOffset: offset, Epoch: 3, AppendTimeMs: 1000, Replicas: 1, Synced: true}, wire.CodeOK}
+}
+
+func duplicate(tag uint64, offset wire.Offset) outcome {
+	o := ok(tag, offset)
+	o.receipt.Duplicate = true
+	return o
+}
+
+func refused(tag uint64, code wire.ErrorCode) outcome { return outcome{tag: tag, code: code} }
+
+func TestBatchesThatWaitTogetherBecomeOneEntry(t *testing.T) {
+	h := newHarness(t)
+	a, b := h.send(1, 0, 0, 2), h.send(2, 0, 0, 3)
+	require.False(t, h.part.Turn(1000))
+	require.Len(t, h.log.proposed, 1)
+	require.Empty(t, h.got.take(), "nothing is answered before it is committed")
+	body := h.log.proposed[0][wire.EntryPrefixSize:]
+	first, rest, err := wire.NextBodyBatch(body)
+	require.NoError(t, err)
+	second, rest, err := wire.NextBodyBatch(rest)
+	require.NoError(t, err)
+	require.Empty(t, rest)
+	for i, batch := range [][]byte{first.Batch, second.Batch} {
+		info, err := wire.ParseBatch(batch)
+		require.NoError(t, err)
+		require.Equal(t, []wire.Offset{0, 2}[i], info.BaseOffset)
+		require.Equal(t, int32(3), info.LeaderEpoch)
+	}
+	h.log.commit(1)
+	require.Equal(t, []outcome{ok(a, 0), ok(b, 2)}, h.got.take())
+	require.True(t, h.part.Idle())
+}
+
+func TestGroupCommitHoldsBatchesBackWhileAnEntryIsOnItsWay(t *testing.T) {
+	h := newHarness(t)
+	h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	h.send(1, 0, 1, 1)
+	h.send(1, 0, 2, 1)
+	h.part.Turn(1000)
+	require.Len(t, h.log.proposed, 1, "little waits: it joins the next entry")
+	h.log.commit(1)
+	h.part.Turn(1000)
+	require.Len(t, h.log.proposed, 1)
+	h.log.commit(1)
+	require.Equal(t, []outcome{ok(1, 0), ok(2, 1), ok(3, 2)}, h.got.take())
+}
+
+func TestRuleR3_DuplicateOfAnAppliedBatchGetsItsOffset(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	h.send(1, 0, 0, 2)
+	h.part.Turn(1000)
+	h.send(7, 0, 0, 5)
+	h.part.Turn(1000)
+	h.send(1, 0, 2, 2)
+	h.part.Turn(1000)
+	h.got.take()
+	again := h.send(1, 0, 0, 2)
+	later := h.send(1, 0, 2, 2)
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{duplicate(again, 0), duplicate(later, 7)}, h.got.take())
+	require.Equal(t, wire.Offset(9), h.log.next, "duplicates take no offsets")
+}
+
+func TestRuleR3_DuplicateOfAPendingBatchWaitsForTheOriginal(t *testing.T) {
+	h := newHarness(t)
+	original := h.send(1, 0, 0, 2)
+	h.part.Turn(1000)
+	large := testBatch(t, 9, 0, 0, groupBytes/10) // enough to be proposed at once
+	info, err := wire.ParseBatch(large)
+	require.NoError(t, err)
+	again := h.send(1, 0, 0, 2)
+	require.NoError(t, h.part.Append(Append{Batch: large, Info: info, Acks: wire.AcksNone}))
+	h.part.Turn(1000)
+	require.Empty(t, h.got.take())
+	h.log.commit(1)
+	require.Equal(t, []outcome{duplicate(again, 0), ok(original, 0)}, h.got.take())
+}
+
+func TestSequencesAreScreenedByTheLeader(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	turn := func(tag uint64) outcome {
+		h.part.Turn(1000)
+		o := h.got.take()
+		require.Len(t, o, 1)
+		require.Equal(t, tag, o[0].tag)
+		return o[0]
+	}
+	require.Equal(t, wire.CodeUnknownProducer, turn(h.send(1, 0, 5, 1)).code, "an unknown producer begins at 0")
+	require.Equal(t, wire.CodeOK, turn(h.send(1, 4, 0, 3)).code)
+	require.Equal(t, wire.CodeOutOfSequence, turn(h.send(1, 4, 4, 1)).code, "3 is missing")
+	require.Equal(t, wire.CodeFenced, turn(h.send(1, 3, 3, 1)).code, "an old epoch")
+	require.Equal(t, wire.CodeOutOfSequence, turn(h.send(1, 5, 3, 1)).code, "a new epoch begins at 0")
+	require.Equal(t, wire.CodeOK, turn(h.send(1, 5, 0, 1)).code)
+	require.Equal(t, wire.CodeFenced, turn(h.send(1, 4, 3, 1)).code)
+}
+
+func TestAGapInOneBatchDoesNotHoldUpOthers(t *testing.T) {
+	h := newHarness(t)
+	a := h.send(1, 0, 0, 1)
+	gap := h.send(1, 0, 9, 4)
+	b := h.send(2, 0, 0, 2)
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{refused(gap, wire.CodeOutOfSequence)}, h.got.take())
+	h.log.commit(1)
+	require.Equal(t, []outcome{ok(a, 0), ok(b, 1)}, h.got.take())
+}
+
+func TestRuleR4_LeaderAcksComeFromMemoryAndSaySo(t *testing.T) {
+	h := newHarness(t)
+	tag := h.sendAcks(wire.NoProducerID, -1, -1, 2, wire.AcksLeader)
+	h.sendAcks(wire.NoProducerID, -1, -1, 2, wire.AcksNone)
+	h.part.Turn(1000)
+	want := ok(tag, 0)
+	want.receipt.Synced = false
+	require.Equal(t, []outcome{want}, h.got.take())
+	h.log.commit(1)
+	require.Empty(t, h.got.take())
+}
+
+func TestLostLeadershipAnswersWhatIsOnItsWayAndForgetsTheOverlay(t *testing.T) {
+	h := newHarness(t)
+	tag := h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	h.log.following = true
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{refused(tag, wire.CodeUnavailable)}, h.got.take())
+	// The entry did not survive; the next leader's log is empty.
+	h.log.proposed, h.log.next, h.log.term, h.log.following = nil, 0, 4, false
+	again := h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	got := h.got.take()
+	require.Len(t, got, 1)
+	require.Equal(t, again, got[0].tag)
+	require.Equal(t, wire.CodeOK, got[0].code)
+	require.False(t, got[0].receipt.Duplicate)
+}
+
+func TestADroppedProposalGivesOffsetsAndSequencesBack(t *testing.T) {
+	h := newHarness(t)
+	h.log.propose = wire.CodeUnavailable
+	tag := h.send(1, 0, 0, 2)
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{refused(tag, wire.CodeUnavailable)}, h.got.take())
+	h.log.propose = nil
+	again := h.send(1, 0, 0, 2)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	require.Equal(t, []outcome{ok(again, 0)}, h.got.take())
+}
+
+func TestAFullDiskRefusesRecordsAndAPreparationDelaysThem(t *testing.T) {
+	h := newHarness(t)
+	h.log.reserve = log.ErrNotReady
+	tag := h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	require.Empty(t, h.got.take())
+	h.log.reserve = log.ErrDiskFull
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{refused(tag, wire.CodeDiskFull)}, h.got.take())
+	h.log.reserve = nil
+	again := h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	require.Equal(t, []outcome{ok(again, 0)}, h.got.take())
+}
+
+func TestAFullMailboxPushesBack(t *testing.T) {
+	h := newHarness(t)
+	h.part.mailbox.limit = 200
+	batch := testBatch(t, 1, 0, 0, 1)
+	info, err := wire.ParseBatch(batch)
+	require.NoError(t, err)
+	a := Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: &h.got}
+	var taken int
+	for err = h.part.Append(a); err == nil; err = h.part.Append(a) {
+		taken++
+		require.Less(t, taken, 4)
+	}
+	require.ErrorIs(t, err, ErrMailboxFull)
+	h.part.Turn(1000)
+	require.NoError(t, h.part.Append(a))
+}
+
+func TestEntriesAreCutAtTheirLimit(t *testing.T) {
+	h := newHarness(t)
+	batch := testBatch(t, wire.NoProducerID, -1, -1, 20_000)
+	info, err := wire.ParseBatch(batch)
+	require.NoError(t, err)
+	const n = 12
+	for i := range n {
+		require.NoError(t, h.part.Append(Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: &h.got, Tag: uint64(i)}))
+	}
+	for h.part.Turn(1000) {
+	}
+	for _, data := range h.log.proposed {
+		require.LessOrEqual(t, len(data), wire.EntryPrefixSize+MaxEntryBytes)
+	}
+	require.Greater(t, len(h.log.proposed), 1)
+	h.log.commit(len(h.log.proposed))
+	require.Len(t, h.got.outcomes, n)
+}
+
+func TestCloseAnswersEverythingThatWaits(t *testing.T) {
+	h := newHarness(t)
+	a := h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	b := h.send(1, 0, 1, 1)
+	h.part.Close(wire.CodeShuttingDown)
+	require.Equal(t, []outcome{refused(a, wire.CodeShuttingDown), refused(b, wire.CodeShuttingDown)}, h.got.take())
+	require.ErrorIs(t, h.part.Append(Append{}), wire.CodeShuttingDown)
+}
+
+func TestRetentionIsACommandInTheLog(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	h.send(1, 0, 0, 10)
+	h.part.Turn(1000)
+	h.log.retain = 6
+	h.part.Retain(2000)
+	require.Equal(t, wire.Offset(0), h.part.state.Start(), "no policy, no trim")
+	h.part.SetPolicy(Retention{Bytes: 1}, true)
+	h.part.Retain(2000)
+	require.Equal(t, wire.Offset(6), h.part.state.Start())
+	require.Equal(t, wire.Offset(6), h.log.trimmed)
+	h.log.retain = 4
+	h.part.Retain(3000)
+	require.Equal(t, wire.Offset(6), h.part.state.Start(), "the start never moves back")
+}
+
+func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	for i := range int32(5) {
+		h.send(1, 0, i*2, 2)
+		h.send(2, 0, i, 1)
+		h.part.Turn(1000)
+	}
+	saved := h.part.state.Save(nil)
+	restored := NewState()
+	require.NoError(t, restored.Restore(saved))
+	require.Equal(t, saved, restored.Save(nil))
+	require.Equal(t, wire.Offset(15), restored.next)
+	offset, found := restored.producers.byID[1].find(4, 2)
+	require.True(t, found)
+	require.Equal(t, wire.Offset(6), offset)
+
+	for cut := range saved {
+		require.ErrorIs(t, NewState().Restore(saved[:cut]), ErrState, "cut at %d", cut)
+	}
+	newer := append([]byte(nil), saved...)
+	newer[0] = 2
+	require.ErrorIs(t, NewState().Restore(newer), ErrState)
+}
+
+func TestSequencesWrapAtTheirEnd(t *testing.T) {
+	p := &producer{}
+	p.add(1<<31-3, 2, 100)
+	require.Equal(t, int32(1<<31-1), p.next)
+	p.add(1<<31-1, 3, 102)
+	require.Equal(t, int32(2), p.next)
+	require.Len(t, p.runs, 1)
+	offset, found := p.find(0, 2)
+	require.True(t, found)
+	require.Equal(t, wire.Offset(103), offset)
+	_, found = p.find(1, 2)
+	require.False(t, found, "2 was not written")
+}
+
+func TestTheProducerTableForgetsTheMostSilent(t *testing.T) {
+	table := newProducers()
+	for i := range int64(MaxProducers) {
+		table.append(&wire.BatchInfo{ProducerID: i, RecordCount: 1}, wire.Offset(i), 1000)
+	}
+	table.append(&wire.BatchInfo{ProducerID: 0, BaseSequence: 1, RecordCount: 1}, 1<<20, 1000)
+	table.append(&wire.BatchInfo{ProducerID: MaxProducers, RecordCount: 1}, 1<<21, 1000)
+	require.Len(t, table.byID, MaxProducers)
+	require.NotContains(t, table.byID, int64(1))
+	require.Contains(t, table.byID, int64(0))
+	table.append(&wire.BatchInfo{ProducerID: 5, BaseSequence: 1, RecordCount: 1}, 1<<22, 1000+ProducerExpiryMs)
+	require.Len(t, table.byID, 1, "all others were silent for longer than the expiry")
+}
