@@ -27,10 +27,10 @@ type fakeLog struct {
 	retain    wire.Offset
 }
 
-func (f *fakeLog) Leading() (wire.Term, bool)         { return f.term, !f.following }
-func (f *fakeLog) NextOffset() wire.Offset            { return f.next }
-func (f *fakeLog) Reserve(int64, bool) error          { return f.reserve }
-func (f *fakeLog) Trim(start wire.Offset)             { f.trimmed = start }
+func (f *fakeLog) Leading() (wire.Term, bool) { return f.term, !f.following }
+func (f *fakeLog) NextOffset() wire.Offset    { return f.next }
+func (f *fakeLog) Reserve(int64, bool) error  { return f.reserve }
+func (f *fakeLog) Trim(start wire.Offset)     { f.trimmed = start }
 func (f *fakeLog) RetentionPoint(int64, time.Duration, int64) (wire.Offset, bool) {
 	return f.retain, f.retain > 0
 }
