@@ -1,0 +1,143 @@
+package segment
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// scanWindow is how much a Scanner reads at a time, in bytes.
+const scanWindow = 256 << 10
+
+// Scanner walks the frames of a file by pread in large reads. It verifies what
+// it is asked to and nothing else. Not for concurrent use.
+type Scanner struct {
+	r      io.ReaderAt
+	pos    int64 // of the frame that Header looks at
+	end    int64 // nothing at or beyond is read
+	window []byte
+	at     int64 // position of window[0]
+	ahead  int   // bytes to read at least
+}
+
+// NewScanner starts at pos and stops at end. A buffer may be passed in for
+// reuse (see Buffer).
+func NewScanner(r io.ReaderAt, pos, end int64, buffer []byte) *Scanner {
+	return &Scanner{r: r, pos: pos, end: end, window: buffer[:0], ahead: scanWindow}
+}
+
+// Buffer gives the buffer back for the next Scanner.
+func (s *Scanner) Buffer() []byte { return s.window }
+
+// Position is where Header looks.
+func (s *Scanner) Position() int64 { return s.pos }
+
+// MoveTo moves to another position.
+func (s *Scanner) MoveTo(pos int64) { s.pos = pos }
+
+// Header reads and verifies the frame header here, without looking at the chain
+// or the body. io.EOF means that no further header fits before the end. Errors of
+// package wire say what is wrong with the bytes; others come from the disk.
+func (s *Scanner) Header() (wire.FrameHeader, error) {
+	if s.pos+wire.FrameHeaderSize > s.end {
+		return wire.FrameHeader{}, io.EOF
+	}
+	b, err := s.fetch(s.pos, wire.FrameHeaderSize)
+	if err != nil {
+		return wire.FrameHeader{}, err
+	}
+	h, err := wire.ParseFrameHeader(b)
+	if err != nil {
+		return h, err
+	}
+	if h.FrameSize() > s.end-s.pos {
+		return h, fmt.Errorf("%w: %d bytes of body in %d", wire.ErrFrameShort, h.BodyLength, s.end-s.pos-wire.FrameHeaderSize)
+	}
+	return h, nil
+}
+
+// PrevOf returns the index and the chain value of the header here without
+// verifying anything. It serves to tell a frame of a newer version that
+// continues the log from a stale one; both fields keep their place.
+func (s *Scanner) PrevOf() (wire.Index, uint32, error) {
+	b, err := s.fetch(s.pos, wire.FrameHeaderSize)
+	if err != nil {
+		return 0, 0, err
+	}
+	return wire.Index(binary.LittleEndian.Uint64(b[16:])), binary.LittleEndian.Uint32(b[48:]), nil
+}
+
+// Body reads and verifies the body of the frame here, whose header was just
+// returned. The slice is valid until the next call.
+func (s *Scanner) Body(h *wire.FrameHeader) ([]byte, error) {
+	b, err := s.fetch(s.pos+wire.FrameHeaderSize, int(h.BodyLength))
+	if err != nil {
+		return nil, err
+	}
+	if wire.Checksum(b) != h.BodyCRC {
+		return nil, fmt.Errorf("body: %w", wire.ErrFrameChecksum)
+	}
+	return b, nil
+}
+
+// Skip moves behind the frame here.
+func (s *Scanner) Skip(h *wire.FrameHeader) { s.pos += h.FrameSize() }
+
+// Find moves forward in steps of the frame alignment to the next bytes that
+// parse as a whole frame header, and returns it. io.EOF means there is none.
+func (s *Scanner) Find() (wire.FrameHeader, error) {
+	for s.pos = (s.pos + wire.FrameAlignment - 1) &^ (wire.FrameAlignment - 1); s.pos+wire.FrameHeaderSize <= s.end; {
+		n := min(int64(scanWindow), s.end-s.pos)
+		b, err := s.fetch(s.pos, int(n))
+		if err != nil {
+			return wire.FrameHeader{}, err
+		}
+		i := 0
+		for ; i+wire.FrameHeaderSize <= len(b); i += wire.FrameAlignment {
+			if binary.LittleEndian.Uint16(b[i:]) != wire.FrameMagic {
+				continue
+			}
+			if h, err := wire.ParseFrameHeader(b[i:]); err == nil {
+				s.pos += int64(i)
+				return h, nil
+			}
+		}
+		s.pos += int64(i)
+	}
+	return wire.FrameHeader{}, io.EOF
+}
+
+// fetch returns n bytes at pos from the window, which it moves if necessary. The
+// caller has checked that they lie before the end.
+func (s *Scanner) fetch(pos int64, n int) ([]byte, error) {
+	if pos >= s.at && pos+int64(n) <= s.at+int64(len(s.window)) {
+		return s.window[pos-s.at:][:n], nil
+	}
+	want := int(min(int64(max(n, s.ahead)), s.end-pos))
+	if cap(s.window) < want {
+		s.window = make([]byte, want)
+	}
+	s.window = s.window[:want]
+	s.at = pos
+	got, err := s.r.ReadAt(s.window, pos)
+	if got < want {
+		s.window = s.window[:max(got, 0)]
+	}
+	if got < n {
+		if err == nil || errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("%w: file ends at %d", wire.ErrFrameShort, pos+int64(got))
+		}
+		return nil, err
+	}
+	return s.window[:n], nil
+}
+
+// IsDamage tells an error about the bytes of a frame from an error of the disk.
+func IsDamage(err error) bool {
+	return errors.Is(err, wire.ErrFrameMagic) || errors.Is(err, wire.ErrFrameChecksum) ||
+		errors.Is(err, wire.ErrFrameShort) || errors.Is(err, wire.ErrFrameVersion) ||
+		errors.Is(err, ErrChain) || errors.Is(err, io.EOF)
+}
