@@ -1,0 +1,457 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// broker is everything behind the sessions: the stores, the metadata group, and
+// the replicas this node holds. It keeps the replicas in step with the metadata.
+type broker struct {
+	cfg      Config
+	identity identity
+	disk     *log.Store
+	memory   *log.Store
+	turns    *turnPool
+	jobs     *blockingPool // storage jobs
+	reads    *blockingPool // reads for clients
+	meta     *metadataReplica
+	clock    func() time.Time
+	logger   *slog.Logger
+
+	mu       sync.RWMutex
+	replicas map[replicaKey]*partitionReplica
+	settled  wire.Index // metadata epoch that the replicas are in step with
+	settling []settleWaiter
+	failed   map[replicaKey]error // replicas that did not open
+
+	dirty  chan struct{} // the metadata changed
+	viewed func(*cluster.View)
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+
+	producers producerIDs
+}
+
+type replicaKey struct {
+	destination uuid.UUID
+	number      uint32
+}
+
+type settleWaiter struct {
+	epoch wire.Index
+	then  func()
+}
+
+// openParallel bounds the partitions that are opened at the same time.
+const openParallel = 8
+
+// openBroker opens the data directory and brings every partition up.
+func openBroker(cfg Config) (*broker, error) {
+	store, err := log.OpenStore(log.StoreOptions{
+		FS: cfg.fs, Dir: cfg.DataDir, BootID: cfg.bootID,
+		MinFreeBytes: cfg.MinFreeBytes, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	b := &broker{
+		cfg: cfg, disk: store, clock: time.Now, logger: cfg.Logger,
+		turns: newTurnPool(), jobs: newBlockingPool(cfg.StorageWorkers), reads: newBlockingPool(cfg.ReadWorkers),
+		replicas: make(map[replicaKey]*partitionReplica), failed: make(map[replicaKey]error),
+		dirty: make(chan struct{}, 1),
+	}
+	if err := b.open(); err != nil {
+		b.turns.close()
+		return nil, errors.Join(err, store.Close())
+	}
+	return b, nil
+}
+
+func (b *broker) open() error {
+	var err error
+	if b.identity, err = loadIdentity(b.cfg.fs, b.cfg.DataDir); err != nil {
+		return err
+	}
+	b.memory, err = log.OpenStore(log.StoreOptions{
+		FS: b.cfg.memoryFS, Dir: memoryDir, BootID: b.cfg.bootID, Memory: true, Logger: b.logger,
+	})
+	if err != nil {
+		return err
+	}
+	if b.meta, err = openMetadata(b); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	b.cancel = cancel
+	b.done.Go(func() { b.keepInStep(ctx) })
+	b.done.Go(func() { b.keepTime(ctx) })
+	b.meta.ask()
+	if err := b.join(); err != nil {
+		return errors.Join(err, b.close())
+	}
+	return nil
+}
+
+// join announces this node in the metadata and waits until its partitions are open.
+func (b *broker) join() error {
+	result := b.command(cluster.Command{Register: &cluster.Register{
+		ClusterID: b.identity.ClusterID, Node: b.identity.NodeID, Store: b.identity.StoreID, Address: b.cfg.Listen,
+	}})
+	if result.Err != nil {
+		return fmt.Errorf("register node %d: %w", b.identity.NodeID, result.Err)
+	}
+	if result = b.command(cluster.Command{ResetMemory: &cluster.ResetMemory{Node: b.identity.NodeID}}); result.Err != nil {
+		return fmt.Errorf("reset memory partitions: %w", result.Err)
+	}
+	settled := make(chan struct{})
+	b.whenSettled(b.View().Epoch, func() { close(settled) })
+	<-settled
+	return nil
+}
+
+// command submits a metadata change and waits for its result.
+func (b *broker) command(c cluster.Command) cluster.Result {
+	result := make(chan cluster.Result, 1)
+	b.submit(c, func(r cluster.Result) { result <- r })
+	return <-result
+}
+
+// submit queues a metadata change. reply must not block.
+func (b *broker) submit(c cluster.Command, reply func(cluster.Result)) {
+	b.meta.metadata.Submit(c, reply)
+	b.meta.schedule()
+}
+
+// View implements backend.
+func (b *broker) View() *cluster.View { return b.meta.metadata.View() }
+
+// whenSettled calls then once the replicas are in step with the metadata of epoch.
+func (b *broker) whenSettled(epoch wire.Index, then func()) {
+	b.mu.Lock()
+	if b.settled < epoch {
+		b.settling = append(b.settling, settleWaiter{epoch, then})
+		b.mu.Unlock()
+		return
+	}
+	b.mu.Unlock()
+	then()
+}
+
+// metadataChanged is called in the metadata owner's turn.
+func (b *broker) metadataChanged(*cluster.View) {
+	select {
+	case b.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// keepInStep opens, changes and removes replicas as the metadata says.
+func (b *broker) keepInStep(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.dirty:
+		}
+		v := b.View()
+		b.reconcile(v)
+		b.mu.Lock()
+		b.settled = v.Epoch
+		var now []settleWaiter
+		rest := b.settling[:0]
+		for _, w := range b.settling {
+			if w.epoch <= v.Epoch {
+				now = append(now, w)
+			} else {
+				rest = append(rest, w)
+			}
+		}
+		b.settling = rest
+		b.mu.Unlock()
+		for _, w := range now {
+			w.then()
+		}
+		b.mu.RLock()
+		viewed := b.viewed
+		b.mu.RUnlock()
+		if viewed != nil {
+			viewed(v)
+		}
+	}
+}
+
+// onView names who hears of every metadata change that this node follows.
+func (b *broker) onView(f func(*cluster.View)) {
+	b.mu.Lock()
+	b.viewed = f
+	b.mu.Unlock()
+}
+
+// reconcile makes the replicas of this node what v says. Only keepInStep calls it.
+func (b *broker) reconcile(v *cluster.View) {
+	wanted := make(map[replicaKey]struct{})
+	var open sync.WaitGroup
+	slots := make(chan struct{}, openParallel)
+	var createdMu sync.Mutex
+	var created []uint64
+	for _, d := range v.Destinations {
+		for i := range d.Partitions {
+			p := &d.Partitions[i]
+			mine := replicaOn(p, b.identity.NodeID)
+			if mine == nil {
+				continue
+			}
+			key := replicaKey{d.ID, p.Number}
+			b.mu.RLock()
+			r, failed := b.replicas[key], b.failed[key]
+			b.mu.RUnlock()
+			if r != nil && r.replicaID != mine.ID {
+				r = nil // another incarnation: the old one is removed below
+			} else {
+				wanted[key] = struct{}{}
+			}
+			if r != nil {
+				if s := r.settings.Load(); *s != d.Settings {
+					settings := d.Settings
+					r.settings.Store(&settings)
+					r.ask(requestSettings)
+				}
+				continue
+			}
+			if failed != nil {
+				continue
+			}
+			wanted[key] = struct{}{}
+			slots <- struct{}{}
+			open.Go(func() {
+				defer func() { <-slots }()
+				r, err := b.openReplica(d, p, mine)
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				if err != nil {
+					b.failed[key] = err
+					b.logger.Error("partition does not open; it stays down until its cause is mended and the broker restarts",
+						"partition", fmt.Sprintf("%s/%d", d.Name, p.Number), "err", err)
+					return
+				}
+				b.replicas[key] = r
+				if mine.State == cluster.ReplicaNew && d.Settings.Storage == wire.StorageDisk {
+					createdMu.Lock()
+					created = append(created, mine.ID)
+					createdMu.Unlock()
+				}
+			})
+		}
+	}
+	open.Wait()
+	if len(created) > 0 {
+		b.submit(cluster.Command{Activate: &cluster.Activate{Replicas: created}}, func(cluster.Result) {})
+	}
+	b.removeUnwanted(v, wanted)
+}
+
+func replicaOn(p *cluster.Partition, node uint32) *cluster.Replica {
+	for i := range p.Replicas {
+		if p.Replicas[i].Node == node {
+			return &p.Replicas[i]
+		}
+	}
+	return nil
+}
+
+// removeUnwanted stops replicas whose destination was deleted by a committed
+// command and moves their directories into quarantine.
+func (b *broker) removeUnwanted(v *cluster.View, wanted map[replicaKey]struct{}) {
+	b.mu.Lock()
+	var gone []*partitionReplica
+	for key, r := range b.replicas {
+		if _, ok := wanted[key]; !ok {
+			gone = append(gone, r)
+			delete(b.replicas, key)
+		}
+	}
+	for key := range b.failed {
+		if _, ok := wanted[key]; !ok {
+			delete(b.failed, key)
+		}
+	}
+	b.mu.Unlock()
+	for _, r := range gone {
+		if err := r.stop(wire.CodeDestinationGone); err != nil {
+			b.logger.Warn("closing a removed partition", "partition", r.name, "err", err)
+		}
+		if err := b.storeOf(r.storage).Quarantine(r.dir); err != nil {
+			b.logger.Error("a removed partition's directory stays", "partition", r.name, "err", err)
+		}
+	}
+	if len(gone) > 0 {
+		if err := b.disk.PurgeQuarantine(); err != nil {
+			b.logger.Warn("purging quarantine", "err", err)
+		}
+		if err := b.memory.PurgeQuarantine(); err != nil {
+			b.logger.Warn("purging quarantine", "err", err)
+		}
+	}
+}
+
+func (b *broker) storeOf(s wire.Storage) *log.Store {
+	if s == wire.StorageMemory {
+		return b.memory
+	}
+	return b.disk
+}
+
+func (b *broker) dirOf(s wire.Storage) string {
+	if s == wire.StorageMemory {
+		return memoryDir
+	}
+	return b.cfg.DataDir
+}
+
+// memoryDir is the name under which memory partitions live in their file system.
+const memoryDir = "memory"
+
+// openReplica opens or creates one replica. It blocks on the disk.
+func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine *cluster.Replica) (*partitionReplica, error) {
+	settings := d.Settings
+	store := b.storeOf(settings.Storage)
+	dir := path.Join(b.dirOf(settings.Storage), "partitions", fmt.Sprintf("%s-%d", d.ID, p.Number))
+	if settings.Storage == wire.StorageMemory {
+		dir = fmt.Sprintf("%s-%d", dir, mine.ID)
+	}
+	r := &partitionReplica{
+		owner:       owner{turns: b.turns, disk: b.jobs},
+		destination: d.ID, name: fmt.Sprintf("%s/%d", d.Name, p.Number), number: p.Number,
+		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID,
+		reads: b.reads, clock: b.clock, logger: b.logger.With("partition", fmt.Sprintf("%s/%d", d.Name, p.Number)),
+		stopped: make(chan struct{}),
+	}
+	r.owner.turn = r.turn
+	r.settings.Store(&settings)
+	var err error
+	r.records, err = log.Open(log.Options{
+		Store: store, Dir: dir, PartitionID: p.ID, Incarnation: p.Incarnation, ReplicaID: mine.ID,
+		Existing: mine.State == cluster.ReplicaActive, RecoverFence: true,
+		Sync: syncMode(settings.Sync), SegmentBytes: int64(settings.SegmentBytes), Executor: &r.owner, Logger: r.logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r.records.Uncertain() {
+		// The machine lost power while records were not synced. With one replica
+		// the longest log is this one: what it holds is what there is (RULES L5).
+		r.logger.Warn("power was lost while sync mode was not quorum-fsync; the newest records may be gone",
+			"next_offset", r.records.NextOffset())
+		r.records.SetCertain()
+	}
+	if hard := r.records.HardState(); hard.Term < p.FirstTerm {
+		r.records.SetHardState(log.HardState{Term: p.FirstTerm}, true)
+	}
+	r.state = partition.NewState()
+	r.part = partition.New(partition.Config{
+		Log: r.records, State: r.state, Retention: retentionOf(&settings),
+		Synced: synced(&settings),
+	})
+	r.group, err = replication.Open(replication.Config{
+		ReplicaID: mine.ID, Voters: []uint64{mine.ID}, Log: r.records,
+		State: &stateMachine{r.state, r.part}, CheckpointBytes: b.cfg.CheckpointBytes, Logger: r.logger,
+	})
+	if err != nil {
+		return nil, errors.Join(err, r.records.Close(false))
+	}
+	r.group.OnRelease(partition.Recycle)
+	r.part.Bind(r.group)
+	r.start.Store(uint64(r.state.Start()))
+	if r.records.LastIndex() > 0 {
+		r.ask(requestActivate)
+	} else {
+		r.status.Store(uint32(wire.PartitionActive)) // elected at the first record
+	}
+	return r, nil
+}
+
+// Partition implements backend.
+func (b *broker) Partition(destination [16]byte, number uint32) (replica, error) {
+	key := replicaKey{destination, number}
+	b.mu.RLock()
+	r, failed := b.replicas[key], b.failed[key]
+	b.mu.RUnlock()
+	switch {
+	case r != nil:
+		return r, nil
+	case failed != nil:
+		return nil, &wire.Error{Code: wire.CodePartitionFenced, Detail: failed.Error()}
+	}
+	d, ok := b.View().DestinationByID(destination)
+	switch {
+	case !ok:
+		return nil, &wire.Error{Code: wire.CodeDestinationGone, Detail: "the destination was deleted"}
+	case number >= uint32(len(d.Partitions)):
+		return nil, &wire.Error{Code: wire.CodeUnknownPartition,
+			Detail: fmt.Sprintf("%s %q has partitions 0 to %d", d.Kind, d.Name, len(d.Partitions)-1)}
+	}
+	return nil, &wire.Error{Code: wire.CodeUnavailable, Detail: "the partition is being opened"}
+}
+
+// local is the replica of a partition on this node, or nil.
+func (b *broker) local(destination uuid.UUID, number uint32) *partitionReplica {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.replicas[replicaKey{destination, number}]
+}
+
+// each calls f for every replica. f must not block.
+func (b *broker) each(f func(*partitionReplica)) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for _, r := range b.replicas {
+		f(r)
+	}
+}
+
+// close stops everything in order: replicas, metadata, pools, stores. Sessions
+// must be gone.
+func (b *broker) close() error {
+	b.cancel()
+	b.done.Wait()
+	b.mu.Lock()
+	replicas := b.replicas
+	b.replicas = map[replicaKey]*partitionReplica{}
+	b.mu.Unlock()
+	var mu sync.Mutex
+	var errs []error
+	var stop sync.WaitGroup
+	slots := make(chan struct{}, openParallel)
+	for _, r := range replicas {
+		slots <- struct{}{}
+		stop.Go(func() {
+			defer func() { <-slots }()
+			if err := r.stop(wire.CodeShuttingDown); err != nil {
+				mu.Lock()
+				errs = append(errs, fmt.Errorf("%s: %w", r.name, err))
+				mu.Unlock()
+			}
+		})
+	}
+	stop.Wait()
+	errs = append(errs, b.meta.stop())
+	b.reads.wait()
+	b.jobs.wait()
+	b.turns.close()
+	errs = append(errs, b.memory.Close(), b.disk.Close())
+	return errors.Join(errs...)
+}

@@ -1,0 +1,79 @@
+package server
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/lockstepmq/lockstep/vfs"
+)
+
+// Config says how a broker runs. The zero value of a field means its default.
+type Config struct {
+	// DataDir holds everything that must survive. Default "lockstep-data".
+	DataDir string
+	// Listen is the address for clients. Default "127.0.0.1:7400".
+	Listen string
+	// HTTP is the address of health and metrics. Default "127.0.0.1:7402"; "off" serves none.
+	HTTP string
+	// Logger gets the broker's log. Default: discarded.
+	Logger *slog.Logger
+	// Limits bound what each client and all of them may take.
+	Limits Limits
+	// MinFreeBytes is the free space below which records are refused with
+	// DISK_FULL. Default 5 % of the device, at least 1 GiB; negative switches it off.
+	MinFreeBytes int64
+	// MemoryBytes bounds what destinations with storage=memory hold. Default 1 GiB.
+	MemoryBytes int64
+	// EventLoops is the number of network loops. Default half the processors, at least 1.
+	EventLoops int
+	// StorageWorkers bounds concurrent syncs and other storage jobs. Default 64.
+	StorageWorkers int
+	// ReadWorkers bounds concurrent blocking reads for clients. Default 16.
+	ReadWorkers int
+	// CheckpointBytes is how much a partition's log grows between checkpoints. Default 64 MiB.
+	CheckpointBytes int64
+	// RetentionPeriod lies between two looks at what retention lets go. Default 10 s.
+	RetentionPeriod time.Duration
+
+	fs       vfs.FS
+	memoryFS vfs.FS
+	bootID   string
+}
+
+// withDefaults fills in defaults and checks the fields.
+func (c Config) withDefaults() (Config, error) {
+	c.DataDir = cmp.Or(c.DataDir, "lockstep-data")
+	c.Listen = cmp.Or(c.Listen, "127.0.0.1:7400")
+	c.HTTP = cmp.Or(c.HTTP, "127.0.0.1:7402")
+	c.MemoryBytes = cmp.Or(c.MemoryBytes, 1<<30)
+	c.StorageWorkers = cmp.Or(c.StorageWorkers, 64)
+	c.ReadWorkers = cmp.Or(c.ReadWorkers, 16)
+	c.CheckpointBytes = cmp.Or(c.CheckpointBytes, 64<<20)
+	c.RetentionPeriod = cmp.Or(c.RetentionPeriod, retentionPeriod)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return c, fmt.Errorf("listen address %q: %w; give host:port", c.Listen, err)
+	}
+	if c.HTTP != "off" {
+		if _, _, err := net.SplitHostPort(c.HTTP); err != nil {
+			return c, fmt.Errorf("http address %q: %w; give host:port, or off", c.HTTP, err)
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		value int64
+	}{
+		{"MemoryBytes", c.MemoryBytes}, {"EventLoops", int64(c.EventLoops)}, {"StorageWorkers", int64(c.StorageWorkers)},
+		{"ReadWorkers", int64(c.ReadWorkers)}, {"CheckpointBytes", c.CheckpointBytes}, {"RetentionPeriod", int64(c.RetentionPeriod)},
+	} {
+		if f.value < 0 {
+			return c, fmt.Errorf("%s is negative", f.name)
+		}
+	}
+	return c, nil
+}

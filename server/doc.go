@@ -1,0 +1,21 @@
+// Package server is the broker: sessions on event loops, the partitions this
+// node holds, and the metadata that names them.
+//
+// A produced record takes this path. The event loop reads a PRODUCE frame
+// (session.go), checks the batch where it lies in the read buffer and copies it
+// into the partition's mailbox (requests.go → partition.Append). At the end of
+// the read it takes the owner's right if the partition is idle (owner.go) and
+// runs a turn (replica.go): the waiting batches become one entry, which consensus
+// writes to the log. A sync, if the destination asks for one, runs on a
+// goroutine that may block and then takes the next turn itself: the entry
+// commits, receipts go to the sessions' outboxes (outbox.go), and each loop
+// writes what its sessions have, one write per connection.
+//
+// A consumed record takes this one. A link (stream.go) knows its position in the
+// log. When the high watermark is past it and the client has given credit, the
+// loop hands mapped slices of stored frames to the socket. Whoever moves the
+// watermark wakes the links that wait for it.
+//
+// broker.go keeps partitions in step with the metadata (metadata.go), timers.go
+// turns time into requests to owners, server.go starts and stops it all.
+package server

@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// admin is the HTTP side: health and metrics.
+type adminServer struct {
+	listener net.Listener
+	server   *http.Server
+	done     chan struct{}
+}
+
+// startAdmin serves HTTP on addr until stop.
+func startAdmin(addr string, b *broker, sessions prometheus.Collector) (*adminServer, error) {
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("http address %s: %w; choose another with --http, or switch it off with --http off", addr, err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		&brokerCollector{b},
+	)
+	if sessions != nil {
+		registry.MustRegister(sessions)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", b.serveHealth)
+	a := &adminServer{
+		listener: listener,
+		server: &http.Server{
+			Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+			WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		},
+		done: make(chan struct{}),
+	}
+	go func() {
+		defer close(a.done)
+		if err := a.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			b.logger.Error("http server ended", "err", err)
+		}
+	}()
+	return a, nil
+}
+
+func (a *adminServer) stop(ctx context.Context) error {
+	err := a.server.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, a.server.Close())
+	}
+	<-a.done
+	return err
+}
+
+// health is the body of /healthz.
+type health struct {
+	Status     string            `json:"status"` // "ok" or "degraded"
+	Node       uint32            `json:"node"`
+	ClusterID  string            `json:"cluster_id"`
+	Version    string            `json:"version"`
+	Partitions map[string]int    `json:"partitions"`         // by state
+	Problems   map[string]string `json:"problems,omitempty"` // by partition, at most maxProblems
+}
+
+const maxProblems = 20
+
+// serveHealth answers 200 while every partition serves and 503 otherwise, with
+// what is wrong in the body.
+func (b *broker) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	h := health{
+		Status: "ok", Node: b.identity.NodeID, ClusterID: b.identity.ClusterID.String(), Version: Version(),
+		Partitions: map[string]int{}, Problems: map[string]string{},
+	}
+	for _, d := range b.View().Destinations {
+		info := b.Describe(d)
+		for _, p := range info.Partitions {
+			h.Partitions[p.State.String()]++
+			if p.State != wire.PartitionActive && len(h.Problems) < maxProblems {
+				h.Problems[fmt.Sprintf("%s/%d", d.Name, p.Number)] = b.whyDown(replicaKey{d.ID, p.Number})
+			}
+		}
+	}
+	code := http.StatusOK
+	if len(h.Problems) > 0 {
+		h.Status, code = "degraded", http.StatusServiceUnavailable
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(&h); err != nil {
+		b.logger.Debug("health answer not sent", "err", err)
+	}
+}
+
+// whyDown is the reason a partition does not serve, for people.
+func (b *broker) whyDown(key replicaKey) string {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if err := b.failed[key]; err != nil {
+		return err.Error()
+	}
+	if r := b.replicas[key]; r != nil {
+		if err := r.Err(); err != nil {
+			return err.Error()
+		}
+		return r.State().String()
+	}
+	return "not open"
+}

@@ -1,0 +1,148 @@
+package server
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// brokerCollector reads the broker's state when it is asked: metrics cost
+// nothing in between, and nothing depends on them.
+type brokerCollector struct{ b *broker }
+
+var (
+	metricDestinations = prometheus.NewDesc("lockstep_destinations", "Destinations in the metadata.", nil, nil)
+	metricPartitions   = prometheus.NewDesc("lockstep_partitions", "Partitions on this node by state.", []string{"state"}, nil)
+	metricAppended     = prometheus.NewDesc("lockstep_records_appended_total",
+		"Records appended to a destination on this node, over all its partitions and restarts.", []string{"destination"}, nil)
+	metricRetained = prometheus.NewDesc("lockstep_records_retained", "Records that can be read.", []string{"destination"}, nil)
+	metricBytes    = prometheus.NewDesc("lockstep_log_bytes", "Bytes of the logs, frames and control entries included.", []string{"destination"}, nil)
+	metricWaiting  = prometheus.NewDesc("lockstep_mailbox_bytes", "Bytes that wait for the partitions' owners.", []string{"destination"}, nil)
+	metricEpoch    = prometheus.NewDesc("lockstep_metadata_epoch", "Index of the last metadata change.", nil, nil)
+	metricFree     = prometheus.NewDesc("lockstep_storage_free_bytes", "Free space of the device that holds the data directory.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricEpoch, metricFree,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	v := c.b.View()
+	gauge(metricDestinations, float64(len(v.Destinations)))
+	gauge(metricEpoch, float64(v.Epoch))
+	if free, _, err := c.b.cfg.fs.Space(c.b.cfg.DataDir); err == nil {
+		gauge(metricFree, float64(free))
+	}
+	states := map[wire.PartitionState]int{
+		wire.PartitionStarting: 0, wire.PartitionActive: 0, wire.PartitionFenced: 0, wire.PartitionUnavailable: 0,
+	}
+	for _, d := range v.Destinations {
+		var appended, retained, bytes, waiting float64
+		info := c.b.Describe(d)
+		for _, p := range info.Partitions {
+			states[p.State]++
+			appended += float64(p.NextOffset)
+			retained += float64(p.NextOffset - min(p.StartOffset, p.NextOffset))
+			bytes += float64(p.Bytes)
+			if r := c.b.local(d.ID, p.Number); r != nil {
+				waiting += float64(r.part.Waiting())
+			}
+		}
+		ch <- prometheus.MustNewConstMetric(metricAppended, prometheus.CounterValue, appended, d.Name)
+		gauge(metricRetained, retained, d.Name)
+		gauge(metricBytes, bytes, d.Name)
+		gauge(metricWaiting, waiting, d.Name)
+	}
+	for state, n := range states {
+		gauge(metricPartitions, float64(n), state.String())
+	}
+}
+
+// sessionCollector exports the counters of the session layer.
+type sessionCollector struct{ c *counters }
+
+var (
+	metricSessions   = prometheus.NewDesc("lockstep_sessions", "Open client sessions.", nil, nil)
+	metricLinks      = prometheus.NewDesc("lockstep_links", "Open links.", nil, nil)
+	metricPaused     = prometheus.NewDesc("lockstep_sessions_paused", "Sessions whose socket is not read because a limit is reached.", nil, nil)
+	metricInFlight   = prometheus.NewDesc("lockstep_requests_in_flight", "Requests that wait for their answer.", nil, nil)
+	metricRequests   = prometheus.NewDesc("lockstep_requests_total", "Requests by opcode.", []string{"opcode"}, nil)
+	metricErrors     = prometheus.NewDesc("lockstep_errors_total", "Error answers by code.", []string{"code"}, nil)
+	metricClosed     = prometheus.NewDesc("lockstep_sessions_closed_total", "Ended sessions by reason.", []string{"reason"}, nil)
+	metricAccepted   = prometheus.NewDesc("lockstep_connections_accepted_total", "Connections admitted.", nil, nil)
+	metricRefused    = prometheus.NewDesc("lockstep_connections_refused_total", "Connections refused, by limit.", []string{"limit"}, nil)
+	metricBytesIn    = prometheus.NewDesc("lockstep_client_bytes_in_total", "Bytes read from clients.", nil, nil)
+	metricBytesOut   = prometheus.NewDesc("lockstep_client_bytes_out_total", "Bytes handed to clients' sockets.", nil, nil)
+	metricStream     = prometheus.NewDesc("lockstep_stream_bytes_total", "Bytes of stored frames sent on links.", nil, nil)
+	metricSessionLog = prometheus.NewDesc("lockstep_session_events_total", "What happened in the session layer, by kind.", []string{"kind"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (s *sessionCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		metricSessions, metricLinks, metricPaused, metricInFlight, metricRequests, metricErrors, metricClosed,
+		metricAccepted, metricRefused, metricBytesIn, metricBytesOut, metricStream, metricSessionLog,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *sessionCollector) Collect(ch chan<- prometheus.Metric) {
+	c := s.c
+	gauge := func(d *prometheus.Desc, v int64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v))
+	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(metricSessions, c.sessions.Load())
+	gauge(metricLinks, c.links.Load())
+	gauge(metricPaused, c.paused.Load())
+	gauge(metricInFlight, c.inFlight.Load())
+	for i := range c.requests {
+		name := "unknown"
+		if i > 0 {
+			name = wire.Opcode(i).String()
+		}
+		if n := c.requests[i].Load(); n > 0 {
+			count(metricRequests, n, name)
+		}
+	}
+	for i := range c.errors {
+		if n := c.errors[i].Load(); n > 0 {
+			count(metricErrors, n, wire.ErrorCode(i).String())
+		}
+	}
+	for i := range c.closed {
+		count(metricClosed, c.closed[i].Load(), closeReason(i).String())
+	}
+	count(metricAccepted, c.accepted.Load())
+	count(metricRefused, c.refusedTotal.Load(), "total")
+	count(metricRefused, c.refusedAddress.Load(), "address")
+	count(metricBytesIn, c.bytesIn.Load())
+	count(metricBytesOut, c.bytesOut.Load())
+	count(metricStream, c.streamBytes.Load())
+	for _, e := range []struct {
+		kind string
+		n    uint64
+	}{
+		{"accept-error", c.acceptErrors.Load()}, {"register-error", c.registerErrors.Load()},
+		{"panic", c.panics.Load()}, {"pause", c.pauses.Load()}, {"stall", c.stalls.Load()},
+		{"cold", c.cold.Load()}, {"pread", c.preads.Load()}, {"unacked-refused", c.unackedRefused.Load()},
+		{"half-closed", c.halfClosed.Load()}, {"log-suppressed", c.logSuppressed.Load()},
+		{"loop-trigger", c.triggers.Load()}, {"inline-turn", c.inlineKicks.Load()},
+		{"handed-turn", c.handedKicks.Load()}, {"event-suppressed", c.eventsSuppressed.Load()},
+	} {
+		count(metricSessionLog, e.n, e.kind)
+	}
+}

@@ -1,0 +1,111 @@
+package server
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/lockstepmq/lockstep/log"
+)
+
+// owner is the right to change one partition's state (RULES P1): whoever moves
+// its state from idle or queued to running holds it for a turn. Event loops take
+// it inline when a partition is idle, workers of the turn pool otherwise, and a
+// goroutine that finished a job for the partition carries on with the turn
+// itself, so that a synced entry needs no further hand-over.
+//
+// owner is the log.Executor of its partition: jobs run on the storage pool and
+// come back as inputs of a turn.
+type owner struct {
+	state  atomic.Uint32
+	turn   func() (again bool)
+	turns  *turnPool
+	disk   *blockingPool
+	mu     sync.Mutex
+	jobs   []log.Job // finished, not yet told
+	told   []log.Job // backing array of the batch before
+	active atomic.Int32
+}
+
+const (
+	ownerIdle    = iota
+	ownerQueued  // in the turn pool's queue
+	ownerRunning // somebody holds the right
+	ownerAgain   // somebody holds it and must take another turn
+)
+
+// schedule makes sure that a turn begins after this call.
+func (o *owner) schedule() {
+	for {
+		switch s := o.state.Load(); s {
+		case ownerIdle:
+			if o.state.CompareAndSwap(s, ownerQueued) {
+				o.turns.push(o)
+				return
+			}
+		case ownerRunning:
+			if o.state.CompareAndSwap(s, ownerAgain) {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
+// runInline takes a turn on the calling goroutine if nobody holds the right,
+// else it schedules one. What a single turn leaves over goes to the pool.
+func (o *owner) runInline() {
+	if !o.state.CompareAndSwap(ownerIdle, ownerRunning) {
+		o.schedule()
+		return
+	}
+	o.run()
+}
+
+// runQueued is a turn of a pool worker.
+func (o *owner) runQueued() {
+	if !o.state.CompareAndSwap(ownerQueued, ownerRunning) {
+		panic("server: a queued owner was taken by somebody else")
+	}
+	o.run()
+}
+
+func (o *owner) run() {
+	again := o.turn()
+	if !again && o.state.CompareAndSwap(ownerRunning, ownerIdle) {
+		return
+	}
+	o.state.Store(ownerQueued)
+	o.turns.push(o)
+}
+
+// Submit runs a job that may block and then takes a turn with it. It implements
+// log.Executor.
+func (o *owner) Submit(j log.Job) {
+	o.active.Add(1)
+	o.disk.submit(func() {
+		j.Run()
+		o.mu.Lock()
+		o.jobs = append(o.jobs, j)
+		o.mu.Unlock()
+		o.runInline()
+	})
+}
+
+// finishJobs tells finished jobs that they are done. Owner only, first thing in
+// a turn.
+func (o *owner) finishJobs() {
+	o.mu.Lock()
+	jobs := o.jobs
+	o.jobs = o.told[:0]
+	o.mu.Unlock()
+	for i, j := range jobs {
+		j.Done()
+		jobs[i] = nil
+		o.active.Add(-1)
+	}
+	o.told = jobs
+}
+
+// busy reports whether jobs are on their way.
+func (o *owner) busy() bool { return o.active.Load() > 0 }

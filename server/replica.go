@@ -1,0 +1,310 @@
+package server
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// partitionReplica is one partition on this node: it introduces the partition's
+// state machine, the Raft group and the log to each other, and carries out the
+// owner's turns. Methods that are not marked owner only may be called from any
+// goroutine.
+type partitionReplica struct {
+	owner
+	destination uuid.UUID
+	name        string // "orders/3", for logs
+	number      uint32
+	identity    cluster.Partition
+	replicaID   uint64
+	dir         string
+	storage     wire.Storage
+	node        uint32
+
+	records *log.Log
+	group   *replication.Group
+	part    *partition.Partition
+	state   *partition.State
+	reads   *blockingPool
+	clock   func() time.Time
+	logger  *slog.Logger
+
+	epoch    atomic.Uint32
+	status   atomic.Uint32         // wire.PartitionState
+	requests atomic.Uint32         // request… bits for the next turn
+	down     atomic.Pointer[error] // why it serves no longer
+	start    atomic.Uint64         // first readable offset
+	lastMs   atomic.Int64          // when something was appended last, 0 once marked idle
+
+	// Owner only.
+	campaigned bool
+	mark       *log.Watermark // as of the last wake
+	retention  partition.Retention
+	stopping   bool
+	stopCode   wire.ErrorCode // set before requestStop
+	stopped    chan struct{}
+
+	parkedMu sync.Mutex
+	parked   map[waiter]struct{}
+	settings atomic.Pointer[wire.Settings]
+}
+
+// What a turn may be asked to do besides its inputs.
+const (
+	requestActivate = 1 << iota // elect a leader
+	requestIdleMark
+	requestRetain
+	requestSync
+	requestSettings
+	requestStop
+)
+
+// turn is one owner turn: inputs, consensus, proposals, wakes. Owner only.
+func (r *partitionReplica) turn() (again bool) {
+	r.finishJobs()
+	asked := r.requests.Swap(0)
+	if r.stopping {
+		r.finishStop()
+		return false
+	}
+	r.group.Turn()
+	if asked&requestStop != 0 {
+		r.beginStop()
+		return false
+	}
+	if err := r.group.Err(); err != nil {
+		r.fence(err)
+		return false
+	}
+	nowMs := r.clock().UnixMilli()
+	if asked&requestSettings != 0 {
+		r.applySettings()
+	}
+	if !r.campaigned && (asked&requestActivate != 0 || r.part.Waiting() > 0) {
+		r.activate()
+	}
+	again = r.part.Turn(nowMs)
+	if asked&requestRetain != 0 {
+		r.part.Retain(nowMs)
+	}
+	if asked&requestSync != 0 {
+		r.records.SyncNow()
+	}
+	r.observe(nowMs, asked&requestIdleMark != 0)
+	return again
+}
+
+// activate elects the only voter once the log has room for the first entry of
+// its term. A partition that was never written does this at its first use, so
+// that it has no files before.
+func (r *partitionReplica) activate() {
+	err := r.records.Reserve(wire.FrameHeaderSize, false)
+	switch {
+	case err == nil:
+		r.campaigned = true
+		r.group.Campaign()
+	case errors.Is(err, log.ErrNotReady):
+		r.requests.Or(requestActivate) // the job's end brings the next turn
+	default:
+		r.part.Reject(err)
+	}
+}
+
+// observe publishes what other goroutines read and wakes who waits for it.
+func (r *partitionReplica) observe(nowMs int64, idleMark bool) {
+	if term, leading := r.group.Leading(); leading && r.status.Load() != uint32(wire.PartitionActive) {
+		r.epoch.Store(uint32(term))
+		r.status.Store(uint32(wire.PartitionActive))
+	}
+	r.start.Store(uint64(r.state.Start()))
+	if mark := r.records.Watermark(); mark != r.mark {
+		r.mark = mark
+		r.lastMs.Store(nowMs)
+		r.wake()
+	} else if idleMark && r.part.Idle() {
+		r.records.MarkIdle()
+	}
+}
+
+func (r *partitionReplica) wake() {
+	r.parkedMu.Lock()
+	if len(r.parked) == 0 {
+		r.parkedMu.Unlock()
+		return
+	}
+	woken := r.parked
+	r.parked = nil
+	r.parkedMu.Unlock()
+	for w := range woken {
+		w.Wake()
+	}
+}
+
+// fence stops serving after a storage error. The log has recorded it.
+func (r *partitionReplica) fence(err error) {
+	if r.status.Swap(uint32(wire.PartitionFenced)) != uint32(wire.PartitionFenced) {
+		r.shut(&wire.Error{Code: wire.CodePartitionFenced, Detail: err.Error()})
+		r.logger.Error("partition fenced after a storage error; it stays down until its cause is mended and the broker restarts",
+			"err", err)
+		r.part.Close(wire.CodePartitionFenced)
+		r.wake()
+	}
+}
+
+// shut says why the replica serves no longer; links learn it when they wake.
+func (r *partitionReplica) shut(err error) { r.down.CompareAndSwap(nil, &err) }
+
+func (r *partitionReplica) applySettings() {
+	s := r.settings.Load()
+	r.records.SetSync(syncMode(s.Sync))
+	r.part.SetPolicy(retentionOf(s), synced(s))
+}
+
+func (r *partitionReplica) beginStop() {
+	r.stopping = true
+	r.shut(&wire.Error{Code: r.stopCode})
+	r.part.Close(r.stopCode)
+	r.wake()
+	r.group.Checkpoint()
+	r.finishStop()
+}
+
+func (r *partitionReplica) finishStop() {
+	select {
+	case <-r.stopped:
+		return
+	default:
+	}
+	if !r.busy() {
+		close(r.stopped)
+	}
+}
+
+// ask makes the owner do something in its next turn.
+func (r *partitionReplica) ask(request uint32) {
+	r.requests.Or(request)
+	r.schedule()
+}
+
+// stop ends the replica: what waits is answered with code, a checkpoint is written, the
+// log is synced and closed. It blocks on the disk.
+func (r *partitionReplica) stop(code wire.ErrorCode) error {
+	r.stopCode = code
+	r.ask(requestStop)
+	<-r.stopped
+	return r.records.Close(r.group.Err() == nil)
+}
+
+// Append implements replica.
+func (r *partitionReplica) Append(a partition.Append) error { return r.part.Append(a) }
+
+// Kick implements replica.
+func (r *partitionReplica) Kick(inline bool) {
+	if inline {
+		r.runInline()
+	} else {
+		r.schedule()
+	}
+}
+
+// Log implements replica.
+func (r *partitionReplica) Log() partitionLog { return r.records }
+
+// StartOffset implements replica.
+func (r *partitionReplica) StartOffset() wire.Offset { return wire.Offset(r.start.Load()) }
+
+// Err implements replica.
+func (r *partitionReplica) Err() error {
+	if cause := r.down.Load(); cause != nil {
+		return *cause
+	}
+	return nil
+}
+
+// Park implements replica.
+func (r *partitionReplica) Park(w waiter) bool {
+	r.parkedMu.Lock()
+	defer r.parkedMu.Unlock()
+	if r.records.Watermark().Position != w.position() || r.Err() != nil {
+		return false
+	}
+	if r.parked == nil {
+		r.parked = make(map[waiter]struct{})
+	}
+	r.parked[w] = struct{}{}
+	return true
+}
+
+// Unpark implements replica.
+func (r *partitionReplica) Unpark(w waiter) {
+	r.parkedMu.Lock()
+	delete(r.parked, w)
+	r.parkedMu.Unlock()
+}
+
+// Blocking implements replica.
+func (r *partitionReplica) Blocking(f func()) { r.reads.submit(f) }
+
+// Epoch implements replica.
+func (r *partitionReplica) Epoch() uint32 { return r.epoch.Load() }
+
+// Leading implements replica.
+func (r *partitionReplica) Leading() bool { return r.State() == wire.PartitionActive }
+
+// State implements replica.
+func (r *partitionReplica) State() wire.PartitionState {
+	return wire.PartitionState(r.status.Load())
+}
+
+// info describes the partition to clients.
+func (r *partitionReplica) info() wire.PartitionInfo {
+	return wire.PartitionInfo{
+		Number: r.number, Leader: r.node, Epoch: r.Epoch(), State: r.State(),
+		StartOffset: r.StartOffset(), NextOffset: r.records.Watermark().Next,
+		Bytes: uint64(r.records.Bytes()),
+	}
+}
+
+// stateMachine is the partition as replication sees it.
+type stateMachine struct {
+	*partition.State
+	part *partition.Partition
+}
+
+func (s *stateMachine) Apply(e replication.Entry) { s.part.Apply(partition.Entry(e)) }
+
+// synced reports whether quorum acknowledgements mean stable storage.
+func synced(s *wire.Settings) bool {
+	return s.Sync == wire.SyncQuorumFsync && s.Storage == wire.StorageDisk
+}
+
+func syncMode(s wire.SyncMode) log.SyncMode {
+	switch s {
+	case wire.SyncInterval:
+		return log.SyncInterval
+	case wire.SyncOS:
+		return log.SyncOS
+	}
+	return log.SyncQuorum
+}
+
+func retentionOf(s *wire.Settings) partition.Retention {
+	var r partition.Retention
+	if s.RetentionTimeMs > 0 {
+		r.Age = time.Duration(min(s.RetentionTimeMs, int64(1<<63-1)/int64(time.Millisecond))) * time.Millisecond
+	}
+	if s.RetentionBytes > 0 {
+		r.Bytes = s.RetentionBytes
+	}
+	return r
+}

@@ -1,0 +1,184 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Server is a running broker.
+type Server struct {
+	broker   *broker
+	engine   *engine
+	acceptor *acceptor
+	admin    *adminServer
+	addr     net.Addr
+
+	done  chan struct{}
+	close sync.Once
+	err   error // of the shutdown, valid after done
+}
+
+// Start runs a broker. It returns when every partition is open and clients are
+// served; ctx bounds nothing after that. Close stops it.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.fs == nil {
+		if err := prepareDataDir(cfg.DataDir); err != nil {
+			return nil, err
+		}
+		cfg.fs = vfs.OS()
+	}
+	if cfg.bootID == "" {
+		if cfg.bootID, err = vfs.BootID(); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.memoryFS == nil {
+		cfg.memoryFS = vfs.NewMemory(newBudget(cfg.MemoryBytes).charge)
+	}
+	// Listening first: a port in use is said before anything is opened.
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return nil, listenError(cfg.Listen, "--listen", err)
+	}
+	s := &Server{addr: listener.Addr(), done: make(chan struct{})}
+	cfg.Listen = listener.Addr().String()
+	if err := s.start(cfg, listener); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return s, nil
+}
+
+func (s *Server) start(cfg Config, listener net.Listener) (err error) {
+	if s.broker, err = openBroker(cfg); err != nil {
+		return explainOpen(cfg.DataDir, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.broker.close())
+		}
+	}()
+	s.engine, err = newEngine(engineOptions{
+		Backend: s.broker, Dir: cfg.DataDir, Loops: cfg.EventLoops, Limits: cfg.Limits, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	if err = s.engine.run(); err != nil {
+		return err
+	}
+	if cfg.HTTP != "off" {
+		if s.admin, err = startAdmin(cfg.HTTP, s.broker, &sessionCollector{&s.engine.counters}); err != nil {
+			return errors.Join(err, s.engine.stop(context.Background()))
+		}
+	}
+	s.broker.onView(func(v *cluster.View) {
+		s.engine.announce(wire.Event{Kind: wire.EventTopologyChanged, Version: uint64(v.Epoch)})
+	})
+	s.acceptor = newAcceptor(s.engine, listener)
+	s.acceptor.run()
+	return nil
+}
+
+// Addr is the address clients connect to.
+func (s *Server) Addr() string { return s.addr.String() }
+
+// HTTPAddr is the address of health and metrics, empty if they are off.
+func (s *Server) HTTPAddr() string {
+	if s.admin == nil {
+		return ""
+	}
+	return s.admin.listener.Addr().String()
+}
+
+// Close stops the broker: no new connections, requests in flight are answered
+// until ctx is done, partitions write a checkpoint and are marked clean. It
+// blocks until everything has stopped and may be called more than once.
+func (s *Server) Close(ctx context.Context) error {
+	s.close.Do(func() {
+		s.acceptor.stop()
+		s.broker.onView(nil)
+		s.err = errors.Join(s.engine.stop(ctx), s.broker.close())
+		if s.admin != nil {
+			s.err = errors.Join(s.err, s.admin.stop(ctx))
+		}
+		close(s.done)
+	})
+	<-s.done
+	return s.err
+}
+
+// Done is closed when the broker has stopped.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Err is how the shutdown ended; nil before Done.
+func (s *Server) Err() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+// prepareDataDir makes the data directory and checks that it can be written.
+func prepareDataDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data directory %s: %w; choose another with --data", dir, err)
+	}
+	probe, err := os.CreateTemp(dir, ".probe-")
+	if err != nil {
+		return fmt.Errorf("data directory %s cannot be written: %w; mend its permissions or mount, or choose another with --data", dir, err)
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
+func explainOpen(dir string, err error) error {
+	switch {
+	case errors.Is(err, log.ErrLocked):
+		return fmt.Errorf("data directory %s is in use by another broker: %w; stop that one, or choose another with --data", dir, err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("data directory %s: %w; mend its permissions, or choose another with --data", dir, err)
+	}
+	return fmt.Errorf("data directory %s: %w", dir, err)
+}
+
+func listenError(addr, flag string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("address %s is in use: %w; stop what listens there, or choose another with %s", addr, err, flag)
+	}
+	return fmt.Errorf("address %s: %w; choose another with %s", addr, err, flag)
+}
+
+// budget bounds the bytes of memory destinations.
+type budget struct {
+	mu          sync.Mutex
+	used, limit int64
+}
+
+func newBudget(limit int64) *budget { return &budget{limit: limit} }
+
+// charge takes delta bytes, or gives them back if it is negative.
+func (b *budget) charge(delta int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if delta > 0 && b.used+delta > b.limit {
+		return fmt.Errorf("memory budget of %d bytes: %w", b.limit, vfs.ErrNoSpace)
+	}
+	b.used += delta
+	return nil
+}

@@ -1,0 +1,67 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Periods of the broker's own work.
+const (
+	tickPeriod      = 100 * time.Millisecond
+	idleAfter       = 100 * time.Millisecond // until a partition's durable mark is written
+	spacePeriod     = 500 * time.Millisecond // between looks at the free space
+	syncPeriod      = time.Second            // of destinations with sync=interval
+	retentionPeriod = 10 * time.Second
+)
+
+// keepTime turns the passing of time into requests to owners. An idle partition
+// costs it two atomic loads a tick.
+func (b *broker) keepTime(ctx context.Context) {
+	ticker := time.NewTicker(tickPeriod)
+	defer ticker.Stop()
+	var sinceSpace, sinceSync, sinceRetention time.Duration
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		sinceSpace += tickPeriod
+		sinceSync += tickPeriod
+		sinceRetention += tickPeriod
+		if sinceSpace >= spacePeriod {
+			sinceSpace = 0
+			if err := b.disk.RefreshSpace(); err != nil {
+				b.logger.Warn("free space cannot be read", "err", err)
+			}
+		}
+		var every uint32
+		if sinceSync >= syncPeriod {
+			sinceSync = 0
+			every |= requestSync
+		}
+		if sinceRetention >= b.cfg.RetentionPeriod {
+			sinceRetention = 0
+			every |= requestRetain
+		}
+		now := b.clock().UnixMilli()
+		b.each(func(r *partitionReplica) {
+			var ask uint32
+			last := r.lastMs.Load()
+			if last != 0 && now-last >= idleAfter.Milliseconds() && r.lastMs.CompareAndSwap(last, 0) {
+				ask |= requestIdleMark
+			}
+			if every&requestSync != 0 && r.settings.Load().Sync == wire.SyncInterval {
+				ask |= requestSync
+			}
+			if s := r.settings.Load(); every&requestRetain != 0 && (s.RetentionTimeMs > 0 || s.RetentionBytes > 0) {
+				ask |= requestRetain
+			}
+			if ask != 0 {
+				r.ask(ask)
+			}
+		})
+	}
+}
