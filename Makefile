@@ -1,0 +1,25 @@
+# Few targets; .ci/run is the whole check.
+.PHONY: build test lint fuzz bench nightly figures
+
+build: ## static binary in dist/
+	CGO_ENABLED=0 go build -trimpath -tags release -ldflags '-s -w' -o dist/lockstep .
+
+test: ## what the README says
+	go test ./...
+
+lint:
+	bash .ci/run format vet static
+
+fuzz: ## every target for FUZZTIME seconds
+	bash .ci/run fuzz
+
+bench: ## micro-benchmarks of the core
+	go test -run '^$$' -bench . -benchmem ./wire ./segment ./log ./partition ./replication ./client
+
+nightly: ## full counts: hours
+	go test -race -tags invariants -timeout 60m ./...
+	go test ./fuzz -run '^TestSimulation' -v -timeout 4h -sim.duration 2h
+	go test ./fuzz -run '^TestKill' -v -timeout 4h -kill.cycles 10000
+
+figures: build ## the table of docs/performance.md
+	bash scripts/figures dist/lockstep
