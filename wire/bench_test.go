@@ -49,6 +49,7 @@ func BenchmarkValidateBatch(b *testing.B) {
 			})
 		}
 		run("no index", nil, BatchLimits{})
+		run("no index, lengths only", nil, BatchLimits{LengthsOnly: true})
 		run("index", index, BatchLimits{})
 		run("index and its checksums", index, BatchLimits{VerifyIndexChecksums: true})
 		b.Run(shape.name+"/checksum alone", func(b *testing.B) {

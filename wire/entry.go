@@ -38,6 +38,9 @@ func ParseEntryPrefix(data []byte) (kind Kind, recordCount uint32, appendTimeMs 
 	if kind != KindRecords && kind != KindControl {
 		return 0, 0, 0, nil, fmt.Errorf("%w: kind %d carries no prefix", ErrEntry, data[0])
 	}
+	if data[1]|data[2]|data[3] != 0 {
+		return 0, 0, 0, nil, fmt.Errorf("%w: reserved bytes %x are not zero", ErrEntry, data[1:4])
+	}
 	recordCount = binary.LittleEndian.Uint32(data[4:])
 	appendTimeMs = int64(binary.LittleEndian.Uint64(data[8:]))
 	return kind, recordCount, appendTimeMs, data[EntryPrefixSize:], nil

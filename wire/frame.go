@@ -36,6 +36,9 @@ import (
 // its body, the chain covers every byte but the replica-local word. Everything
 // except that word is a pure function of the predecessor's header and the Raft
 // entry, so all replicas write identical frames.
+//
+// Every version keeps magic, version and header CRC where they are, so that a
+// newer frame is known as such and not taken for damage.
 const (
 	// FrameHeaderSize is the size of a stored frame's header in bytes.
 	FrameHeaderSize = 64

@@ -146,9 +146,9 @@ func PutHeader(dst []byte, h Header) {
 
 // AppendHeader appends the header. h.Length must be set, see FrameLength.
 func AppendHeader(dst []byte, h Header) []byte {
-	var b [HeaderSize]byte
-	PutHeader(b[:], h)
-	return append(dst, b[:]...)
+	dst = append(dst, make([]byte, HeaderSize)...)
+	PutHeader(dst[len(dst)-HeaderSize:], h)
+	return dst
 }
 
 // AppendFrame appends a frame with the message as its body and sets the length;

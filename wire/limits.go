@@ -28,6 +28,9 @@ const (
 	// MaxRecordBytes is the largest limit a destination may set for one encoded
 	// record, in bytes: a record alone in a batch.
 	MaxRecordBytes = MaxBatchBytes - BatchHeaderSize
+	// MaxBodyBytes is the longest body of a stored frame, in bytes: an entry is cut
+	// at 1 MiB or at one batch with its index, whichever is larger.
+	MaxBodyBytes = MaxFrameBytes
 	// MaxNameBytes is the longest name of a destination, producer or group, in
 	// bytes of UTF-8.
 	MaxNameBytes = 255

@@ -39,60 +39,106 @@ type recordFields struct {
 // split takes the record at section[p:] apart. It returns the position of the next
 // record, or what is wrong. Nothing else about f holds after a fault.
 func (f *recordFields) split(section []byte, p int) (next int, fault string) {
-	length, p := varint32(section, p)
-	if p < 0 {
-		return 0, "length is cut short or not a minimal varint"
+	// Every field is tried with the inlined form first: a walk over 100-byte records
+	// takes half as long as with a call for each field.
+	u, q := shortVarint(section, p)
+	if q < 0 {
+		u, q = uvarint32(section, p)
 	}
-	if length < 0 {
-		return 0, "length is negative"
+	length := int(unzigzag32(u))
+	if fault = checkLength(length, q, len(section)); fault != "" {
+		return 0, fault
 	}
-	if int(length) > len(section)-p {
-		return 0, "length reaches past the end of the batch"
+	// Below, fields are read without regard to the record's end, which a faulty one
+	// crosses; each length and at last the position itself are held against it.
+	end := q + length
+	f.attributes = int8(section[q])
+	p = q + 1
+	if u, q = shortVarint(section, p); q >= 0 {
+		f.timestampDelta = int64(unzigzag32(u))
+	} else {
+		f.timestampDelta, q = varint64(section, p)
 	}
-	end := p + int(length)
-	b := section[:end]
-	if p == end {
-		return 0, "length is 0"
+	p = q
+	if u, q = shortVarint(section, p); q < 0 {
+		u, q = uvarint32(section, p)
 	}
-	f.attributes = int8(b[p])
-	f.timestampDelta, p = varint64(b, p+1)
-	f.offsetDelta, p = varint32(b, p)
-	n, p := varint32(b, p)
-	if p < 0 {
+	f.offsetDelta = unzigzag32(u)
+	p = q
+	if u, q = shortVarint(section, p); q < 0 {
+		u, q = uvarint32(section, p)
+	}
+	n := int(unzigzag32(u))
+	if q < 0 {
 		return 0, "a field is cut short or not a minimal varint"
 	}
-	if n < -1 || int(n) > end-p {
+	if n < -1 || n > end-q {
 		return 0, "key length is negative or reaches past the end of the record"
 	}
-	f.key, f.keyEnd = -1, p
-	if n >= 0 {
-		f.key, f.keyEnd = p, p+int(n)
+	f.key, f.keyEnd = q, q+max(n, 0)
+	if n < 0 {
+		f.key = -1
 	}
-	n, p = varint32(b, f.keyEnd)
-	if p < 0 {
+	p = f.keyEnd
+	if u, q = shortVarint(section, p); q < 0 {
+		u, q = uvarint32(section, p)
+	}
+	n = int(unzigzag32(u))
+	if q < 0 {
 		return 0, "value length is cut short or not a minimal varint"
 	}
-	if n < -1 || int(n) > end-p {
+	if n < -1 || n > end-q {
 		return 0, "value length is negative or reaches past the end of the record"
 	}
-	f.value, f.valueEnd = -1, p
-	if n >= 0 {
-		f.value, f.valueEnd = p, p+int(n)
+	f.value, f.valueEnd = q, q+max(n, 0)
+	if n < 0 {
+		f.value = -1
 	}
-	n, p = varint32(b, f.valueEnd)
-	if p < 0 {
+	p = f.valueEnd
+	if u, q = shortVarint(section, p); q < 0 {
+		u, q = uvarint32(section, p)
+	}
+	n = int(unzigzag32(u))
+	if q < 0 {
 		return 0, "header count is cut short or not a minimal varint"
 	}
-	f.headers, f.headerCount = p, int(n)
+	f.headers, f.headerCount = q, n
 	if n != 0 {
-		if p, fault = splitHeaders(b, p, int(n)); fault != "" {
+		if q, fault = splitHeaders(section[:end], q, n); fault != "" {
 			return 0, fault
 		}
 	}
-	if p != end {
+	if q != end {
 		return 0, "length does not match the fields"
 	}
 	return end, ""
+}
+
+// skipRecord is split without a look at the fields.
+func skipRecord(section []byte, p int) (next int, fault string) {
+	u, q := shortVarint(section, p)
+	if q < 0 {
+		u, q = uvarint32(section, p)
+	}
+	length := int(unzigzag32(u))
+	if fault = checkLength(length, q, len(section)); fault != "" {
+		return 0, fault
+	}
+	return q + length, ""
+}
+
+// checkLength judges a record's length field that ends at q; q < 0 means that it
+// could not be read.
+func checkLength(length, q, sectionLength int) (fault string) {
+	switch {
+	case q < 0:
+		return "length is cut short or not a minimal varint"
+	case length < minRecordSize-1:
+		return "length is negative or too short for a record"
+	case length > sectionLength-q:
+		return "length reaches past the end of the batch"
+	}
+	return ""
 }
 
 // minHeaderSize is the shortest header: two lengths.
@@ -203,7 +249,7 @@ func (r *RecordReader) Next(rec *Record) bool {
 		return false
 	}
 	if f.offsetDelta != int32(r.read) {
-		r.err = Errorf(CodeMalformed, "record %d: offset delta %d", r.read, f.offsetDelta)
+		r.err = offsetDeltaFault(r.read, f.offsetDelta)
 		return false
 	}
 	rec.Offset = r.baseOffset + Offset(r.read)

@@ -10,15 +10,32 @@ import "math/bits"
 // is cut short, too long or not minimal. A negative p yields -1, so that faults
 // stick and a chain of reads is checked once.
 func varint32(b []byte, p int) (int32, int) {
-	if uint(p) < uint(len(b)) && b[p] < 0x80 {
-		return unzigzag32(uint32(b[p])), p + 1
-	}
-	return longVarint32(b, p)
+	u, next := uvarint32(b, p)
+	return unzigzag32(u), next
 }
 
-func longVarint32(b []byte, p int) (int32, int) {
-	u, p := uvarint(b, p, 32)
-	return unzigzag32(uint32(u)), p
+func uvarint32(b []byte, p int) (uint32, int) {
+	u, next := uvarint(b, p, 32)
+	return uint32(u), next
+}
+
+// shortVarint reads the unsigned form of one or two bytes and returns -1 for any
+// other. It is small enough to be inlined, and it branches on the length: where
+// lengths repeat, the processor guesses them and reads the next field before this
+// one is decoded.
+func shortVarint(b []byte, p int) (uint32, int) {
+	if uint(p) < uint(len(b)) {
+		c := b[p]
+		if c < 0x80 {
+			return uint32(c), p + 1
+		}
+		if p+1 < len(b) {
+			if d := b[p+1]; d-1 < 0x7f {
+				return uint32(c)&0x7f | uint32(d)<<7, p + 2
+			}
+		}
+	}
+	return 0, -1
 }
 
 // varint64 is varint32 for 64 bits.

@@ -1,0 +1,469 @@
+package wire
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// goldenMessage is one message, its opcode and direction, and its bytes.
+type goldenMessage struct {
+	name     string
+	opcode   Opcode
+	response bool
+	message  Message
+	hex      string
+}
+
+var goldenSettings = Settings{
+	Partitions: 4, Replicas: 3, Storage: StorageMemory, Sync: SyncOS,
+	RetentionTimeMs: 86_400_000, RetentionBytes: Unlimited,
+	MaxRecordBytes: 1 << 20, SegmentBytes: 64 << 20, RecordIndex: RecordIndexOff,
+}
+
+const goldenSettingsHex = `
+	04 00 00 00             // partitions 4
+	03                      // replicas 3
+	01                      // storage memory
+	02                      // sync os
+	00 5c 26 05 00 00 00 00 // retention time 86,400,000 ms
+	ff ff ff ff ff ff ff ff // retention bytes unlimited
+	00 00 10 00             // max record 1 MiB
+	00 00 00 04 00 00 00 00 // segment 64 MiB
+	02                      // record index off
+`
+
+var goldenDestination = DestinationInfo{
+	Name:        "orders",
+	ID:          [16]byte{0: 0xa0, 15: 0xaf},
+	Kind:        Topic,
+	Version:     9,
+	Settings:    goldenSettings,
+	SlotVersion: 2,
+	Slots:       []SlotRun{{0, 0}, {8192, 1}},
+	Partitions: []PartitionInfo{
+		{Number: 1, Leader: 2, Epoch: 3, State: PartitionActive, StartOffset: 4, NextOffset: 5, Bytes: 6},
+	},
+}
+
+const goldenDestinationHex = `
+	06 00 6f 72 64 65 72 73 // "orders"
+	a0 00 00 00 00 00 00 00 00 00 00 00 00 00 00 af // id
+	02                      // kind topic
+	09 00 00 00 00 00 00 00 // version 9
+` + goldenSettingsHex + `
+	02 00 00 00             // slot version 2
+	02 00 00 00             // 2 runs
+	00 00 00 00 00 00       // from slot 0: partition 0
+	00 20 01 00 00 00       // from slot 8192: partition 1
+	01 00 00 00             // 1 partition
+	01 00 00 00             // number 1
+	02 00 00 00             // leader node 2
+	03 00 00 00             // epoch 3
+	01                      // state active
+	04 00 00 00 00 00 00 00 // start offset 4
+	05 00 00 00 00 00 00 00 // next offset 5
+	06 00 00 00 00 00 00 00 // 6 bytes
+`
+
+var goldenMessages = []goldenMessage{
+	{"HELLO request", OpHello, false,
+		&HelloRequest{MinVersion: 1, MaxVersion: 2, Features: 3, ClientName: "app", ClusterID: "c1"}, `
+		01 00 02 00             // versions 1 to 2
+		03 00 00 00 00 00 00 00 // features
+		03 00 61 70 70          // "app"
+		02 00 63 31             // "c1"
+	`},
+	{"HELLO response", OpHello, true,
+		&HelloResponse{
+			Version: 1, Features: 2, ClusterID: "c1", NodeID: 7, ServerVersion: "v0",
+			MaxFrameBytes: MaxFrameBytes, MaxRecordBytes: DefaultMaxRecordBytes, MaxInFlightRequests: 1024,
+			MaxInFlightBytes: 32 << 20, IdleTimeoutMs: 60_000,
+			Opcodes: []OpcodeRange{{OpHello, 1, 1}, {OpProduce, 1, 2}},
+		}, `
+		01 00                   // version 1
+		02 00 00 00 00 00 00 00 // features
+		02 00 63 31             // "c1"
+		07 00 00 00             // node 7
+		02 00 76 30             // "v0"
+		00 00 81 00             // max frame 8 MiB + 64 KiB
+		00 00 10 00             // max record 1 MiB
+		00 04 00 00             // 1,024 requests in flight
+		00 00 00 02             // 32 MiB in flight
+		60 ea 00 00             // idle timeout 60,000 ms
+		02 00 00 00             // 2 opcodes
+		01 01 00 01 00          // HELLO 1 to 1
+		09 01 00 02 00          // PRODUCE 1 to 2
+	`},
+	{"PING request", OpPing, false, &PingRequest{}, ``},
+	{"PING response", OpPing, true, &PingResponse{}, ``},
+	{"METADATA request", OpMetadata, false, &MetadataRequest{Names: []string{"a", "b/c"}}, `
+		02 00 00 00    // 2 names
+		01 00 61       // "a"
+		03 00 62 2f 63 // "b/c"
+	`},
+	{"METADATA request for everything", OpMetadata, false, &MetadataRequest{}, `00 00 00 00`},
+	{"METADATA response", OpMetadata, true,
+		&MetadataResponse{
+			Version:      5,
+			Nodes:        []Node{{1, "h:1"}},
+			Destinations: []DestinationInfo{goldenDestination},
+		}, `
+		05 00 00 00 00 00 00 00 // version 5
+		01 00 00 00             // 1 node
+		01 00 00 00             // node 1
+		03 00 68 3a 31          // "h:1"
+		01 00 00 00             // 1 destination
+	` + goldenDestinationHex},
+	{"CREATE request", OpCreate, false, &CreateRequest{Name: "q", Kind: Queue, Settings: goldenSettings}, `
+		01 00 71 // "q"
+		01       // kind queue
+	` + goldenSettingsHex},
+	{"CREATE response", OpCreate, true, &goldenDestination, goldenDestinationHex},
+	{"ALTER request", OpAlter, false,
+		&AlterRequest{Name: "q", Kind: Queue, Mask: MaskRetentionTime | MaskRecordIndex, Settings: goldenSettings}, `
+		01 00 71    // "q"
+		01          // kind queue
+		10 01 00 00 // mask: retention time, record index
+	` + goldenSettingsHex},
+	{"ALTER response", OpAlter, true, &goldenDestination, goldenDestinationHex},
+	{"DELETE request", OpDelete, false, &DeleteRequest{Name: "q", Kind: Topic}, `
+		01 00 71 // "q"
+		02       // kind topic
+	`},
+	{"DELETE response", OpDelete, true, &DeleteResponse{}, ``},
+	{"INIT_PRODUCER request", OpInitProducer, false, &InitProducerRequest{Name: "p"}, `
+		01 00 70    // "p"
+		00 00 00 00 // no partitions
+	`},
+	{"INIT_PRODUCER response", OpInitProducer, true, &InitProducerResponse{ProducerID: 0x0102030405060708, Epoch: 9}, `
+		08 07 06 05 04 03 02 01 // producer ID
+		09 00                   // epoch 9
+	`},
+	{"OPEN_PARTITION request", OpOpenPartition, false, &OpenPartitionRequest{Destination: "q", Partition: 3}, `
+		01 00 71    // "q"
+		03 00 00 00 // partition 3
+	`},
+	{"OPEN_PARTITION response", OpOpenPartition, true,
+		&OpenPartitionResponse{
+			Handle: 1, DestinationID: [16]byte{0: 0xa0, 15: 0xaf}, Epoch: 2, StartOffset: 3, NextOffset: 4,
+			SlotVersion: 5, RecordIndex: true, MaxRecordBytes: 6,
+		}, `
+		01 00 00 00             // handle 1
+		a0 00 00 00 00 00 00 00 00 00 00 00 00 00 00 af // destination ID
+		02 00 00 00             // epoch 2
+		03 00 00 00 00 00 00 00 // start offset 3
+		04 00 00 00 00 00 00 00 // next offset 4
+		05 00 00 00             // slot version 5
+		01                      // record index
+		06 00 00 00             // max record 6 bytes
+	`},
+	{"PRODUCE request", OpProduce, false,
+		&ProduceRequest{
+			Handle: 1, Acks: AcksQuorum, Keyed: true, Slot: 0x1234, SlotVersion: 5,
+			Index: []byte{0xaa, 0xab}, Batch: []byte{0xba, 0xbb, 0xbc},
+		}, `
+		01 00 00 00 // handle 1
+		02          // acks quorum
+		01          // keyed
+		34 12       // slot
+		05 00 00 00 // slot version 5
+		02 00 00 00 // index of 2 bytes
+		03 00 00 00 // batch of 3 bytes
+		aa ab       // index
+		ba bb bc    // batch
+	`},
+	{"PRODUCE response", OpProduce, true,
+		&Receipt{Handle: 1, BaseOffset: 2, Epoch: 3, AppendTimeMs: 4, Replicas: 5, Synced: true, Duplicate: true}, `
+		01 00 00 00             // handle 1
+		02 00 00 00 00 00 00 00 // base offset 2
+		03 00 00 00             // epoch 3
+		04 00 00 00 00 00 00 00 // append time 4 ms
+		05                      // 5 replicas
+		01                      // synced
+		01                      // duplicate
+	`},
+	{"LIST_OFFSETS request", OpListOffsets, false, &ListOffsetsRequest{Handle: 1, Kind: OffsetAtTime, TimeMs: -2}, `
+		01 00 00 00             // handle 1
+		02                      // by time
+		fe ff ff ff ff ff ff ff // 2 ms before 1970
+	`},
+	{"LIST_OFFSETS response", OpListOffsets, true, &ListOffsetsResponse{Offset: 1, Epoch: 2}, `
+		01 00 00 00 00 00 00 00 // offset 1
+		02 00 00 00             // epoch 2
+	`},
+	{"LINK_OPEN request", OpLinkOpen, false, &LinkOpenRequest{Handle: 1, Offset: 2, Credit: 3}, `
+		01 00 00 00             // handle 1
+		02 00 00 00 00 00 00 00 // offset 2
+		03 00 00 00             // credit 3 bytes
+	`},
+	{"LINK_OPEN response", OpLinkOpen, true, &LinkOpenResponse{Link: 1, StartOffset: 2, NextOffset: 3}, `
+		01 00 00 00             // link 1
+		02 00 00 00 00 00 00 00 // start offset 2
+		03 00 00 00 00 00 00 00 // next offset 3
+	`},
+	{"LINK_CREDIT", OpLinkCredit, false, &LinkCredit{Credit: 1}, `01 00 00 00 // 1 byte`},
+	{"LINK_CLOSE", OpLinkClose, false, &LinkClose{}, ``},
+	{"DELIVER", OpDeliver, true, &Deliver{NextOffset: 1, Stream: []byte{0xaa, 0xbb}}, `
+		01 00 00 00 00 00 00 00 // next offset 1
+		aa bb                   // stream
+	`},
+	{"LINK_CLOSED", OpLinkClosed, true, &LinkClosed{Code: CodeOutOfRange, Detail: "x"}, `
+		12 00    // code 18 OUT_OF_RANGE
+		01 00 78 // "x"
+	`},
+	{"EVENT", OpEvent, true, &Event{Kind: EventTopologyChanged, Version: 2, Destination: "q", Detail: "d"}, `
+		01                      // topology changed
+		02 00 00 00 00 00 00 00 // version 2
+		01 00 71                // "q"
+		01 00 64                // "d"
+	`},
+}
+
+// fresh is a new message of the same type.
+func fresh(m Message) Message { return reflect.New(reflect.TypeOf(m).Elem()).Interface().(Message) }
+
+func TestMessagesGolden(t *testing.T) {
+	for _, test := range goldenMessages {
+		t.Run(test.name, func(t *testing.T) {
+			want := unhex(t, test.hex)
+			require.Equal(t, want, test.message.Append([]byte{}))
+			require.Equal(t, append([]byte("before"), want...), test.message.Append([]byte("before")))
+
+			got := fresh(test.message)
+			require.NoError(t, got.Parse(want))
+			require.Equal(t, test.message, got)
+		})
+	}
+}
+
+func TestEveryOpcodeHasAGoldenMessage(t *testing.T) {
+	covered := map[Opcode]bool{}
+	for _, test := range goldenMessages {
+		covered[test.opcode] = true
+	}
+	for _, r := range SupportedOpcodes() {
+		require.True(t, covered[r.Opcode], r.Opcode.String())
+	}
+}
+
+func TestMessagesThatAreReusedForgetWhatTheyHeld(t *testing.T) {
+	for _, test := range goldenMessages {
+		zero := fresh(test.message)
+		zeroBytes := zero.Append(nil)
+		used := fresh(test.message)
+		require.NoError(t, used.Parse(unhex(t, test.hex)), test.name)
+		require.NoError(t, used.Parse(zeroBytes), test.name)
+		require.Equal(t, zeroBytes, used.Append(nil), test.name)
+	}
+}
+
+// Row 8 of the bad-input catalogue: content and length disagree.
+func TestMessagesRefuseOtherLengths(t *testing.T) {
+	for _, test := range goldenMessages {
+		t.Run(test.name, func(t *testing.T) {
+			src := unhex(t, test.hex)
+			if test.opcode == OpDeliver {
+				require.ErrorIs(t, fresh(test.message).Parse(src[:DeliverPrefixSize-1]), CodeMalformed)
+				return // what follows the prefix is the stream, of any length
+			}
+			for n := range len(src) {
+				require.ErrorIs(t, fresh(test.message).Parse(src[:n]), CodeMalformed, "cut to %d bytes", n)
+			}
+			require.ErrorIs(t, fresh(test.message).Parse(append(src, 0)), CodeMalformed)
+		})
+	}
+}
+
+func TestCountsAreBoundedByTheBytesThatFollow(t *testing.T) {
+	huge := []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0}
+	allocated := testing.AllocsPerRun(10, func() {
+		var m MetadataRequest
+		require.ErrorIs(t, m.Parse(huge), CodeMalformed)
+	})
+	require.Less(t, allocated, 50.0)
+
+	destination := goldenDestination
+	destination.Slots, destination.Partitions = nil, nil
+	src := destination.Append(nil)
+	for _, at := range []int{len(src) - 8, len(src) - 4} {
+		bad := append([]byte(nil), src...)
+		copy(bad[at:], huge[:4])
+		require.ErrorIs(t, fresh(&destination).Parse(bad), CodeMalformed)
+	}
+}
+
+func TestFieldsThatCannotHaveTheirValueAreRefused(t *testing.T) {
+	receipt := (&Receipt{}).Append(nil)
+	receipt[ReceiptSize-1] = 2
+	require.ErrorIs(t, new(Receipt).Parse(receipt), CodeMalformed, "a boolean that is 2")
+
+	producer := (&InitProducerRequest{}).Append(nil)
+	producer[2] = 1
+	require.ErrorIs(t, new(InitProducerRequest).Parse(producer), CodeMalformed, "a reserved list that is not empty")
+
+	for name, runs := range map[string][]SlotRun{
+		"slots that do not start at 0": {{1, 0}},
+		"slots that repeat":            {{0, 0}, {0, 1}},
+		"slots that descend":           {{0, 0}, {9, 1}, {8, 2}},
+		"a slot above the last":        {{0, 0}, {SlotCount, 1}},
+	} {
+		destination := goldenDestination
+		destination.Slots = runs
+		require.ErrorIs(t, new(DestinationInfo).Parse(destination.Append(nil)), CodeMalformed, name)
+	}
+
+	produce := ProduceRequest{Index: []byte("index"), Batch: []byte("batch")}
+	src := produce.Append(nil)
+	copy(src[12:], []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	require.ErrorIs(t, new(ProduceRequest).Parse(src), CodeMalformed, "lengths whose sum overflows 32 bits")
+}
+
+func TestParsedSlicesAreViewsThatCannotGrow(t *testing.T) {
+	m := ProduceRequest{Index: []byte("index"), Batch: []byte("batch")}
+	src := m.Append(nil)
+	require.Len(t, src, m.BodySize())
+	var got ProduceRequest
+	require.NoError(t, got.Parse(src))
+	require.Same(t, &src[ProducePrefixSize], &got.Index[0])
+	require.Same(t, &src[ProducePrefixSize+5], &got.Batch[0])
+	require.Equal(t, 5, cap(got.Index))
+	require.Equal(t, 5, cap(got.Batch))
+	require.Equal(t, src[:ProducePrefixSize], m.AppendPrefix(nil))
+}
+
+func TestSizesOfFixedMessages(t *testing.T) {
+	require.Len(t, (&Receipt{}).Append(nil), ReceiptSize)
+	require.Len(t, (&ProduceRequest{}).Append(nil), ProducePrefixSize)
+	require.Len(t, (&Deliver{}).Append(nil), DeliverPrefixSize)
+	require.Len(t, (&Settings{}).append(nil), settingsSize)
+	require.Len(t, (&DestinationInfo{}).Append(nil), destinationInfoMinSize)
+}
+
+func TestLongStringsAreCutWhenTheyAreWritten(t *testing.T) {
+	long := strings.Repeat("ü", 64<<10)
+	var m OpenPartitionRequest
+	require.NoError(t, m.Parse((&OpenPartitionRequest{Destination: long}).Append(nil)))
+	require.Len(t, m.Destination, 65_535)
+
+	var e ErrorBody
+	require.NoError(t, e.Parse((&ErrorBody{Code: CodeInternal, Detail: "x" + long}).Append(nil)))
+	require.Equal(t, "x"+strings.Repeat("ü", 511), e.Detail, "1,023 bytes: the rune that does not fit is left out")
+	require.NoError(t, e.Parse((&ErrorBody{Code: CodeInternal, Detail: long}).Append(nil)))
+	require.Len(t, e.Detail, MaxDetailBytes)
+}
+
+func TestSlotPartition(t *testing.T) {
+	runs := []SlotRun{{0, 7}, {100, 8}, {101, 9}}
+	for slot, want := range map[uint16]uint32{0: 7, 99: 7, 100: 8, 101: 9, SlotCount - 1: 9} {
+		got, ok := SlotPartition(runs, slot)
+		require.True(t, ok)
+		require.Equal(t, want, got, "slot %d", slot)
+	}
+	_, ok := SlotPartition(runs, SlotCount)
+	require.False(t, ok)
+	_, ok = SlotPartition(nil, 0)
+	require.False(t, ok)
+}
+
+func TestSettingsMergeTakesWhatTheMaskNames(t *testing.T) {
+	require.Equal(t, SettingsMask(0x1ff), MaskAll)
+	require.Equal(t, Settings{}, Settings{}.Merge(goldenSettings, 0))
+	require.Equal(t, goldenSettings, Settings{}.Merge(goldenSettings, MaskAll))
+	require.Equal(t, Settings{RetentionBytes: Unlimited}, Settings{}.Merge(goldenSettings, MaskRetentionBytes))
+	// Each field has one bit.
+	merged := Settings{}
+	for bit := range 9 {
+		next := merged.Merge(goldenSettings, 1<<bit)
+		require.NotEqual(t, merged, next, "bit %d", bit)
+		merged = next
+	}
+	require.Equal(t, goldenSettings, merged)
+}
+
+func TestNamesOfValues(t *testing.T) {
+	for _, test := range []struct {
+		value fmt.Stringer
+		want  string
+	}{
+		{Queue, "queue"}, {Topic, "topic"}, {DestinationKind(0), "unknown"},
+		{StorageDisk, "disk"}, {StorageMemory, "memory"}, {Storage(9), "unknown"},
+		{SyncQuorumFsync, "quorum-fsync"}, {SyncInterval, "interval"}, {SyncOS, "os"}, {SyncMode(9), "unknown"},
+		{RecordIndexDefault, "default"}, {RecordIndexOn, "on"}, {RecordIndexOff, "off"}, {RecordIndexMode(9), "unknown"},
+		{PartitionStarting, "starting"}, {PartitionActive, "active"}, {PartitionFenced, "fenced"},
+		{PartitionUnavailable, "unavailable"}, {PartitionState(9), "unknown"},
+		{AcksNone, "none"}, {AcksLeader, "leader"}, {AcksQuorum, "quorum"}, {Acks(9), "unknown"},
+		{EventTopologyChanged, "topology changed"}, {EventGoAway, "go away"},
+		{EventDestinationUnavailable, "destination unavailable"}, {EventKind(9), "unknown"},
+		{KindRecords, "records"}, {KindControl, "control"}, {KindConfiguration, "configuration"}, {KindNoOp, "no-op"}, {Kind(9), "unknown"},
+		{CodecNone, "none"}, {Codec(1), "gzip"}, {CodecSnappy, "snappy"}, {Codec(3), "lz4"}, {CodecZstd, "zstd"}, {Codec(5), "unknown"},
+		{ClosesNever, "no"}, {ClosesOnFrame, "frame"}, {ClosesAlways, "yes"}, {Closes(9), "unknown"},
+	} {
+		require.Equal(t, test.want, test.value.String())
+	}
+	require.True(t, AcksNone.Valid())
+	require.True(t, AcksQuorum.Valid())
+	require.False(t, Acks(3).Valid())
+}
+
+func TestHotMessagesAllocateNothing(t *testing.T) {
+	batch, index := batchOf(t, 4<<10, 100)
+	buffer := make([]byte, 0, 16<<10)
+	require.Zero(t, testing.AllocsPerRun(100, func() {
+		m := ProduceRequest{Index: index, Batch: batch}
+		frame := AppendHeader(buffer, Header{Length: FrameLength(m.BodySize()), Opcode: OpProduce, Version: 1})
+		frame = m.Append(frame)
+		h, err := ParseHeader(frame)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body := frame[HeaderSize:h.TotalSize()]
+		var parsed ProduceRequest
+		if err := parsed.Parse(body); err != nil {
+			t.Fatal(err)
+		}
+		var receipt Receipt
+		if err := receipt.Parse((&Receipt{BaseOffset: 1}).Append(buffer)); err != nil {
+			t.Fatal(err)
+		}
+		var deliver Deliver
+		if err := deliver.Parse((&Deliver{Stream: batch}).Append(buffer)); err != nil {
+			t.Fatal(err)
+		}
+	}))
+}
+
+// FuzzMessages parses any bytes as any message. What parses must encode to the
+// bytes it came from.
+func FuzzMessages(f *testing.F) {
+	for i, m := range goldenMessages {
+		f.Add(uint8(i), m.message.Append(nil))
+	}
+	f.Fuzz(func(t *testing.T, which uint8, src []byte) {
+		example := goldenMessages[int(which)%len(goldenMessages)]
+		m := fresh(example.message)
+		if err := m.Parse(src); err != nil {
+			require.ErrorIs(t, err, CodeMalformed)
+			return
+		}
+		encoded := m.Append(nil)
+		switch v := m.(type) {
+		case *ErrorBody:
+			if v.Code == CodeUnknown || len(v.Detail) > MaxDetailBytes {
+				return // the original code or text is not kept
+			}
+		case *Event:
+			if len(v.Detail) > MaxDetailBytes {
+				return
+			}
+		}
+		require.Equal(t, len(src), len(encoded), example.name)
+		require.Equal(t, string(src), string(encoded), example.name)
+		again := fresh(example.message)
+		require.NoError(t, again.Parse(encoded))
+		require.Equal(t, m, again)
+	})
+}
