@@ -62,7 +62,8 @@ var kinds = map[int64]Kind{
 	0xfe534d42: {Name: "smb2", Network: true},
 	0x517b:     {Name: "smb", Network: true},
 	0x00c36400: {Name: "ceph", Network: true},
-	0x5346414f: {Name: "afs", Network: true},
+	0x5346414f: {Name: "afs", Network: true}, // OpenAFS
+	0x6b414653: {Name: "afs", Network: true}, // of the kernel
 	0x73757245: {Name: "coda", Network: true},
 	0x01021997: {Name: "9p", Network: true},
 	0x01161970: {Name: "gfs2", Network: true},
