@@ -1,0 +1,164 @@
+package server
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Limits bounds everything a session may take. A zero field means its default.
+// The table in docs/limits.md lists the same names with what happens when each
+// is reached.
+type Limits struct {
+	// Connections is how many client connections are served at once. Default
+	// 65,536, lowered to what the descriptor limit leaves beside the reserve.
+	// Beyond it a connection is answered BUSY and closed.
+	Connections int
+	// ConnectionsPerAddress is how many of them one IP address may hold. Default a
+	// tenth of Connections or 1,000, whichever is more. Beyond it: BUSY.
+	ConnectionsPerAddress int
+	// Registering is how many accepted connections may be on their way to an
+	// event loop at once; each counts as three descriptors. Default 16.
+	Registering int
+	// DescriptorReserve is how many file descriptors stay free for storage, HTTP
+	// and the loops themselves. Default a quarter of the descriptor limit, at
+	// least 64 and at most 4,096.
+	DescriptorReserve int
+
+	// HandshakeTimeout is how long preface and HELLO may take together. Default
+	// 5 s; then the connection is closed.
+	HandshakeTimeout time.Duration
+	// FrameTimeout is how long a frame may take from its first to its last byte.
+	// Default 10 s; then the connection is closed.
+	FrameTimeout time.Duration
+	// IdleTimeout is how long a client may send nothing while it waits for
+	// nothing. Default 60 s; then it gets the error IDLE.
+	IdleTimeout time.Duration
+	// WriteTimeout is how long a client may take nothing of what waits for it.
+	// Default 10 s; then the connection is closed.
+	WriteTimeout time.Duration
+	// LingerTimeout is how long a connection stays open for reading after its
+	// error frame, so that the frame is not lost in a reset. Default 1 s.
+	LingerTimeout time.Duration
+	// LingerBytes is how many bytes are read and dropped meanwhile. Default 1 MiB.
+	LingerBytes int
+
+	// InFlightRequests is how many requests of one connection may wait for their
+	// answer. Default 1,024; then its socket is not read until half are answered.
+	InFlightRequests int
+	// InFlightBytes is how many bytes those requests may hold. Default 16 MiB,
+	// never below one frame; same reaction.
+	InFlightBytes int
+	// OutboxBytes is how many bytes of replies may wait for one client to read
+	// them. Default 1 MiB; then its socket is not read until half are gone.
+	OutboxBytes int
+	// Handles is how many partitions one connection may open. Default 4,096;
+	// then TOO_MANY.
+	Handles int
+	// Links is how many streams one connection may have. Default 1,024; then
+	// TOO_MANY.
+	Links int
+	// LinkCredit is how many bytes of credit one link may hold. Default 64 MiB;
+	// more is clamped.
+	LinkCredit int
+	// MetadataNames is how many names one METADATA request may list. Default
+	// 1,024; then TOO_MANY.
+	MetadataNames int
+	// LogLines is how many lines a second each kind of bad input may write to the
+	// log. Default 5; the rest is counted.
+	LogLines int
+
+	descriptors int // what connections may use together
+}
+
+// Limits that are part of the design and not of the configuration.
+const (
+	// readBufferBytes is what one read of a socket takes at most.
+	readBufferBytes = 256 << 10
+	// pieceBytes is the stream part of one DELIVER at most, and what may wait in
+	// memory for one consumer that does not read.
+	pieceBytes = wire.MaxDeliverBytes
+	// turnBytes and turnSlices bound one write of a stream.
+	turnBytes  = 256 << 10
+	turnSlices = 1024
+	// loopTurnBytes is what the streams of one loop write between two looks at
+	// the other connections.
+	loopTurnBytes = 512 << 10
+	// inlineTurnBytes is up to what size the work of one read is done by the
+	// loop itself when the partition is idle; above it a worker is woken.
+	inlineTurnBytes = 64 << 10
+	// populateBytes is how much of a cold range is made resident at once.
+	populateBytes = 1 << 20
+	// goodbyes is how many refused connections may linger for their BUSY frame.
+	goodbyes = 16
+	// goodbyeTimeout is how long each may take.
+	goodbyeTimeout = 250 * time.Millisecond
+	// fastTick is the period of a loop that has stalled writers.
+	fastTick = 10 * time.Millisecond
+	// slowTick is the granularity of all deadlines.
+	slowTick = 100 * time.Millisecond
+)
+
+// withDefaults fills in the zero fields. descriptors is the process's limit.
+func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
+	setInt := func(field *int, value int) {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	setTime := func(field *time.Duration, value time.Duration) {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	setInt(&l.DescriptorReserve, int(min(max(descriptors/4, 64), 4096)))
+	setInt(&l.Registering, 16)
+	setInt(&l.Connections, 65536)
+	l.descriptors = int(min(descriptors, 1<<30)) - l.DescriptorReserve
+	room := l.descriptors - registeringDescriptors + 1
+	if room < 1 {
+		return l, fmt.Errorf("descriptor limit %d leaves no connection beside a reserve of %d: raise the limit (ulimit -n)", descriptors, l.DescriptorReserve)
+	}
+	l.Connections = min(l.Connections, room)
+	setInt(&l.ConnectionsPerAddress, max(l.Connections/10, 1000))
+	l.ConnectionsPerAddress = min(l.ConnectionsPerAddress, l.Connections)
+	setTime(&l.HandshakeTimeout, 5*time.Second)
+	setTime(&l.FrameTimeout, 10*time.Second)
+	setTime(&l.IdleTimeout, 60*time.Second)
+	setTime(&l.WriteTimeout, 10*time.Second)
+	setTime(&l.LingerTimeout, time.Second)
+	setInt(&l.LingerBytes, 1<<20)
+	setInt(&l.InFlightRequests, 1024)
+	setInt(&l.InFlightBytes, 16<<20)
+	setInt(&l.OutboxBytes, 1<<20)
+	setInt(&l.Handles, 4096)
+	setInt(&l.Links, 1024)
+	setInt(&l.LinkCredit, 64<<20)
+	setInt(&l.MetadataNames, 1024)
+	setInt(&l.LogLines, 5)
+	for name, value := range map[string]int{
+		"Connections": l.Connections, "ConnectionsPerAddress": l.ConnectionsPerAddress, "Registering": l.Registering,
+		"DescriptorReserve": l.DescriptorReserve, "LingerBytes": l.LingerBytes, "InFlightRequests": l.InFlightRequests,
+		"InFlightBytes": l.InFlightBytes, "OutboxBytes": l.OutboxBytes, "Handles": l.Handles, "Links": l.Links,
+		"LinkCredit": l.LinkCredit, "MetadataNames": l.MetadataNames, "LogLines": l.LogLines,
+		"HandshakeTimeout": int(l.HandshakeTimeout), "FrameTimeout": int(l.FrameTimeout), "IdleTimeout": int(l.IdleTimeout),
+		"WriteTimeout": int(l.WriteTimeout), "LingerTimeout": int(l.LingerTimeout),
+	} {
+		if value < 0 {
+			return l, fmt.Errorf("limit %s is negative: %d", name, value)
+		}
+	}
+	return l, nil
+}
+
+// descriptorLimit is the process's limit of open files, RLIMIT_NOFILE.
+func descriptorLimit() (uint64, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("reading the limit of open files: %w", err)
+	}
+	return limit.Cur, nil
+}

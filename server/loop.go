@@ -1,0 +1,229 @@
+package server
+
+import (
+	"context"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/panjf2000/gnet/v2"
+)
+
+// loop is one event loop of gnet with what we keep for it. Everything that
+// belongs to its sessions happens in callbacks of that loop, one at a time.
+//
+// Other goroutines hand it sessions that have something to do (push) and
+// functions to run (post). While the loop is in a callback that costs it nothing:
+// it looks at both lists before it returns to gnet. While it sleeps, the first
+// one wakes it, once. So the answers of a turn that the loop runs inline are
+// written at the end of the same callback without any wake-up, and a worker that
+// answers a thousand clients wakes their loop once.
+type loop struct {
+	engine *engine
+	gnet   gnet.EventLoop
+	epoll  int // descriptor of its epoll, -1 if unknown
+
+	mu        sync.Mutex // guards the following, held for moments
+	running   bool       // in a callback, will look at the lists
+	triggered bool       // a wake-up is under way, will look at the lists
+	ready     []*session
+	tasks     []func()
+
+	// Loop only.
+	depth     int           // of nested callbacks: closing a connection is one
+	now       time.Duration // at the start of the callback
+	lastTick  time.Duration
+	sessions  map[*session]struct{}
+	wheel     wheel
+	stalled   []*session // sockets that did not take all
+	streams   []*session // sessions with links that could send, in turn
+	spare     []*session // backing array for ready
+	gather    gather     // scratch of a stream's write
+	hasStalls atomic.Bool
+}
+
+func newLoop(e *engine, c gnet.Conn) *loop {
+	l := &loop{engine: e, gnet: c.EventLoop(), epoll: -1, now: e.now(), sessions: make(map[*session]struct{})}
+	if e.layoutErr == nil {
+		l.epoll = e.layout.epollOf(c)
+	}
+	l.lastTick = l.now
+	l.wheel.init(l.now)
+	// We run on the loop's goroutine. Nothing here loads from mapped files; should
+	// it ever, a fault becomes a panic that ends one session.
+	debug.SetPanicOnFault(true)
+	return l
+}
+
+// enter begins a callback.
+func (l *loop) enter() {
+	if l.depth++; l.depth > 1 {
+		return
+	}
+	l.mu.Lock()
+	l.running = true
+	l.mu.Unlock()
+	l.now = l.engine.now()
+}
+
+// drainRounds is how often one callback looks at the lists. What comes later
+// waits until the loop has looked at its sockets.
+const drainRounds = 3
+
+// leave ends a callback: it does what other goroutines, or the callback itself,
+// have left to do.
+func (l *loop) leave() {
+	if l.depth > 1 {
+		l.depth--
+		return
+	}
+	defer func() { l.depth-- }()
+	if l.now-l.lastTick >= fastTick {
+		l.tick()
+	}
+	for range drainRounds {
+		l.mu.Lock()
+		ready, tasks := l.ready, l.tasks
+		l.ready, l.tasks = l.spare[:0], nil
+		l.mu.Unlock()
+		for _, task := range tasks {
+			l.run(task)
+		}
+		for _, s := range ready {
+			s.turn()
+		}
+		clear(ready)
+		l.spare = ready[:0]
+		if len(ready) == 0 && len(tasks) == 0 {
+			break
+		}
+	}
+	l.stream()
+	l.mu.Lock()
+	l.running = false
+	again := len(l.ready) > 0 || len(l.tasks) > 0 || len(l.streams) > 0
+	if again = again && !l.triggered; again {
+		l.triggered = true
+	}
+	l.mu.Unlock()
+	if again {
+		l.engine.yield <- l // room for every loop, see engine.yield
+	}
+}
+
+// stream lets sessions with links write in turn, up to the loop's budget.
+func (l *loop) stream() {
+	for budget := loopTurnBytes; budget > 0 && len(l.streams) > 0; {
+		s := l.streams[0]
+		l.streams = append(l.streams[:0], l.streams[1:]...)
+		s.streaming = false
+		budget -= max(s.pump(), 1)
+	}
+}
+
+// push tells the loop that a session has something to do. Any goroutine.
+func (l *loop) push(s *session) {
+	l.mu.Lock()
+	l.ready = append(l.ready, s)
+	l.triggerLocked()
+}
+
+// post runs f on the loop. Any goroutine.
+func (l *loop) post(f func()) {
+	l.mu.Lock()
+	l.tasks = append(l.tasks, f)
+	l.triggerLocked()
+}
+
+// trigger makes the loop tick. Any goroutine.
+func (l *loop) trigger() {
+	l.mu.Lock()
+	l.triggerLocked()
+}
+
+// triggerLocked wakes the loop if nothing else will make it look at its lists,
+// and unlocks.
+func (l *loop) triggerLocked() {
+	wake := !l.running && !l.triggered
+	l.triggered = l.triggered || wake
+	l.mu.Unlock()
+	if wake {
+		l.execute()
+	}
+}
+
+// execute wakes the loop. It must be announced by triggered.
+func (l *loop) execute() {
+	e := l.engine
+	e.wakeMu.RLock()
+	defer e.wakeMu.RUnlock()
+	if e.asleep {
+		return
+	}
+	e.counters.triggers.Add(1)
+	_ = l.gnet.Execute(context.Background(), l) // fails only when gnet has shut down
+}
+
+// Run implements gnet.Runnable: the wake-up has arrived.
+func (l *loop) Run(context.Context) error {
+	l.mu.Lock()
+	l.triggered = false
+	l.mu.Unlock()
+	l.enter()
+	l.leave()
+	return nil
+}
+
+// run carries out one posted function.
+func (l *loop) run(task func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			l.engine.panicked("event loop task", r)
+		}
+	}()
+	task()
+}
+
+// tick fires due timers and looks at stalled sockets again.
+func (l *loop) tick() {
+	l.lastTick = l.now
+	l.wheel.advance(l.now, func(t *timer) { t.session.checkDeadlines() })
+	if len(l.stalled) == 0 {
+		return
+	}
+	stalled := l.stalled
+	l.stalled = nil
+	for _, s := range stalled {
+		s.stalled = false
+		s.turn()
+	}
+	clear(stalled)
+	if len(l.stalled) == 0 {
+		l.stalled = stalled[:0]
+		l.hasStalls.Store(false)
+	}
+}
+
+// stall puts a session on the list that every tick looks at.
+func (l *loop) stall(s *session) {
+	if s.stalled {
+		return
+	}
+	s.stalled = true
+	l.stalled = append(l.stalled, s)
+	if !l.hasStalls.Swap(true) {
+		select {
+		case l.engine.hurry <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// addStream gives a session its turn at writing streams.
+func (l *loop) addStream(s *session) {
+	if !s.streaming {
+		s.streaming = true
+		l.streams = append(l.streams, s)
+	}
+}

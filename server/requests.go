@@ -1,0 +1,501 @@
+package server
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+
+	"github.com/google/uuid"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// handle is a partition that a session has opened.
+type handle struct {
+	number  uint32
+	key     handleKey
+	replica replica
+	view    *cluster.View // destination is as of this one
+	dest    *cluster.Destination
+	limits  wire.BatchLimits
+	touched bool // in session.touched
+}
+
+type handleKey struct {
+	destination uuid.UUID
+	partition   uint32
+}
+
+// bodyVersion is the version of all opcodes' bodies.
+const bodyVersion = 1
+
+// request handles one request. body is valid until it returns.
+func (s *session) request(h wire.Header, body []byte) {
+	if h.Opcode.Known() {
+		s.engine.counters.requests[h.Opcode].Add(1)
+	} else {
+		s.engine.counters.requests[0].Add(1)
+	}
+	if s.phase == phaseHello {
+		s.hello(h, body)
+		return
+	}
+	if h.Version != bodyVersion && h.Opcode.Known() {
+		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeUnsupported, "%v version %d; this broker understands version %d", h.Opcode, h.Version, bodyVersion))
+		return
+	}
+	var err error
+	switch h.Opcode {
+	case wire.OpProduce:
+		err = s.produce(h, body)
+	case wire.OpLinkCredit:
+		err = s.linkCredit(h, body)
+	case wire.OpPing:
+		err = s.ping(h, body)
+	case wire.OpOpenPartition:
+		err = s.openPartition(h, body)
+	case wire.OpListOffsets:
+		err = s.listOffsets(h, body)
+	case wire.OpLinkOpen:
+		err = s.linkOpen(h, body)
+	case wire.OpLinkClose:
+		err = s.linkClose(h, body)
+	case wire.OpMetadata:
+		err = s.metadata(h, body)
+	case wire.OpCreate:
+		err = s.create(h, body)
+	case wire.OpAlter:
+		err = s.alter(h, body)
+	case wire.OpDelete:
+		err = s.delete(h, body)
+	case wire.OpInitProducer:
+		err = s.initProducer(h, body)
+	case wire.OpHello:
+		err = wire.Errorf(wire.CodeMalformed, "HELLO twice")
+	default: // DELIVER and the like, which only brokers send, among them
+		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeUnsupported, "no request has opcode %d", h.Opcode))
+	}
+	if err != nil {
+		// The message itself cannot be read: nothing after it can be trusted.
+		s.fail(h.Opcode, h.ID, err)
+	}
+}
+
+// A request method returns an error only if the message is malformed: that ends
+// the session. Everything else is answered.
+
+// free reports whether a request's correlation ID is not in flight, and answers
+// DUPLICATE otherwise.
+func (s *session) free(h wire.Header) bool {
+	if s.out.inFlight(h.ID) {
+		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeDuplicate, "a request with the ID %d is in flight", h.ID))
+		return false
+	}
+	return true
+}
+
+// begin registers a request whose answer comes later.
+func (s *session) begin(h wire.Header, r inFlight) bool {
+	r.opcode = h.Opcode
+	ok, full := s.out.begin(&s.engine.limits, h.ID, r)
+	if !ok {
+		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeDuplicate, "a request with the ID %d is in flight", h.ID))
+		return false
+	}
+	s.full = s.full || full
+	s.engine.counters.inFlight.Add(1)
+	return true
+}
+
+func (s *session) hello(h wire.Header, body []byte) {
+	if h.Opcode != wire.OpHello {
+		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeMalformed, "the first request is %v (%d), not HELLO", h.Opcode, uint8(h.Opcode)))
+		return
+	}
+	if h.Version != bodyVersion {
+		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "HELLO version %d; this broker understands version %d", h.Version, bodyVersion))
+		return
+	}
+	var m wire.HelloRequest
+	if err := m.Parse(body); err != nil {
+		s.fail(h.Opcode, h.ID, err)
+		return
+	}
+	if m.MinVersion > wire.MaxProtocolVersion || m.MaxVersion < wire.MinProtocolVersion || m.MinVersion > m.MaxVersion {
+		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "the client speaks versions %d to %d, this broker %d to %d",
+			m.MinVersion, m.MaxVersion, wire.MinProtocolVersion, wire.MaxProtocolVersion))
+		return
+	}
+	info := s.engine.backend.Info()
+	if m.ClusterID != "" && m.ClusterID != info.ClusterID {
+		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeClusterMismatch, "this broker belongs to cluster %s, not %.64q", info.ClusterID, m.ClusterID))
+		return
+	}
+	s.name = m.ClientName[:min(len(m.ClientName), wire.MaxNameBytes)]
+	s.phase = phaseOpen
+	s.out.mu.Lock()
+	s.out.requests = make(map[uint32]inFlight)
+	s.out.mu.Unlock()
+	l := &s.engine.limits
+	s.reply(h.Opcode, h.ID, &wire.HelloResponse{
+		Version: min(m.MaxVersion, wire.MaxProtocolVersion), ClusterID: info.ClusterID, NodeID: info.NodeID, ServerVersion: info.Version,
+		MaxFrameBytes: wire.MaxFrameBytes, MaxRecordBytes: wire.MaxRecordBytes,
+		MaxInFlightRequests: uint32(l.InFlightRequests), MaxInFlightBytes: uint32(l.InFlightBytes),
+		IdleTimeoutMs: uint32(l.IdleTimeout.Milliseconds()), Opcodes: wire.SupportedOpcodes(),
+	})
+}
+
+func (s *session) ping(h wire.Header, body []byte) error {
+	var m wire.PingRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	if s.free(h) {
+		s.reply(h.Opcode, h.ID, &wire.PingResponse{})
+	}
+	return nil
+}
+
+func (s *session) metadata(h wire.Header, body []byte) error {
+	if !s.free(h) {
+		return nil
+	}
+	// The count is looked at before a name is: a million names would be decoded
+	// for nothing.
+	if len(body) >= 4 {
+		if n := binary.LittleEndian.Uint32(body); uint64(n) > uint64(s.engine.limits.MetadataNames) && int(n) <= len(body)/2 {
+			s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeTooMany, "%d names; one request may list %d", n, s.engine.limits.MetadataNames))
+			return nil
+		}
+	}
+	var m wire.MetadataRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	view := s.engine.backend.View()
+	response := wire.MetadataResponse{Version: uint64(view.Epoch)}
+	for _, n := range view.Nodes {
+		response.Nodes = append(response.Nodes, wire.Node{ID: n.ID, Address: n.Address})
+	}
+	if len(m.Names) == 0 {
+		response.Destinations = make([]wire.DestinationInfo, 0, len(view.Destinations))
+		for _, d := range view.Destinations {
+			response.Destinations = append(response.Destinations, describe(s.engine.backend, d))
+		}
+	}
+	for _, name := range m.Names {
+		if d, ok := view.Destination(name); ok {
+			response.Destinations = append(response.Destinations, describe(s.engine.backend, d))
+		}
+	}
+	s.reply(h.Opcode, h.ID, &response)
+	return nil
+}
+
+// describe is a destination as clients see it, with the state of the partitions
+// that this node serves.
+func describe(b backend, d *cluster.Destination) wire.DestinationInfo {
+	info := wire.DestinationInfo{
+		Name: d.Name, ID: d.ID, Kind: d.Kind, Version: uint64(d.Version), Settings: d.Settings,
+		SlotVersion: d.SlotVersion, Slots: d.Slots,
+		Partitions: make([]wire.PartitionInfo, len(d.Partitions)),
+	}
+	for i := range d.Partitions {
+		number := d.Partitions[i].Number
+		info.Partitions[i] = wire.PartitionInfo{Number: number, State: wire.PartitionUnavailable}
+		switch r, err := b.Partition(d.ID, number); {
+		case err == nil:
+			info.Partitions[i] = r.info()
+		case errors.Is(err, wire.CodePartitionFenced):
+			info.Partitions[i].State = wire.PartitionFenced
+		}
+	}
+	return info
+}
+
+func (s *session) create(h wire.Header, body []byte) error {
+	var m wire.CreateRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	s.admin(h, body, m.Name, &m)
+	return nil
+}
+
+func (s *session) alter(h wire.Header, body []byte) error {
+	var m wire.AlterRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	s.admin(h, body, m.Name, &m)
+	return nil
+}
+
+func (s *session) delete(h wire.Header, body []byte) error {
+	var m wire.DeleteRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	s.admin(h, body, m.Name, &m)
+	return nil
+}
+
+func (s *session) initProducer(h wire.Header, body []byte) error {
+	var m wire.InitProducerRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	s.admin(h, body, m.Name, &m)
+	return nil
+}
+
+// admin hands a request to the metadata. name may be empty only for a producer.
+func (s *session) admin(h wire.Header, body []byte, name string, m wire.Message) {
+	if !s.begin(h, inFlight{bytes: len(body)}) {
+		return
+	}
+	if name != "" || h.Opcode != wire.OpInitProducer {
+		if err := wire.ValidateName(name); err != nil {
+			s.finish(h.ID, nil, err)
+			return
+		}
+	}
+	s.engine.backend.Admin(m, func(response wire.Message, err error) { s.finish(h.ID, response, err) })
+}
+
+func (s *session) openPartition(h wire.Header, body []byte) error {
+	var m wire.OpenPartitionRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	if !s.free(h) {
+		return nil
+	}
+	handle, err := s.openHandle(m.Destination, m.Partition)
+	if err != nil {
+		s.refuse(h.Opcode, h.ID, err)
+		return nil
+	}
+	info := handle.replica.info()
+	s.reply(h.Opcode, h.ID, &wire.OpenPartitionResponse{
+		Handle: handle.number, DestinationID: handle.dest.ID, Epoch: info.Epoch,
+		StartOffset: info.StartOffset, NextOffset: info.NextOffset, SlotVersion: handle.dest.SlotVersion,
+		RecordIndex: handle.limits.RequireIndex, MaxRecordBytes: uint32(handle.limits.MaxRecordBytes),
+	})
+	return nil
+}
+
+// openHandle finds or makes the handle of a partition.
+func (s *session) openHandle(name string, number uint32) (*handle, error) {
+	if err := wire.ValidateName(name); err != nil {
+		return nil, err
+	}
+	view := s.engine.backend.View()
+	d, ok := view.Destination(name)
+	if !ok {
+		return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", name)
+	}
+	if number >= uint32(len(d.Partitions)) {
+		return nil, wire.Errorf(wire.CodeUnknownPartition, "%v %q has partitions 0 to %d, not %d", d.Kind, name, len(d.Partitions)-1, number)
+	}
+	r, err := s.engine.backend.Partition(d.ID, number)
+	if err != nil {
+		return nil, err
+	}
+	key := handleKey{d.ID, number}
+	t := s.handleOf[key]
+	if t == nil {
+		if len(s.handles) >= s.engine.limits.Handles {
+			return nil, wire.Errorf(wire.CodeTooMany, "%d partitions are open; one connection may open %d", len(s.handles), s.engine.limits.Handles)
+		}
+		t = &handle{number: uint32(len(s.handles)) + 1, key: key}
+		s.handles = append(s.handles, t)
+		if s.handleOf == nil {
+			s.handleOf = make(map[handleKey]*handle)
+		}
+		s.handleOf[key] = t
+	}
+	t.replica = r
+	t.bind(view, d)
+	return t, nil
+}
+
+// bind notes what the metadata says about the destination.
+func (t *handle) bind(view *cluster.View, d *cluster.Destination) {
+	t.view, t.dest = view, d
+	t.limits = wire.BatchLimits{
+		MaxRecordBytes: cmp.Or(int(d.Settings.MaxRecordBytes), wire.DefaultMaxRecordBytes),
+		RequireIndex: d.Settings.RecordIndex == wire.RecordIndexOn ||
+			d.Settings.RecordIndex == wire.RecordIndexDefault && d.Kind == wire.Queue,
+	}
+}
+
+// handle finds an open partition whose destination still exists.
+func (s *session) handle(number uint32) (*handle, error) {
+	if number == 0 || uint64(number) > uint64(len(s.handles)) {
+		return nil, wire.Errorf(wire.CodeUnknownHandle, "handle %d is not open", number)
+	}
+	t := s.handles[number-1]
+	if err := s.refresh(t); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// refresh brings a handle up to date with the metadata, which costs a pointer
+// comparison while nothing changes.
+func (s *session) refresh(t *handle) error {
+	view := s.engine.backend.View()
+	if view == t.view {
+		return nil
+	}
+	d, ok := view.DestinationByID(t.key.destination)
+	if !ok {
+		return wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted", t.dest.Name)
+	}
+	r, err := s.engine.backend.Partition(t.key.destination, t.key.partition)
+	if err != nil {
+		return err
+	}
+	t.replica = r
+	t.bind(view, d)
+	return nil
+}
+
+func (s *session) produce(h wire.Header, body []byte) error {
+	var m wire.ProduceRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	if !m.Acks.Valid() {
+		return wire.Errorf(wire.CodeMalformed, "acks is %d", m.Acks)
+	}
+	t, info, err := s.checkBatch(&m)
+	if m.Acks == wire.AcksNone {
+		if err == nil {
+			err = t.replica.Append(partition.Append{Batch: m.Batch, Index: m.Index, Info: info, Acks: m.Acks, Receiver: s})
+		}
+		if err != nil {
+			s.engine.counters.unackedRefused.Add(1)
+			s.engine.counters.countError(errorBody(err).Code)
+			return nil
+		}
+		s.touch(t, len(m.Batch))
+		return nil
+	}
+	if !s.begin(h, inFlight{handle: m.Handle, bytes: len(body)}) {
+		return nil
+	}
+	if err == nil {
+		err = t.replica.Append(partition.Append{
+			Batch: m.Batch, Index: m.Index, Info: info, Acks: m.Acks, Receiver: s, Tag: uint64(h.ID),
+		})
+	}
+	if err != nil {
+		s.finish(h.ID, nil, err)
+		return nil
+	}
+	s.touch(t, len(m.Batch))
+	return nil
+}
+
+// touch notes that the partition's owner needs a turn once this read is parsed.
+func (s *session) touch(t *handle, n int) {
+	s.appended += n
+	if !t.touched {
+		t.touched = true
+		s.touched = append(s.touched, t)
+	}
+}
+
+// checkBatch finds the partition of a produce request and judges the batch. It
+// allocates only for an error.
+func (s *session) checkBatch(m *wire.ProduceRequest) (*handle, wire.BatchInfo, error) {
+	t, err := s.handle(m.Handle)
+	if err != nil {
+		return nil, wire.BatchInfo{}, err
+	}
+	if m.Keyed {
+		owner, ok := wire.SlotPartition(t.dest.Slots, m.Slot)
+		if !ok || m.SlotVersion != t.dest.SlotVersion || owner != t.key.partition {
+			return nil, wire.BatchInfo{}, wire.Errorf(wire.CodeWrongPartition, "slot %d of slot map %d is not of partition %d in slot map %d",
+				m.Slot, m.SlotVersion, t.key.partition, t.dest.SlotVersion)
+		}
+	}
+	info, err := wire.ValidateBatch(m.Batch, m.Index, t.limits)
+	if err != nil {
+		return nil, info, err
+	}
+	// Only batches that reach a quorum are deduplicated (RULES R4).
+	if m.Acks != wire.AcksQuorum && info.ProducerID >= 0 {
+		return nil, info, wire.Errorf(wire.CodeInvalidRequest, "a batch with acks=%v must not carry a producer ID", m.Acks)
+	}
+	return t, info, nil
+}
+
+func (s *session) listOffsets(h wire.Header, body []byte) error {
+	var m wire.ListOffsetsRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	if m.Kind > wire.OffsetAtTime {
+		return wire.Errorf(wire.CodeMalformed, "kind of offset is %d", m.Kind)
+	}
+	if !s.free(h) {
+		return nil
+	}
+	t, err := s.handle(m.Handle)
+	if err != nil {
+		s.refuse(h.Opcode, h.ID, err)
+		return nil
+	}
+	info := t.replica.info()
+	switch m.Kind {
+	case wire.OffsetEarliest:
+		s.reply(h.Opcode, h.ID, &wire.ListOffsetsResponse{Offset: info.StartOffset, Epoch: info.Epoch})
+	case wire.OffsetLatest:
+		s.reply(h.Opcode, h.ID, &wire.ListOffsetsResponse{Offset: info.NextOffset, Epoch: info.Epoch})
+	case wire.OffsetAtTime:
+		if !s.begin(h, inFlight{bytes: len(body)}) {
+			return nil
+		}
+		t.replica.Blocking(func() {
+			offset, err := t.replica.Log().LocateTime(m.TimeMs)
+			s.finish(h.ID, &wire.ListOffsetsResponse{Offset: offset, Epoch: info.Epoch}, err)
+		})
+	}
+	return nil
+}
+
+// errorBody is what a client is told about an error. The cause of one that has
+// no code of its own stays here.
+func errorBody(err error) wire.ErrorBody {
+	var known *wire.Error
+	if errors.As(err, &known) {
+		return wire.ErrorBody{Code: known.Code, Detail: known.Detail}
+	}
+	var code wire.ErrorCode
+	var gap *log.OutOfRangeError
+	switch {
+	case errors.As(err, &code):
+		return wire.ErrorBody{Code: code}
+	case errors.Is(err, partition.ErrMailboxFull):
+		return wire.ErrorBody{Code: wire.CodeMailboxFull}
+	case errors.As(err, &gap):
+		return wire.ErrorBody{Code: wire.CodeOutOfRange, Detail: gap.Error()}
+	case errors.Is(err, log.ErrOffsetOutOfRange):
+		return wire.ErrorBody{Code: wire.CodeOutOfRange}
+	case errors.Is(err, log.ErrDiskFull):
+		return wire.ErrorBody{Code: wire.CodeDiskFull}
+	case errors.Is(err, log.ErrFenced):
+		return wire.ErrorBody{Code: wire.CodePartitionFenced}
+	case errors.Is(err, log.ErrCorrupt):
+		return wire.ErrorBody{Code: wire.CodeCorrupt, Detail: "stored frames are damaged"}
+	case errors.Is(err, log.ErrClosed), errors.Is(err, partition.ErrClosed):
+		return wire.ErrorBody{Code: wire.CodeUnavailable}
+	}
+	return wire.ErrorBody{Code: wire.CodeInternal}
+}

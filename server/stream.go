@@ -1,0 +1,530 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// link streams one partition to one client.
+//
+//	idle ──credit, records──▶ active ──written──▶ active … ──at the end──▶ parked
+//	  ▲                         │                                            │
+//	  └────── no credit ────────┘◀───────────── the watermark moved ─────────┘
+//
+// An active link waits in its session's list for a turn. A turn (pump) lays one
+// DELIVER header in Go memory in front of the mapped slices of each piece and
+// hands all of it to the kernel with one writev: the payload is not copied by us,
+// and nothing is done for each record. No Go code ever loads from the mapped
+// slices.
+//
+// When the socket does not take everything, the piece it stopped in is read again
+// with pread, into memory, and waits there: 64 KiB at most for each client.
+// Everything after it was not touched. So what a slow client costs is its credit
+// and that one piece, and the link goes on when the client has read it.
+//
+// Fields are the loop's, except in Wake and position.
+type link struct {
+	session *session
+	id      uint32
+	handle  *handle
+	log     partitionLog
+	credit  int64 // bytes of stream that may be sent
+	at      log.Position
+	parkAt  atomic.Pointer[log.Position] // at, for whoever moves the watermark
+
+	active  bool // in session.active
+	parked  bool
+	told    bool // the client knows that it is at the end
+	loading bool // a worker makes the next range resident, or reads it
+	slow    bool // this range cannot be mapped: read it
+	closed  bool
+}
+
+// position implements waiter.
+func (k *link) position() log.Position { return *k.parkAt.Load() }
+
+// Wake implements waiter: the watermark has moved, or the partition has stopped.
+// Any goroutine.
+func (k *link) Wake() {
+	o := &k.session.out
+	o.mu.Lock()
+	o.woken = append(o.woken, k)
+	notify := o.notifyLocked()
+	o.mu.Unlock()
+	if notify {
+		k.session.loop.push(k.session)
+	}
+}
+
+// activate gives a link a place in its session's list of those that could send.
+func (s *session) activate(k *link) {
+	k.parked = false
+	if !k.closed && !k.active {
+		k.active = true
+		s.active = append(s.active, k)
+	}
+}
+
+// run puts a link to work.
+func (s *session) run(k *link) {
+	s.activate(k)
+	s.loop.addStream(s)
+}
+
+func (s *session) linkOpen(h wire.Header, body []byte) error {
+	var m wire.LinkOpenRequest
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	if !s.begin(h, inFlight{bytes: len(body)}) {
+		return nil
+	}
+	t, err := s.handle(m.Handle)
+	if err == nil && len(s.links)+s.opening >= s.engine.limits.Links {
+		err = wire.Errorf(wire.CodeTooMany, "%d links are open; one connection may have %d", len(s.links), s.engine.limits.Links)
+	}
+	if err != nil {
+		s.finish(h.ID, nil, err)
+		return nil
+	}
+	info := t.replica.info()
+	if m.Offset > info.NextOffset && !t.replica.Leading() {
+		// A leader that has just started may not know yet how far its log is
+		// committed: the client's position is not wrong, only early.
+		s.finish(h.ID, nil, wire.Errorf(wire.CodeRetry, "offset %d may be above the next offset %d only for now", m.Offset, info.NextOffset))
+		return nil
+	}
+	if m.Offset < info.StartOffset || m.Offset > info.NextOffset {
+		s.finish(h.ID, nil, &log.OutOfRangeError{Offset: m.Offset, Start: info.StartOffset, Next: info.NextOffset})
+		return nil
+	}
+	s.opening++
+	records := t.replica.Log()
+	t.replica.Blocking(func() {
+		at, _, err := records.Locate(m.Offset)
+		s.loop.post(func() {
+			s.opening--
+			if s.phase != phaseOpen || s.halfClosed {
+				return
+			}
+			if err != nil {
+				s.finish(h.ID, nil, err)
+				return
+			}
+			s.startLink(h.ID, t, records, at, m.Credit)
+		})
+	})
+	return nil
+}
+
+// startLink answers LINK_OPEN and begins to send.
+func (s *session) startLink(id uint32, t *handle, records partitionLog, at log.Position, credit uint32) {
+	s.nextLink++
+	k := &link{session: s, id: s.nextLink, handle: t, log: records, at: at}
+	k.grant(credit)
+	if s.links == nil {
+		s.links = make(map[uint32]*link)
+	}
+	s.links[k.id] = k
+	s.engine.counters.links.Add(1)
+	info := t.replica.info()
+	s.finish(id, &wire.LinkOpenResponse{Link: k.id, StartOffset: info.StartOffset, NextOffset: info.NextOffset}, nil)
+	s.run(k)
+}
+
+// grant adds credit, up to the limit.
+func (k *link) grant(credit uint32) {
+	k.credit = min(k.credit+int64(credit), int64(k.session.engine.limits.LinkCredit))
+}
+
+func (s *session) linkCredit(h wire.Header, body []byte) error {
+	var m wire.LinkCredit
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	// A link that is not there was closed while the credit was on its way.
+	if k := s.links[h.ID]; k != nil {
+		k.grant(m.Credit)
+		if !k.parked && !k.loading {
+			s.run(k)
+		}
+	}
+	return nil
+}
+
+func (s *session) linkClose(h wire.Header, body []byte) error {
+	var m wire.LinkClose
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	k := s.links[h.ID]
+	if k == nil {
+		s.linkClosed(h.ID, wire.ErrorBody{Code: wire.CodeUnknownLink})
+		return nil
+	}
+	s.closeLink(k, wire.ErrorBody{})
+	return nil
+}
+
+// closeLink ends a link and tells the client why.
+func (s *session) closeLink(k *link, why wire.ErrorBody) {
+	s.forgetLink(k)
+	s.engine.counters.countError(why.Code)
+	s.linkClosed(k.id, why)
+}
+
+func (s *session) linkClosed(id uint32, why wire.ErrorBody) {
+	s.send(wire.Header{Opcode: wire.OpLinkClosed, Version: bodyVersion, ID: id}, &why)
+	s.checkFull()
+}
+
+func (s *session) forgetLink(k *link) {
+	k.closed = true
+	if k.parked {
+		k.parked = false
+		k.handle.replica.Unpark(k)
+	}
+	delete(s.links, k.id)
+	s.engine.counters.links.Add(-1)
+}
+
+// closeLinks ends all links without a word: the connection ends with them.
+func (s *session) closeLinks() {
+	for _, k := range s.links {
+		s.forgetLink(k)
+	}
+	s.active = nil
+}
+
+// topologyChanged looks at links whose destination may be gone.
+func (s *session) topologyChanged() {
+	defer s.recovered("looking at new metadata")
+	for _, k := range s.links {
+		if err := s.refresh(k.handle); errors.Is(err, wire.CodeDestinationGone) {
+			s.closeLink(k, errorBody(err))
+		}
+	}
+}
+
+// turnPieces bounds the pieces of one write.
+const turnPieces = 64
+
+// deliverHead is what precedes each piece: frame header and watermark.
+const deliverHead = wire.HeaderSize + wire.DeliverPrefixSize
+
+// gather is one write in the making. It belongs to a loop and is used by one
+// session at a time.
+type gather struct {
+	pieces [turnPieces]piece
+	n      int
+	slices [][]byte
+	bytes  int
+	heads  [turnPieces * deliverHead]byte
+}
+
+// piece is one DELIVER frame of a write.
+type piece struct {
+	link *link
+	from log.Position // of the stream bytes
+	view *log.View    // nil for the empty piece at the end
+	told bool         // of the link, before
+}
+
+func (p *piece) bytes() int {
+	if p.view == nil {
+		return 0
+	}
+	return p.view.Bytes
+}
+
+// add appends a frame and moves its link past it.
+func (g *gather) add(k *link, next wire.Offset, view *log.View) {
+	p := &g.pieces[g.n]
+	*p = piece{link: k, from: k.at, view: view, told: k.told}
+	head := g.heads[g.n*deliverHead : g.n*deliverHead : (g.n+1)*deliverHead]
+	head = wire.AppendHeader(head, wire.Header{
+		Length: wire.FrameLength(wire.DeliverPrefixSize + p.bytes()), Opcode: wire.OpDeliver, Version: bodyVersion, ID: k.id,
+	})
+	head = (&wire.Deliver{NextOffset: next}).AppendPrefix(head)
+	g.n++
+	g.slices = append(g.slices, head)
+	g.bytes += len(head) + p.bytes()
+	if view != nil {
+		g.slices = append(g.slices, view.Slices...)
+		k.at = view.Next
+		k.credit -= int64(view.Bytes)
+	}
+}
+
+// fits reports whether one more piece may join.
+func (g *gather) fits() bool {
+	return g.n < turnPieces && g.bytes < turnBytes && len(g.slices) < turnSlices-1
+}
+
+// reset releases all views.
+func (g *gather) reset() {
+	for i := range g.pieces[:g.n] {
+		if v := g.pieces[i].view; v != nil {
+			v.Release()
+		}
+		g.pieces[i] = piece{}
+	}
+	clear(g.slices)
+	g.n, g.slices, g.bytes = 0, g.slices[:0], 0
+}
+
+// pump is one bounded turn of a session's links: they take turns, a piece each,
+// until the write is full. It returns the bytes written.
+func (s *session) pump() int {
+	defer s.recovered("streaming")
+	if s.phase != phaseOpen || s.halfClosed {
+		return 0
+	}
+	s.flush() // replies first: a link's answer precedes its stream
+	if s.phase != phaseOpen || len(s.active) == 0 {
+		return 0
+	}
+	if !s.drained() {
+		return 0 // the tick brings the next turn
+	}
+	g := &s.loop.gather
+	defer g.reset()
+	for g.fits() && len(s.active) > 0 {
+		k := s.active[0]
+		s.active = append(s.active[:0], s.active[1:]...)
+		k.active = false
+		if s.next(k, g) {
+			k.active = true
+			s.active = append(s.active, k)
+		}
+	}
+	written := s.writePieces(g)
+	if s.phase == phaseOpen && len(s.active) > 0 && s.drained() {
+		s.loop.addStream(s)
+	}
+	return written
+}
+
+// next adds a link's next piece. It reports whether the link could go on.
+func (s *session) next(k *link, g *gather) (more bool) {
+	if k.closed || k.loading {
+		return false
+	}
+	if k.handle.replica.State() == wire.PartitionFenced {
+		s.closeLink(k, wire.ErrorBody{Code: wire.CodePartitionFenced, Detail: "the partition stopped after a storage error"})
+		return false
+	}
+	if err := s.refresh(k.handle); errors.Is(err, wire.CodeDestinationGone) {
+		s.closeLink(k, errorBody(err))
+		return false
+	}
+	mark := k.log.Watermark()
+	if k.at != mark.Position {
+		if k.credit <= 0 {
+			return false // linkCredit goes on
+		}
+		view, err := k.log.View(k.at, int(min(k.credit, pieceBytes)))
+		switch {
+		case errors.Is(err, log.ErrCold):
+			s.load(k)
+			return false
+		case errors.Is(err, log.ErrClosed), errors.Is(err, log.ErrFenced), errors.Is(err, log.ErrOffsetOutOfRange), errors.Is(err, log.ErrCorrupt):
+			s.closeLink(k, errorBody(err))
+			return false
+		case err != nil: // not to be mapped, for want of address space or of maps
+			s.read(k)
+			return false
+		case view.Bytes > 0 && len(g.slices)+1+len(view.Slices) > turnSlices:
+			view.Release()
+			if g.n == 0 {
+				s.read(k) // many tiny runs between control frames: copy them together
+				return false
+			}
+			return true
+		case view.Bytes > 0:
+			g.add(k, mark.Next, view)
+			k.told = false
+			return true
+		}
+		// Nothing but control frames up to the watermark we looked at.
+		view.Release()
+		k.at = mark.Position
+	}
+	if !k.told {
+		g.add(k, mark.Next, nil)
+		k.told = true
+		s.engine.counters.deliveredEmpty.Add(1)
+	}
+	return s.park(k)
+}
+
+// park waits for the watermark. It returns true if that has moved already.
+func (s *session) park(k *link) (more bool) {
+	at := k.at
+	k.parkAt.Store(&at)
+	k.parked = true
+	if !k.handle.replica.Park(k) {
+		k.parked = false
+		return true
+	}
+	return false
+}
+
+// writePieces writes what was gathered and takes back what the socket refused.
+func (s *session) writePieces(g *gather) int {
+	if g.n == 0 {
+		return 0
+	}
+	n, err := writev(s.fd, g.slices)
+	if err != nil {
+		s.close(closedIO, fmt.Errorf("writev: %w", err))
+		return 0
+	}
+	s.engine.counters.bytesOut.Add(uint64(n))
+	left := n
+	for i := range g.pieces[:g.n] {
+		p := &g.pieces[i]
+		size := deliverHead + p.bytes()
+		if left < size {
+			for j := g.n - 1; j > i; j-- {
+				s.takeBack(&g.pieces[j])
+			}
+			if left == 0 {
+				s.takeBack(p)
+			} else if !s.copyRest(g, i, left) {
+				return n
+			}
+			s.block(n > 0)
+			return n
+		}
+		left -= size
+		s.engine.counters.streamBytes.Add(uint64(p.bytes()))
+	}
+	s.blockedSince = 0
+	return n
+}
+
+// takeBack undoes a piece that was not written at all.
+func (s *session) takeBack(p *piece) {
+	k := p.link
+	k.at, k.told = p.from, p.told
+	k.credit += int64(p.bytes())
+	if k.closed {
+		return
+	}
+	if k.parked {
+		k.handle.replica.Unpark(k)
+	}
+	s.activate(k)
+}
+
+// copyRest reads the piece in which the socket stopped into memory, where the
+// part that was not written waits. written counts the piece's bytes that were.
+func (s *session) copyRest(g *gather, i, written int) bool {
+	p := &g.pieces[i]
+	b := newBuffer(deliverHead + p.bytes())
+	b.bytes = append(b.bytes, g.heads[i*deliverHead:(i+1)*deliverHead]...)
+	for b.size() < deliverHead+p.bytes() {
+		n, next, err := p.link.log.ReadAt(p.from, b.bytes[b.size():deliverHead+p.bytes()])
+		if err != nil || n == 0 {
+			// The client has half a frame that we cannot complete.
+			b.free()
+			s.close(closedIO, fmt.Errorf("reading the rest of a frame: %d bytes, %v", n, err))
+			return false
+		}
+		b.bytes = b.bytes[:b.size()+n]
+		p.from = next
+	}
+	s.engine.counters.preads.Add(1)
+	s.engine.counters.streamBytes.Add(uint64(p.bytes()))
+	s.sending, s.sent = b, written
+	s.handOver()
+	if s.phase == phaseClosed {
+		return false
+	}
+	if s.sent == s.sending.size() {
+		s.sending.free()
+		s.sending, s.sent = nil, 0
+	}
+	return true
+}
+
+// load makes the next range of a link resident on a worker.
+func (s *session) load(k *link) {
+	s.engine.counters.cold.Add(1)
+	k.loading = true
+	at, records := k.at, k.log
+	k.handle.replica.Blocking(func() {
+		err := records.Populate(at, populateBytes)
+		s.loop.post(func() {
+			k.loading = false
+			switch {
+			case k.closed:
+			case err == nil:
+				s.run(k)
+			case errors.Is(err, unix.ENOMEM), errors.Is(err, log.ErrCold):
+				s.read(k)
+			default:
+				s.closeLink(k, errorBody(err))
+			}
+		})
+	})
+}
+
+// read is the way around the map: a worker reads the next piece, which then
+// waits in the outbox like a reply.
+func (s *session) read(k *link) {
+	k.loading = true
+	at, records, size := k.at, k.log, int(min(k.credit, pieceBytes))
+	k.handle.replica.Blocking(func() {
+		mark := records.Watermark()
+		b := newBuffer(size)
+		n, next, err := records.ReadAt(at, b.bytes[:size])
+		b.bytes = b.bytes[:n]
+		s.loop.post(func() {
+			defer b.free()
+			k.loading = false
+			switch {
+			case k.closed:
+				return
+			case err != nil && n == 0:
+				s.closeLink(k, errorBody(err))
+				return
+			}
+			if n == 0 {
+				next = mark.Position // nothing but control frames up to there
+			} else {
+				s.engine.counters.preads.Add(1)
+				s.engine.counters.streamBytes.Add(uint64(n))
+				s.send(wire.Header{Opcode: wire.OpDeliver, Version: bodyVersion, ID: k.id}, &wire.Deliver{NextOffset: mark.Next, Stream: b.bytes})
+				k.told = false
+			}
+			k.at = next
+			k.credit -= int64(n)
+			s.run(k)
+		})
+	})
+}
+
+// writev writes the slices to a socket without blocking. A full socket is no
+// error.
+func writev(fd int, slices [][]byte) (int, error) {
+	for {
+		n, err := unix.Writev(fd, slices)
+		switch err {
+		case nil:
+			return n, nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, nil
+		default:
+			return 0, err
+		}
+	}
+}
