@@ -1,0 +1,11 @@
+// Package fuzz holds what shows the rest to be correct: simulations from seeds,
+// damage to files, kills of the real process, and the rules that the source
+// itself must keep. It is nearly all tests; nothing imports it.
+//
+// The simulation (fuzz/sim, TestSimulation) runs one node of Lockstep, its real
+// log, consensus, partitions and metadata, on a simulated disk that loses power,
+// one step at a time, and compares what comes back with a model that saw every
+// acknowledgement. FuzzRecovery damages the files of a small log. The crash test
+// (TestKill) ends the real broker with SIGKILL under load. Each has mutants: the
+// same run with one protection taken away, which it must catch.
+package fuzz
