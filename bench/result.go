@@ -1,0 +1,145 @@
+package bench
+
+import (
+	"context"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// Result is what a run found. Its JSON form is a contract.
+type Result struct {
+	Benchmark   string  `json:"benchmark"` // produce, consume or latency
+	Records     int64   `json:"records"`   // acknowledged or received within Seconds
+	Bytes       int64   `json:"bytes"`     // of keys and values
+	Seconds     float64 `json:"seconds"`
+	RecordsPerS float64 `json:"records_per_s"`
+	MBPerS      float64 `json:"mb_per_s"` // 10^6 bytes of keys and values
+	Latencies
+	// Ack is the time until the broker acknowledged a record; in Latency runs
+	// only, where the fields above are the time until a consumer had it.
+	Ack *Latencies `json:"ack,omitempty"`
+	// Lost is the number of records that were sent and did not come back
+	// within the time a Latency run waits at its end.
+	Lost int64 `json:"lost,omitempty"`
+	// LatestSend is the furthest the load generator itself fell behind its
+	// schedule in a Latency run, in µs. It is part of every latency.
+	LatestSend *float64 `json:"latest_send_us,omitempty"`
+
+	ClientCPUSeconds     float64        `json:"client_cpu_s"`
+	ServerCPUSeconds     *float64       `json:"server_cpu_s"` // null where unknown
+	ClientCPUPerRecordUs float64        `json:"client_cpu_per_record_us"`
+	ServerCPUPerRecordUs *float64       `json:"server_cpu_per_record_us"`
+	Settings             map[string]any `json:"settings"`
+}
+
+// Latencies are percentiles in microseconds, with three significant digits.
+type Latencies struct {
+	Samples int64   `json:"latency_samples"`
+	P50Us   float64 `json:"p50_us"`
+	P99Us   float64 `json:"p99_us"`
+	P999Us  float64 `json:"p999_us"`
+	MaxUs   float64 `json:"max_us"`
+}
+
+// histogramMax is the longest latency that is told apart from longer ones.
+const histogramMax = 10 * time.Minute
+
+// histogram counts latencies in nanoseconds. Safe for several goroutines.
+type histogram struct {
+	mu sync.Mutex
+	h  *hdrhistogram.Histogram
+}
+
+func newHistogram() *histogram {
+	return &histogram{h: hdrhistogram.New(1, int64(histogramMax), 3)}
+}
+
+// record counts one latency; what lies outside of the range counts at its edge.
+func (h *histogram) record(ns int64) {
+	h.mu.Lock()
+	_ = h.h.RecordValue(min(max(ns, 1), int64(histogramMax))) // in range: cannot fail
+	h.mu.Unlock()
+}
+
+func (h *histogram) merge(other *histogram) {
+	h.mu.Lock()
+	h.h.Merge(other.h)
+	h.mu.Unlock()
+}
+
+func (h *histogram) latencies() Latencies {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.h.TotalCount() == 0 {
+		return Latencies{}
+	}
+	us := func(percentile float64) float64 { return round(float64(h.h.ValueAtPercentile(percentile))/1e3, 2) }
+	return Latencies{
+		Samples: h.h.TotalCount(),
+		P50Us:   us(50), P99Us: us(99), P999Us: us(99.9),
+		MaxUs: round(float64(h.h.Max())/1e3, 2),
+	}
+}
+
+// finish computes the rates from records, bytes and seconds.
+func (r *Result) finish(cpu cpuUsed) {
+	r.Seconds = round(r.Seconds, 6)
+	if r.Seconds > 0 {
+		r.RecordsPerS = round(float64(r.Records)/r.Seconds, 1)
+		r.MBPerS = round(float64(r.Bytes)/1e6/r.Seconds, 3)
+	}
+	r.ClientCPUSeconds = round(cpu.client, 4)
+	if cpu.serverKnown {
+		server := round(cpu.server, 4)
+		r.ServerCPUSeconds = &server
+	}
+	if r.Records > 0 {
+		r.ClientCPUPerRecordUs = round(cpu.client*1e6/float64(r.Records), 3)
+		if cpu.serverKnown {
+			perRecord := round(cpu.server*1e6/float64(r.Records), 3)
+			r.ServerCPUPerRecordUs = &perRecord
+		}
+	}
+}
+
+func round(v float64, digits int) float64 {
+	p := math.Pow10(digits)
+	return math.Round(v*p) / p
+}
+
+// cpuUsed is the CPU time that both sides used between two points, in seconds.
+type cpuUsed struct {
+	client, server float64
+	serverKnown    bool
+}
+
+// cpuMeter measures CPU time from its start.
+type cpuMeter struct {
+	target Target
+	client float64
+	server float64
+	known  bool
+}
+
+func (t Target) startCPU(ctx context.Context) cpuMeter {
+	m := cpuMeter{target: t, client: processCPU()}
+	if t.ServerCPU != nil {
+		var err error
+		m.server, err = t.ServerCPU(ctx)
+		m.known = err == nil
+	}
+	return m
+}
+
+func (m cpuMeter) stop(ctx context.Context) cpuUsed {
+	used := cpuUsed{client: processCPU() - m.client}
+	if m.known {
+		if server, err := m.target.ServerCPU(ctx); err == nil {
+			used.server, used.serverKnown = server-m.server, true
+		}
+	}
+	return used
+}

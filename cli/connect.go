@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+)
+
+// defaultServer is where client commands look for a broker, and where serve
+// listens unless told otherwise.
+const defaultServer = "127.0.0.1:7400"
+
+const (
+	// connectTimeout bounds the first connection of a command.
+	connectTimeout = 5 * time.Second
+	// requestTimeout bounds one administrative request.
+	requestTimeout = 30 * time.Second
+	// completionTimeout bounds what a shell waits for names when TAB is pressed.
+	completionTimeout = 700 * time.Millisecond
+)
+
+// clientFlags gives a command, and those below it, the flags of all client commands.
+func (a *app) clientFlags(c *cobra.Command) {
+	flags := c.PersistentFlags()
+	flags.StringVar(&a.servers, "server", defaultServer, "brokers to try in turn, as `host:port[,host:port...]`")
+	withEnv(flags, "server", "LOCKSTEP_SERVER")
+}
+
+// connect opens the connection of a client command.
+func (a *app) connect(ctx context.Context, opts ...client.Option) (*client.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	conn, err := client.Connect(ctx, a.servers, append([]client.Option{client.WithName("lockstep-cli")}, opts...)...)
+	if err != nil {
+		return nil, interruptedOr(ctx, err)
+	}
+	return conn, nil
+}
+
+// withConn runs fn with a connection and a time limit for requests.
+func (a *app) withConn(c *cobra.Command, fn func(ctx context.Context, conn *client.Conn) error) error {
+	conn, err := a.connect(c.Context())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(c.Context(), requestTimeout)
+	defer cancel()
+	return interruptedOr(ctx, fn(ctx, conn))
+}
+
+// interruptedOr replaces an error by errInterrupted if that is its reason.
+func interruptedOr(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		return errInterrupted
+	}
+	return err
+}
+
+// find looks a destination up, so that a mistyped name fails before any work
+// and errors can say queue or topic.
+func (a *app) find(ctx context.Context, conn *client.Conn, name string) (client.Destination, destinationWords, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	d, err := conn.Destination(ctx, name)
+	if err != nil {
+		return d, destinationWords{}, interruptedOr(ctx, &failure{doing: "look up", destination: name, err: err})
+	}
+	return d, wordsOf(d.Kind), nil
+}
+
+// completeDestinations offers the names of existing destinations to a shell.
+// kind 0 means both.
+func (a *app) completeDestinations(kind client.Kind) cobra.CompletionFunc {
+	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		if err := a.applyEnvironment(c); err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
+		defer cancel()
+		conn, err := client.Connect(ctx, a.servers, client.WithReconnect(false))
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer conn.Close()
+		destinations, err := conn.Destinations(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var names []string
+		for _, d := range destinations {
+			if kind == 0 || d.Kind == kind {
+				names = append(names, d.Name)
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}

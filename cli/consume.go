@@ -1,0 +1,238 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+)
+
+func (a *app) consumeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "consume DEST",
+		Short: "Print the records of a queue or topic",
+		Long: `Print the records of a queue or topic, each value on a line, and wait for more.
+Nothing is removed or acknowledged. Partitions are read side by side: order holds
+within each. A record made by produce from a last line without a newline ends the
+output without one.
+
+Verbs of --format:
+  %p partition  %o offset  %e epoch  %k key  %v value  %h headers as name=value
+  %t timestamp as RFC 3339  %T timestamp in ms since 1970  %% percent sign
+  \n newline  \t tab  \r carriage return  \0 zero byte  \\ backslash  \xNN any byte
+
+-o json prints one object a line. Keys and values that are not UTF-8 are in base64,
+and key_encoding or value_encoding says so.`,
+		Example: `  lockstep consume orders --from earliest -e
+  lockstep consume orders -f '%p %o %k %v\n' -c 10
+  lockstep consume events --at '15m ago' -o json`,
+		Args:              exactArgs("DEST"),
+		ValidArgsFunction: a.completeDestinations(0),
+	}
+	a.clientFlags(c)
+	r := consumeRun{app: a, from: newChoice("earliest", "earliest", "latest"), output: newChoice("text", "text", "json")}
+	flags := c.Flags()
+	flags.Var(r.from, "from", "where to start")
+	flags.BoolVarP(&r.exit, "exit", "e", false, "stop after the last record that is there now")
+	flags.Int64VarP(&r.limit, "count", "c", 0, "stop after a `number` of records; 0 = never")
+	partitions := flags.UintSlice("partition", nil, "read only the partition with this `number`; may be repeated; without it all are read")
+	flags.Uint64Var(&r.offset, "offset", 0, "start at the record with this `number`; needs one --partition unless there is only one")
+	withoutDefault(flags, "offset")
+	at := flags.String("at", "", "start at the first record appended at or after a `time`: RFC 3339, a local date, or a distance like '15m ago'")
+	formatText := flags.StringP("format", "f", "", "print every record by a `format`; without it each value and a newline")
+	flags.VarP(r.output, "output", "o", "how to print")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		r.destination = args[0]
+		starts := 0
+		for _, name := range []string{"from", "offset", "at"} {
+			if flags.Changed(name) {
+				starts++
+			}
+		}
+		if starts > 1 {
+			return usagef(c, "--from, --offset and --at say where to start: give only one of them")
+		}
+		if r.limit < 0 {
+			return usagef(c, "flag --count: %d is negative", r.limit)
+		}
+		if flags.Changed("format") && r.output.value == "json" {
+			return usagef(c, "--format and -o json exclude each other")
+		}
+		r.byOffset = flags.Changed("offset")
+		for _, n := range *partitions {
+			if n > 1<<32-1 {
+				return usagef(c, "flag --partition: %d is no partition number", n)
+			}
+			r.partitions = append(r.partitions, uint32(n))
+		}
+		slices.Sort(r.partitions)
+		r.partitions = slices.Compact(r.partitions)
+		if r.byOffset && len(r.partitions) > 1 {
+			return usagef(c, "--offset counts within one partition; give one --partition")
+		}
+		if flags.Changed("at") {
+			t, err := parseTime(*at, a.now())
+			if err != nil {
+				return usagef(c, "flag --at: %v", err)
+			}
+			r.at = t
+		}
+		if flags.Changed("format") {
+			f, err := parseFormat(*formatText)
+			if err != nil {
+				return usagef(c, "flag --format: %v", err)
+			}
+			r.format = f
+		}
+		return r.run(c)
+	}
+	return c
+}
+
+// consumeRun is one run of consume.
+type consumeRun struct {
+	app         *app
+	destination string
+	from        *choiceFlag
+	exit        bool
+	limit       int64
+	partitions  []uint32
+	byOffset    bool
+	offset      uint64
+	at          time.Time
+	format      format // nil: values with newlines
+	output      *choiceFlag
+}
+
+func (r *consumeRun) run(c *cobra.Command) error {
+	ctx := c.Context()
+	conn, err := r.app.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	d, words, err := r.app.find(ctx, conn, r.destination)
+	if err != nil {
+		return err
+	}
+	if r.byOffset && len(r.partitions) == 0 && len(d.Partitions) != 1 {
+		return usagef(c, "--offset counts within one partition and %s %q has %d; give one --partition", words.noun, d.Name, len(d.Partitions))
+	}
+	reader, err := conn.Reader(ctx, r.destination, r.options()...)
+	if err == nil {
+		defer reader.Close()
+		err = r.copy(ctx, reader)
+	}
+	if err == nil || errors.Is(err, errOutputClosed) {
+		return err
+	}
+	return interruptedOr(ctx, &failure{doing: "consume", destination: r.destination, kind: words, err: err})
+}
+
+func (r *consumeRun) options() []client.ReaderOption {
+	var opts []client.ReaderOption
+	switch {
+	case r.byOffset:
+		opts = append(opts, client.FromOffset(r.offset))
+	case !r.at.IsZero():
+		opts = append(opts, client.FromTime(r.at))
+	case r.from.value == "latest":
+		opts = append(opts, client.FromLatest())
+	default:
+		opts = append(opts, client.FromEarliest())
+	}
+	if len(r.partitions) > 0 {
+		opts = append(opts, client.Partitions(r.partitions...))
+	}
+	if r.exit {
+		opts = append(opts, client.StopAtEnd())
+	}
+	return opts
+}
+
+// copy prints records until the end, the limit, an error, or a closed stdout.
+func (r *consumeRun) copy(ctx context.Context, reader *client.Reader) error {
+	out := newOutputQueue(r.app.stdout)
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		// Without this, a quiet partition would keep the command alive after the
+		// reader of its output has gone and a write has told so.
+		select {
+		case <-out.failed():
+			cancel()
+		case <-reading.Done():
+		}
+	}()
+	err := r.print(reading, reader, out)
+	if closeErr := out.close(); closeErr != nil {
+		return closeErr
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func (r *consumeRun) print(ctx context.Context, reader *client.Reader, out *outputQueue) error {
+	p := newPrinter(r.format, r.output.value == "json")
+	for n := int64(0); r.limit == 0 || n < r.limit; n++ {
+		record, err := reader.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := out.append(func(dst []byte) []byte { return p.append(dst, record) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printer turns records into output.
+type printer struct {
+	format       format
+	json         bool
+	buffer       bytes.Buffer // one JSON line
+	owingNewline bool         // the last value ended without its newline
+}
+
+func newPrinter(f format, json bool) *printer { return &printer{format: f, json: json} }
+
+func (p *printer) append(dst []byte, r *client.Record) []byte {
+	switch {
+	case p.json:
+		p.buffer.Reset()
+		if err := appendJSON(&p.buffer, r); err != nil {
+			panic("a record of strings and numbers cannot fail to encode: " + err.Error())
+		}
+		return append(dst, p.buffer.Bytes()...)
+	case p.format != nil:
+		return p.format.append(dst, r)
+	}
+	if p.owingNewline {
+		dst = append(dst, '\n')
+	}
+	dst = append(dst, r.Value...)
+	p.owingNewline = withoutNewline(r)
+	if !p.owingNewline {
+		dst = append(dst, '\n')
+	}
+	return dst
+}
+
+// withoutNewline reports whether produce made the record from a last line
+// without a newline.
+func withoutNewline(r *client.Record) bool {
+	for _, h := range r.Headers {
+		if h.Key == noNewlineHeader && string(h.Value) == noNewlineValue {
+			return true
+		}
+	}
+	return false
+}

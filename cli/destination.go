@@ -1,0 +1,445 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sort"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// destinationWords are the words in which the commands queue and topic differ.
+type destinationWords struct {
+	kind    client.Kind
+	noun    string // the command's name
+	other   string // the other kind's
+	example string // a name for examples
+	story   string
+}
+
+var (
+	queueWords = destinationWords{
+		kind: client.Queue, noun: "queue", other: "topic", example: "orders",
+		story: "A queue keeps a record until it was acknowledged, then removes it.",
+	}
+	topicWords = destinationWords{
+		kind: client.Topic, noun: "topic", other: "queue", example: "events",
+		story: "A topic keeps its records by time and size, whoever has read them.",
+	}
+)
+
+func wordsOf(kind client.Kind) destinationWords {
+	if kind == client.Topic {
+		return topicWords
+	}
+	return queueWords
+}
+
+// destinationCommand is `lockstep queue` or `lockstep topic`.
+func (a *app) destinationCommand(w destinationWords) *cobra.Command {
+	c := a.group(&cobra.Command{
+		Use:   w.noun,
+		Short: fmt.Sprintf("Create, list, describe, alter and remove %ss", w.noun),
+		Long:  fmt.Sprintf("Create, list, describe, alter and remove %ss. %s", w.noun, w.story),
+		Example: fmt.Sprintf(`  lockstep %[1]s create %[2]s --partitions 4
+  lockstep %[1]s ls`, w.noun, w.example),
+	})
+	a.clientFlags(c)
+	c.AddCommand(a.createCommand(w), a.lsCommand(w), a.describeCommand(w), a.alterCommand(w), a.rmCommand(w))
+	return c
+}
+
+// settingsFlags are the flags of create and alter.
+type settingsFlags struct {
+	partitions     uint32
+	replicas       uint8
+	retentionTime  durationFlag
+	retentionBytes sizeFlag
+	maxRecordBytes sizeFlag
+	storage        *choiceFlag
+	sync           *choiceFlag
+}
+
+// newSettingsFlags adds the flags of create or alter to c.
+func newSettingsFlags(c *cobra.Command) *settingsFlags {
+	s := &settingsFlags{
+		retentionTime:  durationFlag{value: -1, unlimited: true},
+		retentionBytes: sizeFlag{bytes: -1, unlimited: true},
+		maxRecordBytes: sizeFlag{bytes: wire.DefaultMaxRecordBytes},
+		storage:        newChoice("disk", "disk", "memory"),
+		sync:           newChoice("quorum-fsync", "quorum-fsync", "interval", "os"),
+	}
+	flags := c.Flags()
+	flags.Uint32Var(&s.partitions, "partitions", 1, "`number` of partitions: the unit of order and of parallel work")
+	flags.Uint8Var(&s.replicas, "replicas", 0, "`number` of nodes that hold each partition; 0 = 3, or as many as there are nodes")
+	flags.Var(&s.retentionTime, "retention-time", "drop records older than a `duration` such as 24h or 7d, or unlimited")
+	flags.Var(&s.retentionBytes, "retention-bytes", "drop the oldest records of a partition beyond a `size` such as 10GiB, or unlimited")
+	flags.Var(s.storage, "storage", "where records live; those in memory are lost when the broker stops")
+	flags.Var(s.sync, "sync", "when records are synced to disk: before they are acknowledged, soon after, or when the kernel does it")
+	flags.Var(&s.maxRecordBytes, "max-record-bytes", "refuse records above a `size`, at most "+exactSize(maxRecordLimit))
+	return s
+}
+
+// maxRecordLimit is the highest value of --max-record-bytes, in bytes. The wire's
+// own limit is a few bytes below the batch limit, for the batch header.
+const maxRecordLimit = wire.MaxRecordBytes
+
+// read checks the flags and returns the settings and which of them were given.
+func (s *settingsFlags) read(c *cobra.Command) (client.Settings, client.SettingsMask, error) {
+	flags := c.Flags()
+	settings := client.Settings{Partitions: s.partitions, Replicas: s.replicas}
+	if flags.Changed("partitions") && s.partitions == 0 {
+		return settings, 0, usagef(c, "flag --partitions: at least 1")
+	}
+	switch {
+	case flags.Changed("retention-time") && s.retentionTime.value >= 0 && s.retentionTime.value < time.Millisecond:
+		return settings, 0, usagef(c, "flag --retention-time: %s is below 1ms; to keep records for ever write unlimited", s.retentionTime.String())
+	case flags.Changed("retention-bytes") && s.retentionBytes.bytes == 0:
+		return settings, 0, usagef(c, "flag --retention-bytes: at least 1B; to keep records however many write unlimited")
+	case s.maxRecordBytes.bytes < 1 || s.maxRecordBytes.bytes > maxRecordLimit:
+		return settings, 0, usagef(c, "flag --max-record-bytes: %s is not between 1B and %s", s.maxRecordBytes.String(), exactSize(maxRecordLimit))
+	}
+	// In client.Settings zero means unlimited.
+	settings.RetentionTime = max(s.retentionTime.value, 0)
+	settings.RetentionBytes = max(s.retentionBytes.bytes, 0)
+	if flags.Changed("max-record-bytes") {
+		settings.MaxRecordBytes = uint32(s.maxRecordBytes.bytes)
+	}
+	if s.storage.value == "memory" {
+		settings.Storage = wire.StorageMemory
+	}
+	settings.Sync = syncMode(s.sync.value)
+
+	var mask client.SettingsMask
+	for name, bit := range map[string]client.SettingsMask{
+		"partitions": wire.MaskPartitions, "replicas": wire.MaskReplicas,
+		"retention-time": wire.MaskRetentionTime, "retention-bytes": wire.MaskRetentionBytes,
+		"storage": wire.MaskStorage, "sync": wire.MaskSync, "max-record-bytes": wire.MaskMaxRecordBytes,
+	} {
+		if flags.Changed(name) {
+			mask |= bit
+		}
+	}
+	return settings, mask, nil
+}
+
+func syncMode(word string) wire.SyncMode {
+	for _, m := range []wire.SyncMode{wire.SyncQuorumFsync, wire.SyncInterval, wire.SyncOS} {
+		if m.String() == word {
+			return m
+		}
+	}
+	panic(fmt.Sprintf("sync mode %q is not in the list of choices", word))
+}
+
+func (a *app) createCommand(w destinationWords) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Create a " + w.noun,
+		Example: fmt.Sprintf(`  lockstep %[1]s create %[2]s --partitions 4
+  lockstep %[1]s create %[2]s --retention-time 24h --retention-bytes 10GiB --if-not-exists`, w.noun, w.example),
+		Args: exactArgs("NAME"),
+	}
+	settings := newSettingsFlags(c)
+	ifNotExists := c.Flags().Bool("if-not-exists", false, "succeed without a change if the "+w.noun+" exists")
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		wanted, _, err := settings.read(c)
+		if err != nil {
+			return err
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			d, err := conn.CreateDestination(ctx, client.Destination{Name: args[0], Kind: w.kind, Settings: wanted})
+			verb := "created"
+			if *ifNotExists && errors.Is(err, wire.CodeAlreadyExists) {
+				verb = "exists already:"
+				d, err = conn.Destination(ctx, args[0])
+				if err == nil && d.Kind != w.kind {
+					err = wire.CodeKindMismatch
+				}
+			}
+			if err != nil {
+				return &failure{doing: "create " + w.noun, destination: args[0], kind: w, err: err}
+			}
+			return a.printChanged(output.value, verb, d)
+		})
+	}
+	return c
+}
+
+// printChanged reports a destination that was created or altered.
+func (a *app) printChanged(output, verb string, d client.Destination) error {
+	if output == "json" {
+		return a.printJSON(describe(d))
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s %s %q (%s)\n", verb, d.Kind, d.Name, plural(int64(d.Settings.Partitions), "partition"))
+	return outputError(err)
+}
+
+func plural(n int64, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return formatCount(n) + " " + noun + "s"
+}
+
+// destinationJSON is a destination as -o json prints it. Absent retention means unlimited.
+type destinationJSON struct {
+	Name            string          `json:"name"`
+	Kind            string          `json:"kind"`
+	ID              string          `json:"id"`
+	Version         uint64          `json:"version"`
+	PartitionCount  uint32          `json:"partition_count"`
+	Replicas        uint8           `json:"replicas"`
+	Storage         string          `json:"storage"`
+	Sync            string          `json:"sync"`
+	RetentionTimeMs *int64          `json:"retention_time_ms,omitempty"`
+	RetentionBytes  *int64          `json:"retention_bytes,omitempty"`
+	MaxRecordBytes  uint32          `json:"max_record_bytes"`
+	Records         uint64          `json:"records"`
+	Bytes           uint64          `json:"bytes"`
+	Partitions      []partitionJSON `json:"partitions"`
+}
+
+type partitionJSON struct {
+	Partition   uint32 `json:"partition"`
+	Leader      uint32 `json:"leader"`
+	Epoch       uint32 `json:"epoch"`
+	State       string `json:"state"`
+	StartOffset uint64 `json:"start_offset"`
+	NextOffset  uint64 `json:"next_offset"`
+	Records     uint64 `json:"records"`
+	Bytes       uint64 `json:"bytes"`
+}
+
+func describe(d client.Destination) destinationJSON {
+	out := destinationJSON{
+		Name: d.Name, Kind: d.Kind.String(), ID: uuid.UUID(d.ID).String(), Version: d.Version,
+		PartitionCount: d.Settings.Partitions, Replicas: d.Settings.Replicas,
+		Storage: d.Settings.Storage.String(), Sync: d.Settings.Sync.String(),
+		MaxRecordBytes: d.Settings.MaxRecordBytes,
+		Partitions:     make([]partitionJSON, len(d.Partitions)),
+	}
+	if out.MaxRecordBytes == 0 {
+		out.MaxRecordBytes = wire.DefaultMaxRecordBytes
+	}
+	if d.Settings.RetentionTime > 0 {
+		ms := d.Settings.RetentionTime.Milliseconds()
+		out.RetentionTimeMs = &ms
+	}
+	if d.Settings.RetentionBytes > 0 {
+		out.RetentionBytes = &d.Settings.RetentionBytes
+	}
+	for i, p := range d.Partitions {
+		out.Partitions[i] = partitionJSON{
+			Partition: p.Number, Leader: p.Leader, Epoch: p.Epoch, State: p.State.String(),
+			StartOffset: p.StartOffset, NextOffset: p.NextOffset, Records: p.NextOffset - p.StartOffset, Bytes: p.Bytes,
+		}
+		out.Records += p.NextOffset - p.StartOffset
+		out.Bytes += p.Bytes
+	}
+	return out
+}
+
+// replicaText and retentionText show settings whose zero has a meaning.
+func replicaText(n uint8) string {
+	if n == 0 {
+		return "automatic"
+	}
+	return strconv.Itoa(int(n))
+}
+
+func retentionText(d client.Destination) string {
+	age, size := d.Settings.RetentionTime, d.Settings.RetentionBytes
+	switch {
+	case age > 0 && size > 0:
+		return formatDuration(age) + ", " + formatSize(size)
+	case age > 0:
+		return formatDuration(age)
+	case size > 0:
+		return formatSize(size)
+	}
+	return "unlimited"
+}
+
+func (a *app) lsCommand(w destinationWords) *cobra.Command {
+	c := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List all " + w.noun + "s",
+		Example: fmt.Sprintf(`  lockstep %[1]s ls
+  lockstep %[1]s ls -o json`, w.noun),
+		Args: exactArgs(),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			all, err := conn.Destinations(ctx)
+			if err != nil {
+				return &failure{doing: "list " + w.noun + "s", err: err}
+			}
+			sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
+			rows, objects := [][]string(nil), []destinationJSON{}
+			for _, d := range all {
+				if d.Kind != w.kind {
+					continue
+				}
+				j := describe(d)
+				objects = append(objects, j)
+				rows = append(rows, []string{
+					d.Name, fmt.Sprint(d.Settings.Partitions), replicaText(d.Settings.Replicas), j.Storage, j.Sync,
+					retentionText(d), formatCount(clampInt64(j.Records)), formatSize(clampInt64(j.Bytes)),
+				})
+			}
+			if output.value == "json" {
+				return a.printJSON(objects)
+			}
+			if len(rows) == 0 {
+				fmt.Fprintf(a.stderr, "no %ss yet; create one with: lockstep %s create %s\n", w.noun, w.noun, w.example)
+				return nil
+			}
+			return a.printTable([]string{"name", "partitions", "replicas", "storage", "sync", "retention", "records", "size"}, rows,
+				"partitions", "records", "size")
+		})
+	}
+	return c
+}
+
+func clampInt64(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+
+func (a *app) describeCommand(w destinationWords) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "describe NAME",
+		Short: "Show the settings and partitions of a " + w.noun,
+		Example: fmt.Sprintf(`  lockstep %[1]s describe %[2]s
+  lockstep %[1]s describe %[2]s -o json`, w.noun, w.example),
+		Args:              exactArgs("NAME"),
+		ValidArgsFunction: a.completeDestinations(w.kind),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			d, err := conn.Destination(ctx, args[0])
+			if err == nil && d.Kind != w.kind {
+				err = wire.CodeKindMismatch
+			}
+			if err != nil {
+				return &failure{doing: "describe " + w.noun, destination: args[0], kind: w, err: err}
+			}
+			if output.value == "json" {
+				return a.printJSON(describe(d))
+			}
+			return a.printDescription(d)
+		})
+	}
+	return c
+}
+
+func (a *app) printDescription(d client.Destination) error {
+	j := describe(d)
+	_, err := fmt.Fprintf(a.stdout, `Name:        %s
+Kind:        %s
+ID:          %s
+Partitions:  %d
+Replicas:    %s
+Storage:     %s
+Sync:        %s
+Retention:   %s
+Max record:  %s
+Records:     %s
+Size:        %s
+
+`, d.Name, j.Kind, j.ID, j.PartitionCount, replicaText(d.Settings.Replicas), j.Storage, j.Sync, retentionText(d),
+		formatSize(int64(j.MaxRecordBytes)), formatCount(clampInt64(j.Records)), formatSize(clampInt64(j.Bytes)))
+	if err != nil {
+		return outputError(err)
+	}
+	rows := make([][]string, len(j.Partitions))
+	for i, p := range j.Partitions {
+		leader := "none"
+		if p.Leader != 0 {
+			leader = fmt.Sprint(p.Leader)
+		}
+		rows[i] = []string{
+			fmt.Sprint(p.Partition), leader, fmt.Sprint(p.Epoch), p.State,
+			fmt.Sprint(p.StartOffset), fmt.Sprint(p.NextOffset), formatSize(clampInt64(p.Bytes)),
+		}
+	}
+	return a.printTable([]string{"partition", "leader", "epoch", "state", "start", "next", "size"}, rows,
+		"partition", "leader", "epoch", "start", "next", "size")
+}
+
+func (a *app) alterCommand(w destinationWords) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "alter NAME",
+		Short: "Change settings of a " + w.noun,
+		Long:  "Change settings of a " + w.noun + ". Settings that are not given stay as they are.",
+		Example: fmt.Sprintf(`  lockstep %[1]s alter %[2]s --retention-time 7d
+  lockstep %[1]s alter %[2]s --partitions 8`, w.noun, w.example),
+		Args:              exactArgs("NAME"),
+		ValidArgsFunction: a.completeDestinations(w.kind),
+	}
+	settings := newSettingsFlags(c)
+	c.Flags().VisitAll(func(f *pflag.Flag) { f.DefValue = "" }) // nothing is changed by default
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		wanted, mask, err := settings.read(c)
+		if err != nil {
+			return err
+		}
+		if mask == 0 {
+			return usagef(c, "nothing to change in %s %q; give at least one setting, as in --retention-time 7d", w.noun, args[0])
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			d, err := conn.AlterDestination(ctx, client.Destination{Name: args[0], Kind: w.kind, Settings: wanted}, mask)
+			if err != nil {
+				return &failure{doing: "alter " + w.noun, destination: args[0], kind: w, err: err}
+			}
+			return a.printChanged(output.value, "altered", d)
+		})
+	}
+	return c
+}
+
+func (a *app) rmCommand(w destinationWords) *cobra.Command {
+	c := &cobra.Command{
+		Use:     "rm NAME...",
+		Aliases: []string{"delete"},
+		Short:   "Remove " + w.noun + "s with all their records",
+		Long:    "Remove " + w.noun + "s with all their records, without asking and for good.",
+		Example: fmt.Sprintf(`  lockstep %[1]s rm %[2]s
+  lockstep %[1]s rm %[2]s %[2]s-old --if-exists`, w.noun, w.example),
+		ValidArgsFunction: a.completeDestinations(w.kind),
+		Args: func(c *cobra.Command, args []string) error {
+			return exactArgs("NAME")(c, args[:min(len(args), 1)])
+		},
+	}
+	ifExists := c.Flags().Bool("if-exists", false, "succeed if there is no such "+w.noun)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			for _, name := range args {
+				err := conn.DeleteDestination(ctx, name, w.kind)
+				if *ifExists && errors.Is(err, wire.CodeUnknownDestination) {
+					continue
+				}
+				if err != nil {
+					return &failure{doing: "remove " + w.noun, destination: name, kind: w, err: err}
+				}
+				if _, err := fmt.Fprintf(a.stdout, "removed %s %q\n", w.noun, name); err != nil {
+					return outputError(err)
+				}
+			}
+			return nil
+		})
+	}
+	return c
+}

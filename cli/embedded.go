@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// embeddedStartTimeout bounds the start of an embedded broker.
+	embeddedStartTimeout = 20 * time.Second
+	// embeddedStopTimeout bounds its clean stop; then it is killed.
+	embeddedStopTimeout = 5 * time.Second
+	// embeddedLogBytes is how much of its log is kept to explain a failure.
+	embeddedLogBytes = 4 << 10
+)
+
+// embeddedBroker is a broker that bench started: this same binary as a child
+// process, on free ports and a temporary directory, so that the CPU time of
+// broker and load generator can be told apart.
+type embeddedBroker struct {
+	address string
+	command *exec.Cmd
+	stdin   io.Closer // closing it stops the child, also when this process dies
+	dir     string
+	exited  chan struct{} // closed when the child has ended and its log was read
+
+	mu   sync.Mutex
+	tail []byte // the end of its log
+}
+
+// startEmbedded starts a broker and waits until it is ready.
+func (a *app) startEmbedded(ctx context.Context, dir string) (*embeddedBroker, error) {
+	executable, err := a.executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this binary to start a broker: %w", err)
+	}
+	data, err := os.MkdirTemp(dir, "lockstep-bench-")
+	if err != nil {
+		return nil, fmt.Errorf("make a directory for the embedded broker: %w; choose another with --embedded-dir", err)
+	}
+	b := &embeddedBroker{dir: data, exited: make(chan struct{})}
+	b.command = exec.Command(executable, "serve", "--data", data, "--listen", "127.0.0.1:0", "--http", "off",
+		"--log-level", "warn", "--log-format", "text", "--stop-with-stdin")
+	b.command.Env = withoutOwnVariables(os.Environ())
+	if b.stdin, err = b.command.StdinPipe(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(data))
+	}
+	stderr, err := b.command.StderrPipe()
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(data))
+	}
+	if err := b.command.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start the embedded broker: %w", err), os.RemoveAll(data))
+	}
+	ready := make(chan string, 1)
+	go b.watch(stderr, ready)
+
+	timeout := time.NewTimer(embeddedStartTimeout)
+	defer timeout.Stop()
+	select {
+	case b.address = <-ready:
+		return b, nil
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-b.exited:
+		err = fmt.Errorf("the embedded broker ended at its start: %s", b.log())
+	case <-timeout.C:
+		err = fmt.Errorf("the embedded broker was not ready within %s: %s", embeddedStartTimeout, b.log())
+	}
+	return nil, errors.Join(err, b.stop())
+}
+
+// withoutOwnVariables drops LOCKSTEP_*: the embedded broker is set up by flags only.
+func withoutOwnVariables(environment []string) []string {
+	var kept []string
+	for _, e := range environment {
+		if !strings.HasPrefix(e, "LOCKSTEP_") || strings.HasPrefix(e, childVariable+"=") {
+			kept = append(kept, e)
+		}
+	}
+	return kept
+}
+
+// childVariable makes a test binary behave like the lockstep binary; nothing
+// else reads it.
+const childVariable = "LOCKSTEP_TEST_MAIN"
+
+// watch reads the child's log until its end and reports the ready line.
+func (b *embeddedBroker) watch(stderr io.Reader, ready chan<- string) {
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() {
+		if m := readyPattern.FindStringSubmatch(lines.Text()); m != nil {
+			ready <- m[1]
+			continue
+		}
+		b.mu.Lock()
+		b.tail = append(append(b.tail, lines.Bytes()...), '\n')
+		if len(b.tail) > embeddedLogBytes {
+			b.tail = append(b.tail[:0], b.tail[len(b.tail)-embeddedLogBytes:]...)
+		}
+		b.mu.Unlock()
+	}
+	_, _ = io.Copy(io.Discard, stderr) // a line too long to scan
+	_ = b.command.Wait()               // how it ended is in its log
+	close(b.exited)
+}
+
+func (b *embeddedBroker) log() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.TrimSpace(string(b.tail))
+}
+
+func (b *embeddedBroker) pid() int { return b.command.Process.Pid }
+
+// stop ends the child, by force if it takes too long, and removes its directory.
+func (b *embeddedBroker) stop() error {
+	_ = b.stdin.Close()
+	timeout := time.NewTimer(embeddedStopTimeout)
+	defer timeout.Stop()
+	select {
+	case <-b.exited:
+	case <-timeout.C:
+		_ = b.command.Process.Kill()
+		<-b.exited
+	}
+	return os.RemoveAll(b.dir)
+}

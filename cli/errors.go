@@ -1,0 +1,272 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// usageError is a mistake in the command line. It ends with exit code 2 and
+// points to the help of the command.
+type usageError struct {
+	command *cobra.Command
+	text    string
+}
+
+func (e *usageError) Error() string { return e.text }
+
+func usagef(c *cobra.Command, format string, args ...any) error {
+	return &usageError{command: c, text: fmt.Sprintf(format, args...)}
+}
+
+// failure is a client command that failed: what was done to which destination.
+// explain makes one line of it.
+type failure struct {
+	doing       string           // "produce to", "create": completed by kind and name; may be empty
+	destination string           // "" if no single one is meant
+	kind        destinationWords // zero if the command does not know whether queue or topic
+	err         error
+}
+
+func (e *failure) Error() string {
+	if e.destination == "" {
+		return e.doing + ": " + e.err.Error()
+	}
+	return fmt.Sprintf("%s %q: %v", e.doing, e.destination, e.err)
+}
+
+func (e *failure) Unwrap() error { return e.err }
+
+// report prints err as one line on stderr and returns the exit code.
+func (a *app) report(ctx context.Context, c *cobra.Command, err error) int {
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errOutputClosed):
+		return exitOK
+	case errors.Is(err, errInterrupted),
+		errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errInterrupted):
+		return exitInterrupted
+	case errors.As(err, &usage):
+		path := "lockstep"
+		if usage.command != nil {
+			path = usage.command.CommandPath()
+		} else if c != nil {
+			path = c.CommandPath()
+		}
+		fmt.Fprintf(a.stderr, "lockstep: %s (see %s --help)\n", oneLine(usage.text), path)
+		return exitUsage
+	}
+	fmt.Fprintf(a.stderr, "lockstep: %s\n", oneLine(a.explain(err)))
+	return exitError
+}
+
+// oneLine keeps an error on one line whatever it quotes.
+func oneLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}
+
+// explain is the one place that turns an error into what happened, to what, and
+// what to do next.
+func (a *app) explain(err error) string {
+	var f *failure
+	if !errors.As(err, &f) {
+		f = &failure{err: err}
+	}
+	if text := a.explainConnection(err); text != "" {
+		return text
+	}
+	code := wire.CodeOf(err)
+	if code == wire.CodeUnknown && !errors.Is(err, wire.CodeUnknown) {
+		return err.Error()
+	}
+	if text := f.explainCode(code); text != "" {
+		return text
+	}
+	text := f.text(code)
+	if hint := code.Info().Hint; hint != "" {
+		text += "; " + hint
+	}
+	return text
+}
+
+// text says what failed without a next step, with the broker's own detail if it sent one.
+func (f *failure) text(code wire.ErrorCode) string {
+	detail := code.Info().Description
+	var e *wire.Error
+	if errors.As(f.err, &e) && e.Detail != "" {
+		detail = e.Detail
+	}
+	switch {
+	case f.doing == "" && f.destination == "":
+		return detail
+	case f.destination == "":
+		return f.doing + ": " + detail
+	}
+	return fmt.Sprintf("%s %q: %s", f.doing, f.destination, detail)
+}
+
+// explainCode words the codes for which the command line knows a better next
+// step than the error table.
+func (f *failure) explainCode(code wire.ErrorCode) string {
+	name := shellWord(f.destination)
+	kind := f.kind.noun
+	switch code {
+	case wire.CodeUnknownDestination, wire.CodeDestinationGone:
+		if f.destination == "" {
+			return ""
+		}
+		noun, create := "destination", "queue"
+		if kind != "" {
+			noun, create = kind, kind
+		}
+		if code == wire.CodeDestinationGone {
+			return fmt.Sprintf("%s %q was deleted while it was in use; create it again with: lockstep %s create %s", noun, f.destination, create, name)
+		}
+		return fmt.Sprintf("%s %q not found; create it with: lockstep %s create %s", noun, f.destination, create, name)
+	case wire.CodeAlreadyExists:
+		if kind == "" {
+			return ""
+		}
+		return fmt.Sprintf("%s %q already exists; look at it with: lockstep %s describe %s, or pass --if-not-exists", kind, f.destination, kind, name)
+	case wire.CodeKindMismatch:
+		if kind == "" {
+			return ""
+		}
+		return fmt.Sprintf("%q is a %s, not a %s; use: lockstep %s", f.destination, f.kind.other, kind, f.kind.other)
+	case wire.CodeUnknownPartition:
+		return fmt.Sprintf("destination %q has no such partition; list them with: lockstep queue describe %s", f.destination, name)
+	case wire.CodeOutOfRange:
+		return f.text(code) + "; read with --from earliest or --from latest, or look at the range with: lockstep queue describe " + name
+	case wire.CodeTooLarge:
+		return f.text(code) + "; raise the limit with: lockstep queue alter " + name + " --max-record-bytes SIZE"
+	case wire.CodeDiskFull:
+		return f.text(code) + "; free space or shorten retention on the broker's disk, then run this again"
+	}
+	return ""
+}
+
+// explainConnection words errors of the way to the broker; "" for all others.
+func (a *app) explainConnection(err error) string {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Sprintf("no broker at %s (connection refused); start one with: lockstep serve, or name one with --server", a.servers)
+	case errors.Is(err, client.ErrAddress):
+		return fmt.Sprintf("%v; --server takes host:port[,host:port...], as in 127.0.0.1:7400", err)
+	case errors.Is(err, client.ErrProtocol):
+		return fmt.Sprintf("%s does not speak Lockstep's protocol (%v); check --server, the HTTP port is another one", a.servers, err)
+	case errors.Is(err, client.ErrVersion):
+		return fmt.Sprintf("the broker at %s speaks no protocol version this lockstep knows; use the same release on both sides", a.servers)
+	}
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return fmt.Sprintf("host %q cannot be found (%s); check --server", dns.Name, dns.Err)
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return fmt.Sprintf("cannot connect to %s: %v; check --server and the network", a.servers, op.Err)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf("%v: no answer from %s in time; check the broker with: curl http://HOST:HTTP-PORT/healthz", err, a.servers)
+	}
+	return ""
+}
+
+// shellWord quotes s for a shell if it needs it, so that a printed command can be pasted.
+func shellWord(s string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=@%+,"
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// flagError turns pflag's errors into usage errors that name the nearest flag.
+func flagError(c *cobra.Command, err error) error {
+	if errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	var (
+		unknown *pflag.NotExistError
+		value   *pflag.InvalidValueError
+		missing *pflag.ValueRequiredError
+	)
+	switch {
+	case errors.As(err, &unknown):
+		name := unknown.GetSpecifiedName()
+		if unknown.GetSpecifiedShortnames() != "" {
+			return usagef(c, "unknown flag -%s in %q", name, c.CommandPath())
+		}
+		var known []string
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				known = append(known, f.Name)
+			}
+		})
+		text := fmt.Sprintf("unknown flag --%s", name)
+		if near := nearest(name, known); near != "" {
+			text += fmt.Sprintf("; did you mean --%s?", near)
+		}
+		return usagef(c, "%s", text)
+	case errors.As(err, &value):
+		return usagef(c, "flag --%s: %v", value.GetFlag().Name, cause(err))
+	case errors.As(err, &missing):
+		return usagef(c, "flag --%s needs a value", missing.GetFlag().Name)
+	}
+	return usagef(c, "%v", err)
+}
+
+// cause is what the flag's own Set said, without pflag's wrapping.
+func cause(err error) error {
+	var value *pflag.InvalidValueError
+	if !errors.As(err, &value) {
+		return err
+	}
+	inner := value.Unwrap()
+	switch value.GetFlag().Value.Type() {
+	case "int", "int64", "uint", "uint8", "uint16", "uint32", "uint64", "uintSlice":
+		return fmt.Errorf("%q is not a whole number in range", value.GetValue())
+	case "bool":
+		return fmt.Errorf("%q is neither true nor false", value.GetValue())
+	}
+	return inner
+}
+
+func unknownCommand(c *cobra.Command, word string) error {
+	var names []string
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+			names = append(names, sub.Aliases...)
+		}
+	}
+	text := fmt.Sprintf("unknown command %q for %q", word, c.CommandPath())
+	if near := nearest(word, names); near != "" {
+		text += fmt.Sprintf("; did you mean %s?", near)
+	}
+	return usagef(c, "%s", text)
+}
+
+// exactArgs accepts one argument for each name, and names the missing one.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return usagef(c, "%q needs %s; the usage is: %s", c.CommandPath(), names[len(args)], useLine(c))
+		}
+		if len(args) > len(names) {
+			return usagef(c, "%q takes no argument %q; the usage is: %s", c.CommandPath(), args[len(names)], useLine(c))
+		}
+		return nil
+	}
+}

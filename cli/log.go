@@ -1,0 +1,290 @@
+package cli
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func (a *app) logCommand() *cobra.Command {
+	c := a.group(&cobra.Command{
+		Use:   "log",
+		Short: "Look at stored segments offline",
+		Long: `Look at stored segments, read-only and without a broker. DIR is a data directory or
+the directory of one partition in it. A running broker is not disturbed, but what
+it is writing may look torn.`,
+		Example: `  lockstep log verify ` + defaultData + `
+  lockstep log inspect ` + defaultData + `/meta`,
+	})
+	c.AddCommand(a.logInspectCommand(), a.logVerifyCommand())
+	return c
+}
+
+// frameJSON is one line of `log inspect -o json`.
+type frameJSON struct {
+	Partition  string `json:"partition"` // directory
+	File       string `json:"file"`
+	Position   int64  `json:"position"`
+	Kind       string `json:"kind,omitempty"`
+	Index      uint64 `json:"index"`
+	Term       uint64 `json:"term"`
+	BaseOffset uint64 `json:"base_offset"`
+	NextOffset uint64 `json:"next_offset"`
+	Records    uint32 `json:"records"`
+	AppendTime string `json:"append_time,omitempty"`
+	BodyBytes  uint32 `json:"body_bytes"`
+	Durable    uint64 `json:"durable_index,omitempty"` // durable mark that the frame carries
+	Status     string `json:"status"`                  // "ok", or what is wrong
+}
+
+func (a *app) logInspectCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "inspect DIR",
+		Short: "Print every stored entry: place, index, term, offsets, checksum status",
+		Example: `  lockstep log inspect ` + defaultData + `
+  lockstep log inspect ` + defaultData + `/meta -o json`,
+		Args: exactArgs("DIR"),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		dirs, err := logDirectories(args[0])
+		if err != nil {
+			return err
+		}
+		w := bufio.NewWriterSize(a.stdout, 64<<10)
+		encode := json.NewEncoder(w)
+		for i, dir := range dirs {
+			if output.value == "table" {
+				if i > 0 {
+					fmt.Fprintln(w)
+				}
+				fmt.Fprintf(w, "%s\n%s\n", dir, frameHeader)
+			}
+			err := log.Inspect(vfs.OS(), dir, func(f log.InspectedFrame) error {
+				if c.Context().Err() != nil {
+					return errInterrupted
+				}
+				j := frameOf(dir, f)
+				if output.value == "json" {
+					return outputError(encode.Encode(j))
+				}
+				_, err := fmt.Fprintf(w, "%-28s %10d %-13s %10d %6d %12d %8d %10d %-24s %s\n",
+					j.File, j.Position, j.Kind, j.Index, j.Term, j.BaseOffset, j.Records, j.BodyBytes, j.AppendTime, j.Status)
+				return outputError(err)
+			})
+			if err != nil {
+				return inspectError(dir, err)
+			}
+		}
+		return outputError(w.Flush())
+	}
+	return c
+}
+
+// frameHeader names the columns of the inspect table. The table is written
+// while the log is read, so its columns have fixed widths.
+var frameHeader = fmt.Sprintf("%-28s %10s %-13s %10s %6s %12s %8s %10s %-24s %s",
+	"FILE", "POSITION", "KIND", "INDEX", "TERM", "OFFSET", "RECORDS", "BYTES", "APPENDED", "STATUS")
+
+func frameOf(dir string, f log.InspectedFrame) frameJSON {
+	j := frameJSON{Partition: dir, File: f.File, Position: f.Position, Status: "ok"}
+	if f.Problem != nil {
+		j.Status = f.Problem.Error()
+	}
+	if f.Header == (wire.FrameHeader{}) {
+		return j
+	}
+	h := f.Header
+	j.Kind, j.Index, j.Term = h.Kind.String(), uint64(h.Index), uint64(h.Term)
+	j.BaseOffset, j.NextOffset, j.Records = uint64(h.BaseOffset), uint64(h.NextOffset()), h.RecordCount
+	j.BodyBytes, j.Durable = h.BodyLength, uint64(f.Mark)
+	if h.AppendTimeMs != 0 {
+		j.AppendTime = string(appendTimestamp(nil, time.UnixMilli(h.AppendTimeMs)))
+	}
+	return j
+}
+
+// logTotals is what verify counted in one directory.
+type logTotals struct {
+	Partition string `json:"partition"`
+	Files     int    `json:"files"`
+	Entries   int64  `json:"entries"`
+	Records   int64  `json:"records"`
+	Bytes     int64  `json:"bytes"`
+	Damage    string `json:"damage,omitempty"` // file, position and cause of the first damage
+}
+
+func (a *app) logVerifyCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "verify DIR",
+		Short: "Check every stored entry and batch; exit code 1 if something is damaged",
+		Example: `  lockstep log verify ` + defaultData + `
+  lockstep log verify ` + defaultData + `/meta -o json`,
+		Args: exactArgs("DIR"),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		dirs, err := logDirectories(args[0])
+		if err != nil {
+			return err
+		}
+		var all []logTotals
+		var damaged []string
+		for _, dir := range dirs {
+			t, err := verify(c, dir)
+			if err != nil {
+				return inspectError(dir, err)
+			}
+			if t.Damage != "" {
+				damaged = append(damaged, dir+"/"+t.Damage)
+			}
+			all = append(all, t)
+		}
+		if output.value == "json" {
+			err = a.printJSON(all)
+		} else {
+			rows := make([][]string, len(all))
+			for i, t := range all {
+				status := "ok"
+				if t.Damage != "" {
+					status = "DAMAGED"
+				}
+				rows[i] = []string{t.Partition, fmt.Sprint(t.Files), formatCount(t.Entries), formatCount(t.Records), formatSize(t.Bytes), status}
+			}
+			err = a.printTable([]string{"directory", "files", "entries", "records", "size", "status"}, rows, "files", "entries", "records", "size")
+		}
+		if err != nil {
+			return err
+		}
+		if len(damaged) > 0 {
+			more := ""
+			if len(damaged) > 1 {
+				more = fmt.Sprintf(" (and %s more)", plural(int64(len(damaged)-1), "damaged directory"))
+			}
+			return fmt.Errorf("%s%s; nothing was changed; look around it with: lockstep log inspect %s", damaged[0], more, shellWord(args[0]))
+		}
+		return nil
+	}
+	return c
+}
+
+// verify walks one directory. Damage is counted, not returned: the rest of the
+// data directory is still to be checked.
+func verify(c *cobra.Command, dir string) (logTotals, error) {
+	t := logTotals{Partition: dir}
+	file := ""
+	err := log.Inspect(vfs.OS(), dir, func(f log.InspectedFrame) error {
+		if c.Context().Err() != nil {
+			return errInterrupted
+		}
+		if f.File != file {
+			file = f.File
+			t.Files++
+		}
+		if f.Problem == nil {
+			f.Problem = verifyBatches(f)
+		}
+		if f.Problem != nil {
+			if t.Damage == "" {
+				t.Damage = fmt.Sprintf("%s: position %d: %v", f.File, f.Position, f.Problem)
+			}
+			return nil
+		}
+		t.Entries++
+		t.Records += int64(f.Header.RecordCount)
+		t.Bytes += f.Header.FrameSize()
+		return nil
+	})
+	if errors.Is(err, log.ErrCorrupt) {
+		if t.Damage == "" {
+			t.Damage = err.Error()
+		}
+		err = nil
+	}
+	return t, err
+}
+
+// verifyBatches checks the batches inside a whole frame.
+func verifyBatches(f log.InspectedFrame) error {
+	if f.Header.Kind != wire.KindRecords {
+		return nil
+	}
+	var records uint32
+	for rest := f.Body; len(rest) > 0; {
+		var b wire.BodyBatch
+		var err error
+		if b, rest, err = wire.NextBodyBatch(rest); err != nil {
+			return err
+		}
+		info, err := wire.ParseBatch(b.Batch)
+		if err != nil {
+			return err
+		}
+		records += uint32(info.RecordCount)
+	}
+	if records != f.Header.RecordCount {
+		return fmt.Errorf("batches hold %d records, the header says %d", records, f.Header.RecordCount)
+	}
+	return nil
+}
+
+func inspectError(dir string, err error) error {
+	if errors.Is(err, errOutputClosed) || errors.Is(err, errInterrupted) {
+		return err
+	}
+	if errors.Is(err, log.ErrTooNew) {
+		return fmt.Errorf("%s: %w; use the newer lockstep", dir, err)
+	}
+	return fmt.Errorf("%s: %w", dir, err)
+}
+
+// logDirectories finds the logs in dir: itself, or those of a data directory,
+// metadata first.
+func logDirectories(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("directory %s does not exist; give a data directory such as %s", dir, defaultData)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, e := range entries {
+		switch {
+		case !e.IsDir() && (strings.HasSuffix(e.Name(), ".segment") || e.Name() == "manifest"):
+			return []string{dir}, nil
+		case e.IsDir() && e.Name() == "meta":
+			found = append([]string{filepath.Join(dir, "meta")}, found...)
+		case e.IsDir() && e.Name() == "partitions":
+			partitions, err := os.ReadDir(filepath.Join(dir, "partitions"))
+			if err != nil {
+				return nil, err
+			}
+			var names []string
+			for _, p := range partitions {
+				if p.IsDir() {
+					names = append(names, filepath.Join(dir, "partitions", p.Name()))
+				}
+			}
+			sort.Strings(names)
+			found = append(found, names...)
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s holds no segments; give a data directory such as %s, or one partition's directory in it", dir, defaultData)
+	}
+	return found, nil
+}

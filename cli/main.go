@@ -1,0 +1,150 @@
+// Package cli is the command line of Lockstep: it runs a broker (serve), works
+// with destinations (queue, topic), moves records from and to the terminal
+// (produce, consume), measures (bench) and looks at stored segments (log).
+//
+// Main builds a tree of cobra commands around one app value and runs it. Each
+// command group has a file of its own; what they share is beside them: parse.go
+// (sizes, durations, times), help.go (how help looks), errors.go (what an error
+// says and which exit code it has), env.go (environment twins of flags),
+// output.go and progress.go (tables, JSON, progress on stderr).
+//
+// Rules for all commands:
+//
+//   - stdout is data, stderr is talk. A closed stdout ends a command quietly.
+//   - Errors are one line that says what happened, to what, and what to do next.
+//   - Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+//   - The first SIGINT or SIGTERM ends a command in order, the second at once.
+//   - Client commands talk through package client only. The broker is started in
+//     one place, serve.go.
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes.
+const (
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitInterrupted = 130
+)
+
+// errInterrupted is the cause of the context after SIGINT or SIGTERM. A command
+// that returns it ends with exit code 130 and without a message.
+var errInterrupted = errors.New("interrupted")
+
+// app is what the commands of one run share.
+type app struct {
+	stdin      io.Reader
+	stdout     io.Writer
+	stderr     io.Writer
+	lookupEnv  func(string) (string, bool)
+	executable func() (string, error) // path of this binary, started again by bench --embedded
+	now        func() time.Time
+	servers    string // --server: host:port[,host:port...]
+}
+
+// Main runs one command line and returns its exit code. It handles SIGINT and
+// SIGTERM, and ends the process itself on the second of them.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	// Without this, writing to a closed stdout would kill the process instead of
+	// returning EPIPE.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := untilInterrupted(context.Background())
+	defer stop()
+	a := &app{
+		stdin: stdin, stdout: stdout, stderr: stderr,
+		lookupEnv: os.LookupEnv, executable: os.Executable, now: time.Now,
+	}
+	return a.run(ctx, args)
+}
+
+// untilInterrupted returns a context that the first SIGINT or SIGTERM cancels
+// with errInterrupted. The second one ends the process.
+func untilInterrupted(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+			cancel(errInterrupted)
+		case <-done:
+			return
+		}
+		select {
+		case <-signals:
+			os.Exit(exitInterrupted)
+		case <-done:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel(nil)
+	}
+}
+
+// run executes one command line and reports its error.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.rootCommand()
+	root.SetArgs(args)
+	command, err := root.ExecuteContextC(ctx)
+	return a.report(ctx, command, err)
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := a.group(&cobra.Command{
+		Use:   "lockstep",
+		Short: "Lockstep is a clustered message broker on a quorum log.",
+		Example: `  lockstep serve
+  lockstep queue create orders --partitions 4`,
+		Version: version().Lockstep,
+	})
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SilenceErrors = true
+	root.SilenceUsage = true
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.applyEnvironment(c) }
+	root.SetFlagErrorFunc(flagError)
+	root.SetVersionTemplate("lockstep {{.Version}}\n")
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(a.helpCommand())
+	installHelp(root)
+	root.AddCommand(
+		a.serveCommand(),
+		a.destinationCommand(queueWords),
+		a.destinationCommand(topicWords),
+		a.produceCommand(),
+		a.consumeCommand(),
+		a.benchCommand(),
+		a.logCommand(),
+		a.versionCommand(),
+		a.completionCommand(),
+	)
+	return root
+}
+
+// group makes a command that only holds others: alone it prints its help, with
+// an unknown word it names the nearest known one.
+func (a *app) group(c *cobra.Command) *cobra.Command {
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return c.Help()
+		}
+		return unknownCommand(c, args[0])
+	}
+	return c
+}

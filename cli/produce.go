@@ -1,0 +1,408 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+)
+
+// noNewlineHeader marks a record made from a last line that had no newline at
+// its end. consume ends its output without a newline after such a record, so
+// that a file comes back byte for byte.
+const (
+	noNewlineHeader = "lockstep-newline"
+	noNewlineValue  = "none"
+)
+
+// interruptedFlushTimeout bounds the flush after SIGINT.
+const interruptedFlushTimeout = 10 * time.Second
+
+func (a *app) produceCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "produce DEST [FILE...]",
+		Short: "Send lines of stdin, or files, as records",
+		Long: `Send each line of stdin as a record to a queue or topic. The newline is not part
+of the record. A last line without a newline is sent with the header
+` + noNewlineHeader + `: ` + noNewlineValue + `, so that consume can give the input back byte for byte.
+
+With --file each file is one record, as it is. More files may follow DEST.
+
+Lines are read as they are sent, at most 8 MiB each. The first record that fails
+ends the command with its line and whether it was stored: "not sent" means that it
+is in no partition, "outcome unknown" that it may be. SIGINT stops reading and
+waits for what was read.`,
+		Example: `  lockstep produce orders < access.log
+  printf 'k1:first\nk2:second\n' | lockstep produce orders -K :
+  lockstep produce orders --file invoice-1.pdf invoice-2.pdf -H type=application/pdf`,
+		ValidArgsFunction: a.completeDestinations(0),
+		Args: func(c *cobra.Command, args []string) error {
+			return exactArgs("DEST")(c, args[:min(len(args), 1)])
+		},
+	}
+	a.clientFlags(c)
+	p := produceRun{app: a, codec: newChoice("none", "none", "snappy", "zstd"), acks: newChoice("quorum", "quorum", "leader", "none"),
+		timeout: durationFlag{value: 30 * time.Second}}
+	flags := c.Flags()
+	flags.StringVarP(&p.keyDelimiter, "key-delimiter", "K", "", "`text` between key and value of a line; every line must have it")
+	flags.StringArrayVarP(&p.files, "file", "F", nil, "send a `file` as one record; may be repeated")
+	flags.StringArrayVarP(&p.headerFlags, "header", "H", nil, "header for every record, as `name=value`; may be repeated")
+	flags.Uint32Var(&p.partition, "partition", 0, "send to one partition, a `number`; without it the key or the broker's load decides")
+	withoutDefault(flags, "partition")
+	flags.Var(p.acks, "acks", "what an acknowledgement waits for: a quorum, the leader's memory, or nothing")
+	flags.Var(p.codec, "compression", "compression of batches")
+	flags.Var(&p.linger, "linger", "wait a `duration` for more records before a batch is sent; 0 = only while others are on their way")
+	flags.Var(&p.timeout, "timeout", "give a record up after a `duration`")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		p.destination = args[0]
+		p.files = append(p.files, args[1:]...)
+		if len(args) > 1 && !c.Flags().Changed("file") {
+			return usagef(c, "%q is an argument too many; to send files put --file before them: lockstep produce %s --file %s",
+				args[1], shellWord(args[0]), shellWord(args[1]))
+		}
+		if p.keyDelimiter == "" && c.Flags().Changed("key-delimiter") {
+			return usagef(c, "flag --key-delimiter: the text is empty; write one, as in -K :")
+		}
+		if p.keyDelimiter != "" && len(p.files) > 0 {
+			return usagef(c, "--key-delimiter splits lines and does not go with --file")
+		}
+		for _, h := range p.headerFlags {
+			name, value, found := strings.Cut(h, "=")
+			if !found || name == "" {
+				return usagef(c, "flag --header: %q is not name=value", h)
+			}
+			p.headers = append(p.headers, client.Header{Key: name, Value: []byte(value)})
+		}
+		p.fixed = c.Flags().Changed("partition")
+		return p.run(c.Context())
+	}
+	return c
+}
+
+// produceRun is one run of produce.
+type produceRun struct {
+	app          *app
+	destination  string
+	words        destinationWords
+	keyDelimiter string
+	files        []string
+	headerFlags  []string
+	headers      []client.Header
+	partition    uint32
+	fixed        bool
+	acks, codec  *choiceFlag
+	linger       durationFlag
+	timeout      durationFlag
+
+	bar          *progressBar
+	producer     *client.Producer
+	acknowledged atomic.Int64
+	bytes        atomic.Int64 // of keys and values of acknowledged records
+
+	mu      sync.Mutex
+	stopped bool         // no record is sent any more
+	failed  *recordError // the earliest that failed
+	cancel  context.CancelFunc
+}
+
+// recordError is a record that failed.
+type recordError struct {
+	number int64 // of the line or file, from 1
+	what   string
+	err    error
+}
+
+func (p *produceRun) run(ctx context.Context) error {
+	a := p.app
+	if p.timeout.value < time.Millisecond {
+		return usagef(nil, "flag --timeout: %s is too short", p.timeout.String())
+	}
+	conn, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, p.words, err = a.find(ctx, conn, p.destination); err != nil {
+		return err
+	}
+	opts := []client.ProducerOption{
+		client.Acks(ackLevel(p.acks.value)), client.Compression(codec(p.codec.value)),
+		client.Linger(p.linger.value), client.DeliveryTimeout(p.timeout.value),
+	}
+	if p.fixed {
+		opts = append(opts, client.Partition(p.partition))
+	}
+	if p.producer, err = conn.Producer(ctx, p.destination, opts...); err != nil {
+		return interruptedOr(ctx, &failure{doing: "produce to", destination: p.destination, kind: p.words, err: err})
+	}
+
+	p.bar = startProgress(a.stderr, "produce "+p.destination, p.inputBytes(), true, quietWithoutTerminal)
+	defer p.bar.finish()
+	started := time.Now()
+	err = p.send(ctx)
+	if closeErr := p.flush(ctx); err == nil {
+		err = closeErr
+	}
+	elapsed := time.Since(started)
+	p.bar.finish()
+
+	p.mu.Lock()
+	failed := p.failed
+	p.mu.Unlock()
+	if failed != nil {
+		err = p.explain(failed)
+	}
+	p.summary(elapsed)
+	return err
+}
+
+// send reads the input in its own goroutine, because a read from a terminal or a
+// pipe cannot be interrupted, and returns when it has ended or ctx has.
+func (p *produceRun) send(ctx context.Context) error {
+	sending, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p.mu.Lock()
+	p.cancel = cancel
+	p.mu.Unlock()
+	ended := make(chan error, 1)
+	go func() {
+		if len(p.files) > 0 {
+			ended <- p.sendFiles(sending)
+		} else {
+			ended <- p.sendLines(sending)
+		}
+	}()
+	select {
+	case err := <-ended:
+		return interruptedOr(ctx, err)
+	case <-sending.Done():
+	}
+	// The reader may hang in its read for ever; it can only not send any more.
+	p.mu.Lock()
+	p.stopped = true
+	p.mu.Unlock()
+	if ctx.Err() != nil {
+		return interruptedOr(ctx, context.Cause(ctx))
+	}
+	return nil
+}
+
+// flush waits for everything that was sent.
+func (p *produceRun) flush(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	limit := p.timeout.value
+	if p.interrupted() {
+		limit = min(limit, interruptedFlushTimeout)
+	}
+	timer := time.AfterFunc(limit+time.Second, cancel)
+	defer timer.Stop()
+	return p.producer.Close(ctx)
+}
+
+func (p *produceRun) interrupted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stopped
+}
+
+// inputBytes is the size of the input if it can be known, else 0.
+func (p *produceRun) inputBytes() int64 {
+	var total int64
+	for _, name := range p.files {
+		if info, err := os.Stat(name); err == nil {
+			total += info.Size()
+		}
+	}
+	if f, ok := p.app.stdin.(*os.File); ok && len(p.files) == 0 {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			total = info.Size()
+		}
+	}
+	return total
+}
+
+func (p *produceRun) sendLines(ctx context.Context) error {
+	lines := newLineReader(p.app.stdin)
+	delimiter := []byte(p.keyDelimiter)
+	withoutNewline := append(p.headers[:len(p.headers):len(p.headers)], client.Header{Key: noNewlineHeader, Value: []byte(noNewlineValue)})
+	var record client.Record
+	for {
+		line, newline, err := lines.next()
+		number := lines.count
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if errors.Is(err, errLineTooLong) {
+			return fmt.Errorf("line %d of stdin is %w; send it as a file in pieces, or check that the input is text", number+1, err)
+		}
+		if err != nil {
+			return fmt.Errorf("read line %d of stdin: %w", number+1, err)
+		}
+		record = client.Record{Value: line, Headers: p.headers}
+		if len(delimiter) > 0 {
+			key, value, found := bytes.Cut(line, delimiter)
+			if !found {
+				return fmt.Errorf("line %d of stdin has no %q between key and value; check -K, or send it without", number, p.keyDelimiter)
+			}
+			record.Key, record.Value = key, value
+		}
+		if !newline {
+			record.Headers = withoutNewline
+		}
+		if more, err := p.sendOne(ctx, &record, number, "line"); err != nil || !more {
+			return err
+		}
+		p.bar.set(lines.bytes)
+	}
+}
+
+func (p *produceRun) sendFiles(ctx context.Context) error {
+	for i, name := range p.files {
+		value, err := readRecordFile(name)
+		if err != nil {
+			return err
+		}
+		record := client.Record{Value: value, Headers: p.headers}
+		if more, err := p.sendOne(ctx, &record, int64(i)+1, "file "+name); err != nil || !more {
+			return err
+		}
+		p.bar.add(int64(len(value)))
+	}
+	return nil
+}
+
+// readRecordFile reads a file that is to become one record.
+func readRecordFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	value, err := io.ReadAll(io.LimitReader(f, maxLineBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(value) > maxLineBytes {
+		return nil, fmt.Errorf("file %s is larger than %s, the largest record; split it", name, formatSize(maxLineBytes))
+	}
+	return value, nil
+}
+
+// sendOne hands one record to the producer, waiting for room in its buffer, and
+// reports whether the input goes on.
+func (p *produceRun) sendOne(ctx context.Context, r *client.Record, number int64, what string) (more bool, err error) {
+	p.mu.Lock()
+	stopped := p.stopped || p.failed != nil
+	p.mu.Unlock()
+	if stopped || ctx.Err() != nil {
+		return false, nil
+	}
+	size := int64(len(r.Key) + len(r.Value))
+	err = p.producer.SendFunc(ctx, r, func(_ client.Receipt, err error) {
+		if err != nil {
+			p.fail(&recordError{number: number, what: what, err: err})
+			return
+		}
+		p.acknowledged.Add(1)
+		p.bytes.Add(size)
+	})
+	if err != nil && ctx.Err() != nil {
+		return false, nil // interrupted, or an earlier record failed
+	}
+	if err != nil {
+		p.fail(&recordError{number: number, what: what, err: err})
+		return false, nil
+	}
+	return true, nil
+}
+
+// fail keeps the earliest record that failed and stops the input.
+func (p *produceRun) fail(e *recordError) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failed == nil || e.number < p.failed.number {
+		p.failed = e
+	}
+	p.cancel()
+}
+
+func (p *produceRun) explain(e *recordError) error {
+	what := e.what
+	if what == "line" {
+		what = fmt.Sprintf("line %d", e.number)
+	}
+	outcome := client.NotSent
+	reason := e.err
+	var sendError *client.SendError
+	if errors.As(e.err, &sendError) {
+		outcome, reason = sendError.Outcome, sendError.Err
+	}
+	text := p.app.explain(&failure{doing: "produce to", destination: p.destination, kind: p.words, err: reason})
+	switch outcome {
+	case client.Unknown:
+		return fmt.Errorf("%s: outcome unknown, it may or may not be stored: %s", what, text)
+	case client.Applied:
+		return fmt.Errorf("%s: stored, but: %s", what, text)
+	}
+	return fmt.Errorf("%s: not sent: %s", what, text)
+}
+
+func (p *produceRun) summary(elapsed time.Duration) {
+	n, size := p.acknowledged.Load(), p.bytes.Load()
+	verb := "acknowledged"
+	if p.acks.value == "none" {
+		verb = "sent without acknowledgement"
+	}
+	text := fmt.Sprintf("%s (%s) %s by %s %q in %s", plural(n, "record"), formatSize(size), verb, p.words.noun, p.destination, shortDuration(elapsed))
+	if p.acks.value == "none" {
+		text = strings.Replace(text, " by ", " to ", 1)
+	}
+	if s := elapsed.Seconds(); n > 0 && s > 0 {
+		text += fmt.Sprintf(": %s records/s, %s/s", formatCount(int64(float64(n)/s)), formatSize(int64(float64(size)/s)))
+	}
+	fmt.Fprintln(p.app.stderr, text)
+}
+
+// shortDuration rounds for people: three digits.
+func shortDuration(d time.Duration) string {
+	switch {
+	case d >= 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case d >= time.Second:
+		return d.Round(10 * time.Millisecond).String()
+	case d >= time.Millisecond:
+		return d.Round(100 * time.Microsecond).String()
+	}
+	return d.Round(time.Microsecond).String()
+}
+
+func ackLevel(word string) client.AckLevel {
+	switch word {
+	case "none":
+		return client.AcksNone
+	case "leader":
+		return client.AcksLeader
+	}
+	return client.AcksQuorum
+}
+
+func codec(word string) client.Codec {
+	switch word {
+	case "snappy":
+		return client.Snappy
+	case "zstd":
+		return client.Zstd
+	}
+	return client.NoCompression
+}

@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"regexp"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/server"
+)
+
+const (
+	defaultData = "./lockstep-data"
+	defaultHTTP = "127.0.0.1:7402"
+	// shutdownTimeout bounds a clean shutdown. After it the process ends as if
+	// it were killed, which loses nothing acknowledged.
+	shutdownTimeout = 10 * time.Second
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a broker",
+		Long: `Run a broker. Without any flag it is complete: it keeps its data in ` + defaultData + ` and
+listens on the loopback address only. SIGINT or SIGTERM stop it cleanly.
+
+Every flag can be set by the environment variable shown beside it; flags win.`,
+		Example: `  lockstep serve
+  lockstep serve --data /var/lib/lockstep --listen 0.0.0.0:7400 --log-format json`,
+		Args: exactArgs(),
+	}
+	var (
+		cfg       server.Config
+		minFree   sizeFlag
+		memory    sizeFlag
+		handshake = durationFlag{value: 5 * time.Second}
+		idle      = durationFlag{value: 60 * time.Second}
+		logLevel  = newChoice("info", "debug", "info", "warn", "error")
+		logFormat = newChoice("text", "text", "json")
+	)
+	flags := c.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&cfg.DataDir, "data", defaultData, "`directory` for everything that must survive; made if it is missing")
+	flags.StringVar(&cfg.Listen, "listen", defaultServer, "address for clients, as `host:port`; port 0 = any free one")
+	flags.StringVar(&cfg.HTTP, "http", defaultHTTP, "address of /healthz and /metrics, as `host:port`, or off")
+	flags.Var(logLevel, "log-level", "least important messages that are logged")
+	flags.Var(logFormat, "log-format", "how the log on stderr looks")
+	flags.IntVar(&cfg.Limits.Connections, "max-connections", 0, "`number` of client connections at once; 0 = 65536, or what the descriptor limit allows")
+	flags.IntVar(&cfg.Limits.ConnectionsPerAddress, "max-connections-per-address", 0, "`number` of client connections of one IP address; 0 = a tenth of all, at least 1000")
+	flags.Var(&handshake, "handshake-timeout", "close a connection that has not introduced itself after a `duration`")
+	flags.Var(&idle, "idle-timeout", "close a connection that was silent for a `duration`")
+	flags.Var(&minFree, "min-free-bytes", "refuse records when less than this `size` is free on the disk; 0 = 5 % of it, at least 1GiB")
+	flags.Var(&memory, "memory-bytes", "most that destinations with --storage memory hold together, a `size`; 0 = 1GiB")
+	flags.IntVar(&cfg.EventLoops, "event-loops", 0, "`number` of network loops; 0 = half the processors")
+	flags.IntVar(&cfg.StorageWorkers, "storage-workers", 0, "`number` of syncs and other storage work at once; 0 = 64")
+	flags.IntVar(&cfg.ReadWorkers, "read-workers", 0, "`number` of reads from disk for clients at once; 0 = 16")
+	withEnvTwins(flags)
+	// For bench --embedded: a broker started by it must not outlive it.
+	withStdin := flags.Bool("stop-with-stdin", false, "stop when stdin is closed")
+	flags.Lookup("stop-with-stdin").Hidden = true
+
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := checkServeFlags(c, cfg); err != nil {
+			return err
+		}
+		for name, d := range map[string]durationFlag{"handshake-timeout": handshake, "idle-timeout": idle} {
+			if d.value < time.Millisecond {
+				return usagef(c, "flag --%s: %s is too short", name, d.String())
+			}
+		}
+		cfg.MinFreeBytes, cfg.MemoryBytes = minFree.bytes, memory.bytes
+		cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = handshake.value, idle.value
+		cfg.Logger = newLogger(a.stderr, logLevel.value, logFormat.value)
+		ctx := c.Context()
+		if *withStdin {
+			var cancel context.CancelCauseFunc
+			ctx, cancel = context.WithCancelCause(ctx)
+			go func() {
+				_, _ = io.Copy(io.Discard, a.stdin)
+				cancel(errInterrupted)
+			}()
+		}
+		return a.serve(ctx, cfg, logFormat.value)
+	}
+	return c
+}
+
+func checkServeFlags(c *cobra.Command, cfg server.Config) error {
+	for _, f := range []struct{ name, value string }{{"listen", cfg.Listen}, {"http", cfg.HTTP}} {
+		if f.name == "http" && f.value == "off" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(f.value); err != nil {
+			return usagef(c, "flag --%s: %q is not an address; write host:port, as in %s", f.name, f.value, defaultServer)
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		value int
+	}{
+		{"max-connections", cfg.Limits.Connections}, {"max-connections-per-address", cfg.Limits.ConnectionsPerAddress},
+		{"event-loops", cfg.EventLoops}, {"storage-workers", cfg.StorageWorkers}, {"read-workers", cfg.ReadWorkers},
+	} {
+		if f.value < 0 {
+			return usagef(c, "flag --%s: %d is negative", f.name, f.value)
+		}
+	}
+	if cfg.DataDir == "" {
+		return usagef(c, "flag --data: a directory is needed, as in %s", defaultData)
+	}
+	return nil
+}
+
+func newLogger(w io.Writer, level, format string) *slog.Logger {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		panic(fmt.Sprintf("log level %q is not in the list of choices", level))
+	}
+	options := &slog.HandlerOptions{Level: l}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// serve runs the broker until ctx ends or the broker fails.
+func (a *app) serve(ctx context.Context, cfg server.Config, logFormat string) error {
+	broker, err := server.Start(ctx, cfg)
+	if err != nil {
+		if errors.Is(context.Cause(ctx), errInterrupted) {
+			return nil
+		}
+		return err // server says what to do about it
+	}
+	if logFormat == "json" {
+		cfg.Logger.Info("ready", "address", broker.Addr(), "http", broker.HTTPAddr(), "data", cfg.DataDir)
+	} else {
+		fmt.Fprintln(a.stderr, readyLine(broker.Addr(), broker.HTTPAddr(), cfg.DataDir))
+	}
+	var failed error
+	select {
+	case <-ctx.Done():
+	case <-broker.Done():
+		failed = broker.Err()
+	}
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := broker.Close(closing); err != nil && failed == nil {
+		failed = fmt.Errorf("stop the broker: %w", err)
+	}
+	return failed
+}
+
+// readyLine tells where the broker is and what to try first. bench --embedded
+// finds the address in it.
+func readyLine(address, httpAddress, data string) string {
+	line := "lockstep: ready on " + address
+	if httpAddress != "" {
+		line += ", http on " + httpAddress
+	}
+	try := "lockstep queue create orders"
+	if address != defaultServer {
+		try += " --server " + address
+	}
+	return line + ", data in " + data + "; try: " + try
+}
+
+var readyPattern = regexp.MustCompile(`^lockstep: ready on ([^ ,]+),`)
