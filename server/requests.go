@@ -183,37 +183,16 @@ func (s *session) metadata(h wire.Header, body []byte) error {
 	if len(m.Names) == 0 {
 		response.Destinations = make([]wire.DestinationInfo, 0, len(view.Destinations))
 		for _, d := range view.Destinations {
-			response.Destinations = append(response.Destinations, describe(s.engine.backend, d))
+			response.Destinations = append(response.Destinations, s.engine.backend.Describe(d))
 		}
 	}
 	for _, name := range m.Names {
 		if d, ok := view.Destination(name); ok {
-			response.Destinations = append(response.Destinations, describe(s.engine.backend, d))
+			response.Destinations = append(response.Destinations, s.engine.backend.Describe(d))
 		}
 	}
 	s.reply(h.Opcode, h.ID, &response)
 	return nil
-}
-
-// describe is a destination as clients see it, with the state of the partitions
-// that this node serves.
-func describe(b backend, d *cluster.Destination) wire.DestinationInfo {
-	info := wire.DestinationInfo{
-		Name: d.Name, ID: d.ID, Kind: d.Kind, Version: uint64(d.Version), Settings: d.Settings,
-		SlotVersion: d.SlotVersion, Slots: d.Slots,
-		Partitions: make([]wire.PartitionInfo, len(d.Partitions)),
-	}
-	for i := range d.Partitions {
-		number := d.Partitions[i].Number
-		info.Partitions[i] = wire.PartitionInfo{Number: number, State: wire.PartitionUnavailable}
-		switch r, err := b.Partition(d.ID, number); {
-		case err == nil:
-			info.Partitions[i] = r.info()
-		case errors.Is(err, wire.CodePartitionFenced):
-			info.Partitions[i].State = wire.PartitionFenced
-		}
-	}
-	return info
 }
 
 func (s *session) create(h wire.Header, body []byte) error {

@@ -22,6 +22,8 @@ type backend interface {
 	// *wire.DeleteRequest or *wire.InitProducerRequest. reply is called once, on
 	// any goroutine, after the change is committed, and does not block.
 	Admin(request wire.Message, reply func(response wire.Message, err error))
+	// Describe is a destination as clients see it, with the state of its partitions.
+	Describe(d *cluster.Destination) wire.DestinationInfo
 	// Info is who we are.
 	Info() serverInfo
 }
