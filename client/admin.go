@@ -1,0 +1,285 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Kind says what a destination is: Queue or Topic.
+type Kind = wire.DestinationKind
+
+// The kinds of destinations.
+const (
+	Queue = wire.Queue // records are removed when its one group has acknowledged them
+	Topic = wire.Topic // records are kept by time and size
+)
+
+// Settings are the settings of a destination. The zero value of each field is
+// the default.
+type Settings struct {
+	Partitions     uint32               // 0: 1
+	Replicas       uint8                // 0: min(3, nodes)
+	Storage        wire.Storage         // StorageDisk or StorageMemory
+	Sync           wire.SyncMode        // SyncQuorumFsync, SyncInterval or SyncOS
+	RetentionTime  time.Duration        // milliseconds; 0: unlimited
+	RetentionBytes int64                // per partition; 0: unlimited
+	MaxRecordBytes uint32               // largest encoded record; 0: 1 MiB
+	SegmentBytes   uint64               // size of a segment file; 0: the broker's default
+	RecordIndex    wire.RecordIndexMode // default: on for queues, off for topics
+}
+
+func (s *Settings) encode() wire.Settings {
+	w := wire.Settings{
+		Partitions:      max(s.Partitions, 1),
+		Replicas:        s.Replicas,
+		Storage:         s.Storage,
+		Sync:            s.Sync,
+		RetentionTimeMs: s.RetentionTime.Milliseconds(),
+		RetentionBytes:  s.RetentionBytes,
+		MaxRecordBytes:  s.MaxRecordBytes,
+		SegmentBytes:    s.SegmentBytes,
+		RecordIndex:     s.RecordIndex,
+	}
+	if s.RetentionTime == 0 {
+		w.RetentionTimeMs = wire.Unlimited
+	}
+	if s.RetentionBytes == 0 {
+		w.RetentionBytes = wire.Unlimited
+	}
+	return w
+}
+
+func decodeSettings(w *wire.Settings) Settings {
+	s := Settings{
+		Partitions:     w.Partitions,
+		Replicas:       w.Replicas,
+		Storage:        w.Storage,
+		Sync:           w.Sync,
+		RetentionTime:  time.Duration(w.RetentionTimeMs) * time.Millisecond,
+		RetentionBytes: w.RetentionBytes,
+		MaxRecordBytes: w.MaxRecordBytes,
+		SegmentBytes:   w.SegmentBytes,
+		RecordIndex:    w.RecordIndex,
+	}
+	if w.RetentionTimeMs == wire.Unlimited {
+		s.RetentionTime = 0
+	}
+	if w.RetentionBytes == wire.Unlimited {
+		s.RetentionBytes = 0
+	}
+	return s
+}
+
+// SettingsMask names the settings that AlterDestination changes.
+type SettingsMask = wire.SettingsMask
+
+// Destination is a queue or topic. For CreateDestination and AlterDestination,
+// Name, Kind and Settings are used.
+type Destination struct {
+	Name       string
+	Kind       Kind
+	Settings   Settings
+	ID         [16]byte // differs between a destination and its successor of the same name
+	Version    uint64   // raised by every change of settings or placement
+	Partitions []PartitionInfo
+}
+
+// PartitionInfo is one partition as the answering broker saw it.
+type PartitionInfo struct {
+	Number      uint32
+	Leader      uint32 // node ID; 0: none known
+	Epoch       uint32
+	State       wire.PartitionState
+	StartOffset uint64 // first readable offset
+	NextOffset  uint64 // one past the last readable offset
+	Bytes       uint64 // size of the log on the leader
+}
+
+func decodeDestination(info *wire.DestinationInfo) Destination {
+	d := Destination{
+		Name:       info.Name,
+		Kind:       info.Kind,
+		Settings:   decodeSettings(&info.Settings),
+		ID:         info.ID,
+		Version:    info.Version,
+		Partitions: make([]PartitionInfo, len(info.Partitions)),
+	}
+	for i, p := range info.Partitions {
+		d.Partitions[i] = PartitionInfo{
+			Number:      p.Number,
+			Leader:      p.Leader,
+			Epoch:       p.Epoch,
+			State:       p.State,
+			StartOffset: uint64(p.StartOffset),
+			NextOffset:  uint64(p.NextOffset),
+			Bytes:       p.Bytes,
+		}
+	}
+	return d
+}
+
+// CreateDestination creates a queue or topic and returns it as the broker
+// committed it. Errors: wire.CodeAlreadyExists, CodeInvalidName,
+// CodeInvalidSetting. After ErrDisconnected it may exist or not.
+func (c *Conn) CreateDestination(ctx context.Context, d Destination) (Destination, error) {
+	request := wire.CreateRequest{Name: d.Name, Kind: d.Kind, Settings: d.Settings.encode()}
+	var info wire.DestinationInfo
+	if err := c.do(ctx, wire.OpCreate, &request, &info, false); err != nil {
+		return Destination{}, fmt.Errorf("create %v %q: %w", d.Kind, d.Name, err)
+	}
+	return decodeDestination(&info), nil
+}
+
+// AlterDestination changes the settings that mask names. Errors:
+// wire.CodeUnknownDestination, CodeKindMismatch, CodeInvalidSetting.
+func (c *Conn) AlterDestination(ctx context.Context, d Destination, mask SettingsMask) (Destination, error) {
+	request := wire.AlterRequest{Name: d.Name, Kind: d.Kind, Mask: mask, Settings: d.Settings.encode()}
+	var info wire.DestinationInfo
+	if err := c.do(ctx, wire.OpAlter, &request, &info, false); err != nil {
+		return Destination{}, fmt.Errorf("alter %v %q: %w", d.Kind, d.Name, err)
+	}
+	return decodeDestination(&info), nil
+}
+
+// DeleteDestination removes a destination with all its records. Errors:
+// wire.CodeUnknownDestination, CodeKindMismatch.
+func (c *Conn) DeleteDestination(ctx context.Context, name string, kind Kind) error {
+	request := wire.DeleteRequest{Name: name, Kind: kind}
+	if err := c.do(ctx, wire.OpDelete, &request, &wire.DeleteResponse{}, false); err != nil {
+		return fmt.Errorf("delete %v %q: %w", kind, name, err)
+	}
+	return nil
+}
+
+// Destination describes one destination, or fails with
+// wire.CodeUnknownDestination.
+func (c *Conn) Destination(ctx context.Context, name string) (Destination, error) {
+	info, err := c.describe(ctx, name)
+	if err != nil {
+		return Destination{}, err
+	}
+	return decodeDestination(info), nil
+}
+
+// Destinations describes all destinations, in the broker's order.
+func (c *Conn) Destinations(ctx context.Context) ([]Destination, error) {
+	var response wire.MetadataResponse
+	if err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{}, &response, true); err != nil {
+		return nil, fmt.Errorf("list destinations: %w", err)
+	}
+	destinations := make([]Destination, len(response.Destinations))
+	for i := range response.Destinations {
+		destinations[i] = decodeDestination(&response.Destinations[i])
+	}
+	return destinations, nil
+}
+
+// Node is one broker of the cluster.
+type Node = wire.Node
+
+// Nodes lists the brokers of the cluster and the version of its metadata.
+func (c *Conn) Nodes(ctx context.Context) (nodes []Node, version uint64, err error) {
+	var response wire.MetadataResponse
+	if err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{}, &response, true); err != nil {
+		return nil, 0, fmt.Errorf("list nodes: %w", err)
+	}
+	return response.Nodes, response.Version, nil
+}
+
+// describe asks for one destination.
+func (c *Conn) describe(ctx context.Context, name string) (*wire.DestinationInfo, error) {
+	if err := wire.ValidateName(name); err != nil {
+		return nil, fmt.Errorf("destination %q: %w", name, err)
+	}
+	var response wire.MetadataResponse
+	err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{Names: []string{name}}, &response, true)
+	if err != nil {
+		return nil, fmt.Errorf("destination %q: %w", name, err)
+	}
+	for i := range response.Destinations {
+		if response.Destinations[i].Name == name {
+			return &response.Destinations[i], nil
+		}
+	}
+	return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", name)
+}
+
+// OffsetQuery asks Offsets for a place in each partition: Earliest, Latest or
+// AtTime.
+type OffsetQuery struct {
+	kind wire.OffsetKind
+	time time.Time
+}
+
+// Earliest asks for the first readable offset.
+func Earliest() OffsetQuery { return OffsetQuery{kind: wire.OffsetEarliest} }
+
+// Latest asks for one past the last readable offset.
+func Latest() OffsetQuery { return OffsetQuery{kind: wire.OffsetLatest} }
+
+// AtTime asks for the first offset appended at or after t; one past the last
+// readable offset if there is none. Milliseconds count.
+func AtTime(t time.Time) OffsetQuery { return OffsetQuery{kind: wire.OffsetAtTime, time: t} }
+
+func (q OffsetQuery) request(handle uint32) *wire.ListOffsetsRequest {
+	r := &wire.ListOffsetsRequest{Handle: handle, Kind: q.kind}
+	if q.kind == wire.OffsetAtTime {
+		r.TimeMs = q.time.UnixMilli()
+	}
+	return r
+}
+
+// Offsets answers a query for every partition of a destination.
+func (c *Conn) Offsets(ctx context.Context, destination string, q OffsetQuery) (map[uint32]uint64, error) {
+	l, err := c.layout(ctx, destination)
+	if err != nil {
+		return nil, err
+	}
+	offsets := make(map[uint32]uint64, len(l.partitions))
+	for {
+		missing, err := c.someOffsets(ctx, destination, q, l.partitions, offsets)
+		if err == nil {
+			return offsets, nil
+		}
+		code := codeOf(err)
+		if ctx.Err() != nil || !sessionLost(err, &c.options) && !transient(code) && code != wire.CodeUnknownHandle {
+			return nil, fmt.Errorf("offsets of %q partition %d: %w", destination, missing, err)
+		}
+		if err := c.pause(ctx, retryPause); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// someOffsets asks for what offsets still lacks, on one session, all requests
+// on their way at once. It returns the partition that failed.
+func (c *Conn) someOffsets(ctx context.Context, destination string, q OffsetQuery, partitions []uint32, offsets map[uint32]uint64) (uint32, error) {
+	s, err := c.session(ctx)
+	if err != nil {
+		return 0, err
+	}
+	asked := make(map[uint32]pending)
+	for _, n := range partitions {
+		if _, ok := offsets[n]; !ok {
+			asked[n] = s.send(wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: destination, Partition: n})
+		}
+	}
+	for n, p := range asked {
+		var opened wire.OpenPartitionResponse
+		if err := p.wait(ctx, &opened); err != nil {
+			return n, err
+		}
+		asked[n] = s.send(wire.OpListOffsets, q.request(opened.Handle))
+	}
+	for n, p := range asked {
+		var answer wire.ListOffsetsResponse
+		if err := p.wait(ctx, &answer); err != nil {
+			return n, err
+		}
+		offsets[n] = uint64(answer.Offset)
+	}
+	return 0, nil
+}

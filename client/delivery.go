@@ -1,0 +1,279 @@
+package client
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// What becomes of a batch once its attempt has ended (RULES R3 to R7). All
+// functions are called with Producer.mu held.
+//
+// The argument rests on three facts. The broker answers the batches of one
+// producer in one partition in order, and refuses a batch whose sequence does not
+// follow: so behind a batch that is known to be in no log, nothing of the same
+// partition is in the log either. A batch with the same identity and sequence is
+// stored once, however often it arrives. And a code's row in the error table says
+// whether the request can still take effect (Rejected).
+//
+// Hence two kinds of stamped batches. A certain one was refused on every attempt:
+// it gives its sequence back and is sent again, elsewhere or under another
+// identity, or reported as NotSent. An uncertain one keeps its partition, identity
+// and sequence until it is answered, or is reported as Unknown; its sequence is
+// then used up or missing, nobody knows which, so the producer takes a new
+// identity before it sends anything new, and takes it only when nothing is
+// stamped any more.
+
+// maxBackoff bounds the pause before a refused batch is sent again.
+const maxBackoff = time.Second
+
+// settle ends the attempt of a batch when both the writer and the session have
+// let go of it.
+func (b *batch) settle() {
+	if b.writing || !b.inFlight {
+		return
+	}
+	a := b.lane
+	b.inFlight, b.session = false, nil
+	a.inFlight--
+	if b.refusal == nil && b.lostErr == nil {
+		a.failures = 0
+		a.remove(b)
+		b.complete(nil)
+	} else {
+		a.draining = true
+		if b.lastCause = b.refusal; b.lastCause == nil {
+			b.lastCause = b.lostErr
+		}
+	}
+	if a.draining {
+		if a.inFlight == 0 {
+			a.resolve()
+		}
+		return
+	}
+	a.signal()
+}
+
+// remove takes a batch out of the queue.
+func (a *accumulator) remove(b *batch) {
+	i := a.queue.find(b)
+	if i < 0 {
+		panic(fmt.Sprintf("client: partition %d: batch of %d records is not in the queue of %d", a.partition, b.builder.Count(), a.queue.len()))
+	}
+	a.queue.remove(i)
+	if a.open == b {
+		a.open = nil
+	}
+	if b.stamped {
+		a.producer.stamped--
+		if a.producer.renew && a.producer.stamped == 0 {
+			poke(a.producer.wake)
+		}
+	}
+}
+
+// resolve decides about all stamped batches, oldest first, when none is in
+// flight.
+func (a *accumulator) resolve() {
+	p := a.producer
+	a.draining = false
+	var (
+		pause   time.Duration
+		certain bool  // a batch in front is in no log, so the rest is not either
+		release int32 // the sequence of the first such batch
+		lost    bool
+	)
+	for i := 0; i < a.queue.len() && a.queue.at(i).stamped; {
+		b := a.queue.at(i)
+		lost = lost || b.lostErr != nil
+		switch {
+		case certain && p.options.idempotent:
+			b.uncertain = false
+		case b.lostErr != nil && !b.untouched, b.refusal != nil && !codeOf(b.refusal).Rejected():
+			b.uncertain = true
+		}
+		verdict, wait := a.judge(b, i > 0)
+		if verdict == allOver {
+			return
+		}
+		pause = max(pause, wait)
+		if !b.uncertain && !certain {
+			certain, release = true, b.identity.Sequence
+		}
+		b.refusal, b.lostErr = nil, nil
+		switch {
+		case verdict == done:
+			a.queue.remove(i)
+			p.stamped--
+		case b.uncertain:
+			i++
+		default:
+			a.unstamp(b)
+			i++
+		}
+	}
+	if certain {
+		a.sequence = release
+	}
+	if p.renew {
+		poke(p.wake)
+	}
+	switch {
+	case lost:
+		a.detach()
+	case pause > 0:
+		a.pause(pause)
+	default:
+		a.signal()
+	}
+}
+
+// verdict is what judge says about a batch.
+type verdict uint8
+
+const (
+	again   verdict = iota // it stays, to be sent again
+	done                   // it was completed
+	allOver                // the producer was ended, and with it every batch
+)
+
+// judge decides what becomes of a batch and how long the accumulator pauses.
+// behind says that an older batch stays as well.
+func (a *accumulator) judge(b *batch, behind bool) (verdict, time.Duration) {
+	p := a.producer
+	switch {
+	case b.refusal == nil && (!b.uncertain || p.options.idempotent):
+		return again, 0 // lost
+	case b.refusal == nil:
+		b.fail(Unknown, b.lostErr)
+		return done, 0
+	case b.uncertain && !p.options.idempotent:
+		b.fail(Unknown, b.refusal) // a resend could be a duplicate
+		return done, 0
+	}
+	code := codeOf(b.refusal)
+	switch code {
+	case wire.CodeDuplicate:
+		b.fail(Applied, b.refusal)
+		b.uncertain = true // it is in the log: its sequence is not given back
+		return done, 0
+	case wire.CodeFenced:
+		p.fail(fmt.Errorf("%w: %w", ErrFenced, b.refusal))
+		return allOver, 0
+	case wire.CodeOutOfSequence, wire.CodeUnknownProducer:
+		if behind {
+			return again, 0 // the older batch has to go first, that is all
+		}
+		p.renew = p.options.idempotent
+		if !b.uncertain && p.options.idempotent {
+			return again, a.backoff()
+		}
+	case wire.CodeWrongPartition:
+		if !b.uncertain {
+			p.wantLayout = true
+			a.paused, a.resumeAt = true, time.Time{}
+			poke(p.wake)
+			return again, 0
+		}
+	case wire.CodeUnknownHandle:
+		a.detach()
+		return again, a.backoff()
+	case wire.CodeNotLeader:
+		p.wantLayout = true
+		a.detach()
+		return again, a.backoff()
+	default:
+		if transient(code) {
+			return again, a.backoff()
+		}
+	}
+	if b.uncertain {
+		p.renew = p.options.idempotent
+		b.fail(Unknown, b.refusal)
+	} else {
+		b.fail(NotSent, b.refusal)
+	}
+	return done, 0
+}
+
+// backoff is the pause after another refusal.
+func (a *accumulator) backoff() time.Duration {
+	a.failures++
+	return min(retryPause<<min(a.failures-1, 10), maxBackoff)
+}
+
+// pause holds the accumulator back for a while.
+func (a *accumulator) pause(d time.Duration) {
+	if a.paused && a.resumeAt.IsZero() {
+		return // a new layout resumes it
+	}
+	a.paused, a.resumeAt = true, time.Now().Add(d)
+	poke(a.producer.wake)
+}
+
+// resume ends a pause.
+func (a *accumulator) resume() {
+	a.paused, a.resumeAt = false, time.Time{}
+	a.signal()
+}
+
+// expire fails the batches whose delivery timeout has passed.
+func (a *accumulator) expire(now time.Time) {
+	p := a.producer
+	for a.queue.len() > 0 {
+		b := a.queue.at(0)
+		if b.builder.Count() == 0 || now.Sub(b.started) < p.options.deliveryTimeout {
+			return
+		}
+		cause := error(ErrDeliveryTimeout)
+		if b.lastCause != nil {
+			cause = fmt.Errorf("%w after %v: last: %w", ErrDeliveryTimeout, p.options.deliveryTimeout, b.lastCause)
+		} else if err := p.conn.connectError(); err != nil {
+			cause = fmt.Errorf("%w after %v: not connected: %w", ErrDeliveryTimeout, p.options.deliveryTimeout, err)
+		}
+		a.abandon(b, cause)
+	}
+	if a.draining && a.inFlight == 0 {
+		a.resolve()
+	}
+}
+
+// abandon takes the oldest batch out of the queue and completes it with what is
+// known about it.
+func (a *accumulator) abandon(b *batch, cause error) {
+	p := a.producer
+	outcome := NotSent
+	if b.inFlight || b.stamped && b.uncertain {
+		outcome = Unknown
+		p.renew = p.options.idempotent
+	}
+	if b.inFlight {
+		if b.id != 0 {
+			b.session.forget(b.id)
+		}
+		b.inFlight, b.session = false, nil
+		b.abandoned = true // the answer may be on its way to it: no other life
+		a.inFlight--
+	}
+	a.remove(b)
+	b.fail(outcome, cause)
+}
+
+// fail completes a batch with an error.
+func (b *batch) fail(outcome Outcome, cause error) {
+	b.complete(&SendError{Outcome: outcome, Err: cause})
+}
+
+// complete puts the batch among those whose promises are kept as soon as the
+// lock is released.
+func (b *batch) complete(err error) {
+	if b.completed {
+		panic(fmt.Sprintf("client: partition %d: batch of %d records completed twice", b.lane.partition, b.builder.Count()))
+	}
+	b.completed = true
+	b.err = err
+	p := b.lane.producer
+	p.completed = append(p.completed, b)
+}

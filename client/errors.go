@@ -1,0 +1,148 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Sentinels of the client's own conditions. Codes that a broker answers are
+// wire.Error values instead: errors.Is(err, wire.CodeUnknownDestination).
+var (
+	// ErrClosed is returned by every call on a Conn, Producer or Reader that
+	// was closed.
+	ErrClosed = errors.New("closed")
+	// ErrDisconnected is returned when the connection to the broker broke
+	// while an answer was outstanding, and at once by every call after a loss
+	// when reconnecting is off.
+	ErrDisconnected = errors.New("connection to the broker lost")
+	// ErrKeepalive is the cause of a disconnect when the broker sent nothing,
+	// not even the answer to a ping, for the detection time.
+	ErrKeepalive = errors.New("broker stopped answering")
+	// ErrProtocol is the cause of a disconnect when the peer sent bytes that
+	// are not this protocol.
+	ErrProtocol = errors.New("peer does not speak the protocol")
+	// ErrVersion is returned by Connect when client and broker share no
+	// protocol version.
+	ErrVersion = errors.New("no common protocol version")
+	// ErrClusterMismatch is returned when a broker belongs to another cluster
+	// than the one this Conn first spoke to.
+	ErrClusterMismatch = errors.New("broker belongs to another cluster")
+	// ErrRecordTooLarge is returned for a record above the destination's
+	// record limit or the frame limit. Nothing was sent.
+	ErrRecordTooLarge = errors.New("record is too large")
+	// ErrDeliveryTimeout is the cause of a SendError when a record found no
+	// answer within the producer's delivery timeout.
+	ErrDeliveryTimeout = errors.New("delivery timeout")
+	// ErrFenced is returned by a named producer after another process opened
+	// the same name. The producer cannot be used again.
+	ErrFenced = errors.New("producer was fenced by a newer one of the same name")
+	// ErrCorrupt is returned by a Reader when received bytes do not match
+	// their checksum or their layout.
+	ErrCorrupt = errors.New("corrupt data received")
+	// ErrUnknownPartition is returned for a partition number that the
+	// destination does not have.
+	ErrUnknownPartition = errors.New("destination has no such partition")
+	// ErrAddress is returned by Connect for a server list it cannot use.
+	ErrAddress = errors.New("invalid server address")
+)
+
+// Outcome says what is known about a record whose Send failed.
+type Outcome uint8
+
+const (
+	// NotSent means that the record is in no partition and never will be: it
+	// may be sent again without any risk of a duplicate.
+	NotSent Outcome = 1
+	// Unknown means that the record was written to a connection and no answer
+	// came: it may or may not be stored.
+	Unknown Outcome = 2
+	// Applied means that the record is stored although the call failed.
+	Applied Outcome = 3
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case NotSent:
+		return "not sent"
+	case Unknown:
+		return "outcome unknown"
+	case Applied:
+		return "applied"
+	}
+	return fmt.Sprintf("Outcome(%d)", uint8(o))
+}
+
+// SendError is the error of every failed Send, SendAsync and SendFunc.
+type SendError struct {
+	Outcome Outcome
+	Err     error // the cause; never nil
+}
+
+func (e *SendError) Error() string { return e.Outcome.String() + ": " + e.Err.Error() }
+
+func (e *SendError) Unwrap() error { return e.Err }
+
+// OutOfRangeError is returned by a Reader whose position is outside of what
+// the partition holds: retention removed the record, or the position never existed.
+// It unwraps to the broker's wire.Error.
+type OutOfRangeError struct {
+	Partition uint32
+	Offset    uint64 // where the reader wanted to read
+	Err       error
+}
+
+func (e *OutOfRangeError) Error() string {
+	return fmt.Sprintf("partition %d: offset %d: %v", e.Partition, e.Offset, e.Err)
+}
+
+func (e *OutOfRangeError) Unwrap() error { return e.Err }
+
+// CorruptError reports damage in received data, with the place in the
+// partition where it was found. It matches ErrCorrupt and its cause.
+type CorruptError struct {
+	Partition uint32
+	Offset    uint64 // base offset of the damaged frame or batch
+	Err       error
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("partition %d: offset %d: %v: %v", e.Partition, e.Offset, ErrCorrupt, e.Err)
+}
+
+func (e *CorruptError) Unwrap() []error { return []error{ErrCorrupt, e.Err} }
+
+// codeOf is the broker's error code behind err, or 0 if err is not an answer.
+func codeOf(err error) wire.ErrorCode {
+	var e *wire.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return 0
+}
+
+// lostError is what everybody gets who waits for a session that died. It matches ErrDisconnected and the cause.
+type lostError struct{ cause error }
+
+func (e *lostError) Error() string {
+	if errors.Is(e.cause, ErrDisconnected) {
+		return e.cause.Error()
+	}
+	return fmt.Sprintf("%v: %v", ErrDisconnected, e.cause)
+}
+
+func (e *lostError) Unwrap() []error { return []error{ErrDisconnected, e.cause} }
+
+// transient reports whether a request that was answered with the code is worth
+// repeating without asking anybody. A full disk or memory passes as well, but
+// may take hours: that is for the application to know and decide.
+func transient(code wire.ErrorCode) bool {
+	return code.Retriable() && code != wire.CodeDiskFull && code != wire.CodeMemoryFull
+}
+
+// sessionLost reports whether err is the death of a session that the Conn will
+// replace.
+func sessionLost(err error, o *connOptions) bool {
+	return o.reconnect && errors.Is(err, ErrDisconnected) && !errors.Is(err, ErrClosed)
+}

@@ -1,0 +1,113 @@
+package client
+
+import "sync"
+
+// Event is something that happened to a Conn: Connected, Disconnected or
+// TopologyChanged.
+type Event interface{ event() }
+
+// Connected is sent after every successful handshake, the first included.
+type Connected struct {
+	Address string // as given to Connect
+	Node    uint32 // the broker's node ID
+}
+
+// Disconnected is sent when an established connection was lost or closed.
+type Disconnected struct {
+	Address string
+	Node    uint32
+	Err     error // why; ErrClosed after Close
+}
+
+// TopologyChanged is sent when the broker announces a new cluster topology:
+// members, leaders, destinations or key slots.
+type TopologyChanged struct {
+	Epoch uint64 // version of the cluster's metadata
+}
+
+func (Connected) event()       {}
+func (Disconnected) event()    {}
+func (TopologyChanged) event() {}
+
+// eventLimit bounds the events that wait for a slow listener. When it is
+// reached the oldest event is dropped: the newest state is what counts.
+const eventLimit = 64
+
+// dispatcher hands events to the listener from one goroutine, so that a slow
+// listener delays nothing but itself.
+type dispatcher struct {
+	listener func(Event)
+	wake     chan struct{} // capacity 1
+	done     chan struct{}
+
+	mu     sync.Mutex
+	queue  []Event // oldest first, at most eventLimit
+	closed bool
+}
+
+// newDispatcher starts the goroutine. Without a listener there is none, and
+// every method does nothing.
+func newDispatcher(listener func(Event)) *dispatcher {
+	d := &dispatcher{listener: listener, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	if listener == nil {
+		close(d.done)
+		return d
+	}
+	go d.run()
+	return d
+}
+
+// send never blocks.
+func (d *dispatcher) send(e Event) {
+	if d.listener == nil {
+		return
+	}
+	d.mu.Lock()
+	if !d.closed {
+		if len(d.queue) == eventLimit {
+			d.queue = append(d.queue[:0], d.queue[1:]...)
+		}
+		d.queue = append(d.queue, e)
+	}
+	d.mu.Unlock()
+	poke(d.wake)
+}
+
+func (d *dispatcher) run() {
+	defer close(d.done)
+	for range d.wake {
+		for {
+			d.mu.Lock()
+			if len(d.queue) == 0 {
+				closed := d.closed
+				d.mu.Unlock()
+				if closed {
+					return
+				}
+				break
+			}
+			e := d.queue[0]
+			d.queue = append(d.queue[:0], d.queue[1:]...)
+			d.mu.Unlock()
+			d.listener(e)
+		}
+	}
+}
+
+// close lets the listener see what is queued and waits for it.
+func (d *dispatcher) close() {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	poke(d.wake)
+	<-d.done
+}
+
+// poke wakes the goroutine that waits on a channel of capacity 1; a wake-up
+// that is already pending is enough.
+func poke(wake chan struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}

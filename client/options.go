@@ -1,0 +1,286 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Limits and times that are not options. Each says what happens when it is reached.
+const (
+	// handshakeTimeout bounds dialing aside the time from the first byte to
+	// the broker's HELLO answer. Afterwards the attempt has failed.
+	handshakeTimeout = 5 * time.Second
+	// keepaliveInterval is how long a connection may be silent before a ping
+	// is sent; a broker that stays silent for two more intervals counts as
+	// dead. The sum of three is the detection time of 6 s.
+	keepaliveInterval = 2 * time.Second
+	// drainTimeout bounds how long Conn.Close waits for records that are
+	// still unanswered. Afterwards they fail.
+	drainTimeout = 5 * time.Second
+	// writeBytes is how much one turn of a connection's writer gathers, at
+	// most one batch more. The rest waits for the next turn.
+	writeBytes = 256 << 10
+	// readBufferBytes is the read buffer of a connection. Larger pieces are
+	// read past it, straight to where they belong.
+	readBufferBytes = 32 << 10
+)
+
+// Option configures a Conn.
+type Option func(*connOptions)
+
+type connOptions struct {
+	logger      *slog.Logger
+	name        string
+	events      func(Event)
+	reconnect   bool
+	backoffMin  time.Duration
+	backoffMax  time.Duration
+	dialTimeout time.Duration
+	dialer      func(ctx context.Context, address string) (net.Conn, error)
+}
+
+func newConnOptions(opts []Option) (connOptions, error) {
+	o := connOptions{
+		logger:      slog.New(slog.DiscardHandler),
+		name:        "lockstep-go",
+		reconnect:   true,
+		backoffMin:  50 * time.Millisecond,
+		backoffMax:  2 * time.Second,
+		dialTimeout: 3 * time.Second,
+	}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if o.dialer == nil {
+		var d net.Dialer
+		o.dialer = func(ctx context.Context, address string) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", address)
+		}
+	}
+	if o.backoffMin <= 0 || o.backoffMax < o.backoffMin {
+		return o, fmt.Errorf("option WithReconnectBackoff: %v to %v is no range", o.backoffMin, o.backoffMax)
+	}
+	if o.dialTimeout <= 0 {
+		return o, fmt.Errorf("option WithDialTimeout: %v is not positive", o.dialTimeout)
+	}
+	return o, nil
+}
+
+// WithLogger sets the logger for connects, disconnects and retries. Default: none.
+func WithLogger(l *slog.Logger) Option { return func(o *connOptions) { o.logger = l } }
+
+// WithName sets the name under which the broker logs and lists this client.
+// Default: lockstep-go.
+func WithName(name string) Option { return func(o *connOptions) { o.name = name } }
+
+// WithEvents sets the listener of a Conn's events. It is called from one
+// goroutine, in order; while it runs, newer events wait, the last 64 of them.
+// It must not call Conn.Close, which waits for it.
+func WithEvents(listener func(Event)) Option { return func(o *connOptions) { o.events = listener } }
+
+// WithReconnect says whether a lost connection is replaced. With false, every
+// outstanding and later call fails with ErrDisconnected as soon as the
+// connection is lost. Default: true.
+func WithReconnect(on bool) Option { return func(o *connOptions) { o.reconnect = on } }
+
+// WithReconnectBackoff sets the pause before a reconnect attempt: min at first,
+// doubled after every round over all servers, at most max; each pause is
+// shortened by up to half at random. Default: 50 ms to 2 s.
+func WithReconnectBackoff(min, max time.Duration) Option {
+	return func(o *connOptions) { o.backoffMin, o.backoffMax = min, max }
+}
+
+// WithDialTimeout bounds one attempt to open a TCP connection. Default: 3 s.
+func WithDialTimeout(d time.Duration) Option { return func(o *connOptions) { o.dialTimeout = d } }
+
+// WithDialer replaces the TCP dialer, for TLS, proxies and tests.
+func WithDialer(dial func(ctx context.Context, address string) (net.Conn, error)) Option {
+	return func(o *connOptions) { o.dialer = dial }
+}
+
+// AckLevel says what the answer to a record waits for.
+type AckLevel = wire.Acks
+
+// The ack levels.
+const (
+	AcksNone   = wire.AcksNone   // nothing is answered; a record may be lost without notice
+	AcksLeader = wire.AcksLeader // answered from the leader's memory: one replica, not synced
+	AcksQuorum = wire.AcksQuorum // answered after commit: on a quorum, synced as the destination says
+)
+
+// ProducerOption configures a Producer.
+type ProducerOption func(*producerOptions)
+
+type producerOptions struct {
+	linger             time.Duration
+	batchBytes         int
+	inFlight           int
+	maxBufferedBytes   int64
+	maxBufferedRecords int64
+	codec              Codec
+	deliveryTimeout    time.Duration
+	acks               AckLevel
+	idempotent         bool
+	fixed              bool
+	partition          uint32
+	name               string
+}
+
+func newProducerOptions(opts []ProducerOption) (producerOptions, error) {
+	o := producerOptions{
+		batchBytes:         64 << 10,
+		inFlight:           16,
+		maxBufferedBytes:   64 << 20,
+		maxBufferedRecords: 1 << 20,
+		deliveryTimeout:    30 * time.Second,
+		acks:               AcksQuorum,
+		idempotent:         true,
+	}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	switch {
+	case o.linger < 0:
+		return o, fmt.Errorf("option Linger: %v is negative", o.linger)
+	case o.batchBytes < 1 || o.batchBytes > 4<<20:
+		return o, fmt.Errorf("option BatchBytes: %d is not in [1, %d]", o.batchBytes, 4<<20)
+	case o.inFlight < 1 || o.inFlight > 1024:
+		return o, fmt.Errorf("option InFlight: %d is not in [1, 1024]", o.inFlight)
+	case o.maxBufferedBytes < 1 || o.maxBufferedRecords < 1:
+		return o, fmt.Errorf("options MaxBufferedBytes, MaxBufferedRecords: %d, %d: below 1", o.maxBufferedBytes, o.maxBufferedRecords)
+	case o.deliveryTimeout <= 0:
+		return o, fmt.Errorf("option DeliveryTimeout: %v is not positive", o.deliveryTimeout)
+	case !o.codec.Supported():
+		return o, fmt.Errorf("option Compression: unknown codec %d", o.codec)
+	case !o.acks.Valid():
+		return o, fmt.Errorf("option Acks: unknown level %d", o.acks)
+	}
+	if o.acks != AcksQuorum {
+		o.idempotent = false // RULES R4: idempotence is part of quorum
+	}
+	if o.name != "" && !o.idempotent {
+		return o, fmt.Errorf("option ProducerName: needs quorum acks and idempotence")
+	}
+	return o, nil
+}
+
+// Linger makes a batch wait for more records before it is sent, unless it is
+// full. Default: 0, a batch is sent at once when nothing is in flight to its
+// partition, and while something is, records gather into the next batch.
+// Below 1 ms an idle Go process cannot tell times apart.
+func Linger(d time.Duration) ProducerOption { return func(o *producerOptions) { o.linger = d } }
+
+// BatchBytes is the size at which a batch is full, before compression. A
+// larger record travels in a batch of its own. Default: 64 KiB.
+func BatchBytes(n int) ProducerOption { return func(o *producerOptions) { o.batchBytes = n } }
+
+// InFlight is the number of unanswered batches per partition. When it is
+// reached, records wait in the buffer. Default: 16.
+func InFlight(n int) ProducerOption { return func(o *producerOptions) { o.inFlight = n } }
+
+// MaxBufferedBytes bounds the unanswered records of a producer by their size.
+// When it is reached, sends wait. Default: 64 MiB.
+func MaxBufferedBytes(n int64) ProducerOption {
+	return func(o *producerOptions) { o.maxBufferedBytes = n }
+}
+
+// MaxBufferedRecords bounds the unanswered records of a producer by their
+// number. When it is reached, sends wait. Default: 1,048,576.
+func MaxBufferedRecords(n int64) ProducerOption {
+	return func(o *producerOptions) { o.maxBufferedRecords = n }
+}
+
+// Compression sets the codec of batches. A batch that does not get smaller is
+// sent as it is. Default: NoCompression.
+func Compression(c Codec) ProducerOption { return func(o *producerOptions) { o.codec = c } }
+
+// DeliveryTimeout bounds the time from a record's batch being started to its
+// answer, all resends included; it is noticed up to a sixteenth of it late.
+// Default: 30 s.
+func DeliveryTimeout(d time.Duration) ProducerOption {
+	return func(o *producerOptions) { o.deliveryTimeout = d }
+}
+
+// Acks sets what an answer waits for. Default: AcksQuorum.
+func Acks(level AckLevel) ProducerOption { return func(o *producerOptions) { o.acks = level } }
+
+// Idempotent says whether resends are recognised by the broker. Without it, a
+// batch whose answer is lost is not resent but reported as Unknown. It belongs
+// to AcksQuorum and is off at every other level. Default: true.
+func Idempotent(on bool) ProducerOption { return func(o *producerOptions) { o.idempotent = on } }
+
+// Partition sends every record to one partition, whatever its key.
+func Partition(n uint32) ProducerOption {
+	return func(o *producerOptions) { o.fixed, o.partition = true, n }
+}
+
+// ProducerName gives the producer an identity that outlives the process:
+// opening a name fences whoever used it before. Default: anonymous.
+func ProducerName(name string) ProducerOption { return func(o *producerOptions) { o.name = name } }
+
+// ReaderOption configures a Reader.
+type ReaderOption func(*readerOptions)
+
+type startKind uint8
+
+const (
+	startEarliest startKind = iota
+	startLatest
+	startOffset
+	startTime
+)
+
+type readerOptions struct {
+	start      startKind
+	offset     uint64
+	time       time.Time
+	partitions []uint32 // empty: all
+	stopAtEnd  bool
+	readAhead  int
+}
+
+func newReaderOptions(opts []ReaderOption) (readerOptions, error) {
+	o := readerOptions{readAhead: 1 << 20}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if o.readAhead < 1024 || o.readAhead > 1<<30 {
+		return o, fmt.Errorf("option ReadAhead: %d is not in [1024, %d]", o.readAhead, 1<<30)
+	}
+	return o, nil
+}
+
+// FromEarliest starts at the oldest record of every partition. It is the default.
+func FromEarliest() ReaderOption { return func(o *readerOptions) { o.start = startEarliest } }
+
+// FromLatest starts behind the newest record that is readable now.
+func FromLatest() ReaderOption { return func(o *readerOptions) { o.start = startLatest } }
+
+// FromOffset starts every partition that is read at the given offset.
+func FromOffset(offset uint64) ReaderOption {
+	return func(o *readerOptions) { o.start, o.offset = startOffset, offset }
+}
+
+// FromTime starts at the first record appended at or after t.
+func FromTime(t time.Time) ReaderOption {
+	return func(o *readerOptions) { o.start, o.time = startTime, t }
+}
+
+// Partitions restricts the reader to some partitions. Default: all.
+func Partitions(n ...uint32) ReaderOption {
+	return func(o *readerOptions) { o.partitions = append(o.partitions, n...) }
+}
+
+// StopAtEnd makes the reader finish with io.EOF when it has returned every
+// record that was readable when it was opened.
+func StopAtEnd() ReaderOption { return func(o *readerOptions) { o.stopAtEnd = true } }
+
+// ReadAhead is the number of bytes a broker may send ahead of the application
+// per partition. A larger stored frame is still received, one at a time.
+// Default: 1 MiB.
+func ReadAhead(bytes int) ReaderOption { return func(o *readerOptions) { o.readAhead = bytes } }

@@ -1,0 +1,101 @@
+package client
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// slotShift leaves the top 14 bits of a hash: one of wire.SlotCount key slots.
+const slotShift = 64 - 14
+
+// route chooses the accumulator for a record and returns the hash of its key.
+//
+// A fixed partition comes first. A record with a key goes where the slot of its
+// key lies, so that all records of a key are in one partition, in order. Records
+// without a key stick to one partition until their batch is on its way, then to
+// the next in turn: whole batches are spread, not single records. A partition
+// that does not take records at the moment is passed over if another one does.
+//
+// The caller holds p.mu.
+func (p *Producer) route(r *Record) (a *accumulator, keyHash uint64, keyed bool) {
+	if r.Key != nil {
+		keyHash = xxhash.Sum64(r.Key)
+		keyed = !p.options.fixed
+	}
+	switch {
+	case p.options.fixed:
+		return p.lanes[p.fixedLane], keyHash, false
+	case keyed:
+		return p.lanes[p.layout.slots[keyHash>>slotShift]], keyHash, true
+	}
+	a = p.lanes[p.sticky]
+	if p.stuck && (a.open == nil || a.open.builder.Count() == 0) || a.stalled() {
+		for range p.layout.partitions {
+			p.sticky = (p.sticky + 1) % len(p.layout.partitions)
+			if !p.lanes[p.sticky].stalled() {
+				break
+			}
+		}
+		a = p.lanes[p.sticky]
+		p.stuck = false
+	}
+	p.stuck = true
+	return a, 0, false
+}
+
+// reader walks the records of a batch that no writer has.
+func (b *batch) reader() wire.RecordReader {
+	raw, _ := b.builder.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, NoCompression, nil)
+	b.finished = false
+	info, err := wire.ParseBatch(raw)
+	if err != nil {
+		panic(fmt.Sprintf("client: partition %d: own batch of %d records: %v", b.lane.partition, b.builder.Count(), err))
+	}
+	var r wire.RecordReader
+	r.Reset(&info, wire.Records(raw))
+	return r
+}
+
+// misplaced reports whether a layout puts some record of the batch elsewhere.
+func (b *batch) misplaced(l *layout) bool {
+	var rec wire.Record
+	for r := b.reader(); r.Next(&rec); {
+		if rec.Key != nil && l.partitions[l.slots[xxhash.Sum64(rec.Key)>>slotShift]] != b.lane.partition {
+			return true
+		}
+	}
+	return false
+}
+
+// place puts the records of a batch that was taken out of its queue where the
+// layout wants them now. They keep their promises and their time.
+func (p *Producer) place(b *batch) {
+	p.bufferedBytes -= b.charge
+	p.bufferedRecords -= int64(len(b.promises))
+	var rec wire.Record
+	i := 0
+	for r := b.reader(); r.Next(&rec); i++ {
+		moved := Record{
+			Key:        rec.Key,
+			Value:      rec.Value,
+			Headers:    rec.AppendHeaders(nil),
+			Timestamp:  time.UnixMilli(rec.TimestampMs),
+			Attributes: rec.Attributes,
+		}
+		a, keyHash, keyed := p.route(&moved)
+		charge := wire.EncodedSizeBound(moved.Key, moved.Value, moved.Headers)
+		if !a.add(&moved, keyHash, keyed, int64(charge), b.promises[i]) {
+			panic(fmt.Sprintf("client: partition %d: record of %d bytes does not fit into a batch any more", a.partition, charge))
+		}
+		if last := a.queue.at(a.queue.len() - 1); b.started.Before(last.started) {
+			last.started = b.started
+		}
+	}
+	if len(p.free) < freeBatches {
+		p.free = append(p.free, b)
+	}
+}

@@ -1,0 +1,432 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// freeBatches bounds the batches a producer keeps for reuse. More are left to
+// the garbage collector.
+const freeBatches = 64
+
+// Producer sends records to one destination.
+//
+// A record is copied once, into the open batch of its partition. Batches leave
+// when the session's writer takes them, so there is no goroutine per producer on
+// the way of a record; one (upkeep.go) sees to everything that is not the usual
+// case: new sessions, timeouts, identities. A second one calls the functions given
+// to SendFunc.
+//
+// Records of one partition are stored in the order of the calls that sent them,
+// resends included; without idempotence, a batch that is refused and sent again
+// may fall behind those in flight with it. All methods may be called concurrently.
+type Producer struct {
+	conn        *Conn
+	destination string
+	options     producerOptions
+	ctx         context.Context // done when the Producer has ended
+	cancel      context.CancelFunc
+	wake        chan struct{} // capacity 1, for the upkeep
+	finish      chan struct{} // capacity 1, for the callbacks
+	wg          sync.WaitGroup
+	tickets     sync.Pool // of *Ticket, for Send
+
+	mu        sync.Mutex // before a session's; never held while a promise is kept
+	err       error      // why nothing is accepted any more
+	layout    *layout
+	lanes     []*accumulator // one for each of layout.partitions
+	fixedLane int
+	sticky    int  // lane of records without a key
+	stuck     bool // one went there since it was chosen
+
+	identity     wire.ProducerIdentity // without sequence
+	renew        bool                  // a new identity is needed before anything new is stamped
+	renewing     bool                  // INIT_PRODUCER is on its way
+	stamped      int                   // batches that are
+	wantLayout   bool                  // key slots or leaders have moved
+	askingLayout bool                  // METADATA is on its way
+	retryAt      time.Time             // when tend asks again after a failure
+
+	flushing        int  // calls of Flush that wait
+	ticking         bool // the upkeep looks at the clock now and then
+	bufferedBytes   int64
+	bufferedRecords int64
+	waiting         []*spaceWaiter  // sends that found no space, oldest first
+	flushed         []chan struct{} // closed when nothing is buffered
+	completed       []*batch        // completed under this lock, not finished yet
+	callbacks       []*batch        // for the callback goroutine; bounded by the buffer
+	free            []*batch
+}
+
+// Producer opens a producer for a destination. Errors: wire.CodeUnknownDestination,
+// ErrUnknownPartition for the option Partition, or ctx's.
+func (c *Conn) Producer(ctx context.Context, destination string, opts ...ProducerOption) (*Producer, error) {
+	p, err := c.newProducer(ctx, destination, opts)
+	if err != nil {
+		return nil, fmt.Errorf("producer for %q: %w", destination, err)
+	}
+	return p, nil
+}
+
+func (c *Conn) newProducer(ctx context.Context, destination string, opts []ProducerOption) (*Producer, error) {
+	o, err := newProducerOptions(opts)
+	if err != nil {
+		return nil, err
+	}
+	p := &Producer{
+		conn:        c,
+		destination: destination,
+		options:     o,
+		wake:        make(chan struct{}, 1),
+		finish:      make(chan struct{}, 1),
+		identity:    wire.ProducerIdentity{ID: wire.NoProducerID},
+	}
+	p.tickets.New = func() any { return &Ticket{done: make(chan struct{}, 1), reused: true} }
+	if p.layout, err = c.layout(ctx, destination); err != nil {
+		return nil, err
+	}
+	for i, n := range p.layout.partitions {
+		p.lanes = append(p.lanes, &accumulator{producer: p, partition: n})
+		if o.fixed && n == o.partition {
+			p.fixedLane = i
+		}
+	}
+	if o.fixed && p.lanes[p.fixedLane].partition != o.partition {
+		return nil, fmt.Errorf("%w: %d", ErrUnknownPartition, o.partition)
+	}
+	if o.idempotent {
+		var r wire.InitProducerResponse
+		if err := c.do(ctx, wire.OpInitProducer, &wire.InitProducerRequest{Name: o.name}, &r, true); err != nil {
+			return nil, err
+		}
+		p.identity.ID, p.identity.Epoch = r.ProducerID, r.Epoch
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	c.mu.Lock()
+	if c.closing {
+		c.mu.Unlock()
+		p.cancel()
+		return nil, ErrClosed
+	}
+	c.producers[p] = struct{}{}
+	c.mu.Unlock()
+	p.wg.Add(2)
+	go p.upkeep()
+	go p.runCallbacks()
+	return p, nil
+}
+
+// Send sends a record and waits for its receipt. The error is a *SendError. When
+// ctx ends while the record is on its way its Outcome is Unknown: it may still be
+// stored.
+func (p *Producer) Send(ctx context.Context, r *Record) (Receipt, error) {
+	t := p.tickets.Get().(*Ticket)
+	if err := p.send(ctx, r, promise{ticket: t}); err != nil {
+		p.tickets.Put(t)
+		return Receipt{}, err
+	}
+	select {
+	case <-t.done:
+		receipt, err := t.receipt, t.err
+		t.receipt, t.err = Receipt{}, nil
+		p.tickets.Put(t)
+		return receipt, err
+	case <-ctx.Done():
+		return Receipt{}, &SendError{Outcome: Unknown, Err: ctx.Err()}
+	}
+}
+
+// SendAsync hands a record over and returns a Ticket for its outcome. It waits
+// only for space in the buffer. An error, a *SendError, says that the record was
+// not taken.
+func (p *Producer) SendAsync(ctx context.Context, r *Record) (*Ticket, error) {
+	t := &Ticket{done: make(chan struct{})}
+	if err := p.send(ctx, r, promise{ticket: t}); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// SendFunc hands a record over; done is called once with its outcome, or never if
+// an error is returned. It waits only for space in the buffer, and allocates
+// nothing for a record. The functions of a producer are called one after another
+// from one goroutine: while one blocks, the others wait and the buffer fills, so
+// done must not wait for the same producer: no Send, Flush or Close, and SendFunc
+// only with a ctx that ends.
+func (p *Producer) SendFunc(ctx context.Context, r *Record, done func(Receipt, error)) error {
+	return p.send(ctx, r, promise{call: done})
+}
+
+// send gets a record into the buffer.
+func (p *Producer) send(ctx context.Context, r *Record, pr promise) error {
+	if err := ctx.Err(); err != nil {
+		return &SendError{Outcome: NotSent, Err: err}
+	}
+	charge := wire.EncodedSizeBound(r.Key, r.Value, r.Headers)
+	p.mu.Lock()
+	if p.err == nil && charge > p.layout.maxRecordBytes {
+		err := fmt.Errorf("%w: up to %d bytes encoded, the limit is %d", ErrRecordTooLarge, charge, p.layout.maxRecordBytes)
+		p.mu.Unlock()
+		return &SendError{Outcome: NotSent, Err: err}
+	}
+	for p.err == nil && !p.hasSpace(int64(charge)) {
+		if err := p.waitForSpace(ctx, int64(charge)); err != nil {
+			p.mu.Unlock()
+			return &SendError{Outcome: NotSent, Err: err}
+		}
+	}
+	if p.err != nil {
+		err := p.err
+		p.mu.Unlock()
+		return &SendError{Outcome: NotSent, Err: err}
+	}
+	a, keyHash, keyed := p.route(r)
+	added := a.add(r, keyHash, keyed, int64(charge), pr)
+	if !p.ticking || a.session == nil {
+		p.ticking = true
+		poke(p.wake)
+	}
+	p.mu.Unlock()
+	if !added {
+		return &SendError{Outcome: NotSent, Err: fmt.Errorf("%w: no batch can hold it", ErrRecordTooLarge)}
+	}
+	return nil
+}
+
+// spaceWaiter is a send that waits for space.
+type spaceWaiter struct {
+	bytes int64
+	ready chan struct{} // capacity 1
+}
+
+var spaceWaiters = sync.Pool{New: func() any { return &spaceWaiter{ready: make(chan struct{}, 1)} }}
+
+// hasSpace reports whether a record fits into the buffer. Into an empty one any
+// record does. Nobody overtakes those that wait.
+func (p *Producer) hasSpace(bytes int64) bool {
+	return p.bufferedRecords == 0 || len(p.waiting) == 0 &&
+		p.bufferedBytes+bytes <= p.options.maxBufferedBytes && p.bufferedRecords < p.options.maxBufferedRecords
+}
+
+// waitForSpace returns when the caller should look again, with p.mu held as
+// before the call.
+func (p *Producer) waitForSpace(ctx context.Context, bytes int64) error {
+	w := spaceWaiters.Get().(*spaceWaiter)
+	w.bytes = bytes
+	p.waiting = append(p.waiting, w)
+	p.mu.Unlock()
+	var err error
+	select {
+	case <-w.ready:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	p.mu.Lock()
+	for i := range p.waiting {
+		if p.waiting[i] == w { // it gave up
+			p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
+			break
+		}
+	}
+	select {
+	case <-w.ready: // woken and gave up at the same time: the next one's turn
+		p.wakeWaiting()
+	default:
+	}
+	spaceWaiters.Put(w)
+	return err
+}
+
+// wakeWaiting lets those look again who would find space now.
+func (p *Producer) wakeWaiting() {
+	bytes, records := p.bufferedBytes, p.bufferedRecords
+	for len(p.waiting) > 0 {
+		w := p.waiting[0]
+		fits := bytes+w.bytes <= p.options.maxBufferedBytes && records < p.options.maxBufferedRecords
+		if !fits && records > 0 && p.err == nil {
+			return
+		}
+		bytes += w.bytes
+		records++
+		w.ready <- struct{}{}
+		n := copy(p.waiting, p.waiting[1:])
+		p.waiting[n] = nil
+		p.waiting = p.waiting[:n]
+	}
+}
+
+// newBatch takes a batch from the free list or makes one.
+func (p *Producer) newBatch() *batch {
+	var b *batch
+	if n := len(p.free); n > 0 {
+		b = p.free[n-1]
+		p.free[n-1] = nil
+		p.free = p.free[:n-1]
+	} else {
+		b = new(batch)
+	}
+	b.reset(p.layout.recordIndex)
+	return b
+}
+
+// unlockAndFinish releases p.mu and keeps the promises of what was completed
+// under it. Tickets are served here, functions in their own goroutine.
+func (p *Producer) unlockAndFinish() {
+	for len(p.completed) > 0 {
+		b := p.completed[0]
+		n := copy(p.completed, p.completed[1:])
+		p.completed[n] = nil
+		p.completed = p.completed[:n]
+		if b.callback {
+			p.callbacks = append(p.callbacks, b)
+			poke(p.finish)
+			continue
+		}
+		p.mu.Unlock()
+		b.keepPromises()
+		p.mu.Lock()
+		p.release(b)
+	}
+	p.mu.Unlock()
+}
+
+// keepPromises tells everybody what became of their records.
+func (b *batch) keepPromises() {
+	r := Receipt{}
+	if b.err == nil {
+		r = newReceipt(b.lane.partition, &b.receipt)
+	}
+	for i := range b.promises {
+		if pr := &b.promises[i]; pr.call != nil {
+			pr.call(r, b.err)
+		} else {
+			pr.ticket.complete(r, b.err)
+		}
+		if b.err == nil && b.answerable() {
+			r.Offset++
+		}
+	}
+}
+
+// runCallbacks calls the functions given to SendFunc.
+func (p *Producer) runCallbacks() {
+	defer p.wg.Done()
+	for {
+		p.mu.Lock()
+		batches := p.callbacks
+		p.callbacks = nil
+		ended := p.ctx.Err() != nil
+		p.mu.Unlock()
+		for _, b := range batches {
+			b.keepPromises()
+			p.mu.Lock()
+			p.release(b)
+			p.mu.Unlock()
+		}
+		if len(batches) == 0 {
+			if ended {
+				return
+			}
+			select {
+			case <-p.finish:
+			case <-p.ctx.Done():
+			}
+		}
+	}
+}
+
+// release gives back what a finished batch held. Producer.mu is held.
+func (p *Producer) release(b *batch) {
+	p.bufferedBytes -= b.charge
+	p.bufferedRecords -= int64(len(b.promises))
+	if p.bufferedBytes < 0 || p.bufferedRecords < 0 {
+		panic(fmt.Sprintf("client: %d records of %d bytes are buffered", p.bufferedRecords, p.bufferedBytes))
+	}
+	if !b.abandoned && !b.writing && len(p.free) < freeBatches {
+		p.free = append(p.free, b)
+	}
+	p.wakeWaiting()
+	if p.bufferedRecords == 0 {
+		for _, c := range p.flushed {
+			close(c)
+		}
+		p.flushed = nil
+	}
+}
+
+// Flush sends what is buffered without waiting for batches to fill, and returns
+// when every record has an outcome, those sent meanwhile included.
+func (p *Producer) Flush(ctx context.Context) error {
+	p.mu.Lock()
+	if p.bufferedRecords == 0 {
+		p.mu.Unlock()
+		return nil
+	}
+	done := make(chan struct{})
+	p.flushed = append(p.flushed, done)
+	p.flushing++
+	for _, a := range p.lanes {
+		a.signal()
+	}
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		p.flushing--
+		p.mu.Unlock()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("flush: %w", ctx.Err())
+	}
+}
+
+// Close takes no more records, waits until all have an outcome, and ends the
+// producer. When ctx ends first, the records that are left fail and its error is
+// returned. It must not be called from a function given to SendFunc.
+func (p *Producer) Close(ctx context.Context) error {
+	p.mu.Lock()
+	if p.err == nil {
+		p.err = ErrClosed
+		p.wakeWaiting()
+	}
+	p.mu.Unlock()
+	err := p.Flush(ctx)
+	p.mu.Lock()
+	p.fail(ErrClosed)
+	p.unlockAndFinish()
+	p.cancel()
+	p.wg.Wait()
+	p.conn.mu.Lock()
+	delete(p.conn.producers, p)
+	p.conn.mu.Unlock()
+	return err
+}
+
+// fail completes everything that is unanswered and takes no more records. The
+// first reason stays. The caller holds p.mu.
+func (p *Producer) fail(err error) {
+	if p.err == nil {
+		p.err = err
+	}
+	for _, a := range p.lanes {
+		for a.queue.len() > 0 {
+			b := a.queue.at(0)
+			if b.builder.Count() == 0 {
+				a.queue.remove(0)
+				a.open = nil
+				continue
+			}
+			a.abandon(b, err)
+		}
+		if a.lingerTime != nil {
+			a.lingerTime.Stop()
+		}
+	}
+	p.wakeWaiting()
+}

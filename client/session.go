@@ -1,0 +1,498 @@
+package client
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+const (
+	// controlBytes bounds the small requests that wait for the writer. Above
+	// it calls fail at once with errControlFull: the connection is stuck, and
+	// the keepalive will find out.
+	controlBytes = 1 << 20
+	// bodyVersion is the version of every opcode's body that this client
+	// writes and reads.
+	bodyVersion = 1
+)
+
+var errControlFull = errors.New("too many requests wait for the connection")
+
+// session is one live connection to one broker, after its handshake. It has
+// two goroutines: a reader that hands every answer to the one who waits for
+// it, and a writer that gathers what is to be sent: small requests from a
+// buffer, record batches straight from the accumulators that have registered
+// with ready. Batches are taken at the last moment, when the socket is free,
+// so whatever gathers while a write is under way travels in the next one.
+//
+// A session dies once, with the first error, and then tells everybody who
+// waits. It never comes back: the Conn makes another one.
+type session struct {
+	conn    net.Conn
+	address string
+	hello   wire.HelloResponse
+	speaks  [256]bool // opcodes whose version bodyVersion the broker understands
+	onEvent func(wire.Event)
+
+	received atomic.Uint64 // frames, for the keepalive
+	sent     atomic.Uint64 // writes, for the keepalive
+	wake     chan struct{} // capacity 1, for the writer
+	done     chan struct{} // closed when the session has died and all who waited know
+	wg       sync.WaitGroup
+
+	mu            sync.Mutex // held for moments only; never while holding it is a Producer's or a Reader's taken
+	err           error      // why the session died
+	control       []byte     // encoded requests for the writer
+	ready         []*accumulator
+	waiters       map[uint32]waiter
+	links         map[uint32]*stream
+	nextID        uint32
+	inFlightBytes int64 // of unanswered batches
+}
+
+// waiter waits for the answer to one request. Exactly one of the methods is
+// called, once, by the session's reader or by the goroutine that found the
+// session dead. They must not block.
+type waiter interface {
+	// answered brings the answer. body is valid during the call; err is the
+	// *wire.Error of an error answer.
+	answered(s *session, body []byte, err error)
+	// lost says that no answer will come.
+	lost(s *session, err error)
+}
+
+func newSession(conn net.Conn, address string, hello wire.HelloResponse, onEvent func(wire.Event)) *session {
+	s := &session{
+		conn:    conn,
+		address: address,
+		hello:   hello,
+		onEvent: onEvent,
+		wake:    make(chan struct{}, 1),
+		done:    make(chan struct{}),
+		waiters: make(map[uint32]waiter),
+		links:   make(map[uint32]*stream),
+	}
+	for _, o := range hello.Opcodes {
+		s.speaks[o.Opcode] = o.Min <= bodyVersion && bodyVersion <= o.Max
+	}
+	return s
+}
+
+// start begins reading and writing. r holds what the handshake read too much.
+func (s *session) start(r *bufio.Reader) {
+	s.wg.Add(2)
+	go s.readLoop(r)
+	go s.writeLoop()
+}
+
+// fail ends the session; only the first error counts. All who wait have been
+// told when it returns, or, if another goroutine was first, soon after.
+func (s *session) fail(err error) {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.err = err
+	waiters, links := s.waiters, s.links
+	s.waiters, s.links, s.ready = nil, nil, nil
+	s.mu.Unlock()
+
+	s.conn.Close()
+	lost := &lostError{err}
+	for _, w := range waiters {
+		w.lost(s, lost)
+	}
+	for _, l := range links {
+		l.lost(s, lost)
+	}
+	close(s.done)
+}
+
+// request encodes one request and hands it to the writer. The waiter is told
+// exactly once unless an error is returned, or forget is called first.
+func (s *session) request(op wire.Opcode, m wire.Message, w waiter) (id uint32, err error) {
+	if !s.speaks[op] {
+		return 0, wire.Errorf(wire.CodeUnsupported, "broker %s does not understand %v version %d", s.address, op, bodyVersion)
+	}
+	s.mu.Lock()
+	if s.err != nil {
+		err = &lostError{s.err}
+	} else if len(s.control) > controlBytes {
+		err = errControlFull
+	} else {
+		id = s.register(w)
+		s.control = wire.AppendFrame(s.control, wire.Header{Opcode: op, Version: bodyVersion, ID: id}, m)
+	}
+	s.mu.Unlock()
+	if err == nil {
+		poke(s.wake)
+	}
+	return id, err
+}
+
+// register gives a waiter its correlation ID. The caller holds s.mu.
+func (s *session) register(w waiter) uint32 {
+	for {
+		s.nextID++
+		if _, taken := s.waiters[s.nextID]; !taken && s.nextID != 0 {
+			s.waiters[s.nextID] = w
+			return s.nextID
+		}
+	}
+}
+
+// forget drops a waiter; an answer that still comes is ignored.
+func (s *session) forget(id uint32) {
+	s.mu.Lock()
+	if b, ok := s.waiters[id].(*batch); ok {
+		s.inFlightBytes -= b.size()
+	}
+	delete(s.waiters, id)
+	s.mu.Unlock()
+}
+
+// tell sends a frame that has no answer. On a dead session it does nothing.
+func (s *session) tell(op wire.Opcode, id uint32, m wire.Message) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.control = wire.AppendFrame(s.control, wire.Header{Opcode: op, Version: bodyVersion, ID: id}, m)
+	}
+	s.mu.Unlock()
+	poke(s.wake)
+}
+
+// enqueue registers an accumulator that has a batch to send. The accumulator
+// makes sure that it is registered once.
+func (s *session) enqueue(a *accumulator) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.ready = append(s.ready, a)
+	}
+	s.mu.Unlock()
+	poke(s.wake)
+}
+
+// attachLink makes a stream receive the DELIVERs of a link. It is called by the
+// reader, before it looks at the next frame.
+func (s *session) attachLink(link uint32, st *stream) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.links[link] = st
+	}
+	s.mu.Unlock()
+}
+
+// dropLink ends that; what still arrives is discarded.
+func (s *session) dropLink(link uint32) {
+	s.mu.Lock()
+	delete(s.links, link)
+	s.mu.Unlock()
+}
+
+// --- reader ---
+
+func (s *session) readLoop(r *bufio.Reader) {
+	defer s.wg.Done()
+	for {
+		if err := s.readFrame(r); err != nil {
+			s.fail(err)
+			return
+		}
+		s.received.Add(1)
+	}
+}
+
+func (s *session) readFrame(r *bufio.Reader) error {
+	head, err := r.Peek(wire.HeaderSize)
+	if err != nil {
+		return disconnected(err)
+	}
+	h, err := wire.ParseHeader(head)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	r.Discard(wire.HeaderSize)
+	if h.Opcode == wire.OpDeliver {
+		return s.readDeliver(r, h)
+	}
+	body, err := readBody(r, h.BodySize())
+	if err != nil {
+		return disconnected(err)
+	}
+	err = s.handle(h, body)
+	if h.BodySize() <= r.Size() {
+		r.Discard(h.BodySize())
+	}
+	return err
+}
+
+// readBody returns a frame's body: a view of the read buffer if it fits there,
+// which the caller discards after use, else a slice of its own.
+func readBody(r *bufio.Reader, n int) ([]byte, error) {
+	if n <= r.Size() {
+		return r.Peek(n)
+	}
+	b := make([]byte, n)
+	_, err := io.ReadFull(r, b)
+	return b, err
+}
+
+func (s *session) handle(h wire.Header, body []byte) error {
+	if h.Flags&wire.FlagResponse != 0 {
+		return s.handleAnswer(h, body)
+	}
+	switch h.Opcode {
+	case wire.OpLinkClosed:
+		var closed wire.LinkClosed
+		if err := closed.Parse(body); err != nil {
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		s.mu.Lock()
+		st := s.links[h.ID]
+		delete(s.links, h.ID)
+		s.mu.Unlock()
+		if st != nil {
+			st.closed(s, closed.Err())
+		}
+		return nil
+	case wire.OpEvent:
+		var e wire.Event
+		if err := e.Parse(body); err != nil {
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		s.onEvent(e)
+		return nil
+	case wire.OpPing: // a broker may ask as well
+		s.mu.Lock()
+		if s.err == nil {
+			s.control = wire.AppendFrame(s.control, wire.Header{Opcode: wire.OpPing, Flags: wire.FlagResponse, Version: bodyVersion, ID: h.ID}, &wire.Empty{})
+		}
+		s.mu.Unlock()
+		poke(s.wake)
+		return nil
+	}
+	if h.Flags&wire.FlagError != 0 {
+		return brokerError(body)
+	}
+	return fmt.Errorf("%w: unexpected %v from the broker", ErrProtocol, h.Opcode)
+}
+
+func (s *session) handleAnswer(h wire.Header, body []byte) error {
+	var answerErr error
+	if h.Flags&wire.FlagError != 0 {
+		answerErr = brokerError(body)
+		body = nil
+	}
+	s.mu.Lock()
+	w := s.waiters[h.ID]
+	delete(s.waiters, h.ID)
+	if b, ok := w.(*batch); ok {
+		s.inFlightBytes -= b.size()
+	}
+	held := len(s.ready) > 0 // by admits, perhaps
+	s.mu.Unlock()
+	if held {
+		poke(s.wake)
+	}
+	if w == nil {
+		if answerErr != nil && h.ID == 0 {
+			return answerErr // the broker complains about the connection as a whole
+		}
+		return nil // whoever asked has given up
+	}
+	w.answered(s, body, answerErr)
+	return nil
+}
+
+// brokerError parses the body of an error answer.
+func brokerError(body []byte) error {
+	var e wire.ErrorBody
+	if err := e.Parse(body); err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if err := e.Err(); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: error answer without a code", ErrProtocol)
+}
+
+func (s *session) readDeliver(r *bufio.Reader, h wire.Header) error {
+	n := h.BodySize() - wire.DeliverPrefixSize
+	if n < 0 || n > wire.MaxDeliverBytes {
+		return fmt.Errorf("%w: DELIVER with a body of %d bytes", ErrProtocol, h.BodySize())
+	}
+	prefix, err := r.Peek(wire.DeliverPrefixSize)
+	if err != nil {
+		return disconnected(err)
+	}
+	var d wire.Deliver
+	if err := d.Parse(prefix); err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	r.Discard(wire.DeliverPrefixSize)
+	s.mu.Lock()
+	st := s.links[h.ID]
+	s.mu.Unlock()
+	if st == nil {
+		_, err = r.Discard(n)
+		return disconnected(err)
+	}
+	return disconnected(st.receive(s, r, n))
+}
+
+// disconnected marks an error of the socket as the loss of the connection.
+func disconnected(err error) error {
+	if err == nil || errors.Is(err, ErrProtocol) {
+		return err
+	}
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: closed by the broker", ErrDisconnected)
+	}
+	return fmt.Errorf("%w: %w", ErrDisconnected, err)
+}
+
+// --- writer ---
+
+// gathered is what the writer sends in one turn. Its memory is reused.
+type gathered struct {
+	control []byte
+	ready   []*accumulator
+	batches []*batch
+	starts  []int64     // starts[i]: bytes in front of batches[i]
+	buffers net.Buffers // of this turn; WriteTo consumes it
+	backing [][]byte    // keeps the array behind buffers
+	size    int64
+}
+
+func (s *session) writeLoop() {
+	defer s.wg.Done()
+	var g gathered
+	for {
+		s.gather(&g)
+		if g.size == 0 {
+			select {
+			case <-s.wake:
+				continue
+			case <-s.done:
+				return
+			}
+		}
+		n, err := g.buffers.WriteTo(s.conn)
+		s.sent.Add(1)
+		if err != nil {
+			s.fail(disconnected(err)) // before anybody looks for a session to resend on
+		}
+		for i, b := range g.batches {
+			b.written(n > g.starts[i], err)
+		}
+		clear(g.batches)
+		clear(g.backing)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// gather collects the requests that wait and batches from the accumulators in
+// turn, one each, until writeBytes are together.
+func (s *session) gather(g *gathered) {
+	g.batches, g.starts = g.batches[:0], g.starts[:0]
+	g.backing = g.backing[:0]
+
+	s.mu.Lock()
+	s.control, g.control = g.control[:0], s.control
+	s.ready, g.ready = g.ready[:0], s.ready
+	alive := s.err == nil
+	s.mu.Unlock()
+
+	g.size = int64(len(g.control))
+	if g.size > 0 {
+		g.backing = append(g.backing, g.control)
+	}
+	for alive && len(g.ready) > 0 && g.size < writeBytes && s.admits() {
+		// One batch from each in turn; those that have more stay in the list.
+		kept := 0
+		for i, a := range g.ready {
+			if g.size >= writeBytes || !alive {
+				kept += copy(g.ready[kept:], g.ready[i:])
+				break
+			}
+			b, more := a.take(s)
+			if more {
+				g.ready[kept] = a
+				kept++
+			}
+			if b != nil {
+				alive = g.add(s, b)
+			}
+		}
+		clear(g.ready[kept:])
+		g.ready = g.ready[:kept]
+	}
+	if len(g.ready) > 0 {
+		s.mu.Lock()
+		if s.err == nil {
+			s.ready = append(s.ready, g.ready...)
+		}
+		s.mu.Unlock()
+		clear(g.ready)
+		g.ready = g.ready[:0]
+	}
+	g.buffers = g.backing
+}
+
+// add finishes a batch and puts it behind what is gathered. It reports false
+// when the session is dead.
+func (g *gathered) add(s *session, b *batch) bool {
+	b.seal()
+	if n, limit := wire.FrameLength(b.request.BodySize()), s.hello.MaxFrameBytes; limit != 0 && n > limit {
+		b.refuse(wire.Errorf(wire.CodeTooLarge, "batch of %d bytes, the broker takes %d", n, limit))
+		return true
+	}
+	id, err := s.expect(b)
+	if err != nil {
+		b.written(false, err)
+		return false
+	}
+	b.id = id
+	before := g.size
+	for _, piece := range b.frame(id) {
+		if len(piece) > 0 {
+			g.backing = append(g.backing, piece)
+			g.size += int64(len(piece))
+		}
+	}
+	g.batches = append(g.batches, b)
+	g.starts = append(g.starts, before)
+	return true
+}
+
+// admits reports whether the broker's limits on unanswered requests leave room
+// for another batch. Where they do not, the next answer wakes the writer.
+func (s *session) admits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	requests, bytes := int64(s.hello.MaxInFlightRequests), int64(s.hello.MaxInFlightBytes)
+	return (requests == 0 || int64(len(s.waiters)) < requests) && (bytes == 0 || s.inFlightBytes < bytes)
+}
+
+// expect makes a batch wait for its answer, if it gets one.
+func (s *session) expect(b *batch) (id uint32, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return 0, &lostError{s.err}
+	}
+	if !b.answerable() {
+		return 0, nil
+	}
+	s.inFlightBytes += b.size()
+	return s.register(b), nil
+}

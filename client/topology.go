@@ -1,0 +1,79 @@
+package client
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// topology counts how often the broker said, or a disconnect made likely, that
+// leaders or key slots moved. Producers compare the count with the one their
+// layout was made under, and ask again when it differs.
+type topology struct{ generation atomic.Uint64 }
+
+func (t *topology) forget() { t.generation.Add(1) }
+
+// layout is what a producer or reader knows about a destination. It is immutable.
+type layout struct {
+	generation     uint64 // of the topology before it was asked for
+	id             [16]byte
+	kind           Kind
+	partitions     []uint32 // numbers
+	slots          []uint32 // for each key slot, the place of its partition in partitions
+	slotVersion    uint32
+	recordIndex    bool
+	maxRecordBytes int
+}
+
+// layout asks the broker about a destination.
+func (c *Conn) layout(ctx context.Context, destination string) (*layout, error) {
+	generation := c.topology.generation.Load()
+	info, err := c.describe(ctx, destination)
+	if err != nil {
+		return nil, err
+	}
+	return newLayout(generation, info)
+}
+
+func newLayout(generation uint64, info *wire.DestinationInfo) (*layout, error) {
+	l := &layout{
+		generation:     generation,
+		id:             info.ID,
+		kind:           info.Kind,
+		slotVersion:    info.SlotVersion,
+		slots:          make([]uint32, wire.SlotCount),
+		maxRecordBytes: int(info.Settings.MaxRecordBytes),
+	}
+	switch info.Settings.RecordIndex {
+	case wire.RecordIndexOn:
+		l.recordIndex = true
+	case wire.RecordIndexDefault:
+		l.recordIndex = info.Kind == Queue
+	}
+	if l.maxRecordBytes == 0 {
+		l.maxRecordBytes = wire.DefaultMaxRecordBytes
+	}
+	place := make(map[uint32]uint32, len(info.Partitions))
+	for i := range info.Partitions {
+		n := info.Partitions[i].Number
+		place[n] = uint32(i)
+		l.partitions = append(l.partitions, n)
+	}
+	if len(l.partitions) == 0 || len(info.Slots) == 0 || info.Slots[0].FirstSlot != 0 {
+		return nil, wire.Errorf(wire.CodeUnavailable, "destination %q has no partitions yet", info.Name)
+	}
+	run := 0
+	for slot := range l.slots {
+		if run+1 < len(info.Slots) && int(info.Slots[run+1].FirstSlot) == slot {
+			run++
+		}
+		n, ok := place[info.Slots[run].Partition]
+		if !ok {
+			return nil, wire.Errorf(wire.CodeUnknownPartition, "destination %q maps slot %d to partition %d, which it does not have",
+				info.Name, slot, info.Slots[run].Partition)
+		}
+		l.slots[slot] = n
+	}
+	return l, nil
+}

@@ -1,0 +1,278 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// eagerOpens is the number of partitions up to which a producer opens all of
+// them at once; of larger destinations it opens those it has records for.
+const eagerOpens = 64
+
+// upkeep is the producer's goroutine for everything that is not the usual case:
+// it opens partitions in new sessions, takes identities, follows the topology,
+// ends pauses and enforces the delivery timeout. It never waits for an answer:
+// requests are sent, and what comes back pokes it.
+func (p *Producer) upkeep() {
+	defer p.wg.Done()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		s, changed, err := p.conn.peek()
+		p.mu.Lock()
+		if err != nil {
+			p.fail(err)
+			p.unlockAndFinish()
+			<-p.ctx.Done()
+			return
+		}
+		var dead <-chan struct{}
+		if s != nil {
+			dead = s.done
+			p.tend(s)
+		}
+		next := p.checkTimes(time.Now())
+		p.unlockAndFinish()
+
+		timer.Stop()
+		if next > 0 {
+			timer.Reset(next)
+		}
+		select {
+		case <-p.wake:
+		case <-timer.C:
+		case <-changed:
+		case <-dead:
+		case <-p.ctx.Done():
+			return
+		}
+	}
+}
+
+// checkTimes ends pauses and expires batches. It returns when to look again, 0
+// for not before something else happens.
+func (p *Producer) checkTimes(now time.Time) (next time.Duration) {
+	for _, a := range p.lanes {
+		a.expire(now)
+		if a.paused && !a.resumeAt.IsZero() {
+			if left := a.resumeAt.Sub(now); left > 0 {
+				next = shorter(next, left)
+			} else {
+				a.resume()
+			}
+		}
+	}
+	if !p.retryAt.IsZero() {
+		next = shorter(next, max(p.retryAt.Sub(now), time.Millisecond))
+	}
+	if p.ticking = p.bufferedRecords > 0; p.ticking {
+		next = shorter(next, max(min(p.options.deliveryTimeout/16, time.Second), time.Millisecond))
+	}
+	return next
+}
+
+// shorter is the smaller of two times, of which 0 means never.
+func shorter(a, b time.Duration) time.Duration {
+	if a == 0 {
+		return b
+	}
+	return min(a, b)
+}
+
+// tend asks the broker for whatever is missing.
+func (p *Producer) tend(s *session) {
+	now := time.Now()
+	if now.Before(p.retryAt) {
+		return
+	}
+	p.retryAt = time.Time{}
+	if p.renew && p.stamped == 0 && !p.renewing {
+		p.renewing = true
+		p.ask(s, wire.OpInitProducer, &wire.InitProducerRequest{Name: p.options.name}, p.gotIdentity)
+	}
+	if (p.wantLayout || p.layout.generation != p.conn.topology.generation.Load()) && !p.askingLayout {
+		p.askingLayout = true
+		generation := p.conn.topology.generation.Load()
+		p.ask(s, wire.OpMetadata, &wire.MetadataRequest{Names: []string{p.destination}}, func(_ *session, body []byte, err error) {
+			p.gotLayout(generation, body, err)
+		})
+	}
+	for i, a := range p.lanes {
+		if a.session != nil && a.session != s && a.inFlight == 0 {
+			a.session, a.listed = nil, nil
+		}
+		wanted := a.queue.len() > 0 || len(p.lanes) <= eagerOpens && (!p.options.fixed || i == p.fixedLane)
+		if a.session == nil && a.inFlight == 0 && a.opening != s && wanted {
+			a.opening = s
+			p.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: p.destination, Partition: a.partition},
+				func(s *session, body []byte, err error) { a.opened(s, body, err) })
+		}
+	}
+}
+
+// reply is a waiter that calls a function with p.mu held.
+type reply struct {
+	p    *Producer
+	call func(s *session, body []byte, err error)
+}
+
+func (r *reply) answered(s *session, body []byte, err error) {
+	r.p.mu.Lock()
+	r.call(s, body, err)
+	poke(r.p.wake)
+	r.p.unlockAndFinish()
+}
+
+func (r *reply) lost(s *session, err error) { r.answered(s, nil, err) }
+
+// ask sends a request whose answer is handled with p.mu held. The caller holds it
+// too; a session that is dead already is taken for one that dies now.
+func (p *Producer) ask(s *session, op wire.Opcode, m wire.Message, call func(s *session, body []byte, err error)) {
+	if _, err := s.request(op, m, &reply{p, call}); err != nil {
+		call(s, nil, err)
+	}
+}
+
+// later puts off what tend does next after an error, unless that was the death
+// of the session.
+func (p *Producer) later(err error) {
+	if !errors.Is(err, ErrDisconnected) {
+		p.retryAt = time.Now().Add(retryPause)
+	}
+}
+
+// gotIdentity handles the answer to INIT_PRODUCER.
+func (p *Producer) gotIdentity(_ *session, body []byte, err error) {
+	p.renewing = false
+	var r wire.InitProducerResponse
+	if err == nil {
+		err = r.Parse(body)
+	}
+	if err != nil {
+		if code := codeOf(err); code != 0 && !code.Retriable() {
+			p.fail(fmt.Errorf("new producer identity: %w", err))
+			return
+		}
+		p.later(err)
+		return
+	}
+	p.identity.ID, p.identity.Epoch = r.ProducerID, r.Epoch
+	p.renew = false
+	for _, a := range p.lanes {
+		a.sequence = 0
+		a.signal()
+	}
+}
+
+// gotLayout handles the answer to METADATA.
+func (p *Producer) gotLayout(generation uint64, body []byte, err error) {
+	p.askingLayout = false
+	var response wire.MetadataResponse
+	if err == nil {
+		err = response.Parse(body)
+	}
+	var l *layout
+	if err == nil {
+		err = wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", p.destination)
+		for i := range response.Destinations {
+			if response.Destinations[i].Name == p.destination {
+				l, err = newLayout(generation, &response.Destinations[i])
+			}
+		}
+	}
+	if err == nil && l.id != p.layout.id {
+		err = wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", p.destination)
+	}
+	switch code := codeOf(err); {
+	case err == nil:
+		p.install(l)
+	case code == wire.CodeUnknownDestination || code == wire.CodeDestinationGone:
+		p.fail(err)
+	default:
+		p.later(err)
+	}
+}
+
+// install makes a new layout the producer's. Records whose key slot has moved are
+// placed anew, in their order, if they are known to be in no log.
+func (p *Producer) install(l *layout) {
+	old := p.layout
+	p.layout = l
+	p.wantLayout = false
+	lanes := make([]*accumulator, len(l.partitions))
+	byNumber := make(map[uint32]*accumulator, len(p.lanes))
+	for _, a := range p.lanes {
+		byNumber[a.partition] = a
+	}
+	for i, n := range l.partitions {
+		if lanes[i] = byNumber[n]; lanes[i] == nil {
+			lanes[i] = &accumulator{producer: p, partition: n}
+		}
+		delete(byNumber, n)
+		if p.options.fixed && n == p.options.partition {
+			p.fixedLane = i
+		}
+	}
+	for _, a := range byNumber { // partitions do not vanish; if one does, its records must not
+		lanes = append(lanes, a)
+	}
+	p.lanes = lanes
+	p.sticky = min(p.sticky, len(l.partitions)-1)
+
+	var moved []*batch
+	for _, a := range lanes {
+		for i := a.queue.len() - 1; i >= 0; i-- {
+			if b := a.queue.at(i); !b.stamped && b.keyed && b.misplaced(l) {
+				a.remove(b)
+				moved = append(moved, b)
+			}
+		}
+	}
+	for i := len(moved) - 1; i >= 0; i-- {
+		p.place(moved[i])
+	}
+	for _, a := range lanes {
+		if a.paused && a.resumeAt.IsZero() {
+			if l.slotVersion == old.slotVersion {
+				a.resumeAt = time.Now().Add(retryPause) // the broker knows no better yet
+			} else {
+				a.resume()
+			}
+		}
+	}
+}
+
+// opened handles the answer to OPEN_PARTITION.
+func (a *accumulator) opened(s *session, body []byte, err error) {
+	p := a.producer
+	if a.opening == s {
+		a.opening = nil
+	}
+	var r wire.OpenPartitionResponse
+	if err == nil {
+		err = r.Parse(body)
+	}
+	if err == nil && r.DestinationID != p.layout.id {
+		err = wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", p.destination)
+	}
+	switch code := codeOf(err); {
+	case err == nil:
+		a.session, a.handle = s, r.Handle
+		if r.RecordIndex != p.layout.recordIndex || r.SlotVersion != p.layout.slotVersion {
+			p.wantLayout = true
+		}
+		a.signal()
+	case code == wire.CodeDestinationGone:
+		p.fail(err)
+	case code == 0 || code.Retriable():
+		p.later(err)
+	default:
+		for a.queue.len() > 0 && a.queue.at(0).builder.Count() > 0 {
+			a.abandon(a.queue.at(0), err)
+		}
+		p.later(err)
+	}
+}
