@@ -429,7 +429,7 @@ func (s *Simulated) SyncDir(dir string) error {
 	defer s.mu.Unlock()
 	found, err := s.root.findDirectory(dir)
 	if injected != nil {
-		if err == nil && !s.stopped {
+		if err == nil {
 			s.names.doubt(found)
 		}
 		return injected

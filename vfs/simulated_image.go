@@ -249,17 +249,36 @@ func (m *image) loseDirty() {
 }
 
 // evictLost drops lost sectors from the volatile image, as a page cache under
-// pressure does with clean pages: reads then show what the disk has.
+// pressure does with clean pages: reads then show what the disk has, up to the
+// size. A sector that the disk has bytes in beyond the size stays lost.
 func (m *image) evictLost() {
+	left := m.lost[:0]
 	for _, n := range m.lost {
 		b := m.blocks[n]
 		m.restore(n, b, b.lost)
-		b.lost = 0
-		if b.dirty == 0 {
+		b.lost &= m.hideBeyondSize(n, b)
+		if b.lost != 0 {
+			left = append(left, n)
+		} else if b.dirty == 0 {
 			b.old = nil
 		}
 	}
-	m.lost = m.lost[:0]
+	m.lost = left
+}
+
+// hideBeyondSize clears the volatile bytes of a block beyond the size and returns
+// the sectors in which there were any.
+func (m *image) hideBeyondSize(n int64, b *block) (sectors uint8) {
+	for from := max(0, m.size-n*blockSize); from < blockSize; {
+		end := (from/sectorSize + 1) * sectorSize
+		if part := b.data[from:end]; !isZero(part) {
+			clear(part)
+			m.changed(n*blockSize+from, part)
+			sectors |= 1 << (from / sectorSize)
+		}
+		from = end
+	}
+	return sectors
 }
 
 // restore puts the durable bytes back into the volatile image.

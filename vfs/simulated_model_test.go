@@ -11,17 +11,98 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// imageModel is the plain description of one file's durability: two byte slices.
+// modelSectors is the length of the file that the model can describe.
+const modelSectors = 64
+
+// imageModel is the plain description of one file's durability: both images in
+// full, and for each sector whether it was touched since the last Sync or
+// belongs to a Sync that failed.
 type imageModel struct {
-	volatile, durable []byte
+	volatile, durable [modelSectors * 512]byte
+	size, durableSize int64
+	dirty, lost       [modelSectors]bool
 }
 
-// Random operations on one file against the plain model: what is read is the
-// volatile image, and after a crash every sector is the durable or the volatile one.
+// touch is what every change of [off, end) does to its sectors.
+func (m *imageModel) touch(off, end int64) {
+	for sector := off / 512; sector*512 < end; sector++ {
+		m.dirty[sector], m.lost[sector] = true, false
+	}
+}
+
+func (m *imageModel) write(p []byte, off int64) {
+	if len(p) > 0 {
+		m.touch(off, off+int64(len(p)))
+		copy(m.volatile[off:], p)
+		m.size = max(m.size, off+int64(len(p)))
+	}
+}
+
+func (m *imageModel) zero(off, end int64) {
+	if end = min(end, m.size); off < end {
+		m.touch(off, end)
+		clear(m.volatile[off:end])
+	}
+}
+
+func (m *imageModel) truncate(size int64) {
+	m.zero(size, m.size)
+	m.size = size
+}
+
+func (m *imageModel) sync() {
+	for sector := range m.dirty {
+		if m.dirty[sector] {
+			copy(m.durable[sector*512:][:512], m.volatile[sector*512:])
+		}
+	}
+	m.dirty = [modelSectors]bool{}
+	m.durableSize = m.size
+}
+
+func (m *imageModel) failSync() {
+	for sector := range m.dirty {
+		m.lost[sector] = m.lost[sector] || m.dirty[sector]
+	}
+	m.dirty = [modelSectors]bool{}
+}
+
+func (m *imageModel) evict() {
+	for sector := range m.lost {
+		if m.lost[sector] {
+			copy(m.volatile[sector*512:][:512], m.durable[sector*512:])
+		}
+	}
+	clear(m.volatile[m.size:])
+}
+
+// crash checks what a crash left and makes it both images.
+func (m *imageModel) crash(t *testing.T, seed uint64, got []byte) {
+	t.Helper()
+	size := int64(len(got))
+	require.GreaterOrEqual(t, size, min(m.durableSize, m.size), "seed %d", seed)
+	require.LessOrEqual(t, size, max(m.durableSize, m.size), "seed %d", seed)
+	for sector := range m.dirty {
+		from, end := min(int64(sector)*512, size), min(int64(sector)*512+512, size)
+		isDurable := bytes.Equal(got[from:end], m.durable[from:end])
+		isVolatile := bytes.Equal(got[from:end], m.volatile[from:end])
+		if !isDurable && !(m.dirty[sector] && isVolatile) {
+			require.Failf(t, "a sector has bytes it cannot have", "seed %d: sector %d: dirty %t, lost %t, durable %t, volatile %t",
+				seed, sector, m.dirty[sector], m.lost[sector], isDurable, isVolatile)
+		}
+	}
+	*m = imageModel{size: size, durableSize: size}
+	copy(m.volatile[:], got)
+	copy(m.durable[:], got)
+}
+
+// Random operations on one file against the plain model: reads show the volatile
+// image, and after a crash every sector has the durable bytes or, if it was
+// dirty, perhaps the volatile ones.
 func TestImageAgainstModel(t *testing.T) {
-	rounds := 400
+	rounds := 600
 	if testing.Short() {
-		rounds = 50
+		rounds = 60
 	}
 	for seed := range uint64(rounds) {
 		random := rand.New(rand.NewPCG(seed, 1))
@@ -32,72 +113,50 @@ func TestImageAgainstModel(t *testing.T) {
 		for range 60 {
 			off := random.Int64N(20000)
 			n := random.Int64N(6000)
-			switch random.IntN(10) {
+			switch random.IntN(12) {
 			case 0, 1, 2, 3:
 				p := bytes.Repeat([]byte{byte(1 + random.IntN(255))}, int(n))
 				_, err := f.WriteAt(p, off)
 				require.NoError(t, err)
-				if n > 0 {
-					model.volatile = extend(model.volatile, off+n)
-					copy(model.volatile[off:], p)
-				}
+				model.write(p, off)
 			case 4:
 				require.NoError(t, f.ZeroRange(off, n))
-				zeroModel(model.volatile, off, n)
+				model.zero(off, off+n)
 			case 5:
 				require.NoError(t, f.PunchHole(off, n))
-				zeroModel(model.volatile, off, n)
+				model.zero(off, off+n)
 			case 6:
 				require.NoError(t, f.Truncate(off))
-				model.volatile = extend(model.volatile, off)[:off]
+				model.truncate(off)
 			case 7:
 				require.NoError(t, f.Allocate(off, n))
 				if n > 0 {
-					model.volatile = extend(model.volatile, off+n)
+					model.size = max(model.size, off+n)
 				}
 			case 8:
 				require.NoError(t, f.Sync())
-				model.durable = bytes.Clone(model.volatile)
+				model.sync()
 			case 9:
+				s.Inject(func(Op, string) error { return errInjected })
+				require.Equal(t, errInjected, f.Sync())
+				s.Inject(nil)
+				model.failSync()
+			case 10:
+				if n < 1000 {
+					s.EvictLost()
+					model.evict()
+				}
+			case 11:
 				s.Crash()
 				var err error
 				f, err = s.Open("/a")
 				require.NoError(t, err)
-				model.survived(t, seed, []byte(content(t, f)))
+				model.crash(t, seed, []byte(content(t, f)))
 			}
-			require.Equal(t, string(model.volatile), content(t, f), "seed %d", seed)
-			image := &f.(*simHandle).file.image
-			require.Equal(t, image.count*4096, s.used, "seed %d", seed)
+			require.True(t, string(model.volatile[:model.size]) == content(t, f), "seed %d: reads differ from the model", seed)
+			require.Equal(t, f.(*simHandle).file.image.count*4096, s.used, "seed %d", seed)
 		}
 	}
-}
-
-func extend(p []byte, size int64) []byte {
-	if grow := size - int64(len(p)); grow > 0 {
-		p = append(p, make([]byte, grow)...)
-	}
-	return p
-}
-
-func zeroModel(p []byte, off, n int64) {
-	size := int64(len(p))
-	clear(p[min(off, size):min(off+n, size)])
-}
-
-// survived checks what a crash left and makes it both images.
-func (m *imageModel) survived(t *testing.T, seed uint64, got []byte) {
-	t.Helper()
-	require.GreaterOrEqual(t, len(got), min(len(m.durable), len(m.volatile)), "seed %d", seed)
-	require.LessOrEqual(t, len(got), max(len(m.durable), len(m.volatile)), "seed %d", seed)
-	size := int64(len(got))
-	durable, volatile := extend(m.durable, size)[:size], extend(m.volatile, size)[:size]
-	for at := 0; at < len(got); at += 512 {
-		end := min(at+512, len(got))
-		if !bytes.Equal(got[at:end], durable[at:end]) && !bytes.Equal(got[at:end], volatile[at:end]) {
-			require.Failf(t, "a sector is neither durable nor volatile", "seed %d: position %d", seed, at)
-		}
-	}
-	m.durable, m.volatile = bytes.Clone(got), bytes.Clone(got)
 }
 
 // Random operations on names. Every file carries its own number as content and is

@@ -411,6 +411,20 @@ func TestRemoveAllMaySurviveInPart(t *testing.T) {
 	}, keys(seen))
 }
 
+// The same without any SyncDir: the removal may be undone, the file never lost.
+func TestUndurableRmdirLosesNothing(t *testing.T) {
+	seen := outcomes(200, func(seed uint64) string {
+		s := NewSimulated(seed)
+		require.NoError(t, s.MkdirAll("/d"))
+		settle(t, s, create(t, s, "/d/a", "A"))
+		require.NoError(t, s.Rename("/d/a", "/a"))
+		require.NoError(t, s.Remove("/d"))
+		s.Crash()
+		return fmt.Sprint(dump(t, s))
+	})
+	require.ElementsMatch(t, []string{"map[/d:directory /d/a:A]", "map[/a:A /d:directory]", "map[/a:A]"}, keys(seen))
+}
+
 // A directory is removed only when it is empty, on the disk too: the SyncDir that
 // makes the removal durable makes the renames out of it durable.
 func TestDurableRmdirKeepsWhatMovedOut(t *testing.T) {
