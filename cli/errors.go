@@ -122,35 +122,39 @@ func (f *failure) text(code wire.ErrorCode) string {
 func (f *failure) explainCode(code wire.ErrorCode) string {
 	name := shellWord(f.destination)
 	kind := f.kind.noun
+	command := "lockstep " + kind
+	if kind == "" {
+		command = "lockstep queue"
+	}
 	switch code {
 	case wire.CodeUnknownDestination, wire.CodeDestinationGone:
 		if f.destination == "" {
 			return ""
 		}
-		noun, create := "destination", "queue"
-		if kind != "" {
-			noun, create = kind, kind
+		noun := kind
+		if noun == "" {
+			noun = "destination"
 		}
 		if code == wire.CodeDestinationGone {
-			return fmt.Sprintf("%s %q was deleted while it was in use; create it again with: lockstep %s create %s", noun, f.destination, create, name)
+			return fmt.Sprintf("%s %q was deleted while it was in use; create it again with: %s create %s", noun, f.destination, command, name)
 		}
-		return fmt.Sprintf("%s %q not found; create it with: lockstep %s create %s", noun, f.destination, create, name)
+		return fmt.Sprintf("%s %q not found; create it with: %s create %s", noun, f.destination, command, name)
 	case wire.CodeAlreadyExists:
 		if kind == "" {
 			return ""
 		}
-		return fmt.Sprintf("%s %q already exists; look at it with: lockstep %s describe %s, or pass --if-not-exists", kind, f.destination, kind, name)
+		return fmt.Sprintf("%s %q already exists; look at it with: %s describe %s, or pass --if-not-exists", kind, f.destination, command, name)
 	case wire.CodeKindMismatch:
 		if kind == "" {
 			return ""
 		}
 		return fmt.Sprintf("%q is a %s, not a %s; use: lockstep %s", f.destination, f.kind.other, kind, f.kind.other)
 	case wire.CodeUnknownPartition:
-		return fmt.Sprintf("destination %q has no such partition; list them with: lockstep queue describe %s", f.destination, name)
+		return fmt.Sprintf("destination %q has no such partition; list them with: %s describe %s", f.destination, command, name)
 	case wire.CodeOutOfRange:
-		return f.text(code) + "; read with --from earliest or --from latest, or look at the range with: lockstep queue describe " + name
+		return f.text(code) + "; read with --from earliest or --from latest, or look at the range with: " + command + " describe " + name
 	case wire.CodeTooLarge:
-		return f.text(code) + "; raise the limit with: lockstep queue alter " + name + " --max-record-bytes SIZE"
+		return f.text(code) + "; raise the limit with: " + command + " alter " + name + " --max-record-bytes SIZE"
 	case wire.CodeDiskFull:
 		return f.text(code) + "; free space or shorten retention on the broker's disk, then run this again"
 	}

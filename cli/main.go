@@ -98,7 +98,7 @@ func untilInterrupted(parent context.Context) (context.Context, func()) {
 // run executes one command line and reports its error.
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.rootCommand()
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // nil would mean the arguments of the process
 	command, err := root.ExecuteContextC(ctx)
 	return a.report(ctx, command, err)
 }

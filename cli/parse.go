@@ -347,6 +347,9 @@ func (f *choiceFlag) Set(s string) error {
 // close enough to be a slip of the fingers. A candidate that starts with
 // something close counts too.
 func nearest(s string, candidates []string) string {
+	if s == "" {
+		return ""
+	}
 	best, bestDistance := "", max(1, len(s)/3)+1
 	for _, c := range candidates {
 		word := strings.ToLower(s)

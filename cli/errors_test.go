@@ -1,0 +1,92 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func TestErrorsSayWhatToDoNext(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	unreachable := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)}
+	for _, c := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"destination unknown, kind unknown",
+			&failure{doing: "produce to", destination: "orders", err: wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", "orders")},
+			`destination "orders" not found; create it with: lockstep queue create orders`},
+		{"topic unknown",
+			&failure{doing: "describe topic", destination: "events", kind: topicWords, err: wire.CodeUnknownDestination},
+			`topic "events" not found; create it with: lockstep topic create events`},
+		{"a name that a shell would split",
+			&failure{doing: "consume", destination: "it's new", err: wire.CodeUnknownDestination},
+			`destination "it's new" not found; create it with: lockstep queue create 'it'\''s new'`},
+		{"deleted meanwhile",
+			&failure{doing: "consume", destination: "orders", kind: queueWords, err: wire.CodeDestinationGone},
+			`queue "orders" was deleted while it was in use; create it again with: lockstep queue create orders`},
+		{"exists already",
+			&failure{doing: "create queue", destination: "orders", kind: queueWords, err: wire.Errorf(wire.CodeAlreadyExists, "taken")},
+			`queue "orders" already exists; look at it with: lockstep queue describe orders, or pass --if-not-exists`},
+		{"the other kind",
+			&failure{doing: "describe queue", destination: "events", kind: queueWords, err: wire.CodeKindMismatch},
+			`"events" is a topic, not a queue; use: lockstep topic`},
+		{"offset out of range",
+			&failure{doing: "consume", destination: "events", kind: topicWords,
+				err: &client.OutOfRangeError{Partition: 1, Offset: 9, Err: wire.Errorf(wire.CodeOutOfRange, "offset 9 is not in [100, 200]")}},
+			`consume "events": offset 9 is not in [100, 200]; read with --from earliest or --from latest, or look at the range with: lockstep topic describe events`},
+		{"full disk",
+			&failure{doing: "produce to", destination: "orders", kind: queueWords, err: wire.CodeDiskFull},
+			`produce to "orders": the disk has too little space for records; reading and deleting go on; free space or shorten retention on the broker's disk, then run this again`},
+		{"a code without words of its own takes the table's hint",
+			&failure{doing: "produce to", destination: "orders", kind: queueWords, err: wire.Errorf(wire.CodePartitionFenced, "partition 3: write failed")},
+			`produce to "orders": partition 3: write failed; look at the broker's log for the cause; a restart copies what is durable to new files`},
+		{"wrapped in a send error", fmt.Errorf("%w", &client.SendError{Outcome: client.NotSent, Err: wire.CodeMailboxFull}),
+			"the partition has more work waiting than it may hold; slow down"},
+		{"nobody listens", fmt.Errorf("connect: %w", refused),
+			"no broker at a:1,b:2 (connection refused); start one with: lockstep serve, or name one with --server"},
+		{"host unreachable", fmt.Errorf("connect: %w", unreachable),
+			"cannot connect to a:1,b:2: connect: no route to host; check --server and the network"},
+		{"unknown host", fmt.Errorf("connect: %w", &net.DNSError{Name: "brokr", Err: "no such host"}),
+			`host "brokr" cannot be found (no such host); check --server`},
+		{"another protocol", fmt.Errorf("connect: %w", client.ErrProtocol),
+			"a:1,b:2 does not speak Lockstep's protocol (connect: peer does not speak the protocol); check --server, the HTTP port is another one"},
+		{"anything else stays as it is", errors.New("out of cheese"), "out of cheese"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := shell{}.app(discard{}, discard{})
+			a.servers = "a:1,b:2"
+			require.Equal(t, c.want, a.explain(c.err))
+		})
+	}
+}
+
+func TestErrorsAreOneLine(t *testing.T) {
+	var stderr strings.Builder
+	a := shell{}.app(discard{}, &stderr)
+	require.Equal(t, 1, a.report(context.Background(), nil, errors.Join(errors.New("first"), errors.New("second\r\n"))))
+	require.Equal(t, "lockstep: first; second\n", stderr.String())
+}
+
+// Every code of the error table that a client command can meet has a next step,
+// its own or the table's, unless the description already says all.
+func TestEveryErrorCodeIsExplained(t *testing.T) {
+	a := shell{}.app(discard{}, discard{})
+	for _, info := range wire.ErrorTable()[1:] {
+		text := a.explain(&failure{doing: "produce to", destination: "orders", kind: queueWords, err: info.Code})
+		require.NotEmpty(t, text)
+		require.NotContains(t, text, info.Name, "people see words and not codes")
+		require.Contains(t, text, "orders")
+	}
+}

@@ -1,0 +1,132 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/require"
+)
+
+// walk visits every command.
+func walk(c *cobra.Command, visit func(c *cobra.Command)) {
+	visit(c)
+	for _, sub := range c.Commands() {
+		walk(sub, visit)
+	}
+}
+
+func TestEveryHelpStartsWithTwoExamplesThatParse(t *testing.T) {
+	root := shell{}.app(discard{}, discard{}).rootCommand()
+	root.InitDefaultHelpCmd()
+	count := 0
+	walk(root, func(c *cobra.Command) {
+		count++
+		t.Run(c.CommandPath(), func(t *testing.T) {
+			lines := strings.Split(strings.TrimRight(c.Example, "\n"), "\n")
+			require.GreaterOrEqual(t, len(lines), 2)
+			for _, line := range lines {
+				require.True(t, strings.HasPrefix(line, "  "), "%q is indented", line)
+				requireParses(t, line)
+			}
+			help := shell{}.run(context.Background(), append(strings.Fields(c.CommandPath())[1:], "--help")...)
+			require.Equal(t, 0, help.code)
+			require.True(t, strings.HasPrefix(help.stdout, "Examples:\n"+lines[0]+"\n"+lines[1]+"\n"), help.stdout)
+			require.Contains(t, help.stdout, "\nUsage:\n  "+c.CommandPath())
+			require.Empty(t, help.stderr)
+			for _, line := range strings.Split(help.stdout, "\n") {
+				require.LessOrEqual(t, len(line), 140)
+			}
+		})
+	})
+	require.Equal(t, 26, count, "commands")
+}
+
+// requireParses checks that the lockstep command in an example exists, and that
+// its flags and number of arguments are right.
+func requireParses(t *testing.T, example string) {
+	t.Helper()
+	words := splitShell(example)
+	for len(words) > 0 && words[0] != "lockstep" {
+		words = words[1:]
+	}
+	require.NotEmpty(t, words, "%q runs lockstep", example)
+	for i, w := range words {
+		if w == "<" || w == ">" || w == "|" || w == ")" {
+			words = words[:i]
+			break
+		}
+	}
+	c, rest, err := shell{}.app(discard{}, discard{}).rootCommand().Find(words[1:])
+	require.NoError(t, err)
+	require.NoError(t, c.ParseFlags(rest), example)
+	require.NoError(t, c.ValidateArgs(c.Flags().Args()), example)
+}
+
+// splitShell splits words as a shell does, with single quotes only.
+func splitShell(line string) []string {
+	var words []string
+	word, quoted, started := "", false, false
+	for _, r := range line {
+		switch {
+		case r == '\'':
+			quoted, started = !quoted, true
+		case !quoted && strings.ContainsRune(" ()", r):
+			if started {
+				words = append(words, word)
+			}
+			if r == ')' {
+				words = append(words, ")")
+			}
+			word, started = "", false
+		default:
+			word, started = word+string(r), true
+		}
+	}
+	if started {
+		words = append(words, word)
+	}
+	return words
+}
+
+func TestHelpLooksAsInTheGoldenFiles(t *testing.T) {
+	for _, args := range [][]string{{}, {"serve"}, {"queue"}, {"queue", "create"}, {"produce"}, {"consume"}, {"bench", "latency"}, {"log", "verify"}} {
+		name := "help.txt"
+		if len(args) > 0 {
+			name = "help-" + strings.Join(args, "-") + ".txt"
+		}
+		t.Run(name, func(t *testing.T) {
+			got := shell{}.run(context.Background(), append(args, "--help")...).stdout
+			file := filepath.Join("testdata", name)
+			if *update {
+				require.NoError(t, os.MkdirAll("testdata", 0o755))
+				require.NoError(t, os.WriteFile(file, []byte(got), 0o644))
+			}
+			want, err := os.ReadFile(file)
+			require.NoError(t, err)
+			require.Equal(t, string(want), got, "go test ./cli -update rewrites it")
+		})
+	}
+}
+
+func TestHelpCommandIsTheHelpFlag(t *testing.T) {
+	ctx := context.Background()
+	require.Equal(t, shell{}.run(ctx, "queue", "create", "--help"), shell{}.run(ctx, "help", "queue", "create"))
+	require.Equal(t, shell{}.run(ctx, "--help"), shell{}.run(ctx))
+	got := shell{}.run(ctx, "help", "quue")
+	require.Equal(t, 2, got.code)
+	require.Equal(t, "lockstep: unknown command \"quue\" for \"lockstep\"; did you mean queue? (see lockstep --help)\n", got.stderr)
+}
+
+func TestCompletionScriptsAreWritten(t *testing.T) {
+	for _, name := range []string{"bash", "zsh", "fish"} {
+		got := shell{}.run(context.Background(), "completion", name)
+		require.Equal(t, 0, got.code)
+		require.Contains(t, got.stdout, "lockstep")
+	}
+	got := shell{}.run(context.Background(), "completion", "tcsh")
+	require.Equal(t, outcome{2, "", "lockstep: no completion for shell \"tcsh\"; there is one for bash, zsh and fish (see lockstep completion --help)\n"}, got)
+}
