@@ -214,24 +214,24 @@ func TestTruncateForgetsWhatItCuts(t *testing.T) {
 
 func TestZeroRangeAndPunchHoleKeepTheSize(t *testing.T) {
 	everywhere(t, func(t *testing.T, fsys FS, dir string) {
-		for what, clear := range map[string]func(f File, off, n int64) error{
+		for what, erase := range map[string]func(f File, off, n int64) error{
 			"zero":  func(f File, off, n int64) error { return f.ZeroRange(off, n) },
 			"punch": func(f File, off, n int64) error { return f.PunchHole(off, n) },
 		} {
 			f := create(t, fsys, path.Join(dir, what), string(bytes.Repeat([]byte{'x'}, 20000)))
 			want := bytes.Repeat([]byte{'x'}, 20000)
-			require.NoError(t, clear(f, 100, 10000), what)
+			require.NoError(t, erase(f, 100, 10000), what)
 			copy(want[100:], make([]byte, 10000))
 			require.Equal(t, string(want), content(t, f), what)
-			require.NoError(t, clear(f, 19000, 5000), what)
+			require.NoError(t, erase(f, 19000, 5000), what)
 			copy(want[19000:], make([]byte, 1000))
 			require.Equal(t, string(want), content(t, f), what)
-			require.NoError(t, clear(f, 0, 0), what)
+			require.NoError(t, erase(f, 0, 0), what)
 			_, err := f.WriteAt([]byte("again"), 5000)
 			require.NoError(t, err)
 			copy(want[5000:], "again")
 			require.Equal(t, string(want), content(t, f), what)
-			require.Error(t, clear(f, -1, 10), what)
+			require.Error(t, erase(f, -1, 10), what)
 			closeAll(t, f)
 		}
 	})

@@ -5,6 +5,8 @@ import (
 	"io"
 	"io/fs"
 	"math/bits"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -213,8 +215,8 @@ func (m *memoryFS) SyncDir(dir string) error {
 	return pathError("sync directory", dir, err)
 }
 
-// Space describes the machine's memory, not the budget: free is what is not in
-// use by anything, so caches count as used and the number is on the low side.
+// Space describes the machine's memory, not the budget: free is what the kernel
+// estimates it can still give, page cache included (MemAvailable).
 func (m *memoryFS) Space(dir string) (free, total int64, err error) {
 	m.mu.Lock()
 	_, err = m.root.findDirectory(dir)
@@ -222,12 +224,27 @@ func (m *memoryFS) Space(dir string) (free, total int64, err error) {
 	if err != nil {
 		return 0, 0, pathError("statfs", dir, err)
 	}
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 0, 0, pathError("statfs", dir, err)
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err == nil {
+		free, total, err = parseMeminfo(string(meminfo))
 	}
-	unit := int64(info.Unit)
-	return int64(info.Freeram) * unit, int64(info.Totalram) * unit, nil
+	if err != nil {
+		return 0, 0, repackage("statfs", dir, err)
+	}
+	return free, total, nil
+}
+
+// parseMeminfo finds the available and the total bytes in the text of /proc/meminfo,
+// whose lines are "Name:   number kB".
+func parseMeminfo(text string) (available, total int64, err error) {
+	for name, to := range map[string]*int64{"MemAvailable:": &available, "MemTotal:": &total} {
+		_, rest, _ := strings.Cut("\n"+text, "\n"+name)
+		if _, err := fmt.Sscanf(rest, "%d kB", to); err != nil {
+			return 0, 0, fmt.Errorf("/proc/meminfo: %s %w", name, err)
+		}
+		*to <<= 10
+	}
+	return available, total, nil
 }
 
 func (m *memoryFS) Lock(name string) (io.Closer, error) {

@@ -163,3 +163,14 @@ func TestMemoryBudgetUnderConcurrency(t *testing.T) {
 	wg.Wait()
 	require.Zero(t, a.out.Load())
 }
+
+func TestMeminfo(t *testing.T) {
+	available, total, err := parseMeminfo("MemTotal:       49452904 kB\nMemFree:        31000000 kB\nMemAvailable:   45000000 kB\nBuffers: 1 kB\n")
+	require.NoError(t, err)
+	require.EqualValues(t, 45000000*1024, available)
+	require.EqualValues(t, 49452904*1024, total)
+	for _, text := range []string{"", "MemTotal: 5 kB\n", "MemTotal: x kB\nMemAvailable: 5 kB\n", "NotMemTotal: 5 kB\nMemAvailable: 5 kB\n"} {
+		_, _, err := parseMeminfo(text)
+		require.ErrorContains(t, err, "/proc/meminfo: Mem", text)
+	}
+}

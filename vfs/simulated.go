@@ -149,17 +149,17 @@ func (s *Simulated) CrashLoseAll() {
 		func() survival { return survival{kind: loseAll} })
 }
 
-func (s *Simulated) crash(names func() nameSurvival, bytes func() survival) {
+func (s *Simulated) crash(survivingNames func() nameSurvival, survivingBytes func() survival) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.epoch++
 	s.stopAt, s.panics, s.stopped = 0, false, false
 	clear(s.locks)
-	s.names.crash(names())
+	s.names.crash(survivingNames())
 	for _, f := range s.soiled {
 		f.soiledAt = 0
 		f.dropMappings()
-		f.image.crash(bytes())
+		f.image.crash(survivingBytes())
 	}
 	clear(s.soiled)
 	s.soiled = s.soiled[:0]

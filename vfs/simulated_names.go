@@ -68,7 +68,7 @@ func (l *nameLog) add(emptied *simNode, bindings ...binding) {
 func (l *nameLog) sync(directory *simNode, gone func(*simNode)) {
 	required := map[nameKey]bool{}
 	emptied := map[*simNode]bool{}
-	any := false
+	anything := false
 	for _, op := range slices.Backward(l.pending) {
 		whole := true
 		for i := range op.bindings {
@@ -83,7 +83,7 @@ func (l *nameLog) sync(directory *simNode, gone func(*simNode)) {
 		if !op.durable {
 			continue
 		}
-		any = true
+		anything = true
 		for i := range op.bindings {
 			required[op.bindings[i].nameKey] = true
 		}
@@ -91,7 +91,7 @@ func (l *nameLog) sync(directory *simNode, gone func(*simNode)) {
 			emptied[op.emptied] = true
 		}
 	}
-	if !any {
+	if !anything {
 		return
 	}
 	kept := l.pending[:0]

@@ -182,7 +182,7 @@ func TestUnsyncedTruncateMayBeUndone(t *testing.T) {
 }
 
 func TestUnsyncedZeroingMayBeUndone(t *testing.T) {
-	for what, clear := range map[string]func(f File) error{
+	for what, erase := range map[string]func(f File) error{
 		"zero":  func(f File) error { return f.ZeroRange(4096, 8192) },
 		"punch": func(f File) error { return f.PunchHole(4096, 8192) },
 	} {
@@ -191,7 +191,7 @@ func TestUnsyncedZeroingMayBeUndone(t *testing.T) {
 			s.SetSpace(16384)
 			f := create(t, s, "/a", strings.Repeat("o", 16384))
 			settle(t, s, f)
-			require.NoError(t, clear(f))
+			require.NoError(t, erase(f))
 			s.Crash()
 			got := contentOf(t, s, "/a")
 			require.Len(t, got, 16384)
@@ -214,7 +214,7 @@ func TestUnsyncedZeroingMayBeUndone(t *testing.T) {
 		s := NewSimulated(1)
 		f := create(t, s, "/a", strings.Repeat("o", 16384))
 		settle(t, s, f)
-		require.NoError(t, clear(f))
+		require.NoError(t, erase(f))
 		require.NoError(t, f.Sync())
 		s.CrashLoseAll()
 		require.Equal(t, 8192, strings.Count(contentOf(t, s, "/a"), "\x00"), what)
