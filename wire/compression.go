@@ -271,7 +271,7 @@ func zstdFrameSize(b []byte) (size uint64, exact bool, rest []byte, err error) {
 		return 0, false, nil, errZstdShort()
 	}
 	if !exact {
-		return most, false, r.src, nil
+		return most, least == most, r.src, nil
 	}
 	if size < least || size > most {
 		return 0, false, nil, Errorf(CodeCorrupt, "zstd: frame declares %d bytes, its blocks hold %d to %d", size, least, most)
