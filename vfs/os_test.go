@@ -24,7 +24,7 @@ func mountTmpfs(t *testing.T, size string) string {
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size="+size); err != nil {
 		t.Skipf("cannot mount a tmpfs here (root is needed): %v", err)
 	}
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	unmountAfter(t, dir)
 	return dir
 }
 
@@ -42,11 +42,14 @@ func mountExt4(t *testing.T) string {
 	if out, err := exec.Command("mount", "-o", "loop", disk, mnt).CombinedOutput(); err != nil {
 		t.Skipf("cannot mount a loop device here (root is needed): %v %s", err, out)
 	}
-	t.Cleanup(func() {
-		out, err := exec.Command("umount", mnt).CombinedOutput()
-		require.NoError(t, err, string(out))
-	})
+	unmountAfter(t, mnt)
 	return mnt
+}
+
+// unmountAfter unmounts when the test ends, also when it failed with files open:
+// then the mount goes with the last of them.
+func unmountAfter(t *testing.T, dir string) {
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 }
 
 func blocksOf(t *testing.T, name string) int64 {
