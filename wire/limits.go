@@ -34,6 +34,10 @@ const (
 	// MaxNameBytes is the longest name of a destination, producer or group, in
 	// bytes of UTF-8.
 	MaxNameBytes = 255
+	// MaxMetadataNames is the largest number of destinations that one METADATA
+	// request may name. A name of no bytes takes two on the wire and sixteen in
+	// memory, so that without a limit a frame would grow eightfold.
+	MaxMetadataNames = 4 << 10
 	// MaxDetailBytes is the longest detail text of an error or event, in bytes.
 	// Longer texts are cut when they are written.
 	MaxDetailBytes = 1 << 10

@@ -10,7 +10,8 @@ type Message interface {
 	// Parse replaces the message by the body in src. Byte slices of the message
 	// are views into src, strings are copies. Errors are an *Error with
 	// CodeMalformed: the body is cut short, has bytes too many, or holds a value
-	// that the field cannot have. After an error the content is undefined.
+	// that the field cannot have; CodeTooMany for a list above its limit. After an
+	// error the content is undefined.
 	Parse(src []byte) error
 }
 

@@ -301,7 +301,7 @@ func (m *DestinationInfo) read(r *reader) {
 //
 //	count u32, each: name string
 type MetadataRequest struct {
-	Names []string // empty = all destinations
+	Names []string // at most MaxMetadataNames; empty = all destinations
 }
 
 // Append implements Message.
@@ -313,11 +313,16 @@ func (m *MetadataRequest) Append(dst []byte) []byte {
 	return dst
 }
 
-// Parse implements Message.
+// Parse implements Message. More than MaxMetadataNames are refused with
+// CodeTooMany before anything is allocated for them.
 func (m *MetadataRequest) Parse(src []byte) error {
 	r := reader{src: src}
 	m.Names = nil
-	if n := r.count(2); n > 0 {
+	n := r.count(2)
+	if n > MaxMetadataNames {
+		return Errorf(CodeTooMany, "METADATA request: %d names, the limit is %d", n, MaxMetadataNames)
+	}
+	if n > 0 {
 		m.Names = make([]string, n)
 		for i := range m.Names {
 			m.Names[i] = r.string()
