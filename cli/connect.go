@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,6 +72,17 @@ func (a *app) find(ctx context.Context, conn *client.Conn, name string) (client.
 		return d, destinationWords{}, interruptedOr(ctx, &failure{doing: "look up", destination: name, err: err})
 	}
 	return d, wordsOf(d.Kind), nil
+}
+
+// hasPartition fails if the destination has no partition n.
+func hasPartition(d client.Destination, words destinationWords, n uint32) error {
+	for _, p := range d.Partitions {
+		if p.Number == n {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s %q has no partition %d: it has %s, counted from 0; add more with: lockstep %s alter %s --partitions NUMBER",
+		words.noun, d.Name, n, plural(int64(len(d.Partitions)), "partition"), words.noun, shellWord(d.Name))
 }
 
 // completeDestinations offers the names of existing destinations to a shell.

@@ -124,6 +124,11 @@ func (r *consumeRun) run(c *cobra.Command) error {
 	if r.byOffset && len(r.partitions) == 0 && len(d.Partitions) != 1 {
 		return usagef(c, "--offset counts within one partition and %s %q has %d; give one --partition", words.noun, d.Name, len(d.Partitions))
 	}
+	for _, n := range r.partitions {
+		if err := hasPartition(d, words, n); err != nil {
+			return err
+		}
+	}
 	reader, err := conn.Reader(ctx, r.destination, r.options()...)
 	if err == nil {
 		defer reader.Close()

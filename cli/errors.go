@@ -148,7 +148,7 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		if kind == "" {
 			return ""
 		}
-		return fmt.Sprintf("%q is a %s, not a %s; use: lockstep %s", f.destination, f.kind.other, kind, f.kind.other)
+		return fmt.Sprintf("%q is a %s, not a %s; work with it by: lockstep %s", f.destination, f.kind.other, kind, f.kind.other)
 	case wire.CodeUnknownPartition:
 		return fmt.Sprintf("destination %q has no such partition; list them with: %s describe %s", f.destination, command, name)
 	case wire.CodeOutOfRange:

@@ -41,7 +41,7 @@ func TestErrorsSayWhatToDoNext(t *testing.T) {
 			`queue "orders" already exists; look at it with: lockstep queue describe orders, or pass --if-not-exists`},
 		{"the other kind",
 			&failure{doing: "describe queue", destination: "events", kind: queueWords, err: wire.CodeKindMismatch},
-			`"events" is a topic, not a queue; use: lockstep topic`},
+			`"events" is a topic, not a queue; work with it by: lockstep topic`},
 		{"offset out of range",
 			&failure{doing: "consume", destination: "events", kind: topicWords,
 				err: &client.OutOfRangeError{Partition: 1, Offset: 9, Err: wire.Errorf(wire.CodeOutOfRange, "offset 9 is not in [100, 200]")}},

@@ -25,6 +25,10 @@ const (
 	noNewlineValue  = "none"
 )
 
+// produceBufferBytes bounds the records that were read and not yet acknowledged,
+// in bytes. When it is reached, reading waits.
+const produceBufferBytes = 16 << 20
+
 // interruptedFlushTimeout bounds the flush after SIGINT.
 const interruptedFlushTimeout = 10 * time.Second
 
@@ -132,14 +136,19 @@ func (p *produceRun) run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	if _, p.words, err = a.find(ctx, conn, p.destination); err != nil {
+	found, words, err := a.find(ctx, conn, p.destination)
+	if err != nil {
 		return err
 	}
+	p.words = words
 	opts := []client.ProducerOption{
 		client.Acks(ackLevel(p.acks.value)), client.Compression(codec(p.codec.value)),
-		client.Linger(p.linger.value), client.DeliveryTimeout(p.timeout.value),
+		client.Linger(p.linger.value), client.DeliveryTimeout(p.timeout.value), client.MaxBufferedBytes(produceBufferBytes),
 	}
 	if p.fixed {
+		if err := hasPartition(found, p.words, p.partition); err != nil {
+			return err
+		}
 		opts = append(opts, client.Partition(p.partition))
 	}
 	if p.producer, err = conn.Producer(ctx, p.destination, opts...); err != nil {
@@ -162,7 +171,9 @@ func (p *produceRun) run(ctx context.Context) error {
 	if failed != nil {
 		err = p.explain(failed)
 	}
-	p.summary(elapsed)
+	if err == nil || p.acknowledged.Load() > 0 {
+		p.summary(elapsed)
+	}
 	return err
 }
 
@@ -368,7 +379,7 @@ func (p *produceRun) summary(elapsed time.Duration) {
 	if p.acks.value == "none" {
 		text = strings.Replace(text, " by ", " to ", 1)
 	}
-	if s := elapsed.Seconds(); n > 0 && s > 0 {
+	if s := elapsed.Seconds(); n >= 1000 && s > 0 {
 		text += fmt.Sprintf(": %s records/s, %s/s", formatCount(int64(float64(n)/s)), formatSize(int64(float64(size)/s)))
 	}
 	fmt.Fprintln(p.app.stderr, text)
