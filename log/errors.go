@@ -92,3 +92,6 @@ func (e *OutOfRangeError) Error() string {
 
 // Is makes errors.Is(err, ErrOffsetOutOfRange) true.
 func (e *OutOfRangeError) Is(target error) bool { return target == ErrOffsetOutOfRange }
+
+// errNoEntry is wrapped when an entry is not in the log.
+var errNoEntry = errors.New("not in the log")

@@ -38,8 +38,8 @@ import (
 //
 // The previous fields describe the frame before the first one: the last of the
 // preceding segment, or for the first entry of a partition term 0, time 0 and
-// the seed of the chain. The CRC covers bytes [0, 124). Size, magic, version and
-// the place of the CRC stay the same in every version.
+// the seed of the chain. The CRC covers bytes [0, 124). Size, magic, version,
+// file ID and CRC keep their place in every version.
 const (
 	// HeaderSize is the size of a segment header, and so the position of the
 	// first frame, in bytes.
@@ -130,6 +130,10 @@ func ParseHeader(src []byte) (Header, error) {
 	return h, nil
 }
 
+// HeaderFileID is the file ID that a header claims, verified or not. It tells a
+// stale header of a recycled file from one of a newer version.
+func HeaderFileID(src []byte) uint64 { return binary.LittleEndian.Uint64(src[40:]) }
+
 // File names are two numbers of sixteen hexadecimal digits, the sequence and the
 // file ID. The sequence orders a partition's segments and is never used twice;
 // the file ID is new for every use of a file, recycled or not.
@@ -207,4 +211,9 @@ func markTag(fileID uint64, headerCRC uint32, durable wire.Index) uint16 {
 	binary.LittleEndian.PutUint64(b[12:], uint64(durable))
 	crc := wire.Checksum(b[:])
 	return uint16(crc>>16) ^ uint16(crc)
+}
+
+// PutMark writes the replica-local word into an encoded frame header.
+func PutMark(header []byte, word uint64) {
+	binary.LittleEndian.PutUint64(header[wire.FrameHeaderSize-8:wire.FrameHeaderSize], word)
 }

@@ -7,6 +7,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
@@ -77,13 +78,14 @@ type Segment struct {
 	identity Identity
 	recycled bool
 
-	refs      atomic.Int64
-	end       atomic.Int64 // behind the last frame; written by the owner
-	allocated atomic.Int64 // size of the file; written by jobs, one at a time
-	capacity  atomic.Int64 // fixed with the first frame
-	maxTimeMs atomic.Int64
-	details   atomic.Pointer[details]
-	persisted atomic.Bool // the sparse index file is complete: details may be dropped
+	refs       atomic.Int64
+	end        atomic.Int64 // behind the last frame; written by the owner
+	allocated  atomic.Int64 // size of the file; written by jobs, one at a time
+	capacity   atomic.Int64 // fixed with the first frame
+	maxTimeMs  atomic.Int64
+	rollTimeMs int64 // owner only
+	details    atomic.Pointer[details]
+	persisted  atomic.Bool // the sparse index file is complete: details may be dropped
 
 	previous Link  // what the first frame continues from; fixed with the first frame
 	start    int64 // Env-independent count of the log's bytes before this segment, set by the log
@@ -119,7 +121,7 @@ func Create(env *Env, dir string, id Identity, sequence, fileID uint64, capacity
 		return nil, fmt.Errorf("segment %s: create: %w", s.name, err)
 	}
 	if err = f.Allocate(0, min(allocate, capacity)); err == nil {
-		err = f.Sync()
+		err = Final(f.Sync())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("segment %s: allocate: %w", s.name, err), f.Close(), env.FS.Remove(s.path()))
@@ -127,6 +129,17 @@ func Create(env *Env, dir string, id Identity, sequence, fileID uint64, capacity
 	s.allocated.Store(min(allocate, capacity))
 	s.adopt(f).Release()
 	return s, nil
+}
+
+// Final marks the error of a write or a sync as one that must not be repeated: it
+// no longer matches vfs.ErrNoSpace or the lack of descriptors and memory, which
+// callers take as a reason to try again.
+func Final(err error) error {
+	if err == nil || !errors.Is(err, vfs.ErrNoSpace) && !errors.Is(err, syscall.EMFILE) &&
+		!errors.Is(err, syscall.ENFILE) && !errors.Is(err, syscall.ENOMEM) {
+		return err
+	}
+	return fmt.Errorf("%v", err) //nolint:errorlint // hiding the cause is the purpose
 }
 
 // Adopt makes a blank segment of a file that lies in dir under its new name
@@ -150,10 +163,26 @@ func Restore(env *Env, dir string, sum *Summary, size int64) *Segment {
 	s.previous = h.Previous
 	s.end.Store(sum.End)
 	s.maxTimeMs.Store(sum.MaxTimeMs)
+	s.rollTimeMs = sum.RollTimeMs
 	s.appendedFrom.Store(sum.End)
 	s.details.Store(nil)
 	return s
 }
+
+// Rebuild makes a segment of a file with a valid header, whose frames the caller
+// enters one by one with Note. Recovered ends that.
+func Rebuild(env *Env, dir string, h *Header, size int64) *Segment {
+	s := newSegment(env, dir, h.Identity, h.Sequence, h.FileID)
+	s.capacity.Store(max(h.Capacity, size))
+	s.allocated.Store(size)
+	s.previous = h.Previous
+	s.end.Store(HeaderSize)
+	return s
+}
+
+// Recovered says that all frames found in the file are entered: whether they are
+// in memory nobody knows.
+func (s *Segment) Recovered() { s.appendedFrom.Store(s.end.Load()) }
 
 func (s *Segment) path() string { return path.Join(s.dir, s.name) }
 
@@ -181,6 +210,12 @@ func (s *Segment) Capacity() int64 { return s.capacity.Load() }
 
 // MaxTimeMs is the largest append time of the frames, or NoTime.
 func (s *Segment) MaxTimeMs() int64 { return s.maxTimeMs.Load() }
+
+// RollTimeMs is when the segment was sealed, 0 if unknown. Owner only.
+func (s *Segment) RollTimeMs() int64 { return s.rollTimeMs }
+
+// SetRollTimeMs says when the segment was sealed. Owner only.
+func (s *Segment) SetRollTimeMs(ms int64) { s.rollTimeMs = ms }
 
 // Start is the number of the log's bytes before this segment, as SetStart said.
 func (s *Segment) Start() int64 { return s.start }
@@ -355,7 +390,13 @@ func (s *Segment) Grow(capacity int64) {
 	if s.end.Load() != 0 {
 		panic(fmt.Sprintf("segment %s: capacity of a written segment changed", s.name))
 	}
-	s.capacity.Store(max(capacity, s.capacity.Load()))
+	if capacity <= s.capacity.Load() {
+		return
+	}
+	s.capacity.Store(capacity)
+	if m := s.mapped.Swap(nil); m != nil {
+		s.env.Maps.retire(&m.resource)
+	}
 }
 
 // Extend allocates space up to the given size, at most the capacity. It may
@@ -417,6 +458,7 @@ func writeFile(fs vfs.FS, name string, b []byte) error {
 		if _, err = f.WriteAt(b, 0); err == nil {
 			err = f.Sync()
 		}
+		err = Final(err)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return errors.Join(err, fs.Remove(name))

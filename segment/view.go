@@ -125,6 +125,11 @@ func (s *Segment) View(v *View, from, end int64, maxBytes int, hotFrom int64) er
 		pos = after
 	}
 	v.Next.Byte = pos
+	if v.Bytes == 0 {
+		v.seg, v.held = nil, nil
+		m.release()
+		s.Release()
+	}
 	return nil
 }
 

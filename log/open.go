@@ -1,0 +1,831 @@
+package log
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	iofs "io/fs"
+	"path"
+	"sync"
+
+	"github.com/lockstepmq/lockstep/segment"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Open creates a log or recovers it. It blocks.
+//
+// Errors: *CorruptionError for damage to something that was durable, ErrTooNew,
+// *FencedError if the log was fenced before and Options.RecoverFence is not set,
+// ErrIdentity, ErrMissing; anything else comes from the file system. Nothing is
+// changed in the directory before it is clear that the log can be opened, but
+// files that the manifest does not name are moved to quarantine.
+func Open(o Options) (*Log, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	l := &Log{
+		o: o, store: o.Store, fs: o.Store.fs, logger: o.Logger,
+		id:        segment.Identity{PartitionID: o.PartitionID, Incarnation: o.Incarnation},
+		startLink: segment.Seed(segment.Identity{PartitionID: o.PartitionID, Incarnation: o.Incarnation}), nextSequence: 1,
+		newestName: 1,
+	}
+	l.gate.cond = sync.NewCond(&l.gate.mu)
+	l.pending.cut = noIndex
+	l.segments.Store(&[]*segment.Segment{})
+	r := &recovery{l: l}
+	if err := r.open(); err != nil {
+		for _, s := range r.segments {
+			s.Release()
+		}
+		return nil, fmt.Errorf("log %s: %w", o.Dir, err)
+	}
+	return l, nil
+}
+
+// recovery is what Open knows while it works.
+type recovery struct {
+	l        *Log
+	manifest *manifest
+	found    []foundSegment
+	saved    *savedCheckpoint // the newest valid checkpoint, nil if there is none
+	slot     slotState
+	clean    bool
+
+	segments []*segment.Segment // built so far; written ones
+	buffer   []byte
+
+	// Where the scan stands, and where it ended.
+	link  segment.Link
+	at    int // number in found
+	pos   int64
+	cause error
+	limit wire.Index // entries up to here were durable
+}
+
+// foundSegment is a segment that the manifest names.
+type foundSegment struct {
+	manifestSegment
+	header *segment.Header // nil if the file is blank
+	size   int64
+}
+
+func (f *foundSegment) name() string { return segment.Name(f.sequence, f.fileID) }
+
+func (r *recovery) path(name string) string { return path.Join(r.l.o.Dir, name) }
+
+func (r *recovery) corrupt(name string, pos int64, cause error) error {
+	return &CorruptionError{File: r.path(name), Position: pos, Cause: cause}
+}
+
+func (r *recovery) open() error {
+	l := r.l
+	exists, err := r.readManifest()
+	if err != nil {
+		return err
+	}
+	if !exists {
+		if err := r.create(); err != nil {
+			return err
+		}
+		return r.finish()
+	}
+	if err := r.findSlot(); err != nil {
+		return err
+	}
+	if err := r.readCheckpoints(); err != nil {
+		return err
+	}
+	if err := r.readHeaders(); err != nil {
+		return err
+	}
+	l.startLink, l.nextSequence = r.manifest.start, r.manifest.nextSequence
+	if err := r.scan(); err != nil {
+		return err
+	}
+	if err := r.judge(); err != nil {
+		return err
+	}
+	if err := r.quarantineStrangers(); err != nil {
+		return err
+	}
+	if err := r.cut(); err != nil {
+		return err
+	}
+	return r.finish()
+}
+
+func (r *recovery) identity() [16]byte { return slotIdentity(r.l.id, r.l.o.ReplicaID) }
+
+// readManifest is false if there is no log here.
+func (r *recovery) readManifest() (bool, error) {
+	l := r.l
+	b, err := readFile(l.fs, r.path(manifestName), manifestFixed+maxSegments*manifestEntry+4)
+	if errors.Is(err, iofs.ErrNotExist) {
+		return false, r.checkEmpty()
+	}
+	if err != nil {
+		return false, err
+	}
+	m, err := parseManifest(b)
+	if errors.Is(err, ErrTooNew) {
+		return false, fmt.Errorf("%s: %w", r.path(manifestName), err)
+	}
+	if err != nil {
+		return false, r.corrupt(manifestName, 0, err)
+	}
+	if m.Identity != l.id || m.replicaID != l.o.ReplicaID {
+		return false, fmt.Errorf("%w: partition %x incarnation %d replica %d", ErrIdentity, m.PartitionID, m.Incarnation, m.replicaID)
+	}
+	r.manifest = m
+	return true, nil
+}
+
+// checkEmpty makes sure that a directory without a manifest never held a log.
+func (r *recovery) checkEmpty() error {
+	l := r.l
+	if l.o.Existing {
+		return ErrMissing
+	}
+	if s := l.store.states.find(r.identity()); s != nil && s.written {
+		return r.corrupt(manifestName, 0, errors.New("file is missing, but the replica has a hard state"))
+	}
+	names, err := l.fs.List(l.o.Dir)
+	if err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		return err
+	}
+	for _, name := range names {
+		if !isTemp(name) {
+			return r.corrupt(manifestName, 0, fmt.Errorf("file is missing, but there is %s", name))
+		}
+	}
+	return nil
+}
+
+// create makes an empty log. A segment comes with the first write.
+func (r *recovery) create() error {
+	l := r.l
+	if err := l.fs.MkdirAll(l.o.Dir); err != nil {
+		return err
+	}
+	if err := l.fs.SyncDir(path.Dir(l.o.Dir)); err != nil {
+		return err
+	}
+	m := l.manifest()
+	if err := l.store.withReserve(func() error { return l.writeManifest(m) }); err != nil {
+		return err
+	}
+	var err error
+	l.slot, err = l.store.states.take(r.identity(), l.store.withReserve)
+	r.clean = true
+	r.link = l.startLink
+	r.pushPlace(nil, 0, segment.NoTime)
+	return err
+}
+
+// findSlot reads the hard state.
+func (r *recovery) findSlot() error {
+	l := r.l
+	states := l.store.states
+	s := states.find(r.identity())
+	if s == nil && states.rotten > 0 {
+		return &CorruptionError{File: states.path, Cause: fmt.Errorf("no slot of this replica, and %d slots are damaged", states.rotten)}
+	}
+	if s == nil {
+		var err error
+		if s, err = states.take(r.identity(), l.store.withReserve); err != nil {
+			return err
+		}
+	}
+	if s.damaged {
+		return &CorruptionError{File: states.path, Position: s.position(false), Cause: errors.New("a copy of the slot is damaged: a vote may be forgotten")}
+	}
+	l.slot, r.slot = s, s.last
+	r.clean = s.last.flags&slotClean != 0
+	if s.last.flags&slotFenced != 0 && !l.o.RecoverFence {
+		return &FencedError{Dir: l.o.Dir}
+	}
+	return nil
+}
+
+// readCheckpoints finds the newest valid checkpoint.
+func (r *recovery) readCheckpoints() error {
+	l := r.l
+	var damaged error
+	for n, name := range checkpointNames {
+		b, err := readFile(l.fs, r.path(name), maxCheckpointBytes+checkpointFixed+4)
+		if errors.Is(err, iofs.ErrNotExist) {
+			continue
+		}
+		var c *savedCheckpoint
+		var id segment.Identity
+		if err == nil {
+			c, id, err = parseCheckpoint(b)
+			if err == nil && id != l.id {
+				err = errFields
+			}
+			if errors.Is(err, ErrTooNew) {
+				return fmt.Errorf("%s: %w", r.path(name), err)
+			}
+			if err != nil {
+				err = r.corrupt(name, 0, err)
+			}
+		}
+		if err != nil {
+			var corrupt *CorruptionError
+			if !errors.As(err, &corrupt) {
+				return err
+			}
+			l.logger.Warn("checkpoint is damaged", "dir", l.o.Dir, "file", name, "cause", err)
+			damaged = err
+			continue
+		}
+		switch {
+		case r.saved == nil:
+			r.saved, l.newestName = c, n
+		case c.Applied > r.saved.Applied:
+			l.older, r.saved, l.newestName = r.saved.Applied, c, n
+		default:
+			l.older = c.Applied
+		}
+	}
+	start := r.manifest.start.Index
+	if start > 0 && (r.saved == nil || r.saved.Applied < start) {
+		if damaged != nil {
+			return damaged
+		}
+		return r.corrupt(checkpointNames[0], 0, fmt.Errorf("no checkpoint at or above the log's start at %d", start))
+	}
+	if r.saved != nil {
+		l.newest = r.saved.Applied
+		l.checkpoint = &r.saved.Checkpoint
+	}
+	return nil
+}
+
+// readHeaders reads the header of every segment that the manifest names.
+func (r *recovery) readHeaders() error {
+	for _, m := range r.manifest.segments {
+		f := foundSegment{manifestSegment: m}
+		file, err := r.l.fs.OpenReadOnly(r.path(f.name()))
+		if errors.Is(err, iofs.ErrNotExist) {
+			return r.corrupt(f.name(), 0, errors.New("file is missing"))
+		}
+		if err != nil {
+			return err
+		}
+		f.header, f.size, err = readHeader(file, r.l.id, m.sequence, m.fileID)
+		if err = errors.Join(err, file.Close()); err != nil {
+			return fmt.Errorf("segment %s: %w", f.name(), err)
+		}
+		r.found = append(r.found, f)
+	}
+	return nil
+}
+
+// readHeader returns nil for a blank file.
+func readHeader(file interface {
+	io.ReaderAt
+	Size() (int64, error)
+}, id segment.Identity, sequence, fileID uint64) (*segment.Header, int64, error) {
+	size, err := file.Size()
+	if err != nil || size < segment.HeaderSize {
+		return nil, size, err
+	}
+	var b [segment.HeaderSize]byte
+	if n, err := file.ReadAt(b[:], 0); n < len(b) {
+		return nil, size, err
+	}
+	if segment.HeaderFileID(b[:]) != fileID {
+		return nil, size, nil
+	}
+	h, err := segment.ParseHeader(b[:])
+	if errors.Is(err, segment.ErrTooNew) {
+		return nil, size, fmt.Errorf("%w: %w", ErrTooNew, err)
+	}
+	if err != nil || h.Identity != id || h.Sequence != sequence {
+		return nil, size, nil
+	}
+	return &h, size, nil
+}
+
+// scan builds the segments. Those below the newest checkpoint are taken from their
+// sparse indexes, everything behind it is verified frame by frame.
+func (r *recovery) scan() error {
+	l := r.l
+	from, pos, err := r.scanStart()
+	if err != nil {
+		return err
+	}
+	for k := 0; k < from; k++ {
+		if err := r.restore(k); err != nil {
+			return err
+		}
+	}
+	r.link = l.startLink
+	if from > 0 {
+		r.link = r.found[from].header.Previous
+	}
+	for r.at = from; ; r.at++ {
+		if r.at == len(r.found) {
+			break // there is none: each but the last is left only if another continues it
+		}
+		f := &r.found[r.at]
+		if f.header == nil || f.header.Previous != r.link {
+			r.pos, r.cause = 0, errors.New("segment does not continue the log")
+			if f.header == nil {
+				r.cause = segment.ErrBlank
+			}
+			break
+		}
+		prefix := int64(segment.HeaderSize)
+		if r.at == from {
+			prefix = pos
+		}
+		more, err := r.scanSegment(f, prefix)
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+	}
+	if l.places.len() == 0 {
+		if r.saved != nil && r.saved.Applied != r.link.Index {
+			return r.corrupt(checkpointNames[l.newestName], 0, fmt.Errorf("checkpoint at %d, the log ends at %d", r.saved.Applied, r.link.Index))
+		}
+		r.pushPlace(nil, 0, segment.NoTime)
+	}
+	return nil
+}
+
+// scanStart finds the segment and position at which the newest checkpoint stands.
+func (r *recovery) scanStart() (int, int64, error) {
+	if r.saved == nil || r.saved.Applied == 0 {
+		return 0, segment.HeaderSize, nil
+	}
+	c := r.saved
+	for k := range r.found {
+		f := &r.found[k]
+		if f.sequence != c.position.Segment {
+			continue
+		}
+		if f.header == nil || c.position.Byte > f.size {
+			return 0, 0, r.corrupt(f.name(), 0, fmt.Errorf("checkpoint at %d stands in this file: %w", c.Applied, segment.ErrBlank))
+		}
+		return k, c.position.Byte, nil
+	}
+	// The checkpoint may stand at the end of a segment that is gone.
+	if len(r.found) > 0 && r.found[0].header != nil && r.found[0].header.Previous == c.link() && r.manifest.start == c.link() {
+		return 0, segment.HeaderSize, nil
+	}
+	return 0, 0, r.corrupt(manifestName, 0, fmt.Errorf("checkpoint at %d stands in segment %d, which is not listed", c.Applied, c.position.Segment))
+}
+
+// restore takes a segment wholly below the checkpoint from its sparse index, or
+// walks its headers if that is missing or damaged. It must join both neighbours.
+func (r *recovery) restore(k int) error {
+	l := r.l
+	f, next := &r.found[k], &r.found[k+1]
+	if f.header == nil || next.header == nil {
+		blank := f
+		if f.header != nil {
+			blank = next
+		}
+		return r.corrupt(blank.name(), 0, segment.ErrBlank)
+	}
+	if k == 0 && f.header.Previous != r.manifest.start {
+		return r.corrupt(f.name(), 0, errors.New("segment does not continue the log's start"))
+	}
+	sum, err := segment.ReadSparse(l.fs, l.o.Dir, f.header)
+	if err == nil && sum.Last == next.header.Previous && sum.End <= f.size {
+		r.add(segment.Restore(&l.store.env, l.o.Dir, sum, f.size), sum.Terms)
+		return nil
+	}
+	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
+	r.segments = append(r.segments, s)
+	var t terms
+	link, pos, cause, err := r.walk(f, segment.HeaderSize, f.header.Previous, false, next.header.Previous.Index, func(h *wire.FrameHeader, pos int64) {
+		s.Note(h, pos)
+		t.add(h.Index, h.Term)
+	})
+	if err != nil {
+		return err
+	}
+	if link != next.header.Previous {
+		return r.corrupt(f.name(), pos, fmt.Errorf("segment does not join the next: %w", cause))
+	}
+	s.Recovered()
+	r.segments = r.segments[:len(r.segments)-1]
+	r.add(s, t)
+	l.logger.Info("sparse index made again", "dir", l.o.Dir, "segment", f.name())
+	if err := s.WriteSparse(s.Summary(link, 0, t)); err != nil {
+		l.logger.Warn("sparse index is not written", "dir", l.o.Dir, "segment", f.name(), "cause", err)
+	}
+	return nil
+}
+
+// add enters a segment that will not change any more.
+func (r *recovery) add(s *segment.Segment, t []segment.TermRun) {
+	l := r.l
+	s.SetStart(l.written.Load())
+	l.written.Add(s.End())
+	r.segments = append(r.segments, s)
+	for _, run := range t {
+		l.runs.add(run.From, run.Term)
+	}
+	l.sealNext = len(r.segments)
+}
+
+// scanSegment reads a segment that continues the log: up to prefix, which lies at
+// or below the checkpoint, the headers, from there on everything. It is true if
+// another segment continues where this one ends.
+func (r *recovery) scanSegment(f *foundSegment, prefix int64) (more bool, err error) {
+	l := r.l
+	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
+	s.SetStart(l.written.Load())
+	note := func(h *wire.FrameHeader, pos int64) {
+		s.Note(h, pos)
+		l.runs.add(h.Index, h.Term)
+	}
+	if prefix > segment.HeaderSize {
+		link, pos, cause, err := r.walk(f, segment.HeaderSize, r.link, false, r.saved.Applied, note)
+		if err == nil && (link != r.saved.link() || pos != prefix) {
+			if cause == nil {
+				cause = errors.New("the log and the checkpoint differ")
+			}
+			err = r.corrupt(f.name(), pos, fmt.Errorf("checkpoint at %d: %w", r.saved.Applied, cause))
+		}
+		if err != nil {
+			s.Release()
+			return false, err
+		}
+		r.link = link
+	}
+	if l.places.len() == 0 {
+		r.pushPlace(s, prefix, s.MaxTimeMs())
+		l.savedBytes = s.Start() + prefix
+		if r.saved == nil {
+			l.savedBytes = 0
+		}
+	}
+	r.link, r.pos, r.cause, err = r.walk(f, prefix, r.link, true, noIndex, func(h *wire.FrameHeader, pos int64) {
+		note(h, pos)
+		l.places.push(place{link: segment.After(h), seg: s, end: pos + h.FrameSize(), maxTimeMs: s.MaxTimeMs()})
+		if mark, ok := segment.DecodeMark(f.fileID, h.HeaderCRC, h.Local); ok {
+			r.limit = max(r.limit, mark)
+		}
+	})
+	if err != nil {
+		s.Release()
+		return false, err
+	}
+	s.Recovered()
+	if s.End() == segment.HeaderSize && !(r.saved != nil && r.saved.Applied == r.link.Index) {
+		// Not one frame: what begins here is the prepared segment.
+		s.Release()
+		r.pos = 0
+		if l.places.len() == 1 {
+			l.places.truncate(0)
+			r.pushPlace(nil, 0, segment.NoTime)
+		}
+		return false, nil
+	}
+	l.written.Add(s.End())
+	r.segments = append(r.segments, s)
+	if next := r.at + 1; next < len(r.found) {
+		h := r.found[next].header
+		return h != nil && h.Previous == r.link, nil
+	}
+	return false, nil
+}
+
+func (r *recovery) pushPlace(s *segment.Segment, end, maxTimeMs int64) {
+	r.l.places.push(place{link: r.link, seg: s, end: end, maxTimeMs: maxTimeMs})
+}
+
+// walk follows the frames of a segment from pos, which continue link, as long as
+// they are whole, or up to the entry last. It returns where it stopped and why;
+// err is an error of the disk, or a version that is too new.
+func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, bodies bool, last wire.Index, each func(*wire.FrameHeader, int64)) (segment.Link, int64, error, error) {
+	file, err := r.l.fs.OpenReadOnly(r.path(f.name()))
+	if err != nil {
+		return link, pos, nil, err
+	}
+	defer file.Close()
+	sc := segment.NewScanner(file, pos, f.size, r.buffer)
+	defer func() { r.buffer = sc.Buffer() }()
+	for link.Index < last {
+		h, err := sc.Header()
+		if errors.Is(err, wire.ErrFrameVersion) {
+			if index, prev, e := sc.PrevOf(); e == nil && index == link.Index+1 && prev == link.Chain {
+				return link, sc.Position(), nil, fmt.Errorf("%s: position %d: %w: %w", r.path(f.name()), sc.Position(), ErrTooNew, err)
+			}
+		}
+		if err == nil {
+			err = link.Check(&h)
+		}
+		if err == nil && bodies {
+			_, err = sc.Body(&h)
+		}
+		if err != nil {
+			if !segment.IsDamage(err) {
+				return link, sc.Position(), nil, fmt.Errorf("%s: position %d: %w", r.path(f.name()), sc.Position(), err)
+			}
+			return link, sc.Position(), err, nil
+		}
+		each(&h, sc.Position())
+		link = segment.After(&h)
+		sc.Skip(&h)
+	}
+	return link, sc.Position(), nil, nil
+}
+
+// judge decides whether what follows the last good frame is a tail that never was
+// confirmed, or damage to something that was durable (RULES L2).
+func (r *recovery) judge() error {
+	l := r.l
+	r.limit = max(r.limit, r.slot.mark)
+	if l.o.Sync == SyncQuorum {
+		r.limit = max(r.limit, r.slot.commit)
+	}
+	if r.saved != nil {
+		r.limit = max(r.limit, r.saved.Applied)
+	}
+	next := r.link.Index + 1
+	if r.limit < next && !r.clean && len(r.found) > 0 {
+		if err := r.searchMarks(next); err != nil {
+			return err
+		}
+	}
+	if r.limit < next {
+		return nil
+	}
+	name, cause := manifestName, r.cause
+	if len(r.found) > 0 {
+		name = r.found[r.at].name()
+	}
+	if cause == nil {
+		cause = io.ErrUnexpectedEOF
+	}
+	return r.corrupt(name, r.pos, fmt.Errorf("entry %d is damaged or missing, entries up to %d were durable: %w", next, r.limit, cause))
+}
+
+// searchMarks looks behind the damage for whole frames of the same files, whose
+// marks say what was durable when they were written. Marks of entries that were
+// taken back are true as well, because they never exceed the commit.
+func (r *recovery) searchMarks(next wire.Index) error {
+	for k := r.at; k < len(r.found); k++ {
+		f := &r.found[k]
+		pos := int64(0)
+		if k == r.at {
+			pos = r.pos
+		}
+		file, err := r.l.fs.OpenReadOnly(r.path(f.name()))
+		if err != nil {
+			return err
+		}
+		sc := segment.NewScanner(file, pos, f.size, r.buffer)
+		for err == nil {
+			var h wire.FrameHeader
+			if h, err = sc.Find(); err != nil {
+				break
+			}
+			mark, ok := segment.DecodeMark(f.fileID, h.HeaderCRC, h.Local)
+			if !ok {
+				// A stale frame, or bytes in the body of a frame without a header.
+				sc.MoveTo(sc.Position() + wire.FrameAlignment)
+				continue
+			}
+			if h.Index > next && mark < h.Index {
+				r.limit = max(r.limit, mark)
+			}
+			sc.MoveTo(sc.Position() + min(h.FrameSize(), f.size))
+		}
+		r.buffer = sc.Buffer()
+		if err = errors.Join(ignoreEOF(err), file.Close()); err != nil {
+			return fmt.Errorf("%s: %w", r.path(f.name()), err)
+		}
+	}
+	return nil
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// quarantineStrangers moves files that the manifest does not name out of the way:
+// segments that came back after their removal, or whatever else.
+func (r *recovery) quarantineStrangers() error {
+	l := r.l
+	known := map[string]bool{manifestName: true, checkpointNames[0]: true, checkpointNames[1]: true}
+	for _, f := range r.found {
+		known[f.name()] = true
+		known[segment.SparseName(f.sequence, f.fileID)] = true
+	}
+	names, err := l.fs.List(l.o.Dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		switch {
+		case known[name]:
+		case isTemp(name):
+			if err := l.fs.Remove(r.path(name)); err != nil {
+				return err
+			}
+		default:
+			l.logger.Warn("file is not part of the log, moved to quarantine", "dir", l.o.Dir, "file", name)
+			if err := l.store.quarantine(r.path(name), path.Base(l.o.Dir)+"-"+name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// cut ends the log behind the last good frame, durably: what follows is zeroed, so
+// that no stale suffix can continue what will be written there, and all that was
+// read becomes durable, because it may only be in the page cache.
+func (r *recovery) cut() error {
+	l := r.l
+	written := len(r.segments)
+	fenced := r.slot.flags&slotFenced != 0
+	var gone []string
+	for k := range r.segments {
+		s := r.segments[k]
+		if r.clean || k+1 < written && r.segments[k+1].Previous().Index <= r.limit {
+			continue
+		}
+		if fenced && r.link.Index > r.limit {
+			gone = append(gone, s.Name())
+			if err := r.copyFenced(k); err != nil {
+				return fmt.Errorf("copy what the fenced log holds above entry %d: %w", r.limit, err)
+			}
+			continue
+		}
+		to := int64(0)
+		if k+1 == written {
+			to = s.Allocated()
+		}
+		if err := r.settle(s, s.End(), to); err != nil {
+			return err
+		}
+	}
+	if r.cause != nil && r.pos > 0 && !r.clean && !errors.Is(r.cause, wire.ErrFrameMagic) && !errors.Is(r.cause, io.EOF) {
+		l.logger.Info("log ends at a torn frame", "dir", l.o.Dir, "segment", r.found[r.at].name(), "position", r.pos, "last", r.link.Index, "cause", r.cause)
+	}
+	// The first segment without a frame stays prepared, others go.
+	for i := written; i < len(r.found); i++ {
+		f := &r.found[i]
+		if i > written || fenced {
+			l.logger.Info("segment behind the end of the log is removed", "dir", l.o.Dir, "segment", f.name())
+			gone = append(gone, f.name())
+			continue
+		}
+		l.next = segment.Adopt(&l.store.env, l.o.Dir, l.id, f.sequence, f.fileID, l.o.SegmentBytes, f.size)
+		if !r.clean {
+			if err := r.settle(l.next, 0, f.size); err != nil {
+				return err
+			}
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	l.segments.Store(&r.segments)
+	m := l.manifest()
+	if err := l.store.withReserve(func() error { return l.writeManifest(m) }); err != nil {
+		return err
+	}
+	for _, name := range gone {
+		if err := l.store.quarantine(r.path(name), path.Base(l.o.Dir)+"-"+name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyFenced replaces a segment by a synced copy in a fresh file. After a failed
+// sync the page cache shows bytes that the disk may not have: nothing but writing
+// them again elsewhere makes them durable (RULES L9).
+func (r *recovery) copyFenced(k int) error {
+	l := r.l
+	old := r.segments[k]
+	from, err := old.File()
+	if err != nil {
+		return err
+	}
+	defer from.Release()
+	h := old.Header()
+	h.FileID = l.store.nextFileID()
+	s, err := segment.Create(&l.store.env, l.o.Dir, l.id, h.Sequence, h.FileID, h.Capacity, max(old.End(), segment.FirstStep))
+	if err != nil {
+		return err
+	}
+	defer s.Release()
+	to, err := s.File()
+	if err != nil {
+		return err
+	}
+	defer to.Release()
+	buffer := make([]byte, segment.HeaderSize)
+	h.Encode(buffer)
+	if _, err := to.File.WriteAt(buffer, 0); err != nil {
+		return err
+	}
+	fresh := segment.Rebuild(&l.store.env, l.o.Dir, &h, s.Allocated())
+	sc := segment.NewScanner(from.File, segment.HeaderSize, old.End(), nil)
+	for sc.Position() < old.End() {
+		fh, err := sc.Header()
+		if err != nil {
+			fresh.Release()
+			return err
+		}
+		body, err := sc.Body(&fh)
+		if err != nil {
+			fresh.Release()
+			return err
+		}
+		mark, _ := segment.DecodeMark(old.FileID(), fh.HeaderCRC, fh.Local)
+		fh.Local = segment.EncodeMark(h.FileID, fh.HeaderCRC, mark)
+		buffer = append(buffer[:0], make([]byte, fh.FrameSize())...)
+		fh.Encode(buffer)
+		copy(buffer[wire.FrameHeaderSize:], body)
+		if _, err := to.File.WriteAt(buffer, sc.Position()); err != nil {
+			fresh.Release()
+			return err
+		}
+		fresh.Note(&fh, sc.Position())
+		sc.Skip(&fh)
+	}
+	if err := to.File.Sync(); err != nil {
+		fresh.Release()
+		return err
+	}
+	fresh.Recovered()
+	fresh.SetStart(old.Start())
+	for i := range l.places.len() {
+		if p := l.places.at(i); p.seg == old {
+			p.seg = fresh
+		}
+	}
+	r.segments[k] = fresh
+	old.Release()
+	return l.fs.SyncDir(l.o.Dir)
+}
+
+// settle zeroes a range of a segment and makes the whole file durable.
+func (r *recovery) settle(s *segment.Segment, from, to int64) error {
+	f, err := s.File()
+	if err != nil {
+		return err
+	}
+	defer f.Release()
+	if err := s.Zero(f, from, to); err != nil {
+		return err
+	}
+	if err := f.File.Sync(); err != nil {
+		return fmt.Errorf("segment %s: sync: %w", s.Name(), err)
+	}
+	return nil
+}
+
+// finish sets what the owner starts with.
+func (r *recovery) finish() error {
+	l := r.l
+	l.segments.Store(&r.segments)
+	if n := len(r.segments); n > 0 {
+		l.active = r.segments[n-1]
+	}
+	if l.sealNext >= len(r.segments) {
+		l.sealNext = max(len(r.segments)-1, 0)
+	}
+	last := r.link.Index
+	l.synced = last
+	l.start.Store(uint64(l.startLink.Next))
+	base := l.places.at(0)
+	l.watermark.Store(&Watermark{Next: base.link.Next, Index: base.link.Index, Position: base.position()})
+
+	l.hs = HardState{Term: max(r.slot.term, r.link.Term), Commit: max(min(r.slot.commit, last), base.link.Index)}
+	if r.slot.term == l.hs.Term {
+		l.hs.Vote = r.slot.vote
+	}
+	lost := l.slot.written && !r.clean && r.slot.boot != l.store.boot && last > 0
+	l.uncertain = r.slot.flags&slotUncertain != 0 || l.o.Sync != SyncQuorum && lost
+
+	l.pending.Lock()
+	l.pending.index = last
+	l.pending.slot = r.slot
+	l.refreshSlotLocked()
+	slot := l.pending.slot
+	l.pending.Unlock()
+	if l.slot.written && l.slot.last.flags != slot.flags {
+		// The slot must not say "clean" or hide an uncertainty once anything is
+		// written; nor that the log is fenced when it is not any more.
+		return l.writeSlot(slot)
+	}
+	return nil
+}

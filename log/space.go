@@ -1,0 +1,156 @@
+package log
+
+import (
+	"errors"
+	iofs "io/fs"
+	"sync"
+
+	"github.com/lockstepmq/lockstep/vfs"
+)
+
+const (
+	reserveName         = "reserve"
+	defaultReserveBytes = 64 << 20
+	reserveStep         = 8 << 20 // given back at a time
+	leastMinFree        = 1 << 30
+)
+
+// reserve is a preallocated file: space that only control entries, checkpoints,
+// manifests and votes may turn into theirs when the disk is full (RULES L10).
+type reserve struct {
+	want int64
+
+	// mu is held across I/O: it is taken only on a full disk and by
+	// RefreshSpace, never in an owner's turn.
+	mu   sync.Mutex
+	file vfs.File
+	size int64
+}
+
+func (r *reserve) init(o StoreOptions) {
+	switch {
+	case o.ReserveBytes > 0:
+		r.want = o.ReserveBytes
+	case o.ReserveBytes == 0:
+		r.want = defaultReserveBytes
+	}
+}
+
+// open finds or makes the file. A disk without space for it is not an error.
+func (r *reserve) open(s *Store) error {
+	if r.want == 0 {
+		return nil
+	}
+	name := s.join(reserveName)
+	f, err := s.fs.Open(name)
+	if errors.Is(err, iofs.ErrNotExist) {
+		if f, err = s.fs.Create(name); err == nil {
+			err = s.fs.SyncDir(s.o.Dir)
+		}
+	}
+	if errors.Is(err, vfs.ErrNoSpace) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.file = f
+	if r.size, err = f.Size(); err != nil {
+		return err
+	}
+	return r.fill()
+}
+
+// fill takes the space up to what is wanted.
+func (r *reserve) fill() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file == nil || r.size >= r.want {
+		return nil
+	}
+	err := r.file.Allocate(r.size, r.want-r.size)
+	if errors.Is(err, vfs.ErrNoSpace) {
+		return nil
+	}
+	if err == nil {
+		r.size = r.want
+	}
+	return err
+}
+
+// give frees a step of the reserve, and is false if nothing is left.
+func (r *reserve) give() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file == nil || r.size == 0 {
+		return false
+	}
+	size := max(r.size-reserveStep, 0)
+	if r.file.Truncate(size) != nil {
+		return false
+	}
+	r.size = size
+	return true
+}
+
+func (r *reserve) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file == nil {
+		return nil
+	}
+	f := r.file
+	r.file = nil
+	return f.Close()
+}
+
+// ReserveLeft returns how many bytes of the reserve are not in use, for metrics.
+func (s *Store) ReserveLeft() int64 {
+	s.reserve.mu.Lock()
+	defer s.reserve.mu.Unlock()
+	return s.reserve.size
+}
+
+// withReserve repeats an allocation with space of the reserve while the device is
+// full.
+func (s *Store) withReserve(allocate func() error) error {
+	for {
+		err := allocate()
+		if !errors.Is(err, vfs.ErrNoSpace) {
+			return err
+		}
+		if s.drainPool() == nil {
+			if err = allocate(); !errors.Is(err, vfs.ErrNoSpace) {
+				return err
+			}
+		}
+		if !s.reserve.give() {
+			return err
+		}
+	}
+}
+
+// RefreshSpace looks at the free space and decides whether records are taken.
+// The broker calls it about every 500 ms: allocations that failed for want of
+// space are tried again afterwards. Under the minimum, recycled files are given
+// back; above it, the reserve is filled again.
+func (s *Store) RefreshSpace() error {
+	defer s.spaceGen.Add(1)
+	free, total, err := s.fs.Space(s.o.Dir)
+	if err != nil {
+		return err
+	}
+	least := s.o.MinFreeBytes
+	if least == 0 {
+		least = max(total/20, leastMinFree)
+	}
+	low := least > 0 && free < least
+	s.low.Store(low)
+	if low {
+		return s.drainPool()
+	}
+	return s.reserve.fill()
+}
+
+// Low says that free space is below the minimum: records get ErrDiskFull.
+func (s *Store) Low() bool { return s.low.Load() }
