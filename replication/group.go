@@ -132,6 +132,7 @@ func Open(cfg Config) (*Group, error) {
 	}
 	hard := cfg.Log.HardState()
 	if cp := cfg.Log.Checkpoint(); cp != nil {
+		g.confState = raftpb.ConfState{}
 		if err := g.confState.Unmarshal(cp.ConfState); err != nil {
 			return nil, fmt.Errorf("checkpoint at index %d: configuration: %w", cp.Applied, err)
 		}

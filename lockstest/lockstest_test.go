@@ -1,0 +1,251 @@
+package lockstest_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/lockstest"
+	"github.com/lockstepmq/lockstep/server"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// timeout is how long a test waits for what must happen.
+const timeout = 30 * time.Second
+
+func connect(t *testing.T, b *lockstest.Broker) (context.Context, *client.Conn) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	t.Cleanup(cancel)
+	conn, err := client.Connect(ctx, b.URL())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	return ctx, conn
+}
+
+func create(ctx context.Context, t *testing.T, conn *client.Conn, d client.Destination) {
+	t.Helper()
+	_, err := conn.CreateDestination(ctx, d)
+	require.NoError(t, err)
+}
+
+// readAll reads every partition to its end: values by partition, checking that
+// offsets have no gaps from the start.
+func readAll(ctx context.Context, t *testing.T, conn *client.Conn, name string) map[uint32][]string {
+	t.Helper()
+	r, err := conn.Reader(ctx, name, client.FromEarliest(), client.StopAtEnd())
+	require.NoError(t, err)
+	defer r.Close()
+	got := map[uint32][]string{}
+	next := map[uint32]uint64{}
+	for record, err := range r.Records(ctx) {
+		require.NoError(t, err)
+		if want, seen := next[record.Partition]; seen {
+			require.Equal(t, want, record.Offset)
+		}
+		next[record.Partition] = record.Offset + 1
+		got[record.Partition] = append(got[record.Partition], string(record.Value))
+	}
+	return got
+}
+
+func TestRecordsAreReadBackInOrderAndSurviveARestart(t *testing.T) {
+	for _, mode := range []wire.SyncMode{wire.SyncQuorumFsync, wire.SyncInterval, wire.SyncOS} {
+		t.Run(mode.String(), func(t *testing.T) {
+			b := lockstest.Start(t)
+			ctx, conn := connect(t, b)
+			create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 3, Sync: mode}})
+			p, err := conn.Producer(ctx, "orders")
+			require.NoError(t, err)
+			const n = 3000
+			for i := range n {
+				require.NoError(t, p.SendFunc(ctx, &client.Record{Key: fmt.Appendf(nil, "key-%d", i%100), Value: fmt.Appendf(nil, "%d", i)},
+					func(r client.Receipt, err error) {
+						if err != nil || r.Synced != (mode == wire.SyncQuorumFsync) {
+							t.Errorf("record %d: receipt %+v, error %v", i, r, err)
+						}
+					}))
+			}
+			require.NoError(t, p.Flush(ctx))
+			check := func(conn *client.Conn) {
+				total := 0
+				for partition, values := range readAll(ctx, t, conn, "orders") {
+					total += len(values)
+					last := -1
+					for _, v := range values {
+						var i int
+						_, err := fmt.Sscan(v, &i)
+						require.NoError(t, err)
+						require.Greater(t, i, last, "order of one producer in partition %d", partition)
+						last = i
+					}
+				}
+				require.Equal(t, n, total)
+			}
+			check(conn)
+			b.Restart()
+			_, again := connect(t, b)
+			check(again)
+		})
+	}
+}
+
+// One producer goes on over a restart of the broker under the same sequences.
+func TestRX6_AProducerGoesOnOverARestartWithoutLossOrDuplicates(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 1}})
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	for round := range 3 {
+		for i := range 500 {
+			require.NoError(t, p.SendFunc(ctx, &client.Record{Value: fmt.Appendf(nil, "%d", round*500+i)}, func(_ client.Receipt, err error) {
+				if err != nil {
+					t.Errorf("record %d: %v", i, err)
+				}
+			}))
+		}
+		b.Restart()
+	}
+	require.NoError(t, p.Flush(ctx))
+	values := readAll(ctx, t, conn, "orders")[0]
+	require.Len(t, values, 1500)
+	for i, v := range values {
+		require.Equal(t, fmt.Sprint(i), v)
+	}
+}
+
+// Rule L6: what a memory destination holds ends with the process; it begins anew
+// and epochs rise.
+func TestRuleL6_AMemoryDestinationBeginsAnewAfterARestart(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "fast", Kind: client.Queue, Settings: client.Settings{Partitions: 1, Storage: wire.StorageMemory}})
+	p, err := conn.Producer(ctx, "fast")
+	require.NoError(t, err)
+	before, err := p.Send(ctx, &client.Record{Value: []byte("a")})
+	require.NoError(t, err)
+	require.False(t, before.Synced, "memory is no stable storage")
+	require.Equal(t, map[uint32][]string{0: {"a"}}, readAll(ctx, t, conn, "fast"))
+	b.Restart()
+	ctx, conn = connect(t, b)
+	require.Empty(t, readAll(ctx, t, conn, "fast"))
+	p, err = conn.Producer(ctx, "fast")
+	require.NoError(t, err)
+	after, err := p.Send(ctx, &client.Record{Value: []byte("b")})
+	require.NoError(t, err)
+	require.Equal(t, uint64(0), after.Offset)
+	require.Greater(t, after.Epoch, before.Epoch)
+}
+
+func TestADeletedDestinationIsGoneForEverybody(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 2}})
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	_, err = p.Send(ctx, &client.Record{Value: []byte("x")})
+	require.NoError(t, err)
+	require.NoError(t, conn.DeleteDestination(ctx, "orders", client.Queue))
+	_, err = conn.Destination(ctx, "orders")
+	require.ErrorIs(t, err, wire.CodeUnknownDestination)
+	_, err = p.Send(ctx, &client.Record{Value: []byte("y")})
+	var failed *client.SendError
+	require.ErrorAs(t, err, &failed)
+	require.Equal(t, client.NotSent, failed.Outcome)
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 2}})
+	require.Empty(t, readAll(ctx, t, conn, "orders"), "a successor of the same name is another destination")
+}
+
+func TestRetentionMovesTheStart(t *testing.T) {
+	b := lockstest.Start(t, lockstest.Configure(func(c *server.Config) { c.RetentionPeriod = 100 * time.Millisecond }))
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "events", Kind: client.Topic, Settings: client.Settings{
+		Partitions: 1, SegmentBytes: 1 << 20, RetentionBytes: 2 << 20, Sync: wire.SyncOS,
+	}})
+	p, err := conn.Producer(ctx, "events")
+	require.NoError(t, err)
+	value := make([]byte, 10_000)
+	for range 1000 {
+		require.NoError(t, p.SendFunc(ctx, &client.Record{Value: value}, func(_ client.Receipt, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+		}))
+	}
+	require.NoError(t, p.Flush(ctx))
+	require.Eventually(t, func() bool {
+		start, err := conn.Offsets(ctx, "events", client.Earliest())
+		require.NoError(t, err)
+		return start[0] > 500
+	}, timeout, 20*time.Millisecond)
+	values := readAll(ctx, t, conn, "events")[0]
+	require.NotEmpty(t, values)
+	_, err = conn.Reader(ctx, "events", client.FromOffset(0))
+	require.ErrorIs(t, err, wire.CodeOutOfRange)
+}
+
+func TestReadersFollowTheTailAndFindTimes(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "events", Kind: client.Topic, Settings: client.Settings{Partitions: 1}})
+	p, err := conn.Producer(ctx, "events")
+	require.NoError(t, err)
+	r, err := conn.Reader(ctx, "events", client.FromLatest())
+	require.NoError(t, err)
+	defer r.Close()
+	var middle time.Time
+	for i := range 20 {
+		sent, err := p.Send(ctx, &client.Record{Value: fmt.Appendf(nil, "%d", i)})
+		require.NoError(t, err)
+		record, err := r.Next(ctx)
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprint(i), string(record.Value))
+		require.Equal(t, sent.Offset, record.Offset)
+		if i == 10 {
+			middle = sent.AppendTime
+		}
+	}
+	at, err := conn.Offsets(ctx, "events", client.AtTime(middle))
+	require.NoError(t, err)
+	require.LessOrEqual(t, at[0], uint64(10))
+	end, err := conn.Offsets(ctx, "events", client.AtTime(time.Now().Add(time.Hour)))
+	require.NoError(t, err)
+	require.Equal(t, uint64(20), end[0])
+}
+
+func TestHealthAndMetrics(t *testing.T) {
+	b := lockstest.Start(t, lockstest.Configure(func(c *server.Config) { c.HTTP = "127.0.0.1:0" }))
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 2}})
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	_, err = p.Send(ctx, &client.Record{Value: []byte("x")})
+	require.NoError(t, err)
+	get := func(path string) (int, string) {
+		response, err := http.Get("http://" + b.HTTPAddr() + path)
+		require.NoError(t, err)
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		return response.StatusCode, string(body)
+	}
+	code, body := get("/healthz")
+	require.Equal(t, http.StatusOK, code, body)
+	require.Contains(t, body, `"status": "ok"`)
+	_, body = get("/metrics")
+	require.Contains(t, body, `lockstep_records_appended_total{destination="orders"} 1`)
+	require.Contains(t, body, "lockstep_sessions 1")
+	code, _ = get("/nothing")
+	require.Equal(t, http.StatusNotFound, code)
+	http.DefaultClient.CloseIdleConnections()
+}
