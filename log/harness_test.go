@@ -195,7 +195,9 @@ func prefixed(kind wire.Kind, i wire.Index, term wire.Term, count uint32, timeMs
 	return Entry{Index: i, Term: term, Kind: kind, Data: data}
 }
 
-func noOp(i wire.Index, term wire.Term) Entry { return Entry{Index: i, Term: term, Kind: wire.KindNoOp} }
+func noOp(i wire.Index, term wire.Term) Entry {
+	return Entry{Index: i, Term: term, Kind: wire.KindNoOp}
+}
 
 func configuration(i wire.Index, term wire.Term, data string) Entry {
 	return Entry{Index: i, Term: term, Kind: wire.KindConfiguration, Data: []byte(data)}

@@ -224,7 +224,7 @@ func (j *prepareJob) run() error {
 	}
 	if j.mapped {
 		// Readers that follow the tail will want it; if it fails they will say so.
-		_ = j.created.Populate(0, 0, 0)
+		_, _ = j.created.Populate(0, 0, 0)
 	}
 	return nil
 }

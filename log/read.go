@@ -174,15 +174,23 @@ func (l *Log) dropped(err error) error {
 // the map fails for want of memory, ReadAt still works.
 func (l *Log) Populate(p Position, n int) error {
 	w := l.Watermark()
-	s, p, err := l.at(p, w)
-	if err != nil || s == nil {
-		return err
+	for {
+		s, at, err := l.at(p, w)
+		if err != nil || s == nil {
+			return err
+		}
+		if !s.Acquire() {
+			return l.outOfRange(0)
+		}
+		end := readEnd(s, w)
+		next, err := s.Populate(at.Byte, end, n)
+		s.Release()
+		if err != nil || next < end {
+			return err
+		}
+		// Nothing here for a view: it will go on in the next segment.
+		p = Position{Segment: at.Segment, Byte: end}
 	}
-	if !s.Acquire() {
-		return l.outOfRange(0)
-	}
-	defer s.Release()
-	return s.Populate(p.Byte, readEnd(s, w), n)
 }
 
 // ReadAt fills buf with the bytes that View would give from p on, by pread, out of

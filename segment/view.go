@@ -162,24 +162,30 @@ func (s *Segment) hotUntil(pos, end, hotFrom int64) int64 {
 }
 
 // Populate maps the file, reads its sparse index and brings [from, from+n) into
-// memory, and a little more, up to end. It may block. An error of the disk comes
+// memory, and a little more, up to end. It returns the position of the first
+// records frame at or behind from, or end. It may block. An error of the disk comes
 // back as an error instead of a fault.
-func (s *Segment) Populate(from, end int64, n int) error {
-	if _, err := s.load(); err != nil {
-		return err
+func (s *Segment) Populate(from, end int64, n int) (next int64, err error) {
+	d, err := s.load()
+	if err != nil {
+		return from, err
 	}
 	m, err := s.mapping()
 	if err != nil {
-		return err
+		return from, err
 	}
 	defer m.release()
+	if i := d.firstRun(from); i < d.runs.len() && d.runs.at(i).from <= from {
+		from = min(d.runs.at(i).to.Load(), end)
+	}
+	next = from
 	to := min(from+int64(max(n, populateAhead)), end)
 	if from = from &^ (pageSize - 1); from >= to {
-		return nil
+		return next, nil
 	}
 	if !s.env.Memory {
 		if err := m.mapping.Populate(from, to-from); err != nil {
-			return fmt.Errorf("segment %s: position %d: populate %d bytes: %w", s.name, from, to-from, err)
+			return next, fmt.Errorf("segment %s: position %d: populate %d bytes: %w", s.name, from, to-from, err)
 		}
 	}
 	w := &window{from: from, to: to, stamp: s.env.Traffic.Add(to - from)}
@@ -187,7 +193,7 @@ func (s *Segment) Populate(from, end int64, n int) error {
 		w.from, w.stamp = old.from, old.stamp
 	}
 	s.populated.Store(w)
-	return nil
+	return next, nil
 }
 
 // mapping returns the map with a reference, mapping the file at its full
