@@ -54,6 +54,7 @@ type session struct {
 	links         map[uint32]*stream
 	nextID        uint32
 	inFlightBytes int64 // of unanswered batches
+	held          bool  // the writer waits for an answer because of the broker's limits
 }
 
 // waiter waits for the answer to one request. Exactly one of the methods is
@@ -296,7 +297,8 @@ func (s *session) handleAnswer(h wire.Header, body []byte) error {
 	if b, ok := w.(*batch); ok {
 		s.inFlightBytes -= b.size()
 	}
-	held := len(s.ready) > 0 // by admits, perhaps
+	held := s.held
+	s.held = false
 	s.mu.Unlock()
 	if held {
 		poke(s.wake)
@@ -416,11 +418,12 @@ func (s *session) gather(g *gathered) {
 	if g.size > 0 {
 		g.backing = append(g.backing, g.control)
 	}
-	for alive && len(g.ready) > 0 && g.size < writeBytes && s.admits() {
+	full := false
+	for !full && len(g.ready) > 0 {
 		// One batch from each in turn; those that have more stay in the list.
 		kept := 0
 		for i, a := range g.ready {
-			if g.size >= writeBytes || !alive {
+			if full = !alive || g.size >= writeBytes || !s.admits(); full {
 				kept += copy(g.ready[kept:], g.ready[i:])
 				break
 			}
@@ -480,7 +483,8 @@ func (s *session) admits() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	requests, bytes := int64(s.hello.MaxInFlightRequests), int64(s.hello.MaxInFlightBytes)
-	return (requests == 0 || int64(len(s.waiters)) < requests) && (bytes == 0 || s.inFlightBytes < bytes)
+	s.held = requests != 0 && int64(len(s.waiters)) >= requests || bytes != 0 && s.inFlightBytes >= bytes
+	return !s.held
 }
 
 // expect makes a batch wait for its answer, if it gets one.

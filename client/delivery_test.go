@@ -1,0 +1,663 @@
+package client
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// produceScript makes a script that sees only PRODUCE, with a count from 1.
+func produceScript(f func(n int, q *fakeRequest) bool) func(*fakeRequest) bool {
+	var n atomic.Int64
+	return func(q *fakeRequest) bool {
+		return q.header.Opcode == wire.OpProduce && f(int(n.Add(1)), q)
+	}
+}
+
+// requireSequences checks that what a partition holds was appended under
+// sequences without gaps.
+func requireSequences(t *testing.T, infos []wire.BatchInfo) {
+	t.Helper()
+	next := map[int64]int32{}
+	for _, i := range infos {
+		require.Equal(t, next[i.ProducerID], i.BaseSequence)
+		next[i.ProducerID] += int32(i.RecordCount)
+	}
+}
+
+// R-X-6: produce once. The connection breaks before the broker has the batch, after
+// it has stored it, and in between with a retriable refusal.
+func TestR_X_6_ResendsAreStoredOnce(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		script    func(n int, q *fakeRequest) bool
+		duplicate bool
+	}{
+		{"lost before it was stored", func(n int, q *fakeRequest) bool {
+			if n == 1 {
+				q.conn.drop()
+			}
+			return n == 1
+		}, false},
+		{"lost after it was stored", func(n int, q *fakeRequest) bool {
+			if n == 1 {
+				q.apply()
+				q.conn.drop()
+			}
+			return n == 1
+		}, true},
+		{"lost after it was stored, twice", func(n int, q *fakeRequest) bool {
+			if n <= 2 {
+				q.apply()
+				q.conn.drop()
+			}
+			return n <= 2
+		}, true},
+		{"stored, and answered with an error that leaves it open", func(n int, q *fakeRequest) bool {
+			if n == 1 {
+				q.apply()
+				q.refuse(wire.CodeUnavailable)
+			}
+			return n == 1
+		}, true},
+		{"refused for now", func(n int, q *fakeRequest) bool {
+			if n == 1 {
+				q.refuse(wire.CodeMailboxFull)
+			}
+			return n == 1
+		}, false},
+		{"the handle is forgotten", func(n int, q *fakeRequest) bool {
+			if n == 1 {
+				q.refuse(wire.CodeUnknownHandle)
+			}
+			return n == 1
+		}, false},
+		{"not the leader", func(n int, q *fakeRequest) bool {
+			if n == 1 {
+				q.refuse(wire.CodeNotLeader)
+			}
+			return n == 1
+		}, false},
+		{"the broker stops", func(n int, q *fakeRequest) bool {
+			if n == 1 {
+				q.apply()
+				q.refuse(wire.CodeShuttingDown)
+				q.conn.net.Close()
+			}
+			return n == 1
+		}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := startBroker(t)
+			b.create("d", Queue, 1)
+			conn := connect(t, b)
+			p := newTestProducer(t, conn, "d")
+			b.setScript(produceScript(c.script))
+			r, err := p.Send(testContext(t), &Record{Value: []byte("once")})
+			require.NoError(t, err)
+			require.Equal(t, c.duplicate, r.Duplicate)
+			require.Zero(t, r.Offset)
+			_, err = p.Send(testContext(t), &Record{Value: []byte("next")})
+			require.NoError(t, err)
+			require.Equal(t, []string{"once", "next"}, b.values("d", 0))
+			requireSequences(t, b.batchInfos("d", 0))
+		})
+	}
+}
+
+// A refusal in the middle of a full pipeline: the batches behind it are refused as
+// out of sequence, and all are sent again in their order.
+func TestARefusalInThePipelineKeepsTheOrder(t *testing.T) {
+	for _, code := range []wire.ErrorCode{wire.CodeMailboxFull, wire.CodeUnavailable, wire.CodeTimeout, wire.CodeUnknownHandle} {
+		t.Run(code.String(), func(t *testing.T) {
+			b := startBroker(t)
+			b.create("d", Topic, 1)
+			c := connect(t, b)
+			p := newTestProducer(t, c, "d", BatchBytes(1), InFlight(8))
+			b.setScript(produceScript(func(n int, q *fakeRequest) bool {
+				if n == 5 || n == 17 {
+					q.refuse(code)
+					return true
+				}
+				return false
+			}))
+			_, errs := sendAll(t, p, nil, numbered(60)...)
+			for _, err := range errs {
+				require.NoError(t, err)
+			}
+			require.Equal(t, numbered(60), b.values("d", 0))
+			requireSequences(t, b.batchInfos("d", 0))
+		})
+	}
+}
+
+// R-WLS-10: an error-free producer loop across 50 connection losses, at any point
+// of the exchange: loss 0, duplicates 0.
+func TestR_WLS_10_ProducerLoopSurvivesFiftyDisconnects(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Queue, 3)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", BatchBytes(200), InFlight(4))
+	var kills atomic.Int64
+	var mu sync.Mutex
+	random := rand.New(rand.NewPCG(1, 2))
+	b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
+		mu.Lock()
+		dice := random.IntN(20)
+		mu.Unlock()
+		switch dice {
+		case 0:
+			q.conn.drop()
+		case 1:
+			q.apply()
+			q.conn.drop()
+		case 2:
+			q.apply()
+			q.conn.net.Close()
+		case 3:
+			q.refuse(wire.CodeMailboxFull)
+			return true
+		default:
+			return false
+		}
+		kills.Add(1)
+		return true
+	}))
+	ctx := testContext(t)
+	sent := 0
+	for kills.Load() < 50 {
+		for range 20 {
+			v := fmt.Appendf(nil, "%08d", sent)
+			err := p.SendFunc(ctx, &Record{Key: v[7:], Value: v}, func(_ Receipt, err error) {
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			require.NoError(t, err)
+			sent++
+		}
+		require.NoError(t, p.Flush(ctx))
+	}
+	require.NoError(t, p.Close(ctx))
+	seen := map[string]bool{}
+	last := map[byte]string{}
+	for n := range 3 {
+		for _, v := range b.values("d", n) {
+			require.False(t, seen[v], "duplicate %s", v)
+			seen[v] = true
+			require.Less(t, last[v[7]], v, "order of a key")
+			last[v[7]] = v
+		}
+		requireSequences(t, b.batchInfos("d", n))
+	}
+	require.Len(t, seen, sent)
+}
+
+func TestAnswersMayComeInAnyOrderAcrossPartitions(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 4)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d")
+	held := make(chan *fakeRequest, 4)
+	b.setScript(produceScript(func(_ int, q *fakeRequest) bool { held <- q; return true }))
+	ctx := testContext(t)
+	var tickets []*Ticket
+	var requests []*fakeRequest
+	for i := range 4 {
+		ticket, err := p.SendAsync(ctx, &Record{Value: fmt.Appendf(nil, "to %d", i)})
+		require.NoError(t, err)
+		tickets = append(tickets, ticket)
+		requests = append(requests, <-held)
+	}
+	for i := 3; i >= 0; i-- {
+		requests[i].handle()
+		r, err := tickets[i].Wait(ctx)
+		require.NoError(t, err)
+		require.Equal(t, uint32(i), r.Partition)
+		require.Equal(t, []string{fmt.Sprintf("to %d", i)}, b.values("d", i))
+	}
+}
+
+func TestAFullDiskIsReportedAtOnceAndWritingResumes(t *testing.T) {
+	for _, code := range []wire.ErrorCode{wire.CodeDiskFull, wire.CodeMemoryFull} {
+		b := startBroker(t)
+		b.create("d", Topic, 1)
+		c := connect(t, b)
+		p := newTestProducer(t, c, "d", BatchBytes(1))
+		var full atomic.Bool
+		b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
+			if full.Load() {
+				q.refuse(code)
+			}
+			return full.Load()
+		}))
+		_, errs := sendAll(t, p, nil, "a", "b")
+		require.Equal(t, []error{nil, nil}, errs)
+		full.Store(true)
+		_, errs = sendAll(t, p, nil, "c", "d", "e", "f", "g")
+		for _, err := range errs {
+			require.ErrorIs(t, err, code)
+			require.Equal(t, NotSent, outcomeOf(t, err))
+		}
+		full.Store(false)
+		_, errs = sendAll(t, p, nil, "h", "i")
+		require.Equal(t, []error{nil, nil}, errs)
+		require.Equal(t, []string{"a", "b", "h", "i"}, b.values("d", 0))
+		requireSequences(t, b.batchInfos("d", 0))
+	}
+}
+
+func TestOutcomesOfRefusals(t *testing.T) {
+	for _, c := range []struct {
+		code wire.ErrorCode
+		want Outcome
+	}{
+		{wire.CodeCorrupt, NotSent},
+		{wire.CodeTooLarge, NotSent},
+		{wire.CodePartitionFenced, Unknown},
+		{wire.CodeInternal, Unknown},
+		{wire.CodeDestinationGone, Unknown},
+		{wire.CodeDuplicate, Applied},
+	} {
+		t.Run(c.code.String(), func(t *testing.T) {
+			b := startBroker(t)
+			b.create("d", Topic, 1)
+			conn := connect(t, b)
+			p := newTestProducer(t, conn, "d")
+			b.setScript(produceScript(func(n int, q *fakeRequest) bool {
+				if n == 2 {
+					if c.want == Applied {
+						q.apply()
+					}
+					q.refuse(c.code)
+				}
+				return n == 2
+			}))
+			ctx := testContext(t)
+			_, err := p.Send(ctx, &Record{Value: []byte("a")})
+			require.NoError(t, err)
+			_, err = p.Send(ctx, &Record{Value: []byte("b")})
+			require.ErrorIs(t, err, c.code)
+			require.Equal(t, c.want, outcomeOf(t, err))
+			_, err = p.Send(ctx, &Record{Value: []byte("c")})
+			require.NoError(t, err)
+			infos := b.batchInfos("d", 0)
+			requireSequences(t, infos)
+			// An unknown outcome costs the identity: nobody knows the next sequence.
+			same := infos[0].ProducerID == infos[len(infos)-1].ProducerID
+			require.Equal(t, c.want != Unknown, same)
+		})
+	}
+}
+
+func TestDeliveryTimeoutTellsNotSentFromUnknown(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", BatchBytes(1), InFlight(2), DeliveryTimeout(50*time.Millisecond))
+	b.setScript(produceScript(func(n int, q *fakeRequest) bool { return n <= 2 })) // swallows two
+	_, errs := sendAll(t, p, nil, "a", "b", "c", "d")
+	for i, want := range []Outcome{Unknown, Unknown, NotSent, NotSent} {
+		require.ErrorIs(t, errs[i], ErrDeliveryTimeout)
+		require.Equal(t, want, outcomeOf(t, errs[i]))
+	}
+	r, err := p.Send(testContext(t), &Record{Value: []byte("e")})
+	require.NoError(t, err)
+	require.Zero(t, r.Offset)
+	requireSequences(t, b.batchInfos("d", 0)) // under a new identity
+}
+
+func TestDeliveryTimeoutPassesWhileDisconnected(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", DeliveryTimeout(50*time.Millisecond))
+	written := make(chan struct{})
+	b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
+		b.listener.Close()
+		q.conn.drop()
+		close(written)
+		return true
+	}))
+	ctx := testContext(t)
+	ticket, err := p.SendAsync(ctx, &Record{Value: []byte("a")})
+	require.NoError(t, err)
+	<-written
+	_, err = p.Send(ctx, &Record{Value: []byte("b")})
+	require.Equal(t, NotSent, outcomeOf(t, err))
+	require.ErrorIs(t, err, ErrDeliveryTimeout)
+	require.ErrorContains(t, err, "refused") // and why there is no connection
+	_, err = ticket.Wait(ctx)
+	require.Equal(t, Unknown, outcomeOf(t, err))
+	require.ErrorIs(t, err, ErrDeliveryTimeout)
+	require.ErrorIs(t, err, ErrDisconnected)
+}
+
+func TestWithoutIdempotenceALostBatchIsUnknownAndNotResent(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", Idempotent(false))
+	b.setScript(produceScript(func(n int, q *fakeRequest) bool {
+		if n == 1 {
+			q.apply()
+			q.conn.drop()
+		}
+		return n == 1
+	}))
+	ctx := testContext(t)
+	_, err := p.Send(ctx, &Record{Value: []byte("a")})
+	require.Equal(t, Unknown, outcomeOf(t, err))
+	require.ErrorIs(t, err, ErrDisconnected)
+	_, err = p.Send(ctx, &Record{Value: []byte("b")})
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b"}, b.values("d", 0))
+}
+
+func TestWithoutReconnectEverythingFailsAtOnce(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b, WithReconnect(false))
+	p := newTestProducer(t, c, "d", BatchBytes(1), InFlight(1))
+	b.setScript(produceScript(func(_ int, q *fakeRequest) bool { q.conn.drop(); return true }))
+	ctx := testContext(t)
+	first, err := p.SendAsync(ctx, &Record{Value: []byte("a")})
+	require.NoError(t, err)
+	_, err = first.Wait(ctx)
+	require.Equal(t, Unknown, outcomeOf(t, err))
+	require.ErrorIs(t, err, ErrDisconnected)
+	_, err = p.Send(ctx, &Record{Value: []byte("b")})
+	require.Equal(t, NotSent, outcomeOf(t, err))
+	require.ErrorIs(t, err, ErrDisconnected)
+}
+
+// RULES R3: unknown producer with sequence ≠ 0. The client takes a new epoch only
+// if nothing is outstanding.
+func TestAForgottenProducerTakesANewIdentity(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", BatchBytes(1))
+	_, errs := sendAll(t, p, nil, "a", "b")
+	require.Equal(t, []error{nil, nil}, errs)
+	b.mu.Lock()
+	clear(d.partitions[0].producers)
+	b.mu.Unlock()
+	_, errs = sendAll(t, p, nil, "c", "d", "e", "f")
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	require.Equal(t, []string{"a", "b", "c", "d", "e", "f"}, b.values("d", 0))
+	infos := b.batchInfos("d", 0)
+	requireSequences(t, infos)
+	require.NotEqual(t, infos[0].ProducerID, infos[5].ProducerID)
+}
+
+func TestAForgottenProducerWithAnOpenOutcomeReportsUnknown(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", BatchBytes(1))
+	_, errs := sendAll(t, p, nil, "a")
+	require.NoError(t, errs[0])
+	b.setScript(produceScript(func(n int, q *fakeRequest) bool {
+		if n == 1 { // stored, its answer lost, then forgotten
+			q.apply()
+			b.mu.Lock()
+			clear(d.partitions[0].producers)
+			b.mu.Unlock()
+			q.conn.drop()
+		}
+		return n == 1
+	}))
+	_, errs = sendAll(t, p, nil, "b")
+	require.Equal(t, Unknown, outcomeOf(t, errs[0]))
+	require.ErrorIs(t, errs[0], wire.CodeUnknownProducer)
+	_, errs = sendAll(t, p, nil, "c", "d")
+	require.Equal(t, []error{nil, nil}, errs)
+	require.Equal(t, []string{"a", "b", "c", "d"}, b.values("d", 0))
+}
+
+// The new identity waits for other partitions too: what they have under way
+// keeps the old one.
+func TestANewIdentityWaitsUntilNothingIsOutstandingAnywhere(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Topic, 2)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", BatchBytes(1))
+	_, errs := sendAll(t, p, nil, "0a", "1a") // one to each
+	require.Equal(t, []error{nil, nil}, errs)
+	b.mu.Lock()
+	clear(d.partitions[0].producers)
+	b.mu.Unlock()
+	refused, held := make(chan struct{}, 10), make(chan *fakeRequest, 10)
+	inits := make(chan struct{}, 10)
+	b.setScript(func(q *fakeRequest) bool {
+		switch {
+		case q.header.Opcode == wire.OpInitProducer:
+			inits <- struct{}{}
+		case q.header.Opcode == wire.OpProduce && q.produce.Handle == 2:
+			held <- q
+			return true
+		case q.header.Opcode == wire.OpProduce:
+			select {
+			case refused <- struct{}{}:
+			default:
+			}
+		}
+		return false
+	})
+	ctx := testContext(t)
+	zero, err := p.SendAsync(ctx, &Record{Value: []byte("0b")})
+	require.NoError(t, err)
+	<-refused
+	one, err := p.SendAsync(ctx, &Record{Value: []byte("1b")})
+	require.NoError(t, err)
+	q := <-held
+	require.NoError(t, c.Ping(ctx))
+	require.Empty(t, inits)
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode == wire.OpInitProducer {
+			inits <- struct{}{}
+		}
+		return false
+	})
+	q.handle()
+	<-inits
+	for _, ticket := range []*Ticket{zero, one} {
+		_, err := ticket.Wait(ctx)
+		require.NoError(t, err)
+	}
+	require.Equal(t, []string{"0a", "0b"}, b.values("d", 0))
+	require.Equal(t, []string{"1a", "1b"}, b.values("d", 1))
+	require.Equal(t, b.batchInfos("d", 1)[0].ProducerID, b.batchInfos("d", 1)[1].ProducerID)
+}
+
+// RULES R5: opening a name fences who had it before.
+func TestANamedProducerFencesItsPredecessor(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	old := newTestProducer(t, c, "d", ProducerName("billing"))
+	_, errs := sendAll(t, old, nil, "a")
+	require.NoError(t, errs[0])
+	successor := newTestProducer(t, c, "d", ProducerName("billing"))
+	_, errs = sendAll(t, successor, nil, "b")
+	require.NoError(t, errs[0])
+	_, errs = sendAll(t, old, nil, "c")
+	require.ErrorIs(t, errs[0], ErrFenced)
+	require.ErrorIs(t, errs[0], wire.CodeFenced)
+	require.Equal(t, NotSent, outcomeOf(t, errs[0]))
+	_, err := old.Send(testContext(t), &Record{})
+	require.ErrorIs(t, err, ErrFenced)
+	_, errs = sendAll(t, successor, nil, "d")
+	require.NoError(t, errs[0])
+	require.Equal(t, []string{"a", "b", "d"}, b.values("d", 0))
+}
+
+// moveSlots gives all key slots of a destination to one partition.
+func (b *fakeBroker) moveSlots(d *fakeDestination, partition uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	d.info.SlotVersion++
+	d.info.Slots = []wire.SlotRun{{FirstSlot: 0, Partition: partition}}
+}
+
+// RULES R6, R7: a stale slot map is answered WRONG_PARTITION; batches known not to
+// be sent go where their keys belong now, in order.
+func TestAStaleSlotMapIsRefreshedAndRecordsMove(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Queue, 2)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", BatchBytes(100), InFlight(3))
+	_, errs := sendAll(t, p, []byte("abc"), "before") // slot 4399: partition 0
+	require.NoError(t, errs[0])
+	b.moveSlots(d, 1)
+	receipts, errs := sendAll(t, p, []byte("abc"), numbered(20)...)
+	for i, err := range errs {
+		require.NoError(t, err)
+		require.Equal(t, uint32(1), receipts[i].Partition)
+		require.Equal(t, uint64(i), receipts[i].Offset)
+	}
+	require.Equal(t, []string{"before"}, b.values("d", 0))
+	require.Equal(t, numbered(20), b.values("d", 1))
+	requireSequences(t, b.batchInfos("d", 0))
+	requireSequences(t, b.batchInfos("d", 1))
+}
+
+func TestATopologyEventRefreshesTheSlotMap(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Queue, 2)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d")
+	asked := make(chan struct{}, 10)
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode == wire.OpMetadata {
+			asked <- struct{}{}
+		}
+		return false
+	})
+	b.moveSlots(d, 1)
+	b.sendEvent(wire.Event{Kind: wire.EventTopologyChanged, Version: 43})
+	<-asked
+	require.NoError(t, c.Ping(testContext(t))) // the answer to METADATA came before this one
+	produced := 0
+	b.setScript(produceScript(func(n int, _ *fakeRequest) bool { produced = n; return false }))
+	receipts, errs := sendAll(t, p, []byte("abc"), "x")
+	require.NoError(t, errs[0])
+	require.Equal(t, uint32(1), receipts[0].Partition)
+	require.Equal(t, 1, produced)
+}
+
+func TestABatchOfOpenOutcomeStaysWithItsPartition(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Queue, 2)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d")
+	b.setScript(produceScript(func(n int, q *fakeRequest) bool {
+		if n == 1 {
+			q.apply()
+			b.moveSlots(d, 1)
+			q.conn.drop()
+		}
+		return n == 1
+	}))
+	_, errs := sendAll(t, p, []byte("abc"), "x")
+	if errs[0] != nil { // it is not sent to partition 1: that would be a duplicate
+		require.Equal(t, Unknown, outcomeOf(t, errs[0]))
+	}
+	require.Equal(t, []string{"x"}, b.values("d", 0))
+	require.Empty(t, b.values("d", 1))
+}
+
+func TestADestinationThatIsCreatedAgainIsAnother(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d")
+	_, errs := sendAll(t, p, nil, "a")
+	require.NoError(t, errs[0])
+	b.mu.Lock()
+	delete(b.destinations, "d")
+	b.mu.Unlock()
+	b.create("d", Topic, 1)
+	b.dropConns()
+	_, errs = sendAll(t, p, nil, "b")
+	require.ErrorIs(t, errs[0], wire.CodeDestinationGone)
+	require.Empty(t, b.values("d", 0))
+}
+
+func TestATopologyEventAboutADeletedDestinationEndsTheProducer(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d")
+	b.mu.Lock()
+	delete(b.destinations, "d")
+	b.mu.Unlock()
+	arrived := make(chan struct{})
+	b.setScript(produceScript(func(_ int, q *fakeRequest) bool { close(arrived); return true }))
+	ctx := testContext(t)
+	ticket, err := p.SendAsync(ctx, &Record{Value: []byte("x")})
+	require.NoError(t, err)
+	<-arrived
+	b.sendEvent(wire.Event{Kind: wire.EventTopologyChanged, Version: 43})
+	_, err = ticket.Wait(ctx)
+	require.ErrorIs(t, err, wire.CodeUnknownDestination)
+	require.Equal(t, Unknown, outcomeOf(t, err))
+}
+
+func TestAReceiptThatCannotBeReadEndsTheSessionNotTheRecord(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d")
+	b.setScript(produceScript(func(n int, q *fakeRequest) bool {
+		if n == 1 {
+			q.apply()
+			q.reply(&wire.Empty{})
+		}
+		return n == 1
+	}))
+	receipts, errs := sendAll(t, p, nil, "x")
+	require.NoError(t, errs[0])
+	require.True(t, receipts[0].Duplicate)
+	require.Equal(t, 2, b.accepted)
+}
+
+func TestSequencesWrap(t *testing.T) {
+	require.Equal(t, int32(5), nextSequence(2, 3))
+	require.Equal(t, int32(0), nextSequence(1<<31-1, 1))
+	require.Equal(t, int32(2), nextSequence(1<<31-2, 4))
+}
+
+func TestTheBatchQueueKeepsItsOrder(t *testing.T) {
+	var q batchQueue
+	var all []*batch
+	for range 5 {
+		b := new(batch)
+		all = append(all, b)
+		q.push(b)
+	}
+	q.remove(0)
+	q.remove(1) // all[2]
+	require.Equal(t, 3, q.len())
+	require.Equal(t, -1, q.find(all[2]))
+	require.Same(t, all[1], q.at(0))
+	require.Same(t, all[3], q.at(1))
+	require.Same(t, all[4], q.at(2))
+	for range 100 {
+		b := new(batch)
+		q.push(b)
+		q.remove(0)
+		require.Same(t, b, q.at(q.len()-1))
+	}
+	require.LessOrEqual(t, cap(q.items), 16)
+}
