@@ -64,9 +64,7 @@ type Limits struct {
 	// LinkCredit is how many bytes of credit one link may hold. Default 64 MiB;
 	// more is clamped.
 	LinkCredit int
-	// MetadataNames is how many names one METADATA request may list. Default
-	// 1,024; then TOO_MANY.
-	MetadataNames int
+
 	// LogLines is how many lines a second each kind of bad input may write to the
 	// log. Default 5; the rest is counted.
 	LogLines int
@@ -137,13 +135,12 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 	setInt(&l.Handles, 4096)
 	setInt(&l.Links, 1024)
 	setInt(&l.LinkCredit, 64<<20)
-	setInt(&l.MetadataNames, 1024)
 	setInt(&l.LogLines, 5)
 	for name, value := range map[string]int{
 		"Connections": l.Connections, "ConnectionsPerAddress": l.ConnectionsPerAddress, "Registering": l.Registering,
 		"DescriptorReserve": l.DescriptorReserve, "LingerBytes": l.LingerBytes, "InFlightRequests": l.InFlightRequests,
 		"InFlightBytes": l.InFlightBytes, "OutboxBytes": l.OutboxBytes, "Handles": l.Handles, "Links": l.Links,
-		"LinkCredit": l.LinkCredit, "MetadataNames": l.MetadataNames, "LogLines": l.LogLines,
+		"LinkCredit": l.LinkCredit, "LogLines": l.LogLines,
 		"HandshakeTimeout": int(l.HandshakeTimeout), "FrameTimeout": int(l.FrameTimeout), "IdleTimeout": int(l.IdleTimeout),
 		"WriteTimeout": int(l.WriteTimeout), "LingerTimeout": int(l.LingerTimeout),
 	} {

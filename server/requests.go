@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"encoding/binary"
 	"errors"
 
 	"github.com/google/uuid"
@@ -140,6 +139,7 @@ func (s *session) hello(h wire.Header, body []byte) {
 	s.out.requests = make(map[uint32]inFlight)
 	s.out.mu.Unlock()
 	l := &s.engine.limits
+	s.loop.wheel.schedule(&s.timer, s.loop.now+l.IdleTimeout)
 	s.reply(h.Opcode, h.ID, &wire.HelloResponse{
 		Version: min(m.MaxVersion, wire.MaxProtocolVersion), ClusterID: info.ClusterID, NodeID: info.NodeID, ServerVersion: info.Version,
 		MaxFrameBytes: wire.MaxFrameBytes, MaxRecordBytes: wire.MaxRecordBytes,
@@ -163,16 +163,11 @@ func (s *session) metadata(h wire.Header, body []byte) error {
 	if !s.free(h) {
 		return nil
 	}
-	// The count is looked at before a name is: a million names would be decoded
-	// for nothing.
-	if len(body) >= 4 {
-		if n := binary.LittleEndian.Uint32(body); uint64(n) > uint64(s.engine.limits.MetadataNames) && int(n) <= len(body)/2 {
-			s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeTooMany, "%d names; one request may list %d", n, s.engine.limits.MetadataNames))
-			return nil
-		}
-	}
 	var m wire.MetadataRequest
-	if err := m.Parse(body); err != nil {
+	if err := m.Parse(body); errors.Is(err, wire.CodeTooMany) {
+		s.refuse(h.Opcode, h.ID, err)
+		return nil
+	} else if err != nil {
 		return err
 	}
 	view := s.engine.backend.View()

@@ -131,6 +131,7 @@ func (s *session) traffic(in []byte) {
 
 // parse handles the whole frames in rest and in, and keeps what is left.
 func (s *session) parse(in []byte) {
+	arrived := len(in)
 	for s.phase < phaseClosing && !s.full {
 		rest := s.rest.size() - s.parsed
 		if rest == 0 {
@@ -168,7 +169,9 @@ func (s *session) parse(in []byte) {
 		s.rest, s.parsed = nil, 0
 	case s.full:
 		s.frameSince = 0
-		s.pause()
+		if !s.paused || arrived > 0 { // gnet reads again when its own buffer runs empty
+			s.pause()
+		}
 	case s.rest == nil:
 		s.frameSince = 0
 	case s.frameSince == 0:

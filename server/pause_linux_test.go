@@ -1,0 +1,92 @@
+package server
+
+import (
+	"reflect"
+	"runtime/debug"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// The layout that pausing relies on is that of this version. When the version
+// moves, look at connection_unix.go, eventloop_unix.go and the poller again: the
+// fields, the events that are asked for, what write, close and read do.
+func TestPausingIsBuiltForThisGnet(t *testing.T) {
+	info, ok := debug.ReadBuildInfo()
+	require.True(t, ok)
+	for _, d := range info.Deps {
+		if d.Path == "github.com/panjf2000/gnet/v2" {
+			require.Equal(t, "v2.10.0", d.Version)
+		}
+	}
+}
+
+func TestPauseStopsAndResumesReading(t *testing.T) {
+	n := startNode(t, Limits{})
+	require.NoError(t, n.engine.layoutErr)
+	c := dialOpen(t, n.address)
+	on := func(f func(s *session)) {
+		done := make(chan struct{})
+		n.engine.eachSession(func(s *session) {
+			f(s)
+			close(done)
+		})
+		<-done
+	}
+	on(func(s *session) {
+		require.NoError(t, n.engine.layoutErr)
+		require.Greater(t, s.loop.epoll, 2)
+		s.full = true
+		s.pause()
+	})
+	read := n.engine.counters.bytesIn.Load()
+	c.send(wire.OpPing, 2, &wire.PingRequest{})
+	other := dialOpen(t, n.address)
+	other.send(wire.OpPing, 2, &wire.PingRequest{})
+	other.answer(2)
+	other.conn.Close()
+	eventually(t, "one session", func() bool { return n.engine.counters.sessions.Load() == 1 })
+	hello := uint64(len(wire.Preface) + len(frameOf(wire.OpHello, 1, &wire.HelloRequest{ClientName: t.Name()})) + wire.HeaderSize)
+	require.Equal(t, read+hello, n.engine.counters.bytesIn.Load(), "only the other client was read")
+	on(func(s *session) {
+		s.full = false
+		s.resume()
+	})
+	require.Equal(t, wire.CodeOK, c.answer(2).code())
+}
+
+func TestAResetIsSeenWhilePaused(t *testing.T) {
+	n := startNode(t, Limits{})
+	c := dialOpen(t, n.address)
+	n.engine.eachSession(func(s *session) {
+		s.full = true
+		s.pause()
+	})
+	eventually(t, "pause", func() bool { return n.engine.counters.paused.Load() == 1 })
+	require.NoError(t, c.conn.SetLinger(0))
+	require.NoError(t, c.conn.Close())
+	eventually(t, "end of the session", func() bool { return n.engine.counters.sessions.Load() == 0 })
+}
+
+func TestAnotherGnetIsRecognised(t *testing.T) {
+	type loop struct{ poller int }
+	for name, conn := range map[string]any{
+		"not a pointer": struct{}{},
+		"no loop":       &struct{ outboundBuffer int }{},
+		"no buffer":     &struct{ loop *loop }{},
+		"another buffer": &struct {
+			loop           *loop
+			outboundBuffer struct{}
+		}{},
+		"loop by value": &struct {
+			loop           loop
+			outboundBuffer struct{}
+		}{},
+		"pointer to zero": (*int)(nil),
+	} {
+		_, err := findLayout(reflect.TypeOf(conn))
+		require.Error(t, err, name)
+	}
+}

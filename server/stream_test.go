@@ -1,0 +1,328 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// streamed is what a client has received on a link.
+type streamed struct {
+	bytes []byte
+	next  wire.Offset // high watermark as of the last DELIVER
+	ends  int         // empty DELIVERs
+}
+
+// stream reads DELIVER frames into the links until done holds, returning credit
+// for what came.
+func (c *rawClient) stream(links map[uint32]*streamed, done func() bool) {
+	c.t.Helper()
+	for !done() {
+		f := c.read()
+		require.Equal(c.t, wire.OpDeliver, f.Opcode, "%v %v", f.Header, f.failure())
+		require.Zero(c.t, f.Flags)
+		l := links[f.ID]
+		require.NotNil(c.t, l, "link %d", f.ID)
+		var m wire.Deliver
+		require.NoError(c.t, m.Parse(f.body))
+		require.LessOrEqual(c.t, len(m.Stream), wire.MaxDeliverBytes)
+		l.bytes = append(l.bytes, m.Stream...)
+		l.next = m.NextOffset
+		if len(m.Stream) == 0 {
+			l.ends++
+		} else {
+			c.send(wire.OpLinkCredit, f.ID, &wire.LinkCredit{Credit: uint32(len(m.Stream))})
+		}
+	}
+}
+
+func numbered(r *fakeReplica, frames, size int) {
+	for i := range frames {
+		r.mu.Lock()
+		r.appendFrame(bytes.Repeat([]byte{byte(i)}, size), 1)
+		r.mu.Unlock()
+	}
+	r.fill(0, 0)
+}
+
+func TestALinkStreamsExactlyTheStoredBytes(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 5000, 3001)
+	c := dialOpen(t, n.address)
+	h := c.open("events", 0)
+	got := &streamed{}
+	id := c.link(h, 1000, 300_000)
+	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 1 })
+	require.True(t, bytes.Equal(r.frames[r.bases[1000]:], got.bytes), "%d bytes instead of %d", len(got.bytes), len(r.frames)-r.bases[1000])
+	require.EqualValues(t, 5000, got.next)
+
+	// What comes later is pushed, and the end is told once more.
+	before := len(got.bytes)
+	numbered(r, 1, 100)
+	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 2 })
+	require.Equal(t, r.frames[len(r.frames)-(len(got.bytes)-before):], got.bytes[before:])
+	require.EqualValues(t, 5001, got.next)
+}
+
+func TestCreditIsNeverExceededAndResumesTheLink(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 100, 1000)
+	c := dialOpen(t, n.address)
+	h := c.open("events", 0)
+	id := c.link(h, 0, 0)
+	got := 0
+	for credit := uint32(1); got < len(r.frames); credit *= 2 {
+		c.send(wire.OpLinkCredit, id, &wire.LinkCredit{Credit: credit})
+		c.send(wire.OpPing, 5, &wire.PingRequest{})
+		for granted := min(int(credit), len(r.frames)-got); granted > 0; {
+			f := c.read()
+			if f.Opcode == wire.OpPing {
+				continue
+			}
+			require.Equal(t, wire.OpDeliver, f.Opcode)
+			k := len(f.body) - wire.DeliverPrefixSize
+			require.LessOrEqual(t, k, granted)
+			require.Equal(t, r.frames[got:got+k], f.body[wire.DeliverPrefixSize:])
+			got += k
+			granted -= k
+		}
+	}
+}
+
+func TestLinksOfOneConnectionTakeTurns(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 4)
+	c := dialOpen(t, n.address)
+	links := make(map[uint32]*streamed)
+	for p := range uint32(4) {
+		numbered(n.backend.replica("events", p), 2000, 1000)
+	}
+	for p := range uint32(4) {
+		links[c.link(c.open("events", p), 0, 0)] = &streamed{}
+	}
+	var grants []byte
+	for id := range links {
+		grants = append(grants, frameOf(wire.OpLinkCredit, id, &wire.LinkCredit{Credit: 4 << 20})...)
+	}
+	c.write(grants)
+	longest := func() (most, least int) {
+		least = 1 << 60
+		for _, l := range links {
+			most, least = max(most, len(l.bytes)), min(least, len(l.bytes))
+		}
+		return most, least
+	}
+	unfair := 0
+	c.stream(links, func() bool {
+		most, least := longest()
+		if most-least > 256<<10 {
+			unfair++
+		}
+		ended := 0
+		for _, l := range links {
+			ended += l.ends
+		}
+		return ended == 4
+	})
+	require.Zero(t, unfair, "one link ran ahead of another by more than a turn")
+	for id, l := range links {
+		require.True(t, bytes.Equal(n.backend.replica("events", id-1).frames, l.bytes))
+	}
+}
+
+func TestASlowReaderLosesNothingAndHoldsOnePiece(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 16_000, 1000)
+	c := dialOpen(t, n.address)
+	id := c.link(c.open("events", 0), 0, 64<<20)
+	eventually(t, "a full socket", func() bool { return n.engine.counters.stalls.Load() > 0 })
+	buffered := make(chan int, 1)
+	n.engine.eachSession(func(s *session) { buffered <- s.conn.OutboundBuffered() + s.sending.size() + s.out.pending.size() })
+	require.LessOrEqual(t, <-buffered, pieceBytes+deliverHead)
+	got := &streamed{}
+	for len(got.bytes) < len(r.frames) {
+		f := c.read()
+		require.Equal(t, id, f.ID)
+		got.bytes = append(got.bytes, f.body[wire.DeliverPrefixSize:]...)
+		if len(got.bytes)%(1<<20) < 64<<10 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	require.True(t, bytes.Equal(r.frames, got.bytes))
+	require.NotZero(t, n.engine.counters.preads.Load())
+}
+
+func TestAStreamAndRepliesShareAConnection(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 20_000, 1000)
+	c := dialOpen(t, n.address)
+	c.link(c.open("events", 0), 0, 64<<20)
+	const pings = 500
+	go func() {
+		for i := range uint32(pings) {
+			if _, err := c.conn.Write(frameOf(wire.OpPing, 100+i, &wire.PingRequest{})); err != nil {
+				return
+			}
+		}
+	}()
+	var got []byte
+	for next := uint32(100); len(got) < len(r.frames) || next < 100+pings; {
+		f := c.read()
+		if f.Opcode == wire.OpPing {
+			require.Equal(t, next, f.ID)
+			next++
+			continue
+		}
+		got = append(got, f.body[wire.DeliverPrefixSize:]...)
+	}
+	require.True(t, bytes.Equal(r.frames, got))
+}
+
+func TestColdRangesAreMadeResidentFirst(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 1000, 1000)
+	for at := range len(r.frames) {
+		if at%pieceBytes == 0 {
+			r.cold[at] = true
+		}
+	}
+	c := dialOpen(t, n.address)
+	got := &streamed{}
+	id := c.link(c.open("events", 0), 0, 4<<20)
+	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 1 })
+	require.True(t, bytes.Equal(r.frames, got.bytes))
+	require.NotZero(t, n.engine.counters.cold.Load())
+}
+
+func TestWithoutMapsFramesAreRead(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 1000, 1000)
+	r.unmap = true
+	c := dialOpen(t, n.address)
+	got := &streamed{}
+	id := c.link(c.open("events", 0), 0, 100_000)
+	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 1 })
+	require.True(t, bytes.Equal(r.frames, got.bytes))
+	require.NotZero(t, n.engine.counters.preads.Load())
+}
+
+func TestClosingALink(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	c := dialOpen(t, n.address)
+	id := c.link(c.open("events", 0), 0, 1000)
+	require.Equal(t, wire.OpDeliver, c.read().Opcode, "the empty partition is at its end")
+	eventually(t, "park", func() bool {
+		r := n.backend.replica("events", 0)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.parked) == 1
+	})
+	c.send(wire.OpLinkClose, id, &wire.LinkClose{})
+	f := c.read()
+	require.Equal(t, wire.OpLinkClosed, f.Opcode)
+	require.Equal(t, id, f.ID)
+	var m wire.LinkClosed
+	require.NoError(t, m.Parse(f.body))
+	require.Equal(t, wire.CodeOK, m.Code)
+	require.Empty(t, n.backend.replica("events", 0).parked)
+	c.send(wire.OpLinkClose, id, &wire.LinkClose{})
+	require.NoError(t, m.Parse(c.read().body))
+	require.Equal(t, wire.CodeUnknownLink, m.Code)
+	c.send(wire.OpLinkCredit, id, &wire.LinkCredit{Credit: 1}) // crossed with the end: ignored
+	c.send(wire.OpPing, 3, &wire.PingRequest{})
+	require.Equal(t, wire.OpPing, c.read().Opcode)
+}
+
+func TestLinksEndWithTheirPartition(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "fenced", 1)
+	n.backend.create(wire.Topic, "deleted", 1)
+	c := dialOpen(t, n.address)
+	fenced := c.link(c.open("fenced", 0), 0, 1000)
+	require.Equal(t, fenced, c.read().ID)
+	deleted := c.link(c.open("deleted", 0), 0, 1000)
+	require.Equal(t, deleted, c.read().ID)
+
+	r := n.backend.replica("fenced", 0)
+	r.set(func() { r.state = wire.PartitionFenced })
+	r.wake()
+	var m wire.LinkClosed
+	f := c.read()
+	require.Equal(t, fenced, f.ID)
+	require.NoError(t, m.Parse(f.body))
+	require.Equal(t, wire.CodePartitionFenced, m.Code)
+
+	n.backend.admin(&wire.DeleteRequest{Name: "deleted", Kind: wire.Topic}, func(wire.Message, error) {})
+	f = c.read()
+	require.Equal(t, deleted, f.ID)
+	require.NoError(t, m.Parse(f.body))
+	require.Equal(t, wire.CodeDestinationGone, m.Code)
+}
+
+func TestLinksOfADeletedDestinationEndWithTheNews(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "deleted", 1)
+	numbered(n.backend.replica("deleted", 0), 10, 100)
+	c := dialOpen(t, n.address)
+	id := c.link(c.open("deleted", 0), 0, 0) // without credit it waits for nothing that could wake it
+	n.backend.admin(&wire.DeleteRequest{Name: "deleted", Kind: wire.Topic}, func(wire.Message, error) {})
+	n.engine.announce(wire.Event{Kind: wire.EventTopologyChanged})
+	f := c.read()
+	require.Equal(t, wire.OpLinkClosed, f.Opcode)
+	require.Equal(t, id, f.ID)
+}
+
+func TestManyReadersOnOneLoopAllGetEverything(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 500, 1000)
+	const readers = 20
+	done := make(chan error, readers)
+	for i := range readers {
+		c := dialOpen(t, n.address)
+		id := c.link(c.open("events", 0), 0, 64<<20)
+		go func() {
+			var got []byte
+			for len(got) < 1000*int(wire.FrameSize(1000)) {
+				f, err := c.tryRead()
+				if err != nil || f.ID != id {
+					done <- fmt.Errorf("reader %d: %v %w", i, f.Header, err)
+					return
+				}
+				got = append(got, f.body[wire.DeliverPrefixSize:]...)
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if !bytes.Equal(r.frames, got) {
+				done <- fmt.Errorf("reader %d: other bytes", i)
+				return
+			}
+			done <- nil
+		}()
+	}
+	for range 500 {
+		numbered(r, 1, 1000)
+	}
+	for range readers {
+		require.NoError(t, <-done)
+	}
+}
