@@ -5,12 +5,11 @@
 // of go.etcd.io/raft with asynchronous storage writes. Storage is a log.Log:
 // MsgStorageAppend becomes log.Append plus a request for a sync, and the
 // messages that promise durability are stepped only when the log's durable
-// ticket has passed the append. The state machine gets committed entries from
-// memory, never from a file, and the high watermark moves after it has applied
-// them.
+// ticket has passed the append. Committed entries move the high watermark, then
+// the state machine gets them from memory, never from a file.
 //
 // The main path is Propose → Ready → log.Append → (sync, elsewhere) → Turn →
-// commit → StateMachine.Apply → log.Publish.
+// commit → log.Publish → StateMachine.Apply.
 //
 // A Group has no goroutine and no clock. Whoever holds the owner's right calls
 // Turn after any input: a proposal, a finished job of the log, a tick. A panic

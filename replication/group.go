@@ -444,9 +444,11 @@ func raftEntry(e log.Entry) raftpb.Entry {
 	return out
 }
 
-// apply hands committed entries to the state machine, moves the high watermark
-// and gives the entries' memory back.
+// apply moves the high watermark over committed entries, hands them to the state
+// machine and gives their memory back. The watermark goes first: the state
+// machine answers producers, and who has a receipt must be able to read.
 func (g *Group) apply(m *raftpb.Message) {
+	g.log.Publish(wire.Index(m.Entries[len(m.Entries)-1].Index))
 	for i := range m.Entries {
 		e := &m.Entries[i]
 		entry := Entry{
@@ -469,7 +471,6 @@ func (g *Group) apply(m *raftpb.Message) {
 		}
 		g.applyEntry(entry)
 	}
-	g.log.Publish(g.applied)
 	g.step(m.Responses)
 	if !g.leading {
 		status := g.node.BasicStatus()
