@@ -122,9 +122,9 @@ func (r *partitionReplica) activate() {
 
 // observe publishes what other goroutines read and wakes who waits for it.
 func (r *partitionReplica) observe(nowMs int64, idleMark bool) {
-	if term, leading := r.group.Leading(); leading && r.status.Load() != uint32(wire.PartitionActive) {
+	if term, leading := r.group.Leading(); leading && r.epoch.Load() != uint32(term) {
 		r.epoch.Store(uint32(term))
-		r.status.Store(uint32(wire.PartitionActive))
+		r.status.CompareAndSwap(uint32(wire.PartitionStarting), uint32(wire.PartitionActive))
 	}
 	r.start.Store(uint64(r.state.Start()))
 	if mark := r.records.Watermark(); mark != r.mark {
