@@ -86,7 +86,9 @@ func TestAdministration(t *testing.T) {
 	d, err = c.AlterDestination(ctx, Destination{Name: "events", Kind: Topic}, wire.MaskRetentionBytes)
 	require.NoError(t, err)
 	require.Zero(t, d.Settings.RetentionBytes)
+	b.mu.Lock()
 	require.Equal(t, int64(wire.Unlimited), b.destinations["events"].info.Settings.RetentionBytes)
+	b.mu.Unlock()
 
 	p := newTestProducer(t, c, "events", Partition(2))
 	for range 3 {

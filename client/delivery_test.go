@@ -432,8 +432,11 @@ func TestANewIdentityWaitsUntilNothingIsOutstandingAnywhere(t *testing.T) {
 	d := b.create("d", Topic, 2)
 	c := connect(t, b)
 	p := newTestProducer(t, c, "d", BatchBytes(1))
-	_, errs := sendAll(t, p, nil, "0a", "1a") // one to each
-	require.Equal(t, []error{nil, nil}, errs)
+	toZero, toOne := []byte("abc"), []byte("") // slots 4399 and 15313 of 16384
+	_, errs := sendAll(t, p, toZero, "0a")
+	require.NoError(t, errs[0])
+	_, errs = sendAll(t, p, toOne, "1a")
+	require.NoError(t, errs[0])
 	b.mu.Lock()
 	clear(d.partitions[0].producers)
 	b.mu.Unlock()
@@ -447,21 +450,20 @@ func TestANewIdentityWaitsUntilNothingIsOutstandingAnywhere(t *testing.T) {
 			held <- q
 			return true
 		case q.header.Opcode == wire.OpProduce:
-			select {
-			case refused <- struct{}{}:
-			default:
-			}
+			q.handle()
+			refused <- struct{}{}
+			return true
 		}
 		return false
 	})
 	ctx := testContext(t)
-	zero, err := p.SendAsync(ctx, &Record{Value: []byte("0b")})
-	require.NoError(t, err)
-	<-refused
-	one, err := p.SendAsync(ctx, &Record{Value: []byte("1b")})
+	one, err := p.SendAsync(ctx, &Record{Key: toOne, Value: []byte("1b")})
 	require.NoError(t, err)
 	q := <-held
-	require.NoError(t, c.Ping(ctx))
+	zero, err := p.SendAsync(ctx, &Record{Key: toZero, Value: []byte("0b")})
+	require.NoError(t, err)
+	<-refused
+	require.NoError(t, c.Ping(ctx)) // the refusal has arrived
 	require.Empty(t, inits)
 	b.setScript(func(q *fakeRequest) bool {
 		if q.header.Opcode == wire.OpInitProducer {
@@ -599,6 +601,8 @@ func TestATopologyEventAboutADeletedDestinationEndsTheProducer(t *testing.T) {
 	b.create("d", Topic, 1)
 	c := connect(t, b)
 	p := newTestProducer(t, c, "d")
+	_, errs := sendAll(t, p, nil, "stored")
+	require.NoError(t, errs[0])
 	b.mu.Lock()
 	delete(b.destinations, "d")
 	b.mu.Unlock()
