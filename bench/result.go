@@ -28,6 +28,8 @@ type Result struct {
 	// schedule in a Latency run, in µs. It is part of every latency.
 	LatestSend *float64 `json:"latest_send_us,omitempty"`
 
+	// ClientCPUSeconds is that of this process: in a Latency run with the
+	// consumer and with the pacing, some 25 µs for every sleep.
 	ClientCPUSeconds     float64        `json:"client_cpu_s"`
 	ServerCPUSeconds     *float64       `json:"server_cpu_s"` // null where unknown
 	ClientCPUPerRecordUs float64        `json:"client_cpu_per_record_us"`

@@ -42,6 +42,26 @@ func (a *app) connect(ctx context.Context, opts ...client.Option) (*client.Conn,
 	return conn, nil
 }
 
+// sayReconnect tells on stderr when the connection of a long command is lost and
+// when it is back, so that a command that waits does not look dead.
+func (a *app) sayReconnect() client.Option {
+	lost := false
+	return client.WithEvents(func(e client.Event) {
+		switch e := e.(type) {
+		case client.Disconnected:
+			if !errors.Is(e.Err, client.ErrClosed) {
+				lost = true
+				fmt.Fprintf(a.stderr, "lockstep: connection to %s lost (%s); trying again\n", e.Address, oneLine(e.Err.Error()))
+			}
+		case client.Connected:
+			if lost {
+				fmt.Fprintf(a.stderr, "lockstep: connected to %s again\n", e.Address)
+			}
+			lost = false
+		}
+	})
+}
+
 // withConn runs fn with a connection and a time limit for requests.
 func (a *app) withConn(c *cobra.Command, fn func(ctx context.Context, conn *client.Conn) error) error {
 	conn, err := a.connect(c.Context())
@@ -81,7 +101,7 @@ func hasPartition(d client.Destination, words destinationWords, n uint32) error 
 			return nil
 		}
 	}
-	return fmt.Errorf("%s %q has no partition %d: it has %s, counted from 0; add more with: lockstep %s alter %s --partitions NUMBER",
+	return fmt.Errorf("%s %q has no partition %d: it has %s, counted from 0; list them with: lockstep %s describe %s",
 		words.noun, d.Name, n, plural(int64(len(d.Partitions)), "partition"), words.noun, shellWord(d.Name))
 }
 

@@ -112,7 +112,7 @@ type consumeRun struct {
 
 func (r *consumeRun) run(c *cobra.Command) error {
 	ctx := c.Context()
-	conn, err := r.app.connect(ctx)
+	conn, err := r.app.connect(ctx, r.app.sayReconnect())
 	if err != nil {
 		return err
 	}

@@ -384,7 +384,7 @@ func (a *app) alterCommand(w destinationWords) *cobra.Command {
 		Short: "Change settings of a " + w.noun,
 		Long:  "Change settings of a " + w.noun + ". Settings that are not given stay as they are.",
 		Example: fmt.Sprintf(`  lockstep %[1]s alter %[2]s --retention-time 7d
-  lockstep %[1]s alter %[2]s --partitions 8`, w.noun, w.example),
+  lockstep %[1]s alter %[2]s --max-record-bytes 4MiB --sync os`, w.noun, w.example),
 		Args:              exactArgs("NAME"),
 		ValidArgsFunction: a.completeDestinations(w.kind),
 	}

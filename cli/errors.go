@@ -88,6 +88,9 @@ func (a *app) explain(err error) string {
 		return text
 	}
 	code := wire.CodeOf(err)
+	if text := f.explainClient(); text != "" {
+		return text
+	}
 	if code == wire.CodeUnknown && !errors.Is(err, wire.CodeUnknown) {
 		return err.Error()
 	}
@@ -117,15 +120,35 @@ func (f *failure) text(code wire.ErrorCode) string {
 	return fmt.Sprintf("%s %q: %s", f.doing, f.destination, detail)
 }
 
+// command is the command group for the destination.
+func (f *failure) command() string {
+	if f.kind.noun == "" {
+		return "lockstep queue"
+	}
+	return "lockstep " + f.kind.noun
+}
+
+// explainClient words what the client finds out by itself.
+func (f *failure) explainClient() string {
+	name := shellWord(f.destination)
+	switch {
+	case errors.Is(f.err, client.ErrRecordTooLarge):
+		return fmt.Sprintf("%v; raise the limit with: %s alter %s --max-record-bytes SIZE", f.err, f.command(), name)
+	case errors.Is(f.err, client.ErrUnknownPartition):
+		return fmt.Sprintf("%s %q: %v; list its partitions with: %s describe %s", f.doing, f.destination, f.err, f.command(), name)
+	case errors.Is(f.err, client.ErrDeliveryTimeout):
+		return fmt.Sprintf("%s %q: %v; check the broker, or wait longer with --timeout", f.doing, f.destination, f.err)
+	case errors.Is(f.err, client.ErrDisconnected):
+		return fmt.Sprintf("%s %q: %v; check that the broker runs", f.doing, f.destination, f.err)
+	}
+	return ""
+}
+
 // explainCode words the codes for which the command line knows a better next
 // step than the error table.
 func (f *failure) explainCode(code wire.ErrorCode) string {
 	name := shellWord(f.destination)
-	kind := f.kind.noun
-	command := "lockstep " + kind
-	if kind == "" {
-		command = "lockstep queue"
-	}
+	kind, command := f.kind.noun, f.command()
 	switch code {
 	case wire.CodeUnknownDestination, wire.CodeDestinationGone:
 		if f.destination == "" {

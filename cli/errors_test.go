@@ -62,6 +62,12 @@ func TestErrorsSayWhatToDoNext(t *testing.T) {
 			`host "brokr" cannot be found (no such host); check --server`},
 		{"another protocol", fmt.Errorf("connect: %w", client.ErrProtocol),
 			"a:1,b:2 does not speak Lockstep's protocol (connect: peer does not speak the protocol); check --server, the HTTP port is another one"},
+		{"record too large for the client",
+			&failure{doing: "produce to", destination: "events", kind: topicWords, err: fmt.Errorf("%w: 3000066 bytes", client.ErrRecordTooLarge)},
+			"record is too large: 3000066 bytes; raise the limit with: lockstep topic alter events --max-record-bytes SIZE"},
+		{"delivery timeout",
+			&failure{doing: "produce to", destination: "events", kind: topicWords, err: client.ErrDeliveryTimeout},
+			`produce to "events": delivery timeout; check the broker, or wait longer with --timeout`},
 		{"anything else stays as it is", errors.New("out of cheese"), "out of cheese"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

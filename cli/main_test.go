@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,7 +23,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childVariable) != "" {
 		os.Exit(Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
-	goleak.VerifyTestMain(m, goleak.IgnoreCurrent()) // a library of the broker starts goroutines when it is linked
+	// A worker pool inside the broker's network library starts goroutines when it
+	// is linked and keeps idle workers for a while.
+	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(), goleak.IgnoreAnyFunction("github.com/panjf2000/ants/v2.(*goWorker).run.func1"))
 }
 
 // shell runs command lines in this process.
@@ -39,10 +42,29 @@ type outcome struct {
 }
 
 func (s shell) run(ctx context.Context, args ...string) outcome {
-	var stdout, stderr bytes.Buffer
+	var stdout bytes.Buffer
+	var stderr lockedBuffer
 	a := s.app(&stdout, &stderr)
 	code := a.run(ctx, args)
 	return outcome{code, stdout.String(), stderr.String()}
+}
+
+// lockedBuffer is a stderr that several goroutines may write to, as to a file.
+type lockedBuffer struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.String()
 }
 
 func (s shell) app(stdout, stderr io.Writer) *app {

@@ -131,7 +131,7 @@ func (p *produceRun) run(ctx context.Context) error {
 	if p.timeout.value < time.Millisecond {
 		return usagef(nil, "flag --timeout: %s is too short", p.timeout.String())
 	}
-	conn, err := a.connect(ctx)
+	conn, err := a.connect(ctx, a.sayReconnect())
 	if err != nil {
 		return err
 	}
