@@ -58,6 +58,9 @@ func (l *Log) Append(entries []Entry) error {
 	zeroTo := int64(0)
 	if first <= l.LastIndex() {
 		zeroTo = l.truncate(&at)
+		// Also if no new frame goes there: what is zeroed must be durable before new
+		// entries in another segment are, or both would continue the log.
+		l.markDirty(l.active)
 	}
 	if err := l.write(entries[:split], 0); err != nil {
 		return l.failed(err)
@@ -236,16 +239,22 @@ func (l *Log) write(entries []Entry, base int) error {
 	if blank {
 		l.listActive()
 	}
+	l.markDirty(seg)
+	return nil
+}
+
+// markDirty makes the file of a segment part of the next sync.
+func (l *Log) markDirty(seg *segment.Segment) {
 	l.pending.Lock()
 	defer l.pending.Unlock()
-	if n := len(l.pending.files); n == 0 || l.pending.files[n-1].seg != seg {
-		ref := seg.TryFile()
-		if ref == nil {
-			panic(fmt.Sprintf("log %s: file of %s was closed while it was written", l.o.Dir, seg.Name()))
-		}
-		l.pending.files = append(l.pending.files, dirtyFile{seg: seg, ref: ref})
+	if n := len(l.pending.files); n > 0 && l.pending.files[n-1].seg == seg {
+		return
 	}
-	return nil
+	ref := seg.TryFile()
+	if ref == nil {
+		panic(fmt.Sprintf("log %s: file of %s was closed while it was written", l.o.Dir, seg.Name()))
+	}
+	l.pending.files = append(l.pending.files, dirtyFile{seg: seg, ref: ref})
 }
 
 // noteAppend says what the next sync covers and whether anybody waits for it.

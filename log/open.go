@@ -6,6 +6,7 @@ import (
 	"io"
 	iofs "io/fs"
 	"path"
+	"slices"
 	"sync"
 
 	"github.com/lockstepmq/lockstep/segment"
@@ -51,7 +52,8 @@ type recovery struct {
 	slot     slotState
 	clean    bool
 
-	segments []*segment.Segment // built so far; written ones
+	segments []*segment.Segment // built so far, each with frames
+	used     []int              // their numbers in found
 	buffer   []byte
 
 	// Where the scan stands, and where it ended.
@@ -310,58 +312,67 @@ func readHeader(file interface {
 
 // scan builds the segments. Those below the newest checkpoint are taken from their
 // sparse indexes, everything behind it is verified frame by frame.
+//
+// A segment follows another if its header continues from that one's last frame.
+// The manifest may also name segments that were taken back by a truncation and
+// not yet forgotten: nothing continues into them, they are passed over. If two
+// continue from the same frame the later is the one that was written to last.
 func (r *recovery) scan() error {
 	l := r.l
 	from, pos, err := r.scanStart()
 	if err != nil {
 		return err
 	}
-	for k := 0; k < from; k++ {
-		if err := r.restore(k); err != nil {
-			return err
+	r.link, r.cause = l.startLink, errors.New("no segment continues the log")
+	for k := -1; ; {
+		next := len(r.found)
+		if k < from {
+			next = from + 1
 		}
-	}
-	r.link = l.startLink
-	if from > 0 {
-		r.link = r.found[from].header.Previous
-	}
-	for r.at = from; ; r.at++ {
-		if r.at == len(r.found) {
-			break // there is none: each but the last is left only if another continues it
-		}
-		f := &r.found[r.at]
-		if f.header == nil || f.header.Previous != r.link {
-			r.pos, r.cause = 0, errors.New("segment does not continue the log")
-			if f.header == nil {
-				r.cause = segment.ErrBlank
+		for next--; next > k; next-- {
+			if h := r.found[next].header; h != nil && h.Previous == r.link {
+				break
 			}
+		}
+		if next == k || next < 0 {
 			break
 		}
-		prefix := int64(segment.HeaderSize)
-		if r.at == from {
-			prefix = pos
+		k = next
+		r.at = k
+		if k < from {
+			err = r.restore(k)
+		} else {
+			prefix := int64(segment.HeaderSize)
+			if k == from {
+				prefix = pos
+			}
+			err = r.scanSegment(&r.found[k], prefix)
 		}
-		more, err := r.scanSegment(f, prefix)
 		if err != nil {
 			return err
 		}
-		if !more {
-			break
+		if n := len(r.used); n == 0 || r.used[n-1] != k {
+			break // there was nothing in it
 		}
 	}
-	if l.places.len() == 0 {
-		if r.saved != nil && r.saved.Applied != r.link.Index {
-			return r.corrupt(checkpointNames[l.newestName], 0, fmt.Errorf("checkpoint at %d, the log ends at %d", r.saved.Applied, r.link.Index))
+	if r.saved != nil && l.places.len() == 0 && r.saved.Applied != r.link.Index {
+		name := manifestName
+		if len(r.found) > 0 {
+			name = r.found[r.at].name()
 		}
+		return r.corrupt(name, r.pos, fmt.Errorf("the log ends at entry %d, below the checkpoint at %d: %w", r.link.Index, r.saved.Applied, r.cause))
+	}
+	if l.places.len() == 0 {
 		r.pushPlace(nil, 0, segment.NoTime)
 	}
 	return nil
 }
 
-// scanStart finds the segment and position at which the newest checkpoint stands.
+// scanStart finds the segment and position at which the newest checkpoint stands;
+// -1 if that is the start of the log.
 func (r *recovery) scanStart() (int, int64, error) {
 	if r.saved == nil || r.saved.Applied == 0 {
-		return 0, segment.HeaderSize, nil
+		return -1, 0, nil
 	}
 	c := r.saved
 	for k := range r.found {
@@ -375,61 +386,61 @@ func (r *recovery) scanStart() (int, int64, error) {
 		return k, c.position.Byte, nil
 	}
 	// The checkpoint may stand at the end of a segment that is gone.
-	if len(r.found) > 0 && r.found[0].header != nil && r.found[0].header.Previous == c.link() && r.manifest.start == c.link() {
-		return 0, segment.HeaderSize, nil
+	if r.manifest.start == c.link() {
+		return -1, 0, nil
 	}
 	return 0, 0, r.corrupt(manifestName, 0, fmt.Errorf("checkpoint at %d stands in segment %d, which is not listed", c.Applied, c.position.Segment))
 }
 
 // restore takes a segment wholly below the checkpoint from its sparse index, or
-// walks its headers if that is missing or damaged. It must join both neighbours.
+// walks its headers if that is missing or damaged.
 func (r *recovery) restore(k int) error {
 	l := r.l
-	f, next := &r.found[k], &r.found[k+1]
-	if f.header == nil || next.header == nil {
-		blank := f
-		if f.header != nil {
-			blank = next
-		}
-		return r.corrupt(blank.name(), 0, segment.ErrBlank)
-	}
-	if k == 0 && f.header.Previous != r.manifest.start {
-		return r.corrupt(f.name(), 0, errors.New("segment does not continue the log's start"))
-	}
+	f := &r.found[k]
 	sum, err := segment.ReadSparse(l.fs, l.o.Dir, f.header)
-	if err == nil && sum.Last == next.header.Previous && sum.End <= f.size {
-		r.add(segment.Restore(&l.store.env, l.o.Dir, sum, f.size), sum.Terms)
+	if err == nil && sum.End <= f.size && r.continues(k, sum.Last) {
+		r.link, r.pos = sum.Last, sum.End
+		r.add(k, segment.Restore(&l.store.env, l.o.Dir, sum, f.size), sum.Terms)
 		return nil
 	}
 	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
-	r.segments = append(r.segments, s)
 	var t terms
-	link, pos, cause, err := r.walk(f, segment.HeaderSize, f.header.Previous, false, next.header.Previous.Index, func(h *wire.FrameHeader, pos int64) {
+	r.link, r.pos, r.cause, err = r.walk(f, segment.HeaderSize, r.link, false, r.saved.Applied, func(h *wire.FrameHeader, pos int64) {
 		s.Note(h, pos)
 		t.add(h.Index, h.Term)
 	})
 	if err != nil {
+		s.Release()
 		return err
 	}
-	if link != next.header.Previous {
-		return r.corrupt(f.name(), pos, fmt.Errorf("segment does not join the next: %w", cause))
-	}
 	s.Recovered()
-	r.segments = r.segments[:len(r.segments)-1]
-	r.add(s, t)
+	r.add(k, s, t)
 	l.logger.Info("sparse index made again", "dir", l.o.Dir, "segment", f.name())
-	if err := s.WriteSparse(s.Summary(link, 0, t)); err != nil {
+	if !r.continues(k, r.link) {
+		return nil
+	}
+	if err := s.WriteSparse(s.Summary(r.link, 0, t)); err != nil {
 		l.logger.Warn("sparse index is not written", "dir", l.o.Dir, "segment", f.name(), "cause", err)
 	}
 	return nil
 }
 
+// continues says that a later segment continues from a link.
+func (r *recovery) continues(k int, link segment.Link) bool {
+	for _, f := range r.found[k+1:] {
+		if f.header != nil && f.header.Previous == link {
+			return true
+		}
+	}
+	return false
+}
+
 // add enters a segment that will not change any more.
-func (r *recovery) add(s *segment.Segment, t []segment.TermRun) {
+func (r *recovery) add(k int, s *segment.Segment, t []segment.TermRun) {
 	l := r.l
 	s.SetStart(l.written.Load())
 	l.written.Add(s.End())
-	r.segments = append(r.segments, s)
+	r.segments, r.used = append(r.segments, s), append(r.used, k)
 	for _, run := range t {
 		l.runs.add(run.From, run.Term)
 	}
@@ -437,9 +448,8 @@ func (r *recovery) add(s *segment.Segment, t []segment.TermRun) {
 }
 
 // scanSegment reads a segment that continues the log: up to prefix, which lies at
-// or below the checkpoint, the headers, from there on everything. It is true if
-// another segment continues where this one ends.
-func (r *recovery) scanSegment(f *foundSegment, prefix int64) (more bool, err error) {
+// or below the checkpoint, the headers, from there on everything.
+func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 	l := r.l
 	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
 	s.SetStart(l.written.Load())
@@ -447,21 +457,26 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (more bool, err er
 		s.Note(h, pos)
 		l.runs.add(h.Index, h.Term)
 	}
+	defer func() {
+		if n := len(r.segments); n == 0 || r.segments[n-1] != s {
+			s.Release()
+		}
+	}()
 	if prefix > segment.HeaderSize {
 		link, pos, cause, err := r.walk(f, segment.HeaderSize, r.link, false, r.saved.Applied, note)
-		if err == nil && (link != r.saved.link() || pos != prefix) {
+		if err != nil {
+			return err
+		}
+		if link != r.saved.link() || pos != prefix {
 			if cause == nil {
 				cause = errors.New("the log and the checkpoint differ")
 			}
-			err = r.corrupt(f.name(), pos, fmt.Errorf("checkpoint at %d: %w", r.saved.Applied, cause))
-		}
-		if err != nil {
-			s.Release()
-			return false, err
+			return r.corrupt(f.name(), pos, fmt.Errorf("checkpoint at %d: %w", r.saved.Applied, cause))
 		}
 		r.link = link
 	}
-	if l.places.len() == 0 {
+	base := l.places.len() == 0
+	if base {
 		r.pushPlace(s, prefix, s.MaxTimeMs())
 		l.savedBytes = s.Start() + prefix
 		if r.saved == nil {
@@ -476,27 +491,20 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (more bool, err er
 		}
 	})
 	if err != nil {
-		s.Release()
-		return false, err
+		return err
+	}
+	if s.End() == segment.HeaderSize {
+		// Not one frame: what begins here is a prepared segment.
+		r.pos = 0
+		if base {
+			l.places.truncate(0)
+		}
+		return nil
 	}
 	s.Recovered()
-	if s.End() == segment.HeaderSize && !(r.saved != nil && r.saved.Applied == r.link.Index) {
-		// Not one frame: what begins here is the prepared segment.
-		s.Release()
-		r.pos = 0
-		if l.places.len() == 1 {
-			l.places.truncate(0)
-			r.pushPlace(nil, 0, segment.NoTime)
-		}
-		return false, nil
-	}
 	l.written.Add(s.End())
-	r.segments = append(r.segments, s)
-	if next := r.at + 1; next < len(r.found) {
-		h := r.found[next].header
-		return h != nil && h.Previous == r.link, nil
-	}
-	return false, nil
+	r.segments, r.used = append(r.segments, s), append(r.used, r.at)
+	return nil
 }
 
 func (r *recovery) pushPlace(s *segment.Segment, end, maxTimeMs int64) {
@@ -574,11 +582,13 @@ func (r *recovery) judge() error {
 // marks say what was durable when they were written. Marks of entries that were
 // taken back are true as well, because they never exceed the commit.
 func (r *recovery) searchMarks(next wire.Index) error {
-	for k := r.at; k < len(r.found); k++ {
+	for k := range r.found {
 		f := &r.found[k]
 		pos := int64(0)
 		if k == r.at {
 			pos = r.pos
+		} else if slices.Contains(r.used, k) {
+			continue
 		}
 		file, err := r.l.fs.OpenReadOnly(r.path(f.name()))
 		if err != nil {
@@ -677,11 +687,14 @@ func (r *recovery) cut() error {
 	if r.cause != nil && r.pos > 0 && !r.clean && !errors.Is(r.cause, wire.ErrFrameMagic) && !errors.Is(r.cause, io.EOF) {
 		l.logger.Info("log ends at a torn frame", "dir", l.o.Dir, "segment", r.found[r.at].name(), "position", r.pos, "last", r.link.Index, "cause", r.cause)
 	}
-	// The first segment without a frame stays prepared, others go.
-	for i := written; i < len(r.found); i++ {
+	// A last segment without a frame stays prepared, others go.
+	for i := range r.found {
 		f := &r.found[i]
-		if i > written || fenced {
-			l.logger.Info("segment behind the end of the log is removed", "dir", l.o.Dir, "segment", f.name())
+		if slices.Contains(r.used, i) {
+			continue
+		}
+		if fenced || i+1 < len(r.found) {
+			l.logger.Info("segment is not part of the log, removed", "dir", l.o.Dir, "segment", f.name())
 			gone = append(gone, f.name())
 			continue
 		}
@@ -822,9 +835,10 @@ func (r *recovery) finish() error {
 	l.refreshSlotLocked()
 	slot := l.pending.slot
 	l.pending.Unlock()
-	if l.slot.written && l.slot.last.flags != slot.flags {
+	if l.slot.written && l.slot.last.flags != slot.flags || l.hs.Term > r.slot.term {
 		// The slot must not say "clean" or hide an uncertainty once anything is
-		// written; nor that the log is fenced when it is not any more.
+		// written; nor that the log is fenced when it is not any more. And a term
+		// that only an entry told must outlive that entry.
 		return l.writeSlot(slot)
 	}
 	return nil
