@@ -268,7 +268,11 @@ func TestR_WLS_6_NoCallOutlivesADeadConnection(t *testing.T) {
 			})
 			var wg sync.WaitGroup
 			errs := make([]error, 2)
-			wg.Go(func() { _, errs[0] = r.Next(context.Background()) })
+			wg.Go(func() {
+				for errs[0] == nil {
+					_, errs[0] = r.Next(context.Background())
+				}
+			})
 			wg.Go(func() {
 				for errs[1] == nil {
 					_, errs[1] = p.Send(context.Background(), &Record{Value: []byte("x")})

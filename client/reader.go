@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -100,19 +101,14 @@ func (c *Conn) newReader(ctx context.Context, destination string, opts []ReaderO
 		located:     make(chan struct{}),
 		keys:        make(map[string]string),
 	}
-	exists := make(map[uint32]bool, len(l.partitions))
-	for _, n := range l.partitions {
-		exists[n] = true
-	}
-	wanted := o.partitions
-	if len(wanted) == 0 {
-		wanted = l.partitions
+	wanted := l.partitions
+	if len(o.partitions) > 0 {
+		wanted = slices.Compact(slices.Sorted(slices.Values(o.partitions)))
 	}
 	for _, n := range wanted {
-		if !exists[n] {
+		if !slices.Contains(l.partitions, n) {
 			return nil, fmt.Errorf("%w: %d", ErrUnknownPartition, n)
 		}
-		delete(exists, n) // named twice counts once
 		r.streams = append(r.streams, &stream{reader: r, partition: n})
 	}
 	r.active, r.missing = len(r.streams), len(r.streams)

@@ -200,6 +200,7 @@ func (st *stream) publish(received int64) {
 		a.chunk.ready = a.complete
 		st.filling = a.fill > a.complete
 	}
+	st.returnCredit() // for frames that were skipped
 	st.touched = st.touched || a.reached != st.next
 	st.next = a.reached
 	if !st.done && !st.queued && st.unread() {
@@ -260,6 +261,11 @@ func (st *stream) release(bytes int64) {
 	for len(st.chunks) > 0 && st.chunks[0].read == st.chunks[0].ready && (len(st.chunks) > 1 || !st.filling) {
 		st.dropChunk()
 	}
+	st.returnCredit()
+}
+
+// returnCredit grants what was consumed, if it is worth a frame. Reader.mu is held.
+func (st *stream) returnCredit() {
 	if owed := st.consumed + st.reader.window - st.granted; st.session != nil && owed >= st.reader.creditStep {
 		st.grant(st.session, owed)
 	}
