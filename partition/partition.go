@@ -121,6 +121,7 @@ type overlay struct {
 }
 
 type flying struct {
+	epoch    int16 // of the batch: a newer holder of the producer begins at sequence 0 again
 	sequence int32
 	count    uint32
 	offset   wire.Offset
@@ -143,8 +144,13 @@ func New(cfg Config) *Partition {
 	}
 }
 
-// Bind names the proposer.
-func (p *Partition) Bind(proposer Proposer) { p.proposer = proposer }
+// Bind names the proposer once the state is what it was before the restart. A
+// trim that lies below the checkpoint is not applied again, so the log learns the
+// start here.
+func (p *Partition) Bind(proposer Proposer) {
+	p.proposer = proposer
+	p.log.Trim(p.state.start)
+}
 
 // SetPolicy changes the retention and whether quorum acknowledgements mean
 // synced records.
@@ -291,7 +297,7 @@ func (p *Partition) admit(b *placed, offset wire.Offset, term wire.Term, nowMs i
 	}
 	o.epoch = info.ProducerEpoch
 	o.next = addSequence(info.BaseSequence, count)
-	o.batches = append(o.batches, flying{sequence: info.BaseSequence, count: count, offset: offset})
+	o.batches = append(o.batches, flying{epoch: info.ProducerEpoch, sequence: info.BaseSequence, count: count, offset: offset})
 	return true
 }
 
@@ -302,7 +308,7 @@ func (p *Partition) answerDuplicate(b *placed, o *overlay, known *producer, next
 	if o != nil {
 		for i := range o.batches {
 			f := &o.batches[i]
-			if f.sequence == b.info.BaseSequence && f.count == count {
+			if f.epoch == b.info.ProducerEpoch && f.sequence == b.info.BaseSequence && f.count == count {
 				if b.acks != wire.AcksNone {
 					f.also = append(f.also, waiter{b.receiver, b.tag})
 				}

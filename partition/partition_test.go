@@ -231,6 +231,29 @@ func TestAGapInOneBatchDoesNotHoldUpOthers(t *testing.T) {
 	require.Equal(t, []outcome{ok(a, 0), ok(b, 1)}, h.got.take())
 }
 
+func TestRuleR3_DuplicateIsNotTakenForABatchOfAnOlderEpoch(t *testing.T) {
+	h := newHarness(t)
+	older := h.send(1, 0, 0, 3)
+	newer := h.send(1, 1, 0, 3)
+	h.part.Turn(1000)
+	again := h.send(1, 1, 0, 3)
+	large := testBatch(t, 9, 0, 0, groupBytes/10) // enough to be screened at once
+	info, err := wire.ParseBatch(large)
+	require.NoError(t, err)
+	require.NoError(t, h.part.Append(Append{Batch: large, Info: info, Acks: wire.AcksNone}))
+	h.part.Turn(1000)
+	h.log.commit(1)
+	require.ElementsMatch(t, []outcome{ok(older, 0), ok(newer, 3), duplicate(again, 3)}, h.got.take())
+}
+
+func TestTheLogLearnsTheStartOfARestoredState(t *testing.T) {
+	h := newHarness(t)
+	saved := &State{start: 40, next: 70, producers: newProducers()}
+	require.NoError(t, h.part.state.Restore(saved.Save(nil)))
+	h.part.Bind(h.log)
+	require.Equal(t, wire.Offset(40), h.log.trimmed)
+}
+
 func TestRuleR4_LeaderAcksComeFromMemoryAndSaySo(t *testing.T) {
 	h := newHarness(t)
 	tag := h.sendAcks(wire.NoProducerID, -1, -1, 2, wire.AcksLeader)
