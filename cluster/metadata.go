@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/replication"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -89,12 +90,20 @@ func (m *Metadata) Turn() {
 	commands := m.waiting
 	m.waiting = nil
 	m.mu.Unlock()
-	for _, c := range commands {
-		m.propose(term, c)
+	for i, c := range commands {
+		if m.propose(term, c) {
+			continue
+		}
+		m.mu.Lock()
+		m.waiting = append(commands[i:], m.waiting...)
+		m.mu.Unlock()
+		return
 	}
 }
 
-func (m *Metadata) propose(term wire.Term, c submitted) {
+// propose answers the command or puts it into the log. It reports false if it
+// must be tried again in a later turn: a job is taking space for it.
+func (m *Metadata) propose(term wire.Term, c submitted) bool {
 	body, err := json.Marshal(&c.command)
 	if err != nil {
 		panic(fmt.Sprintf("cluster: command does not marshal: %v", err))
@@ -102,6 +111,17 @@ func (m *Metadata) propose(term wire.Term, c submitted) {
 	data := make([]byte, wire.EntryPrefixSize, wire.EntryPrefixSize+len(body))
 	wire.PutEntryPrefix(data, wire.KindControl, 0, 0)
 	data = append(data, body...)
+	err = m.group.Reserve(wire.FrameSize(len(body)))
+	switch {
+	case errors.Is(err, log.ErrNotReady):
+		return false
+	case errors.Is(err, log.ErrDiskFull):
+		c.reply(Result{Err: &wire.Error{Code: wire.CodeDiskFull, Detail: fmt.Sprintf("metadata: %v", err)}})
+		return true
+	case err != nil:
+		c.reply(Result{Err: &wire.Error{Code: wire.CodeUnavailable, Detail: fmt.Sprintf("metadata: %v", err)}})
+		return true
+	}
 	// Applying may happen inside Propose, so the command is pending before it.
 	m.pending = append(m.pending, proposed{term: term, index: m.group.NextIndex(), reply: c.reply})
 	if _, err := m.group.Propose(data); err != nil {
@@ -112,6 +132,7 @@ func (m *Metadata) propose(term wire.Term, c submitted) {
 		}
 		c.reply(Result{Err: &wire.Error{Code: code, Detail: fmt.Sprintf("metadata: %v", err)}})
 	}
+	return true
 }
 
 // Apply implements replication.StateMachine.

@@ -99,6 +99,10 @@ type Group struct {
 	// appends waits for the log to become durable, oldest first: messages that
 	// promise an append are stepped when the durable ticket reaches it.
 	appends []pendingAppend
+	// held are messages to storage that wait for room in the log: the first is an
+	// append of wanted frame bytes, nothing may overtake it.
+	held    []raftpb.Message
+	wanted  int64
 	scratch []log.Entry
 	recycle func(data []byte)
 	fenced  error
@@ -232,7 +236,9 @@ func (g *Group) Campaign() {
 // Leading reports whether Propose takes entries, and the term to stamp into
 // them. A leader leads only once it has applied an entry of its own term: then
 // everything from earlier terms is applied too (RULES R3).
-func (g *Group) Leading() (wire.Term, bool) { return g.leadTerm, g.leading && g.fenced == nil }
+func (g *Group) Leading() (wire.Term, bool) {
+	return g.leadTerm, g.leading && g.fenced == nil && len(g.held) == 0
+}
 
 // NextOffset is the offset the next proposed record gets: one past the last
 // entry of the Raft log, committed or not.
@@ -255,7 +261,9 @@ func (g *Group) Err() error {
 // Propose appends one entry, of kind records or control, to the Raft log. data
 // (prefix and body) belongs to the group until OnRelease's function gets it
 // back. When Propose returns nil the entry has an index and is written, not
-// durable; whether it commits shows in StateMachine.Apply.
+// durable; whether it commits shows in StateMachine.Apply. Without room asked for
+// by Reserve it may be written in a later turn only; until then this replica does
+// not lead.
 func (g *Group) Propose(data []byte) (wire.Index, error) {
 	if err := g.Err(); err != nil {
 		return 0, err
@@ -263,12 +271,14 @@ func (g *Group) Propose(data []byte) (wire.Index, error) {
 	if !g.leading {
 		return 0, ErrNotLeading
 	}
-	var index wire.Index
+	if len(g.held) > 0 {
+		return 0, fmt.Errorf("%w: %w", ErrProposalDropped, log.ErrNotReady)
+	}
+	index := g.NextIndex()
 	err := ErrProposalDropped
 	g.guard(func() {
 		if err = g.node.Propose(data); err == nil {
 			g.advance()
-			index = g.log.LastIndex()
 		} else {
 			err = fmt.Errorf("%w: %w", ErrProposalDropped, err)
 		}
@@ -278,6 +288,10 @@ func (g *Group) Propose(data []byte) (wire.Index, error) {
 	}
 	return index, err
 }
+
+// Reserve asks the log for room for n frame bytes of control entries, see
+// log.Log.Reserve.
+func (g *Group) Reserve(n int64) error { return g.log.Reserve(n, false) }
 
 // Turn carries on with whatever inputs have arrived: finished syncs first.
 func (g *Group) Turn() {
@@ -336,25 +350,18 @@ func (g *Group) advance() {
 			return
 		}
 		g.stepDurable()
-		if !g.node.HasReady() {
-			break
-		}
-		rd := g.node.Ready()
-		if rd.SoftState != nil && rd.RaftState != raft.StateLeader {
-			g.leading = false
-		}
-		for i := range rd.Messages {
-			m := &rd.Messages[i]
-			switch m.Type {
-			case raftpb.MsgStorageAppend:
-				if !g.append(m) {
-					return
-				}
-			case raftpb.MsgStorageApply:
-				g.apply(m)
-			default:
-				// A group with one voter has nobody to talk to.
+		if len(g.held) == 0 {
+			if !g.node.HasReady() {
+				break
 			}
+			rd := g.node.Ready()
+			if rd.SoftState != nil && rd.RaftState != raft.StateLeader {
+				g.leading = false
+			}
+			g.held = rd.Messages
+		}
+		if !g.handle() {
+			break
 		}
 	}
 	if len(g.appends) > 0 {
@@ -363,6 +370,31 @@ func (g *Group) advance() {
 	if g.log.BytesSinceCheckpoint() >= g.checkpointBytes {
 		g.Checkpoint()
 	}
+}
+
+// handle carries out what raft asks for, in order. It reports false if the log
+// has no room for an entry, which a later turn will change, or after a fence.
+func (g *Group) handle() bool {
+	for len(g.held) > 0 {
+		m := &g.held[0]
+		switch m.Type {
+		case raftpb.MsgStorageAppend:
+			switch err := g.append(m); {
+			case errors.Is(err, log.ErrNotReady), errors.Is(err, log.ErrDiskFull), errors.Is(err, log.ErrResources):
+				return false
+			case err != nil:
+				g.fence(err)
+				return false
+			}
+		case raftpb.MsgStorageApply:
+			g.apply(m)
+		default:
+			// A group with one voter has nobody to talk to.
+		}
+		g.held = g.held[1:]
+	}
+	g.held = nil
+	return true
 }
 
 // stepDurable hands raft the messages whose appends are durable by now.
@@ -391,34 +423,55 @@ func (g *Group) step(messages []raftpb.Message) {
 }
 
 // append writes the hard state and entries of a MsgStorageAppend and remembers
-// its responses until they are durable. It reports false after a fence.
-func (g *Group) append(m *raftpb.Message) bool {
-	if m.Term != 0 || m.Vote != 0 || m.Commit != 0 {
-		old := g.log.HardState()
-		hard := log.HardState{Term: wire.Term(m.Term), Vote: m.Vote, Commit: wire.Index(m.Commit)}
-		g.log.SetHardState(hard, hard.Term != old.Term || hard.Vote != old.Vote)
-	}
+// its responses until they are durable. When the log has no room it is called
+// again with the same message.
+func (g *Group) append(m *raftpb.Message) error {
 	if len(m.Entries) > 0 {
 		g.scratch = g.scratch[:0]
 		for i := range m.Entries {
 			e, err := logEntry(&m.Entries[i])
 			if err != nil {
-				g.fence(err)
-				return false
+				return err
 			}
 			g.scratch = append(g.scratch, e)
 		}
-		err := g.log.Append(g.scratch)
-		clear(g.scratch)
-		if err != nil {
-			g.fence(err)
-			return false
+	}
+	if m.Term != 0 || m.Vote != 0 || m.Commit != 0 {
+		old := g.log.HardState()
+		hard := log.HardState{Term: wire.Term(m.Term), Vote: m.Vote, Commit: wire.Index(m.Commit)}
+		if hard != old {
+			g.log.SetHardState(hard, hard.Term != old.Term || hard.Vote != old.Vote)
+		}
+	}
+	if len(m.Entries) > 0 {
+		if err := g.write(); err != nil {
+			return err
 		}
 	}
 	if len(m.Responses) > 0 {
 		g.appends = append(g.appends, pendingAppend{ticket: g.log.Ticket(), responses: m.Responses})
 	}
-	return true
+	return nil
+}
+
+// write appends the entries in scratch. Usually whoever proposed them has asked
+// for room; the first entry of a term, for example, may find that the log has
+// closed its file meanwhile.
+func (g *Group) write() error {
+	defer clear(g.scratch)
+	if g.wanted > 0 {
+		if err := g.log.Reserve(g.wanted, false); err != nil {
+			return err
+		}
+		g.wanted = 0
+	}
+	err := g.log.Append(g.scratch)
+	if errors.Is(err, log.ErrNotReady) {
+		for i := range g.scratch {
+			g.wanted += wire.FrameSize(len(g.scratch[i].Data))
+		}
+	}
+	return err
 }
 
 func logEntry(e *raftpb.Entry) (log.Entry, error) {
