@@ -208,7 +208,9 @@ func (p *Partition) Turn(nowMs int64) (again bool) {
 		p.heldNext++
 		p.propose(d, term, nowMs)
 	}
-	return false
+	// What came while drafts were held joins the entry after those on their way; if
+	// none is, because all were refused, nothing else brings the next turn.
+	return len(p.pending) == 0 && p.mailbox.waiting() > 0
 }
 
 // propose screens the batches of a draft, lays out what is left and proposes it.

@@ -314,6 +314,18 @@ func TestAFullDiskRefusesRecordsAndAPreparationDelaysThem(t *testing.T) {
 	require.Equal(t, []outcome{ok(again, 0)}, h.got.take())
 }
 
+func TestWhatCameWhileDraftsWereHeldIsNotForgotten(t *testing.T) {
+	h := newHarness(t)
+	h.log.reserve = log.ErrNotReady
+	held := h.send(1, 0, 0, 1)
+	require.False(t, h.part.Turn(1000), "a job will bring the next turn")
+	later := h.send(2, 0, 0, 1)
+	h.log.reserve = log.ErrDiskFull
+	require.True(t, h.part.Turn(1000), "nothing else would bring the next turn")
+	require.False(t, h.part.Turn(1000))
+	require.Equal(t, []outcome{refused(held, wire.CodeDiskFull), refused(later, wire.CodeDiskFull)}, h.got.take())
+}
+
 func TestAFullMailboxPushesBack(t *testing.T) {
 	h := newHarness(t)
 	h.part.mailbox.limit = 200
