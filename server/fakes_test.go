@@ -119,8 +119,9 @@ func (b *fakeBackend) Admin(request wire.Message, reply func(wire.Message, error
 		b.mu.Unlock()
 		return
 	}
+	panicOn := b.panicOn
 	b.mu.Unlock()
-	if c, ok := request.(*wire.CreateRequest); ok && c.Name == b.panicOn {
+	if c, ok := request.(*wire.CreateRequest); ok && c.Name == panicOn {
 		panic("a bug in the administration")
 	}
 	go b.admin(request, reply)
@@ -297,6 +298,20 @@ func (r *fakeReplica) release() {
 	r.hold = false
 	r.mu.Unlock()
 	r.turn()
+}
+
+// turns is how many turns were offered to the loop and to a worker.
+func (r *fakeReplica) turns() (inline, handed int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.inline, r.handed
+}
+
+// stored is everything in the log.
+func (r *fakeReplica) stored() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.frames
 }
 
 // set changes fields under the lock.

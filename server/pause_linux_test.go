@@ -25,7 +25,6 @@ func TestPausingIsBuiltForThisGnet(t *testing.T) {
 
 func TestPauseStopsAndResumesReading(t *testing.T) {
 	n := startNode(t, Limits{})
-	require.NoError(t, n.engine.layoutErr)
 	c := dialOpen(t, n.address)
 	on := func(f func(s *session)) {
 		done := make(chan struct{})

@@ -56,8 +56,9 @@ func TestProduceIsAnsweredInlineWithoutWakingTheLoop(t *testing.T) {
 		require.Equal(t, wire.Receipt{Handle: h, BaseOffset: wire.Offset(3 * i), Epoch: 1, AppendTimeMs: 1, Replicas: 1}, receipt)
 	}
 	r := n.backend.replica("events", 0)
-	require.Equal(t, 10, r.inline)
-	require.Zero(t, r.handed)
+	inline, handed := r.turns()
+	require.Equal(t, 10, inline)
+	require.Zero(t, handed)
 	// Ticks wake the loop ten times a second; answers did not.
 	require.LessOrEqual(t, n.engine.counters.triggers.Load()-triggers, uint64(5))
 }
@@ -81,8 +82,9 @@ func TestProduceOfManyPartitionsInOneReadKicksEachOnce(t *testing.T) {
 	}
 	for p := range uint32(4) {
 		r := n.backend.replica("events", p)
-		require.EqualValues(t, 10, r.next)
-		require.LessOrEqual(t, r.inline+r.handed, 2, "one kick for each read, and 40 small frames are one read or two")
+		require.EqualValues(t, 10, r.info().NextOffset)
+		inline, handed := r.turns()
+		require.LessOrEqual(t, inline+handed, 2, "one kick for each read, and 40 small frames are one read or two")
 	}
 }
 
@@ -391,7 +393,9 @@ func TestHalfCloseGetsMoreRepliesThanTheSocketTakes(t *testing.T) {
 
 func TestAPanicEndsOneSessionOnly(t *testing.T) {
 	n := startNode(t, Limits{})
+	n.backend.mu.Lock()
 	n.backend.panicOn = "boom"
+	n.backend.mu.Unlock()
 	healthy := dialOpen(t, n.address)
 	c := dialOpen(t, n.address)
 	c.send(wire.OpCreate, 2, &wire.CreateRequest{Name: "boom", Kind: wire.Topic, Settings: wire.Settings{Partitions: 1}})

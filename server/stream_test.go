@@ -60,14 +60,14 @@ func TestALinkStreamsExactlyTheStoredBytes(t *testing.T) {
 	got := &streamed{}
 	id := c.link(h, 1000, 300_000)
 	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 1 })
-	require.True(t, bytes.Equal(r.frames[r.bases[1000]:], got.bytes), "%d bytes instead of %d", len(got.bytes), len(r.frames)-r.bases[1000])
+	require.True(t, bytes.Equal(r.stored()[1000*wire.FrameSize(3001):], got.bytes), "%d bytes instead of %d", len(got.bytes), 4000*wire.FrameSize(3001))
 	require.EqualValues(t, 5000, got.next)
 
 	// What comes later is pushed, and the end is told once more.
 	before := len(got.bytes)
 	numbered(r, 1, 100)
 	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 2 })
-	require.Equal(t, r.frames[len(r.frames)-(len(got.bytes)-before):], got.bytes[before:])
+	require.Equal(t, r.stored()[len(r.stored())-(len(got.bytes)-before):], got.bytes[before:])
 	require.EqualValues(t, 5001, got.next)
 }
 
@@ -80,10 +80,10 @@ func TestCreditIsNeverExceededAndResumesTheLink(t *testing.T) {
 	h := c.open("events", 0)
 	id := c.link(h, 0, 0)
 	got := 0
-	for credit := uint32(1); got < len(r.frames); credit *= 2 {
+	for credit := uint32(1); got < len(r.stored()); credit *= 2 {
 		c.send(wire.OpLinkCredit, id, &wire.LinkCredit{Credit: credit})
 		c.send(wire.OpPing, 5, &wire.PingRequest{})
-		for granted := min(int(credit), len(r.frames)-got); granted > 0; {
+		for granted := min(int(credit), len(r.stored())-got); granted > 0; {
 			f := c.read()
 			if f.Opcode == wire.OpPing {
 				continue
@@ -91,7 +91,7 @@ func TestCreditIsNeverExceededAndResumesTheLink(t *testing.T) {
 			require.Equal(t, wire.OpDeliver, f.Opcode)
 			k := len(f.body) - wire.DeliverPrefixSize
 			require.LessOrEqual(t, k, granted)
-			require.Equal(t, r.frames[got:got+k], f.body[wire.DeliverPrefixSize:])
+			require.Equal(t, r.stored()[got:got+k], f.body[wire.DeliverPrefixSize:])
 			got += k
 			granted -= k
 		}
@@ -135,7 +135,7 @@ func TestLinksOfOneConnectionTakeTurns(t *testing.T) {
 	})
 	require.Zero(t, unfair, "one link ran ahead of another by more than a turn")
 	for id, l := range links {
-		require.True(t, bytes.Equal(n.backend.replica("events", id-1).frames, l.bytes))
+		require.True(t, bytes.Equal(n.backend.replica("events", id-1).stored(), l.bytes))
 	}
 }
 
@@ -151,7 +151,7 @@ func TestASlowReaderLosesNothingAndHoldsOnePiece(t *testing.T) {
 	n.engine.eachSession(func(s *session) { buffered <- s.conn.OutboundBuffered() + s.sending.size() + s.out.pending.size() })
 	require.LessOrEqual(t, <-buffered, pieceBytes+deliverHead)
 	got := &streamed{}
-	for len(got.bytes) < len(r.frames) {
+	for len(got.bytes) < len(r.stored()) {
 		f := c.read()
 		require.Equal(t, id, f.ID)
 		got.bytes = append(got.bytes, f.body[wire.DeliverPrefixSize:]...)
@@ -159,7 +159,7 @@ func TestASlowReaderLosesNothingAndHoldsOnePiece(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	require.True(t, bytes.Equal(r.frames, got.bytes))
+	require.True(t, bytes.Equal(r.stored(), got.bytes))
 	require.NotZero(t, n.engine.counters.preads.Load())
 }
 
@@ -179,7 +179,7 @@ func TestAStreamAndRepliesShareAConnection(t *testing.T) {
 		}
 	}()
 	var got []byte
-	for next := uint32(100); len(got) < len(r.frames) || next < 100+pings; {
+	for next := uint32(100); len(got) < len(r.stored()) || next < 100+pings; {
 		f := c.read()
 		if f.Opcode == wire.OpPing {
 			require.Equal(t, next, f.ID)
@@ -188,7 +188,7 @@ func TestAStreamAndRepliesShareAConnection(t *testing.T) {
 		}
 		got = append(got, f.body[wire.DeliverPrefixSize:]...)
 	}
-	require.True(t, bytes.Equal(r.frames, got))
+	require.True(t, bytes.Equal(r.stored(), got))
 }
 
 func TestColdRangesAreMadeResidentFirst(t *testing.T) {
@@ -196,16 +196,17 @@ func TestColdRangesAreMadeResidentFirst(t *testing.T) {
 	n.backend.create(wire.Topic, "events", 1)
 	r := n.backend.replica("events", 0)
 	numbered(r, 1000, 1000)
-	for at := range len(r.frames) {
-		if at%pieceBytes == 0 {
+	size := len(r.stored())
+	r.set(func() {
+		for at := 0; at < size; at += pieceBytes {
 			r.cold[at] = true
 		}
-	}
+	})
 	c := dialOpen(t, n.address)
 	got := &streamed{}
 	id := c.link(c.open("events", 0), 0, 4<<20)
 	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 1 })
-	require.True(t, bytes.Equal(r.frames, got.bytes))
+	require.True(t, bytes.Equal(r.stored(), got.bytes))
 	require.NotZero(t, n.engine.counters.cold.Load())
 }
 
@@ -214,12 +215,12 @@ func TestWithoutMapsFramesAreRead(t *testing.T) {
 	n.backend.create(wire.Topic, "events", 1)
 	r := n.backend.replica("events", 0)
 	numbered(r, 1000, 1000)
-	r.unmap = true
+	r.set(func() { r.unmap = true })
 	c := dialOpen(t, n.address)
 	got := &streamed{}
 	id := c.link(c.open("events", 0), 0, 100_000)
 	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 1 })
-	require.True(t, bytes.Equal(r.frames, got.bytes))
+	require.True(t, bytes.Equal(r.stored(), got.bytes))
 	require.NotZero(t, n.engine.counters.preads.Load())
 }
 
@@ -242,7 +243,10 @@ func TestClosingALink(t *testing.T) {
 	var m wire.LinkClosed
 	require.NoError(t, m.Parse(f.body))
 	require.Equal(t, wire.CodeOK, m.Code)
-	require.Empty(t, n.backend.replica("events", 0).parked)
+	r := n.backend.replica("events", 0)
+	r.mu.Lock()
+	require.Empty(t, r.parked)
+	r.mu.Unlock()
 	c.send(wire.OpLinkClose, id, &wire.LinkClose{})
 	require.NoError(t, m.Parse(c.read().body))
 	require.Equal(t, wire.CodeUnknownLink, m.Code)
@@ -310,9 +314,7 @@ func TestManyReadersOnOneLoopAllGetEverything(t *testing.T) {
 				}
 				got = append(got, f.body[wire.DeliverPrefixSize:]...)
 			}
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			if !bytes.Equal(r.frames, got) {
+			if !bytes.Equal(r.stored()[:len(got)], got) {
 				done <- fmt.Errorf("reader %d: other bytes", i)
 				return
 			}
