@@ -91,6 +91,16 @@ func isTerminal(w any) bool {
 	return err == nil
 }
 
+// terminalWidth is the number of columns of a terminal, 80 if it does not tell.
+func terminalWidth(w any) int {
+	if f, ok := w.(*os.File); ok {
+		if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
+			return int(size.Col)
+		}
+	}
+	return 80
+}
+
 // outputQueueBytes bounds what waits for a slow stdout, in bytes. When it is
 // reached, append blocks.
 const outputQueueBytes = 1 << 20

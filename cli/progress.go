@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/progress"
+	"github.com/jedib0t/go-pretty/v6/text"
 )
 
 const (
@@ -65,13 +66,16 @@ func (p *progressBar) draw(w io.Writer) {
 	if p.bytes {
 		units = progress.UnitsBytes
 	}
-	tracker := &progress.Tracker{Message: p.message, Total: p.total, Units: units, RemoveOnCompletion: true}
+	tracker := &progress.Tracker{Message: p.message, Total: p.total, Units: units}
+	screen := &countingWriter{w: w}
 	writer := progress.NewWriter()
-	writer.SetOutputWriter(w)
+	writer.SetOutputWriter(screen)
+	writer.SetTerminalWidth(terminalWidth(w)) // a line that wraps could not be drawn over
 	writer.SetStyle(progress.StyleBlocks)
-	writer.SetTrackerLength(30)
+	writer.SetTrackerLength(20)
 	writer.SetTrackerPosition(progress.PositionRight)
 	writer.SetUpdateFrequency(progressInterval)
+	writer.Style().Options.TimeInProgressPrecision = 100 * time.Millisecond
 	writer.Style().Visibility.Speed = true
 	writer.Style().Visibility.ETA = p.total > 0
 	writer.Style().Visibility.TrackerOverall = false
@@ -91,9 +95,23 @@ func (p *progressBar) draw(w io.Writer) {
 			}
 		}
 	}
-	tracker.MarkAsDone()
 	writer.Stop()
 	rendering.Wait()
+	if screen.bytes > 0 {
+		fmt.Fprint(w, text.CursorUp.Sprint(), text.EraseLine.Sprint()) // take the bar away
+	}
+}
+
+// countingWriter knows whether anything was written.
+type countingWriter struct {
+	w     io.Writer
+	bytes int
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.bytes += n
+	return n, err
 }
 
 func (p *progressBar) print(w io.Writer) {
@@ -105,14 +123,14 @@ func (p *progressBar) print(w io.Writer) {
 			return
 		case <-ticks.C:
 			n := p.value.Load()
-			text := formatCount(n)
+			done := formatCount(n)
 			if p.bytes {
-				text = formatSize(n)
+				done = formatSize(n)
 			}
 			if p.total > 0 {
-				fmt.Fprintf(w, "%s: %s (%d %%)\n", p.message, text, n*100/p.total)
+				fmt.Fprintf(w, "%s: %s (%d %%)\n", p.message, done, n*100/p.total)
 			} else {
-				fmt.Fprintf(w, "%s: %s\n", p.message, text)
+				fmt.Fprintf(w, "%s: %s\n", p.message, done)
 			}
 		}
 	}
