@@ -1,0 +1,115 @@
+package sim
+
+import (
+	"encoding/binary"
+	"path"
+	"strings"
+
+	"github.com/lockstepmq/lockstep/vfs"
+)
+
+// Mutant is a protection that is taken away, to show that the simulation would
+// notice its absence.
+type Mutant int
+
+const (
+	// NoMutant is the real thing.
+	NoMutant Mutant = iota
+	// NoSync makes File.Sync do nothing.
+	NoSync
+	// LateSync makes File.Sync return before its work is done: it happens with
+	// the file's next Sync. So a durable ticket comes too early.
+	LateSync
+	// NoSyncDir makes FS.SyncDir do nothing.
+	NoSyncDir
+	// IgnoredSyncError makes File.Sync hide an error.
+	IgnoredSyncError
+	// NoHardState makes writes to the file of hard states do nothing.
+	NoHardState
+	// AckBeforeSync opens partitions in a mode that acknowledges before it syncs.
+	AckBeforeSync
+	// ForgottenProducers restores checkpoints without the dedupe table.
+	ForgottenProducers
+	// EarlyRemoval removes a destination's directories when its deletion is
+	// asked for, not when it is committed.
+	EarlyRemoval
+)
+
+// mutate wraps the file system as the mutant needs it.
+func (m Mutant) mutate(disk vfs.FS) vfs.FS {
+	switch m {
+	case NoSync, LateSync, NoSyncDir, IgnoredSyncError, NoHardState:
+		return &mutantFS{disk, m}
+	}
+	return disk
+}
+
+type mutantFS struct {
+	vfs.FS
+	mutant Mutant
+}
+
+type mutantFile struct {
+	vfs.File
+	mutant Mutant
+	name   string
+	owed   bool // a sync was promised and not done
+}
+
+func (f *mutantFS) wrap(file vfs.File, name string, err error) (vfs.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &mutantFile{File: file, mutant: f.mutant, name: name}, nil
+}
+
+func (f *mutantFS) Create(name string) (vfs.File, error) {
+	file, err := f.FS.Create(name)
+	return f.wrap(file, name, err)
+}
+
+func (f *mutantFS) Open(name string) (vfs.File, error) {
+	file, err := f.FS.Open(name)
+	return f.wrap(file, name, err)
+}
+
+func (f *mutantFS) SyncDir(dir string) error {
+	if f.mutant == NoSyncDir {
+		return nil
+	}
+	return f.FS.SyncDir(dir)
+}
+
+func (f *mutantFile) Sync() error {
+	switch f.mutant {
+	case NoSync:
+		return nil
+	case LateSync:
+		// What is written until the next Sync stays unsynced, as if the answer
+		// of this one had been believed too early.
+		if strings.HasSuffix(f.name, ".segment") {
+			f.owed = !f.owed
+			if f.owed {
+				return nil
+			}
+		}
+	case IgnoredSyncError:
+		_ = f.File.Sync()
+		return nil
+	}
+	return f.File.Sync()
+}
+
+func (f *mutantFile) WriteAt(p []byte, off int64) (int, error) {
+	if f.mutant == NoHardState && path.Base(f.name) == "hardstate" {
+		return len(p), nil
+	}
+	return f.File.WriteAt(p, off)
+}
+
+// withoutProducers cuts the dedupe table out of a partition's saved state: 20
+// bytes in front of it, then the number of producers.
+func withoutProducers(state []byte) []byte {
+	const header = 20
+	return binary.LittleEndian.AppendUint32(append([]byte(nil), state[:header]...), 0)
+}

@@ -1,0 +1,151 @@
+package sim
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// read reads from a random offset by copying.
+func (s *Simulation) read() {
+	if r := s.anyReplica(); r != nil && !r.closed {
+		s.readFrom(r, s.someOffset(r), 1+s.random.IntN(6), r.copy)
+	}
+}
+
+// view reads from a random offset through mapped memory.
+func (s *Simulation) view() {
+	if r := s.anyReplica(); r != nil && !r.closed {
+		s.readFrom(r, s.someOffset(r), 1+s.random.IntN(6), r.look)
+	}
+}
+
+// readAll reads everything there is.
+func (s *Simulation) readAll(r *replica) { s.readFrom(r, r.state.Start(), 1<<30, r.copy) }
+
+func (s *Simulation) someOffset(r *replica) wire.Offset {
+	start, next := r.state.Start(), r.log.Watermark().Next
+	return start + wire.Offset(s.random.Uint64N(uint64(next-start)+1))
+}
+
+// readFrom reads pieces of the stream at an offset and compares every frame in
+// them with the model.
+func (s *Simulation) readFrom(r *replica, offset wire.Offset, pieces int, fetch func(log.Position, int) ([]byte, log.Position, error)) {
+	h := &r.model.history
+	mark := r.log.Watermark()
+	at, base, err := r.log.Locate(offset)
+	if err != nil {
+		if !s.excused() {
+			s.fail("%s: offset %d of [%d, %d) is not found: %v", h.name, offset, r.state.Start(), mark.Next, err)
+		}
+		return
+	}
+	var stream []byte
+	for range pieces {
+		piece, next, err := fetch(at, 1+s.random.IntN(64<<10))
+		if err != nil {
+			if !s.excused() {
+				s.fail("%s: reading at %+v: %v", h.name, at, err)
+			}
+			return
+		}
+		if len(piece) == 0 && next == at {
+			if at != mark.Position {
+				s.fail("%s: reading ends at %+v, the high watermark is at %+v", h.name, at, mark.Position)
+			}
+			break
+		}
+		stream, at = append(stream, piece...), next
+	}
+	if offset == mark.Next {
+		if len(stream) > 0 {
+			s.fail("%s: %d bytes are read at the high watermark", h.name, len(stream))
+		}
+		return
+	}
+	next := s.frames(h, stream, base)
+	if len(stream) > 0 && base > offset || at == mark.Position && next != mark.Next {
+		s.fail("%s: reading from offset %d gave [%d, %d) of %d", h.name, offset, base, next, mark.Next)
+	}
+}
+
+// frames compares whole frames at the start of a stream with the model and
+// returns one past the last offset in them.
+func (s *Simulation) frames(h *history, stream []byte, next wire.Offset) wire.Offset {
+	for len(stream) >= wire.FrameHeaderSize {
+		f, err := wire.ParseFrameHeader(stream)
+		if err != nil {
+			s.fail("%s: reading offset %d: %v", h.name, next, err)
+		}
+		if int64(len(stream)) < f.FrameSize() {
+			break
+		}
+		body := stream[wire.FrameHeaderSize : wire.FrameHeaderSize+int(f.BodyLength)]
+		k := h.at(f.Index)
+		if k == nil {
+			s.fail("%s: reading gave entry %d, which is not committed", h.name, f.Index)
+		}
+		if f.Kind != wire.KindRecords || f.BaseOffset != next || wire.Checksum(body) != f.BodyCRC {
+			s.fail("%s: reading offset %d gave %+v with body %08x", h.name, next, f, wire.Checksum(body))
+		}
+		h.compare(f.Index, k, &known{
+			kind: f.Kind, term: f.Term, base: f.BaseOffset, count: f.RecordCount, timeMs: f.AppendTimeMs, body: f.BodyCRC,
+		})
+		s.counts[Read]++
+		next = f.NextOffset()
+		stream = stream[f.FrameSize():]
+	}
+	return next
+}
+
+// copy fetches by ReadAt.
+func (r *replica) copy(at log.Position, limit int) ([]byte, log.Position, error) {
+	buf := make([]byte, limit)
+	n, next, err := r.log.ReadAt(at, buf)
+	return buf[:n], next, err
+}
+
+// look fetches by View.
+func (r *replica) look(at log.Position, limit int) ([]byte, log.Position, error) {
+	v, err := r.log.View(at, limit)
+	if errors.Is(err, log.ErrCold) {
+		if err = r.log.Populate(at, limit); err == nil {
+			v, err = r.log.View(at, limit)
+		}
+	}
+	if err != nil {
+		return nil, at, err
+	}
+	defer v.Release()
+	return slices.Concat(v.Slices...), v.Next, nil
+}
+
+// lookUpTime asks for the first offset at or after a time.
+func (s *Simulation) lookUpTime() {
+	r := s.anyReplica()
+	if r == nil || r.closed {
+		return
+	}
+	h, mark := &r.model.history, r.log.Watermark()
+	ms := s.nowMs - s.random.Int64N(30_000)
+	got, err := r.log.LocateTime(ms)
+	if err != nil {
+		if !s.excused() {
+			s.fail("%s: time %d is not found: %v", h.name, ms, err)
+		}
+		return
+	}
+	want := mark.Next
+	for i := range h.entries {
+		if k := &h.entries[i]; k.kind == wire.KindRecords && k.timeMs >= ms && k.next() > r.state.Start() {
+			want = max(k.base, r.state.Start())
+			break
+		}
+	}
+	if got != min(want, mark.Next) {
+		s.fail("%s: time %d is at offset %d, the model says %d", h.name, ms, got, want)
+	}
+	s.counts[TimeLookup]++
+}

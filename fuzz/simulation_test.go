@@ -1,0 +1,118 @@
+package fuzz
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/cryptotest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/fuzz/sim"
+)
+
+var (
+	simDuration = flag.Duration("sim.duration", 5*time.Second, "how long TestSimulation tries seeds")
+	simSeed     = flag.Uint64("seed", 0, "run this seed of TestSimulation alone and print its trace; 0 tries many")
+	simSteps    = flag.Int("sim.steps", 0, "steps of one simulation; 0 means its default")
+	simFirst    = flag.Uint64("sim.first", 1, "the first seed that TestSimulation tries")
+)
+
+// simulate runs one seed with raft's randomness fixed.
+func simulate(t *testing.T, o sim.Options) *sim.Result {
+	cryptotest.SetGlobalRandom(t, o.Seed)
+	return sim.Run(o)
+}
+
+// TestSimulation runs the broker's core on a disk that loses power, fails and
+// fills up, one seed after the other, and checks that nothing acknowledged is
+// lost, doubled, moved or changed (RELIABILITY F1, F5 to F8, F11, F12, F16, F20).
+func TestSimulation(t *testing.T) {
+	if *simSeed != 0 {
+		result := simulate(t, sim.Options{Seed: *simSeed, Steps: *simSteps})
+		t.Log("trace:\n" + strings.Join(result.Trace, "\n"))
+		if result.Err != nil {
+			complain(t, *simSeed, result)
+		}
+		return
+	}
+	var counts sim.Counts
+	seeds := 0
+	began := time.Now()
+	for seed := *simFirst; time.Since(began) < *simDuration; seed++ {
+		result := simulate(t, sim.Options{Seed: seed, Steps: *simSteps})
+		if result.Err != nil {
+			complain(t, seed, result)
+		}
+		counts.Add(&result.Counts)
+		seeds++
+	}
+	took := time.Since(began)
+	t.Logf("%d seeds in %.1f s, %.1f seeds/s", seeds, took.Seconds(), float64(seeds)/took.Seconds())
+	for e := range sim.EventCount {
+		t.Logf("%9d %s", counts[e], e)
+	}
+	for e := range sim.EventCount {
+		require.NotZero(t, counts[e], "it never came to this: %s", e)
+	}
+}
+
+// shrinkFor is how long a failing seed is made smaller before it is printed.
+const shrinkFor = 20 * time.Second
+
+// complain shrinks a failing run and prints what a person needs to replay it.
+func complain(t *testing.T, seed uint64, result *sim.Result) {
+	t.Helper()
+	deadline := time.Now().Add(shrinkFor)
+	small, shrunk := sim.Shrink(sim.Options{Seed: seed, Steps: *simSteps}, func() bool {
+		cryptotest.SetGlobalRandom(t, seed)
+		return time.Now().Before(deadline)
+	})
+	kept := 0
+	for i := range small.Steps {
+		if i >= len(small.Skip) || !small.Skip[i] {
+			kept++
+		}
+	}
+	const lines = 150
+	tail := shrunk.Trace[max(0, len(shrunk.Trace)-lines):]
+	t.Fatalf("seed %d, step %d: %v\nreplay: go test ./fuzz -run 'TestSimulation$' -seed %d -sim.steps %d -v\n"+
+		"shrunk to %d steps, which end with: %v\nthe newest %d of %d lines of its trace:\n%s",
+		seed, result.Step, result.Err, seed, *simSteps, kept, shrunk.Err, len(tail), len(shrunk.Trace), strings.Join(tail, "\n"))
+}
+
+// TestSimulationIsDeterministic runs seeds twice: everything that happens is the
+// same, or no failure could be replayed.
+func TestSimulationIsDeterministic(t *testing.T) {
+	for seed := uint64(1); seed <= 5; seed++ {
+		first := simulate(t, sim.Options{Seed: seed})
+		second := simulate(t, sim.Options{Seed: seed})
+		for i := range min(len(first.Trace), len(second.Trace)) {
+			require.Equal(t, first.Trace[i], second.Trace[i], "seed %d, line %d", seed, i)
+		}
+		require.Equal(t, first.Hash, second.Hash, "seed %d", seed)
+	}
+}
+
+// caught runs a mutant until the simulation notices it.
+func caught(t *testing.T, mutant sim.Mutant, seeds uint64) {
+	t.Helper()
+	for seed := uint64(1); seed <= seeds; seed++ {
+		if result := simulate(t, sim.Options{Seed: seed, Mutant: mutant}); result.Err != nil {
+			t.Logf("caught with seed %d at step %d: %.300s", seed, result.Step, fmt.Sprint(result.Err))
+			return
+		}
+	}
+	t.Fatalf("not caught in %d seeds", seeds)
+}
+
+func TestSimulationCatches_SyncThatDoesNothing(t *testing.T)          { caught(t, sim.NoSync, 10) }
+func TestSimulationCatches_DurableTooEarly(t *testing.T)              { caught(t, sim.LateSync, 10) }
+func TestSimulationCatches_DirectorySyncThatDoesNothing(t *testing.T) { caught(t, sim.NoSyncDir, 20) }
+func TestSimulationCatches_IgnoredSyncError(t *testing.T)             { caught(t, sim.IgnoredSyncError, 100) }
+func TestSimulationCatches_HardStateNotWritten(t *testing.T)          { caught(t, sim.NoHardState, 100) }
+func TestSimulationCatches_AcknowledgedBeforeSynced(t *testing.T)     { caught(t, sim.AckBeforeSync, 10) }
+func TestSimulationCatches_ForgottenProducers(t *testing.T)           { caught(t, sim.ForgottenProducers, 20) }
+func TestSimulationCatches_RemovalBeforeCommit(t *testing.T)          { caught(t, sim.EarlyRemoval, 20) }
