@@ -1,0 +1,134 @@
+package server
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func TestAdmissionCountsThreeDescriptorsWhileRegistering(t *testing.T) {
+	limits, err := Limits{DescriptorReserve: 10}.withDefaults(20)
+	require.NoError(t, err)
+	require.Equal(t, 10, limits.descriptors)
+	require.Equal(t, 8, limits.Connections, "the last one needs three to come in")
+	a := admission{limits: &limits, addresses: make(map[netip.Addr]int)}
+	address := netip.MustParseAddr("192.0.2.1")
+	for range 3 {
+		require.NoError(t, a.admit(address))
+	}
+	require.ErrorIs(t, a.admit(address), errTooManyConnections, "nine are in use, three more would be twelve")
+	for range 3 {
+		a.registered()
+	}
+	for range 5 {
+		require.NoError(t, a.admit(address))
+		a.registered()
+	}
+	require.ErrorIs(t, a.admit(address), errTooManyConnections)
+	for range 8 {
+		a.release(address)
+	}
+	require.Zero(t, a.total)
+	require.Zero(t, a.registering)
+	require.Empty(t, a.addresses)
+}
+
+func TestAdmissionOfOneAddress(t *testing.T) {
+	limits, err := Limits{ConnectionsPerAddress: 2}.withDefaults(1000)
+	require.NoError(t, err)
+	a := admission{limits: &limits, addresses: make(map[netip.Addr]int)}
+	one, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	require.NoError(t, a.admit(one))
+	require.NoError(t, a.admit(one))
+	require.ErrorIs(t, a.admit(one), errTooManyFromAddress)
+	require.NoError(t, a.admit(other))
+	a.release(one)
+	require.NoError(t, a.admit(one))
+}
+
+type zonedConn struct{ net.Conn }
+
+func (zonedConn) LocalAddr() net.Addr  { return localZoned }
+func (zonedConn) RemoteAddr() net.Addr { return remoteZoned }
+
+var localZoned, remoteZoned *net.TCPAddr
+
+func TestZonesAreKeptFromGnet(t *testing.T) {
+	localZoned = &net.TCPAddr{IP: net.ParseIP("fe80::1"), Zone: "eth0"}
+	remoteZoned = &net.TCPAddr{IP: net.ParseIP("fe80::2"), Zone: "eth0"}
+	require.Equal(t, netip.MustParseAddr("fe80::2"), addressOf(zonedConn{}))
+	require.Empty(t, localZoned.Zone)
+	require.Empty(t, remoteZoned.Zone)
+	mapped := &net.TCPAddr{IP: net.ParseIP("::ffff:192.0.2.1")}
+	remoteZoned = mapped
+	require.Equal(t, netip.MustParseAddr("192.0.2.1"), addressOf(zonedConn{}))
+}
+
+// openDescriptors counts this process's open files.
+func openDescriptors(t *testing.T) uint64 {
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return uint64(len(entries))
+}
+
+// lowerDescriptors leaves this process with room for n more files.
+func lowerDescriptors(t *testing.T, n uint64) uint64 {
+	t.Helper()
+	var before unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	lowered := before
+	lowered.Cur = openDescriptors(t) + n
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &lowered))
+	t.Cleanup(func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before)) })
+	return lowered.Cur
+}
+
+func TestRunningOutOfDescriptorsIsSurvived(t *testing.T) {
+	// The acceptor is told of far more descriptors than there are.
+	n := startNode(t, Limits{LogLines: 1000}, func(o *engineOptions) { o.descriptors = 100_000 })
+	served := dialOpen(t, n.address)
+	lowerDescriptors(t, 40)
+	flood := startAttack(t, attack{Mode: "idle", Address: n.address, Connections: 200})
+	eventually(t, "EMFILE", func() bool { return n.engine.counters.acceptErrors.Load() > 0 })
+	served.send(wire.OpPing, 2, &wire.PingRequest{})
+	require.Equal(t, wire.CodeOK, served.answer(2).code())
+	require.Contains(t, n.log.String(), "too many open files")
+	flood.stop()
+	eventually(t, "only one session", func() bool { return n.engine.counters.sessions.Load() == 1 })
+	dialOpen(t, n.address)
+}
+
+// F24 of RELIABILITY: floods against a low limit, and storage always gets its
+// files.
+func TestTheReserveOfDescriptorsIsKept(t *testing.T) {
+	const rounds, reserve = 100, 64
+	limit := lowerDescriptors(t, 256)
+	n := startNode(t, Limits{LogLines: 1000, DescriptorReserve: int(limit) - 256 + reserve})
+	served := dialOpen(t, n.address)
+	for round := range rounds {
+		flood := startAttack(t, attack{Mode: "idle", Address: n.address, Connections: 512})
+		var files []*os.File
+		for range reserve / 2 {
+			f, err := os.Open("/proc/self/stat")
+			require.NoError(t, err, "round %d, file %d", round, len(files))
+			files = append(files, f)
+		}
+		for _, f := range files {
+			require.NoError(t, f.Close())
+		}
+		served.send(wire.OpPing, 2, &wire.PingRequest{})
+		require.Equal(t, wire.CodeOK, served.answer(2).code(), "round %d", round)
+		flood.stop()
+		eventually(t, "only one session", func() bool { return n.engine.counters.sessions.Load() == 1 })
+	}
+	require.NotZero(t, n.engine.counters.refusedTotal.Load())
+	require.Zero(t, n.engine.counters.acceptErrors.Load())
+	t.Logf("%d floods of 512 connections under a limit of %d descriptors, %d connections refused",
+		rounds, limit, n.engine.counters.refusedTotal.Load())
+}

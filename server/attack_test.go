@@ -1,0 +1,296 @@
+package server
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Attackers are a process of their own, so that their descriptors and memory are
+// not the broker's: this test binary, started again.
+
+// attack says what the attackers do.
+type attack struct {
+	Mode        string // see attackModes
+	Address     string
+	Connections int
+	Destination string
+}
+
+// attackEnvironment carries an attack, as JSON, to the attackers' process.
+const attackEnvironment = "LOCKSTEP_TEST_ATTACK"
+
+// attackers is the running process.
+type attackers struct {
+	t       *testing.T
+	command *exec.Cmd
+	stdin   io.WriteCloser
+	stdout  *bufio.Reader
+	stopped bool
+	// Connected is how many connections the attackers got.
+	Connected int
+}
+
+// startAttack returns when all connections are made or refused.
+func startAttack(t *testing.T, a attack) *attackers {
+	t.Helper()
+	encoded, err := json.Marshal(a)
+	require.NoError(t, err)
+	p := &attackers{t: t, command: exec.Command(os.Args[0], "-test.run=^TestAttackerProcess$")}
+	p.command.Env = append(os.Environ(), attackEnvironment+"="+string(encoded))
+	p.command.Stderr = os.Stderr
+	p.stdin, err = p.command.StdinPipe()
+	require.NoError(t, err)
+	stdout, err := p.command.StdoutPipe()
+	require.NoError(t, err)
+	p.stdout = bufio.NewReader(stdout)
+	require.NoError(t, p.command.Start())
+	t.Cleanup(p.stop)
+	line, err := p.stdout.ReadString('\n')
+	require.NoError(t, err)
+	_, err = fmt.Sscanf(line, "connected %d", &p.Connected)
+	require.NoError(t, err, line)
+	return p
+}
+
+// stop ends the attack; the process is gone when it returns.
+func (p *attackers) stop() {
+	if p.stopped {
+		return
+	}
+	p.stopped = true
+	_ = p.stdin.Close()
+	_, _ = io.Copy(io.Discard, p.stdout)
+	require.NoError(p.t, p.command.Wait())
+}
+
+// TestAttackerProcess is the attackers' process. On its own it does nothing.
+func TestAttackerProcess(t *testing.T) {
+	encoded := os.Getenv(attackEnvironment)
+	if encoded == "" {
+		return
+	}
+	var a attack
+	require.NoError(t, json.Unmarshal([]byte(encoded), &a))
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	limit.Cur = limit.Max
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+
+	victims := make([]*victim, a.Connections)
+	var wg sync.WaitGroup
+	dials := make(chan struct{}, 32)
+	for i := range victims {
+		dials <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-dials }()
+			conn, err := net.DialTimeout("tcp", a.Address, 5*time.Second)
+			if err == nil {
+				victims[i] = &victim{conn: conn.(*net.TCPConn)}
+				victims[i].begin(a, i)
+			}
+		})
+	}
+	wg.Wait()
+	connected := 0
+	for _, v := range victims {
+		if v != nil {
+			connected++
+		}
+	}
+	fmt.Printf("connected %d\n", connected)
+	end := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(end)
+	}()
+	second := time.NewTicker(time.Second)
+	for {
+		select {
+		case <-end:
+			os.Exit(0)
+		case <-second.C:
+			for _, v := range victims {
+				if v != nil {
+					v.drip()
+				}
+			}
+		}
+	}
+}
+
+// victim is one connection of an attacker.
+type victim struct {
+	conn *net.TCPConn
+	rest []byte // sent a byte a second
+}
+
+// begin does what the mode does at once.
+func (v *victim) begin(a attack, i int) {
+	hello := append([]byte(wire.Preface), frameOf(wire.OpHello, 1, &wire.HelloRequest{MinVersion: 1, MaxVersion: 1})...)
+	switch a.Mode {
+	case "idle":
+	case "drip": // half of them before HELLO, half of them in a frame
+		if i%2 == 0 {
+			v.rest = hello
+			break
+		}
+		_, _ = v.conn.Write(hello)
+		v.rest = frameOf(wire.OpProduce, 2, &wire.ProduceRequest{Batch: make([]byte, 1<<20)})
+	case "stall": // consumers that never read
+		_ = v.conn.SetReadBuffer(4096)
+		b := append(hello, frameOf(wire.OpOpenPartition, 2, &wire.OpenPartitionRequest{Destination: a.Destination})...)
+		b = append(b, frameOf(wire.OpLinkOpen, 3, &wire.LinkOpenRequest{Handle: 1, Credit: 1 << 30})...)
+		_, _ = v.conn.Write(b)
+	default:
+		panic("unknown mode " + a.Mode)
+	}
+}
+
+func (v *victim) drip() {
+	if len(v.rest) > 0 {
+		_, _ = v.conn.Write(v.rest[:1])
+		v.rest = v.rest[1:]
+	}
+}
+
+// residentBytes is the memory of this process that is in RAM and is not files.
+func residentBytes(t *testing.T) int64 {
+	status, err := os.ReadFile("/proc/self/status")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			require.NoError(t, err)
+			return kib << 10
+		}
+	}
+	t.Fatal("no RssAnon in /proc/self/status")
+	return 0
+}
+
+// healthyClient produces and pings until stopped, and measures how long it waits.
+type healthyClient struct {
+	c         *rawClient
+	handle    uint32
+	latencies []time.Duration
+	records   wire.Offset
+}
+
+func (h *healthyClient) run(t *testing.T, d time.Duration) {
+	batch, _ := testBatch(t, strings.Repeat("v", 1000))
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		begin := time.Now()
+		h.c.send(wire.OpProduce, 7, &wire.ProduceRequest{Handle: h.handle, Acks: wire.AcksQuorum, Batch: batch})
+		var receipt wire.Receipt
+		h.c.ok(h.c.answer(7), &receipt)
+		h.latencies = append(h.latencies, time.Since(begin))
+		require.Equal(t, h.records, receipt.BaseOffset)
+		h.records++
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func (h *healthyClient) percentile(p float64) time.Duration {
+	sorted := slices.Sorted(slices.Values(h.latencies))
+	return sorted[int(float64(len(sorted)-1)*p)]
+}
+
+// TestAttackers is the last bar of RELIABILITY §6.4: ten thousand connections
+// that send a byte a second, and consumers that never read. Memory grows by 64
+// MiB at most, all of them are closed at their deadlines, and a healthy client
+// gets its answers.
+func TestAttackers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs for half a minute")
+	}
+	limit, err := descriptorLimit()
+	require.NoError(t, err)
+	limits := Limits{ConnectionsPerAddress: 1 << 20, WriteTimeout: 4 * time.Second}
+	effective, err := limits.withDefaults(limit)
+	require.NoError(t, err)
+	for _, test := range []struct {
+		mode        string
+		connections int
+	}{
+		{"drip", min(10_000, effective.Connections-100)},
+		{"stall", min(500, effective.Connections-100)},
+	} {
+		t.Run(test.mode, func(t *testing.T) {
+			log := &lockedBuffer{}
+			s, err := Start(t.Context(), Config{
+				DataDir: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", HTTP: "off", Limits: limits,
+				Logger: slog.New(slog.NewTextHandler(log, nil)),
+			})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, s.Close(t.Context())) }()
+			c := &s.engine.counters
+			admin := dialOpen(t, s.Addr())
+			for i, name := range []string{"healthy", "big"} {
+				admin.send(wire.OpCreate, uint32(2+i), &wire.CreateRequest{Name: name, Kind: wire.Topic, Settings: wire.Settings{
+					Partitions: 1, Sync: wire.SyncOS, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+				}})
+				require.Equal(t, wire.CodeOK, admin.answer(uint32(2+i)).code())
+			}
+			big := admin.open("big", 0)
+			batch, _ := testBatch(t, strings.Repeat("x", 256<<10))
+			for range 64 { // more than any socket takes
+				admin.send(wire.OpProduce, 9, &wire.ProduceRequest{Handle: big, Acks: wire.AcksQuorum, Batch: batch})
+				require.Equal(t, wire.CodeOK, admin.answer(9).code())
+			}
+			admin.conn.Close()
+
+			healthy := &healthyClient{c: dialOpen(t, s.Addr())}
+			healthy.handle = healthy.c.open("healthy", 0)
+			healthy.run(t, 2*time.Second)
+			quiet := healthy.percentile(0.99)
+			healthy.latencies = nil
+
+			runtime.GC()
+			debug.FreeOSMemory()
+			before := residentBytes(t)
+			grown := int64(0)
+			begin := time.Now()
+			attackers := startAttack(t, attack{Mode: test.mode, Address: s.Addr(), Connections: test.connections, Destination: "big"})
+			for time.Since(begin) < 30*time.Second && c.sessions.Load() > 1 {
+				healthy.run(t, 200*time.Millisecond)
+				grown = max(grown, residentBytes(t)-before)
+			}
+			loaded := healthy.percentile(0.99)
+			t.Logf("%s: %d connections of %d wanted (descriptor limit %d), gone after %v; memory +%.1f MiB; healthy p99 %v, before %v",
+				test.mode, attackers.Connected, test.connections, limit, time.Since(begin).Round(time.Second), float64(grown)/(1<<20), loaded, quiet)
+			require.Equal(t, test.connections, attackers.Connected)
+			require.EqualValues(t, 1, c.sessions.Load(), "attackers are still there")
+			require.LessOrEqual(t, grown, int64(64<<20))
+			require.Less(t, loaded, max(2*quiet, 50*time.Millisecond))
+			require.Zero(t, c.panics.Load())
+			if test.mode == "drip" {
+				require.EqualValues(t, test.connections/2, c.closed[closedHandshake].Load())
+				require.EqualValues(t, test.connections/2, c.closed[closedFrame].Load())
+			} else {
+				require.EqualValues(t, test.connections, c.closed[closedWrite].Load())
+			}
+			attackers.stop()
+			healthy.run(t, 100*time.Millisecond)
+		})
+	}
+}
