@@ -235,10 +235,10 @@ func (g *Group) Campaign() {
 
 // Leading reports whether Propose takes entries, and the term to stamp into
 // them. A leader leads only once it has applied an entry of its own term: then
-// everything from earlier terms is applied too (RULES R3).
-func (g *Group) Leading() (wire.Term, bool) {
-	return g.leadTerm, g.leading && g.fenced == nil && len(g.held) == 0
-}
+// everything from earlier terms is applied too (RULES R3). Within one term it
+// becomes true once and false once: what is proposed and not applied is safe to
+// forget only with the term.
+func (g *Group) Leading() (wire.Term, bool) { return g.leadTerm, g.leading && g.fenced == nil }
 
 // NextOffset is the offset the next proposed record gets: one past the last
 // entry of the Raft log, committed or not.
@@ -262,8 +262,8 @@ func (g *Group) Err() error {
 // (prefix and body) belongs to the group until OnRelease's function gets it
 // back. When Propose returns nil the entry has an index and is written, not
 // durable; whether it commits shows in StateMachine.Apply. Without room asked for
-// by Reserve it may be written in a later turn only; until then this replica does
-// not lead.
+// by Reserve it may be written in a later turn only; until then Propose returns
+// ErrProposalDropped with log.ErrNotReady.
 func (g *Group) Propose(data []byte) (wire.Index, error) {
 	if err := g.Err(); err != nil {
 		return 0, err
