@@ -666,7 +666,9 @@ func (r *recovery) cut() error {
 	var gone []string
 	for k := range r.segments {
 		s := r.segments[k]
-		if r.clean || k+1 < written && r.segments[k+1].Previous().Index <= r.limit {
+		// A segment that ends at the limit may have been truncated there, which is
+		// not durable yet.
+		if r.clean || k+1 < written && r.segments[k+1].Previous().Index < r.limit {
 			continue
 		}
 		if fenced && r.link.Index > r.limit {
