@@ -87,6 +87,7 @@ type Group struct {
 	state           StateMachine
 	confState       raftpb.ConfState
 	checkpointBytes int64
+	checkpointTried int64 // bytes since the last checkpoint when the next was asked for, 0 if it was not
 	logger          *slog.Logger
 
 	applied       wire.Index
@@ -367,7 +368,20 @@ func (g *Group) advance() {
 	if len(g.appends) > 0 {
 		g.log.Sync()
 	}
-	if g.log.BytesSinceCheckpoint() >= g.checkpointBytes {
+	g.checkpointIfDue()
+}
+
+// checkpointIfDue asks for a checkpoint when enough was written since the last
+// one. One that a full disk has prevented is tried again after a quarter more,
+// not in every turn.
+func (g *Group) checkpointIfDue() {
+	n := g.log.BytesSinceCheckpoint()
+	switch {
+	case n < g.checkpointBytes:
+		g.checkpointTried = 0
+	case g.log.CheckpointPending():
+	case g.checkpointTried == 0 || n-g.checkpointTried >= g.checkpointBytes/4:
+		g.checkpointTried = n
 		g.Checkpoint()
 	}
 }
