@@ -22,4 +22,4 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestKill' -v -timeout 4h -kill.cycles 10000
 
 figures: build ## the table of docs/performance.md
-	bash scripts/figures dist/lockstep
+	go run ./scripts/figures -binary dist/lockstep -rounds 5
