@@ -173,7 +173,7 @@ func (a *accumulator) sendable() bool {
 		return true
 	case p.renew:
 		return false // it must not get the old identity
-	case b != a.open, b.due, p.flushing > 0:
+	case b != a.open, b.due, p.flushing > 0, len(p.waiting) > 0:
 		return true
 	}
 	return p.options.linger == 0 && a.inFlight == 0

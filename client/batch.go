@@ -109,13 +109,18 @@ func (t *Ticket) complete(r Receipt, err error) {
 	}
 }
 
-// reset makes a batch ready for its next life. The builder and the slices keep
-// their memory.
+// reset makes a batch from the pool ready for its next life. The builder and the
+// slices keep their memory.
 func (b *batch) reset(indexed bool) {
-	builder, promises := b.builder, b.promises
-	clear(promises)
-	*b = batch{builder: builder, promises: promises[:0]}
+	*b = batch{builder: b.builder, promises: b.promises[:0]}
 	b.builder.Reset(indexed)
+}
+
+// recycle puts a batch that nobody refers to any more into the pool.
+func (b *batch) recycle() {
+	clear(b.promises) // what the functions hold on to is not kept alive
+	b.lane, b.session = nil, nil
+	batches.Put(b)
 }
 
 // size is the number of bytes that the batch counts in the session's limits.

@@ -135,7 +135,7 @@ func newProducerOptions(opts []ProducerOption) (producerOptions, error) {
 	o := producerOptions{
 		batchBytes:         64 << 10,
 		inFlight:           16,
-		maxBufferedBytes:   64 << 20,
+		maxBufferedBytes:   4 << 20,
 		maxBufferedRecords: 1 << 20,
 		deliveryTimeout:    30 * time.Second,
 		acks:               AcksQuorum,
@@ -184,7 +184,11 @@ func BatchBytes(n int) ProducerOption { return func(o *producerOptions) { o.batc
 func InFlight(n int) ProducerOption { return func(o *producerOptions) { o.inFlight = n } }
 
 // MaxBufferedBytes bounds the unanswered records of a producer by their size.
-// When it is reached, sends wait. Default: 64 MiB.
+// When it is reached, sends wait, and batches leave before they are full or have
+// lingered. Into an empty buffer any record fits. Default: 4 MiB; a larger buffer
+// lets batches go cold before they are checksummed and written, which costs an
+// unbounded sender 0.75 µs instead of 0.47 µs of CPU for a record of 1 KiB, the
+// peer's share included.
 func MaxBufferedBytes(n int64) ProducerOption {
 	return func(o *producerOptions) { o.maxBufferedBytes = n }
 }

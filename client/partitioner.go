@@ -95,7 +95,5 @@ func (p *Producer) place(b *batch) {
 			last.started = b.started
 		}
 	}
-	if len(p.free) < freeBatches {
-		p.free = append(p.free, b)
-	}
+	b.recycle()
 }

@@ -9,9 +9,10 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// freeBatches bounds the batches a producer keeps for reuse. More are left to
-// the garbage collector.
-const freeBatches = 64
+// batches keeps batches with their buffers for reuse by all producers. How many
+// are in use at once is bounded by the producers' buffers; the garbage collector
+// takes those that have not been in use for a while.
+var batches = sync.Pool{New: func() any { return new(batch) }}
 
 // Producer sends records to one destination.
 //
@@ -59,7 +60,6 @@ type Producer struct {
 	flushed         []chan struct{} // closed when nothing is buffered
 	completed       []*batch        // completed under this lock, not finished yet
 	callbacks       []*batch        // for the callback goroutine; bounded by the buffer
-	free            []*batch
 }
 
 // Producer opens a producer for a destination. Errors: wire.CodeUnknownDestination,
@@ -218,6 +218,9 @@ func (p *Producer) waitForSpace(ctx context.Context, bytes int64) error {
 	w := spaceWaiters.Get().(*spaceWaiter)
 	w.bytes = bytes
 	p.waiting = append(p.waiting, w)
+	for _, a := range p.lanes {
+		a.signal()
+	}
 	p.mu.Unlock()
 	var err error
 	select {
@@ -259,16 +262,9 @@ func (p *Producer) wakeWaiting() {
 	}
 }
 
-// newBatch takes a batch from the free list or makes one.
+// newBatch takes a batch from the pool.
 func (p *Producer) newBatch() *batch {
-	var b *batch
-	if n := len(p.free); n > 0 {
-		b = p.free[n-1]
-		p.free[n-1] = nil
-		p.free = p.free[:n-1]
-	} else {
-		b = new(batch)
-	}
+	b := batches.Get().(*batch)
 	b.reset(p.layout.recordIndex)
 	return b
 }
@@ -346,8 +342,8 @@ func (p *Producer) release(b *batch) {
 	if p.bufferedBytes < 0 || p.bufferedRecords < 0 {
 		panic(fmt.Sprintf("client: %d records of %d bytes are buffered", p.bufferedRecords, p.bufferedBytes))
 	}
-	if !b.abandoned && !b.writing && len(p.free) < freeBatches {
-		p.free = append(p.free, b)
+	if !b.abandoned && !b.writing {
+		b.recycle()
 	}
 	p.wakeWaiting()
 	if p.bufferedRecords == 0 {

@@ -412,6 +412,17 @@ func TestTheBufferLimitMakesSendsWait(t *testing.T) {
 	}
 }
 
+func TestAFullBufferDoesNotWaitForTheLinger(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 4)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d", Linger(time.Hour), MaxBufferedRecords(5))
+	for i := range 21 {
+		_, err := p.SendAsync(testContext(t), &Record{Key: fmt.Appendf(nil, "%d", i)})
+		require.NoError(t, err)
+	}
+}
+
 func TestSendFuncKeepsOrderAndCallsFromOneGoroutine(t *testing.T) {
 	b := startBroker(t)
 	b.create("d", Topic, 1)
