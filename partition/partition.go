@@ -99,6 +99,7 @@ type Partition struct {
 	proposer  Proposer
 	synced    bool
 	retention Retention
+	weak      wire.Offset // records below it may have been applied before they were synced
 
 	held     []*draft // taken from the mailbox, [heldNext:] not proposed yet
 	heldNext int
@@ -154,7 +155,12 @@ func (p *Partition) Bind(proposer Proposer) {
 
 // SetPolicy changes the retention and whether quorum acknowledgements mean
 // synced records.
-func (p *Partition) SetPolicy(r Retention, synced bool) { p.retention, p.synced = r, synced }
+func (p *Partition) SetPolicy(r Retention, synced bool) {
+	if synced && !p.synced {
+		p.weak = p.state.next
+	}
+	p.retention, p.synced = r, synced
+}
 
 // Reject answers everything that waits in the mailbox with the reason err.
 func (p *Partition) Reject(err error) {
@@ -322,6 +328,7 @@ func (p *Partition) answerDuplicate(b *placed, o *overlay, known *producer, next
 		if offset, ok := known.find(b.info.BaseSequence, count); ok {
 			r := p.receipt(offset, term, known.lastMs)
 			r.Duplicate = true
+			r.Synced = r.Synced && offset >= p.weak
 			b.answer(r, wire.CodeOK)
 			return
 		}

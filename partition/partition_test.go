@@ -246,6 +246,23 @@ func TestRuleR3_DuplicateIsNotTakenForABatchOfAnOlderEpoch(t *testing.T) {
 	require.ElementsMatch(t, []outcome{ok(older, 0), ok(newer, 3), duplicate(again, 3)}, h.got.take())
 }
 
+func TestDuplicateOfARecordFromAWeakerSyncModeIsNotCalledSynced(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	h.part.SetPolicy(Retention{}, false)
+	h.send(1, 0, 0, 2)
+	h.part.Turn(1000)
+	h.part.SetPolicy(Retention{}, true)
+	h.send(1, 0, 2, 2)
+	h.part.Turn(1000)
+	h.got.take()
+	weak, strong := h.send(1, 0, 0, 2), h.send(1, 0, 2, 2)
+	h.part.Turn(1000)
+	want := duplicate(weak, 0)
+	want.receipt.Synced = false
+	require.Equal(t, []outcome{want, duplicate(strong, 2)}, h.got.take())
+}
+
 func TestTheLogLearnsTheStartOfARestoredState(t *testing.T) {
 	h := newHarness(t)
 	saved := &State{start: 40, next: 70, producers: newProducers()}
