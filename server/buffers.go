@@ -54,6 +54,14 @@ func (b *buffer) size() int {
 	return len(b.bytes)
 }
 
+// capacity is the memory that b, which may be nil, takes.
+func (b *buffer) capacity() int {
+	if b == nil {
+		return 0
+	}
+	return cap(b.bytes)
+}
+
 // free gives the buffer back; freeing nil does nothing. Nothing may refer to its
 // bytes any more.
 func (b *buffer) free() {

@@ -471,6 +471,8 @@ func startNode(t *testing.T, limits Limits, change ...func(*engineOptions)) *tes
 		require.Zero(t, n.engine.counters.sessions.Load(), "sessions are left")
 		require.Zero(t, n.engine.counters.links.Load(), "links are left")
 		require.Zero(t, n.engine.counters.inFlight.Load(), "requests are left")
+		require.Zero(t, n.engine.counters.inbound.Load(), "unfinished frames are left")
+		require.Zero(t, n.engine.counters.outbound.Load(), "replies are left")
 		require.Zero(t, n.engine.counters.paused.Load(), "the gauge of paused sessions is off")
 	})
 	return n

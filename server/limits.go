@@ -49,8 +49,8 @@ type Limits struct {
 	// InFlightRequests is how many requests of one connection may wait for their
 	// answer. Default 1,024; then its socket is not read until half are answered.
 	InFlightRequests int
-	// InFlightBytes is how many bytes those requests may hold. Default 16 MiB,
-	// never below one frame; same reaction.
+	// InFlightBytes is how many bytes those requests may hold. Default 16 MiB; same
+	// reaction. The request that reaches it is still taken.
 	InFlightBytes int
 	// OutboxBytes is how many bytes of replies may wait for one client to read
 	// them. Default 1 MiB; then its socket is not read until half are gone.
@@ -64,6 +64,15 @@ type Limits struct {
 	// LinkCredit is how many bytes of credit one link may hold. Default 64 MiB;
 	// more is clamped.
 	LinkCredit int
+
+	// InboundBytes is how much memory unfinished frames of all connections may take
+	// together. Default 256 MiB; then a connection that needs more than 64 KiB for
+	// its frame is answered BUSY and closed.
+	InboundBytes int
+	// OutboundBytes is how many bytes of replies may wait for all clients that do
+	// not read. Default 256 MiB; then such a connection with more than 64 KiB
+	// waiting is closed.
+	OutboundBytes int
 
 	// LogLines is how many lines a second each kind of bad input may write to the
 	// log. Default 5; the rest is counted.
@@ -88,6 +97,8 @@ const (
 	// inlineTurnBytes is up to what size the work of one read is done by the
 	// loop itself when the partition is idle; above it a worker is woken.
 	inlineTurnBytes = 64 << 10
+	// fairBytes is what a connection may hold when a budget of all is used up.
+	fairBytes = 64 << 10
 	// populateBytes is how much of a cold range is made resident at once.
 	populateBytes = 1 << 20
 	// goodbyes is how many refused connections may linger for their BUSY frame.
@@ -135,12 +146,14 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 	setInt(&l.Handles, 4096)
 	setInt(&l.Links, 1024)
 	setInt(&l.LinkCredit, 64<<20)
+	setInt(&l.InboundBytes, 256<<20)
+	setInt(&l.OutboundBytes, 256<<20)
 	setInt(&l.LogLines, 5)
 	for name, value := range map[string]int{
 		"Connections": l.Connections, "ConnectionsPerAddress": l.ConnectionsPerAddress, "Registering": l.Registering,
 		"DescriptorReserve": l.DescriptorReserve, "LingerBytes": l.LingerBytes, "InFlightRequests": l.InFlightRequests,
 		"InFlightBytes": l.InFlightBytes, "OutboxBytes": l.OutboxBytes, "Handles": l.Handles, "Links": l.Links,
-		"LinkCredit": l.LinkCredit, "LogLines": l.LogLines,
+		"LinkCredit": l.LinkCredit, "LogLines": l.LogLines, "InboundBytes": l.InboundBytes, "OutboundBytes": l.OutboundBytes,
 		"HandshakeTimeout": int(l.HandshakeTimeout), "FrameTimeout": int(l.FrameTimeout), "IdleTimeout": int(l.IdleTimeout),
 		"WriteTimeout": int(l.WriteTimeout), "LingerTimeout": int(l.LingerTimeout),
 	} {

@@ -74,6 +74,7 @@ type session struct {
 	sending  *buffer // taken from the outbox, [sent:] not written yet
 	sent     int
 	buffered int // what gnet had to write at the last look
+	held     int // bytes counted in counters.outbound
 
 	handles  []*handle // by number − 1
 	handleOf map[handleKey]*handle
@@ -164,9 +165,9 @@ func (s *session) parse(in []byte) {
 	}
 	s.keep(in)
 	switch {
+	case s.phase >= phaseClosing:
 	case s.halfClosed && !s.full: // a frame cut short
-		s.rest.free()
-		s.rest, s.parsed = nil, 0
+		s.freeRest()
 	case s.full:
 		s.frameSince = 0
 		if !s.paused || arrived > 0 { // gnet reads again when its own buffer runs empty
@@ -189,15 +190,28 @@ func (s *session) keep(in []byte) {
 		s.rest.bytes = append(s.rest.bytes[:0], s.rest.bytes[s.parsed:]...)
 		s.parsed = 0
 	}
+	before := s.rest.capacity()
 	s.rest = s.rest.room(len(in))
 	s.rest.bytes = append(s.rest.bytes, in...)
+	if grown := s.rest.capacity() - before; grown > 0 {
+		total := s.engine.counters.inbound.Add(int64(grown))
+		if total > int64(s.engine.limits.InboundBytes) && s.rest.capacity() > fairBytes {
+			s.fail(0, 0, wire.Errorf(wire.CodeBusy, "unfinished frames of all clients take %d bytes", total))
+		}
+	}
+}
+
+// freeRest drops what is unparsed.
+func (s *session) freeRest() {
+	s.engine.counters.inbound.Add(-int64(s.rest.capacity()))
+	s.rest.free()
+	s.rest, s.parsed = nil, 0
 }
 
 // trim frees rest once all of it is parsed.
 func (s *session) trim() {
 	if s.parsed == s.rest.size() {
-		s.rest.free()
-		s.rest, s.parsed = nil, 0
+		s.freeRest()
 	}
 }
 
@@ -327,6 +341,7 @@ func (s *session) flush() (room bool) {
 		room = s.out.roomLocked(l)
 		s.out.mu.Unlock()
 		if s.sending == nil {
+			s.hold(0)
 			s.observe(0)
 			return room
 		}
@@ -338,12 +353,25 @@ func (s *session) flush() (room bool) {
 		s.observe(n)
 		if s.sent < s.sending.size() {
 			s.handOver()
+			if s.phase != phaseClosed {
+				s.hold(s.sending.size() - s.sent)
+			}
 			return false
 		}
 		s.sending.free()
 		s.sending, s.sent = nil, 0
 	}
 	return false
+}
+
+// hold notes how many bytes wait for a client that does not read. If that is too
+// much for all clients together, those that hold more than their share go.
+func (s *session) hold(n int) {
+	total := s.engine.counters.outbound.Add(int64(n - s.held))
+	s.held = n
+	if total > int64(s.engine.limits.OutboundBytes) && n > fairBytes {
+		s.close(closedWrite, fmt.Errorf("%d bytes wait for clients that do not read", total))
+	}
 }
 
 // handOver gives gnet the next piece of what the socket did not take: it writes
@@ -484,8 +512,7 @@ func (s *session) fail(op wire.Opcode, id uint32, err error) {
 	s.out.mu.Unlock()
 	s.phase = phaseClosing
 	s.closingSince = s.loop.now
-	s.rest.free()
-	s.rest, s.parsed = nil, 0
+	s.freeRest()
 	s.closeLinks()
 	s.resume() // to see the client hang up
 	s.loop.wheel.schedule(&s.timer, s.closingSince+s.engine.limits.WriteTimeout)
@@ -623,9 +650,8 @@ func (s *session) disconnected(c gnet.Conn, endOfStream bool, err error) {
 // takeOver duplicates the socket if something is owed to the client.
 func (s *session) takeOver(c gnet.Conn) bool {
 	s.closeLinks()
-	if s.rest != nil && !s.full {
-		s.rest.free() // a frame cut short
-		s.rest, s.parsed = nil, 0
+	if !s.full {
+		s.freeRest() // a frame cut short
 	}
 	residue := c.OutboundBuffered()
 	if residue == 0 && s.answered() {
@@ -679,9 +705,10 @@ func (s *session) forget() {
 	}
 	s.loop.wheel.remove(&s.timer)
 	delete(s.loop.sessions, s)
-	s.rest.free()
+	s.freeRest()
 	s.sending.free()
-	s.rest, s.sending = nil, nil
+	s.sending = nil
+	s.hold(0)
 	s.out.mu.Lock()
 	s.out.closed = true
 	s.out.pending.free()

@@ -339,6 +339,41 @@ func TestAClientThatReadsNoRepliesIsPausedAndThenClosed(t *testing.T) {
 	require.EqualValues(t, 1, n.engine.counters.sessions.Load())
 }
 
+func TestUnfinishedFramesOfAllClientsAreBounded(t *testing.T) {
+	n := startNode(t, Limits{InboundBytes: 3 << 20})
+	head := wire.AppendHeader(nil, wire.Header{Length: wire.MaxFrameBytes, Opcode: wire.OpProduce, Version: 1, ID: 2})
+	first := dialOpen(t, n.address)
+	first.write(append(head, make([]byte, 1500<<10)...))
+	eventually(t, "1.5 MiB", func() bool { return n.engine.counters.inbound.Load() == 2<<20 })
+	second := dialOpen(t, n.address)
+	second.write(append(head, make([]byte, 1500<<10)...))
+	require.Equal(t, wire.CodeBusy, second.read().code())
+	third := dialOpen(t, n.address) // who needs little is served all the same
+	third.write(append(head, make([]byte, 2000<<10)...)[:50_000])
+	eventually(t, "a kept beginning", func() bool { return n.engine.counters.inbound.Load() > 2<<20 })
+	require.EqualValues(t, 1, n.engine.counters.errors[wire.CodeBusy].Load())
+}
+
+func TestRepliesOfAllClientsThatDoNotReadAreBounded(t *testing.T) {
+	n := startNode(t, Limits{OutboundBytes: 200 << 10})
+	for i := range 100 {
+		n.backend.create(wire.Topic, fmt.Sprintf("a-destination-with-a-long-name-%d", i), 4)
+	}
+	c := dialOpen(t, n.address)
+	go func() {
+		request := frameOf(wire.OpMetadata, 3, &wire.MetadataRequest{})
+		for {
+			if _, err := c.conn.Write(request); err != nil {
+				return
+			}
+		}
+	}()
+	begin := time.Now()
+	eventually(t, "close", func() bool { return n.engine.counters.closed[closedWrite].Load() == 1 })
+	require.Less(t, time.Since(begin), n.engine.limits.WriteTimeout)
+	require.Contains(t, n.log.String(), "wait for clients that do not read")
+}
+
 func TestHalfCloseGetsItsReplies(t *testing.T) {
 	for _, inline := range []bool{true, false} {
 		t.Run(fmt.Sprintf("inline=%v", inline), func(t *testing.T) {
