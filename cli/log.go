@@ -217,26 +217,30 @@ func verify(c *cobra.Command, dir string) (logTotals, error) {
 	return t, err
 }
 
-// verifyBatches checks the batches inside a whole frame.
+// verifyBatches checks the batches inside a whole frame: the checksum that each
+// producer made, the records, and that their offsets follow each other.
 func verifyBatches(f log.InspectedFrame) error {
 	if f.Header.Kind != wire.KindRecords {
 		return nil
 	}
-	var records uint32
+	next := f.Header.BaseOffset
 	for rest := f.Body; len(rest) > 0; {
 		var b wire.BodyBatch
 		var err error
 		if b, rest, err = wire.NextBodyBatch(rest); err != nil {
 			return err
 		}
-		info, err := wire.ParseBatch(b.Batch)
+		info, err := wire.ValidateBatch(b.Batch, b.Index, wire.BatchLimits{})
 		if err != nil {
 			return err
 		}
-		records += uint32(info.RecordCount)
+		if info.BaseOffset != next {
+			return fmt.Errorf("batch starts at offset %d and not at %d", info.BaseOffset, next)
+		}
+		next = info.NextOffset()
 	}
-	if records != f.Header.RecordCount {
-		return fmt.Errorf("batches hold %d records, the header says %d", records, f.Header.RecordCount)
+	if next != f.Header.NextOffset() {
+		return fmt.Errorf("batches end at offset %d, the header says %d", next, f.Header.NextOffset())
 	}
 	return nil
 }

@@ -1,0 +1,411 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/bench"
+	"github.com/lockstepmq/lockstep/server"
+)
+
+// startServer runs a broker in this process and returns its address and data directory.
+func startServer(t *testing.T) (address, data string) {
+	t.Helper()
+	data = t.TempDir()
+	s, err := server.Start(context.Background(), server.Config{DataDir: data, Listen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close(context.Background())) })
+	return s.Addr(), data
+}
+
+// at is a shell whose commands go to a broker.
+func at(address string, stdin string) shell {
+	return shell{env: map[string]string{"LOCKSTEP_SERVER": address}, stdin: strings.NewReader(stdin)}
+}
+
+// must runs a command that has to succeed and returns its stdout.
+func must(t *testing.T, s shell, args ...string) string {
+	t.Helper()
+	got := s.run(context.Background(), args...)
+	require.Equal(t, 0, got.code, "%v: %s", args, got.stderr)
+	return got.stdout
+}
+
+func TestAFirstSession(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "alice:3 apples\nbob:1 pear\nalice:2 plums\n")
+	require.Equal(t, "created queue \"orders\" (4 partitions)\n", must(t, sh, "queue", "create", "orders", "--partitions", "4"))
+	require.Equal(t, "created topic \"events\" (2 partitions)\n",
+		must(t, sh, "topic", "create", "events", "--partitions", "2", "--retention-time", "24h", "--retention-bytes", "10GiB"))
+	must(t, sh, "produce", "orders", "-K", ":")
+	lines := strings.Split(must(t, sh, "consume", "orders", "-e", "-f", `%k=%v\n`), "\n")
+	require.ElementsMatch(t, []string{"alice=3 apples", "alice=2 plums", "bob=1 pear", ""}, lines)
+	require.Less(t, indexOf(lines, "alice=3 apples"), indexOf(lines, "alice=2 plums"), "a key keeps its order")
+
+	require.Regexp(t, `(?m)^orders +4 +1 +disk +quorum-fsync +unlimited +3 `, must(t, sh, "queue", "ls"))
+	require.Regexp(t, `(?m)^events +2 +1 +disk +quorum-fsync +1d, 10 GiB +0 `, must(t, sh, "topic", "ls"))
+	require.Equal(t, "altered topic \"events\" (2 partitions)\n", must(t, sh, "topic", "alter", "events", "--retention-time", "48h"))
+	require.Contains(t, must(t, sh, "topic", "describe", "events"), "\nRetention:   2d, 10 GiB\n")
+	var d destinationJSON
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "topic", "describe", "events", "-o", "json")), &d))
+	require.Equal(t, int64(48*3600*1000), *d.RetentionTimeMs)
+	require.Len(t, d.Partitions, 2)
+	require.Equal(t, "removed topic \"events\"\n", must(t, sh, "topic", "rm", "events"))
+	require.Equal(t, "", must(t, sh, "topic", "rm", "events", "--if-exists"))
+	require.Equal(t, "[]\n", must(t, sh, "topic", "ls", "-o", "json"))
+	require.Equal(t, "exists already: queue \"orders\" (4 partitions)\n", must(t, sh, "queue", "create", "orders", "--if-not-exists"))
+
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"produce", "nope"}, `destination "nope" not found; create it with: lockstep queue create nope`},
+		{[]string{"consume", "nope"}, `destination "nope" not found; create it with: lockstep queue create nope`},
+		{[]string{"topic", "rm", "nope"}, `topic "nope" not found; create it with: lockstep topic create nope`},
+		{[]string{"topic", "describe", "orders"}, `"orders" is a queue, not a topic; work with it by: lockstep queue`},
+		{[]string{"queue", "create", "orders"}, `queue "orders" already exists; look at it with: lockstep queue describe orders, or pass --if-not-exists`},
+		{[]string{"topic", "create", "orders", "--if-not-exists"}, `"orders" is a queue, not a topic; work with it by: lockstep queue`},
+		{[]string{"consume", "orders", "--partition", "9"}, `queue "orders" has no partition 9: it has 4 partitions, counted from 0; list them with: lockstep queue describe orders`},
+	} {
+		got := sh.run(context.Background(), c.args...)
+		require.Equal(t, outcome{1, "", "lockstep: " + c.want + "\n"}, got)
+	}
+}
+
+func indexOf(lines []string, line string) int {
+	for i, l := range lines {
+		if l == line {
+			return i
+		}
+	}
+	return -1
+}
+
+// testFile is text of lines between 0 bytes and 200 KiB, without a last newline.
+func testFile(size int) []byte {
+	r := rand.New(rand.NewPCG(3, 4))
+	var b []byte
+	for len(b) < size {
+		n := r.IntN(300)
+		switch r.IntN(100) {
+		case 0:
+			n = r.IntN(200 << 10)
+		case 1, 2, 3:
+			n = 0
+		}
+		for range n {
+			b = append(b, byte(' '+r.IntN(95)))
+		}
+		b = append(b, '\n')
+	}
+	return append(b, "the end has no newline"...)
+}
+
+func TestAFileComesBackByteForByte(t *testing.T) {
+	address, _ := startServer(t)
+	file := testFile(20 << 20)
+	for _, codec := range []string{"none", "zstd"} {
+		name := "file-" + codec
+		must(t, at(address, ""), "queue", "create", name)
+		got := at(address, string(file)).run(context.Background(), "produce", name, "--compression", codec)
+		require.Equal(t, 0, got.code, got.stderr)
+		newlines := int64(bytes.Count(file, []byte("\n")))
+		require.Contains(t, got.stderr, fmt.Sprintf("%s records (%s) acknowledged by queue %q in ",
+			formatCount(newlines+1), formatSize(int64(len(file))-newlines), name))
+		require.Empty(t, got.stdout)
+		require.True(t, must(t, at(address, ""), "consume", name, "-e") == string(file), "compares equal")
+	}
+}
+
+func TestConsumeStartsAndStopsWhereItIsTold(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "a\nb\nc\nd\n")
+	must(t, sh, "topic", "create", "events", "--partitions", "2")
+	must(t, sh, "produce", "events", "--partition", "1", "-H", "k=v")
+	for _, c := range []struct {
+		args string
+		want string
+	}{
+		{"-e", "a\nb\nc\nd\n"},
+		{"-c 2", "a\nb\n"},
+		{"-e --partition 1", "a\nb\nc\nd\n"},
+		{"-e --partition 0", ""},
+		{"-e --partition 0 --partition 1 -c 3", "a\nb\nc\n"},
+		{"-e --partition 1 --offset 2", "c\nd\n"},
+		{"-e --partition 1 --offset 4", ""},
+		{"-e --from latest", ""},
+		{"-e --at 2020-01-01", "a\nb\nc\nd\n"},
+		{"-e --at 2200-01-01", ""},
+		{"-c 1 -f %p/%o:%h", "1/0:k=v"},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			require.Equal(t, c.want, must(t, sh, append([]string{"consume", "events"}, strings.Fields(c.args)...)...))
+		})
+	}
+	require.Regexp(t, `^\{"partition":1,"offset":3,"epoch":\d+,"timestamp":"[^"]+","key":null,"value":"d","headers":\[\{"name":"k","value":"v"\}\]\}\n$`,
+		must(t, sh, "consume", "events", "-e", "--partition", "1", "--offset", "3", "-o", "json"))
+	got := sh.run(context.Background(), "consume", "events", "--offset", "1")
+	require.Equal(t, 2, got.code)
+	require.Contains(t, got.stderr, "give one --partition")
+	got = sh.run(context.Background(), "consume", "events", "--partition", "1", "--offset", "5")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "; read with --from earliest or --from latest, or look at the range with: lockstep topic describe events\n")
+}
+
+func TestFilesAreRecords(t *testing.T) {
+	address, _ := startServer(t)
+	dir := t.TempDir()
+	one, two := filepath.Join(dir, "one"), filepath.Join(dir, "two")
+	require.NoError(t, os.WriteFile(one, []byte("a\nb\n"), 0o600))
+	require.NoError(t, os.WriteFile(two, nil, 0o600))
+	must(t, at(address, ""), "topic", "create", "files")
+	must(t, at(address, "stdin is not read"), "produce", "files", "--file", one, two)
+	require.Equal(t, "[a\nb\n][]", must(t, at(address, ""), "consume", "files", "-e", "-f", "[%v]"))
+	got := at(address, "").run(context.Background(), "produce", "files", "--file", filepath.Join(dir, "none"))
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "none: no such file or directory\n")
+}
+
+func TestTheFirstBadLineIsNamed(t *testing.T) {
+	address, _ := startServer(t)
+	must(t, at(address, ""), "topic", "create", "small", "--max-record-bytes", "1KiB")
+	got := at(address, "short\n"+strings.Repeat("x", 2000)+"\nnever read\n").run(context.Background(), "produce", "small")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "lockstep: line 2: not sent: ")
+	require.Contains(t, got.stderr, "; raise the limit with: lockstep topic alter small --max-record-bytes SIZE\n")
+	got = at(address, "k:v\nno delimiter\n").run(context.Background(), "produce", "small", "-K", ":")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, `lockstep: line 2 of stdin has no ":" between key and value; check -K, or send it without`+"\n")
+	require.Equal(t, "short\nv\n", must(t, at(address, ""), "consume", "small", "-e"))
+}
+
+func TestProduceFlushesWhatItHasReadWhenInterrupted(t *testing.T) {
+	address, _ := startServer(t)
+	must(t, at(address, ""), "topic", "create", "events")
+	r, w := io.Pipe()
+	defer w.Close() // ends the reader that hangs in its read
+	ctx, cancel := context.WithCancelCause(context.Background())
+	done := make(chan outcome)
+	sh := at(address, "")
+	sh.stdin = r
+	go func() { done <- sh.run(ctx, "produce", "events", "--linger", "1h", "--timeout", "2h") }()
+	_, err := io.WriteString(w, "first\nsecond\n")
+	require.NoError(t, err)
+	_, err = io.WriteString(w, "half of the third")
+	require.NoError(t, err)
+	cancel(errInterrupted)
+	got := <-done
+	require.Equal(t, 130, got.code)
+	require.Contains(t, got.stderr, `2 records (11 B) acknowledged by topic "events" in `)
+	require.Equal(t, "first\nsecond\n", must(t, at(address, ""), "consume", "events", "-e"))
+}
+
+func TestConsumeWaitsForMoreAndEndsQuietlyWithItsReader(t *testing.T) {
+	address, _ := startServer(t)
+	must(t, at(address, ""), "topic", "create", "events")
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer w.Close()
+	done := make(chan int)
+	go func() {
+		a := at(address, "").app(w, &lockedBuffer{})
+		done <- a.run(context.Background(), []string{"consume", "events"})
+	}()
+	lines := bufio.NewScanner(r)
+	must(t, at(address, "first\n"), "produce", "events")
+	require.True(t, lines.Scan())
+	require.Equal(t, "first", lines.Text(), "written as soon as it is there")
+	require.NoError(t, r.Close())
+	must(t, at(address, "second\n"), "produce", "events")
+	require.Equal(t, 0, <-done)
+}
+
+// child is a broker that runs as its own process.
+type child struct {
+	command *exec.Cmd
+	address string
+	log     *lockedBuffer
+	exited  chan struct{}
+}
+
+func startChild(t *testing.T, args ...string) *child {
+	t.Helper()
+	executable, err := os.Executable()
+	require.NoError(t, err)
+	c := &child{command: exec.Command(executable, append([]string{"serve", "--http", "off"}, args...)...), log: &lockedBuffer{}, exited: make(chan struct{})}
+	c.command.Env = append(os.Environ(), childVariable+"=1", "LOCKSTEP_MIN_FREE_BYTES=1MiB")
+	stderr, err := c.command.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, c.command.Start())
+	ready := make(chan string, 1)
+	go func() {
+		defer close(c.exited)
+		lines := bufio.NewScanner(stderr)
+		for lines.Scan() {
+			fmt.Fprintln(c.log, lines.Text())
+			if m := readyPattern.FindStringSubmatch(lines.Text()); m != nil {
+				ready <- m[1]
+			}
+		}
+		_ = c.command.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = c.command.Process.Kill()
+		<-c.exited
+	})
+	select {
+	case c.address = <-ready:
+	case <-c.exited:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the broker is not ready after 20 s:\n" + c.log.String())
+	}
+	return c
+}
+
+func TestServeSaysWhereItIsAndStopsCleanly(t *testing.T) {
+	data := t.TempDir()
+	first := startChild(t, "--data", data, "--listen", "127.0.0.1:0")
+	require.Equal(t, "lockstep: ready on "+first.address+", data in "+data+"; try: lockstep queue create orders --server "+first.address+"\n", first.log.String())
+	must(t, at(first.address, ""), "queue", "create", "orders")
+
+	second := startChild(t, "--data", data, "--listen", "127.0.0.1:0")
+	require.Empty(t, second.address)
+	require.Equal(t, 1, second.command.ProcessState.ExitCode())
+	require.Contains(t, second.log.String(), "lockstep: data directory "+data+" is in use by another broker")
+	require.Equal(t, 1, strings.Count(second.log.String(), "\n"), "one line: %s", second.log.String())
+
+	second = startChild(t, "--data", t.TempDir(), "--listen", first.address)
+	require.Empty(t, second.address)
+	require.Equal(t, 1, second.command.ProcessState.ExitCode())
+	require.Contains(t, second.log.String(), "lockstep: address "+first.address+" is in use")
+
+	asked := time.Now()
+	require.NoError(t, first.command.Process.Signal(syscall.SIGTERM))
+	<-first.exited
+	require.Equal(t, 0, first.command.ProcessState.ExitCode(), first.log.String())
+	require.Less(t, time.Since(asked), 5*time.Second)
+	got := at(first.address, "").run(context.Background(), "queue", "ls")
+	require.Equal(t, outcome{1, "", "lockstep: no broker at " + first.address + " (connection refused); start one with: lockstep serve, or name one with --server\n"}, got)
+}
+
+// The broker is killed while a file is on its way, and started again; produce
+// goes on by itself. Every line is there, once, in order.
+func TestAFileSurvivesTheDeathOfTheBroker(t *testing.T) {
+	data, file := t.TempDir(), testFile(30<<20)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := listener.Addr().String()
+	require.NoError(t, listener.Close())
+
+	broker := startChild(t, "--data", data, "--listen", address)
+	must(t, at(address, ""), "queue", "create", "file")
+	input := &pausingReader{data: file, pauseAt: len(file) / 3, reached: make(chan struct{}), resume: make(chan struct{})}
+	sh := at(address, "")
+	sh.stdin = input
+	done := make(chan outcome)
+	go func() { done <- sh.run(context.Background(), "produce", "file") }()
+	<-input.reached
+	require.NoError(t, broker.command.Process.Kill())
+	close(input.resume)
+	<-broker.exited
+	startChild(t, "--data", data, "--listen", address)
+	got := <-done
+	require.Equal(t, 0, got.code, got.stderr)
+	require.Contains(t, got.stderr, "lockstep: connection to "+address+" lost (")
+	require.Contains(t, got.stderr, "lockstep: connected to "+address+" again\n")
+	require.True(t, must(t, at(address, ""), "consume", "file", "-e") == string(file), "compares equal")
+}
+
+// pausingReader is an input that waits once in its middle.
+type pausingReader struct {
+	data            []byte
+	read, pauseAt   int
+	reached, resume chan struct{}
+}
+
+func (r *pausingReader) Read(p []byte) (int, error) {
+	if r.read == len(r.data) {
+		return 0, io.EOF
+	}
+	end := len(r.data)
+	if r.read < r.pauseAt {
+		end = r.pauseAt
+	} else if r.read == r.pauseAt {
+		close(r.reached)
+		<-r.resume
+	}
+	n := copy(p, r.data[r.read:end])
+	r.read += n
+	return n, nil
+}
+
+func TestBenchmarksOnAnEmbeddedBroker(t *testing.T) {
+	t.Setenv(childVariable, "1")
+	dir := t.TempDir()
+	for _, args := range []string{
+		"produce --records 20000 --size 100B --sync os",
+		"produce --records 2000 --size 100B --producers 3 --in-flight 1 --keys 7 --partitions 2",
+		"consume --records 20000 --size 100B --partitions 3 --readers 2 --sync os",
+		"latency --rate 500 --duration 500ms --warmup 100ms --size 100B --producers 2",
+	} {
+		t.Run(args, func(t *testing.T) {
+			fields := strings.Fields(args)
+			out := must(t, shell{}, append(append([]string{"bench"}, fields...), "--embedded", "--embedded-dir", dir, "--json")...)
+			var r bench.Result
+			require.NoError(t, json.Unmarshal([]byte(out), &r))
+			require.Equal(t, fields[0], r.Benchmark)
+			want := map[string]int64{"20000": 20000, "2000": 2000, "500": 250}[fields[2]]
+			require.Equal(t, want, r.Records)
+			require.Equal(t, want*100, r.Bytes-keyBytes(r))
+			require.Positive(t, r.RecordsPerS)
+			require.Positive(t, r.MBPerS)
+			require.Positive(t, r.Samples)
+			require.LessOrEqual(t, r.P50Us, r.P99Us)
+			require.LessOrEqual(t, r.P99Us, r.P999Us)
+			require.LessOrEqual(t, r.P999Us, r.MaxUs)
+			require.Positive(t, r.ClientCPUSeconds)
+			require.NotNil(t, r.ServerCPUSeconds)
+			require.Positive(t, *r.ServerCPUSeconds)
+			require.Equal(t, true, r.Settings["embedded"])
+			left, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			require.Empty(t, left, "the embedded broker's directory is removed")
+		})
+	}
+}
+
+// keyBytes is the size of the keys "key-0" to "key-6" in a result.
+func keyBytes(r bench.Result) int64 {
+	if keys, _ := r.Settings["keys"].(float64); keys > 0 && r.Benchmark == "produce" {
+		return 5 * r.Records
+	}
+	return 0
+}
+
+func TestBenchRemovesItsTopicAndKeepsANamedOne(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "bench", "produce", "--records", "100", "--size", "10B")
+	require.Equal(t, "[]\n", must(t, sh, "topic", "ls", "-o", "json"))
+	out := must(t, sh, "bench", "produce", "load", "--records", "100", "--size", "10B", "--partitions", "2")
+	require.Regexp(t, `(?m)^records +100$`, out)
+	require.Regexp(t, `(?m)^CPU server +not known; use --embedded or --server-http$`, out)
+	out = must(t, sh, "bench", "consume", "load")
+	require.Regexp(t, `(?m)^records +100$`, out)
+	require.Equal(t, 100, strings.Count(must(t, sh, "consume", "load", "-e", "-f", `x\n`), "x"))
+}
