@@ -44,7 +44,7 @@ func init() {
 		{"storage error", 4, true, func(s *Simulation) { s.failAfter(s.random.IntN(30)) }},
 		{"disk full", 6, true, (*Simulation).fillDisk},
 		{"disk freed", 12, false, (*Simulation).freeDisk},
-		{"evict", 3, true, func(s *Simulation) { s.counts[CacheEvicted]++; s.disk.EvictLost() }},
+		{"evict", 3, true, (*Simulation).evict},
 		{"power cut", 5, true, (*Simulation).powerCut},
 		{"power cut at a call", 5, true, func(s *Simulation) { s.cutAfter(1 + s.random.IntN(30)) }},
 		{"process crash", 5, true, (*Simulation).processCrash},

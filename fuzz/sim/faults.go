@@ -22,6 +22,9 @@ type faults struct {
 	starting  bool  // the process is starting
 	// broken are files whose sync failed in this life: none may be asked again.
 	broken map[string]bool
+	// evicted is set when the cache dropped what a failed sync has lost: until the
+	// log notices, readers see the disk's older bytes, and their checksums tell.
+	evicted bool
 	// interrupt says how often a job is interrupted by turns, in percent.
 	interrupt   int
 	interrupted bool // no interruption inside an interruption
@@ -39,6 +42,7 @@ func (s *Simulation) stopped() bool {
 func (s *Simulation) storageCall(op vfs.Op, name string) error {
 	s.observe(op, name)
 	f := &s.faults
+	s.interrupt(op)
 	if f.countdown < 0 || op == vfs.OpLock || op == vfs.OpSpace || op == vfs.OpStat || op == vfs.OpList || op == vfs.OpMkdir {
 		return nil
 	}
@@ -117,4 +121,32 @@ func (s *Simulation) directoryRemoved(base string) {
 			s.fail("%s: its directory is removed, and no deletion is committed", p.name)
 		}
 	}
+}
+
+// evict drops from the cache what a failed sync has lost.
+func (s *Simulation) evict() {
+	if len(s.faults.broken) > 0 {
+		s.counts[CacheEvicted]++
+		s.faults.evicted = true
+	}
+	s.disk.EvictLost()
+}
+
+// interrupt lets an owner take a turn, or a client send, while a job is between
+// two storage calls: what a job and the owner's turn share must bear that. Turns
+// make storage calls too, and those are not interrupted again.
+func (s *Simulation) interrupt(op vfs.Op) {
+	f := &s.faults
+	if f.interrupt == 0 || f.interrupted || f.starting || s.node == nil || s.node.running() == 0 ||
+		s.random.IntN(100) >= f.interrupt {
+		return
+	}
+	f.interrupted = true
+	defer func() { f.interrupted = false }()
+	s.trace.add("meanwhile, before %s:", op)
+	s.counts[JobInterrupted]++
+	if s.random.IntN(2) == 0 {
+		s.produce()
+	}
+	s.takeTurn()
 }

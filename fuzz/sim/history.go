@@ -26,6 +26,8 @@ type history struct {
 	hard   log.HardState
 	fenced bool // by a storage error, and not open again since
 	hurt   bool // a storage call failed since it was opened last, so it may be fenced
+	// written is the last entry, committed or not, when the process ended.
+	written wire.Index
 }
 
 // known is one applied entry.
@@ -144,6 +146,9 @@ func (h *history) reopened(l *log.Log, lossy bool) {
 	if hard.Term < h.hard.Term || hard.Term == h.hard.Term && h.hard.Vote != 0 && hard.Vote != h.hard.Vote {
 		h.sim.fail("%s: term %d and vote %d after the restart, before it %d and %d were durable",
 			h.name, hard.Term, hard.Vote, h.hard.Term, h.hard.Vote)
+	}
+	if l.LastIndex() < h.written {
+		h.sim.counts[TailCut]++
 	}
 	h.hurt = false
 	if h.fenced {

@@ -148,6 +148,15 @@ func (n *node) hasFailed(id uint64) bool {
 	return false
 }
 
+// running is how many jobs are in the middle of their work.
+func (n *node) running() int {
+	sum := n.meta.running
+	for _, r := range n.replicas {
+		sum += r.running
+	}
+	return sum
+}
+
 // replicaOf finds the replica that a model is about, or nil.
 func (n *node) replicaOf(p *partitionModel) *replica {
 	for _, r := range n.replicas {

@@ -10,14 +10,14 @@ import (
 
 // read reads from a random offset by copying.
 func (s *Simulation) read() {
-	if r := s.anyReplica(); r != nil && !r.closed {
+	if r := s.anyReplica(); r != nil && !r.closed && !s.faults.evicted {
 		s.readFrom(r, s.someOffset(r), 1+s.random.IntN(6), r.copy)
 	}
 }
 
 // view reads from a random offset through mapped memory.
 func (s *Simulation) view() {
-	if r := s.anyReplica(); r != nil && !r.closed {
+	if r := s.anyReplica(); r != nil && !r.closed && !s.faults.evicted {
 		s.readFrom(r, s.someOffset(r), 1+s.random.IntN(6), r.look)
 	}
 }
@@ -125,7 +125,7 @@ func (r *replica) look(at log.Position, limit int) ([]byte, log.Position, error)
 // lookUpTime asks for the first offset at or after a time.
 func (s *Simulation) lookUpTime() {
 	r := s.anyReplica()
-	if r == nil || r.closed {
+	if r == nil || r.closed || s.faults.evicted {
 		return
 	}
 	h, mark := &r.model.history, r.log.Watermark()

@@ -14,13 +14,18 @@ func (s *Simulation) newProcess() {
 	if s.excused() {
 		s.meta.hurt = true
 		for _, p := range s.partitions {
-			p.hurt = true
+			p.hurt, p.lossy = true, true
 		}
 	}
 	f.countdown, f.injected, f.full, f.stopAt = -1, false, f.limited, 0
 	f.broken = map[string]bool{}
-	f.interrupted = false
+	f.interrupted, f.evicted = false, false
 	clear(s.attempts)
+	if s.node != nil {
+		for _, r := range s.node.replicas {
+			r.model.written = r.log.LastIndex()
+		}
+	}
 	for _, p := range s.partitions {
 		for _, c := range p.clients {
 			c.cut()
