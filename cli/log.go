@@ -81,7 +81,7 @@ func (a *app) logInspectCommand() *cobra.Command {
 				if output.value == "json" {
 					return outputError(encode.Encode(j))
 				}
-				_, err := fmt.Fprintf(w, "%-28s %10d %-13s %10d %6d %12d %8d %10d %-24s %s\n",
+				_, err := fmt.Fprintf(w, "%-41s %10d %-13s %10d %6d %12d %8d %10d %-24s %s\n",
 					j.File, j.Position, j.Kind, j.Index, j.Term, j.BaseOffset, j.Records, j.BodyBytes, j.AppendTime, j.Status)
 				return outputError(err)
 			})
@@ -96,7 +96,7 @@ func (a *app) logInspectCommand() *cobra.Command {
 
 // frameHeader names the columns of the inspect table. The table is written
 // while the log is read, so its columns have fixed widths.
-var frameHeader = fmt.Sprintf("%-28s %10s %-13s %10s %6s %12s %8s %10s %-24s %s",
+var frameHeader = fmt.Sprintf("%-41s %10s %-13s %10s %6s %12s %8s %10s %-24s %s",
 	"FILE", "POSITION", "KIND", "INDEX", "TERM", "OFFSET", "RECORDS", "BYTES", "APPENDED", "STATUS")
 
 func frameOf(dir string, f log.InspectedFrame) frameJSON {
