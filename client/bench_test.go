@@ -71,6 +71,36 @@ func BenchmarkReceive(b *testing.B) {
 	}
 }
 
+// BenchmarkStream reads records of 1 KiB over loopback TCP from a fake broker that
+// copies every piece once more than a real one. It is for comparing values of
+// creditBytes and ReadAhead.
+func BenchmarkStream(b *testing.B) {
+	broker := startBroker(b)
+	d := broker.create("d", Topic, 1)
+	p := d.partitions[0]
+	p.log, p.next = nil, 0
+	log, records := benchmarkLog(NoCompression, 1000, 1000)
+	p.log, p.next = log, wire.Offset(records)
+	p.frames = []fakeFrame{{base: 0, next: 64}}
+	c := connect(b, broker)
+	b.SetBytes(1000)
+	b.ReportAllocs()
+	before := cpuTime()
+	for n := 0; n < b.N; {
+		r := newTestReader(b, c, "d", StopAtEnd())
+		for _, err := range r.Records(context.Background()) {
+			if err != nil {
+				b.Fatal(err)
+			}
+			if n++; n == b.N {
+				break
+			}
+		}
+		r.Close()
+	}
+	b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
+}
+
 // BenchmarkSendFunc sends to a peer in the same process that only counts. The
 // figure to look at is cpu-ns/op less what the peer takes: reading 64 KiB from the
 // loopback costs it about 15 µs, 0.24 µs a record of 1 KiB, and the kernel's share

@@ -31,26 +31,26 @@ type Reader struct {
 	destination string
 	options     readerOptions
 	window      int64 // bytes of credit per partition
-	creditStep  int64 // consumed bytes after which credit is returned
+	creditStep  int64 // taken bytes after which credit is returned
 	ctx         context.Context
 	cancel      context.CancelFunc
 	wake        chan struct{} // capacity 1, for the upkeep
 	signal      chan struct{} // capacity 1, for Next
 	wg          sync.WaitGroup
 
-	mu      sync.Mutex // before a session's
-	streams []*stream
-	ready   []*stream // with frames to return, in turn
-	active  int       // streams that are not done
-	err     error     // what Next returns when all that was received is returned
-	retryAt time.Time
-	free    []*chunk
-	located chan struct{} // closed when all streams are located, or on an error
-	missing int           // streams that are not
+	mu       sync.Mutex // before a session's
+	streams  []*stream
+	ready    []*stream // with frames to return, in turn
+	active   int       // streams that are not done
+	err      error     // what Next returns when all that was received is returned
+	retryAt  time.Time
+	free     []*chunk
+	freeSize int64         // bytes of free
+	located  chan struct{} // closed when all streams are located, or on an error
+	missing  int           // streams that are not
 
 	// The application's goroutine walks down: region, frame, batch, record.
 	current    *stream
-	regionSize int64
 	region     []byte // frames that are left of it
 	body       []byte // batches that are left of the frame
 	head       wire.FrameHeader
@@ -291,7 +291,7 @@ func (r *Reader) nextRegion(ctx context.Context) error {
 	defer r.mu.Unlock()
 	if st := r.current; st != nil {
 		r.current = nil
-		st.release(r.regionSize)
+		st.release()
 		st.from = max(st.from, r.head.NextOffset())
 		r.finishIfDone(st)
 		if st.queued = !st.done && st.unread(); st.queued {
@@ -310,7 +310,6 @@ func (r *Reader) nextRegion(ctx context.Context) error {
 			}
 			r.current = st // it counts as queued while it is read
 			r.region = st.region()
-			r.regionSize = int64(len(r.region))
 			r.body = nil
 			r.from, r.to = st.from, ^wire.Offset(0)
 			if r.options.stopAtEnd {
@@ -373,20 +372,25 @@ func (r *Reader) fail(err error) {
 	poke(r.wake)
 }
 
+// newChunk returns memory for at least size bytes. r.mu is held.
 func (r *Reader) newChunk(size int) *chunk {
-	if n := len(r.free); n > 0 && size <= len(r.free[n-1].buf) {
-		c := r.free[n-1]
-		r.free[n-1] = nil
-		r.free = r.free[:n-1]
-		return c
+	for i := len(r.free) - 1; i >= 0; i-- {
+		if c := r.free[i]; len(c.buf) >= size {
+			r.free = slices.Delete(r.free, i, i+1)
+			r.freeSize -= int64(len(c.buf))
+			return c
+		}
 	}
-	return &chunk{buf: make([]byte, max(size, int(min(chunkBytes, r.window))))}
+	unit := int(min(chunkBytes, r.window))
+	return &chunk{buf: make([]byte, (size+unit-1)/unit*unit)}
 }
 
+// freeChunk keeps a chunk for reuse, if there are not too many. r.mu is held.
 func (r *Reader) freeChunk(c *chunk) {
-	if len(c.buf) <= chunkBytes && len(r.free) < freeChunks {
+	if n := int64(len(c.buf)); r.freeSize+n <= r.window+freeBytes {
 		c.read, c.ready = 0, 0
 		r.free = append(r.free, c)
+		r.freeSize += n
 	}
 }
 
@@ -547,7 +551,7 @@ func (st *stream) openLink(s *session, handle uint32) {
 			return
 		}
 		st.session, st.link = s, link.Link
-		st.granted, st.received, st.consumed = r.window, 0, 0
+		st.granted, st.received, st.taken = r.window, 0, 0
 		st.old = st.unreadBytes()
 		st.startAssembly()
 		s.attachLink(link.Link, st)
