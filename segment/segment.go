@@ -41,6 +41,8 @@ type Env struct {
 	Maps    *Cache
 	Memory  bool         // FS is memory: nothing is ever cold
 	Traffic atomic.Int64 // bytes appended and populated by this process
+
+	views atomic.Uint64 // counts views in invariants builds; not per process, so that simulations repeat
 }
 
 // FileRef is a reference to an open file. Release it exactly once.

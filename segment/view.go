@@ -43,8 +43,6 @@ type View struct {
 	inline [4][]byte
 }
 
-var views atomic.Uint64 // counts views in invariants builds
-
 // Release ends the use of the slices. Every view is released exactly once, the
 // empty one too; a second release panics. Any goroutine.
 func (v *View) Release() {
@@ -102,7 +100,7 @@ func (s *Segment) View(v *View, from, end int64, maxBytes int, hotFrom int64) er
 	}
 	v.seg, v.held = s, m
 	mem := m.mapping.Bytes()
-	cloned := invariants.Enabled && views.Add(1)%cloneEvery == 0
+	cloned := invariants.Enabled && s.env.views.Add(1)%cloneEvery == 0
 	for pos < end && v.Bytes < maxBytes && len(v.Slices) < MaxSlices {
 		to, after := end, end
 		if i < n {
