@@ -25,7 +25,6 @@ type mailbox struct {
 	bytes   int64
 	limit   int64
 	closed  error
-	spare   []*draft // backing array handed back by take
 }
 
 // draft is an entry in the making: room for the prefix, then the records body.

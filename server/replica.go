@@ -49,7 +49,6 @@ type partitionReplica struct {
 	// Owner only.
 	campaigned bool
 	mark       *log.Watermark // as of the last wake
-	retention  partition.Retention
 	stopping   bool
 	stopCode   wire.ErrorCode // set before requestStop
 	stopped    chan struct{}
