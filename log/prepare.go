@@ -121,7 +121,19 @@ type prepareJob struct {
 
 	ran     bool
 	created *segment.Segment
-	err     error
+	// files keeps what Run opened open until Done has its own references: other
+	// logs may be over the store's limit meanwhile, and would close it for ever.
+	files []*segment.FileRef
+	err   error
+}
+
+// keep opens the file of a segment until Done.
+func (j *prepareJob) keep(s *segment.Segment) error {
+	f, err := s.File()
+	if err == nil {
+		j.files = append(j.files, f)
+	}
+	return err
 }
 
 // prepare submits the job for n more bytes: ahead of the need, or with all of
@@ -193,11 +205,9 @@ func (j *prepareJob) run() error {
 		return s.withReserve(allocate)
 	}
 	for _, seg := range j.open {
-		f, err := seg.File()
-		if err != nil {
+		if err := j.keep(seg); err != nil {
 			return err
 		}
-		f.Release()
 	}
 	if j.extend != nil {
 		if err := take(func() error { return j.extend.Extend(j.extendTo) }); err != nil {
@@ -242,16 +252,19 @@ func (j *prepareJob) createNext() error {
 	} else if j.created, err = segment.Create(&l.store.env, l.o.Dir, l.id, j.sequence, j.fileID, j.capacity, j.allocate); err != nil {
 		return err
 	}
-	f, err := j.created.File()
-	if err != nil {
+	if err := j.keep(j.created); err != nil {
 		return err
 	}
-	f.Release()
 	return segment.Final(l.fs.SyncDir(l.o.Dir))
 }
 
 func (j *prepareJob) Done() {
 	l := j.l
+	defer func() {
+		for _, f := range j.files {
+			f.Release()
+		}
+	}()
 	l.structural = false
 	if l.closed || l.err != nil || !j.ran {
 		if j.created != nil {
