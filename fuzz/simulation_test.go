@@ -17,6 +17,7 @@ var (
 	simDuration = flag.Duration("sim.duration", 5*time.Second, "how long TestSimulation tries seeds")
 	simSeed     = flag.Uint64("seed", 0, "run this seed of TestSimulation alone and print its trace; 0 tries many")
 	simSteps    = flag.Int("sim.steps", 0, "steps of one simulation; 0 means its default")
+	simCalls    = flag.Bool("sim.calls", false, "with -seed: print every storage call")
 	simFirst    = flag.Uint64("sim.first", 1, "the first seed that TestSimulation tries")
 )
 
@@ -31,7 +32,7 @@ func simulate(t *testing.T, o sim.Options) *sim.Result {
 // lost, doubled, moved or changed (RELIABILITY F1, F5 to F8, F11, F12, F16, F20).
 func TestSimulation(t *testing.T) {
 	if *simSeed != 0 {
-		result := simulate(t, sim.Options{Seed: *simSeed, Steps: *simSteps})
+		result := simulate(t, sim.Options{Seed: *simSeed, Steps: *simSteps, Calls: *simCalls})
 		t.Log("trace:\n" + strings.Join(result.Trace, "\n"))
 		if result.Err != nil {
 			complain(t, *simSeed, result)
@@ -87,8 +88,8 @@ func complain(t *testing.T, seed uint64, result *sim.Result) {
 // same, or no failure could be replayed.
 func TestSimulationIsDeterministic(t *testing.T) {
 	for seed := uint64(1); seed <= 5; seed++ {
-		first := simulate(t, sim.Options{Seed: seed})
-		second := simulate(t, sim.Options{Seed: seed})
+		first := simulate(t, sim.Options{Seed: seed, Calls: true})
+		second := simulate(t, sim.Options{Seed: seed, Calls: true})
 		for i := range min(len(first.Trace), len(second.Trace)) {
 			require.Equal(t, first.Trace[i], second.Trace[i], "seed %d, line %d", seed, i)
 		}

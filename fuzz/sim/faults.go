@@ -40,6 +40,9 @@ func (s *Simulation) stopped() bool {
 
 // storageCall is called before every storage call that is not after a power cut.
 func (s *Simulation) storageCall(op vfs.Op, name string) error {
+	if s.options.Calls {
+		s.trace.add("        %s %s", op, name)
+	}
 	s.observe(op, name)
 	f := &s.faults
 	s.interrupt(op)
@@ -108,7 +111,7 @@ func (s *Simulation) observe(op vfs.Op, name string) {
 		}
 	case vfs.OpSync:
 		if s.faults.broken[name] {
-			s.fail("%s is synced again after its sync has failed", name)
+			s.broken("%s is synced again after its sync has failed", name)
 		}
 	}
 }
@@ -118,7 +121,7 @@ func (s *Simulation) observe(op vfs.Op, name string) {
 func (s *Simulation) directoryRemoved(base string) {
 	for _, p := range s.partitions {
 		if path.Base(directoryOf(p.destination, p.identity.Number)) == base && s.live[p.destination] {
-			s.fail("%s: its directory is removed, and no deletion is committed", p.name)
+			s.broken("%s: its directory is removed, and no deletion is committed", p.name)
 		}
 	}
 }

@@ -28,6 +28,8 @@ type Options struct {
 	Seed   uint64
 	Steps  int // 0 = DefaultSteps
 	Mutant Mutant
+	// Calls puts every storage call into the trace.
+	Calls bool
 	// Skip leaves out steps; nil leaves out none.
 	Skip []bool
 }
@@ -129,7 +131,7 @@ func (s *Simulation) drawConfig() config {
 		segmentBytes:    pick(64<<10, 64<<10, 128<<10, 256<<10, 1<<20),
 		tailBytes:       pick(0, 0, 64<<10, 256<<10),
 		checkpointBytes: pick(16<<10, 64<<10, 64<<10, 256<<10),
-		openSegments:    int(pick(0, 0, 16)),
+		openSegments:    int(pick(0, 0, 2, 4)),
 	}
 	s.faults.interrupt = int(pick(0, 10, 50))
 	for _, a := range actions {
@@ -143,13 +145,16 @@ func (s *Simulation) drawConfig() config {
 }
 
 // fail ends the run with a broken promise.
-func (s *Simulation) fail(format string, args ...any) {
+func (s *Simulation) fail(format string, args ...any) { panic(s.broken(format, args...)) }
+
+// broken is fail for places that must return: the run ends after the step.
+func (s *Simulation) broken(format string, args ...any) *Violation {
 	v := &Violation{What: fmt.Sprintf(format, args...), kind: format}
 	if s.violation == nil {
 		s.violation = v
 		s.trace.add("VIOLATION: %s", v.What)
 	}
-	panic(v)
+	return v
 }
 
 // run goes through the steps. A panic in the broker's code is a violation too.

@@ -9,7 +9,7 @@ import (
 )
 
 // maxTraceLines bounds the lines that a trace keeps; the newest win.
-const maxTraceLines = 4096
+const maxTraceLines = 1 << 16
 
 // trace is what happened, a line for each event. Two runs of one seed have the
 // same hash.
