@@ -495,7 +495,6 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 	}
 	if s.End() == segment.HeaderSize {
 		// Not one frame: what begins here is a prepared segment.
-		r.pos = 0
 		if base {
 			l.places.truncate(0)
 		}

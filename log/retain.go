@@ -34,17 +34,18 @@ func (l *Log) RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) 
 	w := l.watermark.Load()
 	point := l.StartOffset()
 	size := l.Bytes()
+	kept := false
 	for i := 0; i+1 < len(list) && list[i].Sequence() < w.Position.Segment; i++ {
 		size -= list[i].End()
 		next := list[i+1].Previous().Next
-		if next <= l.StartOffset() {
+		timeMs := l.segmentTime(list[i], nowMs) // of each: it may be the first time somebody asks
+		if kept || next <= l.StartOffset() {
 			continue
 		}
-		old := maxAge >= 0 && l.segmentTime(list[i], nowMs) <= nowMs-maxAge.Milliseconds()
-		if !old && (maxBytes < 0 || size < maxBytes) {
-			break
+		old := maxAge >= 0 && timeMs <= nowMs-maxAge.Milliseconds()
+		if kept = !old && (maxBytes < 0 || size < maxBytes); !kept {
+			point = next
 		}
-		point = next
 	}
 	return point, point > l.StartOffset()
 }

@@ -78,6 +78,16 @@ func (r *reserve) fill() error {
 	return err
 }
 
+// missing is how much of the reserve is not there.
+func (r *reserve) missing() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file == nil {
+		return 0
+	}
+	return r.want - r.size
+}
+
 // give frees a step of the reserve, and is false if nothing is left.
 func (r *reserve) give() bool {
 	r.mu.Lock()
@@ -148,6 +158,13 @@ func (s *Store) RefreshSpace() error {
 	s.low.Store(low)
 	if low {
 		return s.drainPool()
+	}
+	if err := s.reserve.fill(); err != nil || s.reserve.missing() <= 0 {
+		return err
+	}
+	// The reserve is worth more than recycled files.
+	if err := s.drainPool(); err != nil {
+		return err
 	}
 	return s.reserve.fill()
 }
