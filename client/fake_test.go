@@ -26,6 +26,8 @@ type fakeBroker struct {
 	hello    wire.HelloResponse
 	piece    int // bytes of stream in one DELIVER
 
+	scripting sync.Mutex // held while a script runs: scripts need no locks of their own
+
 	mu           sync.Mutex
 	script       func(*fakeRequest) bool // true: the script has dealt with it
 	onConnect    func(net.Conn) bool     // true: it has dealt with the connection
@@ -78,7 +80,9 @@ type fakeConn struct {
 	reader *bufio.Reader
 	write  sync.Mutex
 	links  map[uint32]*fakeLink
-	last   uint32 // link ID
+	// takeover, set by a script, serves the rest of the connection.
+	takeover func()
+	last     uint32 // link ID
 }
 
 type fakeLink struct {
@@ -141,6 +145,13 @@ func (b *fakeBroker) stop() {
 	b.wg.Wait()
 }
 
+// connections counts the connections that were accepted.
+func (b *fakeBroker) connections() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.accepted
+}
+
 // dropConns resets all connections.
 func (b *fakeBroker) dropConns() {
 	b.mu.Lock()
@@ -158,8 +169,11 @@ func (c *fakeConn) drop() {
 	c.net.Close()
 }
 
-// setScript replaces the script.
+// setScript replaces the script, after a run of the old one has ended. What that
+// has written may be read from now on.
 func (b *fakeBroker) setScript(script func(*fakeRequest) bool) {
+	b.scripting.Lock()
+	defer b.scripting.Unlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.script = script
@@ -279,13 +293,24 @@ func (c *fakeConn) serve() {
 				return
 			}
 		}
-		c.b.mu.Lock()
-		script := c.b.script
-		c.b.mu.Unlock()
-		if script == nil || !script(request) {
+		if !request.followScript() {
 			request.handle()
 		}
+		if c.takeover != nil {
+			c.takeover()
+			return
+		}
 	}
+}
+
+// followScript reports whether the script has dealt with the request.
+func (q *fakeRequest) followScript() bool {
+	q.b.scripting.Lock()
+	defer q.b.scripting.Unlock()
+	q.b.mu.Lock()
+	script := q.b.script
+	q.b.mu.Unlock()
+	return script != nil && script(q)
 }
 
 // reply answers the request.

@@ -18,8 +18,7 @@ type sink struct {
 	batches atomic.Int64
 }
 
-// newSink takes over all requests of the broker's sessions from the first PRODUCE
-// on. To do so it stops the fake's own loop in the middle of a request.
+// newSink takes over the broker's sessions from their first PRODUCE on.
 func newSink(b *fakeBroker) *sink {
 	s := &sink{b: b}
 	b.setScript(func(q *fakeRequest) bool {
@@ -28,7 +27,7 @@ func newSink(b *fakeBroker) *sink {
 		}
 		s.count(q.produce.Batch)
 		q.answerProduce(wire.Receipt{Handle: q.produce.Handle, Epoch: fakeTerm, Replicas: 1, Synced: true}, wire.CodeOK)
-		s.serve(q.conn.net, q.conn.reader)
+		q.conn.takeover = func() { s.serve(q.conn.net, q.conn.reader) }
 		return true
 	})
 	return s
