@@ -91,9 +91,18 @@ func (l *Log) Locate(o wire.Offset) (Position, wire.Offset, error) {
 		err = fmt.Errorf("segment %s: no frame holds offset %d: %w", s.Name(), o, errNoEntry)
 	}
 	if err != nil {
-		return Position{}, 0, err
+		return Position{}, 0, damaged(s, pos, err)
 	}
 	return Position{Segment: s.Sequence(), Byte: pos}, h.BaseOffset, nil
+}
+
+// damaged turns a frame that does not check into corruption: what is read here was
+// verified when it was written or recovered.
+func damaged(s *segment.Segment, pos int64, err error) error {
+	if segment.IsDamage(err) {
+		return &CorruptionError{File: s.Name(), Position: pos, Cause: err}
+	}
+	return err
 }
 
 // LocateTime returns the first offset whose frame, or an earlier one of its
@@ -109,7 +118,7 @@ func (l *Log) LocateTime(ms int64) (wire.Offset, error) {
 			continue
 		}
 		latest := segment.NoTime
-		_, h, err := s.Find(readEnd(s, w),
+		pos, h, err := s.Find(readEnd(s, w),
 			func(e *segment.SparseEntry) bool { return e.MaxTimeMs >= ms },
 			func(_ int64, h *wire.FrameHeader) bool { latest = max(latest, h.AppendTimeMs); return latest >= ms })
 		s.Release()
@@ -117,7 +126,7 @@ func (l *Log) LocateTime(ms int64) (wire.Offset, error) {
 			return min(max(h.BaseOffset, l.StartOffset()), w.Next), nil
 		}
 		if !errors.Is(err, io.EOF) {
-			return 0, err
+			return 0, damaged(s, pos, err)
 		}
 	}
 	return w.Next, nil
@@ -186,7 +195,7 @@ func (l *Log) Populate(p Position, n int) error {
 		next, err := s.Populate(at.Byte, end, n)
 		s.Release()
 		if err != nil || next < end {
-			return err
+			return l.dropped(err)
 		}
 		// Nothing here for a view: it will go on in the next segment.
 		p = Position{Segment: at.Segment, Byte: end}
@@ -209,7 +218,7 @@ func (l *Log) ReadAt(p Position, buf []byte) (n int, next Position, err error) {
 		s.Release()
 		p = Position{Segment: at.Segment, Byte: end}
 		if err != nil || n > 0 || len(buf) == 0 || p == w.Position {
-			return n, p, err
+			return n, p, l.dropped(err)
 		}
 	}
 }
@@ -245,7 +254,7 @@ func (l *Log) replaySegment(s *segment.Segment, from wire.Index, buffer *[]byte,
 		return 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, damaged(s, pos, err)
 	}
 	f, err := s.File()
 	if err != nil {

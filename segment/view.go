@@ -284,7 +284,7 @@ func (s *Segment) Find(end int64, beyond func(*SparseEntry) bool, found func(pos
 	for sc.Position() < end {
 		h, err := sc.Header()
 		if err != nil {
-			return 0, wire.FrameHeader{}, fmt.Errorf("segment %s: position %d: %w", s.name, sc.Position(), err)
+			return sc.Position(), wire.FrameHeader{}, fmt.Errorf("segment %s: position %d: %w", s.name, sc.Position(), err)
 		}
 		if found(sc.Position(), &h) {
 			return sc.Position(), h, nil
