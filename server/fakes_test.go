@@ -679,7 +679,7 @@ func testBatch(t testing.TB, values ...string) (batch, index []byte) {
 
 func newDiscardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// discardBackend answers appends at once and keeps nothing.
+// discardBackend answers appends at once and keeps nothing. What may block is never done.
 type discardBackend struct{ *fakeBackend }
 
 func (b *discardBackend) Partition(destination [16]byte, number uint32) (replica, error) {
@@ -699,6 +699,8 @@ func (r *discardReplica) Append(a partition.Append) error {
 	r.waiting = append(r.waiting, a)
 	return nil
 }
+
+func (r *discardReplica) Blocking(func()) {}
 
 func (r *discardReplica) Kick(bool) {
 	for _, a := range r.waiting {

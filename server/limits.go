@@ -101,6 +101,8 @@ const (
 	fairBytes = 64 << 10
 	// populateBytes is how much of a cold range is made resident at once.
 	populateBytes = 1 << 20
+	// warmBytes is how far ahead of a replaying link that is done.
+	warmBytes = 2 << 20
 	// goodbyes is how many refused connections may linger for their BUSY frame.
 	goodbyes = 16
 	// goodbyeTimeout is how long each may take.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
+	"golang.org/x/sys/unix"
 )
 
 // loop is one event loop of gnet with what we keep for it. Everything that
@@ -67,9 +68,12 @@ func (l *loop) enter() {
 	l.now = l.engine.now()
 }
 
-// drainRounds is how often one callback looks at the lists. What comes later
-// waits until the loop has looked at its sockets.
+// drainRounds is how often one callback looks at the lists before it streams.
+// What comes later waits until the loop has looked at its sockets.
 const drainRounds = 3
+
+// soloTurns is how many turns in a row a loop streams while nobody else wants it.
+const soloTurns = 64
 
 // leave ends a callback: it does what other goroutines, or the callback itself,
 // have left to do.
@@ -79,9 +83,31 @@ func (l *loop) leave() {
 		return
 	}
 	defer func() { l.depth-- }()
-	if l.now-l.lastTick >= fastTick {
-		l.tick()
+	for turns := 0; ; turns++ {
+		if l.now-l.lastTick >= fastTick {
+			l.tick()
+		}
+		l.drain()
+		l.stream()
+		if len(l.streams) == 0 || turns == soloTurns || l.wanted() {
+			break
+		}
+		l.now = l.engine.now()
 	}
+	l.mu.Lock()
+	l.running = false
+	again := len(l.ready) > 0 || len(l.tasks) > 0 || len(l.streams) > 0
+	if again = again && !l.triggered; again {
+		l.triggered = true
+	}
+	l.mu.Unlock()
+	if again {
+		l.engine.yield <- l // room for every loop, see engine.yield
+	}
+}
+
+// drain serves both lists.
+func (l *loop) drain() {
 	for range drainRounds {
 		l.mu.Lock()
 		ready, tasks := l.ready, l.tasks
@@ -96,20 +122,19 @@ func (l *loop) leave() {
 		clear(ready)
 		l.spare = ready[:0]
 		if len(ready) == 0 && len(tasks) == 0 {
-			break
+			return
 		}
 	}
-	l.stream()
-	l.mu.Lock()
-	l.running = false
-	again := len(l.ready) > 0 || len(l.tasks) > 0 || len(l.streams) > 0
-	if again = again && !l.triggered; again {
-		l.triggered = true
+}
+
+// wanted reports whether a socket of this loop is ready. If it cannot tell, one is.
+func (l *loop) wanted() bool {
+	if l.epoll < 0 {
+		return true
 	}
-	l.mu.Unlock()
-	if again {
-		l.engine.yield <- l // room for every loop, see engine.yield
-	}
+	fds := [1]unix.PollFd{{Fd: int32(l.epoll), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds[:], 0)
+	return n != 0 || err != nil
 }
 
 // stream lets sessions with links write in turn, up to the loop's budget.

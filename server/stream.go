@@ -42,8 +42,12 @@ type link struct {
 	parked  bool
 	told    bool // the client knows that it is at the end
 	loading bool // a worker makes the next range resident, or reads it
-	slow    bool // this range cannot be mapped: read it
 	closed  bool
+
+	// A link that replays old records has the range before it made resident while
+	// it sends the one it has. warm is where that ends; it counts while ahead of at.
+	warm    log.Position
+	warming bool
 }
 
 // position implements waiter.
@@ -350,6 +354,7 @@ func (s *session) next(k *link, g *gather) (more bool) {
 		case view.Bytes > 0:
 			g.add(k, mark.Next, view)
 			k.told = false
+			s.warm(k)
 			return true
 		}
 		// Nothing but control frames up to the watermark we looked at.
@@ -467,11 +472,32 @@ func (s *session) load(k *link) {
 			switch {
 			case k.closed:
 			case err == nil:
+				k.warm = log.Position{Segment: at.Segment, Byte: at.Byte + populateBytes}
 				s.run(k)
 			case errors.Is(err, unix.ENOMEM), errors.Is(err, log.ErrCold):
 				s.read(k)
 			default:
 				s.closeLink(k, errorBody(err))
+			}
+		})
+	})
+}
+
+// warm makes the range behind the resident one resident too, before the link gets
+// there. Without it a replay stood still once in every MiB until a worker had
+// been woken, had read, and had woken the loop.
+func (s *session) warm(k *link) {
+	if k.warming || k.warm.Segment != k.at.Segment || k.at.Byte >= k.warm.Byte || k.at.Byte < k.warm.Byte-warmBytes {
+		return
+	}
+	k.warming = true
+	at, records := k.warm, k.log
+	k.handle.replica.Blocking(func() {
+		err := records.Populate(at, populateBytes)
+		s.loop.post(func() {
+			k.warming = false
+			if err == nil { // otherwise the link meets the error itself
+				k.warm.Byte += populateBytes
 			}
 		})
 	})
