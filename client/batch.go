@@ -133,8 +133,12 @@ func (b *batch) answerable() bool { return b.request.Acks != AcksNone }
 // take and written.
 func (b *batch) seal() {
 	if !b.finished {
-		o := &b.lane.producer.options
-		b.data, b.index = b.builder.Finish(b.identity, 0, o.codec, compressor(o.codec))
+		p := b.lane.producer
+		codec := p.options.codec
+		if p.kind == Queue && b.builder.Size() < minQueueCompression {
+			codec = NoCompression
+		}
+		b.data, b.index = b.builder.Finish(b.identity, 0, codec, compressor(codec))
 		b.finished, b.sealed = true, b.identity
 	}
 	if b.sealed != b.identity {

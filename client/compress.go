@@ -21,6 +21,11 @@ const (
 	Zstd          = wire.CodecZstd   // small, at zstd's fastest level
 )
 
+// minQueueCompression is the size in bytes from which batches for queues are
+// compressed. A queue's broker has to inflate a batch that goes to several
+// consumers (RULES Q2), which small ones are not worth.
+const minQueueCompression = 4 << 10
+
 // compressor returns the function that appends the compressed src to dst.
 func compressor(c Codec) func(dst, src []byte) []byte {
 	switch c {

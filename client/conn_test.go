@@ -407,6 +407,41 @@ func TestReadOnlyRequestsAreRepeatedOthersAreNot(t *testing.T) {
 	require.Equal(t, 2, created)
 }
 
+func TestOffsetsSurviveDisconnectsAndRefusals(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Topic, 3)
+	for i, p := range d.partitions {
+		b.fill(p, NoCompression, i+1)
+	}
+	c := connect(t, b)
+	n := 0
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode == wire.OpListOffsets {
+			switch n++; n {
+			case 2:
+				q.conn.drop()
+				return true
+			case 4:
+				q.refuse(wire.CodeUnavailable)
+				return true
+			}
+		}
+		return false
+	})
+	offsets, err := c.Offsets(testContext(t), "d", Latest())
+	require.NoError(t, err)
+	require.Equal(t, map[uint32]uint64{0: 1, 1: 2, 2: 3}, offsets)
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode == wire.OpListOffsets {
+			q.refuse(wire.CodePartitionFenced)
+			return true
+		}
+		return false
+	})
+	_, err = c.Offsets(testContext(t), "d", Latest())
+	require.ErrorIs(t, err, wire.CodePartitionFenced)
+}
+
 func TestUnsupportedOpcodesFailLocally(t *testing.T) {
 	b := startBroker(t, func(b *fakeBroker) {
 		b.hello.Opcodes = []wire.OpcodeRange{{Opcode: wire.OpPing, Min: 1, Max: 3}, {Opcode: wire.OpMetadata, Min: 2, Max: 3}}

@@ -200,7 +200,7 @@ func MaxBufferedRecords(n int64) ProducerOption {
 }
 
 // Compression sets the codec of batches. A batch that does not get smaller is
-// sent as it is. Default: NoCompression.
+// sent as it is, and so is one below 4 KiB for a queue. Default: NoCompression.
 func Compression(c Codec) ProducerOption { return func(o *producerOptions) { o.codec = c } }
 
 // DeliveryTimeout bounds the time from a record's batch being started to its

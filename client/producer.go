@@ -28,6 +28,7 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 type Producer struct {
 	conn        *Conn
 	destination string
+	kind        Kind // of the destination
 	options     producerOptions
 	ctx         context.Context // done when the Producer has ended
 	cancel      context.CancelFunc
@@ -89,6 +90,7 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 	if p.layout, err = c.layout(ctx, destination); err != nil {
 		return nil, err
 	}
+	p.kind = p.layout.kind
 	for i, n := range p.layout.partitions {
 		p.lanes = append(p.lanes, &accumulator{producer: p, partition: n})
 		if o.fixed && n == o.partition {

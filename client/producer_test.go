@@ -298,6 +298,47 @@ func TestIncompressibleBatchesTravelAsTheyAre(t *testing.T) {
 	require.Equal(t, NoCompression, b.batchInfos("d", 0)[0].Codec)
 }
 
+func TestSmallBatchesForQueuesAreNotCompressed(t *testing.T) {
+	b := startBroker(t)
+	b.create("q", Queue, 1)
+	b.create("t", Topic, 1)
+	c := connect(t, b)
+	for _, tc := range []struct {
+		destination string
+		bytes       int
+		want        Codec
+	}{{"q", 3000, NoCompression}, {"q", 5000, Snappy}, {"t", 3000, Snappy}} {
+		p := newTestProducer(t, c, tc.destination, Compression(Snappy))
+		_, err := p.Send(testContext(t), &Record{Value: make([]byte, tc.bytes)})
+		require.NoError(t, err)
+		infos := b.batchInfos(tc.destination, 0)
+		require.Equal(t, tc.want, infos[len(infos)-1].Codec)
+	}
+}
+
+func TestLargeDestinationsAreOpenedPartitionByPartition(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 2000) // METADATA of 86 KB, more than the read buffer
+	c := connect(t, b)
+	opened := 0
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode == wire.OpOpenPartition {
+			opened++
+		}
+		return false
+	})
+	p := newTestProducer(t, c, "d")
+	for i := range 20 {
+		_, err := p.Send(testContext(t), &Record{Key: fmt.Appendf(nil, "key %d", i)})
+		require.NoError(t, err)
+	}
+	b.setScript(nil)
+	require.LessOrEqual(t, opened, 20)
+	d, err := c.Destination(testContext(t), "d")
+	require.NoError(t, err)
+	require.Len(t, d.Partitions, 2000)
+}
+
 func TestTooLargeRecordsAreRefusedHere(t *testing.T) {
 	b := startBroker(t)
 	d := b.create("d", Topic, 1)
