@@ -221,7 +221,7 @@ func (j *recycleJob) Run() {
 		// The last reference: nobody can acquire the segment any more. Views that are
 		// held keep the unlinked file; only a file without any is used again.
 		var err error
-		if s.Release() {
+		if s.Drop() {
 			err = j.l.store.recycle(j.l.o.Dir, s)
 		} else {
 			err = j.l.store.unlink(j.l.o.Dir, s)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	iofs "io/fs"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -81,6 +82,7 @@ type Segment struct {
 	recycled bool
 
 	refs       atomic.Int64
+	dropped    atomic.Bool  // the name goes
 	end        atomic.Int64 // behind the last frame; written by the owner
 	allocated  atomic.Int64 // size of the file; written by jobs, one at a time
 	capacity   atomic.Int64 // fixed with the first frame
@@ -252,6 +254,22 @@ func (s *Segment) Release() bool {
 	return true
 }
 
+// Drop gives the log's own reference back, as Release does, and says that the file
+// is about to lose its name: those who still hold the segment can read what is
+// open, and get ErrDropped for what is not.
+func (s *Segment) Drop() bool {
+	s.dropped.Store(true)
+	return s.Release()
+}
+
+// openErr tells a file that was removed on purpose from one that is lost.
+func (s *Segment) openErr(err error) error {
+	if s.dropped.Load() && errors.Is(err, iofs.ErrNotExist) {
+		return ErrDropped
+	}
+	return fmt.Errorf("segment %s: open: %w", s.name, err)
+}
+
 // CloseResources closes the file and the map as soon as nobody uses them. They
 // are opened again when needed.
 func (s *Segment) CloseResources() {
@@ -283,7 +301,7 @@ func (s *Segment) File() (*FileRef, error) {
 	}
 	f, err := s.env.FS.Open(s.path())
 	if err != nil {
-		return nil, fmt.Errorf("segment %s: open: %w", s.name, err)
+		return nil, s.openErr(err)
 	}
 	return s.adopt(f), nil
 }
@@ -448,13 +466,13 @@ func (s *Segment) WriteSparse(sum *Summary) error {
 
 func writeFile(fs vfs.FS, name string, b []byte) error {
 	f, err := fs.Create(name)
+	if errors.Is(err, iofs.ErrExist) {
+		if err = fs.Remove(name); err == nil {
+			f, err = fs.Create(name)
+		}
+	}
 	if err != nil {
-		if err := fs.Remove(name); err != nil {
-			return err
-		}
-		if f, err = fs.Create(name); err != nil {
-			return err
-		}
+		return err
 	}
 	if err = f.Allocate(0, int64(len(b))); err == nil {
 		if _, err = f.WriteAt(b, 0); err == nil {
@@ -527,7 +545,7 @@ func (s *Segment) load() (*details, error) {
 	}
 	f, err := s.env.FS.OpenReadOnly(s.path())
 	if err != nil {
-		return nil, fmt.Errorf("segment %s: open: %w", s.name, err)
+		return nil, s.openErr(err)
 	}
 	defer f.Close()
 	d := newDetails()
