@@ -77,7 +77,7 @@ func (q *batchQueue) find(b *batch) int {
 func (a *accumulator) add(r *Record, keyHash uint64, keyed bool, charge int64, pr promise) bool {
 	p := a.producer
 	b := a.open
-	if b != nil && b.builder.Count() > 0 && b.builder.Size()+int(charge) > p.options.batchBytes {
+	if b != nil && b.builder.Count() > 0 && !a.hasRoom(charge) {
 		a.open, b = nil, nil
 	}
 	if b == nil {
@@ -103,6 +103,13 @@ func (a *accumulator) add(r *Record, keyHash uint64, keyed bool, charge int64, p
 	}
 	a.signal()
 	return true
+}
+
+// hasRoom reports whether a batch with records in it is open and takes charge
+// bytes more: a record without a key then joins it.
+func (a *accumulator) hasRoom(charge int64) bool {
+	b := a.open
+	return b != nil && b.builder.Count() > 0 && b.builder.Size()+int(charge) <= a.producer.options.batchBytes
 }
 
 // start opens a batch. An empty one that is left open is used again.

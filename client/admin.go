@@ -17,6 +17,16 @@ const (
 	Topic = wire.Topic // records are kept by time and size
 )
 
+// The places where a destination's records may live, and when they are durable.
+const (
+	StorageDisk   = wire.StorageDisk
+	StorageMemory = wire.StorageMemory // gone with the broker's process
+
+	SyncQuorumFsync = wire.SyncQuorumFsync // synced before they are acknowledged
+	SyncInterval    = wire.SyncInterval    // synced in the background, at short intervals
+	SyncOS          = wire.SyncOS          // written back when the operating system likes
+)
+
 // Settings are the settings of a destination. The zero value of each field is
 // the default.
 type Settings struct {

@@ -21,7 +21,7 @@ const slotShift = 64 - 14
 // that does not take records at the moment is passed over if another one does.
 //
 // The caller holds p.mu.
-func (p *Producer) route(r *Record) (a *accumulator, keyHash uint64, keyed bool) {
+func (p *Producer) route(r *Record, charge int64) (a *accumulator, keyHash uint64, keyed bool) {
 	if r.Key != nil {
 		keyHash = xxhash.Sum64(r.Key)
 		keyed = !p.options.fixed
@@ -33,7 +33,7 @@ func (p *Producer) route(r *Record) (a *accumulator, keyHash uint64, keyed bool)
 		return p.lanes[p.layout.slots[keyHash>>slotShift]], keyHash, true
 	}
 	a = p.lanes[p.sticky]
-	if p.stuck && (a.open == nil || a.open.builder.Count() == 0) || a.stalled() {
+	if p.stuck && !a.hasRoom(charge) || a.stalled() {
 		for range p.layout.partitions {
 			p.sticky = (p.sticky + 1) % len(p.layout.partitions)
 			if !p.lanes[p.sticky].stalled() {
@@ -86,8 +86,8 @@ func (p *Producer) place(b *batch) {
 			Timestamp:  time.UnixMilli(rec.TimestampMs),
 			Attributes: rec.Attributes,
 		}
-		a, keyHash, keyed := p.route(&moved)
 		charge := wire.EncodedSizeBound(moved.Key, moved.Value, moved.Headers)
+		a, keyHash, keyed := p.route(&moved, int64(charge))
 		if !a.add(&moved, keyHash, keyed, int64(charge), b.promises[i]) {
 			panic(fmt.Sprintf("client: partition %d: record of %d bytes does not fit into a batch any more", a.partition, charge))
 		}

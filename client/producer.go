@@ -186,7 +186,7 @@ func (p *Producer) send(ctx context.Context, r *Record, pr promise) error {
 		p.mu.Unlock()
 		return &SendError{Outcome: NotSent, Err: err}
 	}
-	a, keyHash, keyed := p.route(r)
+	a, keyHash, keyed := p.route(r, int64(charge))
 	added := a.add(r, keyHash, keyed, int64(charge), pr)
 	if !p.ticking || a.session == nil {
 		p.ticking = true

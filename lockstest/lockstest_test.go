@@ -66,7 +66,7 @@ func readAll(ctx context.Context, t *testing.T, conn *client.Conn, name string) 
 }
 
 func TestRecordsAreReadBackInOrderAndSurviveARestart(t *testing.T) {
-	for _, mode := range []wire.SyncMode{wire.SyncQuorumFsync, wire.SyncInterval, wire.SyncOS} {
+	for _, mode := range []wire.SyncMode{client.SyncQuorumFsync, client.SyncInterval, client.SyncOS} {
 		t.Run(mode.String(), func(t *testing.T) {
 			b := lockstest.Start(t)
 			ctx, conn := connect(t, b)
@@ -77,7 +77,7 @@ func TestRecordsAreReadBackInOrderAndSurviveARestart(t *testing.T) {
 			for i := range n {
 				require.NoError(t, p.SendFunc(ctx, &client.Record{Key: fmt.Appendf(nil, "key-%d", i%100), Value: fmt.Appendf(nil, "%d", i)},
 					func(r client.Receipt, err error) {
-						if err != nil || r.Synced != (mode == wire.SyncQuorumFsync) {
+						if err != nil || r.Synced != (mode == client.SyncQuorumFsync) {
 							t.Errorf("record %d: receipt %+v, error %v", i, r, err)
 						}
 					}))
@@ -136,7 +136,7 @@ func TestRX6_AProducerGoesOnOverARestartWithoutLossOrDuplicates(t *testing.T) {
 func TestRuleL6_AMemoryDestinationBeginsAnewAfterARestart(t *testing.T) {
 	b := lockstest.Start(t)
 	ctx, conn := connect(t, b)
-	create(ctx, t, conn, client.Destination{Name: "fast", Kind: client.Queue, Settings: client.Settings{Partitions: 1, Storage: wire.StorageMemory}})
+	create(ctx, t, conn, client.Destination{Name: "fast", Kind: client.Queue, Settings: client.Settings{Partitions: 1, Storage: client.StorageMemory}})
 	p, err := conn.Producer(ctx, "fast")
 	require.NoError(t, err)
 	before, err := p.Send(ctx, &client.Record{Value: []byte("a")})
@@ -176,7 +176,7 @@ func TestRetentionMovesTheStart(t *testing.T) {
 	b := lockstest.Start(t, lockstest.Configure(func(c *server.Config) { c.RetentionPeriod = 100 * time.Millisecond }))
 	ctx, conn := connect(t, b)
 	create(ctx, t, conn, client.Destination{Name: "events", Kind: client.Topic, Settings: client.Settings{
-		Partitions: 1, SegmentBytes: 1 << 20, RetentionBytes: 2 << 20, Sync: wire.SyncOS,
+		Partitions: 1, SegmentBytes: 1 << 20, RetentionBytes: 2 << 20, Sync: client.SyncOS,
 	}})
 	p, err := conn.Producer(ctx, "events")
 	require.NoError(t, err)
@@ -254,4 +254,27 @@ func TestHealthAndMetrics(t *testing.T) {
 	code, _ = get("/nothing")
 	require.Equal(t, http.StatusNotFound, code)
 	http.DefaultClient.CloseIdleConnections()
+}
+
+func TestRecordsWithoutAKeyAreSpreadBatchByBatch(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 4, Sync: client.SyncOS}})
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	value := make([]byte, 100)
+	const n = 100_000
+	for range n {
+		require.NoError(t, p.SendFunc(ctx, &client.Record{Value: value}, func(_ client.Receipt, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+		}))
+	}
+	require.NoError(t, p.Flush(ctx))
+	next, err := conn.Offsets(ctx, "orders", client.Latest())
+	require.NoError(t, err)
+	for partition := range uint32(4) {
+		require.InDelta(t, n/4, float64(next[partition]), n/20, "partition %d of %v", partition, next)
+	}
 }
