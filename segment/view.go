@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"github.com/lockstepmq/lockstep/internal/invariants"
@@ -263,6 +264,9 @@ func (s *Segment) ReadAt(buf []byte, from, end int64) (n int, next int64, err er
 	return n, pos, nil
 }
 
+// lookups holds the buffers of Find.
+var lookups = sync.Pool{New: func() any { return new([]byte) }}
+
 // Find returns the position and header of the first frame in [HeaderSize, end)
 // for which found is true. beyond must be true for sparse entries behind such a
 // frame; it bounds the walk. io.EOF means there is none. It may block.
@@ -280,7 +284,13 @@ func (s *Segment) Find(end int64, beyond func(*SparseEntry) bool, found func(pos
 	if e, ok := d.floor(beyond); ok {
 		from = e.Position
 	}
-	sc := NewScanner(f.File, from, end, nil)
+	buffer := lookups.Get().(*[]byte)
+	sc := NewScanner(f.File, from, end, *buffer)
+	sc.ahead = SparseInterval
+	defer func() {
+		*buffer = sc.Buffer()
+		lookups.Put(buffer)
+	}()
 	for sc.Position() < end {
 		h, err := sc.Header()
 		if err != nil {
