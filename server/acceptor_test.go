@@ -107,12 +107,13 @@ func TestRunningOutOfDescriptorsIsSurvived(t *testing.T) {
 // F24 of RELIABILITY: floods against a low limit, and storage always gets its
 // files.
 func TestTheReserveOfDescriptorsIsKept(t *testing.T) {
-	const rounds, reserve = 100, 64
+	const rounds, reserve = 100 / slower, 64
 	limit := lowerDescriptors(t, 256)
 	n := startNode(t, Limits{LogLines: 1000, DescriptorReserve: int(limit) - 256 + reserve})
 	served := dialOpen(t, n.address)
 	for round := range rounds {
 		flood := startAttack(t, attack{Mode: "idle", Address: n.address, Connections: 512})
+		require.Positive(t, flood.connected())
 		var files []*os.File
 		for range reserve / 2 {
 			f, err := os.Open("/proc/self/stat")

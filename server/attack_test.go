@@ -46,16 +46,15 @@ type attackers struct {
 	stdin   io.WriteCloser
 	stdout  *bufio.Reader
 	stopped bool
-	// Connected is how many connections the attackers got.
-	Connected int
+	ready   chan string // the line that says how many connections they got
 }
 
-// startAttack returns when all connections are made or refused.
+// startAttack starts the process.
 func startAttack(t *testing.T, a attack) *attackers {
 	t.Helper()
 	encoded, err := json.Marshal(a)
 	require.NoError(t, err)
-	p := &attackers{t: t, command: exec.Command(os.Args[0], "-test.run=^TestAttackerProcess$")}
+	p := &attackers{t: t, ready: make(chan string, 1), command: exec.Command(os.Args[0], "-test.run=^TestAttackerProcess$")}
 	p.command.Env = append(os.Environ(), attackEnvironment+"="+string(encoded))
 	p.command.Stderr = os.Stderr
 	p.stdin, err = p.command.StdinPipe()
@@ -65,11 +64,22 @@ func startAttack(t *testing.T, a attack) *attackers {
 	p.stdout = bufio.NewReader(stdout)
 	require.NoError(t, p.command.Start())
 	t.Cleanup(p.stop)
-	line, err := p.stdout.ReadString('\n')
-	require.NoError(t, err)
-	_, err = fmt.Sscanf(line, "connected %d", &p.Connected)
-	require.NoError(t, err, line)
+	go func() {
+		line, _ := p.stdout.ReadString('\n')
+		p.ready <- line
+	}()
 	return p
+}
+
+// connected waits until all connections are made or refused, and returns how
+// many were made.
+func (p *attackers) connected() (n int) {
+	p.t.Helper()
+	line := <-p.ready
+	p.ready <- line
+	_, err := fmt.Sscanf(line, "connected %d", &n)
+	require.NoError(p.t, err, line)
+	return n
 }
 
 // stop ends the attack; the process is gone when it returns.
@@ -79,6 +89,7 @@ func (p *attackers) stop() {
 	}
 	p.stopped = true
 	_ = p.stdin.Close()
+	p.ready <- <-p.ready // the pipe is ours from here on
 	_, _ = io.Copy(io.Discard, p.stdout)
 	require.NoError(p.t, p.command.Wait())
 }
@@ -232,8 +243,8 @@ func TestAttackers(t *testing.T) {
 		mode        string
 		connections int
 	}{
-		{"drip", min(10_000, effective.Connections-100)},
-		{"stall", min(500, effective.Connections-100)},
+		{"drip", min(10_000/slower, effective.Connections-100)},
+		{"stall", min(500/slower, effective.Connections-100)},
 	} {
 		t.Run(test.mode, func(t *testing.T) {
 			log := &lockedBuffer{}
@@ -271,14 +282,15 @@ func TestAttackers(t *testing.T) {
 			grown := int64(0)
 			begin := time.Now()
 			attackers := startAttack(t, attack{Mode: test.mode, Address: s.Addr(), Connections: test.connections, Destination: "big"})
-			for time.Since(begin) < 30*time.Second && c.sessions.Load() > 1 {
+			for time.Since(begin) < time.Minute && (len(attackers.ready) == 0 || c.sessions.Load() > 1) {
 				healthy.run(t, 200*time.Millisecond)
 				grown = max(grown, residentBytes(t)-before)
 			}
+			connected := attackers.connected()
 			loaded := healthy.percentile(0.99)
 			t.Logf("%s: %d connections of %d wanted (descriptor limit %d), gone after %v; memory +%.1f MiB; healthy p99 %v, before %v",
-				test.mode, attackers.Connected, test.connections, limit, time.Since(begin).Round(time.Second), float64(grown)/(1<<20), loaded, quiet)
-			require.Equal(t, test.connections, attackers.Connected)
+				test.mode, connected, test.connections, limit, time.Since(begin).Round(time.Second), float64(grown)/(1<<20), loaded, quiet)
+			require.Equal(t, test.connections, connected)
 			require.EqualValues(t, 1, c.sessions.Load(), "attackers are still there")
 			require.LessOrEqual(t, grown, int64(64<<20))
 			require.Less(t, loaded, max(2*quiet, 50*time.Millisecond))
