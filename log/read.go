@@ -91,7 +91,7 @@ func (l *Log) Locate(o wire.Offset) (Position, wire.Offset, error) {
 		err = fmt.Errorf("segment %s: no frame holds offset %d: %w", s.Name(), o, errNoEntry)
 	}
 	if err != nil {
-		return Position{}, 0, damaged(s, pos, err)
+		return Position{}, 0, l.dropped(damaged(s, pos, err))
 	}
 	return Position{Segment: s.Sequence(), Byte: pos}, h.BaseOffset, nil
 }

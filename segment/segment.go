@@ -25,6 +25,9 @@ const (
 	// populatedTraffic is after how many bytes appended and populated in the whole
 	// store a populated range no longer counts as being in memory.
 	populatedTraffic = 256 << 20
+	// maxWindows is how many populated ranges a segment remembers: so many readers
+	// can lag in one segment without taking each other's range away.
+	maxWindows = 16
 )
 
 var (
@@ -99,7 +102,7 @@ type Segment struct {
 
 	file      atomic.Pointer[FileRef]
 	mapped    atomic.Pointer[mapRef]
-	populated atomic.Pointer[window]
+	populated atomic.Pointer[[]window]
 
 	// mu serialises opening and mapping, which may block. Nothing else is held
 	// while it is.

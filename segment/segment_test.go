@@ -445,3 +445,28 @@ func TestTruncateForgetsWhatFollows(t *testing.T) {
 	require.Equal(t, NoTime, w.s.MaxTimeMs())
 	require.Zero(t, w.s.details.Load().sparse.len())
 }
+
+func TestPopulatedRangesOfManyReaders(t *testing.T) {
+	env := newEnv(t, vfs.NewSimulated(1), 10, 10)
+	s, err := Create(env, "/d", testIdentity, 1, 1, 64<<20, 64<<20)
+	require.NoError(t, err)
+	for n := range int64(maxWindows + 3) {
+		s.noteWindow(window{from: n << 21, to: n<<21 + 1000, stamp: env.Traffic.Load()})
+	}
+	hot := func(pos int64) int64 { return s.hotUntil(pos, 64<<20, 64<<20) }
+	for n := range int64(maxWindows + 3) {
+		want := n<<21 + 1000
+		if n < 3 {
+			want = n << 21
+		}
+		require.Equal(t, want, hot(n<<21), "range %d", n)
+	}
+	// One that continues another makes one of both.
+	s.noteWindow(window{from: 10<<21 + 1000, to: 10<<21 + 5000, stamp: env.Traffic.Load()})
+	require.Equal(t, int64(10<<21+5000), hot(10<<21))
+	require.Len(t, *s.populated.Load(), maxWindows)
+	env.Traffic.Add(populatedTraffic)
+	require.Equal(t, int64(10<<21), hot(10<<21))
+	s.noteWindow(window{from: 0, to: 10, stamp: env.Traffic.Load()})
+	require.Len(t, *s.populated.Load(), 1)
+}

@@ -154,10 +154,16 @@ func (s *Segment) hotUntil(pos, end, hotFrom int64) int64 {
 	if s.env.Memory || pos >= max(s.appendedFrom.Load(), hotFrom) {
 		return end
 	}
-	if w := s.populated.Load(); w != nil && pos >= w.from && pos < w.to && s.env.Traffic.Load()-w.stamp < populatedTraffic {
-		return min(end, w.to)
+	until := pos
+	if list := s.populated.Load(); list != nil {
+		traffic := s.env.Traffic.Load()
+		for _, w := range *list {
+			if pos >= w.from && pos < w.to && traffic-w.stamp < populatedTraffic {
+				until = max(until, min(end, w.to))
+			}
+		}
 	}
-	return pos
+	return until
 }
 
 // Populate maps the file, reads its sparse index and brings [from, from+n) into
@@ -187,12 +193,35 @@ func (s *Segment) Populate(from, end int64, n int) (next int64, err error) {
 			return next, fmt.Errorf("segment %s: position %d: populate %d bytes: %w", s.name, from, to-from, err)
 		}
 	}
-	w := &window{from: from, to: to, stamp: s.env.Traffic.Add(to - from)}
-	if old := s.populated.Load(); old != nil && old.from <= from && from <= old.to && to >= old.to && w.stamp-old.stamp < populatedTraffic/2 {
-		w.from, w.stamp = old.from, old.stamp
-	}
-	s.populated.Store(w)
+	s.noteWindow(window{from: from, to: to, stamp: s.env.Traffic.Add(to - from)})
 	return next, nil
+}
+
+// noteWindow remembers a populated range: it continues an earlier one, or takes
+// the place of the oldest when there are too many.
+func (s *Segment) noteWindow(w window) {
+	for {
+		old := s.populated.Load()
+		var kept []window
+		if old != nil {
+			kept = *old
+		}
+		list := make([]window, 0, maxWindows)
+		for _, o := range kept {
+			if o.from <= w.from && w.from <= o.to && w.to >= o.to && w.stamp-o.stamp < populatedTraffic/2 {
+				w.from, w.stamp = o.from, o.stamp
+			} else if w.stamp-o.stamp < populatedTraffic && (o.from < w.from || o.to > w.to) {
+				list = append(list, o)
+			}
+		}
+		if len(list) == maxWindows {
+			list = append(list[:0], list[1:]...)
+		}
+		list = append(list, w)
+		if s.populated.CompareAndSwap(old, &list) {
+			return
+		}
+	}
 }
 
 // mapping returns the map with a reference, mapping the file at its full
