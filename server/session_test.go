@@ -426,6 +426,29 @@ func TestHalfCloseGetsMoreRepliesThanTheSocketTakes(t *testing.T) {
 	require.ErrorContains(t, c.closed(), "EOF")
 }
 
+// Closing a socket that still has input resets the connection, and a reset
+// destroys the error frame on its way: the session lingers.
+func TestTheErrorFrameSurvivesWhatFollowsIt(t *testing.T) {
+	n := startNode(t, Limits{})
+	bad := wire.AppendHeader(nil, wire.Header{Length: 3, Opcode: wire.OpPing, Version: 1, ID: 77})
+	junk := make([]byte, 700<<10)
+	for range 20 {
+		c := dialOpen(t, n.address)
+		c.write(append(append([]byte(nil), bad...), junk...))
+		f := c.read()
+		require.Equal(t, wire.CodeMalformed, f.code())
+		require.EqualValues(t, 77, f.ID)
+		c.conn.Close()
+	}
+	// Who sends on and on is cut off.
+	c := dialOpen(t, n.address)
+	c.write(bad)
+	eventually(t, "the end", func() bool {
+		_, err := c.conn.Write(junk)
+		return err != nil
+	})
+}
+
 func TestAPanicEndsOneSessionOnly(t *testing.T) {
 	n := startNode(t, Limits{})
 	n.backend.mu.Lock()

@@ -328,3 +328,45 @@ func TestManyReadersOnOneLoopAllGetEverything(t *testing.T) {
 		require.NoError(t, <-done)
 	}
 }
+
+func TestStreamsLeaveTimeForOthers(t *testing.T) {
+	for _, loops := range []int{1, 2} {
+		t.Run(fmt.Sprintf("%d loops", loops), func(t *testing.T) {
+			n := startNode(t, Limits{}, func(o *engineOptions) { o.Loops = loops })
+			n.backend.create(wire.Topic, "events", 1)
+			r := n.backend.replica("events", 0)
+			r.fill(1000, 64<<10) // 64 MB
+			const readers = 4
+			done := make(chan struct{}, readers)
+			for range readers {
+				c := dialOpen(t, n.address)
+				c.link(c.open("events", 0), 0, 64<<20)
+				go func() {
+					defer func() { done <- struct{}{} }()
+					for got := 0; got < len(r.stored()); {
+						f, err := c.tryRead()
+						if err != nil {
+							return
+						}
+						got += len(f.body) - wire.DeliverPrefixSize
+					}
+				}()
+			}
+			c := dialOpen(t, n.address)
+			longest := time.Duration(0)
+			for running, id := readers, uint32(10); running > 0; id++ {
+				begin := time.Now()
+				c.send(wire.OpPing, id, &wire.PingRequest{})
+				require.Equal(t, wire.CodeOK, c.answer(id).code())
+				longest = max(longest, time.Since(begin))
+				select {
+				case <-done:
+					running--
+				default:
+				}
+			}
+			require.Less(t, longest, 500*time.Millisecond)
+			require.Zero(t, n.engine.counters.panics.Load())
+		})
+	}
+}
