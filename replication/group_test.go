@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -240,4 +241,70 @@ func TestRuleL9_AStorageErrorFencesTheReplicaAndNothingIsAcknowledged(t *testing
 			require.Equal(t, applied, n.group.Applied())
 		})
 	}
+}
+
+func TestAnElectionWaitsWhenTheLogHasClosedItsFileMeanwhile(t *testing.T) {
+	n := newNode(t, log.SyncQuorum)
+	n.lead()
+	n.propose(1, "a")
+	n.work()
+	n.files.Crash()
+	n.open()
+	for n.reserve(wire.FrameHeaderSize) != nil {
+		n.work()
+	}
+	n.group.Campaign() // the vote is being synced
+	n.log.MarkIdle()   // and then the log closes its file
+	n.work()
+	require.NoError(t, n.group.Err())
+	term, leading := n.group.Leading()
+	require.True(t, leading)
+	require.Equal(t, wire.Term(2), term)
+	n.propose(1, "b")
+	n.work()
+	require.Equal(t, []string{"", "a", "", "b"}, n.state.applied)
+}
+
+func TestAProposalWithoutRoomIsWrittenWhenThereIsSome(t *testing.T) {
+	n := newNode(t, log.SyncQuorum)
+	n.lead()
+	n.work()
+	large := make([]byte, wire.EntryPrefixSize+200_000) // more than was allocated ahead
+	wire.PutEntryPrefix(large, wire.KindControl, 0, 5000)
+	index, err := n.group.Propose(large)
+	require.NoError(t, err)
+	require.Less(t, n.log.LastIndex(), index)
+	_, err = n.group.Propose(large)
+	require.ErrorIs(t, err, ErrProposalDropped, "nothing may overtake it")
+	n.work()
+	require.NoError(t, n.group.Err())
+	require.Equal(t, index, n.group.Applied())
+}
+
+func TestACheckpointThatFailsForWantOfSpaceIsNotTriedInEveryTurn(t *testing.T) {
+	n := newNode(t, log.SyncQuorum)
+	n.group.checkpointBytes = 100
+	n.lead()
+	tries := 0
+	n.files.Inject(func(op vfs.Op, name string) error {
+		if op == vfs.OpCreate && strings.Contains(name, "checkpoint") {
+			tries++
+			return vfs.ErrNoSpace
+		}
+		return nil
+	})
+	n.propose(1, "a")
+	n.work()
+	before := tries
+	require.NotZero(t, before)
+	for range 10 {
+		n.group.Turn()
+		n.work()
+	}
+	require.Equal(t, before, tries)
+	n.files.Inject(nil)
+	n.propose(1, "b")
+	n.work()
+	require.False(t, n.log.CheckpointPending())
+	require.Less(t, n.log.BytesSinceCheckpoint(), int64(100), "the next entry brings the next try")
 }
