@@ -42,13 +42,19 @@ func TestSimulation(t *testing.T) {
 	var counts sim.Counts
 	seeds := 0
 	began := time.Now()
-	for seed := *simFirst; time.Since(began) < *simDuration; seed++ {
+	run := func(seed uint64) {
 		result := simulate(t, sim.Options{Seed: seed, Steps: *simSteps})
 		if result.Err != nil {
 			complain(t, seed, result)
 		}
 		counts.Add(&result.Counts)
 		seeds++
+	}
+	for _, seed := range regressionSeeds {
+		run(seed)
+	}
+	for seed := *simFirst; time.Since(began) < *simDuration || seeds < minSeeds; seed++ {
+		run(seed)
 	}
 	took := time.Since(began)
 	t.Logf("%d seeds in %.1f s, %.1f seeds/s", seeds, took.Seconds(), float64(seeds)/took.Seconds())
@@ -59,6 +65,15 @@ func TestSimulation(t *testing.T) {
 		require.NotZero(t, counts[e], "it never came to this: %s", e)
 	}
 }
+
+// minSeeds is how many seeds TestSimulation tries however slow they are: enough
+// for every kind of event to come up.
+const minSeeds = 60
+
+// regressionSeeds found something once: a batch taken for one of an older epoch
+// (100), batches forgotten in the mailbox (271), checkpoints tried for ever (1740),
+// duplicates called synced (1741), an election without an open file (10).
+var regressionSeeds = []uint64{10, 100, 271, 1740, 1741}
 
 // shrinkFor is how long a failing seed is made smaller before it is printed.
 const shrinkFor = 20 * time.Second
@@ -82,6 +97,35 @@ func complain(t *testing.T, seed uint64, result *sim.Result) {
 	t.Fatalf("seed %d, step %d: %v\nreplay: go test ./fuzz -run 'TestSimulation$' -seed %d -sim.steps %d -v\n"+
 		"shrunk to %d steps, which end with: %v\nthe newest %d of %d lines of its trace:\n%s",
 		seed, result.Step, result.Err, seed, *simSteps, kept, shrunk.Err, len(tail), len(shrunk.Trace), strings.Join(tail, "\n"))
+}
+
+var simCallsTried = flag.Int64("sim.tries", 20, "how many storage calls TestSimulationOfEveryCall picks for each fault; 0 takes all")
+
+// TestSimulationOfEveryCall runs one quiet seed again and again. Each time another
+// storage call fails, or the power goes at it (RELIABILITY F5, F8, F20).
+func TestSimulationOfEveryCall(t *testing.T) {
+	const steps = 500
+	for _, seed := range []uint64{1, 2, 3} {
+		quiet := simulate(t, sim.Options{Seed: seed, Steps: steps, Quiet: true})
+		if quiet.Err != nil {
+			t.Fatalf("seed %d without faults: %v\n%s", seed, quiet.Err, strings.Join(quiet.Trace, "\n"))
+		}
+		stride := int64(1)
+		if *simCallsTried > 0 {
+			stride = max(1, quiet.Calls / *simCallsTried)
+		}
+		tried := 0
+		for call := 1 + int64(seed)%stride; call <= quiet.Calls; call += stride {
+			for _, o := range []sim.Options{{FailAt: call}, {CutAt: call}} {
+				o.Seed, o.Steps, o.Quiet = seed, steps, true
+				if result := simulate(t, o); result.Err != nil {
+					t.Fatalf("seed %d, fail at %d, cut at %d: %v\n%s", seed, o.FailAt, o.CutAt, result.Err, strings.Join(result.Trace[max(0, len(result.Trace)-100):], "\n"))
+				}
+				tried++
+			}
+		}
+		t.Logf("seed %d: %d faults at %d storage calls", seed, tried, quiet.Calls)
+	}
 }
 
 // TestSimulationIsDeterministic runs seeds twice: everything that happens is the

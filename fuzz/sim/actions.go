@@ -9,15 +9,26 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// action is one kind of step. Its weight says how often it is chosen; those that
-// swarm are left out of some runs and done more often in others, so that rare
-// combinations come up too.
+// action is one kind of step. Its weight says how often it is chosen.
 type action struct {
 	name   string
 	weight int
-	swarm  bool
+	kind   actionKind
 	do     func(*Simulation)
 }
+
+// actionKind says how the weight of an action differs between runs.
+type actionKind int
+
+const (
+	// usual actions have their weight.
+	usual actionKind = iota
+	// swarming ones are left out of some runs and done more often in others, so
+	// that rare combinations come up too.
+	swarming
+	// fault is swarming, and left out of quiet runs.
+	fault
+)
 
 // actions are what a step may be. They find the node running. It is a variable
 // and filled in by init because the actions refer to it.
@@ -25,30 +36,31 @@ var actions []action
 
 func init() {
 	actions = []action{
-		{"run a job", 300, false, (*Simulation).runJob},
-		{"take a turn", 300, false, (*Simulation).takeTurn},
-		{"produce", 350, false, (*Simulation).produce},
-		{"repeat", 30, true, (*Simulation).repeat},
-		{"clock", 40, true, func(s *Simulation) { s.nowMs += s.random.Int64N(2_000) }},
-		{"idle mark", 20, true, (*Simulation).idleMark},
-		{"retention", 20, true, (*Simulation).retain},
-		{"checkpoint", 15, true, (*Simulation).checkpoint},
-		{"periodic sync", 20, true, (*Simulation).periodicSync},
-		{"read", 40, true, (*Simulation).read},
-		{"view", 30, true, (*Simulation).view},
-		{"time lookup", 10, true, (*Simulation).lookUpTime},
-		{"metadata", 20, true, (*Simulation).changeMetadata},
-		{"reconcile", 60, false, (*Simulation).reconcile},
-		{"space", 30, false, (*Simulation).refreshSpace},
-		{"rest", 10, true, (*Simulation).rest},
-		{"storage error", 4, true, func(s *Simulation) { s.failAfter(s.random.IntN(30)) }},
-		{"disk full", 6, true, (*Simulation).fillDisk},
-		{"disk freed", 12, false, (*Simulation).freeDisk},
-		{"evict", 3, true, (*Simulation).evict},
-		{"power cut", 5, true, (*Simulation).powerCut},
-		{"power cut at a call", 5, true, func(s *Simulation) { s.cutAfter(1 + s.random.IntN(30)) }},
-		{"process crash", 5, true, (*Simulation).processCrash},
-		{"clean stop", 4, true, (*Simulation).cleanStop},
+		{"run a job", 300, usual, (*Simulation).runJob},
+		{"take a turn", 300, usual, (*Simulation).takeTurn},
+		{"produce", 350, usual, (*Simulation).produce},
+		{"repeat", 30, swarming, (*Simulation).repeat},
+		{"clock", 40, swarming, func(s *Simulation) { s.nowMs += s.random.Int64N(2_000) }},
+		{"clock jump", 2, fault, (*Simulation).jump},
+		{"idle mark", 20, swarming, (*Simulation).idleMark},
+		{"retention", 20, swarming, (*Simulation).retain},
+		{"checkpoint", 15, swarming, (*Simulation).checkpoint},
+		{"periodic sync", 20, swarming, (*Simulation).periodicSync},
+		{"read", 40, swarming, (*Simulation).read},
+		{"view", 30, swarming, (*Simulation).view},
+		{"time lookup", 10, swarming, (*Simulation).lookUpTime},
+		{"metadata", 20, swarming, (*Simulation).changeMetadata},
+		{"reconcile", 60, usual, (*Simulation).reconcile},
+		{"space", 30, usual, (*Simulation).refreshSpace},
+		{"rest", 10, swarming, (*Simulation).rest},
+		{"storage error", 4, fault, func(s *Simulation) { s.failAfter(s.random.IntN(30)) }},
+		{"disk full", 6, fault, (*Simulation).fillDisk},
+		{"disk freed", 12, usual, (*Simulation).freeDisk},
+		{"evict", 3, fault, (*Simulation).evict},
+		{"power cut", 5, fault, (*Simulation).powerCut},
+		{"power cut at a call", 5, fault, func(s *Simulation) { s.cutAfter(1 + s.random.IntN(30)) }},
+		{"process crash", 5, fault, (*Simulation).processCrash},
+		{"clean stop", 4, fault, (*Simulation).cleanStop},
 	}
 }
 
@@ -123,6 +135,18 @@ func (s *Simulation) repeat() {
 			c.repeat(r)
 		}
 	}
+}
+
+// maxJumpMs is less than half of what a producer may be silent before it is
+// forgotten: then a batch that is sent again might be taken for a new one.
+const maxJumpMs = 3 * 24 * 3600 * 1000
+
+// jump sets the clock somewhere else, as an operator or a time server does.
+func (s *Simulation) jump() {
+	s.nowMs = startMs + s.random.Int64N(2*maxJumpMs) - maxJumpMs
+	s.jumped = true
+	s.counts[ClockJump]++
+	s.trace.add("the clock says %d", s.nowMs)
 }
 
 func (s *Simulation) idleMark() {

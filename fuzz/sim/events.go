@@ -22,6 +22,7 @@ const (
 	DiskFilled                        //
 	DiskFreed                         //
 	CacheEvicted                      // reads show what a failed sync has lost
+	ClockJump                         // by up to three days
 	Fenced                            // a log gave up after a storage error
 	FenceRecovered                    // and came back after a restart
 	TailCut                           // recovery dropped entries that were never confirmed
@@ -46,7 +47,7 @@ const (
 var eventNames = [EventCount]string{
 	"power cut", "power cut at a call", "power cut in recovery", "process crash", "clean stop",
 	"write error", "torn write", "sync error", "directory sync error", "allocation error", "name error",
-	"read error", "error in recovery", "disk filled", "disk freed", "cache evicted", "fenced",
+	"read error", "error in recovery", "disk filled", "disk freed", "cache evicted", "clock jump", "fenced",
 	"fence recovered", "tail cut", "uncertain", "segment created", "segment recycled", "segment removed",
 	"checkpoint written", "checkpoint restored", "directory quarantined", "job interrupted", "acknowledged",
 	"duplicate", "disk full answer", "producer fenced", "sequence lost", "read", "time lookup",

@@ -46,6 +46,9 @@ func (s *Simulation) storageCall(op vfs.Op, name string) error {
 	s.observe(op, name)
 	f := &s.faults
 	s.interrupt(op)
+	if s.options.FailAt > 0 && s.disk.Ops() == s.options.FailAt {
+		f.countdown, f.torn = 0, -1
+	}
 	if f.countdown < 0 || op == vfs.OpLock || op == vfs.OpSpace || op == vfs.OpStat || op == vfs.OpList || op == vfs.OpMkdir {
 		return nil
 	}

@@ -23,11 +23,19 @@ const (
 	reserveBytes = 256 << 10
 )
 
+// startMs is the time at which every run begins.
+const startMs = 1_700_000_000_000
+
 // Options say what to run.
 type Options struct {
 	Seed   uint64
 	Steps  int // 0 = DefaultSteps
 	Mutant Mutant
+	// Quiet leaves all faults out but the one that the next fields ask for.
+	Quiet bool
+	// CutAt cuts the power at that storage call of the disk, FailAt lets it fail;
+	// 0 does not.
+	CutAt, FailAt int64
 	// Calls puts every storage call into the trace.
 	Calls bool
 	// Skip leaves out steps; nil leaves out none.
@@ -38,7 +46,8 @@ type Options struct {
 type Result struct {
 	// Err is the first thing that was wrong, or nil.
 	Err   *Violation
-	Step  int // where it was noticed
+	Step  int   // where it was noticed
+	Calls int64 // of storage
 	Hash  uint64
 	Trace []string // the newest lines
 	Counts
@@ -77,6 +86,7 @@ type Simulation struct {
 
 	step        int
 	nowMs       int64
+	jumped      bool // the clock went somewhere else
 	machineBoot int
 	calm        bool  // no more faults
 	node        *node // nil while the process is down
@@ -106,7 +116,7 @@ func Run(o Options) *Result {
 		o.Steps = DefaultSteps
 	}
 	s := &Simulation{
-		options: o, disk: vfs.NewSimulated(o.Seed), trace: newTrace(), nowMs: 1_700_000_000_000,
+		options: o, disk: vfs.NewSimulated(o.Seed), trace: newTrace(), nowMs: startMs,
 		live: map[uuid.UUID]bool{}, replicas: map[uint64]string{},
 		epochs: map[int64]int16{}, batches: map[int64]*batch{}, attempts: map[uint64]*attempt{},
 	}
@@ -116,8 +126,13 @@ func Run(o Options) *Result {
 	s.config = s.drawConfig()
 	s.disk.Inject(s.storageCall)
 	s.newProcess()
+	s.calm = o.Quiet
+	if o.CutAt > 0 {
+		s.faults.stopAt = o.CutAt
+		s.disk.StopAt(o.CutAt)
+	}
 	s.run()
-	return &Result{Err: s.violation, Step: s.step, Hash: s.trace.hash.Sum64(), Trace: s.trace.all(), Counts: s.counts}
+	return &Result{Err: s.violation, Step: s.step, Calls: s.disk.Ops(), Hash: s.trace.hash.Sum64(), Trace: s.trace.all(), Counts: s.counts}
 }
 
 // draw makes the randomness of one step.
@@ -136,7 +151,10 @@ func (s *Simulation) drawConfig() config {
 	s.faults.interrupt = int(pick(0, 10, 50))
 	for _, a := range actions {
 		w := a.weight
-		if a.swarm {
+		if a.kind == fault && s.options.Quiet {
+			w = 0
+		}
+		if a.kind != usual {
 			w *= int(pick(0, 1, 1, 1, 3))
 		}
 		c.weights = append(c.weights, w)
