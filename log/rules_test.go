@@ -1102,3 +1102,45 @@ func TestMemoryStore(t *testing.T) {
 	require.NoError(t, r.log.Close(true))
 	require.NoError(t, store.Close())
 }
+
+func TestRuleL2_TheSlotsMarkHoldsInEveryMode(t *testing.T) {
+	for _, mode := range []SyncMode{SyncQuorum, SyncInterval, SyncOS} {
+		fs := vfs.NewSimulated(1)
+		r := newRig(t, fs, func(o *Options) { o.Sync = mode }).open()
+		r.term(1)
+		r.append(records(1, 1, 1, 50), records(2, 1, 1, 50))
+		r.commit()
+		r.log.MarkIdle()
+		r.jobs.drain()
+		require.Equal(t, wire.Index(2), r.log.slot.last.mark)
+		name, from, _ := r.frame(2)
+		r.kill()
+		require.NoError(t, fs.Corrupt(name, from+70, 1))
+		require.ErrorIs(t, r.tryOpen(), ErrCorrupt, "%v", mode)
+	}
+}
+
+func TestF7_ATruncationThatOnlyThePageCacheKnows(t *testing.T) {
+	// Entries 4 and 5 are taken back at the durable mark and zeroed, the new entry 4
+	// goes to the next segment. The process dies, another one recovers, then the
+	// power goes: the zeros must have been made durable with the new entry.
+	fs := vfs.NewSimulated(1)
+	r := newRig(t, fs, func(o *Options) { o.SegmentBytes = 3000 }).open()
+	r.term(1)
+	for i := wire.Index(1); i <= 3; i++ {
+		r.append(records(i, 1, 1, 300))
+	}
+	r.commit()
+	r.log.MarkIdle()
+	r.append(records(4, 1, 1, 300), records(5, 1, 1, 300))
+	r.sync()
+	r.term(2)
+	r.append(records(4, 2, 1, 2500))
+	require.Len(t, *r.log.segments.Load(), 2)
+	r.kill()
+	r.open()
+	require.Equal(t, wire.Index(4), r.log.LastIndex())
+	fs.CrashLoseAll()
+	r.open()
+	require.Equal(t, []Entry{records(1, 1, 1, 300), records(2, 1, 1, 300), records(3, 1, 1, 300), records(4, 2, 1, 2500)}, r.replayed(1))
+}
