@@ -71,7 +71,6 @@ type crashModel struct {
 	hsTickets []hsTicket
 	saved     wire.Index // checkpoint known written
 	saving    wire.Index
-	trimmed   wire.Offset
 }
 
 type hsTicket struct {

@@ -65,6 +65,7 @@ const (
 	slotClean      = 1 << 0         // the log was closed in order, nothing was written since
 	slotFenced     = 1 << 1         // a write or sync failed
 	slotUncertain  = 1 << 2         // records may have been lost with the machine (RULES L5)
+	slotVolatile   = 1 << 3         // a mode was set in which that can happen
 	headerChecked  = 60
 	firstSlotPages = 2
 )

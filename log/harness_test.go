@@ -212,13 +212,6 @@ func fill(b []byte, i wire.Index, term wire.Term) {
 	}
 }
 
-func body(e Entry) []byte {
-	if e.Kind == wire.KindRecords || e.Kind == wire.KindControl {
-		return e.Data[wire.EntryPrefixSize:]
-	}
-	return e.Data
-}
-
 // replayed returns the entries in the log, rebuilt from their frames.
 func (r *rig) replayed(from wire.Index) []Entry {
 	r.t.Helper()

@@ -197,6 +197,7 @@ type Log struct {
 	hs        HardState
 	slot      *slot
 	uncertain bool
+	volatile  bool // records may have been taken for stable that are not durable
 	ticket    uint64
 	synced    wire.Index // really synced, in every mode
 	err       *FencedError
@@ -205,8 +206,7 @@ type Log struct {
 	structural  bool               // a job that writes the manifest is in flight
 	removed     []*segment.Segment // cut off by truncation, to be dropped from the manifest
 	dying       []*segment.Segment // out of the manifest and the list, to be recycled
-	wantDrop    bool
-	prepareErr  [2]spaceFailure // of the last preparation, for control and for records
+	prepareErr  [2]spaceFailure    // of the last preparation, for control and for records
 	sealing     bool
 	sealNext    int // number in segments of the first that is not yet sealed
 	checkpoint  *Checkpoint
@@ -373,6 +373,12 @@ func (l *Log) refreshSlotLocked() {
 	s.flags = 0
 	if l.uncertain {
 		s.flags |= slotUncertain
+	}
+	if l.o.Sync == SyncQuorum && l.synced == l.LastIndex() {
+		l.volatile = false
+	}
+	if l.volatile {
+		s.flags |= slotVolatile
 	}
 	l.pending.commit = l.commit()
 }

@@ -828,7 +828,8 @@ func (r *recovery) finish() error {
 		l.hs.Vote = r.slot.vote
 	}
 	lost := l.slot.written && !r.clean && r.slot.boot != l.store.boot && last > 0
-	l.uncertain = r.slot.flags&slotUncertain != 0 || l.o.Sync != SyncQuorum && lost
+	l.volatile = r.slot.flags&slotVolatile != 0 || l.o.Sync != SyncQuorum
+	l.uncertain = r.slot.flags&slotUncertain != 0 || l.volatile && lost
 
 	l.pending.Lock()
 	l.pending.index = last

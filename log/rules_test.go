@@ -1144,3 +1144,32 @@ func TestF7_ATruncationThatOnlyThePageCacheKnows(t *testing.T) {
 	r.open()
 	require.Equal(t, []Entry{records(1, 1, 1, 300), records(2, 1, 1, 300), records(3, 1, 1, 300), records(4, 2, 1, 2500)}, r.replayed(1))
 }
+
+func TestRuleL5_AModeThatWasChangedIsRemembered(t *testing.T) {
+	r := newRig(t, vfs.NewSimulated(1), nil).open()
+	r.term(1)
+	r.append(records(1, 1, 1, 10))
+	r.commit()
+	r.log.SetSync(SyncOS)
+	require.NoError(t, r.reserve(1000, true))
+	require.NoError(t, r.log.Append([]Entry{records(2, 1, 1, 10)}))
+	require.Less(t, r.log.DurableTicket(), r.log.Ticket(), "the slot must say so first")
+	r.sync()
+	require.NoError(t, r.log.Append([]Entry{records(3, 1, 1, 10)}))
+	require.Equal(t, r.log.Ticket(), r.log.DurableTicket())
+	r.kill()
+	// Whoever opens it next does not know the mode yet.
+	r.boot = "boot-2"
+	r.open()
+	require.True(t, r.log.Uncertain())
+	r.log.SetCertain()
+	r.log.SetSync(SyncOS)
+	r.log.SetSync(SyncQuorum)
+	r.sync()
+	r.log.MarkIdle()
+	r.jobs.drain()
+	r.kill()
+	r.boot = "boot-3"
+	r.open()
+	require.False(t, r.log.Uncertain())
+}
