@@ -183,6 +183,14 @@ func (l *Log) dropped(err error) error {
 // the map fails for want of memory, ReadAt still works.
 func (l *Log) Populate(p Position, n int) error {
 	w := l.Watermark()
+	// What a view needs to pass over a segment goes with the segment's file: opening
+	// the next one must not push it out again.
+	var passed []*segment.FileRef
+	defer func() {
+		for _, f := range passed {
+			f.Release()
+		}
+	}()
 	for {
 		s, at, err := l.at(p, w)
 		if err != nil || s == nil {
@@ -193,6 +201,9 @@ func (l *Log) Populate(p Position, n int) error {
 		}
 		end := readEnd(s, w)
 		next, err := s.Populate(at.Byte, end, n)
+		if f := s.TryFile(); f != nil {
+			passed = append(passed, f)
+		}
 		s.Release()
 		if err != nil || next < end {
 			return l.dropped(err)
