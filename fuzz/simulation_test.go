@@ -72,8 +72,9 @@ const minSeeds = 60
 
 // regressionSeeds found something once: a batch taken for one of an older epoch
 // (100), batches forgotten in the mailbox (271), checkpoints tried for ever (1740),
-// duplicates called synced (1741), an election without an open file (10).
-var regressionSeeds = []uint64{10, 100, 271, 1740, 1741}
+// duplicates called synced (1741), an election without an open file (10), a view
+// that stays cold (2713).
+var regressionSeeds = []uint64{10, 100, 271, 1740, 1741, 2713}
 
 // shrinkFor is how long a failing seed is made smaller before it is printed.
 const shrinkFor = 20 * time.Second
