@@ -213,8 +213,8 @@ func (s *Simulation) finish() {
 	s.calm = true
 	s.mend()
 	if s.node != nil {
-		s.node.settle() // so that what has failed shows
-		if s.hasFenced() || len(s.node.failed) > 0 {
+		s.node.settle()
+		if s.hasFenced() || len(s.node.failed) > 0 || s.faults.injected {
 			s.processCrash()
 		}
 	}
