@@ -166,6 +166,10 @@ func (e *engine) tick() {
 		case <-timer.C:
 		}
 		period := slowTick
+		timer.Reset(period)
+		if e.counters.sessions.Load() == 0 {
+			continue
+		}
 		e.mu.Lock()
 		for _, l := range e.loops {
 			if l.hasStalls.Load() {
@@ -174,7 +178,9 @@ func (e *engine) tick() {
 			l.trigger()
 		}
 		e.mu.Unlock()
-		timer.Reset(period)
+		if period != slowTick {
+			timer.Reset(period)
+		}
 	}
 }
 

@@ -33,8 +33,7 @@ type fakeBackend struct {
 	replicas map[replicaID]*fakeReplica
 	producer int64
 	panicOn  string // name of a destination whose CREATE panics
-	held     []func()
-	hold     bool // administration waits for release
+	hold     bool   // administration is never answered
 }
 
 type replicaID struct {
@@ -115,7 +114,6 @@ func (b *fakeBackend) Partition(destination [16]byte, number uint32) (replica, e
 func (b *fakeBackend) Admin(request wire.Message, reply func(wire.Message, error)) {
 	b.mu.Lock()
 	if b.hold {
-		b.held = append(b.held, func() { b.admin(request, reply) })
 		b.mu.Unlock()
 		return
 	}
@@ -125,17 +123,6 @@ func (b *fakeBackend) Admin(request wire.Message, reply func(wire.Message, error
 		panic("a bug in the administration")
 	}
 	go b.admin(request, reply)
-}
-
-// release answers what was held.
-func (b *fakeBackend) release() {
-	b.mu.Lock()
-	held := b.held
-	b.held, b.hold = nil, false
-	b.mu.Unlock()
-	for _, f := range held {
-		f()
-	}
 }
 
 func (b *fakeBackend) admin(request wire.Message, reply func(wire.Message, error)) {
@@ -199,10 +186,8 @@ type fakeReplica struct {
 	leading bool
 	cold    map[int]bool // positions that must be populated first
 	unmap   bool         // View fails as if mmap had
-	views   int          // not released
 	inline  int          // turns taken inline
 	handed  int
-	indexes [][]byte
 	mark    *log.Watermark
 }
 

@@ -24,7 +24,6 @@ type outbox struct {
 	bytes    int                 // held by requests
 	woken    []*link             // parked links to be looked at again
 	queued   bool                // the loop knows that there is something to do
-	paused   bool                // the loop has stopped reading and wants to hear when there is room
 	closed   bool                // nothing more will be sent
 }
 

@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"runtime/debug"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -56,6 +57,44 @@ func TestPauseStopsAndResumesReading(t *testing.T) {
 	require.Equal(t, wire.CodeOK, c.answer(2).code())
 }
 
+// gnet reads again by itself when what it had to write is written.
+func TestGnetDoesNotEndAPause(t *testing.T) {
+	n := startNode(t, Limits{InFlightRequests: 4})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 16_000, 1000)
+	r.set(func() { r.hold = true })
+	c := dialOpen(t, n.address)
+	h := c.open("events", 0)
+	c.link(h, 0, 64<<20)
+	gnetHolds := make(chan int, 1)
+	eventually(t, "bytes that gnet must write", func() bool {
+		n.engine.eachSession(func(s *session) { gnetHolds <- s.conn.OutboundBuffered() })
+		return <-gnetHolds > 0
+	})
+	batch, _ := testBatch(t, "x")
+	go func() {
+		for id := uint32(10); ; id++ {
+			if _, err := c.conn.Write(frameOf(wire.OpProduce, id, &wire.ProduceRequest{Handle: h, Acks: wire.AcksQuorum, Batch: batch})); err != nil {
+				return
+			}
+		}
+	}()
+	eventually(t, "pause", func() bool { return n.engine.counters.paused.Load() == 1 })
+	for got := 0; got < len(r.stored()); { // now gnet can write
+		got += len(c.read().body) - wire.DeliverPrefixSize
+	}
+	require.EqualValues(t, 1, n.engine.counters.paused.Load())
+	unparsed := make(chan int, 1)
+	n.engine.eachSession(func(s *session) { unparsed <- s.rest.size() })
+	require.LessOrEqual(t, <-unparsed, 3*readBufferBytes)
+	read := n.engine.counters.bytesIn.Load()
+	time.Sleep(50 * time.Millisecond)
+	require.Equal(t, read, n.engine.counters.bytesIn.Load(), "the socket is read")
+	c.conn.Close()
+	r.release()
+}
+
 func TestAResetIsSeenWhilePaused(t *testing.T) {
 	n := startNode(t, Limits{})
 	c := dialOpen(t, n.address)
@@ -70,7 +109,7 @@ func TestAResetIsSeenWhilePaused(t *testing.T) {
 }
 
 func TestAnotherGnetIsRecognised(t *testing.T) {
-	type loop struct{ poller int }
+	type loop struct{ Poller int }
 	for name, conn := range map[string]any{
 		"not a pointer": struct{}{},
 		"no loop":       &struct{ outboundBuffer int }{},

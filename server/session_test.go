@@ -426,6 +426,37 @@ func TestHalfCloseGetsMoreRepliesThanTheSocketTakes(t *testing.T) {
 	require.ErrorContains(t, c.closed(), "EOF")
 }
 
+func TestHalfCloseGetsWhatGnetHasNotWritten(t *testing.T) {
+	// No cap is reached, so the end of stream is read while the socket is full and
+	// the next piece of the replies is already gnet's.
+	n := startNode(t, Limits{OutboxBytes: 64 << 20})
+	for i := range 200 {
+		n.backend.create(wire.Topic, fmt.Sprintf("a-destination-with-a-long-name-%d", i), 8)
+	}
+	c := dialOpen(t, n.address)
+	require.NoError(t, c.conn.SetReadBuffer(128<<10))
+	const requests = 200
+	var b []byte
+	for i := range uint32(requests) {
+		b = append(b, frameOf(wire.OpMetadata, 10+i, &wire.MetadataRequest{})...)
+	}
+	c.write(b)
+	eventually(t, "a full socket", func() bool { return n.engine.counters.stalls.Load() > 0 })
+	gnetHolds := make(chan int, 1)
+	n.engine.eachSession(func(s *session) { gnetHolds <- s.conn.OutboundBuffered() })
+	require.Positive(t, <-gnetHolds)
+	require.NoError(t, c.conn.CloseWrite())
+	eventually(t, "the end of stream", func() bool { return n.engine.counters.halfClosed.Load() == 1 })
+	for i := range uint32(requests) {
+		f := c.read()
+		require.Equal(t, 10+i, f.ID)
+		var m wire.MetadataResponse
+		c.ok(f, &m)
+		require.Len(t, m.Destinations, 200)
+	}
+	require.ErrorContains(t, c.closed(), "EOF")
+}
+
 // Closing a socket that still has input resets the connection, and a reset
 // destroys the error frame on its way: the session lingers.
 func TestTheErrorFrameSurvivesWhatFollowsIt(t *testing.T) {
