@@ -45,7 +45,7 @@ type Log interface {
 	Reserve(n int64, records bool) error
 	// Trim moves the start of what may be read.
 	Trim(start wire.Offset)
-	// RetentionPoint is where the policy would put the start.
+	// RetentionPoint is where the policy would put the start; negative limits are none.
 	RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool)
 }
 
@@ -519,7 +519,14 @@ func (p *Partition) Retain(nowMs int64) {
 	if _, leading := p.proposer.Leading(); !leading {
 		return
 	}
-	start, ok := p.log.RetentionPoint(nowMs, p.retention.Age, p.retention.Bytes)
+	age, bytes := p.retention.Age, p.retention.Bytes
+	if age == 0 {
+		age = -1 // to the log, 0 is a limit that nothing meets
+	}
+	if bytes == 0 {
+		bytes = -1
+	}
+	start, ok := p.log.RetentionPoint(nowMs, age, bytes)
 	if !ok || start <= p.state.start {
 		return
 	}

@@ -25,13 +25,16 @@ type fakeLog struct {
 	propose   error
 	trimmed   wire.Offset
 	retain    wire.Offset
+	maxAge    time.Duration // of the last call of RetentionPoint
+	maxBytes  int64
 }
 
 func (f *fakeLog) Leading() (wire.Term, bool) { return f.term, !f.following }
 func (f *fakeLog) NextOffset() wire.Offset    { return f.next }
 func (f *fakeLog) Reserve(int64, bool) error  { return f.reserve }
 func (f *fakeLog) Trim(start wire.Offset)     { f.trimmed = start }
-func (f *fakeLog) RetentionPoint(int64, time.Duration, int64) (wire.Offset, bool) {
+func (f *fakeLog) RetentionPoint(_ int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool) {
+	f.maxAge, f.maxBytes = maxAge, maxBytes
 	return f.retain, f.retain > 0
 }
 
@@ -404,6 +407,20 @@ func TestRetentionIsACommandInTheLog(t *testing.T) {
 	h.log.retain = 4
 	h.part.Retain(3000)
 	require.Equal(t, wire.Offset(6), h.part.state.Start(), "the start never moves back")
+}
+
+func TestAMissingRetentionLimitIsNoLimit(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	h.part.SetPolicy(Retention{Age: time.Hour}, true)
+	h.part.Turn(1000)
+	h.part.Retain(2000)
+	require.Equal(t, time.Hour, h.log.maxAge)
+	require.Negative(t, h.log.maxBytes, "the log takes 0 bytes for a limit that everything exceeds")
+	h.part.SetPolicy(Retention{Bytes: 10}, true)
+	h.part.Retain(2000)
+	require.Negative(t, h.log.maxAge)
+	require.Equal(t, int64(10), h.log.maxBytes)
 }
 
 func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
