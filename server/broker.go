@@ -63,7 +63,7 @@ const openParallel = 8
 func openBroker(cfg Config) (*broker, error) {
 	store, err := log.OpenStore(log.StoreOptions{
 		FS: cfg.fs, Dir: cfg.DataDir, BootID: cfg.bootID,
-		MinFreeBytes: cfg.MinFreeBytes, Logger: cfg.Logger,
+		MinFreeBytes: cfg.MinFreeBytes, OpenSegments: openSegments(cfg.Limits.DescriptorReserve), Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
@@ -80,6 +80,11 @@ func openBroker(cfg Config) (*broker, error) {
 	}
 	return b, nil
 }
+
+// openSegments is how many segment files may stay open: half of the descriptors
+// that connections leave alone, the rest is for files in use beyond that, for
+// directories, HTTP and the loops.
+func openSegments(reserve int) int { return min(max(reserve/2, 16), 1024) }
 
 func (b *broker) open() error {
 	var err error

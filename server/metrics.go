@@ -82,6 +82,8 @@ var (
 	metricRefused    = prometheus.NewDesc("lockstep_connections_refused_total", "Connections refused, by limit.", []string{"limit"}, nil)
 	metricBytesIn    = prometheus.NewDesc("lockstep_client_bytes_in_total", "Bytes read from clients.", nil, nil)
 	metricBytesOut   = prometheus.NewDesc("lockstep_client_bytes_out_total", "Bytes handed to clients' sockets.", nil, nil)
+	metricUnfinished = prometheus.NewDesc("lockstep_inbound_bytes", "Memory held by frames that have not fully arrived.", nil, nil)
+	metricUnread     = prometheus.NewDesc("lockstep_outbound_bytes", "Bytes of replies that clients have not taken.", nil, nil)
 	metricStream     = prometheus.NewDesc("lockstep_stream_bytes_total", "Bytes of stored frames sent on links.", nil, nil)
 	metricSessionLog = prometheus.NewDesc("lockstep_session_events_total", "What happened in the session layer, by kind.", []string{"kind"}, nil)
 )
@@ -91,6 +93,7 @@ func (s *sessionCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricSessions, metricLinks, metricPaused, metricInFlight, metricRequests, metricErrors, metricClosed,
 		metricAccepted, metricRefused, metricBytesIn, metricBytesOut, metricStream, metricSessionLog,
+		metricUnfinished, metricUnread,
 	} {
 		ch <- d
 	}
@@ -109,6 +112,8 @@ func (s *sessionCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(metricLinks, c.links.Load())
 	gauge(metricPaused, c.paused.Load())
 	gauge(metricInFlight, c.inFlight.Load())
+	gauge(metricUnfinished, c.inbound.Load())
+	gauge(metricUnread, c.outbound.Load())
 	for i := range c.requests {
 		name := "unknown"
 		if i > 0 {

@@ -64,6 +64,13 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 }
 
 func (s *Server) start(cfg Config, listener net.Listener) (err error) {
+	descriptors, err := descriptorLimit()
+	if err != nil {
+		return err
+	}
+	if cfg.Limits, err = cfg.Limits.withDefaults(descriptors); err != nil {
+		return err
+	}
 	if s.broker, err = openBroker(cfg); err != nil {
 		return explainOpen(cfg.DataDir, err)
 	}

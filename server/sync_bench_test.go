@@ -56,6 +56,7 @@ func benchDir(b *testing.B, dir string) string {
 func benchOwnFiles(b *testing.B, dir string, n int) {
 	cfg, err := Config{DataDir: benchDir(b, dir), MinFreeBytes: -1}.withDefaults()
 	require.NoError(b, err)
+	cfg.Limits.DescriptorReserve = 4096
 	cfg.fs, cfg.memoryFS, cfg.bootID = vfs.OS(), vfs.NewMemory(func(int64) error { return nil }), "bench"
 	broker, err := openBroker(cfg)
 	require.NoError(b, err)
