@@ -162,3 +162,5 @@ func TestSimulationCatches_HardStateNotWritten(t *testing.T)          { caught(t
 func TestSimulationCatches_AcknowledgedBeforeSynced(t *testing.T)     { caught(t, sim.AckBeforeSync, 10) }
 func TestSimulationCatches_ForgottenProducers(t *testing.T)           { caught(t, sim.ForgottenProducers, 20) }
 func TestSimulationCatches_RemovalBeforeCommit(t *testing.T)          { caught(t, sim.EarlyRemoval, 20) }
+func TestSimulationCatches_GreedyRetention(t *testing.T)              { caught(t, sim.GreedyRetention, 20) }
+func TestSimulationCatches_ForgottenTrim(t *testing.T)                { caught(t, sim.ForgottenTrim, 20) }

@@ -30,6 +30,7 @@ const (
 	SegmentCreated                    //
 	SegmentRecycled                   // a segment began its life as a recycled file
 	SegmentRemoved                    // by retention
+	Trimmed                           // the start moved
 	CheckpointWritten                 //
 	CheckpointRestored                //
 	DirectoryQuarantined              // after a committed delete
@@ -49,7 +50,7 @@ var eventNames = [EventCount]string{
 	"write error", "torn write", "sync error", "directory sync error", "allocation error", "name error",
 	"read error", "error in recovery", "disk filled", "disk freed", "cache evicted", "clock jump", "fenced",
 	"fence recovered", "tail cut", "uncertain", "segment created", "segment recycled", "segment removed",
-	"checkpoint written", "checkpoint restored", "directory quarantined", "job interrupted", "acknowledged",
+	"trimmed", "checkpoint written", "checkpoint restored", "directory quarantined", "job interrupted", "acknowledged",
 	"duplicate", "disk full answer", "producer fenced", "sequence lost", "read", "time lookup",
 }
 

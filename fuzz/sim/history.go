@@ -38,6 +38,7 @@ type known struct {
 	count   uint32
 	timeMs  int64
 	body    uint32 // CRC32C
+	bytes   int64  // of its frame
 	state   uint64 // hash of the saved state after it
 	batches []*batch
 }
@@ -71,7 +72,7 @@ func (h *history) nextOffset() wire.Offset {
 func (h *history) learn(e replication.Entry) (k *known, fresh bool) {
 	now := known{
 		kind: e.Kind, term: e.Term, base: e.BaseOffset, count: e.RecordCount,
-		timeMs: e.AppendTimeMs, body: wire.Checksum(e.Body),
+		timeMs: e.AppendTimeMs, body: wire.Checksum(e.Body), bytes: wire.FrameSize(len(e.Body)),
 	}
 	if old := h.at(e.Index); old != nil {
 		h.compare(e.Index, old, &now)

@@ -4,8 +4,12 @@ import (
 	"encoding/binary"
 	"path"
 	"strings"
+	"time"
 
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // Mutant is a protection that is taken away, to show that the simulation would
@@ -33,6 +37,10 @@ const (
 	// EarlyRemoval removes a destination's directories when its deletion is
 	// asked for, not when it is committed.
 	EarlyRemoval
+	// GreedyRetention takes a missing limit for a limit of zero.
+	GreedyRetention
+	// ForgottenTrim keeps from the log that its start has moved.
+	ForgottenTrim
 )
 
 // mutate wraps the file system as the mutant needs it.
@@ -42,6 +50,33 @@ func (m Mutant) mutate(disk vfs.FS) vfs.FS {
 		return &mutantFS{disk, m}
 	}
 	return disk
+}
+
+// mutateLog wraps the log as a partition sees it.
+func (m Mutant) mutateLog(l *log.Log) partition.Log {
+	switch m {
+	case GreedyRetention, ForgottenTrim:
+		return &mutantLog{l, m}
+	}
+	return l
+}
+
+type mutantLog struct {
+	*log.Log
+	mutant Mutant
+}
+
+func (l *mutantLog) RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool) {
+	if l.mutant == GreedyRetention {
+		maxAge, maxBytes = max(maxAge, 0), max(maxBytes, 0)
+	}
+	return l.Log.RetentionPoint(nowMs, maxAge, maxBytes)
+}
+
+func (l *mutantLog) Trim(start wire.Offset) {
+	if l.mutant != ForgottenTrim {
+		l.Log.Trim(start)
+	}
 }
 
 type mutantFS struct {

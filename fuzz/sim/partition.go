@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/replication"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -24,6 +25,8 @@ type partitionModel struct {
 	// the next start.
 	lossy   bool
 	clients []*client
+	// policies are those that ever were in force.
+	policies []partition.Retention
 }
 
 // landing is how far one producer has come in one partition.
@@ -32,15 +35,16 @@ type landing struct {
 	next  int32
 }
 
-// apply takes in one applied entry, before the partition itself sees it.
-func (p *partitionModel) apply(e replication.Entry, synced bool) {
+// apply takes in one applied entry, before the partition itself sees it, and
+// reports whether it is new.
+func (p *partitionModel) apply(e replication.Entry, synced bool) (fresh bool) {
 	k, fresh := p.learn(e)
 	if e.Kind != wire.KindRecords || synced {
 		// Only records may be acknowledged before they are synced.
 		p.lasts(e.Index)
 	}
 	if !fresh || e.Kind != wire.KindRecords {
-		return
+		return fresh
 	}
 	offset := e.BaseOffset
 	for body := e.Body; len(body) > 0; {
@@ -63,6 +67,32 @@ func (p *partitionModel) apply(e replication.Entry, synced bool) {
 	if offset != k.next() {
 		p.sim.fail("%s: entry %d: records end at offset %d, its header says %d", p.name, e.Index, offset, k.next())
 	}
+	return true
+}
+
+// trimmed checks that a policy asks for a trim: that what went was old, or that
+// enough is left.
+func (p *partitionModel) trimmed(e replication.Entry, before, start wire.Offset) {
+	left, newest := int64(0), int64(0)
+	for i := range p.entries[:e.Index-1] {
+		switch k := &p.entries[i]; {
+		case k.base >= start:
+			left += k.bytes
+		case k.next() > before:
+			newest = max(newest, k.timeMs)
+		}
+	}
+	p.sim.counts[Trimmed]++
+	p.sim.trace.add("%s: records from offset %d to %d go, %d bytes are left", p.name, before, start, left)
+	const headers = 16 << 10 // of segments, which count too
+	for _, policy := range p.policies {
+		old := policy.Age > 0 && (p.sim.jumped || newest <= e.AppendTimeMs-policy.Age.Milliseconds())
+		if old || policy.Bytes > 0 && left+headers >= policy.Bytes {
+			return
+		}
+	}
+	p.sim.fail("%s: records from offset %d to %d go, the newest of %d ms; it is %d ms, %d bytes are left, and no policy of %+v asks for that",
+		p.name, before, start, newest, e.AppendTimeMs, left, p.policies)
 }
 
 // unpatched is where the part of a batch begins that the broker may not change.

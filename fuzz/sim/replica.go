@@ -40,8 +40,12 @@ type machine struct {
 }
 
 func (m *machine) Apply(e replication.Entry) {
-	m.r.model.apply(e, m.r.synced())
+	fresh := m.r.model.apply(e, m.r.synced())
+	start := m.Start()
 	m.r.part.Apply(partition.Entry(e))
+	if fresh && m.Start() > start {
+		m.r.model.trimmed(e, start, m.Start())
+	}
 	m.r.model.state(e.Index, m.State.Save(nil))
 }
 
@@ -79,7 +83,8 @@ func (n *node) openReplica(d *cluster.Destination, p *cluster.Partition, mine *c
 	}
 	r.model.check(r.log)
 	r.state = partition.NewState()
-	r.part = partition.New(partition.Config{Log: r.log, State: r.state, Synced: r.synced(), Retention: retention(&d.Settings)})
+	r.model.policies = append(r.model.policies, retention(&d.Settings))
+	r.part = partition.New(partition.Config{Log: s.options.Mutant.mutateLog(r.log), State: r.state, Synced: r.synced(), Retention: retention(&d.Settings)})
 	r.group, err = replication.Open(replication.Config{
 		ReplicaID: mine.ID, Voters: []uint64{mine.ID}, Log: r.log, State: &machine{r.state, r},
 		CheckpointBytes: s.config.checkpointBytes, Logger: s.trace.logger(),
@@ -156,6 +161,7 @@ func (r *replica) alter(settings wire.Settings) {
 	if r.sim.options.Mutant != AckBeforeSync {
 		r.log.SetSync(syncMode(settings.Sync))
 	}
+	r.model.policies = append(r.model.policies, retention(&settings))
 	r.part.SetPolicy(retention(&settings), r.synced())
 }
 
