@@ -206,6 +206,10 @@ func (c *client) acknowledged(a *attempt, r *wire.Receipt) {
 		s.fail("%s: batch %d is acknowledged at offset %d before it is committed", c, b.number, r.BaseOffset)
 	case b.offset != r.BaseOffset:
 		s.fail("%s: batch %d is acknowledged at offset %d and lies at %d", c, b.number, r.BaseOffset, b.offset)
+	case !r.Duplicate && (wire.Term(r.Epoch) != c.model.at(b.index).term || r.AppendTimeMs != c.model.at(b.index).timeMs):
+		s.fail("%s: batch %d is acknowledged with %+v; its entry is %s", c, b.number, *r, c.model.at(b.index))
+	case r.Replicas != 1 || r.Synced && !c.model.durableMode():
+		s.fail("%s: batch %d is acknowledged with %+v", c, b.number, *r)
 	case a.landed && !r.Duplicate:
 		s.fail("%s: batch %d was in the log at offset %d before it was sent again, and is no duplicate", c, b.number, b.offset)
 	}

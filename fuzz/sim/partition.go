@@ -29,6 +29,12 @@ type partitionModel struct {
 	policies []partition.Retention
 }
 
+// durableMode reports whether receipts may say that a record is synced.
+func (p *partitionModel) durableMode() bool {
+	r := p.sim.node.replicaOf(p)
+	return r == nil || r.synced()
+}
+
 // landing is how far one producer has come in one partition.
 type landing struct {
 	epoch int16

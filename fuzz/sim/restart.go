@@ -72,6 +72,9 @@ func (s *Simulation) cleanStop() {
 		s.fail("the node does not stop: %v", err)
 	case err == nil && !failedBefore:
 		s.counts[CleanStop]++
+		if open := s.disk.OpenCount(); open > 0 && !s.excused() {
+			s.fail("%d files or maps are still open after the node has stopped", open)
+		}
 		for _, p := range s.partitions {
 			if s.node.replicaOf(p) != nil {
 				p.lasts(p.last())

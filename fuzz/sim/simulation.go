@@ -239,6 +239,7 @@ func (s *Simulation) finish() {
 		}
 		s.rest()
 	}
+	s.takesEverything()
 	s.trace.add("the end: the power is cut, and everything synced is there")
 	s.disk.CrashLoseAll()
 	s.lost()
@@ -247,6 +248,23 @@ func (s *Simulation) finish() {
 		s.readAll(r)
 	}
 	s.rest()
+}
+
+// takesEverything lets every client send one more batch: a healthy node takes
+// those too that nobody waits for.
+func (s *Simulation) takesEverything() {
+	first := s.lastBatch + 1
+	for _, r := range s.node.replicas {
+		for _, c := range r.model.clients {
+			c.act(r)
+		}
+	}
+	s.rest()
+	for number := first; number <= s.lastBatch; number++ {
+		if b := s.batches[int64(number)]; !b.landed && !b.idempotent() {
+			s.fail("%s: batch %d was taken and is nowhere", b.client, number)
+		}
+	}
 }
 
 // unanswered is how many idempotent batches wait in partitions that exist.
