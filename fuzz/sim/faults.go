@@ -28,6 +28,7 @@ type faults struct {
 	// interrupt says how often a job is interrupted by turns, in percent.
 	interrupt   int
 	interrupted bool // no interruption inside an interruption
+	reading     bool // a reader is at work: turns may interrupt it too
 }
 
 // excused reports whether the node may fail: something was done to it.
@@ -138,12 +139,12 @@ func (s *Simulation) evict() {
 	s.disk.EvictLost()
 }
 
-// interrupt lets an owner take a turn, or a client send, while a job is between
-// two storage calls: what a job and the owner's turn share must bear that. Turns
-// make storage calls too, and those are not interrupted again.
+// interrupt lets an owner take a turn, or a client send, while a job or a reader is
+// between two storage calls: what they share with the owner's turn must bear that.
+// Turns make storage calls too, and those are not interrupted again.
 func (s *Simulation) interrupt(op vfs.Op) {
 	f := &s.faults
-	if f.interrupt == 0 || f.interrupted || f.starting || s.node == nil || s.node.running() == 0 ||
+	if f.interrupt == 0 || f.interrupted || f.starting || s.node == nil || !f.reading && s.node.running() == 0 ||
 		s.random.IntN(100) >= f.interrupt {
 		return
 	}

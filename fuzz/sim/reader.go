@@ -8,17 +8,24 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
+// reading runs a reader, which turns may interrupt.
+func (s *Simulation) reading(read func()) {
+	s.faults.reading = true
+	defer func() { s.faults.reading = false }()
+	read()
+}
+
 // read reads from a random offset by copying.
 func (s *Simulation) read() {
 	if r := s.anyReplica(); r != nil && !r.closed && !s.faults.evicted {
-		s.readFrom(r, s.someOffset(r), 1+s.random.IntN(6), r.copy)
+		s.reading(func() { s.readFrom(r, s.someOffset(r), 1+s.random.IntN(6), r.copy) })
 	}
 }
 
 // view reads from a random offset through mapped memory.
 func (s *Simulation) view() {
 	if r := s.anyReplica(); r != nil && !r.closed && !s.faults.evicted {
-		s.readFrom(r, s.someOffset(r), 1+s.random.IntN(6), r.look)
+		s.reading(func() { s.readFrom(r, s.someOffset(r), 1+s.random.IntN(6), r.look) })
 	}
 }
 
@@ -37,43 +44,47 @@ func (s *Simulation) readFrom(r *replica, offset wire.Offset, pieces int, fetch 
 	mark := r.log.Watermark()
 	at, base, err := r.log.Locate(offset)
 	if err != nil {
-		if !s.excused() {
+		if !s.excused() && !r.gone(offset, err) {
 			s.fail("%s: offset %d of [%d, %d) is not found: %v", h.name, offset, r.state.Start(), mark.Next, err)
 		}
 		return
 	}
+	next := base
 	var stream []byte
 	for range pieces {
-		piece, next, err := fetch(at, 1+s.random.IntN(64<<10))
+		before := r.log.Watermark()
+		piece, behind, err := fetch(at, 1+s.random.IntN(64<<10))
 		if err != nil {
-			if !s.excused() {
+			if !s.excused() && !r.gone(next, err) {
 				s.fail("%s: reading at %+v: %v", h.name, at, err)
 			}
 			return
 		}
-		if len(piece) == 0 && next == at {
-			if at != mark.Position {
-				s.fail("%s: reading ends at %+v, the high watermark is at %+v", h.name, at, mark.Position)
-			}
-			break
+		ended := len(piece) == 0 && behind == at
+		stream, at = append(stream, piece...), behind
+		stream, next = s.frames(h, stream, next)
+		if !ended {
+			continue
 		}
-		stream, at = append(stream, piece...), next
-	}
-	if offset == mark.Next {
-		if len(stream) > 0 {
-			s.fail("%s: %d bytes are read at the high watermark", h.name, len(stream))
+		if len(stream) > 0 || next < before.Next || at == r.log.Watermark().Position && next != r.log.Watermark().Next {
+			s.fail("%s: reading from offset %d ends at %+v with offset %d and %d bytes, the high watermark was %+v",
+				h.name, offset, at, next, len(stream), *before)
 		}
-		return
+		break
 	}
-	next := s.frames(h, stream, base)
-	if len(stream) > 0 && base > offset || at == mark.Position && next != mark.Next {
-		s.fail("%s: reading from offset %d gave [%d, %d) of %d", h.name, offset, base, next, mark.Next)
+	if base > offset && offset < mark.Next {
+		s.fail("%s: reading from offset %d began at %d", h.name, offset, base)
 	}
 }
 
-// frames compares whole frames at the start of a stream with the model and
-// returns one past the last offset in them.
-func (s *Simulation) frames(h *history, stream []byte, next wire.Offset) wire.Offset {
+// gone reports whether the error is right because the start has passed an offset.
+func (r *replica) gone(offset wire.Offset, err error) bool {
+	return errors.Is(err, log.ErrOffsetOutOfRange) && offset < r.log.StartOffset()
+}
+
+// frames compares whole frames at the start of a stream, which begin at an offset,
+// with the model, and returns what is left of both.
+func (s *Simulation) frames(h *history, stream []byte, next wire.Offset) ([]byte, wire.Offset) {
 	for len(stream) >= wire.FrameHeaderSize {
 		f, err := wire.ParseFrameHeader(stream)
 		if err != nil {
@@ -97,7 +108,7 @@ func (s *Simulation) frames(h *history, stream []byte, next wire.Offset) wire.Of
 		next = f.NextOffset()
 		stream = stream[f.FrameSize():]
 	}
-	return next
+	return stream, next
 }
 
 // copy fetches by ReadAt.
