@@ -346,6 +346,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		stopped: make(chan struct{}),
 	}
 	r.owner.turn = r.turn
+	r.hold()
 	r.settings.Store(&settings)
 	var err error
 	r.records, err = log.Open(log.Options{
@@ -386,6 +387,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	} else {
 		r.status.Store(uint32(wire.PartitionActive)) // elected at the first record
 	}
+	r.release(false)
 	return r, nil
 }
 

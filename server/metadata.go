@@ -33,6 +33,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 		stopped:  make(chan struct{}),
 	}
 	m.owner.turn = m.turn
+	m.hold()
 	var err error
 	m.records, err = log.Open(log.Options{
 		Store: b.disk, Dir: path.Join(b.cfg.DataDir, "meta"), PartitionID: b.identity.ClusterID, Incarnation: 1,
@@ -49,6 +50,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 		return nil, fmt.Errorf("metadata: %w", err)
 	}
 	m.metadata.Bind(m.group)
+	m.release(false)
 	return m, nil
 }
 

@@ -70,8 +70,15 @@ func (o *owner) runQueued() {
 	o.run()
 }
 
-func (o *owner) run() {
-	again := o.turn()
+func (o *owner) run() { o.release(o.turn()) }
+
+// hold takes the right for the one who builds the partition: jobs that its log
+// submits meanwhile finish, but no turn sees it half made. release ends it.
+func (o *owner) hold() { o.state.Store(ownerRunning) }
+
+// release gives the right back. If a turn is wanted, because again says so or
+// because somebody asked meanwhile, the pool takes it.
+func (o *owner) release(again bool) {
 	if !again && o.state.CompareAndSwap(ownerRunning, ownerIdle) {
 		return
 	}

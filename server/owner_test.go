@@ -68,6 +68,30 @@ func TestRuleP1_TurnsNeverOverlapAndNoneIsLost(t *testing.T) {
 	require.Greater(t, taken, 1)
 }
 
+// A log submits jobs while it is being opened; the turn must wait for the rest of
+// the partition.
+func TestNoTurnSeesAPartitionThatIsBeingBuilt(t *testing.T) {
+	turns := newTurnPool()
+	jobs := newBlockingPool(1)
+	built := false
+	done := make(chan bool, 1)
+	o := &owner{turns: turns, disk: jobs}
+	o.turn = func() bool {
+		o.finishJobs()
+		done <- built
+		return false
+	}
+	o.hold()
+	o.Submit(&countedJob{run: func() {}, done: func() {}})
+	jobs.wait() // the job has run and has asked for its turn
+	require.Empty(t, done)
+	built = true
+	o.release(false)
+	require.True(t, <-done)
+	turns.close()
+	require.False(t, o.busy())
+}
+
 func TestATurnThatAsksForMoreIsQueuedBehindOthers(t *testing.T) {
 	turns := newTurnPool()
 	left := 100
