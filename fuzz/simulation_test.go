@@ -50,9 +50,6 @@ func TestSimulation(t *testing.T) {
 		counts.Add(&result.Counts)
 		seeds++
 	}
-	for _, seed := range regressionSeeds {
-		run(seed)
-	}
 	for seed := *simFirst; time.Since(began) < *simDuration || seeds < minSeeds; seed++ {
 		run(seed)
 	}
@@ -69,12 +66,6 @@ func TestSimulation(t *testing.T) {
 // minSeeds is how many seeds TestSimulation tries however slow they are: enough
 // for every kind of event to come up.
 const minSeeds = 60
-
-// regressionSeeds found something once: a batch taken for one of an older epoch
-// (100), batches forgotten in the mailbox (271), checkpoints tried for ever (1740),
-// duplicates called synced (1741), an election without an open file (10), a view
-// that stays cold (2713).
-var regressionSeeds = []uint64{10, 100, 271, 1740, 1741, 2713}
 
 // shrinkFor is how long a failing seed is made smaller before it is printed.
 const shrinkFor = 20 * time.Second

@@ -239,7 +239,7 @@ func (s *Simulation) changeMetadata() {
 		return
 	}
 	d := view.Destinations[s.random.IntN(len(view.Destinations))]
-	if s.random.IntN(4) > 0 {
+	if s.random.IntN(8) > 0 {
 		s.alter(d, reply)
 		return
 	}

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/partition"
@@ -221,7 +222,7 @@ func (c *client) acknowledged(a *attempt, r *wire.Receipt) {
 	if r.Synced {
 		c.model.lasts(b.index)
 	}
-	if i := indexOf(c.queue, b); i >= 0 {
+	if i := slices.Index(c.queue, b); i >= 0 {
 		c.queue = append(c.queue[:i], c.queue[i+1:]...)
 		c.recent = append(c.recent, b)
 		if len(c.recent) > clientRecent {
@@ -285,12 +286,3 @@ func (c *client) cut() {
 }
 
 func (c *client) String() string { return fmt.Sprintf("%s client %s", clientKindNames[c.kind], c.name) }
-
-func indexOf(all []*batch, b *batch) int {
-	for i := range all {
-		if all[i] == b {
-			return i
-		}
-	}
-	return -1
-}

@@ -149,10 +149,14 @@ func (s *Simulation) drawConfig() config {
 		openSegments:    int(pick(0, 0, 2, 4)),
 	}
 	s.faults.interrupt = int(pick(0, 10, 50))
+	danger := int(pick(1, 3, 10, 10)) // in some runs the node lives long
 	for _, a := range actions {
-		w := a.weight
-		if a.kind == fault && s.options.Quiet {
+		w := a.weight * 10
+		switch {
+		case a.kind == fault && s.options.Quiet:
 			w = 0
+		case a.kind == fault:
+			w = a.weight * danger
 		}
 		if a.kind != usual {
 			w *= int(pick(0, 1, 1, 1, 3))
