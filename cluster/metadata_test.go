@@ -1,0 +1,113 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// owner is group 0 on a simulated disk: its turns and its jobs.
+type owner struct {
+	files    *vfs.Simulated
+	jobs     []log.Job
+	log      *log.Log
+	group    *replication.Group
+	metadata *Metadata
+}
+
+func (o *owner) Submit(j log.Job) { o.jobs = append(o.jobs, j) }
+
+func newOwner(t *testing.T) *owner {
+	t.Helper()
+	quiet := slog.New(slog.DiscardHandler)
+	o := &owner{files: vfs.NewSimulated(1), metadata: NewMetadata(nil)}
+	store, err := log.OpenStore(log.StoreOptions{
+		FS: o.files, Dir: "data", BootID: "boot", MinFreeBytes: -1, ReserveBytes: -1, Logger: quiet,
+	})
+	require.NoError(t, err)
+	o.log, err = log.Open(log.Options{
+		Store: store, Dir: "data/meta", PartitionID: id(1), Incarnation: 1, ReplicaID: 1, Executor: o, Logger: quiet,
+	})
+	require.NoError(t, err)
+	o.group, err = replication.Open(replication.Config{
+		ReplicaID: 1, Voters: []uint64{1}, Log: o.log, State: o.metadata, Logger: quiet,
+	})
+	require.NoError(t, err)
+	o.metadata.Bind(o.group)
+	for errors.Is(o.log.Reserve(wire.FrameHeaderSize, false), log.ErrNotReady) {
+		o.work()
+	}
+	o.group.Campaign()
+	o.work()
+	return o
+}
+
+// work takes turns and runs jobs until nothing is left to do.
+func (o *owner) work() {
+	o.turn()
+	for len(o.jobs) > 0 {
+		j := o.jobs[0]
+		o.jobs = o.jobs[1:]
+		j.Run()
+		j.Done()
+		o.turn()
+	}
+}
+
+func (o *owner) turn() {
+	o.group.Turn()
+	o.metadata.Turn()
+}
+
+// create submits n commands and returns where their results will be.
+func (o *owner) create(from, n int) []*Result {
+	results := make([]*Result, n)
+	for i := range results {
+		o.metadata.Submit(Command{Create: &Create{
+			Name: fmt.Sprintf("d%d", from+i), Kind: wire.Topic, Settings: settings(1),
+			ID: id(byte(from + i)), PartitionIDs: ids(1), Node: 1,
+		}}, func(r Result) { results[i] = &r })
+	}
+	return results
+}
+
+func TestCommandsWaitForRoomInTheLog(t *testing.T) {
+	o := newOwner(t)
+	results := o.create(0, 1000) // several times what the log has allocated at first
+	o.work()
+	require.NoError(t, o.group.Err())
+	for i, r := range results {
+		require.NotNil(t, r, "command %d is not answered", i)
+		require.NoError(t, r.Err)
+		require.Equal(t, fmt.Sprintf("d%d", i), r.Destination.Name)
+	}
+	require.Len(t, o.metadata.View().Destinations, 1000)
+}
+
+func TestCommandsOnAFullDiskSaySo(t *testing.T) {
+	o := newOwner(t)
+	free, total, err := o.files.Space("data")
+	require.NoError(t, err)
+	o.files.SetSpace(total - free)
+	results := o.create(0, 1000)
+	o.work()
+	require.NoError(t, o.group.Err(), "a full disk is no storage error")
+	refused := 0
+	for i, r := range results {
+		require.NotNil(t, r, "command %d is not answered", i)
+		if r.Err != nil {
+			require.ErrorIs(t, r.Err, wire.CodeDiskFull)
+			refused++
+		}
+	}
+	require.NotZero(t, refused)
+	require.Len(t, o.metadata.View().Destinations, 1000-refused)
+}
