@@ -7,10 +7,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/vfs"
-	"github.com/lockstepmq/lockstep/wire"
 )
 
 // DefaultSteps is how long one run is.
@@ -101,13 +99,6 @@ type Simulation struct {
 	batches                          map[int64]*batch   // by number
 	attempts                         map[uint64]*attempt
 	lastBatch, lastAttempt, lastName uint64
-}
-
-// identities are producer IDs [first, next) that somebody was given: a block for
-// anonymous producers, or one for a name.
-type identities struct {
-	first, next int64
-	name        string
 }
 
 // Run carries out one simulation.
@@ -211,118 +202,6 @@ func (s *Simulation) run() {
 	}
 }
 
-// finish mends everything, lets every client come to its end, and cuts the
-// power once more.
-func (s *Simulation) finish() {
-	s.calm = true
-	s.mend()
-	if s.node != nil {
-		s.node.settle()
-		if s.hasFenced() || len(s.node.failed) > 0 || s.faults.injected {
-			s.processCrash()
-		}
-	}
-	if s.node == nil {
-		s.start()
-	}
-	s.rest()
-	for round := 0; s.unanswered() > 0; round++ {
-		if round == 50 {
-			s.fail("%d batches are never acknowledged", s.unanswered())
-		}
-		s.refreshSpace() // what failed for want of space is tried again
-		for _, p := range s.partitions {
-			if r := s.node.replicaOf(p); r != nil {
-				for _, c := range p.clients {
-					if len(c.queue) > 0 {
-						c.draining = true
-						c.act(r)
-					}
-				}
-			}
-		}
-		s.rest()
-	}
-	s.takesEverything()
-	s.trace.add("the end: the power is cut, and everything synced is there")
-	s.disk.CrashLoseAll()
-	s.lost()
-	s.start()
-	for _, r := range s.node.replicas {
-		s.readAll(r)
-	}
-	s.rest()
-}
-
-// takesEverything lets every client send one more batch: a healthy node takes
-// those too that nobody waits for.
-func (s *Simulation) takesEverything() {
-	first := s.lastBatch + 1
-	for _, r := range s.node.replicas {
-		for _, c := range r.model.clients {
-			c.act(r)
-		}
-	}
-	s.rest()
-	for number := first; number <= s.lastBatch; number++ {
-		if b := s.batches[int64(number)]; !b.landed && !b.idempotent() {
-			s.fail("%s: batch %d was taken and is nowhere", b.client, number)
-		}
-	}
-}
-
-// unanswered is how many idempotent batches wait in partitions that exist.
-func (s *Simulation) unanswered() (n int) {
-	for _, p := range s.partitions {
-		if s.node.replicaOf(p) != nil {
-			for _, c := range p.clients {
-				n += len(c.queue)
-			}
-		}
-	}
-	return n
-}
-
-// mend ends all faults.
-func (s *Simulation) mend() {
-	s.faults.countdown = -1
-	if s.faults.limited {
-		s.counts[DiskFreed]++
-	}
-	s.faults.limited = false
-	s.disk.SetSpace(0)
-	s.disk.StopAt(0)
-	s.faults.stopAt = 0
-	if s.node != nil {
-		_ = s.node.store.RefreshSpace()
-	}
-}
-
-// rest lets the node finish everything it can do without the passing of time.
-// Then nobody may still wait for an answer.
-func (s *Simulation) rest() {
-	s.node.settle()
-	if s.stopped() {
-		return
-	}
-	for _, r := range s.node.replicas {
-		for _, c := range r.model.clients {
-			if c.flying > 0 {
-				s.fail("%s waits for %d answers while the node rests", c, c.flying)
-			}
-		}
-	}
-}
-
-func (s *Simulation) hasFenced() bool {
-	for _, r := range s.node.replicas {
-		if r.closed {
-			return true
-		}
-	}
-	return s.node.meta.closed
-}
-
 // fenced takes note of a replica that gave up.
 func (s *Simulation) fenced(h *history, l *log.Log, err error) {
 	s.trace.add("%s: fenced: %v", h.name, err)
@@ -334,76 +213,4 @@ func (s *Simulation) fenced(h *history, l *log.Log, err error) {
 	if !s.excused() {
 		s.fail("%s: fenced without any fault: %v", h.name, err)
 	}
-}
-
-// metadataRefused decides whether a metadata command may be refused this way.
-func (s *Simulation) metadataRefused(err error) {
-	s.trace.add("metadata command refused: %v", err)
-	if code, ok := errorCode(err); ok && code == wire.CodeUnavailable && !s.excused() && !s.faults.full {
-		s.fail("metadata: %v without any fault", err)
-	}
-}
-
-// sessionOpened checks that producer identities are never handed out twice.
-func (s *Simulation) sessionOpened(c *client, session cluster.ProducerSession) {
-	now := identities{first: session.ID, next: session.ID + 1, name: c.name}
-	if c.kind == anonymous {
-		now = identities{first: session.ID, next: session.ID + cluster.ProducerIDBlock}
-	}
-	for _, old := range s.handedOut {
-		again := old == now && c.kind == named
-		if again && session.Epoch <= s.epochs[session.ID] {
-			s.fail("metadata: producer %q got epoch %d after epoch %d", c.name, session.Epoch, s.epochs[session.ID])
-		}
-		if !again && now.first < old.next && old.first < now.next {
-			s.fail("metadata: producer IDs %+v are handed out again after %+v", now, old)
-		}
-	}
-	s.handedOut = append(s.handedOut, now)
-	s.epochs[session.ID] = session.Epoch
-}
-
-// destinationsAre follows a committed change of the metadata.
-func (s *Simulation) destinationsAre(v *cluster.View) {
-	now := map[uuid.UUID]bool{}
-	for _, d := range v.Destinations {
-		now[d.ID] = true
-		if alive, known := s.live[d.ID]; known && !alive {
-			s.fail("metadata: destination %s is back after its deletion", d.ID)
-		}
-		s.live[d.ID] = true
-		for _, p := range d.Partitions {
-			owner := fmt.Sprintf("%s/%d", d.ID, p.Number)
-			if was, known := s.replicas[p.Replicas[0].ID]; known && was != owner {
-				s.fail("metadata: replica ID %d of %s is given to %s", p.Replicas[0].ID, was, owner)
-			}
-			s.replicas[p.Replicas[0].ID] = owner
-		}
-	}
-	for id := range s.live {
-		s.live[id] = now[id]
-	}
-}
-
-// modelOf finds or makes the model of a partition.
-func (s *Simulation) modelOf(d *cluster.Destination, p *cluster.Partition) *partitionModel {
-	for _, m := range s.partitions {
-		if m.destination == d.ID && m.identity.Number == p.Number {
-			return m
-		}
-	}
-	m := &partitionModel{
-		history:     history{sim: s, name: fmt.Sprintf("%s/%d", d.Name, p.Number)},
-		destination: d.ID, identity: *p, producers: map[int64]*landing{}, lost: map[int64]bool{},
-	}
-	s.partitions = append(s.partitions, m)
-	kinds := []clientKind{anonymous, anonymous, named, named, leader, none}
-	for i, kind := range kinds[:2+s.random.IntN(len(kinds)-1)] {
-		name := fmt.Sprintf("%s.%d", m.name, i)
-		if kind == named {
-			name = fmt.Sprintf("%s.name", m.name)
-		}
-		m.clients = append(m.clients, &client{sim: s, name: name, kind: kind, model: m})
-	}
-	return m
 }
