@@ -15,6 +15,7 @@ import (
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -196,6 +197,23 @@ func (b *broker) keepInStep(ctx context.Context) {
 		if viewed != nil {
 			viewed(v)
 		}
+	}
+}
+
+// retryFailed opens partitions again that did not open for want of space or
+// descriptors: that passes without anybody's doing.
+func (b *broker) retryFailed() {
+	b.mu.Lock()
+	retry := false
+	for key, err := range b.failed {
+		if errors.Is(err, vfs.ErrNoSpace) || errors.Is(err, log.ErrDiskFull) || errors.Is(err, log.ErrResources) {
+			delete(b.failed, key)
+			retry = true
+		}
+	}
+	b.mu.Unlock()
+	if retry {
+		b.metadataChanged(nil)
 	}
 }
 

@@ -14,6 +14,7 @@ const (
 	spacePeriod     = 500 * time.Millisecond // between looks at the free space
 	syncPeriod      = time.Second            // of destinations with sync=interval
 	retentionPeriod = 10 * time.Second
+	retryPeriod     = 2 * time.Second // of partitions that lacked space or descriptors to open
 )
 
 // keepTime turns the passing of time into requests to owners. An idle partition
@@ -21,7 +22,7 @@ const (
 func (b *broker) keepTime(ctx context.Context) {
 	ticker := time.NewTicker(tickPeriod)
 	defer ticker.Stop()
-	var sinceSpace, sinceSync, sinceRetention time.Duration
+	var sinceSpace, sinceSync, sinceRetention, sinceRetry time.Duration
 	for {
 		select {
 		case <-ctx.Done():
@@ -41,6 +42,10 @@ func (b *broker) keepTime(ctx context.Context) {
 		if sinceSync >= syncPeriod {
 			sinceSync = 0
 			every |= requestSync
+		}
+		if sinceRetry += tickPeriod; sinceRetry >= retryPeriod {
+			sinceRetry = 0
+			b.retryFailed()
 		}
 		if sinceRetention >= b.cfg.RetentionPeriod {
 			sinceRetention = 0

@@ -109,7 +109,10 @@ type Receipt struct {
 	AppendTimeMs int64  // leader's clock, ms since 1970
 	Replicas     uint8  // replicas that are known to hold it
 	Synced       bool   // it is on stable storage of a quorum
-	Duplicate    bool   // an earlier send of the same batch was appended; the fields are those of the original
+	// Duplicate says that an earlier send of the same batch was appended. BaseOffset
+	// is the original's; Epoch is the answering leader's and AppendTimeMs that of the
+	// producer's latest batch: partitions remember no more.
+	Duplicate bool
 }
 
 // ReceiptSize is the number of bytes of a receipt.
