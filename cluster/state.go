@@ -24,6 +24,8 @@ type State struct {
 	NextReplicaID  uint64                     `json:"next_replica_id"`
 	NextProducerID int64                      `json:"next_producer_id"`
 	Producers      map[string]ProducerSession `json:"producers"`
+	// Deleted are destinations whose directories some node still has to remove.
+	Deleted map[uuid.UUID]*Deleted `json:"deleted,omitempty"`
 }
 
 // ProducerSession is the identity a named producer writes under.
@@ -50,6 +52,7 @@ type Command struct {
 	AllocateIDs    *AllocateIDs  `json:"allocate_ids,omitempty"`
 	OpenProducer   *OpenProducer `json:"open_producer,omitempty"`
 	ResetMemory    *ResetMemory  `json:"reset_memory,omitempty"`
+	Bury           *Bury         `json:"bury,omitempty"`
 	MinimumVersion int           `json:"minimum_version,omitempty"` // of a build that can apply it
 }
 
@@ -107,6 +110,12 @@ type ResetMemory struct {
 	Node uint32 `json:"node"`
 }
 
+// Bury says that a node has removed the directories of a deleted destination.
+type Bury struct {
+	ID   uuid.UUID `json:"id"`
+	Node uint32    `json:"node"`
+}
+
 // Result is what a command led to.
 type Result struct {
 	Err         error        // a *wire.Error, or nil
@@ -148,6 +157,8 @@ func (s *State) Apply(index wire.Index, c *Command) Result {
 		return s.openProducer(c.OpenProducer)
 	case c.ResetMemory != nil:
 		return s.resetMemory(c.ResetMemory)
+	case c.Bury != nil:
+		return s.bury(c.Bury)
 	}
 	panic(fmt.Sprintf("cluster: metadata entry %d holds no command this build knows; upgrade it", index))
 }
@@ -256,7 +267,42 @@ func (s *State) delete(c *Delete) Result {
 		return refuse(wire.CodeUnknownDestination, "destination %q was created anew meanwhile", c.Name)
 	}
 	delete(s.Destinations, c.Name)
+	if d.Settings.Storage == wire.StorageDisk {
+		if s.Deleted == nil {
+			s.Deleted = map[uuid.UUID]*Deleted{}
+		}
+		s.Deleted[d.ID] = &Deleted{ID: d.ID, Partitions: uint32(len(d.Partitions)), Nodes: nodesOf(d)}
+	}
 	return Result{Destination: d, Changed: true}
+}
+
+// nodesOf lists the nodes that hold replicas of a destination, each once, in order.
+func nodesOf(d *Destination) []uint32 {
+	var nodes []uint32
+	for i := range d.Partitions {
+		for _, r := range d.Partitions[i].Replicas {
+			nodes = append(nodes, r.Node)
+		}
+	}
+	slices.Sort(nodes)
+	return slices.Compact(nodes)
+}
+
+func (s *State) bury(c *Bury) Result {
+	old := s.Deleted[c.ID]
+	if old == nil || !slices.Contains(old.Nodes, c.Node) {
+		return Result{}
+	}
+	rest := &Deleted{ID: old.ID, Partitions: old.Partitions}
+	for _, n := range old.Nodes {
+		if n != c.Node {
+			rest.Nodes = append(rest.Nodes, n)
+		}
+	}
+	if s.Deleted[c.ID] = rest; len(rest.Nodes) == 0 {
+		delete(s.Deleted, c.ID)
+	}
+	return Result{Changed: true}
 }
 
 func (s *State) activate(c *Activate) Result {

@@ -147,6 +147,20 @@ func TestActivateMarksExactlyTheNamedReplicas(t *testing.T) {
 	require.False(t, s.Apply(9, &Command{Activate: &Activate{Replicas: []uint64{2, 99}}}).Changed)
 }
 
+func TestADeletedDestinationIsRememberedUntilItsNodesHaveRemovedIt(t *testing.T) {
+	s := NewState()
+	created(t, s, "orders", 3)
+	require.NoError(t, s.Apply(8, &Command{Delete: &Delete{Name: "orders", Kind: wire.Queue}}).Err)
+	require.Equal(t, []*Deleted{{ID: id(9), Partitions: 3, Nodes: []uint32{1}}}, newView(s).Deleted)
+	restored := NewState()
+	require.NoError(t, restored.Restore(s.Save(nil)))
+	require.Equal(t, newView(s).Deleted, newView(restored).Deleted)
+	require.False(t, s.Apply(9, &Command{Bury: &Bury{ID: id(9), Node: 2}}).Changed, "not one of its nodes")
+	require.True(t, s.Apply(9, &Command{Bury: &Bury{ID: id(9), Node: 1}}).Changed)
+	require.Empty(t, newView(s).Deleted)
+	require.False(t, s.Apply(10, &Command{Bury: &Bury{ID: id(9), Node: 1}}).Changed)
+}
+
 func TestSavedStateRestoresToEqualBytes(t *testing.T) {
 	s := NewState()
 	require.NoError(t, s.Apply(1, &Command{Register: &Register{ClusterID: id(1), Node: 1, Store: id(1), Address: "127.0.0.1:7400"}}).Err)

@@ -67,6 +67,15 @@ type Destination struct {
 	Labels      map[string]string `json:"labels,omitempty"`
 }
 
+// Deleted is a destination that a committed command has removed. It is remembered
+// until every node has removed its directories: nothing else may, because nothing
+// is deleted by inference.
+type Deleted struct {
+	ID         uuid.UUID `json:"id"`
+	Partitions uint32    `json:"partitions"`
+	Nodes      []uint32  `json:"nodes"` // that have not answered yet
+}
+
 // Node is a member of the cluster.
 type Node struct {
 	ID      uint32    `json:"id"`
@@ -83,6 +92,7 @@ type View struct {
 	ClusterID    uuid.UUID
 	Nodes        []Node         // by ID
 	Destinations []*Destination // by name
+	Deleted      []*Deleted     // by ID
 	byName       map[string]*Destination
 	byID         map[uuid.UUID]*Destination
 }
@@ -133,6 +143,10 @@ func newView(s *State) *View {
 		v.byName[d.Name] = d
 		v.byID[d.ID] = d
 	}
+	for _, d := range s.Deleted {
+		v.Deleted = append(v.Deleted, d)
+	}
+	slices.SortFunc(v.Deleted, func(a, b *Deleted) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	slices.SortFunc(v.Destinations, func(a, b *Destination) int { return strings.Compare(a.Name, b.Name) })
 	return v
 }

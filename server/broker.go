@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path"
+	"slices"
 	"sync"
 	"time"
 
@@ -284,7 +286,8 @@ func (b *broker) reconcile(v *cluster.View) {
 	if len(created) > 0 {
 		b.submit(cluster.Command{Activate: &cluster.Activate{Replicas: created}}, func(cluster.Result) {})
 	}
-	b.removeUnwanted(v, wanted)
+	b.removeUnwanted(wanted)
+	b.bury(v)
 }
 
 func replicaOn(p *cluster.Partition, node uint32) *cluster.Replica {
@@ -296,9 +299,8 @@ func replicaOn(p *cluster.Partition, node uint32) *cluster.Replica {
 	return nil
 }
 
-// removeUnwanted stops replicas whose destination was deleted by a committed
-// command and moves their directories into quarantine.
-func (b *broker) removeUnwanted(v *cluster.View, wanted map[replicaKey]struct{}) {
+// removeUnwanted stops replicas that the metadata no longer names.
+func (b *broker) removeUnwanted(wanted map[replicaKey]struct{}) {
 	b.mu.Lock()
 	var gone []*partitionReplica
 	for key, r := range b.replicas {
@@ -317,18 +319,51 @@ func (b *broker) removeUnwanted(v *cluster.View, wanted map[replicaKey]struct{})
 		if err := r.stop(wire.CodeDestinationGone); err != nil {
 			b.logger.Warn("closing a removed partition", "partition", r.name, "err", err)
 		}
-		if err := b.storeOf(r.storage).Quarantine(r.dir); err != nil {
-			b.logger.Error("a removed partition's directory stays", "partition", r.name, "err", err)
+		if r.storage == wire.StorageMemory {
+			if err := errors.Join(b.memory.Quarantine(r.dir), b.memory.PurgeQuarantine()); err != nil {
+				b.logger.Error("a removed partition's memory stays", "partition", r.name, "err", err)
+			}
 		}
 	}
-	if len(gone) > 0 {
-		if err := b.disk.PurgeQuarantine(); err != nil {
-			b.logger.Warn("purging quarantine", "err", err)
+}
+
+// bury removes the directories of destinations that were deleted by a committed
+// command and says so in the metadata. Until then they are remembered there, so
+// that a crash in between leaves nothing behind.
+func (b *broker) bury(v *cluster.View) {
+	for _, d := range v.Deleted {
+		if !slices.Contains(d.Nodes, b.identity.NodeID) {
+			continue
 		}
-		if err := b.memory.PurgeQuarantine(); err != nil {
-			b.logger.Warn("purging quarantine", "err", err)
+		if err := b.removeDirectories(d); err != nil {
+			b.logger.Error("directories of a removed destination stay until the next start", "destination", d.ID, "err", err)
+			continue
+		}
+		b.submit(cluster.Command{Bury: &cluster.Bury{ID: d.ID, Node: b.identity.NodeID}}, func(cluster.Result) {})
+	}
+}
+
+// removeDirectories moves them into quarantine first: what is half removed is
+// never taken for a partition.
+func (b *broker) removeDirectories(d *cluster.Deleted) error {
+	for number := range d.Partitions {
+		dir := b.partitionDir(wire.StorageDisk, d.ID, number)
+		switch _, err := b.cfg.fs.Stat(dir); {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return err
+		}
+		if err := b.disk.Quarantine(dir); err != nil {
+			return err
 		}
 	}
+	return b.disk.PurgeQuarantine()
+}
+
+// partitionDir is where the replica of a partition on this node lies.
+func (b *broker) partitionDir(s wire.Storage, destination uuid.UUID, number uint32) string {
+	return path.Join(b.dirOf(s), "partitions", fmt.Sprintf("%s-%d", destination, number))
 }
 
 func (b *broker) storeOf(s wire.Storage) *log.Store {
@@ -352,7 +387,7 @@ const memoryDir = "memory"
 func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine *cluster.Replica) (*partitionReplica, error) {
 	settings := d.Settings
 	store := b.storeOf(settings.Storage)
-	dir := path.Join(b.dirOf(settings.Storage), "partitions", fmt.Sprintf("%s-%d", d.ID, p.Number))
+	dir := b.partitionDir(settings.Storage, d.ID, p.Number)
 	if settings.Storage == wire.StorageMemory {
 		dir = fmt.Sprintf("%s-%d", dir, mine.ID)
 	}

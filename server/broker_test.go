@@ -14,18 +14,68 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// A partition that does not open because the disk is full opens by itself once
-// there is space; one that is damaged does not.
-func TestPartitionsThatLackedSpaceAreOpenedAgain(t *testing.T) {
+// testBroker opens a broker without sessions on a simulated disk.
+func testBroker(t *testing.T, disk *vfs.Simulated) *broker {
+	t.Helper()
 	cfg, err := Config{DataDir: "data", MinFreeBytes: -1}.withDefaults()
 	require.NoError(t, err)
-	disk := vfs.NewSimulated(1)
 	require.NoError(t, disk.MkdirAll("data"))
 	cfg.fs, cfg.memoryFS, cfg.bootID = disk, vfs.NewMemory(func(int64) error { return nil }), "boot"
 	b, err := openBroker(cfg)
 	require.NoError(t, err)
-	defer func() { require.NoError(t, b.close()) }()
+	return b
+}
 
+// administer carries out one request and returns its error.
+func administer(b *broker, request wire.Message) error {
+	done := make(chan error, 1)
+	b.Admin(request, func(_ wire.Message, err error) { done <- err })
+	return <-done
+}
+
+func createOrders(t *testing.T, b *broker) {
+	t.Helper()
+	require.NoError(t, administer(b, &wire.CreateRequest{Name: "orders", Kind: wire.Queue, Settings: wire.Settings{
+		Partitions: 2, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+	}}))
+}
+
+// Directories of a deleted destination that could not be removed, because the
+// disk refused or the process died, go at the next start.
+func TestF4_DirectoriesOfADeletedDestinationGoSoonerOrLater(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	createOrders(t, b)
+	disk.Inject(func(op vfs.Op, name string) error {
+		if op == vfs.OpRename && strings.HasPrefix(name, "data/partitions/") && !strings.Contains(name, "manifest") {
+			return syscall.EIO
+		}
+		return nil
+	})
+	require.NoError(t, administer(b, &wire.DeleteRequest{Name: "orders", Kind: wire.Queue}))
+	names, err := disk.List("data/partitions")
+	require.NoError(t, err)
+	require.Len(t, names, 2, "nothing was removed")
+	require.Len(t, b.View().Deleted, 1)
+	disk.Inject(nil)
+	require.NoError(t, b.close())
+
+	b = testBroker(t, disk)
+	defer func() { require.NoError(t, b.close()) }()
+	require.Eventually(t, func() bool { return len(b.View().Deleted) == 0 }, 10*time.Second, 5*time.Millisecond)
+	for _, dir := range []string{"data/partitions", "data/quarantine"} {
+		names, err := disk.List(dir)
+		require.NoError(t, err)
+		require.Empty(t, names, dir)
+	}
+}
+
+// A partition that does not open because the disk is full opens by itself once
+// there is space; one that is damaged does not.
+func TestPartitionsThatLackedSpaceAreOpenedAgain(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	defer func() { require.NoError(t, b.close()) }()
 	var full atomic.Bool
 	full.Store(true)
 	disk.Inject(func(op vfs.Op, name string) error {
@@ -34,14 +84,10 @@ func TestPartitionsThatLackedSpaceAreOpenedAgain(t *testing.T) {
 		}
 		return nil
 	})
-	created := make(chan error, 1)
-	b.Admin(&wire.CreateRequest{Name: "orders", Kind: wire.Queue, Settings: wire.Settings{
-		Partitions: 1, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
-	}}, func(_ wire.Message, err error) { created <- err })
-	require.NoError(t, <-created)
+	createOrders(t, b)
 	d, ok := b.View().Destination("orders")
 	require.True(t, ok)
-	_, err = b.Partition(d.ID, 0)
+	_, err := b.Partition(d.ID, 0)
 	require.ErrorIs(t, err, wire.CodePartitionFenced)
 	full.Store(false)
 	require.Eventually(t, func() bool {
