@@ -87,7 +87,8 @@ func (c *Conn) openAny(ctx context.Context) (*session, error) {
 	return nil, errors.Join(errs...)
 }
 
-// install makes a session the current one.
+// install makes a session the current one and starts it: the listener hears of
+// the connection before it hears of anything that came over it.
 func (c *Conn) install(s *session) {
 	c.mu.Lock()
 	c.current = s
@@ -98,6 +99,7 @@ func (c *Conn) install(s *session) {
 	c.mu.Unlock()
 	c.options.logger.Info("connected", "server", s.address, "node", s.hello.NodeID, "cluster", s.hello.ClusterID)
 	c.events.send(Connected{Address: s.address, Node: s.hello.NodeID})
+	s.start()
 }
 
 // keepConnected watches over the current session and replaces it when it dies.

@@ -577,3 +577,25 @@ func TestErrorsSayWhatTheyAre(t *testing.T) {
 	require.ErrorIs(t, corrupt, ErrCorrupt)
 	require.True(t, errors.Is(corrupt, io.ErrUnexpectedEOF))
 }
+
+// What a broker says right behind its HELLO answer must find the Conn complete,
+// and reach the listener after Connected.
+func TestAnEventRightBehindTheHandshakeComesAfterConnected(t *testing.T) {
+	b := startBroker(t)
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode != wire.OpHello {
+			return false
+		}
+		q.handle()
+		q.conn.send(wire.Header{Opcode: wire.OpEvent, Version: 1}, &wire.Event{Kind: wire.EventTopologyChanged, Version: 7})
+		return true
+	})
+	for range 20 {
+		events := make(chan Event, 8)
+		c, err := Connect(testContext(t), b.address(), WithEvents(func(e Event) { events <- e }))
+		require.NoError(t, err)
+		require.IsType(t, Connected{}, <-events)
+		require.Equal(t, TopologyChanged{Epoch: 7}, <-events)
+		require.NoError(t, c.Close())
+	}
+}

@@ -30,7 +30,7 @@ func parseAddresses(list string) ([]string, error) {
 	return addresses, nil
 }
 
-// open dials one address, shakes hands and starts the session. clusterID is
+// open dials one address and shakes hands. The session is not started. clusterID is
 // what the broker must belong to; empty accepts any.
 func open(ctx context.Context, o *connOptions, address, clusterID string, onEvent func(wire.Event)) (*session, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, o.dialTimeout)
@@ -54,9 +54,7 @@ func open(ctx context.Context, o *connOptions, address, clusterID string, onEven
 		return nil, fmt.Errorf("handshake with %s: %w", address, err)
 	}
 	conn.SetDeadline(time.Time{})
-	s := newSession(conn, address, hello, onEvent)
-	s.start(r)
-	return s, nil
+	return newSession(conn, r, address, hello, onEvent), nil
 }
 
 // shakeHands sends the preface and HELLO and reads the answer.

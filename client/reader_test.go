@@ -220,7 +220,7 @@ func readLog(log []byte, end wire.Offset) (values []string, err error) {
 // offlineReader is a reader with one stream whose link is open in a session
 // without goroutines.
 func offlineReader(end wire.Offset) (*Reader, *stream, *session) {
-	s := newSession(nil, "offline", wire.HelloResponse{Opcodes: wire.SupportedOpcodes()}, nil)
+	s := newSession(nil, nil, "offline", wire.HelloResponse{Opcodes: wire.SupportedOpcodes()}, nil)
 	r := &Reader{
 		options:    readerOptions{stopAtEnd: true},
 		window:     1 << 30,

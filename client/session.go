@@ -39,6 +39,7 @@ type session struct {
 	hello   wire.HelloResponse
 	speaks  [256]bool // opcodes whose version bodyVersion the broker understands
 	onEvent func(wire.Event)
+	input   *bufio.Reader // with what the handshake read too much
 
 	received atomic.Uint64 // frames, for the keepalive
 	sent     atomic.Uint64 // writes, for the keepalive
@@ -68,12 +69,13 @@ type waiter interface {
 	lost(s *session, err error)
 }
 
-func newSession(conn net.Conn, address string, hello wire.HelloResponse, onEvent func(wire.Event)) *session {
+func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.HelloResponse, onEvent func(wire.Event)) *session {
 	s := &session{
 		conn:    conn,
 		address: address,
 		hello:   hello,
 		onEvent: onEvent,
+		input:   input,
 		wake:    make(chan struct{}, 1),
 		done:    make(chan struct{}),
 		waiters: make(map[uint32]waiter),
@@ -85,10 +87,11 @@ func newSession(conn net.Conn, address string, hello wire.HelloResponse, onEvent
 	return s
 }
 
-// start begins reading and writing. r holds what the handshake read too much.
-func (s *session) start(r *bufio.Reader) {
+// start begins reading and writing. Before it nobody hears of the session: what
+// the broker sends meanwhile waits in the socket.
+func (s *session) start() {
 	s.wg.Add(2)
-	go s.readLoop(r)
+	go s.readLoop(s.input)
 	go s.writeLoop()
 }
 
