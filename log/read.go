@@ -125,7 +125,8 @@ func (l *Log) LocateTime(ms int64) (wire.Offset, error) {
 		if err == nil {
 			return min(max(h.BaseOffset, l.StartOffset()), w.Next), nil
 		}
-		if !errors.Is(err, io.EOF) {
+		// A segment that retention drops meanwhile holds nothing that can be read.
+		if !errors.Is(err, io.EOF) && !errors.Is(err, segment.ErrDropped) {
 			return 0, damaged(s, pos, err)
 		}
 	}
