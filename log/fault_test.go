@@ -349,8 +349,12 @@ func TestF25_ReadersRaceWithAppendRollTruncateAndTrim(t *testing.T) {
 			hs := HardState{Term: 1}
 			l.SetHardState(hs, true)
 			appended := 0
-			// Segments go when the jobs of checkpoints are done: until the first has gone.
-			more := func() bool { return appended < appends || l.FirstIndex() == 1 && appended < 100*appends }
+			// Until a segment has gone, which jobs of checkpoints do, and the readers have
+			// had their share.
+			more := func() bool {
+				waiting := l.FirstIndex() == 1 || frames.Load() <= int64(appends/10)
+				return appended < appends || waiting && appended < 100*appends
+			}
 			for i := wire.Index(1); more() && len(failures) == 0; appended++ {
 				if appended%50 == 49 && l.LastIndex() > l.commit() {
 					hs.Term++

@@ -436,8 +436,9 @@ func (s *session) listOffsets(h wire.Header, body []byte) error {
 		if !s.begin(h, inFlight{bytes: len(body)}) {
 			return nil
 		}
+		records := t.replica.Log() // the handle is the loop's
 		t.replica.Blocking(func() {
-			offset, err := t.replica.Log().LocateTime(m.TimeMs)
+			offset, err := records.LocateTime(m.TimeMs)
 			s.finish(h.ID, &wire.ListOffsetsResponse{Offset: offset, Epoch: info.Epoch}, err)
 		})
 	}
