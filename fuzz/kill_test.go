@@ -77,7 +77,7 @@ func TestKill(t *testing.T) {
 			time.Sleep(time.Duration(random.Int64N(int64(30 * time.Millisecond)))) // while it recovers
 		} else {
 			broker.ready(conn)
-			time.Sleep(time.Duration(random.Int64N(int64(250 * time.Millisecond))))
+			time.Sleep(time.Duration(random.Int64N(int64(250 * time.Millisecond)))) // under load
 		}
 		broker.kill()
 		broker.start()

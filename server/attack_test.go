@@ -217,7 +217,7 @@ func (h *healthyClient) run(t *testing.T, d time.Duration) {
 		h.latencies = append(h.latencies, time.Since(begin))
 		require.Equal(t, h.records, receipt.BaseOffset)
 		h.records++
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(2 * time.Millisecond) // the pace of a light client
 	}
 }
 

@@ -184,9 +184,10 @@ type fakeReplica struct {
 	parked  map[waiter]struct{}
 	state   wire.PartitionState
 	leading bool
-	cold    map[int]bool // positions that must be populated first
-	unmap   bool         // View fails as if mmap had
-	inline  int          // turns taken inline
+	locate  chan struct{} // if set, Locate waits until it is closed
+	cold    map[int]bool  // positions that must be populated first
+	unmap   bool          // View fails as if mmap had
+	inline  int           // turns taken inline
 	handed  int
 	mark    *log.Watermark
 }
@@ -401,6 +402,12 @@ func (r *fakeReplica) ReadAt(p log.Position, b []byte) (int, log.Position, error
 }
 
 func (r *fakeReplica) Locate(o wire.Offset) (log.Position, wire.Offset, error) {
+	r.mu.Lock()
+	wait := r.locate
+	r.mu.Unlock()
+	if wait != nil {
+		<-wait
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if o == r.mark.Next {

@@ -89,7 +89,7 @@ func TestGnetDoesNotEndAPause(t *testing.T) {
 	n.engine.eachSession(func(s *session) { unparsed <- s.rest.size() })
 	require.LessOrEqual(t, <-unparsed, 3*readBufferBytes)
 	read := n.engine.counters.bytesIn.Load()
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(50 * time.Millisecond) // that a socket is not read has no event
 	require.Equal(t, read, n.engine.counters.bytesIn.Load(), "the socket is read")
 	c.conn.Close()
 	r.release()

@@ -401,6 +401,26 @@ func TestHalfCloseGetsItsReplies(t *testing.T) {
 	}
 }
 
+// A link that is being opened when the client ends its side is answered too, and
+// nothing stays in flight that a shutdown would wait for.
+func TestHalfCloseGetsAnAnswerToALinkThatIsBeingOpened(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	located := make(chan struct{})
+	r.set(func() { r.locate = located })
+	c := dialOpen(t, n.address)
+	h := c.open("events", 0)
+	c.send(wire.OpLinkOpen, 5, &wire.LinkOpenRequest{Handle: h, Credit: 1 << 20})
+	require.NoError(t, c.conn.CloseWrite())
+	eventually(t, "end of stream", func() bool { return n.engine.counters.halfClosed.Load() == 1 })
+	close(located)
+	require.Equal(t, wire.CodeUnavailable, c.answer(5).code())
+	require.ErrorContains(t, c.closed(), "EOF")
+	eventually(t, "end of the session", func() bool { return n.engine.counters.sessions.Load() == 0 })
+	require.Zero(t, n.engine.counters.inFlight.Load())
+}
+
 func TestHalfCloseGetsMoreRepliesThanTheSocketTakes(t *testing.T) {
 	n := startNode(t, Limits{})
 	for i := range 200 {
@@ -513,7 +533,8 @@ func TestIdleSessionsAreTold(t *testing.T) {
 	idle.closed()
 	idle.conn.Close()
 	eventually(t, "end of the session", func() bool { return n.engine.counters.sessions.Load() == 1 })
-	// The other one waits for us, not we for it.
+	// The other one waits for us, not we for it. That nothing happens to it has no
+	// event: longer than the idle timeout.
 	time.Sleep(500 * time.Millisecond)
 	require.EqualValues(t, 1, n.engine.counters.sessions.Load())
 	r.release()

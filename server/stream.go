@@ -114,8 +114,11 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 		at, _, err := records.Locate(m.Offset)
 		s.loop.post(func() {
 			s.opening--
-			if s.phase != phaseOpen || s.halfClosed {
+			if s.phase != phaseOpen {
 				return
+			}
+			if err == nil && s.halfClosed {
+				err = wire.Errorf(wire.CodeUnavailable, "the client ended its side of the connection before the link was open")
 			}
 			if err != nil {
 				s.finish(h.ID, nil, err)

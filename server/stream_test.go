@@ -156,7 +156,7 @@ func TestASlowReaderLosesNothingAndHoldsOnePiece(t *testing.T) {
 		require.Equal(t, id, f.ID)
 		got.bytes = append(got.bytes, f.body[wire.DeliverPrefixSize:]...)
 		if len(got.bytes)%(1<<20) < 64<<10 {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // a reader slower than the writer
 		}
 	}
 	require.True(t, bytes.Equal(r.stored(), got.bytes))
