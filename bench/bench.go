@@ -77,13 +77,14 @@ func (t Target) prepare(ctx context.Context, conn *client.Conn, d *Destination) 
 		return nil, err
 	}
 	d.Name = "bench-" + hex.EncodeToString(suffix)
-	if _, err := conn.CreateDestination(ctx, client.Destination{Name: d.Name, Kind: client.Topic, Settings: d.Settings}); err != nil {
+	created, err := conn.CreateDestination(ctx, client.Destination{Name: d.Name, Kind: client.Topic, Settings: d.Settings})
+	if err != nil {
 		return nil, err
 	}
 	return func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		return conn.DeleteDestination(ctx, d.Name, client.Topic)
+		return conn.DeleteDestination(ctx, created)
 	}, nil
 }
 

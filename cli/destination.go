@@ -427,7 +427,11 @@ func (a *app) rmCommand(w destinationWords) *cobra.Command {
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
 			for _, name := range args {
-				err := conn.DeleteDestination(ctx, name, w.kind)
+				d, err := conn.Destination(ctx, name)
+				if err == nil {
+					d.Kind = w.kind // of the command: another kind is refused
+					err = conn.DeleteDestination(ctx, d)
+				}
 				if *ifExists && errors.Is(err, wire.CodeUnknownDestination) {
 					continue
 				}

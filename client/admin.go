@@ -154,12 +154,14 @@ func (c *Conn) AlterDestination(ctx context.Context, d Destination, mask Setting
 	return decodeDestination(&info), nil
 }
 
-// DeleteDestination removes a destination with all its records. Errors:
-// wire.CodeUnknownDestination, CodeKindMismatch.
-func (c *Conn) DeleteDestination(ctx context.Context, name string, kind Kind) error {
-	request := wire.DeleteRequest{Name: name, Kind: kind}
+// DeleteDestination removes a destination with all its records. Of d, as another
+// call returned it, Name, Kind and ID are used: a destination of the same name that
+// was created since is not removed. Errors: wire.CodeUnknownDestination,
+// CodeKindMismatch, CodeRefused.
+func (c *Conn) DeleteDestination(ctx context.Context, d Destination) error {
+	request := wire.DeleteRequest{Name: d.Name, Kind: d.Kind, ID: d.ID}
 	if err := c.do(ctx, wire.OpDelete, &request, &wire.DeleteResponse{}, false); err != nil {
-		return fmt.Errorf("delete %v %q: %w", kind, name, err)
+		return fmt.Errorf("delete %v %q: %w", d.Kind, d.Name, err)
 	}
 	return nil
 }
@@ -174,17 +176,26 @@ func (c *Conn) Destination(ctx context.Context, name string) (Destination, error
 	return decodeDestination(info), nil
 }
 
-// Destinations describes all destinations, in the broker's order.
+// Destinations describes all destinations, by name. The broker answers in pages;
+// what is created or deleted meanwhile may be in the list or not.
 func (c *Conn) Destinations(ctx context.Context) ([]Destination, error) {
-	var response wire.MetadataResponse
-	if err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{}, &response, true); err != nil {
-		return nil, fmt.Errorf("list destinations: %w", err)
+	destinations := []Destination{}
+	for request := (wire.MetadataRequest{Scope: wire.MetadataAll}); ; {
+		var response wire.MetadataResponse
+		if err := c.do(ctx, wire.OpMetadata, &request, &response, true); err != nil {
+			return nil, fmt.Errorf("list destinations: %w", err)
+		}
+		for i := range response.Destinations {
+			destinations = append(destinations, decodeDestination(&response.Destinations[i]))
+		}
+		if response.Next == "" {
+			return destinations, nil
+		}
+		if response.Next <= request.After {
+			return nil, fmt.Errorf("list destinations: %w: the page after %q leads to %q", ErrProtocol, request.After, response.Next)
+		}
+		request.After = response.Next
 	}
-	destinations := make([]Destination, len(response.Destinations))
-	for i := range response.Destinations {
-		destinations[i] = decodeDestination(&response.Destinations[i])
-	}
-	return destinations, nil
 }
 
 // Node is one broker of the cluster.
@@ -193,7 +204,7 @@ type Node = wire.Node
 // Nodes lists the brokers of the cluster and the version of its metadata.
 func (c *Conn) Nodes(ctx context.Context) (nodes []Node, version uint64, err error) {
 	var response wire.MetadataResponse
-	if err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{}, &response, true); err != nil {
+	if err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNodes}, &response, true); err != nil {
 		return nil, 0, fmt.Errorf("list nodes: %w", err)
 	}
 	return response.Nodes, response.Version, nil
@@ -205,7 +216,7 @@ func (c *Conn) describe(ctx context.Context, name string) (*wire.DestinationInfo
 		return nil, fmt.Errorf("destination %q: %w", name, err)
 	}
 	var response wire.MetadataResponse
-	err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{Names: []string{name}}, &response, true)
+	err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{name}}, &response, true)
 	if err != nil {
 		return nil, fmt.Errorf("destination %q: %w", name, err)
 	}

@@ -153,7 +153,7 @@ func (b *batch) frame(id uint32) [][]byte {
 	wire.PutHeader(b.head[:], wire.Header{
 		Length:  wire.FrameLength(b.request.BodySize()),
 		Opcode:  wire.OpProduce,
-		Version: bodyVersion,
+		Version: wire.OpProduce.Version(),
 		ID:      id,
 	})
 	b.request.AppendPrefix(b.head[:wire.HeaderSize])

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -118,7 +119,7 @@ func TestAdministration(t *testing.T) {
 	require.Equal(t, Info{ClusterID: "cluster-a", Node: 1, Address: b.address(), ServerVersion: "fake", Connected: true, MaxRecordBytes: 1 << 20}, info)
 
 	require.NoError(t, p.Close(ctx))
-	require.NoError(t, c.DeleteDestination(ctx, "events", Topic))
+	require.NoError(t, c.DeleteDestination(ctx, all[0]))
 	_, err = c.Destination(ctx, "events")
 	require.ErrorIs(t, err, wire.CodeUnknownDestination)
 	require.ErrorContains(t, err, `destination "events" not found`)
@@ -442,9 +443,39 @@ func TestOffsetsSurviveDisconnectsAndRefusals(t *testing.T) {
 	require.ErrorIs(t, err, wire.CodePartitionFenced)
 }
 
+func TestDestinationsGathersAllPages(t *testing.T) {
+	b := startBroker(t, func(b *fakeBroker) {
+		for i := range 2*fakePage + 1 {
+			b.create(fmt.Sprintf("d%d", i), Topic, 1)
+		}
+	})
+	c := connect(t, b)
+	all, err := c.Destinations(testContext(t))
+	require.NoError(t, err)
+	var names []string
+	for _, d := range all {
+		names = append(names, d.Name)
+	}
+	require.Equal(t, []string{"d0", "d1", "d2", "d3", "d4", "d5", "d6"}, names)
+}
+
+func TestPagesThatDoNotAdvanceAreAProtocolError(t *testing.T) {
+	b := startBroker(t)
+	c := connect(t, b)
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode == wire.OpMetadata {
+			q.reply(&wire.MetadataResponse{Next: "a"})
+			return true
+		}
+		return false
+	})
+	_, err := c.Destinations(testContext(t))
+	require.ErrorIs(t, err, ErrProtocol)
+}
+
 func TestUnsupportedOpcodesFailLocally(t *testing.T) {
 	b := startBroker(t, func(b *fakeBroker) {
-		b.hello.Opcodes = []wire.OpcodeRange{{Opcode: wire.OpPing, Min: 1, Max: 3}, {Opcode: wire.OpMetadata, Min: 2, Max: 3}}
+		b.hello.Opcodes = []wire.OpcodeRange{{Opcode: wire.OpPing, Min: 1, Max: 3}, {Opcode: wire.OpMetadata, Min: 3, Max: 4}}
 	})
 	c := connect(t, b)
 	require.NoError(t, c.Ping(testContext(t)))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -315,12 +316,12 @@ func (q *fakeRequest) followScript() bool {
 
 // reply answers the request.
 func (q *fakeRequest) reply(m wire.Message) {
-	q.conn.send(wire.Header{Opcode: q.header.Opcode, Flags: wire.FlagResponse, Version: 1, ID: q.header.ID}, m)
+	q.conn.send(wire.Header{Opcode: q.header.Opcode, Flags: wire.FlagResponse, Version: q.header.Opcode.Version(), ID: q.header.ID}, m)
 }
 
 // refuse answers it with an error.
 func (q *fakeRequest) refuse(code wire.ErrorCode) {
-	q.conn.send(wire.Header{Opcode: q.header.Opcode, Flags: wire.FlagResponse | wire.FlagError, Version: 1, ID: q.header.ID},
+	q.conn.send(wire.Header{Opcode: q.header.Opcode, Flags: wire.FlagResponse | wire.FlagError, Version: q.header.Opcode.Version(), ID: q.header.ID},
 		&wire.ErrorBody{Code: code, Detail: "by the test"})
 }
 
@@ -377,6 +378,10 @@ func (q *fakeRequest) handle() {
 			q.refuse(wire.CodeUnknownDestination)
 			return
 		}
+		if b.destinations[m.Name].info.ID != m.ID {
+			q.refuse(wire.CodeRefused)
+			return
+		}
 		delete(b.destinations, m.Name)
 		q.reply(&wire.DeleteResponse{})
 	case wire.OpInitProducer:
@@ -429,18 +434,28 @@ func (q *fakeRequest) handle() {
 	}
 }
 
+// fakePage is how many destinations the fake broker puts into one answer.
+const fakePage = 3
+
 func (q *fakeRequest) metadata() {
 	var m wire.MetadataRequest
 	q.parse(&m)
 	names := m.Names
-	if len(names) == 0 {
-		names = q.b.order
+	if m.Scope == wire.MetadataAll {
+		names = slices.Clone(q.b.order)
 	}
+	slices.Sort(names)
 	response := wire.MetadataResponse{Version: 42, Nodes: []wire.Node{{ID: 1, Address: q.b.address()}}}
 	for _, name := range names {
-		if d := q.b.destinations[name]; d != nil {
-			response.Destinations = append(response.Destinations, d.describe())
+		d := q.b.destinations[name]
+		if d == nil || name <= m.After {
+			continue
 		}
+		if n := len(response.Destinations); n == fakePage {
+			response.Next = response.Destinations[n-1].Name
+			break
+		}
+		response.Destinations = append(response.Destinations, d.describe())
 	}
 	q.reply(&response)
 }

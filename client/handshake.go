@@ -59,7 +59,7 @@ func open(ctx context.Context, o *connOptions, address, clusterID string, onEven
 
 // shakeHands sends the preface and HELLO and reads the answer.
 func shakeHands(conn net.Conn, r *bufio.Reader, name, clusterID string) (hello wire.HelloResponse, err error) {
-	out := wire.AppendFrame([]byte(wire.Preface), wire.Header{Opcode: wire.OpHello, Version: bodyVersion, ID: 1}, &wire.HelloRequest{
+	out := wire.AppendFrame([]byte(wire.Preface), wire.Header{Opcode: wire.OpHello, Version: wire.OpHello.Version(), ID: 1}, &wire.HelloRequest{
 		MinVersion: wire.MinProtocolVersion,
 		MaxVersion: wire.MaxProtocolVersion,
 		ClientName: name,

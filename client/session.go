@@ -17,9 +17,6 @@ const (
 	// it calls fail at once with errControlFull: the connection is stuck, and
 	// the keepalive will find out.
 	controlBytes = 1 << 20
-	// bodyVersion is the version of every opcode's body that this client
-	// writes and reads.
-	bodyVersion = 1
 )
 
 var errControlFull = errors.New("too many requests wait for the connection")
@@ -37,7 +34,7 @@ type session struct {
 	conn    net.Conn
 	address string
 	hello   wire.HelloResponse
-	speaks  [256]bool // opcodes whose version bodyVersion the broker understands
+	speaks  [256]bool // opcodes whose body the broker understands as this client writes it
 	onEvent func(wire.Event)
 	input   *bufio.Reader // with what the handshake read too much
 
@@ -82,7 +79,7 @@ func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.H
 		links:   make(map[uint32]*stream),
 	}
 	for _, o := range hello.Opcodes {
-		s.speaks[o.Opcode] = o.Min <= bodyVersion && bodyVersion <= o.Max
+		s.speaks[o.Opcode] = o.Min <= o.Opcode.Version() && o.Opcode.Version() <= o.Max
 	}
 	return s
 }
@@ -123,7 +120,7 @@ func (s *session) fail(err error) {
 // exactly once unless an error is returned, or forget is called first.
 func (s *session) request(op wire.Opcode, m wire.Message, w waiter) (id uint32, err error) {
 	if !s.speaks[op] {
-		return 0, wire.Errorf(wire.CodeUnsupported, "broker %s does not understand %v version %d", s.address, op, bodyVersion)
+		return 0, wire.Errorf(wire.CodeUnsupported, "broker %s does not understand %v version %d", s.address, op, op.Version())
 	}
 	s.mu.Lock()
 	if s.err != nil {
@@ -132,7 +129,7 @@ func (s *session) request(op wire.Opcode, m wire.Message, w waiter) (id uint32, 
 		err = errControlFull
 	} else {
 		id = s.register(w)
-		s.control = wire.AppendFrame(s.control, wire.Header{Opcode: op, Version: bodyVersion, ID: id}, m)
+		s.control = wire.AppendFrame(s.control, wire.Header{Opcode: op, Version: op.Version(), ID: id}, m)
 	}
 	s.mu.Unlock()
 	if err == nil {
@@ -166,7 +163,7 @@ func (s *session) forget(id uint32) {
 func (s *session) tell(op wire.Opcode, id uint32, m wire.Message) {
 	s.mu.Lock()
 	if s.err == nil {
-		s.control = wire.AppendFrame(s.control, wire.Header{Opcode: op, Version: bodyVersion, ID: id}, m)
+		s.control = wire.AppendFrame(s.control, wire.Header{Opcode: op, Version: op.Version(), ID: id}, m)
 	}
 	s.mu.Unlock()
 	poke(s.wake)
@@ -276,7 +273,7 @@ func (s *session) handle(h wire.Header, body []byte) error {
 	case wire.OpPing: // a broker may ask as well
 		s.mu.Lock()
 		if s.err == nil {
-			s.control = wire.AppendFrame(s.control, wire.Header{Opcode: wire.OpPing, Flags: wire.FlagResponse, Version: bodyVersion, ID: h.ID}, &wire.Empty{})
+			s.control = wire.AppendFrame(s.control, wire.Header{Opcode: wire.OpPing, Flags: wire.FlagResponse, Version: wire.OpPing.Version(), ID: h.ID}, &wire.Empty{})
 		}
 		s.mu.Unlock()
 		poke(s.wake)

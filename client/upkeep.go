@@ -96,7 +96,7 @@ func (p *Producer) tend(s *session) {
 	if (p.wantLayout || p.layout.generation != p.conn.topology.generation.Load()) && !p.askingLayout {
 		p.askingLayout = true
 		generation := p.conn.topology.generation.Load()
-		p.ask(s, wire.OpMetadata, &wire.MetadataRequest{Names: []string{p.destination}}, func(_ *session, body []byte, err error) {
+		p.ask(s, wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{p.destination}}, func(_ *session, body []byte, err error) {
 			p.gotLayout(generation, body, err)
 		})
 	}

@@ -264,7 +264,7 @@ func (s *State) delete(c *Delete) Result {
 		return Result{Err: err}
 	}
 	if c.ID != uuid.Nil && c.ID != d.ID {
-		return refuse(wire.CodeUnknownDestination, "destination %q was created anew meanwhile", c.Name)
+		return refuse(wire.CodeRefused, "%s %q was deleted and created again meanwhile: it is another one now", d.Kind, c.Name)
 	}
 	delete(s.Destinations, c.Name)
 	if d.Settings.Storage == wire.StorageDisk {

@@ -78,7 +78,7 @@ func TestRefusedCommandsChangeNothingAndSayWhy(t *testing.T) {
 		"altering a queue as a topic":  {Command{Alter: &Alter{Name: "orders", Kind: wire.Topic}}, wire.CodeKindMismatch},
 		"altering the partition count": {Command{Alter: &Alter{Name: "orders", Kind: wire.Queue, Mask: wire.MaskPartitions, Settings: settings(9)}}, wire.CodeInvalidSetting},
 		"deleting what is not there":   {Command{Delete: &Delete{Name: "nothing", Kind: wire.Queue}}, wire.CodeUnknownDestination},
-		"deleting a predecessor":       {Command{Delete: &Delete{Name: "orders", Kind: wire.Queue, ID: id(1)}}, wire.CodeUnknownDestination},
+		"deleting a predecessor":       {Command{Delete: &Delete{Name: "orders", Kind: wire.Queue, ID: id(1)}}, wire.CodeRefused},
 		"a node with another store":    {Command{Register: &Register{Node: 1, Store: id(2)}}, wire.CodeInvalidSetting},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -162,13 +162,16 @@ func TestADeletedDestinationIsGoneForEverybody(t *testing.T) {
 	require.NoError(t, err)
 	_, err = p.Send(ctx, &client.Record{Value: []byte("x")})
 	require.NoError(t, err)
-	require.NoError(t, conn.DeleteDestination(ctx, "orders", client.Queue))
+	orders, err := conn.Destination(ctx, "orders")
+	require.NoError(t, err)
+	require.NoError(t, conn.DeleteDestination(ctx, orders))
 	_, err = conn.Destination(ctx, "orders")
 	require.ErrorIs(t, err, wire.CodeUnknownDestination)
 	_, err = p.Send(ctx, &client.Record{Value: []byte("y")})
 	require.Error(t, err)
 	require.Contains(t, []wire.ErrorCode{wire.CodeDestinationGone, wire.CodeUnknownDestination}, wire.CodeOf(err))
 	create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 2}})
+	require.ErrorIs(t, conn.DeleteDestination(ctx, orders), wire.CodeRefused, "its successor stays")
 	require.Empty(t, readAll(ctx, t, conn, "orders"), "a successor of the same name is another destination")
 }
 

@@ -21,7 +21,11 @@ func (b *broker) Admin(request wire.Message, reply func(wire.Message, error)) {
 			Name: m.Name, Kind: m.Kind, Mask: m.Mask, Settings: m.Settings,
 		}}, b.replyWithDestination(reply))
 	case *wire.DeleteRequest:
-		b.submit(cluster.Command{Delete: &cluster.Delete{Name: m.Name, Kind: m.Kind}}, func(r cluster.Result) {
+		if m.ID == uuid.Nil { // which to the metadata means any
+			reply(nil, wire.Errorf(wire.CodeRefused, "the request to delete %v %q does not say which of that name", m.Kind, m.Name))
+			return
+		}
+		b.submit(cluster.Command{Delete: &cluster.Delete{Name: m.Name, Kind: m.Kind, ID: m.ID}}, func(r cluster.Result) {
 			if r.Err != nil {
 				reply(nil, r.Err)
 				return

@@ -250,7 +250,7 @@ func TestBadInputCatalogue(t *testing.T) {
 			fails(bad, wire.CodeMalformed) // the good PING behind it is not answered
 			for op := wire.OpMetadata; op <= wire.OpLinkClose; op++ {
 				bad := dialOpen(t, n.Addr())
-				bad.write(append(header(12+200, op, 0, 1, 9), bytes.Repeat([]byte{0}, 200)...))
+				bad.write(append(header(12+200, op, 0, op.Version(), 9), bytes.Repeat([]byte{0}, 200)...))
 				fails(bad, wire.CodeMalformed)
 			}
 		}},
@@ -428,9 +428,9 @@ func TestBadInputCatalogue(t *testing.T) {
 			}
 			bad.send(wire.OpLinkOpen, 6, &wire.LinkOpenRequest{Handle: h, Credit: 1})
 			keeps(bad, 6, wire.CodeTooMany)
-			bad.send(wire.OpMetadata, 7, &wire.MetadataRequest{Names: make([]string, 1_000_000)})
+			bad.send(wire.OpMetadata, 7, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: make([]string, 1_000_000)})
 			keeps(bad, 7, wire.CodeTooMany)
-			bad.write(append(header(16, wire.OpMetadata, 0, 1, 8), 0xff, 0xff, 0xff, 0xff))
+			bad.write(append(header(19, wire.OpMetadata, 0, 2, 8), byte(wire.MetadataNamed), 0, 0, 0xff, 0xff, 0xff, 0xff))
 			f := bad.answer(8)
 			require.Contains(t, []wire.ErrorCode{wire.CodeTooMany, wire.CodeMalformed}, f.code())
 		}},
@@ -472,11 +472,11 @@ func TestBadInputCatalogue(t *testing.T) {
 			pauses := c.pauses.Load()
 			bad := dialOpen(t, n.Addr())
 			const requests = 100_000
-			request := frameOf(wire.OpMetadata, 1, &wire.MetadataRequest{Names: []string{"events"}})
+			request := frameOf(wire.OpMetadata, 1, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{"events"}})
 			go func() {
 				var b []byte
 				for i := range uint32(requests) {
-					wire.PutHeader(request, wire.Header{Length: uint32(len(request) - 4), Opcode: wire.OpMetadata, Version: 1, ID: i})
+					wire.PutHeader(request, wire.Header{Length: uint32(len(request) - 4), Opcode: wire.OpMetadata, Version: 2, ID: i})
 					b = append(b, request...)
 				}
 				_, _ = bad.conn.Write(b)
@@ -498,7 +498,7 @@ func TestBadInputCatalogue(t *testing.T) {
 			n := startBad(t, Limits{WriteTimeout: time.Second})
 			bad := dialOpen(t, n.Addr())
 			go func() {
-				request := frameOf(wire.OpMetadata, 3, &wire.MetadataRequest{})
+				request := frameOf(wire.OpMetadata, 3, &wire.MetadataRequest{Scope: wire.MetadataAll})
 				for {
 					if _, err := bad.conn.Write(request); err != nil {
 						return
@@ -623,7 +623,29 @@ func TestBadInputCatalogue(t *testing.T) {
 		{row: 40, name: "client frames on the peer port", why: "there is no peer port yet"},
 		{row: 41, name: "peer messages", why: "there are no peers yet"},
 		{row: 42, name: "snapshot chunks", why: "there are no peers yet"},
-		{row: 43, name: "delete without the UUID", why: "a client names a destination; removal of data is a committed command that carries the UUID, see package cluster"},
+		{row: 43, name: "delete without the committed UUID", test: func(t *testing.T) {
+			bad := dialOpen(t, n.Addr())
+			settings := wire.Settings{Partitions: 1, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited}
+			create := func(id uint32) (info wire.DestinationInfo) {
+				bad.send(wire.OpCreate, id, &wire.CreateRequest{Name: "precious", Kind: wire.Topic, Settings: settings})
+				bad.ok(bad.answer(id), &info)
+				return info
+			}
+			old := create(2)
+			bad.send(wire.OpDelete, 3, &wire.DeleteRequest{Name: "precious", Kind: wire.Topic, ID: old.ID})
+			require.Equal(t, wire.CodeOK, bad.answer(3).code())
+			now := create(4)
+			require.NotEqual(t, old.ID, now.ID)
+			bad.send(wire.OpProduce, 5, &wire.ProduceRequest{Handle: bad.open("precious", 0), Acks: wire.AcksQuorum, Batch: section(t, wire.CodecNone, 1, []byte{0x0e, 0, 0, 0, 1, 2, 'x', 0})})
+			require.Equal(t, wire.CodeOK, bad.answer(5).code())
+			for i, id := range [][16]byte{{}, old.ID, {0xff}} {
+				bad.send(wire.OpDelete, uint32(10+i), &wire.DeleteRequest{Name: "precious", Kind: wire.Topic, ID: id})
+				keeps(bad, uint32(10+i), wire.CodeRefused)
+			}
+			require.EqualValues(t, 1, n.latest("precious"), "nothing was removed")
+			bad.send(wire.OpDelete, 20, &wire.DeleteRequest{Name: "precious", Kind: wire.Topic, ID: now.ID})
+			require.Equal(t, wire.CodeOK, bad.answer(20).code())
+		}},
 		{row: 44, name: "TLS", why: "there is no TLS listener yet"},
 		{row: 45, name: "configuration file", why: "there is no configuration file yet; flags are cobra's"},
 	}

@@ -52,7 +52,9 @@ func TestF4_DirectoriesOfADeletedDestinationGoSoonerOrLater(t *testing.T) {
 		}
 		return nil
 	})
-	require.NoError(t, administer(b, &wire.DeleteRequest{Name: "orders", Kind: wire.Queue}))
+	orders, ok := b.View().Destination("orders")
+	require.True(t, ok)
+	require.NoError(t, administer(b, &wire.DeleteRequest{Name: "orders", Kind: wire.Queue, ID: orders.ID}))
 	names, err := disk.List("data/partitions")
 	require.NoError(t, err)
 	require.Len(t, names, 2, "nothing was removed")

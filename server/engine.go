@@ -263,7 +263,7 @@ func (e *engine) announce(event wire.Event) {
 			e.counters.eventsSuppressed.Add(1)
 			return
 		}
-		s.send(wire.Header{Opcode: wire.OpEvent, Version: 1}, &event)
+		s.send(wire.Header{Opcode: wire.OpEvent, Version: wire.OpEvent.Version()}, &event)
 	})
 }
 

@@ -141,7 +141,7 @@ func (b *fakeBackend) admin(request wire.Message, reply func(wire.Message, error
 			reply(nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", m.Name))
 			return
 		}
-		b.apply(cluster.Command{Delete: &cluster.Delete{Name: m.Name, Kind: m.Kind}})
+		b.apply(cluster.Command{Delete: &cluster.Delete{Name: m.Name, Kind: m.Kind, ID: m.ID}})
 		reply(&wire.DeleteResponse{}, nil)
 	case *wire.InitProducerRequest:
 		b.mu.Lock()
@@ -541,7 +541,7 @@ func (c *rawClient) write(b []byte) {
 }
 
 func frameOf(op wire.Opcode, id uint32, m wire.Message) []byte {
-	return wire.AppendFrame(nil, wire.Header{Opcode: op, Version: 1, ID: id}, m)
+	return wire.AppendFrame(nil, wire.Header{Opcode: op, Version: op.Version(), ID: id}, m)
 }
 
 func (c *rawClient) send(op wire.Opcode, id uint32, m wire.Message) {

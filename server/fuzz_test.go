@@ -21,7 +21,7 @@ func FuzzSession(f *testing.F) {
 		{wire.OpHello, &wire.HelloRequest{MinVersion: 1, MaxVersion: 1, ClientName: "fuzz"}},
 		{wire.OpPing, &wire.PingRequest{}},
 		{wire.OpCreate, &wire.CreateRequest{Name: "a/b", Kind: wire.Queue, Settings: wire.Settings{Partitions: 2}}},
-		{wire.OpMetadata, &wire.MetadataRequest{Names: []string{"events"}}},
+		{wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{"events"}}},
 		{wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: "events"}},
 		{wire.OpProduce, &wire.ProduceRequest{Handle: 1, Acks: wire.AcksQuorum, Index: index, Batch: batch}},
 		{wire.OpProduce, &wire.ProduceRequest{Handle: 1, Acks: wire.AcksNone, Keyed: true, Batch: batch}},
@@ -66,7 +66,7 @@ func FuzzRequest(f *testing.F) {
 		op wire.Opcode
 		m  wire.Message
 	}{
-		{wire.OpMetadata, &wire.MetadataRequest{Names: []string{"events", "x"}}},
+		{wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{"events", "x"}}},
 		{wire.OpCreate, &wire.CreateRequest{Name: "a/b", Kind: wire.Queue, Settings: wire.Settings{Partitions: 2}}},
 		{wire.OpAlter, &wire.AlterRequest{Name: "events", Kind: wire.Topic}},
 		{wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: "events", Partition: 1}},
@@ -86,7 +86,7 @@ func FuzzRequest(f *testing.F) {
 		s.out.requests = make(map[uint32]inFlight)
 		_, err := s.openHandle("events", 0)
 		require.NoError(t, err)
-		s.request(wire.Header{Length: wire.FrameLength(len(body)), Opcode: wire.Opcode(op), Version: 1, ID: 5}, body)
+		s.request(wire.Header{Length: wire.FrameLength(len(body)), Opcode: wire.Opcode(op), Version: wire.Opcode(op).Version(), ID: 5}, body)
 		s.kick()
 		// Either it is answered, or waits, or was not to be answered, or ended the session.
 		s.out.mu.Lock()

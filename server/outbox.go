@@ -118,7 +118,7 @@ func (s *session) send(h wire.Header, m wire.Message) {
 
 // reply answers a request that is not registered as in flight. Loop only.
 func (s *session) reply(op wire.Opcode, id uint32, m wire.Message) {
-	s.send(wire.Header{Opcode: op, Flags: wire.FlagResponse, Version: 1, ID: id}, m)
+	s.send(wire.Header{Opcode: op, Flags: wire.FlagResponse, Version: op.Version(), ID: id}, m)
 	s.checkFull()
 }
 
@@ -126,7 +126,7 @@ func (s *session) reply(op wire.Opcode, id uint32, m wire.Message) {
 func (s *session) refuse(op wire.Opcode, id uint32, err error) {
 	body := errorBody(err)
 	s.engine.counters.countError(body.Code)
-	s.send(wire.Header{Opcode: op, Flags: wire.FlagResponse | wire.FlagError, Version: 1, ID: id}, &body)
+	s.send(wire.Header{Opcode: op, Flags: wire.FlagResponse | wire.FlagError, Version: op.Version(), ID: id}, &body)
 	s.checkFull()
 }
 
@@ -140,7 +140,7 @@ func (s *session) finish(id uint32, m wire.Message, err error) {
 		o.mu.Unlock()
 		return
 	}
-	h := wire.Header{Opcode: r.opcode, Flags: wire.FlagResponse, Version: 1, ID: id}
+	h := wire.Header{Opcode: r.opcode, Flags: wire.FlagResponse, Version: r.opcode.Version(), ID: id}
 	if err != nil {
 		body := errorBody(err)
 		s.engine.counters.countError(body.Code)
@@ -175,7 +175,7 @@ func (s *session) Appended(tag uint64, receipt wire.Receipt, code wire.ErrorCode
 	receipt.Handle = r.handle
 	o.pending = o.pending.room(wire.HeaderSize + wire.ReceiptSize)
 	b := wire.AppendHeader(o.pending.bytes, wire.Header{
-		Length: wire.FrameLength(wire.ReceiptSize), Opcode: wire.OpProduce, Flags: wire.FlagResponse, Version: 1, ID: id,
+		Length: wire.FrameLength(wire.ReceiptSize), Opcode: wire.OpProduce, Flags: wire.FlagResponse, Version: wire.OpProduce.Version(), ID: id,
 	})
 	o.pending.bytes = receipt.Append(b)
 	notify := o.notifyLocked()

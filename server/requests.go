@@ -3,6 +3,8 @@ package server
 import (
 	"cmp"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -28,9 +30,6 @@ type handleKey struct {
 	partition   uint32
 }
 
-// bodyVersion is the version of all opcodes' bodies.
-const bodyVersion = 1
-
 // request handles one request. body is valid until it returns.
 func (s *session) request(h wire.Header, body []byte) {
 	if h.Opcode.Known() {
@@ -42,8 +41,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		s.hello(h, body)
 		return
 	}
-	if h.Version != bodyVersion && h.Opcode.Known() {
-		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeUnsupported, "%v version %d; this broker understands version %d", h.Opcode, h.Version, bodyVersion))
+	if h.Opcode.Known() && h.Version != h.Opcode.Version() {
+		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeUnsupported, "%v version %d; this broker understands version %d", h.Opcode, h.Version, h.Opcode.Version()))
 		return
 	}
 	var err error
@@ -114,8 +113,8 @@ func (s *session) hello(h wire.Header, body []byte) {
 		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeMalformed, "the first request is %v (%d), not HELLO", h.Opcode, uint8(h.Opcode)))
 		return
 	}
-	if h.Version != bodyVersion {
-		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "HELLO version %d; this broker understands version %d", h.Version, bodyVersion))
+	if h.Version != h.Opcode.Version() {
+		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "HELLO version %d; this broker understands version %d", h.Version, h.Opcode.Version()))
 		return
 	}
 	var m wire.HelloRequest
@@ -175,19 +174,46 @@ func (s *session) metadata(h wire.Header, body []byte) error {
 	for _, n := range view.Nodes {
 		response.Nodes = append(response.Nodes, wire.Node{ID: n.ID, Address: n.Address})
 	}
-	if len(m.Names) == 0 {
-		response.Destinations = make([]wire.DestinationInfo, 0, len(view.Destinations))
-		for _, d := range view.Destinations {
-			response.Destinations = append(response.Destinations, s.engine.backend.Describe(d))
-		}
-	}
-	for _, name := range m.Names {
-		if d, ok := view.Destination(name); ok {
-			response.Destinations = append(response.Destinations, s.engine.backend.Describe(d))
-		}
-	}
+	s.describePage(&response, wanted(view, &m))
 	s.reply(h.Opcode, h.ID, &response)
 	return nil
+}
+
+// wanted is what a METADATA request asks for, by name, each once.
+func wanted(view *cluster.View, m *wire.MetadataRequest) []*cluster.Destination {
+	byName := func(d *cluster.Destination, name string) int { return strings.Compare(d.Name, name) }
+	var all []*cluster.Destination
+	switch m.Scope {
+	case wire.MetadataAll:
+		all = view.Destinations
+	case wire.MetadataNamed:
+		slices.Sort(m.Names)
+		for _, name := range slices.Compact(m.Names) {
+			if d, ok := view.Destination(name); ok {
+				all = append(all, d)
+			}
+		}
+	}
+	from, found := slices.BinarySearchFunc(all, m.After, byName)
+	if found {
+		from++
+	}
+	return all[from:]
+}
+
+// describePage puts destinations into the answer until it is a page long: so much
+// a request costs the loop at most, however many there are.
+func (s *session) describePage(response *wire.MetadataResponse, wanted []*cluster.Destination) {
+	size := 0
+	for i, d := range wanted {
+		if size >= wire.MetadataPageBytes {
+			response.Next = wanted[i-1].Name
+			return
+		}
+		info := s.engine.backend.Describe(d)
+		size += info.Size()
+		response.Destinations = append(response.Destinations, info)
+	}
 }
 
 func (s *session) create(h wire.Header, body []byte) error {

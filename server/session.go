@@ -524,11 +524,10 @@ func (s *session) fail(op wire.Opcode, id uint32, err error) {
 // connectionError appends the last frame of a connection. One that no request is
 // to blame for is an EVENT with the ID 0.
 func connectionError(dst []byte, op wire.Opcode, id uint32, body *wire.ErrorBody) []byte {
-	h := wire.Header{Opcode: op, Flags: wire.FlagResponse | wire.FlagError, Version: 1, ID: id}
 	if op == 0 {
-		h.Opcode = wire.OpEvent
+		op = wire.OpEvent
 	}
-	return wire.AppendFrame(dst, h, body)
+	return wire.AppendFrame(dst, wire.Header{Opcode: op, Flags: wire.FlagResponse | wire.FlagError, Version: op.Version(), ID: id}, body)
 }
 
 // linger shuts our side once the error frame is out. Then the client is given a

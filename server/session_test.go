@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,13 +145,13 @@ func TestAdministrationAndMetadata(t *testing.T) {
 	require.Len(t, created.Partitions, 2)
 	c.send(wire.OpCreate, 3, &wire.CreateRequest{Name: "orders", Kind: wire.Queue, Settings: settings})
 	require.Equal(t, wire.CodeAlreadyExists, c.answer(3).code())
-	c.send(wire.OpMetadata, 4, &wire.MetadataRequest{})
+	c.send(wire.OpMetadata, 4, &wire.MetadataRequest{Scope: wire.MetadataAll})
 	var all wire.MetadataResponse
 	c.ok(c.answer(4), &all)
 	require.Equal(t, []wire.Node{{ID: 1, Address: "127.0.0.1:7400"}}, all.Nodes)
 	require.Len(t, all.Destinations, 1)
 	require.Equal(t, created.ID, all.Destinations[0].ID)
-	c.send(wire.OpMetadata, 5, &wire.MetadataRequest{Names: []string{"nothing"}})
+	c.send(wire.OpMetadata, 5, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{"nothing"}})
 	var none wire.MetadataResponse
 	c.ok(c.answer(5), &none)
 	require.Empty(t, none.Destinations)
@@ -158,10 +159,63 @@ func TestAdministrationAndMetadata(t *testing.T) {
 	var producer wire.InitProducerResponse
 	c.ok(c.answer(6), &producer)
 	require.EqualValues(t, 1, producer.ProducerID)
-	c.send(wire.OpDelete, 7, &wire.DeleteRequest{Name: "orders", Kind: wire.Queue})
+	c.send(wire.OpDelete, 7, &wire.DeleteRequest{Name: "orders", Kind: wire.Queue, ID: created.ID})
 	require.Equal(t, wire.CodeOK, c.answer(7).code())
 	c.send(wire.OpOpenPartition, 8, &wire.OpenPartitionRequest{Destination: "orders"})
 	require.Equal(t, wire.CodeUnknownDestination, c.answer(8).code())
+}
+
+// What METADATA costs is bounded by a page, however much is asked for.
+func TestMetadataComesInPages(t *testing.T) {
+	n := startNode(t, Limits{})
+	var names []string
+	for i := range 400 {
+		name := fmt.Sprintf("a-destination-with-a-long-name-%03d", i)
+		names = append(names, name)
+		n.backend.create(wire.Topic, name, 8)
+	}
+	n.backend.create(wire.Topic, "wide", 1024)
+	names = append(names, "wide")
+	c := dialOpen(t, n.address)
+	ask := func(request wire.MetadataRequest) (got []string, pages int) {
+		for {
+			c.send(wire.OpMetadata, 5, &request)
+			f := c.answer(5)
+			var m wire.MetadataResponse
+			c.ok(f, &m)
+			require.Equal(t, []wire.Node{{ID: 1, Address: "127.0.0.1:7400"}}, m.Nodes)
+			require.Less(t, len(f.body), 3*wire.MetadataPageBytes)
+			for _, d := range m.Destinations {
+				got = append(got, d.Name)
+			}
+			pages++
+			if m.Next == "" {
+				return got, pages
+			}
+			request.After = m.Next
+		}
+	}
+	all, pages := ask(wire.MetadataRequest{Scope: wire.MetadataAll})
+	require.Equal(t, names, all)
+	require.Equal(t, 3, pages) // 400 × 453 bytes and one of 44 KB
+
+	none, pages := ask(wire.MetadataRequest{Scope: wire.MetadataNodes})
+	require.Empty(t, none)
+	require.Equal(t, 1, pages)
+
+	// A name given a thousand times is looked up and answered once: it was 44 MB.
+	repeated := make([]string, wire.MaxMetadataNames)
+	for i := range repeated {
+		repeated[i] = "wide"
+	}
+	once, _ := ask(wire.MetadataRequest{Scope: wire.MetadataNamed, Names: repeated})
+	require.Equal(t, []string{"wide"}, once)
+
+	backwards := append([]string{"nothing", "also nothing"}, names...)
+	slices.Reverse(backwards)
+	named, pages := ask(wire.MetadataRequest{Scope: wire.MetadataNamed, Names: backwards})
+	require.Equal(t, names, named)
+	require.Equal(t, 3, pages)
 }
 
 func TestHandlesSurviveSettingsAndEndWithTheirDestination(t *testing.T) {
@@ -323,7 +377,7 @@ func TestAClientThatReadsNoRepliesIsPausedAndThenClosed(t *testing.T) {
 	c := dialOpen(t, n.address)
 	require.NoError(t, c.conn.SetReadBuffer(4096))
 	go func() {
-		request := frameOf(wire.OpMetadata, 3, &wire.MetadataRequest{})
+		request := frameOf(wire.OpMetadata, 3, &wire.MetadataRequest{Scope: wire.MetadataAll})
 		for {
 			if _, err := c.conn.Write(request); err != nil {
 				return
@@ -361,7 +415,7 @@ func TestRepliesOfAllClientsThatDoNotReadAreBounded(t *testing.T) {
 	}
 	c := dialOpen(t, n.address)
 	go func() {
-		request := frameOf(wire.OpMetadata, 3, &wire.MetadataRequest{})
+		request := frameOf(wire.OpMetadata, 3, &wire.MetadataRequest{Scope: wire.MetadataAll})
 		for {
 			if _, err := c.conn.Write(request); err != nil {
 				return
@@ -423,7 +477,7 @@ func TestHalfCloseGetsAnAnswerToALinkThatIsBeingOpened(t *testing.T) {
 
 func TestHalfCloseGetsMoreRepliesThanTheSocketTakes(t *testing.T) {
 	n := startNode(t, Limits{})
-	for i := range 200 {
+	for i := range 120 {
 		n.backend.create(wire.Topic, fmt.Sprintf("a-destination-with-a-long-name-%d", i), 8)
 	}
 	c := dialOpen(t, n.address)
@@ -431,7 +485,7 @@ func TestHalfCloseGetsMoreRepliesThanTheSocketTakes(t *testing.T) {
 	const requests = 200
 	var b []byte
 	for i := range uint32(requests) {
-		b = append(b, frameOf(wire.OpMetadata, 10+i, &wire.MetadataRequest{})...)
+		b = append(b, frameOf(wire.OpMetadata, 10+i, &wire.MetadataRequest{Scope: wire.MetadataAll})...)
 	}
 	c.write(b)
 	require.NoError(t, c.conn.CloseWrite())
@@ -441,7 +495,7 @@ func TestHalfCloseGetsMoreRepliesThanTheSocketTakes(t *testing.T) {
 		require.Equal(t, 10+i, f.ID)
 		var m wire.MetadataResponse
 		c.ok(f, &m)
-		require.Len(t, m.Destinations, 200)
+		require.Len(t, m.Destinations, 120)
 	}
 	require.ErrorContains(t, c.closed(), "EOF")
 }
@@ -450,7 +504,7 @@ func TestHalfCloseGetsWhatGnetHasNotWritten(t *testing.T) {
 	// No cap is reached, so the end of stream is read while the socket is full and
 	// the next piece of the replies is already gnet's.
 	n := startNode(t, Limits{OutboxBytes: 64 << 20})
-	for i := range 200 {
+	for i := range 120 {
 		n.backend.create(wire.Topic, fmt.Sprintf("a-destination-with-a-long-name-%d", i), 8)
 	}
 	c := dialOpen(t, n.address)
@@ -458,7 +512,7 @@ func TestHalfCloseGetsWhatGnetHasNotWritten(t *testing.T) {
 	const requests = 200
 	var b []byte
 	for i := range uint32(requests) {
-		b = append(b, frameOf(wire.OpMetadata, 10+i, &wire.MetadataRequest{})...)
+		b = append(b, frameOf(wire.OpMetadata, 10+i, &wire.MetadataRequest{Scope: wire.MetadataAll})...)
 	}
 	c.write(b)
 	eventually(t, "a full socket", func() bool { return n.engine.counters.stalls.Load() > 0 })
@@ -472,7 +526,7 @@ func TestHalfCloseGetsWhatGnetHasNotWritten(t *testing.T) {
 		require.Equal(t, 10+i, f.ID)
 		var m wire.MetadataResponse
 		c.ok(f, &m)
-		require.Len(t, m.Destinations, 200)
+		require.Len(t, m.Destinations, 120)
 	}
 	require.ErrorContains(t, c.closed(), "EOF")
 }

@@ -187,7 +187,7 @@ func (s *session) closeLink(k *link, why wire.ErrorBody) {
 }
 
 func (s *session) linkClosed(id uint32, why wire.ErrorBody) {
-	s.send(wire.Header{Opcode: wire.OpLinkClosed, Version: bodyVersion, ID: id}, &why)
+	s.send(wire.Header{Opcode: wire.OpLinkClosed, Version: wire.OpLinkClosed.Version(), ID: id}, &why)
 	s.checkFull()
 }
 
@@ -256,7 +256,7 @@ func (g *gather) add(k *link, next wire.Offset, view *log.View) {
 	*p = piece{link: k, from: k.at, view: view, told: k.told}
 	head := g.heads[g.n*deliverHead : g.n*deliverHead : (g.n+1)*deliverHead]
 	head = wire.AppendHeader(head, wire.Header{
-		Length: wire.FrameLength(wire.DeliverPrefixSize + p.bytes()), Opcode: wire.OpDeliver, Version: bodyVersion, ID: k.id,
+		Length: wire.FrameLength(wire.DeliverPrefixSize + p.bytes()), Opcode: wire.OpDeliver, Version: wire.OpDeliver.Version(), ID: k.id,
 	})
 	head = (&wire.Deliver{NextOffset: next}).AppendPrefix(head)
 	g.n++
@@ -531,7 +531,7 @@ func (s *session) read(k *link) {
 			} else {
 				s.engine.counters.preads.Add(1)
 				s.engine.counters.streamBytes.Add(uint64(n))
-				s.send(wire.Header{Opcode: wire.OpDeliver, Version: bodyVersion, ID: k.id}, &wire.Deliver{NextOffset: mark.Next, Stream: b.bytes})
+				s.send(wire.Header{Opcode: wire.OpDeliver, Version: wire.OpDeliver.Version(), ID: k.id}, &wire.Deliver{NextOffset: mark.Next, Stream: b.bytes})
 				k.told = false
 			}
 			k.at = next

@@ -2,8 +2,8 @@ package wire
 
 import "encoding/binary"
 
-// CREATE (4), ALTER (5) and DELETE (6), since version 1: administration of
-// destinations. CREATE and ALTER are answered with DestinationInfo, DELETE with an
+// CREATE (4) and ALTER (5), version 1, and DELETE (6), version 2: administration of
+// destinations. Version 1 of DELETE did not say which destination of the name. CREATE and ALTER are answered with DestinationInfo, DELETE with an
 // empty body, each after the change is committed.
 
 // CreateRequest creates a destination.
@@ -112,10 +112,11 @@ func (m *AlterRequest) Parse(src []byte) error {
 
 // DeleteRequest removes a destination and all its records.
 //
-//	name string | kind u8
+//	name string | kind u8 | id 16
 type DeleteRequest struct {
 	Name string
 	Kind DestinationKind // must be the destination's, or KIND_MISMATCH
+	ID   [16]byte        // must be the destination's, or REFUSED
 }
 
 // DeleteResponse says that the removal is committed.
@@ -124,7 +125,8 @@ type DeleteResponse = Empty
 // Append implements Message.
 func (m *DeleteRequest) Append(dst []byte) []byte {
 	dst = appendString(dst, m.Name)
-	return append(dst, byte(m.Kind))
+	dst = append(dst, byte(m.Kind))
+	return append(dst, m.ID[:]...)
 }
 
 // Parse implements Message.
@@ -132,5 +134,6 @@ func (m *DeleteRequest) Parse(src []byte) error {
 	r := reader{src: src}
 	m.Name = r.string()
 	m.Kind = DestinationKind(r.uint8())
+	m.ID = r.uuid()
 	return r.done("DELETE request")
 }

@@ -55,6 +55,7 @@ const (
 	CodeTimeout            ErrorCode = 39
 	CodeIdle               ErrorCode = 40
 	CodeShuttingDown       ErrorCode = 41
+	CodeRefused            ErrorCode = 42
 )
 
 // Closes says what an error does to the connection it travels on.
@@ -198,6 +199,9 @@ var errorTable = [...]ErrorInfo{
 		"the session was silent for longer than the idle timeout", "connect again; send PING when idle"},
 	{CodeShuttingDown, "SHUTTING_DOWN", true, false, ClosesAlways,
 		"the broker is stopping", "connect again, or to another node"},
+	{CodeRefused, "REFUSED", false, true, ClosesNever,
+		"the destination is another one than the request was made for: it was deleted and created again",
+		"look at it, and decide again"},
 }
 
 // ErrorTable lists all wire errors by ascending code, starting with CodeOK. The

@@ -94,12 +94,21 @@ func (o Opcode) String() string {
 	return "UNKNOWN"
 }
 
+// Version is the version of the opcode's body that this build writes and reads:
+// 2 for METADATA and DELETE, which have changed once, 1 for all others.
+func (o Opcode) Version() uint16 {
+	if o == OpMetadata || o == OpDelete {
+		return 2
+	}
+	return 1
+}
+
 // SupportedOpcodes lists the opcodes of this build with the versions of their
 // bodies, in ascending order. The caller owns the slice.
 func SupportedOpcodes() []OpcodeRange {
 	ranges := make([]OpcodeRange, 0, len(opcodeNames)-1)
 	for o := OpHello; o.Known(); o++ {
-		ranges = append(ranges, OpcodeRange{Opcode: o, Min: 1, Max: 1})
+		ranges = append(ranges, OpcodeRange{Opcode: o, Min: o.Version(), Max: o.Version()})
 	}
 	return ranges
 }

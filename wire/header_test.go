@@ -101,8 +101,13 @@ func TestOpcodes(t *testing.T) {
 	names := map[string]bool{}
 	for i, r := range ranges {
 		require.Equal(t, Opcode(i+1), r.Opcode)
-		require.Equal(t, uint16(1), r.Min)
-		require.Equal(t, uint16(1), r.Max)
+		version := uint16(1)
+		if r.Opcode == OpMetadata || r.Opcode == OpDelete {
+			version = 2
+		}
+		require.Equal(t, version, r.Min)
+		require.Equal(t, version, r.Max)
+		require.Equal(t, version, r.Opcode.Version())
 		require.True(t, r.Opcode.Known())
 		require.NotEmpty(t, r.Opcode.String())
 		names[r.Opcode.String()] = true

@@ -37,7 +37,11 @@ const (
 	// MaxMetadataNames is the largest number of destinations that one METADATA
 	// request may name. A name of no bytes takes two on the wire and sixteen in
 	// memory, so that without a limit a frame would grow eightfold.
-	MaxMetadataNames = 4 << 10
+	MaxMetadataNames = 1 << 10
+	// MetadataPageBytes is where a page of METADATA ends: with the destination that
+	// reaches it. The largest destination, 1,024 partitions and a run for each key
+	// slot, is below three times as much.
+	MetadataPageBytes = 64 << 10
 	// MaxDetailBytes is the longest detail text of an error or event, in bytes.
 	// Longer texts are cut when they are written.
 	MaxDetailBytes = 1 << 10

@@ -101,24 +101,34 @@ var goldenMessages = []goldenMessage{
 	`},
 	{"PING request", OpPing, false, &PingRequest{}, ``},
 	{"PING response", OpPing, true, &PingResponse{}, ``},
-	{"METADATA request", OpMetadata, false, &MetadataRequest{Names: []string{"a", "b/c"}}, `
+	{"METADATA request", OpMetadata, false, &MetadataRequest{Scope: MetadataNamed, Names: []string{"a", "b/c"}}, `
+		01             // named
+		00 00          // from the first
 		02 00 00 00    // 2 names
 		01 00 61       // "a"
 		03 00 62 2f 63 // "b/c"
 	`},
-	{"METADATA request for everything", OpMetadata, false, &MetadataRequest{}, `00 00 00 00`},
+	{"METADATA request for the nodes", OpMetadata, false, &MetadataRequest{}, `00 00 00 00 00 00 00`},
+	{"METADATA request for a later page of everything", OpMetadata, false, &MetadataRequest{Scope: MetadataAll, After: "q"}, `
+		02          // all
+		01 00 71    // after "q"
+		00 00 00 00 // no names
+	`},
 	{"METADATA response", OpMetadata, true,
 		&MetadataResponse{
 			Version:      5,
 			Nodes:        []Node{{1, "h:1"}},
 			Destinations: []DestinationInfo{goldenDestination},
+			Next:         "q",
 		}, `
 		05 00 00 00 00 00 00 00 // version 5
 		01 00 00 00             // 1 node
 		01 00 00 00             // node 1
 		03 00 68 3a 31          // "h:1"
 		01 00 00 00             // 1 destination
-	` + goldenDestinationHex},
+	` + goldenDestinationHex + `
+		01 00 71                // the next page is after "q"
+	`},
 	{"CREATE request", OpCreate, false, &CreateRequest{Name: "q", Kind: Queue, Settings: goldenSettings}, `
 		01 00 71 // "q"
 		01       // kind queue
@@ -131,9 +141,10 @@ var goldenMessages = []goldenMessage{
 		10 01 00 00 // mask: retention time, record index
 	` + goldenSettingsHex},
 	{"ALTER response", OpAlter, true, &goldenDestination, goldenDestinationHex},
-	{"DELETE request", OpDelete, false, &DeleteRequest{Name: "q", Kind: Topic}, `
+	{"DELETE request", OpDelete, false, &DeleteRequest{Name: "q", Kind: Topic, ID: [16]byte{0: 0xa0, 15: 0xaf}}, `
 		01 00 71 // "q"
 		02       // kind topic
+		a0 00 00 00 00 00 00 00 00 00 00 00 00 00 00 af // destination ID
 	`},
 	{"DELETE response", OpDelete, true, &DeleteResponse{}, ``},
 	{"INIT_PRODUCER request", OpInitProducer, false, &InitProducerRequest{Name: "p"}, `
@@ -280,18 +291,26 @@ func TestMessagesRefuseOtherLengths(t *testing.T) {
 }
 
 func TestCountsAreBoundedByTheBytesThatFollow(t *testing.T) {
-	huge := []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0}
+	huge := []byte{byte(MetadataNamed), 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0}
 	allocated := testing.AllocsPerRun(10, func() {
 		var m MetadataRequest
 		require.ErrorIs(t, m.Parse(huge), CodeMalformed)
 	})
 	require.Less(t, allocated, 50.0)
 
-	names := make([]byte, 4+2*(MaxMetadataNames+1))
-	binary.LittleEndian.PutUint32(names, MaxMetadataNames+1)
+	names := make([]byte, 3+4+2*(MaxMetadataNames+1))
+	names[0] = byte(MetadataNamed)
+	binary.LittleEndian.PutUint32(names[3:], MaxMetadataNames+1)
 	require.ErrorIs(t, new(MetadataRequest).Parse(names), CodeTooMany)
-	binary.LittleEndian.PutUint32(names, MaxMetadataNames)
+	binary.LittleEndian.PutUint32(names[3:], MaxMetadataNames)
 	require.NoError(t, new(MetadataRequest).Parse(names[:len(names)-2]))
+	for _, bad := range [][]byte{
+		{3, 0, 0, 0, 0, 0, 0},                              // a scope of a newer version
+		{byte(MetadataNodes), 0, 0, 1, 0, 0, 0, 1, 0, 'a'}, // names that are not asked for
+		{byte(MetadataAll), 0, 0, 1, 0, 0, 0, 1, 0, 'a'},
+	} {
+		require.ErrorIs(t, new(MetadataRequest).Parse(bad), CodeMalformed)
+	}
 
 	destination := goldenDestination
 	destination.Slots, destination.Partitions = nil, nil

@@ -5,8 +5,9 @@ import (
 	"sort"
 )
 
-// METADATA (3), since version 1: which nodes and destinations exist, who leads
-// what, and how keys map to partitions.
+// METADATA (3), version 2: which nodes and destinations exist, who leads what, and
+// how keys map to partitions. Version 1 had no pages and no way to ask for the
+// nodes alone.
 
 // DestinationKind says what a destination is.
 type DestinationKind uint8
@@ -227,6 +228,11 @@ type DestinationInfo struct {
 
 const destinationInfoMinSize = 2 + 16 + 1 + 8 + settingsSize + 4 + 4 + 4
 
+// Size is the number of bytes that Append appends.
+func (m *DestinationInfo) Size() int {
+	return destinationInfoMinSize + len(m.Name) + len(m.Slots)*slotRunSize + len(m.Partitions)*partitionInfoSize
+}
+
 // Append implements Message.
 func (m *DestinationInfo) Append(dst []byte) []byte {
 	le := binary.LittleEndian
@@ -297,15 +303,34 @@ func (m *DestinationInfo) read(r *reader) {
 	}
 }
 
-// MetadataRequest asks about some destinations or all.
+// MetadataScope says which destinations METADATA is asked about. The nodes are
+// always in the answer.
+type MetadataScope uint8
+
+const (
+	// MetadataNodes asks for no destination.
+	MetadataNodes MetadataScope = 0
+	// MetadataNamed asks for the destinations that are named.
+	MetadataNamed MetadataScope = 1
+	// MetadataAll asks for all destinations.
+	MetadataAll MetadataScope = 2
+)
+
+// MetadataRequest asks about some destinations or all. The answer comes in pages:
+// an answer that is not the last says where the next page begins, and the same
+// request with that name in After gets it.
 //
-//	count u32, each: name string
+//	scope u8 | after string | count u32, each: name string
 type MetadataRequest struct {
-	Names []string // at most MaxMetadataNames; empty = all destinations
+	Scope MetadataScope
+	After string   // only destinations whose names come after it, in the order of bytes
+	Names []string // at most MaxMetadataNames; empty unless the scope is MetadataNamed
 }
 
 // Append implements Message.
 func (m *MetadataRequest) Append(dst []byte) []byte {
+	dst = append(dst, byte(m.Scope))
+	dst = appendString(dst, m.After)
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(m.Names)))
 	for _, name := range m.Names {
 		dst = appendString(dst, name)
@@ -317,10 +342,17 @@ func (m *MetadataRequest) Append(dst []byte) []byte {
 // CodeTooMany before anything is allocated for them.
 func (m *MetadataRequest) Parse(src []byte) error {
 	r := reader{src: src}
+	m.Scope = MetadataScope(r.uint8())
+	m.After = r.string()
 	m.Names = nil
 	n := r.count(2)
-	if n > MaxMetadataNames {
-		return Errorf(CodeTooMany, "METADATA request: %d names, the limit is %d", n, MaxMetadataNames)
+	switch {
+	case m.Scope > MetadataAll:
+		r.fail("unknown scope")
+	case n > 0 && m.Scope != MetadataNamed:
+		r.fail("names in a request that asks for none")
+	case n > MaxMetadataNames:
+		return Errorf(CodeTooMany, "METADATA request: %d names, the limit is %d: ask in several requests", n, MaxMetadataNames)
 	}
 	if n > 0 {
 		m.Names = make([]string, n)
@@ -339,13 +371,16 @@ type Node struct {
 
 const nodeMinSize = 4 + 2
 
-// MetadataResponse answers MetadataRequest. Names that do not exist are left out.
+// MetadataResponse answers MetadataRequest. Names that do not exist are left out,
+// a name given twice is answered once, and destinations come by name, in the order
+// of bytes. A destination that exists through all pages is in exactly one.
 //
-//	version u64 | count u32, each: id u32 | address string | count u32, each: destination
+//	version u64 | count u32, each: id u32 | address string | count u32, each: destination | next string
 type MetadataResponse struct {
 	Version      uint64 // of the cluster's metadata; raised by every change
 	Nodes        []Node
 	Destinations []DestinationInfo
+	Next         string // for After in the request for the next page; empty in the last one
 }
 
 // Append implements Message.
@@ -361,7 +396,7 @@ func (m *MetadataResponse) Append(dst []byte) []byte {
 	for i := range m.Destinations {
 		dst = m.Destinations[i].Append(dst)
 	}
-	return dst
+	return appendString(dst, m.Next)
 }
 
 // Parse implements Message.
@@ -381,5 +416,6 @@ func (m *MetadataResponse) Parse(src []byte) error {
 			m.Destinations[i].read(&r)
 		}
 	}
+	m.Next = r.string()
 	return r.done("METADATA response")
 }
