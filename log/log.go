@@ -539,6 +539,10 @@ func (l *Log) Release(upto wire.Index, recycle func(data []byte)) {
 	}
 }
 
+// Fence stops the log for good because whoever uses it cannot vouch for it any
+// more, as a failed write does.
+func (l *Log) Fence(cause error) { l.fence(cause) }
+
 // fence stops the log for good after a failed write or sync. It panics never and
 // repeats nothing; what is in flight may complete, its result is ignored.
 func (l *Log) fence(cause error) {

@@ -329,11 +329,28 @@ func (g *Group) Checkpoint() {
 func (g *Group) guard(step func()) {
 	defer func() {
 		if r := recover(); r != nil {
-			g.fence(fmt.Errorf("consensus stopped: %v", r))
+			g.Fence(panicError("consensus stopped", r))
 			g.logger.Error("raft panicked; the replica is fenced", "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
 	step()
+}
+
+// panicError makes an error of what recover returned. An error that was panicked
+// with stays visible to errors.Is.
+func panicError(what string, cause any) error {
+	if err, ok := cause.(error); ok {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%s: %v", what, cause)
+}
+
+// Fence ends this replica after a panic: neither the group nor its log can be
+// trusted to be in order, so nothing more is appended or promised. A fenced group
+// stays fenced; the log remembers over a restart, see log.Options.RecoverFence.
+func (g *Group) Fence(cause error) {
+	g.fence(cause)
+	g.log.Fence(cause)
 }
 
 func (g *Group) fence(err error) {

@@ -42,6 +42,7 @@ type broker struct {
 	failed   map[replicaKey]error // replicas that did not open
 
 	dirty  chan struct{} // the metadata changed
+	stops  chan struct{} // close has stopped something
 	viewed func(*cluster.View)
 	cancel context.CancelFunc
 	done   sync.WaitGroup
@@ -59,27 +60,22 @@ type settleWaiter struct {
 	then  func()
 }
 
-// openParallel bounds the partitions that are opened at the same time.
-const openParallel = 8
+// diskParallel bounds the partitions that are opened, stopped or removed at the
+// same time.
+const diskParallel = 8
 
 // openBroker opens the data directory and brings every partition up.
 func openBroker(cfg Config) (*broker, error) {
-	store, err := log.OpenStore(log.StoreOptions{
-		FS: cfg.fs, Dir: cfg.DataDir, BootID: cfg.bootID,
-		MinFreeBytes: cfg.MinFreeBytes, OpenSegments: openSegments(cfg.Limits.DescriptorReserve), Logger: cfg.Logger,
-	})
-	if err != nil {
-		return nil, err
-	}
 	b := &broker{
-		cfg: cfg, disk: store, clock: time.Now, logger: cfg.Logger,
+		cfg: cfg, clock: time.Now, logger: cfg.Logger,
 		turns: newTurnPool(), jobs: newBlockingPool(cfg.StorageWorkers), reads: newBlockingPool(cfg.ReadWorkers),
 		replicas: make(map[replicaKey]*partitionReplica), failed: make(map[replicaKey]error),
-		dirty: make(chan struct{}, 1),
+		dirty: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
-	if err := b.open(); err != nil {
-		b.turns.close()
-		return nil, errors.Join(err, store.Close())
+	var ctx context.Context
+	ctx, b.cancel = context.WithCancel(context.Background())
+	if err := b.open(ctx); err != nil {
+		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
 }
@@ -89,8 +85,15 @@ func openBroker(cfg Config) (*broker, error) {
 // directories, HTTP and the loops.
 func openSegments(reserve int) int { return min(max(reserve/2, 16), 1024) }
 
-func (b *broker) open() error {
+func (b *broker) open(ctx context.Context) error {
 	var err error
+	b.disk, err = log.OpenStore(log.StoreOptions{
+		FS: b.cfg.fs, Dir: b.cfg.DataDir, BootID: b.cfg.bootID,
+		MinFreeBytes: b.cfg.MinFreeBytes, OpenSegments: openSegments(b.cfg.Limits.DescriptorReserve), Logger: b.logger,
+	})
+	if err != nil {
+		return err
+	}
 	if b.identity, err = loadIdentity(b.cfg.fs, b.cfg.DataDir); err != nil {
 		return err
 	}
@@ -103,15 +106,10 @@ func (b *broker) open() error {
 	if b.meta, err = openMetadata(b); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	b.cancel = cancel
 	b.done.Go(func() { b.keepInStep(ctx) })
 	b.done.Go(func() { b.keepTime(ctx) })
-	b.meta.ask()
-	if err := b.join(); err != nil {
-		return errors.Join(err, b.close())
-	}
-	return nil
+	b.meta.schedule()
+	return b.join()
 }
 
 // join announces this node in the metadata and waits until its partitions are open.
@@ -230,7 +228,7 @@ func (b *broker) onView(f func(*cluster.View)) {
 func (b *broker) reconcile(v *cluster.View) {
 	wanted := make(map[replicaKey]struct{})
 	var open sync.WaitGroup
-	slots := make(chan struct{}, openParallel)
+	slots := make(chan struct{}, diskParallel)
 	var createdMu sync.Mutex
 	var created []uint64
 	for _, d := range v.Destinations {
@@ -392,10 +390,12 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		dir = fmt.Sprintf("%s-%d", dir, mine.ID)
 	}
 	r := &partitionReplica{
-		owner:       owner{turns: b.turns, disk: b.jobs},
+		owner: owner{
+			turns: b.turns, disk: b.jobs, logger: b.logger.With("partition", fmt.Sprintf("%s/%d", d.Name, p.Number)),
+		},
 		destination: d.ID, name: fmt.Sprintf("%s/%d", d.Name, p.Number), number: p.Number,
 		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID,
-		reads: b.reads, clock: b.clock, logger: b.logger.With("partition", fmt.Sprintf("%s/%d", d.Name, p.Number)),
+		reads: b.reads, clock: b.clock,
 		stopped: make(chan struct{}),
 	}
 	r.owner.turn = r.turn
@@ -432,6 +432,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	if err != nil {
 		return nil, errors.Join(err, r.records.Close(false))
 	}
+	r.owner.fenced = r.group.Fence
 	r.group.OnRelease(partition.Recycle)
 	r.part.Bind(r.group)
 	r.start.Store(uint64(r.state.Start()))
@@ -483,35 +484,92 @@ func (b *broker) each(f func(*partitionReplica)) {
 	}
 }
 
+// errWedged is returned by close when the disk, or a fault of ours, holds up the
+// shutdown. The next start recovers what was not closed.
+var errWedged = errors.New("shutdown is stuck; what was acknowledged is safe, the next start recovers it")
+
 // close stops everything in order: replicas, metadata, pools, stores. Sessions
-// must be gone.
+// must be gone. It gives up when nothing has stopped for stopPatience: then
+// goroutines and the lock of the directory stay until the process ends.
 func (b *broker) close() error {
 	b.cancel()
+	finished := make(chan error, 1)
+	go func() { finished <- b.closeAll() }()
+	patience := time.NewTimer(b.cfg.stopPatience)
+	defer patience.Stop()
+	for {
+		select {
+		case err := <-finished:
+			return err
+		case <-b.stops:
+			patience.Reset(b.cfg.stopPatience)
+		case <-patience.C:
+			return fmt.Errorf("%w; nothing has stopped for %s, still open: %s", errWedged, b.cfg.stopPatience, b.stillOpen())
+		}
+	}
+}
+
+// stillOpen names what close waits for, for people.
+func (b *broker) stillOpen() string {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for _, r := range b.replicas {
+		return fmt.Sprintf("%d partitions, one of them %s", len(b.replicas), r.name)
+	}
+	return "metadata or the data directory"
+}
+
+func (b *broker) closeAll() error {
 	b.done.Wait()
-	b.mu.Lock()
-	replicas := b.replicas
-	b.replicas = map[replicaKey]*partitionReplica{}
-	b.mu.Unlock()
+	var replicas []*partitionReplica
+	b.each(func(r *partitionReplica) { replicas = append(replicas, r) })
 	var mu sync.Mutex
 	var errs []error
-	var stop sync.WaitGroup
-	slots := make(chan struct{}, openParallel)
-	for _, r := range replicas {
-		slots <- struct{}{}
-		stop.Go(func() {
-			defer func() { <-slots }()
-			if err := r.stop(wire.CodeShuttingDown); err != nil {
-				mu.Lock()
-				errs = append(errs, fmt.Errorf("%s: %w", r.name, err))
-				mu.Unlock()
-			}
-		})
+	b.inParallel(len(replicas), func(i int) {
+		r := replicas[i]
+		err := r.stop(wire.CodeShuttingDown)
+		b.mu.Lock()
+		delete(b.replicas, replicaKey{r.destination, r.number})
+		b.mu.Unlock()
+		b.stopped()
+		if err != nil {
+			mu.Lock()
+			errs = append(errs, fmt.Errorf("%s: %w", r.name, err))
+			mu.Unlock()
+		}
+	})
+	if b.meta != nil {
+		errs = append(errs, b.meta.stop())
 	}
-	stop.Wait()
-	errs = append(errs, b.meta.stop())
+	b.stopped()
 	b.reads.wait()
 	b.jobs.wait()
 	b.turns.close()
-	errs = append(errs, b.memory.Close(), b.disk.Close())
+	for _, s := range []*log.Store{b.memory, b.disk} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
 	return errors.Join(errs...)
+}
+
+func (b *broker) stopped() {
+	select {
+	case b.stops <- struct{}{}:
+	default:
+	}
+}
+
+// inParallel calls f for 0 to n-1, a few at a time, and waits.
+func (b *broker) inParallel(n int, f func(i int)) {
+	var all sync.WaitGroup
+	slots := make(chan struct{}, diskParallel)
+	for i := range n {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			f(i)
+		})
+	}
+	all.Wait()
 }

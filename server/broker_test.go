@@ -17,13 +17,18 @@ import (
 // testBroker opens a broker without sessions on a simulated disk.
 func testBroker(t *testing.T, disk *vfs.Simulated) *broker {
 	t.Helper()
-	cfg, err := Config{DataDir: "data", MinFreeBytes: -1}.withDefaults()
-	require.NoError(t, err)
-	require.NoError(t, disk.MkdirAll("data"))
-	cfg.fs, cfg.memoryFS, cfg.bootID = disk, vfs.NewMemory(func(int64) error { return nil }), "boot"
-	b, err := openBroker(cfg)
+	b, err := openTestBroker(disk)
 	require.NoError(t, err)
 	return b
+}
+
+func openTestBroker(disk *vfs.Simulated) (*broker, error) {
+	cfg, err := Config{DataDir: "data", MinFreeBytes: -1}.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	cfg.fs, cfg.memoryFS, cfg.bootID = disk, vfs.NewMemory(func(int64) error { return nil }), "boot"
+	return openBroker(cfg)
 }
 
 // administer carries out one request and returns its error.

@@ -38,9 +38,10 @@ type Config struct {
 	// RetentionPeriod lies between two looks at what retention lets go. Default 10 s.
 	RetentionPeriod time.Duration
 
-	fs       vfs.FS
-	memoryFS vfs.FS
-	bootID   string
+	fs           vfs.FS
+	memoryFS     vfs.FS
+	bootID       string
+	stopPatience time.Duration
 }
 
 // withDefaults fills in defaults and checks the fields.
@@ -53,6 +54,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.ReadWorkers = cmp.Or(c.ReadWorkers, 16)
 	c.CheckpointBytes = cmp.Or(c.CheckpointBytes, 64<<20)
 	c.RetentionPeriod = cmp.Or(c.RetentionPeriod, retentionPeriod)
+	c.stopPatience = cmp.Or(c.stopPatience, stopPatience)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

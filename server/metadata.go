@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"sync/atomic"
@@ -28,7 +29,7 @@ const metadataReplicaID = 1
 
 func openMetadata(b *broker) (*metadataReplica, error) {
 	m := &metadataReplica{
-		owner:    owner{turns: b.turns, disk: b.jobs},
+		owner:    owner{turns: b.turns, disk: b.jobs, logger: b.logger.With("partition", "metadata")},
 		metadata: cluster.NewMetadata(b.metadataChanged),
 		stopped:  make(chan struct{}),
 	}
@@ -47,15 +48,13 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 		CheckpointBytes: 1 << 20, Logger: b.logger,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("metadata: %w", err)
+		return nil, errors.Join(fmt.Errorf("metadata: %w", err), m.records.Close(false))
 	}
+	m.owner.fenced = m.group.Fence
 	m.metadata.Bind(m.group)
 	m.release(false)
 	return m, nil
 }
-
-// ask schedules a turn.
-func (m *metadataReplica) ask() { m.schedule() }
 
 func (m *metadataReplica) turn() (again bool) {
 	m.finishJobs()

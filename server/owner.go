@@ -1,6 +1,9 @@
 package server
 
 import (
+	"fmt"
+	"log/slog"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -15,15 +18,22 @@ import (
 //
 // owner is the log.Executor of its partition: jobs run on the storage pool and
 // come back as inputs of a turn.
+//
+// A panic in a turn, a job or a read ends this partition and nothing else (RULES
+// R2): the right is given back, and the next turn fences.
 type owner struct {
 	state  atomic.Uint32
 	turn   func() (again bool)
+	fenced func(error) // fences what is owned; owner only, may be called again
 	turns  *turnPool
 	disk   *blockingPool
-	mu     sync.Mutex
-	jobs   []log.Job // finished, not yet told
-	told   []log.Job // backing array of the batch before
-	active atomic.Int32
+	logger *slog.Logger
+
+	panicked atomic.Pointer[error] // the first panic
+	mu       sync.Mutex
+	jobs     []log.Job // finished, not yet told
+	told     []log.Job // backing array of the batch before
+	active   atomic.Int32
 }
 
 const (
@@ -70,7 +80,29 @@ func (o *owner) runQueued() {
 	o.run()
 }
 
-func (o *owner) run() { o.release(o.turn()) }
+func (o *owner) run() {
+	again := false
+	if !o.guard("a turn", func() { again = o.turn() }) {
+		again = true // to fence
+	}
+	o.release(again)
+}
+
+// guard runs a step for the partition. It reports false if the step panicked for
+// the first time: then the caller sees to it that a turn follows.
+func (o *owner) guard(what string, step func()) (ok bool) {
+	defer func() {
+		cause := recover()
+		if cause == nil {
+			return
+		}
+		err := fmt.Errorf("%s panicked: %v", what, cause)
+		ok = !o.panicked.CompareAndSwap(nil, &err)
+		o.logger.Error("a panic ends one partition; please report it with this stack", "in", what, "panic", cause, "stack", string(debug.Stack()))
+	}()
+	step()
+	return true
+}
 
 // hold takes the right for the one who builds the partition: jobs that its log
 // submits meanwhile finish, but no turn sees it half made. release ends it.
@@ -91,7 +123,7 @@ func (o *owner) release(again bool) {
 func (o *owner) Submit(j log.Job) {
 	o.active.Add(1)
 	o.disk.submit(func() {
-		j.Run()
+		o.guard("a storage job", j.Run)
 		o.mu.Lock()
 		o.jobs = append(o.jobs, j)
 		o.mu.Unlock()
@@ -106,12 +138,20 @@ func (o *owner) finishJobs() {
 	jobs := o.jobs
 	o.jobs = o.told[:0]
 	o.mu.Unlock()
+	o.fenceIfPanicked() // before they are told: one that panicked must not pass for done
 	for i, j := range jobs {
-		j.Done()
+		o.guard("the end of a storage job", j.Done)
 		jobs[i] = nil
 		o.active.Add(-1)
 	}
 	o.told = jobs
+	o.fenceIfPanicked()
+}
+
+func (o *owner) fenceIfPanicked() {
+	if cause := o.panicked.Load(); cause != nil {
+		o.fenced(*cause)
+	}
 }
 
 // busy reports whether jobs are on their way.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"errors"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,7 +36,6 @@ type partitionReplica struct {
 	state   *partition.State
 	reads   *blockingPool
 	clock   func() time.Time
-	logger  *slog.Logger
 
 	epoch    atomic.Uint32
 	status   atomic.Uint32         // wire.PartitionState
@@ -93,6 +91,10 @@ func (r *partitionReplica) turn() (again bool) {
 		r.activate()
 	}
 	again = r.part.Turn(nowMs)
+	if err := r.group.Err(); err != nil {
+		r.fence(err)
+		return false
+	}
 	if asked&requestRetain != 0 {
 		r.part.Retain(nowMs)
 	}
@@ -149,12 +151,11 @@ func (r *partitionReplica) wake() {
 	}
 }
 
-// fence stops serving after a storage error. The log has recorded it.
+// fence stops serving after a storage error or a panic. The log has recorded it.
 func (r *partitionReplica) fence(err error) {
 	if r.status.Swap(uint32(wire.PartitionFenced)) != uint32(wire.PartitionFenced) {
 		r.shut(&wire.Error{Code: wire.CodePartitionFenced, Detail: err.Error()})
-		r.logger.Error("partition fenced after a storage error; it stays down until its cause is mended and the broker restarts",
-			"err", err)
+		r.logger.Error("partition fenced; it stays down until its cause is mended and the broker restarts", "err", err)
 		r.part.Close(wire.CodePartitionFenced)
 		r.wake()
 	}
@@ -252,7 +253,13 @@ func (r *partitionReplica) Unpark(w waiter) {
 }
 
 // Blocking implements replica.
-func (r *partitionReplica) Blocking(f func()) { r.reads.submit(f) }
+func (r *partitionReplica) Blocking(f func()) {
+	r.reads.submit(func() {
+		if !r.guard("a read", f) {
+			r.schedule()
+		}
+	})
+}
 
 // Epoch implements replica.
 func (r *partitionReplica) Epoch() uint32 { return r.epoch.Load() }

@@ -127,11 +127,12 @@ func (s *session) traffic(in []byte) {
 		s.engine.counters.bytesIn.Add(uint64(len(in)))
 	}
 	s.parse(in)
-	s.kick()
 }
 
-// parse handles the whole frames in rest and in, and keeps what is left.
+// parse handles the whole frames in rest and in, and keeps what is left. The
+// partitions that got batches get their turn, also if a frame panics.
 func (s *session) parse(in []byte) {
+	defer s.kick()
 	arrived := len(in)
 	for s.phase < phaseClosing && !s.full {
 		rest := s.rest.size() - s.parsed
@@ -312,7 +313,6 @@ func (s *session) turn() {
 	case room && s.full:
 		s.full = false
 		s.parse(nil)
-		s.kick()
 		if !s.full && s.phase == phaseOpen {
 			s.resume()
 		}

@@ -14,7 +14,8 @@ const (
 	spacePeriod     = 500 * time.Millisecond // between looks at the free space
 	syncPeriod      = time.Second            // of destinations with sync=interval
 	retentionPeriod = 10 * time.Second
-	retryPeriod     = 2 * time.Second // of partitions that lacked space or descriptors to open
+	retryPeriod     = 2 * time.Second  // of partitions that lacked space or descriptors to open
+	stopPatience    = 15 * time.Second // of a shutdown in which nothing stops any more
 )
 
 // keepTime turns the passing of time into requests to owners. An idle partition

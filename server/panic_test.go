@@ -1,0 +1,205 @@
+package server
+
+import (
+	"errors"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// outcomes collects what becomes of appends.
+type outcomes chan wire.ErrorCode
+
+func (o outcomes) Appended(_ uint64, _ wire.Receipt, code wire.ErrorCode) { o <- code }
+
+// produce appends one batch to a partition of "orders" and returns its outcome.
+func produce(t *testing.T, b *broker, number uint32) wire.ErrorCode {
+	t.Helper()
+	r := orders(t, b, number)
+	batch, _ := testBatch(t, "v")
+	info, err := wire.ParseBatch(batch)
+	require.NoError(t, err)
+	done := make(outcomes, 1)
+	if err := r.Append(partition.Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: done}); err != nil {
+		return errorBody(err).Code
+	}
+	r.Kick(true)
+	select {
+	case code := <-done:
+		return code
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "the batch is never answered")
+		return 0
+	}
+}
+
+// orders is a partition of "orders".
+func orders(t *testing.T, b *broker, number uint32) *partitionReplica {
+	t.Helper()
+	d, ok := b.View().Destination("orders")
+	require.True(t, ok)
+	r := b.local(d.ID, number)
+	require.NotNil(t, r)
+	return r
+}
+
+// breakClock makes every later turn panic.
+func breakClock(r *partitionReplica) {
+	for !r.owner.state.CompareAndSwap(ownerIdle, ownerRunning) {
+		runtime.Gosched()
+	}
+	r.clock = func() time.Time { panic("clock") }
+	r.release(false)
+}
+
+// panicking is a receiver that panics: a fault of ours in a turn outside raft.
+type panicking struct{}
+
+func (panicking) Appended(uint64, wire.Receipt, wire.ErrorCode) { panic("receiver") }
+
+// Rule R2: a panic at the owner's turn fences that replica only. Here it comes from
+// each place that runs code for a partition.
+func TestRuleR2_APanicEndsOnePartitionOnly(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		panic func(*testing.T, *broker, *vfs.Simulated)
+	}{
+		{"in a turn on the caller's goroutine", func(t *testing.T, b *broker, _ *vfs.Simulated) {
+			breakClock(orders(t, b, 0))
+			orders(t, b, 0).Kick(true)
+		}},
+		{"in a turn of a pool worker", func(t *testing.T, b *broker, _ *vfs.Simulated) {
+			breakClock(orders(t, b, 0))
+			orders(t, b, 0).Kick(false)
+		}},
+		{"while an entry is applied", func(t *testing.T, b *broker, _ *vfs.Simulated) {
+			batch, _ := testBatch(t, "v")
+			info, err := wire.ParseBatch(batch)
+			require.NoError(t, err)
+			require.NoError(t, orders(t, b, 0).Append(partition.Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: panicking{}}))
+			orders(t, b, 0).Kick(true)
+		}},
+		{"in a storage job", func(t *testing.T, b *broker, disk *vfs.Simulated) {
+			d, _ := b.View().Destination("orders")
+			dir := d.ID.String() + "-0"
+			var once atomic.Bool
+			disk.Inject(func(op vfs.Op, name string) error {
+				if op == vfs.OpSync && strings.Contains(name, dir) && once.CompareAndSwap(false, true) {
+					panic("sync")
+				}
+				return nil
+			})
+			require.Equal(t, wire.CodePartitionFenced, produce(t, b, 0))
+		}},
+		{"in a read", func(t *testing.T, b *broker, _ *vfs.Simulated) {
+			orders(t, b, 0).Blocking(func() { panic("read") })
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			disk := vfs.NewSimulated(1)
+			b := testBroker(t, disk)
+			createOrders(t, b)
+			require.Equal(t, wire.CodeOK, produce(t, b, 1))
+			c.panic(t, b, disk)
+			eventually(t, "the partition is fenced", func() bool { return orders(t, b, 0).State() == wire.PartitionFenced })
+			require.Equal(t, wire.CodePartitionFenced, produce(t, b, 0))
+			require.Equal(t, wire.CodeOK, produce(t, b, 1), "the other partition goes on")
+			disk.Inject(nil)
+			_ = b.close() // returns, with the fence as its error or without
+
+			b = testBroker(t, disk)
+			require.Equal(t, wire.CodeOK, produce(t, b, 0), "a restart brings it back")
+			require.NoError(t, b.close())
+		})
+	}
+}
+
+// What a panicked sync has not made durable is never acknowledged, nor marked durable
+// when the log is closed.
+func TestAPanickedSyncIsNoSync(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	createOrders(t, b)
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	var armed atomic.Bool
+	armed.Store(true)
+	disk.Inject(func(op vfs.Op, name string) error {
+		if op == vfs.OpSync && strings.HasSuffix(name, ".segment") && armed.CompareAndSwap(true, false) {
+			panic("sync")
+		}
+		return nil
+	})
+	require.Equal(t, wire.CodePartitionFenced, produce(t, b, 0))
+	disk.Inject(nil)
+	_ = b.close()
+	disk.CrashLoseAll()
+
+	b = testBroker(t, disk)
+	defer func() { require.NoError(t, b.close()) }()
+	require.Equal(t, wire.Offset(1), orders(t, b, 0).records.Watermark().Next)
+}
+
+// A disk that never answers again does not keep the process from ending.
+func TestAWedgedPartitionDoesNotHoldUpShutdownForEver(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	b.cfg.stopPatience = 50 * time.Millisecond
+	createOrders(t, b)
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	release := make(chan struct{})
+	orders(t, b, 0).Submit(&countedJob{run: func() { <-release }, done: func() {}})
+	err := b.close()
+	require.ErrorIs(t, err, errWedged)
+	require.ErrorContains(t, err, "orders/0")
+	close(release)
+	b.jobs.wait()
+	eventually(t, "everything is closed after all", func() bool {
+		b.mu.RLock()
+		defer b.mu.RUnlock()
+		return len(b.replicas) == 0
+	})
+}
+
+// When the broker does not open, what was open is closed: the directory can be
+// opened again at once.
+func TestAFailedStartLeavesNothingOpen(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	createOrders(t, b)
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	require.NoError(t, b.close())
+	for _, c := range []struct {
+		name string
+		fail func(vfs.Op, string) bool
+	}{
+		{"identity", func(op vfs.Op, name string) bool { return strings.HasSuffix(name, "node.json") }},
+		{"metadata", func(op vfs.Op, name string) bool { return strings.HasPrefix(name, "data/meta/checkpoint") }},
+		{"registering", func(op vfs.Op, name string) bool {
+			return op == vfs.OpWrite && strings.HasPrefix(name, "data/meta/")
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			disk.Inject(func(op vfs.Op, name string) error {
+				if c.fail(op, name) {
+					return errors.New("injected")
+				}
+				return nil
+			})
+			_, err := openTestBroker(disk)
+			require.ErrorContains(t, err, "injected")
+			disk.Inject(nil)
+			require.Zero(t, disk.OpenCount())
+			b, err := openTestBroker(disk)
+			require.NoError(t, err)
+			require.NoError(t, b.close())
+		})
+	}
+}
