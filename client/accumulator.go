@@ -27,9 +27,13 @@ type accumulator struct {
 	open       *batch // takes records: the last of the queue, or nil
 	inFlight   int    // batches taken and not settled
 	draining   bool
-	paused     bool      // until pausedUntil, or until a new layout
+	paused     bool      // until resumeAt, or until a new layout
 	resumeAt   time.Time // zero: the new layout resumes it
 	failures   int       // refusals in a row, for the backoff
+	stall      error     // the refusal that made it stall; nil once a batch is stored
+	announced  bool      // stall was told to the Conn's listener
+	untold     int       // batches given up whose callers do not know yet
+	cause      error     // why they were given up
 	sequence   int32     // of the next record that is stamped
 	lingerTime *time.Timer
 }
@@ -169,7 +173,11 @@ func (a *accumulator) lingered() {
 // sendable reports whether there is a batch that may be taken now.
 func (a *accumulator) sendable() bool {
 	p := a.producer
-	if a.session == nil || a.draining || a.paused || a.inFlight >= min(a.queue.len(), p.options.inFlight) {
+	limit := min(a.queue.len(), p.options.inFlight)
+	if a.failures > 0 {
+		limit = min(limit, 1) // one batch asks whether the trouble is over
+	}
+	if a.session == nil || a.draining || a.paused || a.inFlight >= limit {
 		return false
 	}
 	b := a.queue.at(a.inFlight)

@@ -51,6 +51,7 @@ type batch struct {
 	lastCause error // of any attempt that failed, for the report of a timeout
 	completed bool  // the outcome is known; err and receipt hold it
 	abandoned bool  // completed with an answer outstanding: the batch is not used again
+	untold    bool  // counted in lane.untold until the functions were called
 	err       error
 }
 

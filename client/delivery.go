@@ -24,9 +24,18 @@ import (
 // then used up or missing, nobody knows which, so the producer takes a new
 // identity before it sends anything new, and takes it only when nothing is
 // stamped any more.
+//
+// A batch that is given up takes everything behind it in its partition along
+// (failFrom): what a producer has stored in a partition is a beginning of what it
+// was given, never a text with lines missing in the middle.
 
-// maxBackoff bounds the pause before a refused batch is sent again.
-const maxBackoff = time.Second
+const (
+	// maxBackoff bounds the pause before a refused batch is sent again.
+	maxBackoff = time.Second
+	// stallRefusals is the number of refusals in a row after which a partition
+	// counts as stalled. A lack of space counts at once.
+	stallRefusals = 5
+)
 
 // settle ends the attempt of a batch when both the writer and the session have
 // let go of it.
@@ -39,6 +48,10 @@ func (b *batch) settle() {
 	a.inFlight--
 	if b.refusal == nil && b.lostErr == nil {
 		a.failures = 0
+		if a.stall != nil {
+			a.stall = nil
+			poke(a.producer.wake)
+		}
 		a.remove(b)
 		b.complete(nil)
 	} else {
@@ -85,7 +98,7 @@ func (a *accumulator) resolve() {
 		release int32 // the sequence of the first such batch
 		lost    bool
 	)
-	for i := 0; i < a.queue.len() && a.queue.at(i).stamped; {
+	for i := 0; i < a.queue.len() && a.queue.at(i).stamped; i++ {
 		b := a.queue.at(i)
 		lost = lost || b.lostErr != nil
 		switch {
@@ -94,24 +107,28 @@ func (a *accumulator) resolve() {
 		case b.lostErr != nil && !b.untouched, b.refusal != nil && !codeOf(b.refusal).Rejected():
 			b.uncertain = true
 		}
-		verdict, wait := a.judge(b, i > 0)
-		if verdict == allOver {
-			return
-		}
-		pause = max(pause, wait)
 		if !b.uncertain && !certain {
 			certain, release = true, b.identity.Sequence
 		}
-		b.refusal, b.lostErr = nil, nil
-		switch {
-		case verdict == done:
-			a.queue.remove(i)
-			p.stamped--
-		case b.uncertain:
+	}
+	for i := 0; i < a.queue.len() && a.queue.at(i).stamped; {
+		b := a.queue.at(i)
+		verdict, wait := a.judge(b, i > 0)
+		switch verdict {
+		case again:
+			pause = max(pause, wait)
+			b.refusal, b.lostErr = nil, nil
+			if !b.uncertain {
+				a.unstamp(b)
+			}
 			i++
-		default:
-			a.unstamp(b)
-			i++
+		case applied:
+			a.remove(b)
+			b.fail(Applied, b.refusal)
+		case failed:
+			a.failFrom(i, b.lastCause)
+		case allOver:
+			return
 		}
 	}
 	if certain {
@@ -135,30 +152,25 @@ type verdict uint8
 
 const (
 	again   verdict = iota // it stays, to be sent again
-	done                   // it was completed
+	applied                // it is in the log, though the broker cannot say where
+	failed                 // it is given up
 	allOver                // the producer was ended, and with it every batch
 )
 
-// judge decides what becomes of a batch and how long the accumulator pauses.
-// behind says that an older batch stays as well.
+// judge says what becomes of a batch and how long the accumulator pauses. behind
+// says that an older batch stays as well.
 func (a *accumulator) judge(b *batch, behind bool) (verdict, time.Duration) {
 	p := a.producer
 	switch {
 	case b.refusal == nil && (!b.uncertain || p.options.idempotent):
 		return again, 0 // lost
-	case b.refusal == nil:
-		b.fail(Unknown, b.lostErr)
-		return done, 0
 	case b.uncertain && !p.options.idempotent:
-		b.fail(Unknown, b.refusal) // a resend could be a duplicate
-		return done, 0
+		return failed, 0 // a resend could be a duplicate
 	}
 	code := codeOf(b.refusal)
 	switch code {
 	case wire.CodeDuplicate:
-		b.fail(Applied, b.refusal)
-		b.uncertain = true // it is in the log: its sequence is not given back
-		return done, 0
+		return applied, 0
 	case wire.CodeFenced:
 		p.fail(fmt.Errorf("%w: %w", ErrFenced, b.refusal))
 		return allOver, 0
@@ -168,7 +180,7 @@ func (a *accumulator) judge(b *batch, behind bool) (verdict, time.Duration) {
 		}
 		p.renew = p.options.idempotent
 		if !b.uncertain && p.options.idempotent {
-			return again, a.backoff()
+			return again, a.backoff(b.refusal)
 		}
 	case wire.CodeWrongPartition:
 		if !b.uncertain {
@@ -179,28 +191,25 @@ func (a *accumulator) judge(b *batch, behind bool) (verdict, time.Duration) {
 		}
 	case wire.CodeUnknownHandle:
 		a.detach()
-		return again, a.backoff()
+		return again, a.backoff(b.refusal)
 	case wire.CodeNotLeader:
 		p.wantLayout = true
 		a.detach()
-		return again, a.backoff()
+		return again, a.backoff(b.refusal)
 	default:
-		if transient(code) {
-			return again, a.backoff()
+		if code.Retriable() && (p.options.waitForSpace || !full(code)) {
+			return again, a.backoff(b.refusal)
 		}
 	}
-	if b.uncertain {
-		p.renew = p.options.idempotent
-		b.fail(Unknown, b.refusal)
-	} else {
-		b.fail(NotSent, b.refusal)
-	}
-	return done, 0
+	return failed, 0
 }
 
 // backoff is the pause after another refusal.
-func (a *accumulator) backoff() time.Duration {
+func (a *accumulator) backoff(refusal error) time.Duration {
 	a.failures++
+	if full(codeOf(refusal)) || a.failures == stallRefusals {
+		a.stall = refusal // the upkeep, which the pause wakes, tells
+	}
 	return min(retryPause<<min(a.failures-1, 10), maxBackoff)
 }
 
@@ -219,29 +228,47 @@ func (a *accumulator) resume() {
 	a.signal()
 }
 
-// expire fails the batches whose delivery timeout has passed.
+// expire gives up when the delivery timeout of the oldest batch has passed.
 func (a *accumulator) expire(now time.Time) {
 	p := a.producer
-	for a.queue.len() > 0 {
-		b := a.queue.at(0)
-		if b.builder.Count() == 0 || now.Sub(b.started) < p.options.deliveryTimeout {
-			return
-		}
-		cause := error(ErrDeliveryTimeout)
-		if b.lastCause != nil {
-			cause = fmt.Errorf("%w after %v: last: %w", ErrDeliveryTimeout, p.options.deliveryTimeout, b.lastCause)
-		} else if err := p.conn.connectError(); err != nil {
-			cause = fmt.Errorf("%w after %v: not connected: %w", ErrDeliveryTimeout, p.options.deliveryTimeout, err)
-		}
-		a.abandon(b, cause)
+	if a.queue.len() == 0 {
+		return
 	}
-	if a.draining && a.inFlight == 0 {
+	b := a.queue.at(0)
+	if b.builder.Count() == 0 || now.Sub(b.started) < p.options.deliveryTimeout {
+		return
+	}
+	cause := fmt.Errorf("%w after %v", ErrDeliveryTimeout, p.options.deliveryTimeout)
+	if b.lastCause != nil {
+		cause = fmt.Errorf("%w: last: %w", cause, b.lastCause)
+	}
+	if err := p.conn.connectError(); err != nil {
+		cause = fmt.Errorf("%w: not connected: %w", cause, err)
+	}
+	a.failFrom(0, cause)
+	if a.draining {
 		a.resolve()
 	}
 }
 
-// abandon takes the oldest batch out of the queue and completes it with what is
-// known about it.
+// failFrom gives up batch i of the queue and all behind it, with one cause. Until
+// the functions given to SendFunc have been called, the partition takes no more
+// records: what is sent by one who cannot know of the failure yet fails as well.
+func (a *accumulator) failFrom(i int, cause error) {
+	a.failures = 0
+	for a.queue.len() > i {
+		b := a.queue.at(i)
+		if b.callback {
+			b.untold = true
+			a.untold++
+			a.cause = cause
+		}
+		a.abandon(b, cause)
+	}
+}
+
+// abandon takes a batch out of the queue and completes it with what is known
+// about it.
 func (a *accumulator) abandon(b *batch, cause error) {
 	p := a.producer
 	outcome := NotSent
@@ -258,7 +285,9 @@ func (a *accumulator) abandon(b *batch, cause error) {
 		a.inFlight--
 	}
 	a.remove(b)
-	b.fail(outcome, cause)
+	if b.builder.Count() > 0 {
+		b.fail(outcome, cause)
+	}
 }
 
 // fail completes a batch with an error.

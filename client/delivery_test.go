@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
@@ -220,12 +221,12 @@ func TestAnswersMayComeInAnyOrderAcrossPartitions(t *testing.T) {
 	}
 }
 
-func TestAFullDiskIsReportedAtOnceAndWritingResumes(t *testing.T) {
+func TestWithoutWaitForSpaceAFullDiskFailsRecordsAtOnce(t *testing.T) {
 	for _, code := range []wire.ErrorCode{wire.CodeDiskFull, wire.CodeMemoryFull} {
 		b := startBroker(t)
 		b.create("d", Topic, 1)
 		c := connect(t, b)
-		p := newTestProducer(t, c, "d", BatchBytes(1))
+		p := newTestProducer(t, c, "d", BatchBytes(1), WaitForSpace(false))
 		var full atomic.Bool
 		b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
 			if full.Load() {
@@ -236,8 +237,8 @@ func TestAFullDiskIsReportedAtOnceAndWritingResumes(t *testing.T) {
 		_, errs := sendAll(t, p, nil, "a", "b")
 		require.Equal(t, []error{nil, nil}, errs)
 		full.Store(true)
-		_, errs = sendAll(t, p, nil, "c", "d", "e", "f", "g")
-		for _, err := range errs {
+		for _, value := range []string{"c", "d", "e"} {
+			_, err := p.Send(testContext(t), &Record{Value: []byte(value)})
 			require.ErrorIs(t, err, code)
 			require.Equal(t, NotSent, outcomeOf(t, err))
 		}
@@ -246,6 +247,125 @@ func TestAFullDiskIsReportedAtOnceAndWritingResumes(t *testing.T) {
 		require.Equal(t, []error{nil, nil}, errs)
 		require.Equal(t, []string{"a", "b", "h", "i"}, b.values("d", 0))
 		requireSequences(t, b.batchInfos("d", 0))
+	}
+}
+
+// A full disk holds records back instead of failing them, says so at the first
+// refusal, and costs one batch per attempt, however many wait.
+func TestAFullDiskIsToldAndWaitedFor(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	events := make(chan Event, 16)
+	c := connect(t, b, WithEvents(func(e Event) {
+		switch e.(type) {
+		case ProducerStalled, ProducerResumed:
+			events <- e
+		}
+	}))
+	p := newTestProducer(t, c, "d", BatchBytes(1), InFlight(8))
+	attempts := 0 // scripts run one at a time
+	b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
+		if q.sequence() == 0 {
+			attempts++
+			if attempts < 4 {
+				q.refuse(wire.CodeDiskFull)
+			}
+			return attempts < 4
+		}
+		if attempts == 2 || attempts == 3 {
+			t.Errorf("batch %d was sent while another one asks for space", q.sequence())
+		}
+		return false
+	}))
+	_, errs := sendAll(t, p, nil, numbered(20)...)
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	require.Equal(t, numbered(20), b.values("d", 0))
+	stalled := (<-events).(ProducerStalled)
+	require.Equal(t, "d", stalled.Destination)
+	require.Zero(t, stalled.Partition)
+	require.ErrorIs(t, stalled.Err, wire.CodeDiskFull)
+	require.Equal(t, ProducerResumed{Destination: "d"}, <-events)
+}
+
+// What is stored is a beginning of what was sent: a batch that is given up takes
+// those behind it along, in flight or not, whatever would still fit.
+func TestARefusalForGoodLeavesNoHole(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		code    wire.ErrorCode
+		options []ProducerOption
+		behind  Outcome // of those in flight behind it
+	}{
+		{"too large", wire.CodeTooLarge, nil, NotSent},
+		{"corrupt", wire.CodeCorrupt, nil, NotSent},
+		{"a full disk that is not waited for", wire.CodeDiskFull, []ProducerOption{WaitForSpace(false)}, NotSent},
+		{"a full disk until the delivery timeout", wire.CodeDiskFull, []ProducerOption{DeliveryTimeout(100 * time.Millisecond)}, NotSent},
+		{"a full mailbox until the delivery timeout", wire.CodeMailboxFull, []ProducerOption{DeliveryTimeout(100 * time.Millisecond)}, NotSent},
+		{"no leader until the delivery timeout", wire.CodeUnavailable, []ProducerOption{DeliveryTimeout(100 * time.Millisecond)}, Unknown},
+		{"a fenced partition", wire.CodePartitionFenced, nil, Unknown},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := startBroker(t)
+			b.create("d", Topic, 1)
+			conn := connect(t, b)
+			p := newTestProducer(t, conn, "d", append([]ProducerOption{BatchBytes(1), InFlight(8)}, c.options...)...)
+			b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
+				if q.sequence() == 4 {
+					q.refuse(c.code)
+					return true
+				}
+				return false // those behind it come out of sequence
+			}))
+			_, errs := sendAll(t, p, nil, numbered(30)...)
+			for i, err := range errs {
+				switch {
+				case i < 4:
+					require.NoError(t, err)
+				case i == 4 && c.behind == Unknown:
+					require.Equal(t, Unknown, outcomeOf(t, err))
+					require.ErrorIs(t, err, c.code)
+				default:
+					require.Equal(t, NotSent, outcomeOf(t, err), "record %d: %v", i, err)
+					require.ErrorIs(t, err, c.code)
+				}
+			}
+			require.Equal(t, numbered(30)[:4], b.values("d", 0))
+			b.setScript(nil)
+			_, errs = sendAll(t, p, nil, "again")
+			require.NoError(t, errs[0])
+			requireSequences(t, b.batchInfos("d", 0))
+		})
+	}
+}
+
+// A sender that stops when its function hears of a failure has stored a beginning
+// of its records, though it sends from another goroutine.
+func TestASenderThatStopsAtTheFirstFailureLeavesNoHole(t *testing.T) {
+	for range 20 {
+		b := startBroker(t)
+		b.create("d", Topic, 1)
+		conn := connect(t, b)
+		p := newTestProducer(t, conn, "d", BatchBytes(1), InFlight(4))
+		b.setScript(produceScript(func(n int, q *fakeRequest) bool {
+			if n == 9 {
+				q.refuse(wire.CodeTooLarge)
+			}
+			return n == 9
+		}))
+		ctx, stop := context.WithCancel(testContext(t))
+		for i, err := 0, error(nil); err == nil; i++ {
+			err = p.SendFunc(ctx, &Record{Value: fmt.Append(nil, i)}, func(_ Receipt, err error) {
+				if err != nil {
+					stop()
+				}
+			})
+		}
+		require.NoError(t, p.Close(testContext(t)))
+		stop()
+		require.Equal(t, []string{"0", "1", "2", "3", "4", "5", "6", "7"}, b.values("d", 0))
+		require.NoError(t, conn.Close())
 	}
 }
 
@@ -587,8 +707,8 @@ func TestADestinationThatIsCreatedAgainIsAnother(t *testing.T) {
 	b.mu.Unlock()
 	b.create("d", Topic, 1)
 	b.dropConns()
-	_, errs = sendAll(t, p, nil, "b")
-	require.ErrorIs(t, errs[0], wire.CodeDestinationGone)
+	_, err := p.Send(testContext(t), &Record{Value: []byte("b")}) // refused at once or later
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
 	require.Empty(t, b.values("d", 0))
 }
 

@@ -135,10 +135,12 @@ func (e *lostError) Error() string {
 func (e *lostError) Unwrap() []error { return []error{ErrDisconnected, e.cause} }
 
 // transient reports whether a request that was answered with the code is worth
-// repeating without asking anybody. A full disk or memory passes as well, but
-// may take hours: that is for the application to know and decide.
-func transient(code wire.ErrorCode) bool {
-	return code.Retriable() && code != wire.CodeDiskFull && code != wire.CodeMemoryFull
+// repeating without asking anybody.
+func transient(code wire.ErrorCode) bool { return code.Retriable() && !full(code) }
+
+// full reports whether the code says that there is no space, which may last.
+func full(code wire.ErrorCode) bool {
+	return code == wire.CodeDiskFull || code == wire.CodeMemoryFull
 }
 
 // sessionLost reports whether err is the death of a session that the Conn will

@@ -2,8 +2,8 @@ package client
 
 import "sync"
 
-// Event is something that happened to a Conn: Connected, Disconnected or
-// TopologyChanged.
+// Event is something that happened to a Conn or one of its producers: Connected,
+// Disconnected, TopologyChanged, ProducerStalled or ProducerResumed.
 type Event interface{ event() }
 
 // Connected is sent after every successful handshake, the first included.
@@ -25,9 +25,26 @@ type TopologyChanged struct {
 	Epoch uint64 // version of the cluster's metadata
 }
 
+// ProducerStalled is sent when a partition takes no records: at once when disk or
+// memory is full, after a few refusals in a row when it is another condition that
+// may pass. The producer goes on trying until the delivery timeout.
+type ProducerStalled struct {
+	Destination string
+	Partition   uint32
+	Err         error // what the broker answered; errors.Is(Err, wire.CodeDiskFull)
+}
+
+// ProducerResumed is sent when such a partition has stored a batch again.
+type ProducerResumed struct {
+	Destination string
+	Partition   uint32
+}
+
 func (Connected) event()       {}
 func (Disconnected) event()    {}
 func (TopologyChanged) event() {}
+func (ProducerStalled) event() {}
+func (ProducerResumed) event() {}
 
 // eventLimit bounds the events that wait for a slow listener. When it is
 // reached the oldest event is dropped: the newest state is what counts.

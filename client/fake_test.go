@@ -515,6 +515,15 @@ func (l *fakeLink) pump() {
 	}
 }
 
+// sequence is that of the batch of a PRODUCE.
+func (q *fakeRequest) sequence() int32 {
+	info, err := wire.ParseBatch(q.produce.Batch)
+	if err != nil {
+		q.b.t.Errorf("client sent a bad batch: %v", err)
+	}
+	return info.BaseSequence
+}
+
 // apply appends the batch of a PRODUCE, or recognises it.
 func (q *fakeRequest) apply() (wire.Receipt, wire.ErrorCode) {
 	q.b.mu.Lock()

@@ -126,6 +126,7 @@ type producerOptions struct {
 	deliveryTimeout    time.Duration
 	acks               AckLevel
 	idempotent         bool
+	waitForSpace       bool
 	fixed              bool
 	partition          uint32
 	name               string
@@ -140,6 +141,7 @@ func newProducerOptions(opts []ProducerOption) (producerOptions, error) {
 		deliveryTimeout:    30 * time.Second,
 		acks:               AcksQuorum,
 		idempotent:         true,
+		waitForSpace:       true,
 	}
 	for _, opt := range opts {
 		opt(&o)
@@ -204,11 +206,16 @@ func MaxBufferedRecords(n int64) ProducerOption {
 func Compression(c Codec) ProducerOption { return func(o *producerOptions) { o.codec = c } }
 
 // DeliveryTimeout bounds the time from a record's batch being started to its
-// answer, all resends included; it is noticed up to a sixteenth of it late.
-// Default: 30 s.
+// answer, all resends included; it is noticed up to a sixteenth of it, or a second,
+// late. What waits behind it in the partition fails with it. Default: 30 s.
 func DeliveryTimeout(d time.Duration) ProducerOption {
 	return func(o *producerOptions) { o.deliveryTimeout = d }
 }
+
+// WaitForSpace says whether records that are refused because disk or memory is full
+// are sent again until the delivery timeout, as after other refusals that may pass.
+// With false they fail at once. Either way ProducerStalled tells. Default: true.
+func WaitForSpace(on bool) ProducerOption { return func(o *producerOptions) { o.waitForSpace = on } }
 
 // Acks sets what an answer waits for. Default: AcksQuorum.
 func Acks(level AckLevel) ProducerOption { return func(o *producerOptions) { o.acks = level } }

@@ -23,8 +23,11 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 // to SendFunc.
 //
 // Records of one partition are stored in the order of the calls that sent them,
-// resends included; without idempotence, a batch that is refused and sent again
-// may fall behind those in flight with it. All methods may be called concurrently.
+// resends included, and without holes: a refusal that may pass is asked again until
+// the delivery timeout, and when a record fails for good, everything that waits
+// behind it in its partition fails too. Without idempotence,
+// batches in flight behind a refused one may be stored before it, or without it.
+// All methods may be called concurrently.
 type Producer struct {
 	conn        *Conn
 	destination string
@@ -159,42 +162,58 @@ func (p *Producer) SendAsync(ctx context.Context, r *Record) (*Ticket, error) {
 // from one goroutine: while one blocks, the others wait and the buffer fills, so
 // done must not wait for the same producer: no Send, Flush or Close, and SendFunc
 // only with a ctx that ends.
+//
+// After a failure the partition takes no records until done has returned, and none
+// whose ctx has ended by then: a sender whose done cancels its ctx has stored a
+// beginning of what it sent. A failed record is sent again from elsewhere than done.
 func (p *Producer) SendFunc(ctx context.Context, r *Record, done func(Receipt, error)) error {
 	return p.send(ctx, r, promise{call: done})
 }
 
 // send gets a record into the buffer.
 func (p *Producer) send(ctx context.Context, r *Record, pr promise) error {
-	if err := ctx.Err(); err != nil {
-		return &SendError{Outcome: NotSent, Err: err}
-	}
-	charge := wire.EncodedSizeBound(r.Key, r.Value, r.Headers)
 	p.mu.Lock()
-	if p.err == nil && charge > p.layout.maxRecordBytes {
-		err := fmt.Errorf("%w: up to %d bytes encoded, the limit is %d", ErrRecordTooLarge, charge, p.layout.maxRecordBytes)
-		p.mu.Unlock()
+	err := p.accept(ctx, r, pr)
+	p.mu.Unlock()
+	if err != nil {
 		return &SendError{Outcome: NotSent, Err: err}
 	}
-	for p.err == nil && !p.hasSpace(int64(charge)) {
-		if err := p.waitForSpace(ctx, int64(charge)); err != nil {
-			p.mu.Unlock()
-			return &SendError{Outcome: NotSent, Err: err}
+	return nil
+}
+
+// accept is send with p.mu held; while it waits for space it is not. ctx is looked
+// at under the lock: one that a function given to SendFunc has ended, when told of
+// a failure, ends every later send before the partition takes records again.
+func (p *Producer) accept(ctx context.Context, r *Record, pr promise) error {
+	size := wire.EncodedSizeBound(r.Key, r.Value, r.Headers)
+	charge := int64(size)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if p.err != nil {
+			return p.err
+		}
+		if size > p.layout.maxRecordBytes {
+			return fmt.Errorf("%w: up to %d bytes encoded, the limit is %d", ErrRecordTooLarge, size, p.layout.maxRecordBytes)
+		}
+		if p.hasSpace(charge) {
+			break
+		}
+		if err := p.waitForSpace(ctx, charge); err != nil {
+			return err
 		}
 	}
-	if p.err != nil {
-		err := p.err
-		p.mu.Unlock()
-		return &SendError{Outcome: NotSent, Err: err}
+	a, keyHash, keyed := p.route(r, charge)
+	if a.untold > 0 {
+		return a.cause
 	}
-	a, keyHash, keyed := p.route(r, int64(charge))
-	added := a.add(r, keyHash, keyed, int64(charge), pr)
+	if !a.add(r, keyHash, keyed, charge, pr) {
+		return fmt.Errorf("%w: no batch can hold it", ErrRecordTooLarge)
+	}
 	if !p.ticking || a.session == nil {
 		p.ticking = true
 		poke(p.wake)
-	}
-	p.mu.Unlock()
-	if !added {
-		return &SendError{Outcome: NotSent, Err: fmt.Errorf("%w: no batch can hold it", ErrRecordTooLarge)}
 	}
 	return nil
 }
@@ -344,6 +363,9 @@ func (p *Producer) release(b *batch) {
 	if p.bufferedBytes < 0 || p.bufferedRecords < 0 {
 		panic(fmt.Sprintf("client: %d records of %d bytes are buffered", p.bufferedRecords, p.bufferedBytes))
 	}
+	if b.untold {
+		b.lane.untold--
+	}
 	if !b.abandoned && !b.writing {
 		b.recycle()
 	}
@@ -414,13 +436,7 @@ func (p *Producer) fail(err error) {
 	}
 	for _, a := range p.lanes {
 		for a.queue.len() > 0 {
-			b := a.queue.at(0)
-			if b.builder.Count() == 0 {
-				a.queue.remove(0)
-				a.open = nil
-				continue
-			}
-			a.abandon(b, err)
+			a.abandon(a.queue.at(0), err)
 		}
 		if a.lingerTime != nil {
 			a.lingerTime.Stop()

@@ -35,6 +35,7 @@ func (p *Producer) upkeep() {
 			p.tend(s)
 		}
 		next := p.checkTimes(time.Now())
+		p.announce()
 		p.unlockAndFinish()
 
 		timer.Stop()
@@ -72,6 +73,21 @@ func (p *Producer) checkTimes(now time.Time) (next time.Duration) {
 		next = shorter(next, max(min(p.options.deliveryTimeout/16, time.Second), time.Millisecond))
 	}
 	return next
+}
+
+// announce tells the Conn's listener which partitions have begun or ceased to
+// stall.
+func (p *Producer) announce() {
+	for _, a := range p.lanes {
+		if stalled := a.stall != nil; stalled != a.announced {
+			a.announced = stalled
+			if stalled {
+				p.conn.events.send(ProducerStalled{Destination: p.destination, Partition: a.partition, Err: a.stall})
+			} else {
+				p.conn.events.send(ProducerResumed{Destination: p.destination, Partition: a.partition})
+			}
+		}
+	}
 }
 
 // shorter is the smaller of two times, of which 0 means never.
@@ -270,9 +286,7 @@ func (a *accumulator) opened(s *session, body []byte, err error) {
 	case code == 0 || code.Retriable():
 		p.later(err)
 	default:
-		for a.queue.len() > 0 && a.queue.at(0).builder.Count() > 0 {
-			a.abandon(a.queue.at(0), err)
-		}
+		a.failFrom(0, err)
 		p.later(err)
 	}
 }
