@@ -229,10 +229,11 @@ func TestWithoutWaitForSpaceAFullDiskFailsRecordsAtOnce(t *testing.T) {
 		p := newTestProducer(t, c, "d", BatchBytes(1), WaitForSpace(false))
 		var full atomic.Bool
 		b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
-			if full.Load() {
+			refuse := full.Load() // once: the test goes on when it has the answer
+			if refuse {
 				q.refuse(code)
 			}
-			return full.Load()
+			return refuse
 		}))
 		_, errs := sendAll(t, p, nil, "a", "b")
 		require.Equal(t, []error{nil, nil}, errs)
