@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -134,11 +135,13 @@ func refuse(code wire.ErrorCode, format string, args ...any) Result {
 const termsPerIncarnation = 1 << 10
 
 // Apply carries out one command at the given index. It is deterministic; a
-// command that breaks a rule changes nothing and its Result says why.
+// command that breaks a rule changes nothing and its Result says why. It panics
+// with log.ErrTooNew for a command that only a newer build can apply.
 func (s *State) Apply(index wire.Index, c *Command) Result {
 	switch {
 	case c.MinimumVersion > Version:
-		panic(fmt.Sprintf("cluster: metadata entry %d needs metadata version %d, this build knows %d; upgrade it", index, c.MinimumVersion, Version))
+		panic(fmt.Errorf("metadata entry %d needs metadata version %d, this build knows %d: %w; upgrade this broker",
+			index, c.MinimumVersion, Version, log.ErrTooNew))
 	case c.Register != nil:
 		return s.register(c.Register)
 	case c.Create != nil:
@@ -160,7 +163,7 @@ func (s *State) Apply(index wire.Index, c *Command) Result {
 	case c.Bury != nil:
 		return s.bury(c.Bury)
 	}
-	panic(fmt.Sprintf("cluster: metadata entry %d holds no command this build knows; upgrade it", index))
+	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
 }
 
 func (s *State) register(c *Register) Result {
@@ -440,7 +443,7 @@ func (s *State) Restore(src []byte) error {
 		return fmt.Errorf("cluster: metadata checkpoint: %w", err)
 	}
 	if fresh.Version > Version {
-		return fmt.Errorf("cluster: metadata version %d is newer than this build, which reads up to %d", fresh.Version, Version)
+		return fmt.Errorf("metadata version %d, this build reads up to %d: %w; upgrade this broker", fresh.Version, Version, log.ErrTooNew)
 	}
 	*s = *fresh
 	return nil

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -173,7 +174,7 @@ func TestSavedStateRestoresToEqualBytes(t *testing.T) {
 }
 
 func TestMetadataOfANewerVersionIsRefused(t *testing.T) {
-	require.ErrorContains(t, NewState().Restore([]byte(`{"version": 2}`)), "newer")
+	require.ErrorIs(t, NewState().Restore([]byte(`{"version": 2}`)), log.ErrTooNew)
 	require.Panics(t, func() { NewState().Apply(1, &Command{MinimumVersion: 2}) })
 	require.Panics(t, func() { NewState().Apply(1, &Command{}) })
 }

@@ -220,6 +220,15 @@ func TestFilesOfANewerVersionAreNotCorrupt(t *testing.T) {
 }
 
 func TestAFrameOfANewerVersionIsNotCorrupt(t *testing.T) {
+	for name, change := range map[string]func(header []byte){
+		"version": func(header []byte) { header[2] = wire.FrameVersion + 1 },
+		"kind":    func(header []byte) { header[3] = byte(wire.KindNoOp) + 1 },
+	} {
+		t.Run(name, func(t *testing.T) { aNewerFrameIsNotCorrupt(t, change) })
+	}
+}
+
+func aNewerFrameIsNotCorrupt(t *testing.T, change func(header []byte)) {
 	fs := vfs.NewSimulated(1)
 	r := newRig(t, fs, nil).open()
 	r.term(1)
@@ -234,7 +243,7 @@ func TestAFrameOfANewerVersionIsNotCorrupt(t *testing.T) {
 	b := make([]byte, wire.FrameHeaderSize)
 	_, err = f.ReadAt(b, pos)
 	require.NoError(t, err)
-	b[2] = wire.FrameVersion + 1
+	change(b)
 	binary.LittleEndian.PutUint32(b[52:], wire.Checksum(b[:52]))
 	_, err = f.WriteAt(b, pos)
 	require.NoError(t, err)

@@ -134,13 +134,17 @@ func (in *inspection) frames(name string, fileID uint64, file io.ReaderAt, size 
 	ended := false
 	for {
 		h, err := sc.Header()
+		newer := false
 		if errors.Is(err, wire.ErrFrameVersion) {
-			if index, prev, e := sc.PrevOf(); e == nil && index == in.link.Index+1 && prev == in.link.Chain {
-				return fmt.Errorf("%s: position %d: %w: %w", name, sc.Position(), ErrTooNew, err)
-			}
+			index, prev, e := sc.PrevOf()
+			newer = e == nil && index == in.link.Index+1 && prev == in.link.Chain
 		}
 		if err == nil && !ended {
 			err = in.link.Check(&h)
+			newer = errors.Is(err, wire.ErrFrameVersion)
+		}
+		if newer {
+			return fmt.Errorf("%s: position %d: %w: %w", name, sc.Position(), ErrTooNew, err)
 		}
 		f := InspectedFrame{File: name, Position: sc.Position(), Header: h}
 		f.Mark, _ = segment.DecodeMark(fileID, h.HeaderCRC, h.Local)

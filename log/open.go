@@ -523,13 +523,17 @@ func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, bodies bo
 	defer func() { r.buffer = sc.Buffer() }()
 	for link.Index < last {
 		h, err := sc.Header()
+		newer := false
 		if errors.Is(err, wire.ErrFrameVersion) {
-			if index, prev, e := sc.PrevOf(); e == nil && index == link.Index+1 && prev == link.Chain {
-				return link, sc.Position(), nil, fmt.Errorf("%s: position %d: %w: %w", r.path(f.name()), sc.Position(), ErrTooNew, err)
-			}
+			index, prev, e := sc.PrevOf()
+			newer = e == nil && index == link.Index+1 && prev == link.Chain
 		}
 		if err == nil {
 			err = link.Check(&h)
+			newer = errors.Is(err, wire.ErrFrameVersion)
+		}
+		if newer {
+			return link, sc.Position(), nil, fmt.Errorf("%s: position %d: %w: %w", r.path(f.name()), sc.Position(), ErrTooNew, err)
 		}
 		if err == nil && bodies {
 			_, err = sc.Body(&h)

@@ -445,7 +445,7 @@ func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
 	}
 	newer := append([]byte(nil), saved...)
 	newer[0] = 2
-	require.ErrorIs(t, NewState().Restore(newer), ErrState)
+	require.ErrorIs(t, NewState().Restore(newer), log.ErrTooNew)
 }
 
 func TestSequencesWrapAtTheirEnd(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -77,7 +78,7 @@ func appendCommand(dst []byte, t commandType, payload []byte) []byte {
 }
 
 // applyControl carries out the commands of one entry and reports whether the
-// start moved.
+// start moved. It panics with log.ErrTooNew for a command it does not know.
 func (s *State) applyControl(body []byte) (trimmed bool) {
 	for len(body) > 0 {
 		if len(body) < commandHeader {
@@ -91,13 +92,16 @@ func (s *State) applyControl(body []byte) (trimmed bool) {
 		payload := body[commandHeader : commandHeader+length]
 		body = body[commandHeader+length:]
 		switch {
-		case t == commandTrim && version == commandVersion && length == 8:
+		case t == commandTrim && version == commandVersion:
+			if length != 8 {
+				panic(fmt.Sprintf("partition: trim of %d bytes", length))
+			}
 			if start := wire.Offset(binary.LittleEndian.Uint64(payload)); start > s.start {
 				s.start = min(start, s.next)
 				trimmed = true
 			}
 		default:
-			panic(fmt.Sprintf("partition: command %d version %d is newer than this build; upgrade it", t, version))
+			panic(fmt.Errorf("partition: command %d version %d: %w; upgrade this broker", t, version, log.ErrTooNew))
 		}
 	}
 	return trimmed
@@ -117,6 +121,9 @@ func (s *State) Restore(src []byte) error {
 	const header = 4 + 8 + 8
 	if len(src) < header {
 		return fmt.Errorf("%w: %d bytes", ErrState, len(src))
+	}
+	if src[0] > stateVersion {
+		return fmt.Errorf("partition state version %d, this build reads %d: %w; upgrade this broker", src[0], stateVersion, log.ErrTooNew)
 	}
 	if src[0] != stateVersion {
 		return fmt.Errorf("%w: version %d, this build reads %d", ErrState, src[0], stateVersion)

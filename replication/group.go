@@ -116,8 +116,9 @@ type pendingAppend struct {
 
 // Open starts a replica on its log: it restores the newest checkpoint, replays
 // what is known to be committed and creates the consensus core. It reads the
-// disk and may block; it does not campaign.
-func Open(cfg Config) (*Group, error) {
+// disk and may block; it does not campaign. What it cannot replay, for example
+// entries of a newer version (log.ErrTooNew), is an error of this replica alone.
+func Open(cfg Config) (_ *Group, err error) {
 	if cfg.ReplicaID == raft.None {
 		return nil, errors.New("replication: replica ID 0 is reserved")
 	}
@@ -135,6 +136,12 @@ func Open(cfg Config) (*Group, error) {
 		checkpointBytes: cfg.CheckpointBytes,
 		logger:          cfg.Logger,
 	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = panicError("replay", r)
+			g.logger.Error("the replica cannot be started", "err", err, "stack", string(debug.Stack()))
+		}
+	}()
 	hard := cfg.Log.HardState()
 	if cp := cfg.Log.Checkpoint(); cp != nil {
 		g.confState = raftpb.ConfState{}

@@ -38,7 +38,8 @@ func After(h *wire.FrameHeader) Link {
 	return Link{Index: h.Index, Term: h.Term, Next: h.NextOffset(), TimeMs: h.AppendTimeMs, Chain: h.HeaderCRC}
 }
 
-// Check reports whether a frame with a verified header may follow.
+// Check reports whether a frame with a verified header may follow. A frame that
+// does and is of a kind that only newer builds know is wire.ErrFrameVersion.
 func (l *Link) Check(h *wire.FrameHeader) error {
 	switch {
 	case h.PrevCRC != l.Chain:
@@ -49,8 +50,11 @@ func (l *Link) Check(h *wire.FrameHeader) error {
 		return fmt.Errorf("%w: term %d after %d", ErrChain, h.Term, l.Term)
 	case h.BaseOffset != l.Next:
 		return fmt.Errorf("%w: base offset %d after %d", ErrChain, h.BaseOffset, l.Next)
-	case h.Kind < wire.KindRecords || h.Kind > wire.KindNoOp:
+	case h.Kind < wire.KindRecords:
 		return fmt.Errorf("%w: kind %d", ErrChain, h.Kind)
+	case h.Kind > wire.KindNoOp:
+		// It does follow: all that ties it to its predecessor was checked above.
+		return fmt.Errorf("%w: kind %d, this build reads up to %d", wire.ErrFrameVersion, h.Kind, wire.KindNoOp)
 	case h.RecordCount > 0 && h.Kind != wire.KindRecords:
 		return fmt.Errorf("%w: %d records in a %v entry", ErrChain, h.RecordCount, h.Kind)
 	}

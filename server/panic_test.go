@@ -51,13 +51,13 @@ func orders(t *testing.T, b *broker, number uint32) *partitionReplica {
 	return r
 }
 
-// breakClock makes every later turn panic.
-func breakClock(r *partitionReplica) {
-	for !r.owner.state.CompareAndSwap(ownerIdle, ownerRunning) {
+// owned runs f with the owner's right. A turn of a pool worker follows.
+func owned(o *owner, f func()) {
+	for !o.state.CompareAndSwap(ownerIdle, ownerRunning) {
 		runtime.Gosched()
 	}
-	r.clock = func() time.Time { panic("clock") }
-	r.release(false)
+	f()
+	o.release(true)
 }
 
 // panicking is a receiver that panics: a fault of ours in a turn outside raft.
@@ -73,12 +73,17 @@ func TestRuleR2_APanicEndsOnePartitionOnly(t *testing.T) {
 		panic func(*testing.T, *broker, *vfs.Simulated)
 	}{
 		{"in a turn on the caller's goroutine", func(t *testing.T, b *broker, _ *vfs.Simulated) {
-			breakClock(orders(t, b, 0))
-			orders(t, b, 0).Kick(true)
+			r := orders(t, b, 0)
+			for !r.owner.state.CompareAndSwap(ownerIdle, ownerRunning) {
+				runtime.Gosched()
+			}
+			r.clock = func() time.Time { panic("clock") }
+			r.owner.state.Store(ownerIdle)
+			r.Kick(true)
 		}},
 		{"in a turn of a pool worker", func(t *testing.T, b *broker, _ *vfs.Simulated) {
-			breakClock(orders(t, b, 0))
-			orders(t, b, 0).Kick(false)
+			r := orders(t, b, 0)
+			owned(&r.owner, func() { r.clock = func() time.Time { panic("clock") } })
 		}},
 		{"while an entry is applied", func(t *testing.T, b *broker, _ *vfs.Simulated) {
 			batch, _ := testBatch(t, "v")

@@ -158,6 +158,8 @@ func explainOpen(dir string, err error) error {
 	switch {
 	case errors.Is(err, log.ErrLocked):
 		return fmt.Errorf("data directory %s is in use by another broker: %w; stop that one, or choose another with --data", dir, err)
+	case errors.Is(err, log.ErrTooNew):
+		return fmt.Errorf("data directory %s: %w; start the newer version, or choose another --data", dir, err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("data directory %s: %w; mend its permissions, or choose another with --data", dir, err)
 	}
