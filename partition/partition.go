@@ -99,7 +99,7 @@ type Partition struct {
 	proposer  Proposer
 	synced    bool
 	retention Retention
-	weak      wire.Offset // records below it may have been applied before they were synced
+	weak      wire.Offset // records below it were proposed when they needed no sync to be acknowledged
 
 	held     []*draft // taken from the mailbox, [heldNext:] not proposed yet
 	heldNext int
@@ -157,7 +157,7 @@ func (p *Partition) Bind(proposer Proposer) {
 // synced records.
 func (p *Partition) SetPolicy(r Retention, synced bool) {
 	if synced && !p.synced {
-		p.weak = p.state.next
+		p.weak = p.proposer.NextOffset() // not the applied ones only: some may be on their way
 	}
 	p.retention, p.synced = r, synced
 }
@@ -328,7 +328,6 @@ func (p *Partition) answerDuplicate(b *placed, o *overlay, known *producer, next
 		if offset, ok := known.find(b.info.BaseSequence, count); ok {
 			r := p.receipt(offset, term, known.lastMs)
 			r.Duplicate = true
-			r.Synced = r.Synced && offset >= p.weak
 			b.answer(r, wire.CodeOK)
 			return
 		}
@@ -342,7 +341,7 @@ func (p *Partition) answerDuplicate(b *placed, o *overlay, known *producer, next
 
 func (p *Partition) receipt(offset wire.Offset, term wire.Term, appendTimeMs int64) wire.Receipt {
 	return wire.Receipt{
-		BaseOffset: offset, Epoch: uint32(term), AppendTimeMs: appendTimeMs, Replicas: 1, Synced: p.synced,
+		BaseOffset: offset, Epoch: uint32(term), AppendTimeMs: appendTimeMs, Replicas: 1, Synced: p.synced && offset >= p.weak,
 	}
 }
 
@@ -453,10 +452,13 @@ func (p *Partition) withdraw(d *draft, code wire.ErrorCode) {
 			for _, w := range o.batches[last].also {
 				w.receiver.Appended(w.tag, wire.Receipt{}, code)
 			}
-			o.next = o.batches[last].sequence
+			o.batches[last] = flying{}
 			o.batches = o.batches[:last]
 			if last == 0 {
-				delete(p.overlay, b.info.ProducerID)
+				delete(p.overlay, b.info.ProducerID) // the applied table says what is next
+			} else {
+				before := &o.batches[last-1]
+				o.epoch, o.next = before.epoch, addSequence(before.sequence, before.count)
 			}
 		}
 		b.answer(wire.Receipt{}, code)

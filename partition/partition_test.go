@@ -266,6 +266,24 @@ func TestDuplicateOfARecordFromAWeakerSyncModeIsNotCalledSynced(t *testing.T) {
 	require.Equal(t, []outcome{want, duplicate(strong, 2)}, h.got.take())
 }
 
+// A record proposed in a weaker mode and committed after the change was acknowledged
+// by nothing but the page cache.
+func TestARecordOnItsWayWhenTheModeChangesIsNotCalledSynced(t *testing.T) {
+	h := newHarness(t)
+	h.part.SetPolicy(Retention{}, false)
+	weak := h.send(1, 0, 0, 2)
+	h.part.Turn(1000)
+	twice := h.send(1, 0, 0, 2)
+	strong := h.send(2, 0, 0, 1)
+	h.part.SetPolicy(Retention{}, true)
+	h.log.commit(1)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	want, again := ok(weak, 0), duplicate(twice, 0)
+	want.receipt.Synced, again.receipt.Synced = false, false
+	require.Equal(t, []outcome{want, again, ok(strong, 2)}, h.got.take())
+}
+
 func TestTheLogLearnsTheStartOfARestoredState(t *testing.T) {
 	h := newHarness(t)
 	saved := &State{start: 40, next: 70, producers: newProducers()}
@@ -316,6 +334,23 @@ func TestADroppedProposalGivesOffsetsAndSequencesBack(t *testing.T) {
 	h.part.Turn(1000)
 	h.log.commit(1)
 	require.Equal(t, []outcome{ok(again, 0)}, h.got.take())
+}
+
+// The batch that is taken back was the first of a new epoch: the older epoch, whose
+// batch is still on its way, goes on.
+func TestADroppedProposalGivesTheEpochBack(t *testing.T) {
+	h := newHarness(t)
+	first := h.send(1, 0, 0, 2)
+	h.part.Turn(1000)
+	h.log.propose = wire.CodeUnavailable
+	raised := h.send(1, 1, 0, groupBytes/10) // enough to be proposed at once
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{refused(raised, wire.CodeUnavailable)}, h.got.take())
+	h.log.propose = nil
+	second := h.send(1, 0, 2, groupBytes/10)
+	h.part.Turn(1000)
+	h.log.commit(2)
+	require.Equal(t, []outcome{ok(first, 0), ok(second, 2)}, h.got.take())
 }
 
 func TestAFullDiskRefusesRecordsAndAPreparationDelaysThem(t *testing.T) {

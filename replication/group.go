@@ -26,6 +26,9 @@ const (
 	// MaxApplyBytes bounds the entries handed to one apply.
 	MaxApplyBytes = 4 << 20
 
+	// MaxTerm is the last term: clients see it as an int32.
+	MaxTerm wire.Term = 1<<31 - 1
+
 	electionTicks  = 10 // of 100 ms (RULES R9)
 	heartbeatTicks = 2
 )
@@ -37,6 +40,8 @@ var (
 	// ErrProposalDropped is returned by Propose when raft refuses the entry, for
 	// example because too much is uncommitted. Offsets assigned to it are free again.
 	ErrProposalDropped = errors.New("proposal dropped")
+	// ErrTerm is why a replica is fenced, or does not open, that would go beyond MaxTerm.
+	ErrTerm = fmt.Errorf("term is above %d, the last one", MaxTerm)
 )
 
 // Entry is one committed entry on its way to the state machine.
@@ -160,6 +165,9 @@ func Open(cfg Config) (_ *Group, err error) {
 		if term, ok := cfg.Log.Term(hard.Commit); ok && hard.Term < term {
 			hard.Term = term
 		}
+	}
+	if hard.Term > MaxTerm {
+		return nil, fmt.Errorf("hard state: %d: %w", hard.Term, ErrTerm)
 	}
 	if err := g.replay(hard.Commit); err != nil {
 		return nil, err
@@ -464,6 +472,9 @@ func (g *Group) step(messages []raftpb.Message) {
 // its responses until they are durable. When the log has no room it is called
 // again with the same message.
 func (g *Group) append(m *raftpb.Message) error {
+	if wire.Term(m.Term) > MaxTerm {
+		return fmt.Errorf("%d: %w", m.Term, ErrTerm)
+	}
 	if len(m.Entries) > 0 {
 		g.scratch = g.scratch[:0]
 		for i := range m.Entries {

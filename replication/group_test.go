@@ -308,3 +308,27 @@ func TestACheckpointThatFailsForWantOfSpaceIsNotTriedInEveryTurn(t *testing.T) {
 	require.False(t, n.log.CheckpointPending())
 	require.Less(t, n.log.BytesSinceCheckpoint(), int64(100), "the next entry brings the next try")
 }
+
+func TestTheTermAfterTheLastIsRefused(t *testing.T) {
+	n := newNode(t, log.SyncQuorum)
+	n.log.SetHardState(log.HardState{Term: MaxTerm - 1}, true)
+	n.group.Turn()
+	require.NoError(t, n.log.Close(false))
+	require.NoError(t, n.store.Close())
+
+	n.open()
+	require.Equal(t, MaxTerm, n.lead())
+	n.propose(1, "last")
+	n.work()
+	require.NoError(t, n.log.Close(false))
+	require.NoError(t, n.store.Close())
+
+	n.open()
+	require.Len(t, n.state.applied, 2, "what is there is still readable")
+	for n.reserve(wire.FrameHeaderSize) != nil {
+		n.work()
+	}
+	n.group.Campaign()
+	n.work()
+	require.ErrorIs(t, n.group.Err(), ErrTerm)
+}
