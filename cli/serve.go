@@ -39,6 +39,7 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 		cfg       server.Config
 		minFree   sizeFlag
 		memory    sizeFlag
+		pending   sizeFlag
 		handshake = durationFlag{value: 5 * time.Second}
 		idle      = durationFlag{value: 60 * time.Second}
 		logLevel  = newChoice("info", "debug", "info", "warn", "error")
@@ -57,6 +58,7 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 	flags.Var(&idle, "idle-timeout", "close a connection that was silent for a `duration`")
 	flags.Var(&minFree, "min-free-bytes", "refuse records when less than this `size` is free on the disk; 0 = 5 % of it, at least 1GiB")
 	flags.Var(&memory, "memory-bytes", "most that destinations with --storage memory hold together, a `size`; 0 = 1GiB")
+	flags.Var(&pending, "pending-bytes", "most memory of records on their way into the logs of all partitions, a `size`, at least 64MiB; 0 = 512MiB")
 	flags.IntVar(&cfg.EventLoops, "event-loops", 0, "`number` of network loops; 0 = half the processors")
 	flags.IntVar(&cfg.StorageWorkers, "storage-workers", 0, "`number` of syncs and other storage work at once; 0 = 64")
 	flags.IntVar(&cfg.ReadWorkers, "read-workers", 0, "`number` of reads from disk for clients at once; 0 = 16")
@@ -74,7 +76,7 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 				return usagef(c, "flag --%s: %s is too short", name, d.String())
 			}
 		}
-		cfg.MinFreeBytes, cfg.MemoryBytes = minFree.bytes, memory.bytes
+		cfg.MinFreeBytes, cfg.MemoryBytes, cfg.PendingBytes = minFree.bytes, memory.bytes, pending.bytes
 		cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = handshake.value, idle.value
 		cfg.Logger = newLogger(a.stderr, logLevel.value, logFormat.value)
 		ctx := c.Context()

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"sync"
+	"unsafe"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -24,13 +25,17 @@ type mailbox struct {
 	entries []*draft
 	bytes   int64
 	limit   int64
+	account *account
 	closed  error
 }
 
-// draft is an entry in the making: room for the prefix, then the records body.
+// draft is an entry in the making: room for the prefix, then the records body. The
+// account pays for the memory of data until that is recycled, and for noted batches
+// until the draft is freed.
 type draft struct {
 	data    []byte
 	batches []placed
+	noted   int
 }
 
 // placed is one batch inside a draft and who waits for it.
@@ -41,6 +46,9 @@ type placed struct {
 	receiver          Receiver
 	tag               uint64
 }
+
+// placedBytes is the memory of one placed batch: more than a small batch itself.
+const placedBytes = int64(unsafe.Sizeof(placed{}))
 
 // put copies one batch in. It reports whether the mailbox was empty before.
 func (m *mailbox) put(a *Append) (first bool, err error) {
@@ -58,12 +66,19 @@ func (m *mailbox) put(a *Append) (first bool, err error) {
 	if !first {
 		d = m.entries[len(m.entries)-1]
 	}
-	if d == nil || len(d.data)+size > wire.EntryPrefixSize+MaxEntryBytes {
+	if d != nil && len(d.data)+size > wire.EntryPrefixSize+MaxEntryBytes {
+		d = nil
+	}
+	if !m.account.take(placedBytes + growth(d, size)) {
+		return false, ErrMemoryFull
+	}
+	if d == nil {
 		d = newDraft(wire.EntryPrefixSize + size)
 		m.entries = append(m.entries, d)
 	}
 	start := len(d.data)
 	d.data = grow(d.data, size)
+	d.noted++
 	d.data = wire.AppendBodyBatch(d.data, a.Index, a.Batch)
 	d.batches = append(d.batches, placed{
 		start: start, batch: len(d.data) - len(a.Batch), end: len(d.data),
@@ -116,9 +131,21 @@ func newDraft(size int) *draft {
 	return d
 }
 
+// growth is the memory that size more bytes take in a draft; nil is one to be made.
+func growth(d *draft, size int) int64 {
+	if d == nil {
+		return int64(bufferCapacity(wire.EntryPrefixSize + size))
+	}
+	if n := len(d.data) + size; n > cap(d.data) {
+		return int64(bufferCapacity(n) - cap(d.data))
+	}
+	return 0
+}
+
 // free returns the draft without its data, which the log owns by now.
-func (d *draft) free() {
-	d.data = nil
+func (a *account) free(d *draft) {
+	a.give(int64(d.noted) * placedBytes)
+	d.data, d.noted = nil, 0
 	clear(d.batches)
 	d.batches = d.batches[:0]
 	draftsPool.Put(d)
@@ -136,8 +163,24 @@ func newBuffer(size int) []byte {
 	return make([]byte, 0, size)
 }
 
-// Recycle takes entry data back into the pool. Nothing may refer to it any more.
-func Recycle(data []byte) {
+// bufferCapacity is the capacity of newBuffer(size).
+func bufferCapacity(size int) int {
+	for _, capacity := range bufferClasses {
+		if size <= capacity {
+			return capacity
+		}
+	}
+	return size
+}
+
+// recycle takes entry data back into the pool and gives its memory back.
+func (a *account) recycle(data []byte) {
+	a.give(int64(cap(data)))
+	recycle(data)
+}
+
+// recycle takes entry data back into the pool. Nothing may refer to it any more.
+func recycle(data []byte) {
 	for class, capacity := range bufferClasses {
 		if cap(data) == capacity {
 			buffers[class].Put(&data)
@@ -152,6 +195,6 @@ func grow(b []byte, n int) []byte {
 	}
 	bigger := newBuffer(len(b) + n)[:len(b)]
 	copy(bigger, b)
-	Recycle(b)
+	recycle(b)
 	return bigger
 }

@@ -23,6 +23,10 @@ var (
 	// ErrMailboxFull is returned by Append when the owner does not keep up. The
 	// batch was not taken; sending it again later is safe.
 	ErrMailboxFull = errors.New("partition mailbox is full")
+	// ErrMemoryFull is returned by Append when the partitions of the node hold
+	// together what Config.Memory allows, or more than half of it and this one more
+	// than its share. The batch was not taken; sending it again later is safe.
+	ErrMemoryFull = errors.New("memory for records on their way is used up")
 	// ErrClosed is returned by Append after Close.
 	ErrClosed = errors.New("partition is closed")
 )
@@ -85,8 +89,9 @@ type Retention struct {
 type Config struct {
 	Log          Log
 	State        *State
-	Synced       bool  // receipts may say so: records are synced before they are acknowledged
-	MailboxBytes int64 // 0 means DefaultMailboxBytes
+	Synced       bool    // receipts may say so: records are synced before they are acknowledged
+	MailboxBytes int64   // 0 means DefaultMailboxBytes
+	Memory       *Memory // nil means that nothing bounds what the partitions hold together
 	Retention    Retention
 }
 
@@ -94,6 +99,7 @@ type Config struct {
 // called from any goroutine; everything else is owner only.
 type Partition struct {
 	mailbox   mailbox
+	account   account
 	log       Log
 	state     *State
 	proposer  Proposer
@@ -139,11 +145,26 @@ func New(cfg Config) *Partition {
 	if cfg.MailboxBytes == 0 {
 		cfg.MailboxBytes = DefaultMailboxBytes
 	}
-	return &Partition{
-		mailbox: mailbox{limit: cfg.MailboxBytes}, log: cfg.Log, state: cfg.State,
+	p := &Partition{
+		mailbox: mailbox{limit: cfg.MailboxBytes}, account: account{memory: cfg.Memory}, log: cfg.Log, state: cfg.State,
 		synced: cfg.Synced, retention: cfg.Retention, overlay: make(map[int64]*overlay),
 	}
+	p.mailbox.account = &p.account
+	return p
 }
+
+// Recycle takes the data of an entry back that was proposed here and that nothing
+// refers to any more. What is smaller than any buffer of ours consensus has made
+// itself, and nobody has paid for it.
+func (p *Partition) Recycle(data []byte) {
+	if cap(data) >= bufferClasses[0] {
+		p.account.recycle(data)
+	}
+}
+
+// Forget gives back all memory that the partition has taken, after Close and once
+// its log, which may hold entries for good if it was fenced, is closed too.
+func (p *Partition) Forget() { p.account.give(p.account.held.Load()) }
 
 // Bind names the proposer once the state is what it was before the restart. A
 // trim that lies below the checkpoint is not applied again, so the log learns the
@@ -244,8 +265,8 @@ func (p *Partition) propose(d *draft, term wire.Term, nowMs int64) {
 	clear(d.batches[len(kept):])
 	d.batches = kept
 	if len(kept) == 0 {
-		Recycle(d.data)
-		d.free()
+		p.account.recycle(d.data)
+		p.account.free(d)
 		return
 	}
 	data := d.data[:write]
@@ -254,7 +275,7 @@ func (p *Partition) propose(d *draft, term wire.Term, nowMs int64) {
 	// Applying may happen inside Propose, so the entry is pending before it.
 	p.pending = append(p.pending, pending{draft: d, base: base})
 	if _, err := p.proposer.Propose(data); err != nil {
-		p.withdraw(d, codeOf(err))
+		p.withdraw(d, data, codeOf(err))
 		return
 	}
 	if n := len(p.pending); n > 0 && p.pending[n-1].draft == d {
@@ -398,7 +419,7 @@ func (p *Partition) committed(e Entry) {
 		b.answer(r, wire.CodeOK)
 		offset += wire.Offset(b.info.RecordCount)
 	}
-	d.free()
+	p.account.free(d)
 }
 
 // land takes the oldest batch of a producer out of the overlay and answers the
@@ -439,12 +460,13 @@ func shift[T any](s []T) []T {
 
 // withdraw takes the entry just proposed back: it is not in the log, and its
 // offsets and sequences are free again.
-func (p *Partition) withdraw(d *draft, code wire.ErrorCode) {
+func (p *Partition) withdraw(d *draft, data []byte, code wire.ErrorCode) {
 	n := len(p.pending)
 	if n == 0 || p.pending[n-1].draft != d {
 		return // it was applied, or abandoned with the leadership
 	}
 	p.pending = p.pending[:n-1]
+	p.account.give(int64(cap(data))) // not recycled: consensus may still have looked at it
 	for i := len(d.batches) - 1; i >= 0; i-- {
 		b := &d.batches[i]
 		if o := p.overlay[b.info.ProducerID]; o != nil && len(o.batches) > 0 {
@@ -463,7 +485,7 @@ func (p *Partition) withdraw(d *draft, code wire.ErrorCode) {
 		}
 		b.answer(wire.Receipt{}, code)
 	}
-	d.free()
+	p.account.free(d)
 }
 
 // refuse answers a draft that was never proposed.
@@ -471,8 +493,8 @@ func (p *Partition) refuse(d *draft, code wire.ErrorCode) {
 	for i := range d.batches {
 		d.batches[i].answer(wire.Receipt{}, code)
 	}
-	Recycle(d.data)
-	d.free()
+	p.account.recycle(d.data)
+	p.account.free(d)
 }
 
 // abandon drops what this leader has proposed: whether it commits is the next
@@ -482,7 +504,7 @@ func (p *Partition) abandon(code wire.ErrorCode) {
 		for i := range e.draft.batches {
 			e.draft.batches[i].answer(wire.Receipt{}, code)
 		}
-		e.draft.free()
+		p.account.free(e.draft)
 	}
 	clear(p.pending)
 	p.pending = p.pending[:0]
@@ -532,11 +554,10 @@ func (p *Partition) Retain(nowMs int64) {
 	if !ok || start <= p.state.start {
 		return
 	}
-	data := newBuffer(wire.EntryPrefixSize + commandHeader + 8)[:wire.EntryPrefixSize]
+	data := make([]byte, wire.EntryPrefixSize, wire.EntryPrefixSize+commandHeader+8)
 	data = appendCommand(data, commandTrim, binary.LittleEndian.AppendUint64(nil, uint64(start)))
 	wire.PutEntryPrefix(data, wire.KindControl, 0, nowMs)
 	if p.log.Reserve(wire.FrameSize(len(data)-wire.EntryPrefixSize), false) != nil {
-		Recycle(data)
 		return // not now; the next check tries again
 	}
 	if _, err := p.proposer.Propose(data); err != nil {

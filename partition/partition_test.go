@@ -18,6 +18,7 @@ type fakeLog struct {
 	following bool
 	next      wire.Offset
 	proposed  [][]byte // data of entries not applied yet
+	data      []byte   // of the last one
 	applied   wire.Index
 	at        wire.Offset // next offset of the applied entries
 	immediate bool        // apply inside Propose, as sync=os does
@@ -48,6 +49,7 @@ func (f *fakeLog) Propose(data []byte) (wire.Index, error) {
 	}
 	f.next += wire.Offset(count)
 	f.proposed = append(f.proposed, data)
+	f.data = data
 	if f.immediate {
 		f.commit(1)
 	}

@@ -31,6 +31,7 @@ type broker struct {
 	turns    *turnPool
 	jobs     *blockingPool // storage jobs
 	reads    *blockingPool // reads for clients
+	pending  *partition.Memory
 	meta     *metadataReplica
 	clock    func() time.Time
 	logger   *slog.Logger
@@ -69,6 +70,7 @@ func openBroker(cfg Config) (*broker, error) {
 	b := &broker{
 		cfg: cfg, clock: time.Now, logger: cfg.Logger,
 		turns: newTurnPool(), jobs: newBlockingPool(cfg.StorageWorkers), reads: newBlockingPool(cfg.ReadWorkers),
+		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), failed: make(map[replicaKey]error),
 		dirty: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
@@ -423,7 +425,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.state = partition.NewState()
 	r.part = partition.New(partition.Config{
 		Log: r.records, State: r.state, Retention: retentionOf(&settings),
-		Synced: synced(&settings),
+		Synced: synced(&settings), Memory: b.pending,
 	})
 	r.group, err = replication.Open(replication.Config{
 		ReplicaID: mine.ID, Voters: []uint64{mine.ID}, Log: r.records,
@@ -433,7 +435,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		return nil, errors.Join(err, r.records.Close(false))
 	}
 	r.owner.fenced = r.group.Fence
-	r.group.OnRelease(partition.Recycle)
+	r.group.OnRelease(r.part.Recycle)
 	r.part.Bind(r.group)
 	r.start.Store(uint64(r.state.Start()))
 	if r.records.LastIndex() > 0 {

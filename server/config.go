@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // Config says how a broker runs. The zero value of a field means its default.
@@ -27,6 +28,10 @@ type Config struct {
 	MinFreeBytes int64
 	// MemoryBytes bounds what destinations with storage=memory hold. Default 1 GiB.
 	MemoryBytes int64
+	// PendingBytes bounds the memory of records on their way into the logs of all
+	// partitions: batches in mailboxes and entries that consensus has not let go
+	// of. Default 512 MiB, at least 64 MiB; beyond it producers get MAILBOX_FULL.
+	PendingBytes int64
 	// EventLoops is the number of network loops. Default half the processors, at least 1.
 	EventLoops int
 	// StorageWorkers bounds concurrent syncs and other storage jobs. Default 64.
@@ -44,12 +49,17 @@ type Config struct {
 	stopPatience time.Duration
 }
 
+// minPendingBytes is the least that Config.PendingBytes may be: eight batches of
+// the largest size.
+const minPendingBytes = 8 * wire.MaxBatchBytes
+
 // withDefaults fills in defaults and checks the fields.
 func (c Config) withDefaults() (Config, error) {
 	c.DataDir = cmp.Or(c.DataDir, "lockstep-data")
 	c.Listen = cmp.Or(c.Listen, "127.0.0.1:7400")
 	c.HTTP = cmp.Or(c.HTTP, "127.0.0.1:7402")
 	c.MemoryBytes = cmp.Or(c.MemoryBytes, 1<<30)
+	c.PendingBytes = cmp.Or(c.PendingBytes, 512<<20)
 	c.StorageWorkers = cmp.Or(c.StorageWorkers, 64)
 	c.ReadWorkers = cmp.Or(c.ReadWorkers, 16)
 	c.CheckpointBytes = cmp.Or(c.CheckpointBytes, 64<<20)
@@ -70,12 +80,15 @@ func (c Config) withDefaults() (Config, error) {
 		name  string
 		value int64
 	}{
-		{"MemoryBytes", c.MemoryBytes}, {"EventLoops", int64(c.EventLoops)}, {"StorageWorkers", int64(c.StorageWorkers)},
+		{"MemoryBytes", c.MemoryBytes}, {"PendingBytes", c.PendingBytes}, {"EventLoops", int64(c.EventLoops)}, {"StorageWorkers", int64(c.StorageWorkers)},
 		{"ReadWorkers", int64(c.ReadWorkers)}, {"CheckpointBytes", c.CheckpointBytes}, {"RetentionPeriod", int64(c.RetentionPeriod)},
 	} {
 		if f.value < 0 {
 			return c, fmt.Errorf("%s is negative", f.name)
 		}
+	}
+	if c.PendingBytes < minPendingBytes {
+		return c, fmt.Errorf("PendingBytes is %d; below %d a large batch would never find room", c.PendingBytes, minPendingBytes)
 	}
 	return c, nil
 }

@@ -18,6 +18,7 @@ var (
 	metricRetained = prometheus.NewDesc("lockstep_records_retained", "Records that can be read.", []string{"destination"}, nil)
 	metricBytes    = prometheus.NewDesc("lockstep_log_bytes", "Bytes of the logs, frames and control entries included.", []string{"destination"}, nil)
 	metricWaiting  = prometheus.NewDesc("lockstep_mailbox_bytes", "Bytes that wait for the partitions' owners.", []string{"destination"}, nil)
+	metricPending  = prometheus.NewDesc("lockstep_pending_bytes", "Memory of records on their way into logs, all partitions together.", nil, nil)
 	metricEpoch    = prometheus.NewDesc("lockstep_metadata_epoch", "Index of the last metadata change.", nil, nil)
 	metricFree     = prometheus.NewDesc("lockstep_storage_free_bytes", "Free space of the device that holds the data directory.", nil, nil)
 )
@@ -25,7 +26,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricEpoch, metricFree,
+		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree,
 	} {
 		ch <- d
 	}
@@ -39,6 +40,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	v := c.b.View()
 	gauge(metricDestinations, float64(len(v.Destinations)))
 	gauge(metricEpoch, float64(v.Epoch))
+	gauge(metricPending, float64(c.b.pending.Used()))
 	if free, _, err := c.b.cfg.fs.Space(c.b.cfg.DataDir); err == nil {
 		gauge(metricFree, float64(free))
 	}

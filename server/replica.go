@@ -202,6 +202,7 @@ func (r *partitionReplica) stop(code wire.ErrorCode) error {
 	r.stopCode = code
 	r.ask(requestStop)
 	<-r.stopped
+	defer r.part.Forget()
 	return r.records.Close(r.group.Err() == nil)
 }
 

@@ -485,6 +485,9 @@ func errorBody(err error) wire.ErrorBody {
 		return wire.ErrorBody{Code: code}
 	case errors.Is(err, partition.ErrMailboxFull):
 		return wire.ErrorBody{Code: wire.CodeMailboxFull}
+	case errors.Is(err, partition.ErrMemoryFull):
+		return wire.ErrorBody{Code: wire.CodeMailboxFull,
+			Detail: "the node holds as much of records on their way into logs as it may, or this partition more than its share: slow down, or raise --pending-bytes of the broker"}
 	case errors.As(err, &gap):
 		return wire.ErrorBody{Code: wire.CodeOutOfRange, Detail: gap.Error()}
 	case errors.Is(err, log.ErrOffsetOutOfRange):

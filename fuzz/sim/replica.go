@@ -92,7 +92,7 @@ func (n *node) openReplica(d *cluster.Destination, p *cluster.Partition, mine *c
 	if err != nil {
 		return nil, err
 	}
-	r.group.OnRelease(partition.Recycle)
+	r.group.OnRelease(r.part.Recycle)
 	r.part.Bind(r.group)
 	if c := r.log.Checkpoint(); c != nil && r.group.Applied() == c.Applied {
 		r.model.state(c.Applied, r.state.Save(nil))
