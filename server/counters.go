@@ -45,7 +45,7 @@ type counters struct {
 	paused   atomic.Int64 // gauge: sessions whose socket is not read
 	inFlight atomic.Int64 // gauge: requests waiting for their answer
 	inbound  atomic.Int64 // gauge: bytes of memory for unfinished frames
-	outbound atomic.Int64 // gauge: bytes of replies that sockets did not take
+	outbound atomic.Int64 // gauge: bytes of memory for replies that sockets did not take
 
 	accepted         atomic.Uint64               // connections admitted
 	refusedTotal     atomic.Uint64               // connections beyond the cap or the descriptor limit

@@ -69,9 +69,9 @@ type Limits struct {
 	// together. Default 256 MiB; then a connection that needs more than 64 KiB for
 	// its frame is answered BUSY and closed.
 	InboundBytes int
-	// OutboundBytes is how many bytes of replies may wait for all clients that do
-	// not read. Default 256 MiB; then such a connection with more than 64 KiB
-	// waiting is closed.
+	// OutboundBytes is how much memory replies may take that wait for clients that
+	// do not read, all together. Default 256 MiB; then such a connection with more
+	// than 64 KiB of it is closed.
 	OutboundBytes int
 
 	// LogLines is how many lines a second each kind of bad input may write to the

@@ -85,7 +85,7 @@ var (
 	metricBytesIn    = prometheus.NewDesc("lockstep_client_bytes_in_total", "Bytes read from clients.", nil, nil)
 	metricBytesOut   = prometheus.NewDesc("lockstep_client_bytes_out_total", "Bytes handed to clients' sockets.", nil, nil)
 	metricUnfinished = prometheus.NewDesc("lockstep_inbound_bytes", "Memory held by frames that have not fully arrived.", nil, nil)
-	metricUnread     = prometheus.NewDesc("lockstep_outbound_bytes", "Bytes of replies that clients have not taken.", nil, nil)
+	metricUnread     = prometheus.NewDesc("lockstep_outbound_bytes", "Memory held by replies that clients have not taken.", nil, nil)
 	metricStream     = prometheus.NewDesc("lockstep_stream_bytes_total", "Bytes of stored frames sent on links.", nil, nil)
 	metricSessionLog = prometheus.NewDesc("lockstep_session_events_total", "What happened in the session layer, by kind.", []string{"kind"}, nil)
 )

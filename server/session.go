@@ -333,6 +333,7 @@ func (s *session) flush() (room bool) {
 			s.sending, s.sent, s.out.pending = s.out.pending, 0, nil
 		}
 		s.out.unsent = s.sending.size() - s.sent
+		behind := s.out.pending.capacity()
 		for _, k := range s.out.woken {
 			s.activate(k)
 		}
@@ -341,8 +342,8 @@ func (s *session) flush() (room bool) {
 		room = s.out.roomLocked(l)
 		s.out.mu.Unlock()
 		if s.sending == nil {
-			s.hold(0)
 			s.observe(0)
+			s.hold(s.buffered)
 			return room
 		}
 		n, ok := s.write(s.sending.bytes[s.sent:])
@@ -354,7 +355,7 @@ func (s *session) flush() (room bool) {
 		if s.sent < s.sending.size() {
 			s.handOver()
 			if s.phase != phaseClosed {
-				s.hold(s.sending.size() - s.sent)
+				s.hold(s.sending.capacity() + behind + s.buffered)
 			}
 			return false
 		}
@@ -364,13 +365,14 @@ func (s *session) flush() (room bool) {
 	return false
 }
 
-// hold notes how many bytes wait for a client that does not read. If that is too
+// hold notes how much memory waits for a client that does not read: of the outbox,
+// of what is being sent, and in gnet. If that is too
 // much for all clients together, those that hold more than their share go.
 func (s *session) hold(n int) {
 	total := s.engine.counters.outbound.Add(int64(n - s.held))
 	s.held = n
 	if total > int64(s.engine.limits.OutboundBytes) && n > fairBytes {
-		s.close(closedWrite, fmt.Errorf("%d bytes wait for clients that do not read", total))
+		s.close(closedWrite, fmt.Errorf("replies to clients that do not read take %d bytes", total))
 	}
 }
 

@@ -425,7 +425,7 @@ func TestRepliesOfAllClientsThatDoNotReadAreBounded(t *testing.T) {
 	begin := time.Now()
 	eventually(t, "close", func() bool { return n.engine.counters.closed[closedWrite].Load() == 1 })
 	require.Less(t, time.Since(begin), n.engine.limits.WriteTimeout)
-	require.Contains(t, n.log.String(), "wait for clients that do not read")
+	require.Contains(t, n.log.String(), "replies to clients that do not read take")
 }
 
 func TestHalfCloseGetsItsReplies(t *testing.T) {
