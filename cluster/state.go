@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -13,6 +14,10 @@ import (
 
 // Version is the newest metadata version this build reads.
 const Version = 1
+
+// ErrState is returned for saved metadata that does not decode, or in which
+// something is missing that the rest relies on.
+var ErrState = errors.New("metadata is malformed")
 
 // State is the metadata that all nodes agree on at one index. A *Destination in
 // it is replaced, never changed: views share them.
@@ -438,13 +443,49 @@ func (s *State) Save(dst []byte) []byte {
 
 // Restore replaces the state with a saved one.
 func (s *State) Restore(src []byte) error {
+	// The version comes first: what else a newer build writes may have other types.
+	var envelope struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(src, &envelope); err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	if envelope.Version > Version {
+		return fmt.Errorf("metadata version %d, this build reads up to %d: %w; upgrade this broker", envelope.Version, Version, log.ErrTooNew)
+	}
+	if envelope.Version < 1 {
+		return fmt.Errorf("%w: version %d", ErrState, envelope.Version)
+	}
 	fresh := NewState()
 	if err := json.Unmarshal(src, fresh); err != nil {
-		return fmt.Errorf("cluster: metadata checkpoint: %w", err)
+		return fmt.Errorf("%w: %w", ErrState, err)
 	}
-	if fresh.Version > Version {
-		return fmt.Errorf("metadata version %d, this build reads up to %d: %w; upgrade this broker", fresh.Version, Version, log.ErrTooNew)
+	if err := fresh.check(); err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	*s = *fresh
+	return nil
+}
+
+// check looks for what JSON can leave out and the rest of the package relies on.
+func (s *State) check() error {
+	if s.Nodes == nil || s.Destinations == nil || s.Producers == nil {
+		return errors.New("nodes, destinations or producers are missing")
+	}
+	for id, n := range s.Nodes {
+		if n == nil || n.ID != id {
+			return fmt.Errorf("node %d is not itself", id)
+		}
+	}
+	for name, d := range s.Destinations {
+		if d == nil || d.Name != name {
+			return fmt.Errorf("destination %q is not itself", name)
+		}
+	}
+	for id, d := range s.Deleted {
+		if d == nil || d.ID != id {
+			return fmt.Errorf("deleted destination %s is not itself", id)
+		}
+	}
 	return nil
 }

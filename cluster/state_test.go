@@ -174,27 +174,47 @@ func TestSavedStateRestoresToEqualBytes(t *testing.T) {
 }
 
 func TestMetadataOfANewerVersionIsRefused(t *testing.T) {
-	require.ErrorIs(t, NewState().Restore([]byte(`{"version": 2}`)), log.ErrTooNew)
+	for _, newer := range []string{`{"version": 2}`, `{"version":2,"nodes":["another type"]}`} {
+		err := NewState().Restore([]byte(newer))
+		require.ErrorIs(t, err, log.ErrTooNew)
+		require.NotErrorIs(t, err, ErrState)
+	}
 	require.Panics(t, func() { NewState().Apply(1, &Command{MinimumVersion: 2}) })
 	require.Panics(t, func() { NewState().Apply(1, &Command{}) })
 }
 
+func TestDamagedMetadataIsRefused(t *testing.T) {
+	for _, damaged := range []string{
+		``, `{`, `null`, `{"version":"2"}`, `{"version":0}`, `{"version":-1}`,
+		`{"version":1,"nodes":null}`, `{"version":1,"nodes":{"1":null}}`, `{"version":1,"nodes":{"1":{"id":2}}}`,
+		`{"version":1,"destinations":{"a":null}}`, `{"version":1,"destinations":{"a":{"name":"b"}}}`,
+		`{"version":1,"producers":null}`, `{"version":1,"deleted":{"00000000-0000-0000-0000-000000000001":null}}`,
+	} {
+		s := NewState()
+		created(t, s, "orders", 1)
+		before := s.Save(nil)
+		require.ErrorIs(t, s.Restore([]byte(damaged)), ErrState, damaged)
+		require.Equal(t, string(before), string(s.Save(nil)), "%s: nothing has changed", damaged)
+	}
+}
+
 // The names of persisted fields are a format: this is what version 1 wrote.
+const goldenState = `{"version":1,"epoch":4,"cluster_id":"00000000-0000-0000-0000-000000000001",` +
+	`"nodes":{"1":{"id":1,"store":"00000000-0000-0000-0000-000000000002","address":"127.0.0.1:7400","boots":3}},` +
+	`"destinations":{"orders":{"name":"orders","id":"00000000-0000-0000-0000-000000000003","kind":1,` +
+	`"settings":{"Partitions":1,"Replicas":1,"Storage":0,"Sync":2,"RetentionTimeMs":-1,"RetentionBytes":1024,` +
+	`"MaxRecordBytes":0,"SegmentBytes":0,"RecordIndex":1},"version":4,"slot_version":1,` +
+	`"slots":[{"FirstSlot":0,"Partition":0}],"partitions":[{"number":0,"id":"00000000-0000-0000-0000-000000000004",` +
+	`"incarnation":1,"first_term":0,"replicas":[{"id":1,"node":1,"state":"active"}]}]}},` +
+	`"next_replica_id":2,"next_producer_id":1000,"producers":{"p":{"id":5,"epoch":6}}}`
+
 func TestGoldenMetadata(t *testing.T) {
-	const golden = `{"version":1,"epoch":4,"cluster_id":"00000000-0000-0000-0000-000000000001",` +
-		`"nodes":{"1":{"id":1,"store":"00000000-0000-0000-0000-000000000002","address":"127.0.0.1:7400","boots":3}},` +
-		`"destinations":{"orders":{"name":"orders","id":"00000000-0000-0000-0000-000000000003","kind":1,` +
-		`"settings":{"Partitions":1,"Replicas":1,"Storage":0,"Sync":2,"RetentionTimeMs":-1,"RetentionBytes":1024,` +
-		`"MaxRecordBytes":0,"SegmentBytes":0,"RecordIndex":1},"version":4,"slot_version":1,` +
-		`"slots":[{"FirstSlot":0,"Partition":0}],"partitions":[{"number":0,"id":"00000000-0000-0000-0000-000000000004",` +
-		`"incarnation":1,"first_term":0,"replicas":[{"id":1,"node":1,"state":"active"}]}]}},` +
-		`"next_replica_id":2,"next_producer_id":1000,"producers":{"p":{"id":5,"epoch":6}}}`
 	s := NewState()
-	require.NoError(t, s.Restore([]byte(golden)))
+	require.NoError(t, s.Restore([]byte(goldenState)))
 	require.Equal(t, wire.SyncOS, s.Destinations["orders"].Settings.Sync)
 	require.Equal(t, int64(1024), s.Destinations["orders"].Settings.RetentionBytes)
 	require.Equal(t, ProducerSession{ID: 5, Epoch: 6}, s.Producers["p"])
-	require.Equal(t, golden, string(s.Save(nil)))
+	require.Equal(t, goldenState, string(s.Save(nil)))
 	var c Command
 	require.NoError(t, json.Unmarshal([]byte(`{"delete":{"name":"orders","kind":1,"id":"00000000-0000-0000-0000-000000000003"}}`), &c))
 	require.NoError(t, s.Apply(9, &c).Err)

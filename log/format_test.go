@@ -13,7 +13,7 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-func golden(t *testing.T, s string) []byte {
+func golden(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
 	require.NoError(t, err)

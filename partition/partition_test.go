@@ -483,6 +483,7 @@ func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
 	newer := append([]byte(nil), saved...)
 	newer[0] = 2
 	require.ErrorIs(t, NewState().Restore(newer), log.ErrTooNew)
+	require.NotErrorIs(t, NewState().Restore(newer), ErrState)
 }
 
 func TestSequencesWrapAtTheirEnd(t *testing.T) {

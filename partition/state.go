@@ -119,14 +119,13 @@ func (s *State) Save(dst []byte) []byte {
 // Restore replaces the state with a saved one.
 func (s *State) Restore(src []byte) error {
 	const header = 4 + 8 + 8
-	if len(src) < header {
+	switch {
+	case len(src) > 0 && src[0] > stateVersion:
+		return fmt.Errorf("partition state version %d, this build reads up to %d: %w; upgrade this broker", src[0], stateVersion, log.ErrTooNew)
+	case len(src) < header:
 		return fmt.Errorf("%w: %d bytes", ErrState, len(src))
-	}
-	if src[0] > stateVersion {
-		return fmt.Errorf("partition state version %d, this build reads %d: %w; upgrade this broker", src[0], stateVersion, log.ErrTooNew)
-	}
-	if src[0] != stateVersion {
-		return fmt.Errorf("%w: version %d, this build reads %d", ErrState, src[0], stateVersion)
+	case src[0] != stateVersion || src[1]|src[2]|src[3] != 0:
+		return fmt.Errorf("%w: it begins with %x", ErrState, src[:4])
 	}
 	table, rest, err := restoreProducers(src[header:])
 	if err != nil {

@@ -15,7 +15,7 @@ var testIdentity = Identity{
 	Incarnation: 3,
 }
 
-func golden(t *testing.T, s string) []byte {
+func golden(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(removeSpace(s))
 	require.NoError(t, err)

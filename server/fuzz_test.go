@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"os"
 	"testing"
 
@@ -113,4 +114,40 @@ func fuzzSession(t *testing.T, out *os.File) *session {
 	s.timer.session = s
 	s.release = func() { s.phase = phaseClosed }
 	return s
+}
+
+// FuzzIdentity reads any bytes as node.json: what is accepted names everything and
+// survives being written again, and only another version is too new.
+func FuzzIdentity(f *testing.F) {
+	f.Add([]byte(`{"format_version":1,"cluster_id":"00000000-0000-0000-0000-000000000001","node_id":1,"store_id":"00000000-0000-0000-0000-000000000002"}`))
+	f.Add([]byte(`{"format_version":2,"node_id":"a name"}`))
+	f.Add([]byte(`{}`))
+	f.Add([]byte(`null`))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		id, err := parseIdentity(src)
+		if err != nil {
+			return
+		}
+		require.Equal(t, FormatVersion, id.FormatVersion)
+		require.NotZero(t, id.ClusterID)
+		require.NotZero(t, id.NodeID)
+		require.NotZero(t, id.StoreID)
+		b, err := json.Marshal(&id)
+		require.NoError(t, err)
+		again, err := parseIdentity(b)
+		require.NoError(t, err)
+		require.Equal(t, id, again)
+	})
+}
+
+func TestIdentityOfANewerVersionIsNotDamage(t *testing.T) {
+	for _, newer := range []string{`{"format_version":2}`, `{"format_version":2,"node_id":"a name"}`} {
+		_, err := parseIdentity([]byte(newer))
+		require.ErrorIs(t, err, ErrNewerFormat)
+	}
+	for _, damaged := range []string{``, `{}`, `null`, `{"format_version":"2"}`, `{"format_version":1,"node_id":1}`} {
+		_, err := parseIdentity([]byte(damaged))
+		require.Error(t, err)
+		require.NotErrorIs(t, err, ErrNewerFormat, damaged)
+	}
 }

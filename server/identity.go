@@ -50,13 +50,34 @@ func loadIdentity(files vfs.FS, dir string) (identity, error) {
 	if _, err := f.ReadAt(b, 0); err != nil {
 		return identity{}, err
 	}
+	id, err := parseIdentity(b)
+	switch {
+	case errors.Is(err, ErrNewerFormat):
+		err = fmt.Errorf("%s: %w; start the newer version, or choose another --data", name, err)
+	case err != nil:
+		err = fmt.Errorf("%s: %w; restore it from a copy, the other files are intact", name, err)
+	}
+	return id, err
+}
+
+// parseIdentity reads the content of node.json. The format version comes first:
+// what else a newer build writes may have other types.
+func parseIdentity(b []byte) (identity, error) {
+	var envelope struct {
+		FormatVersion int `json:"format_version"`
+	}
+	if err := json.Unmarshal(b, &envelope); err != nil {
+		return identity{}, err
+	}
+	if envelope.FormatVersion > FormatVersion {
+		return identity{}, fmt.Errorf("%w: format %d, this build reads up to %d", ErrNewerFormat, envelope.FormatVersion, FormatVersion)
+	}
 	var id identity
 	if err := json.Unmarshal(b, &id); err != nil {
-		return identity{}, fmt.Errorf("%s: %w; restore it from a copy, the other files are intact", name, err)
+		return identity{}, err
 	}
-	if id.FormatVersion > FormatVersion {
-		return identity{}, fmt.Errorf("%s: %w: format %d, this build reads up to %d; start the newer version, or choose another --data",
-			name, ErrNewerFormat, id.FormatVersion, FormatVersion)
+	if id.FormatVersion < 1 || id.ClusterID == uuid.Nil || id.NodeID == 0 || id.StoreID == uuid.Nil {
+		return identity{}, errors.New("it names no format version, cluster, node or store")
 	}
 	return id, nil
 }
