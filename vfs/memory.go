@@ -62,30 +62,26 @@ type memory struct {
 func (m *memoryFS) Create(name string) (File, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	directory, base, err := m.root.parent(name)
-	if err == nil && directory.entries[base] != nil {
-		err = unix.EEXIST
-	}
+	directory, base, err := m.root.vacant(name)
 	if err != nil {
 		return nil, pathError("create", name, err)
 	}
-	created, err := m.createLocked(directory, base)
+	file, err := m.createLocked(directory, base)
 	if err != nil {
 		return nil, pathError("create", name, err)
 	}
-	return created.file.handle(name, false), nil
+	return file.handle(name, false), nil
 }
 
-func (m *memoryFS) createLocked(directory *node[*memory], base string) (*node[*memory], error) {
+func (m *memoryFS) createLocked(directory *node[*memory], base string) (*memory, error) {
 	fd, err := unix.MemfdCreate("lockstep", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
 	file := &memory{d: newDescriptor(fd), budget: m.budget}
 	file.d.onClose = file.giveBackAll
-	created := &node[*memory]{file: file}
-	directory.entries[base] = created
-	return created, nil
+	directory.entries[base] = &node[*memory]{file: file}
+	return file, nil
 }
 
 func (m *memoryFS) Open(name string) (File, error)         { return m.open(name, false) }
@@ -122,13 +118,7 @@ func (m *memoryFS) Rename(oldname, newname string) error {
 func (m *memoryFS) Remove(name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	directory, base, err := m.root.parent(name)
-	if err == nil && directory.entries[base] == nil {
-		err = unix.ENOENT
-	}
-	if err == nil && len(directory.entries[base].entries) > 0 {
-		err = unix.ENOTEMPTY
-	}
+	directory, base, err := m.root.removable(name)
 	if err != nil {
 		return pathError("remove", name, err)
 	}
@@ -140,11 +130,8 @@ func (m *memoryFS) Remove(name string) error {
 func (m *memoryFS) RemoveAll(name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	directory, base, err := m.root.parent(name)
-	if err == unix.ENOENT || err == nil && directory.entries[base] == nil {
-		return nil
-	}
-	if err != nil {
+	directory, base, exists, err := m.root.removableTree(name)
+	if !exists {
 		return pathError("remove all", name, err)
 	}
 	removed := directory.entries[base]
@@ -166,46 +153,26 @@ func unlinkTree(n *node[*memory]) error {
 func (m *memoryFS) MkdirAll(dir string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	at := m.root
-	for _, element := range split(dir) {
-		next := at.entries[element]
-		if next == nil {
-			next = &node[*memory]{entries: map[string]*node[*memory]{}}
-			at.entries[element] = next
-		}
-		if !next.isDirectory() {
-			return pathError("mkdir", dir, unix.ENOTDIR)
-		}
-		at = next
-	}
-	return nil
+	return pathError("mkdir", dir, m.root.makeAll(dir, func(at *node[*memory], name string, made *node[*memory]) {
+		at.entries[name] = made
+	}))
 }
 
 func (m *memoryFS) List(dir string) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	found, err := m.root.findDirectory(dir)
-	if err != nil {
-		return nil, pathError("list", dir, err)
-	}
-	return found.sorted(), nil
+	names, err := m.root.list(dir)
+	return names, pathError("list", dir, err)
 }
 
 func (m *memoryFS) Stat(name string) (fs.FileInfo, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	found, err := m.root.find(name)
+	info, err := m.root.stat(name, func(file *memory) (int64, error) { return sizeOf(file.d.fd) })
 	if err != nil {
 		return nil, pathError("stat", name, err)
 	}
-	if found.isDirectory() {
-		return newFileInfo(name, 0, true), nil
-	}
-	size, err := sizeOf(found.file.d.fd)
-	if err != nil {
-		return nil, pathError("stat", name, err)
-	}
-	return newFileInfo(name, size, false), nil
+	return info, nil
 }
 
 func (m *memoryFS) SyncDir(dir string) error {
@@ -250,24 +217,15 @@ func parseMeminfo(text string) (available, total int64, err error) {
 func (m *memoryFS) Lock(name string) (io.Closer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	directory, base, err := m.root.parent(name)
+	file, err := m.root.lockFile(name, m.createLocked)
+	if err == nil && m.locks[file] {
+		err = ErrLocked
+	}
 	if err != nil {
 		return nil, pathError("lock", name, err)
 	}
-	file := directory.entries[base]
-	if file == nil {
-		if file, err = m.createLocked(directory, base); err != nil {
-			return nil, pathError("lock", name, err)
-		}
-	}
-	if file.isDirectory() {
-		return nil, pathError("lock", name, unix.EISDIR)
-	}
-	if m.locks[file.file] {
-		return nil, pathError("lock", name, ErrLocked)
-	}
-	m.locks[file.file] = true
-	return &memoryLock{fs: m, name: name, file: file.file}, nil
+	m.locks[file] = true
+	return &memoryLock{fs: m, name: name, file: file}, nil
 }
 
 type memoryLock struct {

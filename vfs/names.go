@@ -91,6 +91,92 @@ func (n *node[F]) parent(name string) (directory *node[F], base string, err erro
 	return directory, elements[last], nil
 }
 
+// vacant is parent for a name that must not exist yet.
+func (n *node[F]) vacant(name string) (directory *node[F], base string, err error) {
+	directory, base, err = n.parent(name)
+	if err == nil && directory.entries[base] != nil {
+		err = unix.EEXIST
+	}
+	return directory, base, err
+}
+
+// removable is parent for a name that may be removed: a file, or an empty directory.
+func (n *node[F]) removable(name string) (directory *node[F], base string, err error) {
+	directory, base, err = n.parent(name)
+	switch {
+	case err != nil:
+	case directory.entries[base] == nil:
+		err = unix.ENOENT
+	case len(directory.entries[base].entries) > 0:
+		err = unix.ENOTEMPTY
+	}
+	return directory, base, err
+}
+
+// removableTree is parent for a name that may be removed with all below it. It is
+// false, without an error, if there is none.
+func (n *node[F]) removableTree(name string) (directory *node[F], base string, exists bool, err error) {
+	directory, base, err = n.parent(name)
+	if err == unix.ENOENT {
+		return nil, "", false, nil
+	}
+	return directory, base, err == nil && directory.entries[base] != nil, err
+}
+
+// makeAll makes every directory on the way to dir that is missing, through attach.
+func (n *node[F]) makeAll(dir string, attach func(at *node[F], name string, made *node[F])) error {
+	for _, element := range split(dir) {
+		next := n.entries[element]
+		if next == nil {
+			next = &node[F]{entries: map[string]*node[F]{}}
+			attach(n, element, next)
+		}
+		if !next.isDirectory() {
+			return unix.ENOTDIR
+		}
+		n = next
+	}
+	return nil
+}
+
+// list returns the names in the directory dir, in order.
+func (n *node[F]) list(dir string) ([]string, error) {
+	found, err := n.findDirectory(dir)
+	if err != nil {
+		return nil, err
+	}
+	return found.sorted(), nil
+}
+
+// stat describes a file or directory; size asks for the bytes of a file.
+func (n *node[F]) stat(name string, size func(F) (int64, error)) (fs.FileInfo, error) {
+	found, err := n.find(name)
+	if err != nil {
+		return nil, err
+	}
+	info := fileInfo{name: path.Base(path.Clean("/" + name)), directory: found.isDirectory()}
+	if !info.directory {
+		info.size, err = size(found.file)
+	}
+	return info, err
+}
+
+// lockFile finds the file that stands for a lock, made by create if it is missing.
+func (n *node[F]) lockFile(name string, create func(directory *node[F], base string) (F, error)) (file F, err error) {
+	directory, base, err := n.parent(name)
+	if err != nil {
+		return file, err
+	}
+	found := directory.entries[base]
+	switch {
+	case found == nil:
+		return create(directory, base)
+	case found.isDirectory():
+		return file, unix.EISDIR
+	}
+	return found.file, nil
+}
+
 // renaming is a checked rename: what moves, from where, to where, and what it
 // replaces there, if anything.
 type renaming[F any] struct {
@@ -146,10 +232,6 @@ type fileInfo struct {
 	name      string
 	size      int64
 	directory bool
-}
-
-func newFileInfo(name string, size int64, directory bool) fileInfo {
-	return fileInfo{name: path.Base(path.Clean("/" + name)), size: size, directory: directory}
 }
 
 func (i fileInfo) Name() string       { return i.name }

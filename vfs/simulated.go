@@ -244,10 +244,7 @@ func (s *Simulated) Create(name string) (File, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	directory, base, err := s.root.parent(name)
-	if err == nil && directory.entries[base] != nil {
-		err = unix.EEXIST
-	}
+	directory, base, err := s.root.vacant(name)
 	if err != nil {
 		return nil, pathError("create", name, err)
 	}
@@ -309,13 +306,7 @@ func (s *Simulated) Remove(name string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	directory, base, err := s.root.parent(name)
-	if err == nil && directory.entries[base] == nil {
-		err = unix.ENOENT
-	}
-	if err == nil && len(directory.entries[base].entries) > 0 {
-		err = unix.ENOTEMPTY
-	}
+	directory, base, err := s.root.removable(name)
 	if err != nil {
 		return pathError("remove", name, err)
 	}
@@ -331,11 +322,8 @@ func (s *Simulated) RemoveAll(name string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	directory, base, err := s.root.parent(name)
-	if err == unix.ENOENT || err == nil && directory.entries[base] == nil {
-		return nil
-	}
-	if err != nil {
+	directory, base, exists, err := s.root.removableTree(name)
+	if !exists {
 		return pathError("remove all", name, err)
 	}
 	s.removeTreeLocked(directory, base)
@@ -379,19 +367,9 @@ func (s *Simulated) MkdirAll(dir string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := s.root
-	for _, element := range split(dir) {
-		next := at.entries[element]
-		if next == nil {
-			next = &simNode{entries: map[string]*simNode{}}
-			s.names.add(nil, binding{nameKey: nameKey{at, element}, after: next})
-		}
-		if !next.isDirectory() {
-			return pathError("mkdir", dir, unix.ENOTDIR)
-		}
-		at = next
-	}
-	return nil
+	return pathError("mkdir", dir, s.root.makeAll(dir, func(at *simNode, name string, made *simNode) {
+		s.names.add(nil, binding{nameKey: nameKey{at, name}, after: made})
+	}))
 }
 
 func (s *Simulated) List(dir string) ([]string, error) {
@@ -400,11 +378,8 @@ func (s *Simulated) List(dir string) ([]string, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	found, err := s.root.findDirectory(dir)
-	if err != nil {
-		return nil, pathError("list", dir, err)
-	}
-	return found.sorted(), nil
+	names, err := s.root.list(dir)
+	return names, pathError("list", dir, err)
 }
 
 func (s *Simulated) Stat(name string) (fs.FileInfo, error) {
@@ -413,14 +388,11 @@ func (s *Simulated) Stat(name string) (fs.FileInfo, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	found, err := s.root.find(name)
+	info, err := s.root.stat(name, func(file *simFile) (int64, error) { return file.image.size, nil })
 	if err != nil {
 		return nil, pathError("stat", name, err)
 	}
-	if found.isDirectory() {
-		return newFileInfo(name, 0, true), nil
-	}
-	return newFileInfo(name, found.file.image.size, false), nil
+	return info, nil
 }
 
 func (s *Simulated) SyncDir(dir string) error {
@@ -517,23 +489,17 @@ func (s *Simulated) Lock(name string) (io.Closer, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	directory, base, err := s.root.parent(name)
+	file, err := s.root.lockFile(name, func(directory *simNode, base string) (*simFile, error) {
+		return s.createLocked(directory, base), nil
+	})
+	if err == nil && s.locks[file] != nil {
+		err = ErrLocked
+	}
 	if err != nil {
 		return nil, pathError("lock", name, err)
 	}
-	n := directory.entries[base]
-	if n == nil {
-		s.createLocked(directory, base)
-		n = directory.entries[base]
-	}
-	if n.isDirectory() {
-		return nil, pathError("lock", name, unix.EISDIR)
-	}
-	if s.locks[n.file] != nil {
-		return nil, pathError("lock", name, ErrLocked)
-	}
-	l := &simLock{fs: s, name: name, file: n.file}
-	s.locks[n.file] = l
+	l := &simLock{fs: s, name: name, file: file}
+	s.locks[file] = l
 	return l, nil
 }
 
