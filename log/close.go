@@ -2,6 +2,7 @@ package log
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/lockstepmq/lockstep/segment"
 )
@@ -44,6 +45,9 @@ func (l *Log) Close(clean bool) error {
 	l.pending.files = nil
 	l.pending.Unlock()
 	all := append([]*segment.Segment(nil), *l.segments.Load()...)
+	if l.active != nil && !slices.Contains(all, l.active) {
+		all = append(all, l.active) // the write of its first frame has failed
+	}
 	all = append(all, l.removed...)
 	all = append(all, l.dying...)
 	if l.next != nil {

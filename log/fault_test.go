@@ -129,6 +129,8 @@ func TestF5_TheFirstErrorFencesAndNothingIsRepeated(t *testing.T) {
 		} else {
 			r.close(false)
 		}
+		r.jobs.drain()
+		require.Zero(t, fs.OpenCount(), "%s: files are left open", what)
 		// What the disk really has.
 		fs.CrashLoseAll()
 		r.options.RecoverFence = true
