@@ -6,6 +6,7 @@
 // log, consensus, partitions and metadata, on a simulated disk that loses power,
 // one step at a time, and compares what comes back with a model that saw every
 // acknowledgement. FuzzRecovery damages the files of a small log. The crash test
-// (TestKill) ends the real broker with SIGKILL under load. Each has mutants: the
-// same run with one protection taken away, which it must catch.
+// (TestKill) ends the real broker with SIGKILL under load. TestF1 shuts a real file
+// system down under a real log. Each has mutants: the same run with one protection
+// taken away, which it must catch.
 package fuzz

@@ -43,8 +43,8 @@ const (
 	ForgottenTrim
 )
 
-// mutate wraps the file system as the mutant needs it.
-func (m Mutant) mutate(disk vfs.FS) vfs.FS {
+// MutateFS wraps the file system as the mutant needs it.
+func (m Mutant) MutateFS(disk vfs.FS) vfs.FS {
 	switch m {
 	case NoSync, LateSync, NoSyncDir, IgnoredSyncError, NoHardState:
 		return &mutantFS{disk, m}

@@ -112,7 +112,7 @@ func Run(o Options) *Result {
 		epochs: map[int64]int16{}, batches: map[int64]*batch{}, attempts: map[uint64]*attempt{},
 	}
 	s.meta = history{sim: s, name: "metadata"}
-	s.fs = o.Mutant.mutate(s.disk)
+	s.fs = o.Mutant.MutateFS(s.disk)
 	s.draw(-1)
 	s.config = s.drawConfig()
 	s.disk.Inject(s.storageCall)
