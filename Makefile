@@ -10,7 +10,7 @@ test: ## what the README says
 lint:
 	bash .ci/run format vet static
 
-fuzz: ## every target for FUZZTIME seconds
+fuzz: ## every target for 20 seconds
 	bash .ci/run fuzz
 
 bench: ## micro-benchmarks of the core
@@ -20,6 +20,8 @@ nightly: ## full counts: hours
 	go test -race -tags invariants -timeout 60m ./...
 	go test ./fuzz -run '^TestSimulation' -v -timeout 4h -sim.duration 2h
 	go test ./fuzz -run '^TestKill' -v -timeout 4h -kill.cycles 10000
+	go test ./fuzz -run '^TestF1' -v -timeout 4h -power.cycles 10000
+	go test ./log -run '^Test(F6|F7|F8)' -v -timeout 4h -crashseeds 10000
 
 figures: build ## the table of docs/performance.md
 	go run ./scripts/figures -binary dist/lockstep -rounds 5

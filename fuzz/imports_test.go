@@ -42,6 +42,7 @@ var allowedImports = map[string][]string{
 	"":                    {"cli"}, // main
 	"fuzz":                {},
 	"scripts/figures":     {}, // runs the binary
+	"scripts/tests":       {},
 	"fuzz/sim":            {"cluster", "replication", "partition", "log", "vfs", "wire", "internal/invariants"},
 }
 

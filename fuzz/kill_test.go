@@ -20,6 +20,7 @@ import (
 
 var (
 	killCycles = flag.Int("kill.cycles", 10, "how often TestKill kills the broker")
+	killFor    = flag.Duration("kill.for", time.Hour, "after how long TestKill is content with fewer cycles")
 	killSeed   = flag.Uint64("kill.seed", 0, "draws the moments of the kills; 0 takes the clock's")
 )
 
@@ -72,7 +73,8 @@ func TestKill(t *testing.T) {
 	}
 
 	started := time.Now()
-	for cycle := range *killCycles {
+	cycles := 0
+	for ; cycles < *killCycles && time.Since(started) < *killFor; cycles++ {
 		if random.IntN(4) == 0 {
 			time.Sleep(time.Duration(random.Int64N(int64(30 * time.Millisecond)))) // while it recovers
 		} else {
@@ -81,7 +83,7 @@ func TestKill(t *testing.T) {
 		}
 		broker.kill()
 		broker.start()
-		if cycle%20 == 19 {
+		if cycles%20 == 19 {
 			broker.ready(conn)
 			verify(t, conn, logs, producers)
 		}
@@ -101,7 +103,7 @@ func TestKill(t *testing.T) {
 		read += l.next
 	}
 	require.Equal(t, sent, read, "records sent and records read")
-	t.Logf("%d kills, %d records, %.1f s", *killCycles, sent, time.Since(started).Seconds())
+	t.Logf("%d kills of %d, %d records, %.1f s", cycles, *killCycles, sent, time.Since(started).Seconds())
 }
 
 // place is where a receipt says that a record lies.

@@ -13,7 +13,7 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-var crashSeeds = flag.Int("crashseeds", 1000, "seeds of the crash simulation for each sync mode")
+var crashSeeds = flag.Int("crashseeds", 200, "seeds of the crash simulation for each sync mode")
 
 // loose is an executor that runs jobs in any order, and hands them back later.
 type loose struct {
