@@ -41,6 +41,12 @@ type Target struct {
 	Servers string
 	// ServerCPU returns the CPU seconds the broker has used so far. Nil: not known.
 	ServerCPU func(ctx context.Context) (float64, error)
+	// ServerMallocs returns how many heap objects the broker has allocated so
+	// far. Nil: not known.
+	ServerMallocs func(ctx context.Context) (float64, error)
+	// ServerAnonymous returns the broker's resident anonymous memory, in bytes.
+	// Nil: not known.
+	ServerAnonymous func() (int64, error)
 }
 
 // Destination is where records go. An empty Name means a topic of a fresh name

@@ -15,7 +15,15 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// gnet's pool of goroutines, which a floor in the same process starts, lives as
+// long as the process.
+var gnetPool = []goleak.Option{
+	goleak.IgnoreAnyFunction("github.com/panjf2000/ants/v2.(*goWorker).run.func1"),
+	goleak.IgnoreAnyFunction("github.com/panjf2000/ants/v2.(*poolCommon).ticktock"),
+	goleak.IgnoreAnyFunction("github.com/panjf2000/ants/v2.(*poolCommon).purgeStaleWorkers"),
+}
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, gnetPool...) }
 
 func TestTheScheduleDoesNotDrift(t *testing.T) {
 	p := pacer{rate: 30_000} // an interval of 33,333.3 ns
@@ -71,7 +79,8 @@ func TestResultsHaveTheFieldsThatWerePromised(t *testing.T) {
 		Latencies: Latencies{Samples: 10, P50Us: 1, P99Us: 2, P999Us: 3, MaxUs: 4},
 		Settings:  map[string]any{"size": 1024},
 	}
-	r.finish(cpuUsed{client: 1, server: 3, serverKnown: true})
+	server, mallocs, anonymous := 3.0, 4000.0, int64(5<<20)
+	r.finish(resources{clientCPU: 1, clientMallocs: 2000, serverCPU: &server, serverMallocs: &mallocs, serverAnonymous: &anonymous})
 	encoded, err := json.Marshal(r)
 	require.NoError(t, err)
 	require.JSONEq(t, `{
@@ -79,11 +88,12 @@ func TestResultsHaveTheFieldsThatWerePromised(t *testing.T) {
 		"records_per_s": 500000, "mb_per_s": 512,
 		"latency_samples": 10, "p50_us": 1, "p99_us": 2, "p999_us": 3, "max_us": 4,
 		"client_cpu_s": 1, "server_cpu_s": 3, "client_cpu_per_record_us": 0.5, "server_cpu_per_record_us": 1.5,
+		"client_mallocs_per_record": 0.001, "server_mallocs_per_record": 0.002, "server_anonymous_bytes": 5242880,
 		"settings": {"size": 1024}
 	}`, string(encoded))
 
 	unknown := &Result{}
-	unknown.finish(cpuUsed{})
+	unknown.finish(resources{})
 	encoded, err = json.Marshal(unknown)
 	require.NoError(t, err)
 	require.Contains(t, string(encoded), `"server_cpu_s":null`)
@@ -130,7 +140,7 @@ func TestCPUIsReadFromMetrics(t *testing.T) {
 	}))
 	defer http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 	defer server.Close()
-	read := CPUFromMetrics(server.Listener.Addr().String())
+	read := FromMetrics(server.Listener.Addr().String(), MetricCPU)
 	got, err := read(context.Background())
 	require.NoError(t, err)
 	require.Equal(t, 12.25, got)

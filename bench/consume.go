@@ -123,7 +123,7 @@ func (o *ConsumeOptions) run(ctx context.Context, partitions [][]uint32, total i
 	waits := newHistogram()
 
 	stopReport := report(o.Progress, "consume", total, read)
-	cpu := o.startCPU(ctx)
+	use := o.startMeters(ctx)
 	started := startClock()
 	var running sync.WaitGroup
 	for i := range partitions {
@@ -146,7 +146,7 @@ func (o *ConsumeOptions) run(ctx context.Context, partitions [][]uint32, total i
 	}
 	running.Wait()
 	elapsed := started.seconds()
-	used := cpu.stop(context.WithoutCancel(ctx))
+	used := use.stop(context.WithoutCancel(ctx))
 	stopReport()
 	if err := failed.get(); err != nil {
 		return nil, err

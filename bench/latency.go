@@ -210,7 +210,7 @@ func (l *openLoop) measure(ctx context.Context, producers []*client.Producer) (*
 	case <-time.After(time.Duration(measureFrom - l.clock.now())):
 	case <-ctx.Done():
 	}
-	cpu := o.startCPU(ctx)
+	use := o.startMeters(ctx)
 	senders.Wait()
 	for _, p := range producers {
 		l.failed.set(p.Flush(ctx))
@@ -220,7 +220,7 @@ func (l *openLoop) measure(ctx context.Context, producers []*client.Producer) (*
 	case <-ctx.Done():
 	case <-time.After(drainTimeout):
 	}
-	used := cpu.stop(context.WithoutCancel(ctx))
+	used := use.stop(context.WithoutCancel(ctx))
 	if err := l.failed.get(); err != nil {
 		return nil, err
 	}

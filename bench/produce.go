@@ -23,8 +23,11 @@ type ProduceOptions struct {
 	Linger      time.Duration
 	Acks        client.AckLevel
 	Compression client.Codec
-	Progress    Progress
-	Settings    map[string]any // copied into the Result
+	// PartitionEach gives every producer a partition of its own, as far as there
+	// are partitions.
+	PartitionEach bool
+	Progress      Progress
+	Settings      map[string]any // copied into the Result
 }
 
 func (o *ProduceOptions) validate() error {
@@ -82,7 +85,7 @@ func (o *ProduceOptions) run(ctx context.Context, phase string) (*Result, error)
 		if int64(i) < o.Records%int64(o.Producers) {
 			share++
 		}
-		s, err := o.newSender(ctx, share, failed)
+		s, err := o.newSender(ctx, i, share, failed)
 		if err != nil {
 			return nil, err
 		}
@@ -96,7 +99,7 @@ func (o *ProduceOptions) run(ctx context.Context, phase string) (*Result, error)
 	}
 
 	stopReport := report(o.Progress, phase, o.Records, acknowledged)
-	cpu := o.startCPU(ctx)
+	use := o.startMeters(ctx)
 	started := startClock()
 	var running sync.WaitGroup
 	for _, s := range senders {
@@ -104,7 +107,7 @@ func (o *ProduceOptions) run(ctx context.Context, phase string) (*Result, error)
 	}
 	running.Wait()
 	elapsed := started.seconds()
-	used := cpu.stop(ctx)
+	used := use.stop(ctx)
 	stopReport()
 	if err := failed.get(); err != nil {
 		return nil, err
@@ -160,14 +163,19 @@ type sample struct {
 	done func(client.Receipt, error)
 }
 
-func (o *ProduceOptions) newSender(ctx context.Context, share int64, failed *firstError) (*sender, error) {
+func (o *ProduceOptions) newSender(ctx context.Context, number int, share int64, failed *firstError) (*sender, error) {
 	conn, err := o.connect(ctx, "produce")
 	if err != nil {
 		return nil, err
 	}
-	producer, err := conn.Producer(ctx, o.Destination.Name,
+	options := []client.ProducerOption{
 		client.Linger(o.Linger), client.BatchBytes(o.BatchBytes), client.Acks(o.Acks), client.Compression(o.Compression),
-		client.MaxBufferedRecords(int64(o.InFlight)+1))
+		client.MaxBufferedRecords(int64(o.InFlight) + 1),
+	}
+	if o.PartitionEach {
+		options = append(options, client.Partition(uint32(number)%max(1, o.Destination.Settings.Partitions)))
+	}
+	producer, err := conn.Producer(ctx, o.Destination.Name, options...)
 	if err != nil {
 		conn.Close()
 		return nil, err

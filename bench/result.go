@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"context"
 	"math"
 	"sync"
 	"time"
@@ -30,10 +29,15 @@ type Result struct {
 
 	// ClientCPUSeconds is that of this process: in a Latency run with the
 	// consumer and with the pacing, some 25 µs for every sleep.
-	ClientCPUSeconds     float64        `json:"client_cpu_s"`
-	ServerCPUSeconds     *float64       `json:"server_cpu_s"` // null where unknown
-	ClientCPUPerRecordUs float64        `json:"client_cpu_per_record_us"`
-	ServerCPUPerRecordUs *float64       `json:"server_cpu_per_record_us"`
+	ClientCPUSeconds     float64  `json:"client_cpu_s"`
+	ServerCPUSeconds     *float64 `json:"server_cpu_s"` // null where unknown
+	ClientCPUPerRecordUs float64  `json:"client_cpu_per_record_us"`
+	ServerCPUPerRecordUs *float64 `json:"server_cpu_per_record_us"`
+	// ClientMallocs and ServerMallocs are heap allocations for each record.
+	ClientMallocs float64  `json:"client_mallocs_per_record"`
+	ServerMallocs *float64 `json:"server_mallocs_per_record,omitempty"`
+	// ServerAnonymousBytes is the most anonymous memory the broker was seen with.
+	ServerAnonymousBytes *int64         `json:"server_anonymous_bytes,omitempty"`
 	Settings             map[string]any `json:"settings"`
 }
 
@@ -87,22 +91,28 @@ func (h *histogram) latencies() Latencies {
 }
 
 // finish computes the rates from records, bytes and seconds.
-func (r *Result) finish(cpu cpuUsed) {
+func (r *Result) finish(used resources) {
 	r.Seconds = round(r.Seconds, 6)
 	if r.Seconds > 0 {
 		r.RecordsPerS = round(float64(r.Records)/r.Seconds, 1)
 		r.MBPerS = round(float64(r.Bytes)/1e6/r.Seconds, 3)
 	}
-	r.ClientCPUSeconds = round(cpu.client, 4)
-	if cpu.serverKnown {
-		server := round(cpu.server, 4)
+	r.ClientCPUSeconds = round(used.clientCPU, 4)
+	if used.serverCPU != nil {
+		server := round(*used.serverCPU, 4)
 		r.ServerCPUSeconds = &server
 	}
+	r.ServerAnonymousBytes = used.serverAnonymous
 	if r.Records > 0 {
-		r.ClientCPUPerRecordUs = round(cpu.client*1e6/float64(r.Records), 3)
-		if cpu.serverKnown {
-			perRecord := round(cpu.server*1e6/float64(r.Records), 3)
+		r.ClientCPUPerRecordUs = round(used.clientCPU*1e6/float64(r.Records), 3)
+		r.ClientMallocs = round(used.clientMallocs/float64(r.Records), 4)
+		if used.serverCPU != nil {
+			perRecord := round(*used.serverCPU*1e6/float64(r.Records), 3)
 			r.ServerCPUPerRecordUs = &perRecord
+		}
+		if used.serverMallocs != nil {
+			perRecord := round(*used.serverMallocs/float64(r.Records), 4)
+			r.ServerMallocs = &perRecord
 		}
 	}
 }
@@ -110,38 +120,4 @@ func (r *Result) finish(cpu cpuUsed) {
 func round(v float64, digits int) float64 {
 	p := math.Pow10(digits)
 	return math.Round(v*p) / p
-}
-
-// cpuUsed is the CPU time that both sides used between two points, in seconds.
-type cpuUsed struct {
-	client, server float64
-	serverKnown    bool
-}
-
-// cpuMeter measures CPU time from its start.
-type cpuMeter struct {
-	target Target
-	client float64
-	server float64
-	known  bool
-}
-
-func (t Target) startCPU(ctx context.Context) cpuMeter {
-	m := cpuMeter{target: t, client: processCPU()}
-	if t.ServerCPU != nil {
-		var err error
-		m.server, err = t.ServerCPU(ctx)
-		m.known = err == nil
-	}
-	return m
-}
-
-func (m cpuMeter) stop(ctx context.Context) cpuUsed {
-	used := cpuUsed{client: processCPU() - m.client}
-	if m.known {
-		if server, err := m.target.ServerCPU(ctx); err == nil {
-			used.server, used.serverKnown = server-m.server, true
-		}
-	}
-	return used
 }

@@ -28,7 +28,7 @@ exists is used as it is.`,
   lockstep bench latency --embedded --rate 10000 --json`,
 	})
 	a.clientFlags(c)
-	c.AddCommand(a.benchProduceCommand(), a.benchConsumeCommand(), a.benchLatencyCommand())
+	c.AddCommand(a.benchProduceCommand(), a.benchConsumeCommand(), a.benchLatencyCommand(), a.benchRunCommand(), a.benchFloorCommand())
 	return c
 }
 
@@ -132,7 +132,7 @@ func (b *benchFlags) run(c *cobra.Command, settings map[string]any,
 	a := b.app
 	target := bench.Target{Servers: a.servers}
 	if b.serverHTTP != "" {
-		target.ServerCPU = bench.CPUFromMetrics(b.serverHTTP)
+		target.ServerCPU = bench.FromMetrics(b.serverHTTP, bench.MetricCPU)
 		if _, err := target.ServerCPU(ctx); err != nil {
 			return fmt.Errorf("read the broker's CPU time: %w; check --server-http", err)
 		}
@@ -147,8 +147,7 @@ func (b *benchFlags) run(c *cobra.Command, settings map[string]any,
 				err = stopErr
 			}
 		}()
-		a.servers, target.Servers = broker.address, broker.address
-		target.ServerCPU = bench.CPUOfProcess(broker.pid())
+		a.servers, target = broker.address, broker.target()
 		settings["embedded"] = true
 	} else {
 		settings["server"] = a.servers

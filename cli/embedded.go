@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/lockstepmq/lockstep/bench"
 )
 
 const (
@@ -22,11 +24,12 @@ const (
 	embeddedLogBytes = 4 << 10
 )
 
-// embeddedBroker is a broker that bench started: this same binary as a child
+// embedded is a broker or a floor that bench started: this same binary as a child
 // process, on free ports and a temporary directory, so that the CPU time of
 // broker and load generator can be told apart.
-type embeddedBroker struct {
-	address string
+type embedded struct {
+	address string // of clients
+	http    string // of metrics; empty: none
 	command *exec.Cmd
 	stdin   io.Closer // closing it stops the child, also when this process dies
 	dir     string
@@ -36,19 +39,30 @@ type embeddedBroker struct {
 	tail []byte // the end of its log
 }
 
-// startEmbedded starts a broker and waits until it is ready.
-func (a *app) startEmbedded(ctx context.Context, dir string) (*embeddedBroker, error) {
+// startEmbedded starts a broker with a data directory below dir and waits until
+// it is ready.
+func (a *app) startEmbedded(ctx context.Context, dir string) (*embedded, error) {
+	return a.startChild(ctx, "embedded broker", dir, func(data string) []string {
+		return []string{
+			"serve", "--data", data, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0",
+			"--log-level", "warn", "--log-format", "text", "--stop-with-stdin",
+		}
+	})
+}
+
+// startChild starts this binary with the given arguments, which get a directory
+// of their own below dir, and waits for its ready line.
+func (a *app) startChild(ctx context.Context, what, dir string, args func(data string) []string) (*embedded, error) {
 	executable, err := a.executable()
 	if err != nil {
-		return nil, fmt.Errorf("find this binary to start a broker: %w", err)
+		return nil, fmt.Errorf("find this binary to start the %s: %w", what, err)
 	}
 	data, err := os.MkdirTemp(dir, "lockstep-bench-")
 	if err != nil {
-		return nil, fmt.Errorf("make a directory for the embedded broker: %w; choose another with --embedded-dir", err)
+		return nil, fmt.Errorf("make a directory for the %s: %w; choose another with --embedded-dir", what, err)
 	}
-	b := &embeddedBroker{dir: data, exited: make(chan struct{})}
-	b.command = exec.Command(executable, "serve", "--data", data, "--listen", "127.0.0.1:0", "--http", "off",
-		"--log-level", "warn", "--log-format", "text", "--stop-with-stdin")
+	b := &embedded{dir: data, exited: make(chan struct{})}
+	b.command = exec.Command(executable, args(data)...)
 	b.command.Env = withoutOwnVariables(os.Environ())
 	if b.stdin, err = b.command.StdinPipe(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(data))
@@ -58,22 +72,23 @@ func (a *app) startEmbedded(ctx context.Context, dir string) (*embeddedBroker, e
 		return nil, errors.Join(err, os.RemoveAll(data))
 	}
 	if err := b.command.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("start the embedded broker: %w", err), os.RemoveAll(data))
+		return nil, errors.Join(fmt.Errorf("start the %s: %w", what, err), os.RemoveAll(data))
 	}
-	ready := make(chan string, 1)
+	ready := make(chan []string, 1)
 	go b.watch(stderr, ready)
 
 	timeout := time.NewTimer(embeddedStartTimeout)
 	defer timeout.Stop()
 	select {
-	case b.address = <-ready:
+	case addresses := <-ready:
+		b.address, b.http = addresses[0], addresses[1]
 		return b, nil
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-b.exited:
-		err = fmt.Errorf("the embedded broker ended at its start: %s", b.log())
+		err = fmt.Errorf("the %s ended at its start: %s", what, b.log())
 	case <-timeout.C:
-		err = fmt.Errorf("the embedded broker was not ready within %s: %s", embeddedStartTimeout, b.log())
+		err = fmt.Errorf("the %s was not ready within %s: %s", what, embeddedStartTimeout, b.log())
 	}
 	return nil, errors.Join(err, b.stop())
 }
@@ -94,11 +109,11 @@ func withoutOwnVariables(environment []string) []string {
 const childVariable = "LOCKSTEP_TEST_MAIN"
 
 // watch reads the child's log until its end and reports the ready line.
-func (b *embeddedBroker) watch(stderr io.Reader, ready chan<- string) {
+func (b *embedded) watch(stderr io.Reader, ready chan<- []string) {
 	lines := bufio.NewScanner(stderr)
 	for lines.Scan() {
 		if m := readyPattern.FindStringSubmatch(lines.Text()); m != nil {
-			ready <- m[1]
+			ready <- m[1:]
 			continue
 		}
 		b.mu.Lock()
@@ -113,16 +128,24 @@ func (b *embeddedBroker) watch(stderr io.Reader, ready chan<- string) {
 	close(b.exited)
 }
 
-func (b *embeddedBroker) log() string {
+func (b *embedded) log() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return strings.TrimSpace(string(b.tail))
 }
 
-func (b *embeddedBroker) pid() int { return b.command.Process.Pid }
+// target is what package bench needs to load the child and to look at it.
+func (b *embedded) target() bench.Target {
+	pid := b.command.Process.Pid
+	t := bench.Target{Servers: b.address, ServerCPU: bench.CPUOfProcess(pid), ServerAnonymous: bench.AnonymousOfProcess(pid)}
+	if b.http != "" {
+		t.ServerMallocs = bench.FromMetrics(b.http, bench.MetricMallocs)
+	}
+	return t
+}
 
 // stop ends the child, by force if it takes too long, and removes its directory.
-func (b *embeddedBroker) stop() error {
+func (b *embedded) stop() error {
 	_ = b.stdin.Close()
 	timeout := time.NewTimer(embeddedStopTimeout)
 	defer timeout.Stop()

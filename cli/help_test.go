@@ -42,7 +42,7 @@ func TestEveryHelpStartsWithTwoExamplesThatParse(t *testing.T) {
 			}
 		})
 	})
-	require.Equal(t, 26, count, "commands")
+	require.Equal(t, 28, count, "commands")
 }
 
 // requireParses checks that the lockstep command in an example exists, and that

@@ -173,4 +173,4 @@ func readyLine(address, httpAddress, data string) string {
 	return line + ", data in " + data + "; try: " + try
 }
 
-var readyPattern = regexp.MustCompile(`^lockstep: ready on ([^ ,]+),`)
+var readyPattern = regexp.MustCompile(`^lockstep: ready on ([^ ,]+),(?: http on ([^ ,]+),)?`)

@@ -37,8 +37,9 @@ var allowedImports = map[string][]string{
 	"server":              {"cluster", "replication", "partition", "log", "vfs", "wire", "internal/invariants"},
 	"client":              {"wire"},
 	"lockstest":           {"server", "client", "wire"},
-	"bench":               {"client", "wire"},
-	"cli":                 {"server", "client", "bench", "log", "vfs", "wire"},
+	"bench":               {"client", "wire", "bench/floor"},
+	"bench/floor":         {},
+	"cli":                 {"server", "client", "bench", "bench/floor", "log", "vfs", "wire"},
 	"":                    {"cli"}, // main
 	"fuzz":                {},
 	"scripts/figures":     {}, // runs the binary
