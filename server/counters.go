@@ -69,6 +69,7 @@ type counters struct {
 	triggers         atomic.Uint64               // wake-ups of event loops
 	inlineKicks      atomic.Uint64               // owner turns offered to the loop itself
 	handedKicks      atomic.Uint64               // owner turns handed to a worker
+	gatheredKicks    atomic.Uint64               // wake-ups that turns of several sessions waited for
 	deliveredEmpty   atomic.Uint64               // DELIVER frames that say "at the end"
 	eventsSuppressed atomic.Uint64               // events not sent to clients that do not read
 }

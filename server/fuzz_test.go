@@ -49,7 +49,7 @@ func FuzzSession(f *testing.F) {
 			s.halfClosed = false // frames may still be cut
 			arrived += n
 			s.parse(rest[:n])
-			s.kick()
+			s.loop.giveTurns(true)
 			s.halfClosed = true
 			require.LessOrEqual(t, s.rest.size()-s.parsed, arrived)
 			require.LessOrEqual(t, s.rest.capacity(), max(2*arrived, 1<<minBufferShift))
@@ -88,7 +88,7 @@ func FuzzRequest(f *testing.F) {
 		_, err := s.openHandle("events", 0)
 		require.NoError(t, err)
 		s.request(wire.Header{Length: wire.FrameLength(len(body)), Opcode: wire.Opcode(op), Version: wire.Opcode(op).Version(), ID: 5}, body)
-		s.kick()
+		s.loop.giveTurns(true)
 		// Either it is answered, or waits, or was not to be answered, or ended the session.
 		s.out.mu.Lock()
 		defer s.out.mu.Unlock()

@@ -41,6 +41,10 @@ type loop struct {
 	streams   []*session // sessions with links that could send, in turn
 	spare     []*session // backing array for ready
 	gather    gather     // scratch of a stream's write
+	kicks     []replica  // partitions whose owners need a turn
+	kicked    map[replica]struct{}
+	kickBytes int  // of the batches that wait for these turns
+	gathering bool // a wake-up is under way that gives the turns
 	hasStalls atomic.Bool
 }
 
@@ -83,6 +87,7 @@ func (l *loop) leave() {
 		return
 	}
 	defer func() { l.depth-- }()
+	l.settleKicks()
 	for turns := 0; ; turns++ {
 		if l.now-l.lastTick >= fastTick {
 			l.tick()
@@ -106,6 +111,64 @@ func (l *loop) leave() {
 	}
 }
 
+// kick notes that a partition has got a batch of n bytes and needs a turn.
+func (l *loop) kick(r replica, n int) {
+	l.kickBytes += n
+	if _, ok := l.kicked[r]; !ok {
+		if l.kicked == nil {
+			l.kicked = make(map[replica]struct{})
+		}
+		l.kicked[r] = struct{}{}
+		l.kicks = append(l.kicks, r)
+	}
+}
+
+// settleKicks gives the owners of the partitions that got batches their turn. A
+// turn costs as much for one record as for a hundred: while more sockets are
+// ready, turns wait until gnet has gone through them, which a wake-up of the loop
+// by itself tells. If none is, the turn is taken here and now, and a worker takes
+// it where there is much to do.
+func (l *loop) settleKicks() {
+	switch {
+	case len(l.kicks) == 0:
+	case l.kickBytes > inlineTurnBytes:
+		l.giveTurns(false)
+	case l.gathering:
+	case l.wanted() && l.gatherTurns():
+	default:
+		l.giveTurns(true)
+	}
+}
+
+// gatherTurns makes the loop's next wake-up give the turns. It must not be called
+// by a task, see engine.yield.
+func (l *loop) gatherTurns() bool {
+	l.mu.Lock()
+	wake := !l.triggered
+	l.triggered = true
+	l.mu.Unlock()
+	if wake {
+		l.execute()
+	}
+	l.gathering = true
+	l.engine.counters.gatheredKicks.Add(1)
+	return true
+}
+
+func (l *loop) giveTurns(inline bool) {
+	if inline {
+		l.engine.counters.inlineKicks.Add(uint64(len(l.kicks)))
+	} else {
+		l.engine.counters.handedKicks.Add(uint64(len(l.kicks)))
+	}
+	for _, r := range l.kicks {
+		r.Kick(inline)
+	}
+	clear(l.kicks)
+	clear(l.kicked)
+	l.kicks, l.kickBytes = l.kicks[:0], 0
+}
+
 // drain serves both lists.
 func (l *loop) drain() {
 	for range drainRounds {
@@ -118,6 +181,9 @@ func (l *loop) drain() {
 		}
 		for _, s := range ready {
 			s.turn()
+		}
+		if len(l.kicks) > 0 && !l.gathering { // of sessions that read on
+			l.giveTurns(l.kickBytes <= inlineTurnBytes)
 		}
 		clear(ready)
 		l.spare = ready[:0]
@@ -195,7 +261,11 @@ func (l *loop) Run(context.Context) error {
 	l.mu.Lock()
 	l.triggered = false
 	l.mu.Unlock()
+	l.gathering = false
 	l.enter()
+	if len(l.kicks) > 0 {
+		l.giveTurns(l.kickBytes <= inlineTurnBytes)
+	}
 	l.leave()
 	return nil
 }

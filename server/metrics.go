@@ -148,7 +148,7 @@ func (s *sessionCollector) Collect(ch chan<- prometheus.Metric) {
 		{"cold", c.cold.Load()}, {"pread", c.preads.Load()}, {"unacked-refused", c.unackedRefused.Load()},
 		{"half-closed", c.halfClosed.Load()}, {"log-suppressed", c.logSuppressed.Load()},
 		{"loop-trigger", c.triggers.Load()}, {"inline-turn", c.inlineKicks.Load()},
-		{"handed-turn", c.handedKicks.Load()}, {"event-suppressed", c.eventsSuppressed.Load()},
+		{"handed-turn", c.handedKicks.Load()}, {"gathered-turns", c.gatheredKicks.Load()}, {"event-suppressed", c.eventsSuppressed.Load()},
 	} {
 		count(metricSessionLog, e.n, e.kind)
 	}

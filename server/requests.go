@@ -22,7 +22,9 @@ type handle struct {
 	view    *cluster.View // destination is as of this one
 	dest    *cluster.Destination
 	limits  wire.BatchLimits
-	touched bool // in session.touched
+	// appended is what the partition got from this session in this callback, in
+	// bytes. While it is not 0 the handle is in session.touched.
+	appended int
 }
 
 type handleKey struct {
@@ -404,11 +406,10 @@ func (s *session) produce(h wire.Header, body []byte) error {
 
 // touch notes that the partition's owner needs a turn once this read is parsed.
 func (s *session) touch(t *handle, n int) {
-	s.appended += n
-	if !t.touched {
-		t.touched = true
+	if t.appended == 0 {
 		s.touched = append(s.touched, t)
 	}
+	t.appended += max(n, 1)
 }
 
 // checkBatch finds the partition of a produce request and judges the batch. It

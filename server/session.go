@@ -79,7 +79,6 @@ type session struct {
 	handles  []*handle // by number − 1
 	handleOf map[handleKey]*handle
 	touched  []*handle // got batches in this callback; their owners need a turn
-	appended int       // bytes of these batches
 
 	links    map[uint32]*link
 	nextLink uint32
@@ -273,24 +272,14 @@ func guessProtocol(b []byte) string {
 	return fmt.Sprintf("it begins with %q", b[:min(len(b), len(wire.Preface))])
 }
 
-// kick gives the owners of the partitions that got batches their turn: here and
-// now if there is little to do, else on a worker.
+// kick lets the loop give the owners of the partitions that got batches their turn.
 func (s *session) kick() {
-	if len(s.touched) == 0 {
-		return
-	}
-	inline := s.appended <= inlineTurnBytes
-	if inline {
-		s.engine.counters.inlineKicks.Add(uint64(len(s.touched)))
-	} else {
-		s.engine.counters.handedKicks.Add(uint64(len(s.touched)))
-	}
 	for _, h := range s.touched {
-		h.touched = false
-		h.replica.Kick(inline)
+		s.loop.kick(h.replica, h.appended)
+		h.appended = 0
 	}
 	clear(s.touched)
-	s.touched, s.appended = s.touched[:0], 0
+	s.touched = s.touched[:0]
 }
 
 // turn does what others, or the session itself, have left to do: write what

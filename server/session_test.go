@@ -89,6 +89,40 @@ func TestProduceOfManyPartitionsInOneReadKicksEachOnce(t *testing.T) {
 	}
 }
 
+func TestRecordsOfManySessionsShareATurn(t *testing.T) {
+	n := startNode(t, Limits{}, func(o *engineOptions) { o.Loops = 1 })
+	n.backend.create(wire.Topic, "events", 1)
+	batch, _ := testBatch(t, "x")
+	clients := make([]*rawClient, 20)
+	handles := make([]uint32, len(clients))
+	for i := range clients {
+		clients[i] = dialOpen(t, n.address)
+		handles[i] = clients[i].open("events", 0)
+	}
+	var l *loop
+	n.engine.mu.Lock()
+	for _, only := range n.engine.loops {
+		l = only
+	}
+	n.engine.mu.Unlock()
+	entered, leave := make(chan struct{}), make(chan struct{})
+	l.post(func() { close(entered); <-leave })
+	<-entered
+	for i, c := range clients {
+		c.send(wire.OpProduce, 7, &wire.ProduceRequest{Handle: handles[i], Acks: wire.AcksQuorum, Batch: batch})
+	}
+	close(leave) // all sockets are ready by now
+	for _, c := range clients {
+		require.Equal(t, wire.CodeOK, c.answer(7).code())
+	}
+	r := n.backend.replica("events", 0)
+	require.EqualValues(t, 20, r.info().NextOffset)
+	inline, handed := r.turns()
+	require.Zero(t, handed)
+	require.LessOrEqual(t, inline, 2, "one turn for all that were ready together")
+	require.Positive(t, n.engine.counters.gatheredKicks.Load())
+}
+
 func TestFramesArriveCutAnywhere(t *testing.T) {
 	n := startNode(t, Limits{})
 	n.backend.create(wire.Topic, "events", 1)
@@ -676,7 +710,7 @@ func TestSteadyProduceDoesNotAllocate(t *testing.T) {
 	frame := frameOf(wire.OpProduce, 7, &wire.ProduceRequest{Handle: 1, Acks: wire.AcksQuorum, Batch: batch})
 	allocations := testing.AllocsPerRun(1000, func() {
 		s.parse(frame)
-		s.kick()
+		l.giveTurns(true)
 		// What the loop does once it has written.
 		s.out.mu.Lock()
 		s.out.pending.free()
