@@ -15,6 +15,27 @@ import (
 // MaxWaitingCommands bounds the commands that wait for the owner of group 0.
 const MaxWaitingCommands = 10_000
 
+// Room that commands leave behind them in what is allocated, in bytes. On a full
+// disk it must be possible to start, which takes an election and two commands, and
+// to delete what fills it.
+const (
+	// GrowthRoom is left by commands that make the metadata grow.
+	GrowthRoom = 64 << 10
+	// StartRoom is left by the others, except those of a start.
+	StartRoom = 16 << 10
+)
+
+// room is what a command must leave.
+func (c *Command) room() int64 {
+	switch {
+	case c.Register != nil, c.ResetMemory != nil:
+		return 0
+	case c.Create != nil, c.Alter != nil, c.AllocateIDs != nil, c.OpenProducer != nil:
+		return GrowthRoom
+	}
+	return StartRoom
+}
+
 // ErrBusy is given to a command that finds MaxWaitingCommands before it.
 var ErrBusy = &wire.Error{Code: wire.CodeBusy, Detail: "too many metadata changes are waiting"}
 
@@ -111,7 +132,7 @@ func (m *Metadata) propose(term wire.Term, c submitted) bool {
 	data := make([]byte, wire.EntryPrefixSize, wire.EntryPrefixSize+len(body))
 	wire.PutEntryPrefix(data, wire.KindControl, 0, 0)
 	data = append(data, body...)
-	err = m.group.Reserve(wire.FrameSize(len(body)))
+	err = m.group.Reserve(wire.FrameSize(len(body)) + c.command.room())
 	switch {
 	case errors.Is(err, log.ErrNotReady):
 		return false
@@ -176,18 +197,27 @@ func (m *Metadata) Restore(state []byte) error {
 	return nil
 }
 
-// Close answers everything that waits with err and refuses further commands.
-// Owner only.
-func (m *Metadata) Close(err error) {
+// Reject answers everything that waits with err. Owner only.
+func (m *Metadata) Reject(err error) {
 	m.mu.Lock()
-	m.closed = err
 	waiting := m.waiting
 	m.waiting = nil
 	m.mu.Unlock()
-	m.fail(err)
 	for _, c := range waiting {
 		c.reply(Result{Err: err})
 	}
+}
+
+// Close answers everything that waits or is on its way with err and refuses
+// further commands. Owner only.
+func (m *Metadata) Close(err error) {
+	m.mu.Lock()
+	if m.closed == nil {
+		m.closed = err
+	}
+	m.mu.Unlock()
+	m.fail(err)
+	m.Reject(err)
 }
 
 func (m *Metadata) fail(err error) {

@@ -272,6 +272,16 @@ func (j *prepareJob) Done() {
 		}
 		return
 	}
+	if j.err == nil && j.created != nil {
+		l.next = j.created
+	}
+	// Also after a failure: there may be room for less in what was opened.
+	if l.next != nil && l.nextFile == nil {
+		l.nextFile = l.next.TryFile()
+	}
+	if l.active != nil && l.activeFile == nil {
+		l.activeFile = l.active.TryFile()
+	}
 	if j.err != nil {
 		if j.created != nil {
 			j.created.Release()
@@ -280,15 +290,6 @@ func (j *prepareJob) Done() {
 		return
 	}
 	l.prepareErr = [2]spaceFailure{}
-	if j.created != nil {
-		l.next = j.created
-	}
-	if l.next != nil && l.nextFile == nil {
-		l.nextFile = l.next.TryFile()
-	}
-	if l.active != nil && l.activeFile == nil {
-		l.activeFile = l.active.TryFile()
-	}
 	l.maybeDrop()
 }
 

@@ -19,6 +19,16 @@ const (
 	groupBytes = 64 << 10
 )
 
+// Room that entries leave behind them in what is allocated, in bytes, so that a
+// restart on a disk without a single free block can elect: nothing of it can be
+// taken by anybody else, as the reserve of the store can.
+const (
+	// ControlRoom is left by records, for a few trims and what those leave.
+	ControlRoom = 4 << 10
+	// ElectionRoom is left by control entries: a restart takes a frame header of it.
+	ElectionRoom = 2 << 10
+)
+
 var (
 	// ErrMailboxFull is returned by Append when the owner does not keep up. The
 	// batch was not taken; sending it again later is safe.
@@ -224,7 +234,7 @@ func (p *Partition) Turn(nowMs int64) (again bool) {
 		}
 		d := p.held[p.heldNext]
 		budget -= len(d.data)
-		if err := p.log.Reserve(wire.FrameSize(len(d.data)-wire.EntryPrefixSize), true); err != nil {
+		if err := p.log.Reserve(wire.FrameSize(len(d.data)-wire.EntryPrefixSize)+ControlRoom, true); err != nil {
 			if errors.Is(err, log.ErrNotReady) {
 				return false
 			}
@@ -557,7 +567,7 @@ func (p *Partition) Retain(nowMs int64) {
 	data := make([]byte, wire.EntryPrefixSize, wire.EntryPrefixSize+commandHeader+8)
 	data = appendCommand(data, commandTrim, binary.LittleEndian.AppendUint64(nil, uint64(start)))
 	wire.PutEntryPrefix(data, wire.KindControl, 0, nowMs)
-	if p.log.Reserve(wire.FrameSize(len(data)-wire.EntryPrefixSize), false) != nil {
+	if p.log.Reserve(wire.FrameSize(len(data)-wire.EntryPrefixSize)+ElectionRoom, false) != nil {
 		return // not now; the next check tries again
 	}
 	if _, err := p.proposer.Propose(data); err != nil {

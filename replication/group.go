@@ -109,6 +109,7 @@ type Group struct {
 	// append of wanted frame bytes, nothing may overtake it.
 	held    []raftpb.Message
 	wanted  int64
+	noRoom  error // why held is not written; log.ErrNotReady passes by itself
 	scratch []log.Entry
 	recycle func(data []byte)
 	fenced  error
@@ -309,6 +310,10 @@ func (g *Group) Propose(data []byte) (wire.Index, error) {
 // log.Log.Reserve.
 func (g *Group) Reserve(n int64) error { return g.log.Reserve(n, false) }
 
+// Stalled is why entries that raft has accepted cannot be written yet, or nil.
+// Unless it is log.ErrNotReady, a Turn after log.Store.RefreshSpace tries again.
+func (g *Group) Stalled() error { return g.noRoom }
+
 // Turn carries on with whatever inputs have arrived: finished syncs first.
 func (g *Group) Turn() {
 	if g.fenced == nil {
@@ -427,6 +432,7 @@ func (g *Group) handle() bool {
 		case raftpb.MsgStorageAppend:
 			switch err := g.append(m); {
 			case errors.Is(err, log.ErrNotReady), errors.Is(err, log.ErrDiskFull), errors.Is(err, log.ErrResources):
+				g.noRoom = err
 				return false
 			case err != nil:
 				g.fence(err)
@@ -439,7 +445,7 @@ func (g *Group) handle() bool {
 		}
 		g.held = g.held[1:]
 	}
-	g.held = nil
+	g.held, g.noRoom = nil, nil
 	return true
 }
 

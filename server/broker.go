@@ -96,6 +96,10 @@ func (b *broker) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Records are refused from the first on if there is no space for them.
+	if err := b.disk.RefreshSpace(); err != nil {
+		return fmt.Errorf("free space: %w", err)
+	}
 	if b.identity, err = loadIdentity(b.cfg.fs, b.cfg.DataDir); err != nil {
 		return err
 	}
@@ -119,16 +123,31 @@ func (b *broker) join() error {
 	result := b.command(cluster.Command{Register: &cluster.Register{
 		ClusterID: b.identity.ClusterID, Node: b.identity.NodeID, Store: b.identity.StoreID, Address: b.cfg.Listen,
 	}})
-	if result.Err != nil {
+	switch {
+	case result.Err == nil:
+	case errors.Is(result.Err, wire.CodeDiskFull) && b.registered():
+		b.logger.Warn("disk is full, also what is set aside for starting; partitions that lack room to elect only serve reads until there is space",
+			"err", result.Err)
+	default:
 		return fmt.Errorf("register node %d: %w", b.identity.NodeID, result.Err)
 	}
-	if result = b.command(cluster.Command{ResetMemory: &cluster.ResetMemory{Node: b.identity.NodeID}}); result.Err != nil {
+	result = b.command(cluster.Command{ResetMemory: &cluster.ResetMemory{Node: b.identity.NodeID}})
+	if result.Err != nil && !(errors.Is(result.Err, wire.CodeDiskFull) && b.registered()) {
 		return fmt.Errorf("reset memory partitions: %w", result.Err)
 	}
 	settled := make(chan struct{})
 	b.whenSettled(b.View().Epoch, func() { close(settled) })
 	<-settled
 	return nil
+}
+
+// registered reports whether the metadata would learn nothing that matters from
+// the start of this node.
+func (b *broker) registered() bool {
+	v := b.View()
+	node, ok := v.Node(b.identity.NodeID)
+	return ok && node.Store == b.identity.StoreID && node.Address == b.cfg.Listen &&
+		!slices.ContainsFunc(v.Destinations, func(d *cluster.Destination) bool { return d.Settings.Storage == wire.StorageMemory })
 }
 
 // command submits a metadata change and waits for its result.

@@ -22,10 +22,13 @@ func testBroker(t *testing.T, disk *vfs.Simulated) *broker {
 	return b
 }
 
-func openTestBroker(disk *vfs.Simulated) (*broker, error) {
+func openTestBroker(disk *vfs.Simulated, change ...func(*Config)) (*broker, error) {
 	cfg, err := Config{DataDir: "data", MinFreeBytes: -1}.withDefaults()
 	if err != nil {
 		return nil, err
+	}
+	for _, f := range change {
+		f(&cfg)
 	}
 	cfg.fs, cfg.memoryFS, cfg.bootID = disk, vfs.NewMemory(func(int64) error { return nil }), "boot"
 	return openBroker(cfg)
@@ -101,4 +104,20 @@ func TestPartitionsThatLackedSpaceAreOpenedAgain(t *testing.T) {
 		_, err := b.Partition(d.ID, 0)
 		return err == nil
 	}, 10*time.Second, 20*time.Millisecond)
+}
+
+// createNamed makes a topic of two partitions.
+func createNamed(b *broker, name string) error {
+	return administer(b, &wire.CreateRequest{Name: name, Kind: wire.Topic, Settings: wire.Settings{
+		Partitions: 2, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+	}})
+}
+
+// deleteNamed deletes a destination.
+func deleteNamed(b *broker, name string) error {
+	d, ok := b.View().Destination(name)
+	if !ok {
+		return wire.CodeUnknownDestination
+	}
+	return administer(b, &wire.DeleteRequest{Name: name, Kind: d.Kind, ID: d.ID})
 }

@@ -18,7 +18,9 @@ type metadataReplica struct {
 	records    *log.Log
 	group      *replication.Group
 	metadata   *cluster.Metadata
-	campaigned bool // owner only
+	campaigned bool        // owner only
+	reported   bool        // owner only: the fence was logged
+	stalled    atomic.Bool // it lacks space or descriptors to elect or to write
 	stopping   atomic.Bool
 	stopped    chan struct{}
 	stopOnce   bool // owner only
@@ -59,25 +61,50 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 func (m *metadataReplica) turn() (again bool) {
 	m.finishJobs()
 	m.group.Turn()
-	if err := m.group.Err(); err != nil {
-		m.metadata.Close(&wire.Error{Code: wire.CodeUnavailable, Detail: fmt.Sprintf("metadata is fenced: %v", err)})
-	}
 	if m.stopping.Load() {
 		m.finishStop()
 		return false
 	}
-	if !m.campaigned && m.group.Err() == nil {
-		switch err := m.records.Reserve(wire.FrameHeaderSize, false); {
-		case err == nil:
+	if err := m.group.Err(); err != nil {
+		m.fence(err)
+		return false
+	}
+	lack := m.group.Stalled()
+	if !m.campaigned {
+		if lack = m.records.Reserve(wire.FrameHeaderSize, false); lack == nil {
 			m.campaigned = true
 			m.group.Campaign()
-		case err == log.ErrNotReady:
-		default:
-			m.metadata.Close(&wire.Error{Code: wire.CodeDiskFull, Detail: fmt.Sprintf("metadata: %v", err)})
+			lack = m.group.Stalled()
 		}
 	}
+	if errors.Is(lack, log.ErrNotReady) {
+		lack = nil // a job is at it, its end brings the next turn
+	}
+	m.stalled.Store(lack != nil)
+	if _, leading := m.group.Leading(); lack != nil && !leading {
+		m.metadata.Reject(&wire.Error{Code: codeOfLack(lack), Detail: fmt.Sprintf("metadata: %v", lack)})
+	}
 	m.metadata.Turn()
+	if err := m.group.Err(); err != nil {
+		m.fence(err)
+	}
 	return false
+}
+
+func codeOfLack(err error) wire.ErrorCode {
+	if errors.Is(err, log.ErrDiskFull) {
+		return wire.CodeDiskFull
+	}
+	return wire.CodeUnavailable
+}
+
+// fence answers every command from now on. Partitions go on as they are.
+func (m *metadataReplica) fence(err error) {
+	if !m.reported {
+		m.reported = true
+		m.logger.Error("metadata fenced; nothing can be created, changed or deleted until its cause is mended and the broker restarts", "err", err)
+	}
+	m.metadata.Close(&wire.Error{Code: wire.CodeUnavailable, Detail: fmt.Sprintf("metadata is fenced: %v", err)})
 }
 
 func (m *metadataReplica) finishStop() {

@@ -41,6 +41,7 @@ type partitionReplica struct {
 	status   atomic.Uint32         // wire.PartitionState
 	requests atomic.Uint32         // request… bits for the next turn
 	down     atomic.Pointer[error] // why it serves no longer
+	stalled  atomic.Bool           // it lacks space or descriptors to elect or to write
 	start    atomic.Uint64         // first readable offset
 	lastMs   atomic.Int64          // when something was appended last, 0 once marked idle
 
@@ -87,9 +88,17 @@ func (r *partitionReplica) turn() (again bool) {
 	if asked&requestSettings != 0 {
 		r.applySettings()
 	}
+	lack := r.group.Stalled()
 	if !r.campaigned && (asked&requestActivate != 0 || r.part.Waiting() > 0) {
-		r.activate()
+		lack = r.activate()
 	}
+	if errors.Is(lack, log.ErrNotReady) {
+		lack = nil // a job is at it, its end brings the next turn
+	}
+	if _, leading := r.group.Leading(); lack != nil && !leading {
+		r.part.Reject(lack)
+	}
+	r.stalled.Store(lack != nil)
 	again = r.part.Turn(nowMs)
 	if err := r.group.Err(); err != nil {
 		r.fence(err)
@@ -106,19 +115,16 @@ func (r *partitionReplica) turn() (again bool) {
 }
 
 // activate elects the only voter once the log has room for the first entry of
-// its term. A partition that was never written does this at its first use, so
-// that it has no files before.
-func (r *partitionReplica) activate() {
-	err := r.records.Reserve(wire.FrameHeaderSize, false)
-	switch {
-	case err == nil:
-		r.campaigned = true
-		r.group.Campaign()
-	case errors.Is(err, log.ErrNotReady):
-		r.requests.Or(requestActivate) // the job's end brings the next turn
-	default:
-		r.part.Reject(err)
+// its term, and otherwise returns what it lacks. A partition that was never
+// written does this at its first use, so that it has no files before.
+func (r *partitionReplica) activate() error {
+	if err := r.records.Reserve(wire.FrameHeaderSize, false); err != nil {
+		r.requests.Or(requestActivate) // for the next turn, whoever brings it
+		return err
 	}
+	r.campaigned = true
+	r.group.Campaign()
+	return r.group.Stalled()
 }
 
 // observe publishes what other goroutines read and wakes who waits for it.

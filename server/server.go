@@ -148,6 +148,9 @@ func prepareDataDir(dir string) error {
 		return fmt.Errorf("data directory %s: %w; choose another with --data", dir, err)
 	}
 	probe, err := os.CreateTemp(dir, ".probe-")
+	if errors.Is(err, syscall.ENOSPC) {
+		return nil // what is there is still served
+	}
 	if err != nil {
 		return fmt.Errorf("data directory %s cannot be written: %w; mend its permissions or mount, or choose another with --data", dir, err)
 	}

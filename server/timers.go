@@ -38,6 +38,7 @@ func (b *broker) keepTime(ctx context.Context) {
 			if err := b.disk.RefreshSpace(); err != nil {
 				b.logger.Warn("free space cannot be read", "err", err)
 			}
+			b.wakeStalled()
 		}
 		var every uint32
 		if sinceSync >= syncPeriod {
@@ -70,4 +71,17 @@ func (b *broker) keepTime(ctx context.Context) {
 			}
 		})
 	}
+}
+
+// wakeStalled lets those try again that lacked space or descriptors: nobody else
+// does if no producer is there.
+func (b *broker) wakeStalled() {
+	if b.meta.stalled.Load() {
+		b.meta.schedule()
+	}
+	b.each(func(r *partitionReplica) {
+		if r.stalled.Load() {
+			r.schedule()
+		}
+	})
 }
