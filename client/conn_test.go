@@ -604,7 +604,7 @@ func TestErrorsSayWhatTheyAre(t *testing.T) {
 	require.Equal(t, "outcome unknown", Unknown.String())
 	require.Equal(t, "applied", Applied.String())
 	corrupt := &CorruptError{Partition: 3, Offset: 9, Err: io.ErrUnexpectedEOF}
-	require.EqualError(t, corrupt, "partition 3: offset 9: corrupt data received: unexpected EOF")
+	require.EqualError(t, corrupt, "partition 3: offset 9: corrupt data: unexpected EOF")
 	require.ErrorIs(t, corrupt, ErrCorrupt)
 	require.True(t, errors.Is(corrupt, io.ErrUnexpectedEOF))
 }

@@ -302,9 +302,9 @@ func TestARefusalForGoodLeavesNoHole(t *testing.T) {
 		{"too large", wire.CodeTooLarge, nil, NotSent},
 		{"corrupt", wire.CodeCorrupt, nil, NotSent},
 		{"a full disk that is not waited for", wire.CodeDiskFull, []ProducerOption{WaitForSpace(false)}, NotSent},
-		{"a full disk until the delivery timeout", wire.CodeDiskFull, []ProducerOption{DeliveryTimeout(time.Second)}, NotSent},
-		{"a full mailbox until the delivery timeout", wire.CodeMailboxFull, []ProducerOption{DeliveryTimeout(time.Second)}, NotSent},
-		{"no leader until the delivery timeout", wire.CodeUnavailable, []ProducerOption{DeliveryTimeout(time.Second)}, Unknown},
+		{"a full disk until the delivery timeout", wire.CodeDiskFull, []ProducerOption{DeliveryTimeout(2 * time.Second)}, NotSent},
+		{"a full mailbox until the delivery timeout", wire.CodeMailboxFull, []ProducerOption{DeliveryTimeout(2 * time.Second)}, NotSent},
+		{"no leader until the delivery timeout", wire.CodeUnavailable, []ProducerOption{DeliveryTimeout(2 * time.Second)}, Unknown},
 		{"a fenced partition", wire.CodePartitionFenced, nil, Unknown},
 	} {
 		t.Run(c.name, func(t *testing.T) {

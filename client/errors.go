@@ -38,9 +38,9 @@ var (
 	// ErrFenced is returned by a named producer after another process opened
 	// the same name. The producer cannot be used again.
 	ErrFenced = errors.New("producer was fenced by a newer one of the same name")
-	// ErrCorrupt is returned by a Reader when received bytes do not match
-	// their checksum or their layout.
-	ErrCorrupt = errors.New("corrupt data received")
+	// ErrCorrupt is returned by a Reader when bytes do not match their checksum
+	// or their layout; the error is a *CorruptError.
+	ErrCorrupt = errors.New("corrupt data")
 	// ErrUnknownPartition is returned for a partition number that the
 	// destination does not have.
 	ErrUnknownPartition = errors.New("destination has no such partition")
@@ -99,11 +99,13 @@ func (e *OutOfRangeError) Error() string {
 
 func (e *OutOfRangeError) Unwrap() error { return e.Err }
 
-// CorruptError reports damage in received data, with the place in the
-// partition where it was found. It matches ErrCorrupt and its cause.
+// CorruptError reports damage, in received data or on the broker's disk, with the
+// place in the partition where it was found. It matches ErrCorrupt and its cause.
+// To read what follows, open a Reader of this partition with FromOffset(Next).
 type CorruptError struct {
 	Partition uint32
-	Offset    uint64 // base offset of the damaged frame or batch
+	Offset    uint64 // of the first record that cannot be read
+	Next      uint64 // where intact records may follow; 0 if that is not known
 	Err       error
 }
 

@@ -55,6 +55,7 @@ type Reader struct {
 	body       []byte // batches that are left of the frame
 	head       wire.FrameHeader
 	appendTime time.Time
+	base       wire.Offset // of the batch at hand
 	next       wire.Offset // of the next batch of the frame
 	from       wire.Offset // records below were asked for by nobody
 	to         wire.Offset // nor those from here on
@@ -174,7 +175,7 @@ func (r *Reader) Next(ctx context.Context) (*Record, error) {
 		if err == nil {
 			err = r.nextBatch()
 		} else {
-			err = r.corrupt(err)
+			err = r.corrupt(r.next, err)
 		}
 		if err == errRegionEnd {
 			err = r.nextRegion(ctx)
@@ -227,24 +228,25 @@ func (r *Reader) nextBatch() error {
 				return err
 			}
 		}
+		r.base = r.next
 		b, rest, err := wire.NextBodyBatch(r.body)
 		if err != nil {
-			return r.corrupt(err)
+			return r.corrupt(r.head.NextOffset(), err)
 		}
 		r.body = rest
 		info, err := wire.ParseBatch(b.Batch)
 		if err != nil {
-			return r.corrupt(err)
+			return r.corrupt(r.head.NextOffset(), err)
 		}
 		skip := info.NextOffset() <= r.from || r.next >= r.to
 		if !skip {
 			if info, err = wire.VerifyBatch(b.Batch); err != nil {
-				return r.corrupt(err)
+				return r.corrupt(r.head.NextOffset(), err)
 			}
 		}
 		if info.BaseOffset != r.next || info.LeaderEpoch != int32(r.head.Term) || info.NextOffset() > r.head.NextOffset() ||
 			len(rest) == 0 && info.NextOffset() != r.head.NextOffset() {
-			return r.corrupt(fmt.Errorf("batch holds offsets [%d, %d) of epoch %d, in a frame of [%d, %d) and term %d, expected %d",
+			return r.corrupt(r.head.NextOffset(), fmt.Errorf("batch holds offsets [%d, %d) of epoch %d, in a frame of [%d, %d) and term %d, expected %d",
 				info.BaseOffset, info.NextOffset(), info.LeaderEpoch, r.head.BaseOffset, r.head.NextOffset(), r.head.Term, r.next))
 		}
 		r.next = info.NextOffset()
@@ -254,7 +256,7 @@ func (r *Reader) nextBatch() error {
 		section := wire.Records(b.Batch)
 		if info.Codec != NoCompression {
 			if r.inflated, err = inflate(r.inflated, info.Codec, section); err != nil {
-				return r.corrupt(err)
+				return r.corrupt(r.next, err)
 			}
 			section = r.inflated
 		}
@@ -270,14 +272,15 @@ func (r *Reader) nextFrame() error {
 	}
 	h, err := wire.ParseFrameHeader(r.region)
 	if err != nil { // it was whole when it was received
-		return r.corrupt(err)
+		r.base = r.next
+		return r.corrupt(0, err)
 	}
-	r.head, r.next = h, h.BaseOffset
+	r.head, r.base, r.next = h, h.BaseOffset, h.BaseOffset
 	r.appendTime = time.UnixMilli(h.AppendTimeMs)
 	r.body = r.region[wire.FrameHeaderSize : wire.FrameHeaderSize+int(h.BodyLength)]
 	r.region = r.region[h.FrameSize():]
 	if len(r.body) == 0 {
-		return r.corrupt(fmt.Errorf("frame of %d records has no body", h.RecordCount))
+		return r.corrupt(h.NextOffset(), fmt.Errorf("frame of %d records has no body", h.RecordCount))
 	}
 	return nil
 }
@@ -348,9 +351,10 @@ func (r *Reader) finishIfDone(st *stream) {
 	}
 }
 
-// corrupt ends the reader because of damage in the frame at hand.
-func (r *Reader) corrupt(err error) error {
-	err = &CorruptError{Partition: r.current.partition, Offset: uint64(r.next), Err: err}
+// corrupt ends the reader because of damage in the batch at hand. Behind it, reading
+// can go on at next; 0 if nobody knows.
+func (r *Reader) corrupt(next wire.Offset, err error) error {
+	err = &CorruptError{Partition: r.current.partition, Offset: uint64(r.base), Next: uint64(next), Err: err}
 	r.mu.Lock()
 	r.fail(err)
 	r.ready = nil // nothing behind damage is returned

@@ -255,9 +255,28 @@ func TestDamageIsReportedWithItsPlaceAndEndsTheReader(t *testing.T) {
 		var corrupt *CorruptError
 		require.ErrorAs(t, err, &corrupt)
 		require.Equal(t, uint64(2), corrupt.Offset)
+		require.Equal(t, uint64(5), corrupt.Next)
 		require.ErrorIs(t, err, wire.CodeCorrupt)
 	}
 	require.NoError(t, c.Ping(testContext(t))) // the connection is not to blame
+}
+
+// Where the length of the damage is not known, no place behind it is named.
+func TestADamagedHeaderNamesNoPlaceToGoOn(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Topic, 1)
+	p := d.partitions[0]
+	b.fill(p, NoCompression, 2, 3)
+	p.log[p.frames[1].position+20] ^= 1
+	r := newTestReader(t, connect(t, b), "d", Partitions(0))
+	var err error
+	for err == nil {
+		_, err = r.Next(testContext(t))
+	}
+	var corrupt *CorruptError
+	require.ErrorAs(t, err, &corrupt)
+	require.Equal(t, uint64(2), corrupt.Offset)
+	require.Zero(t, corrupt.Next)
 }
 
 func TestGapsAndRepetitionsInTheStreamAreCorruption(t *testing.T) {
@@ -507,6 +526,11 @@ func TestALinkThatTheBrokerClosesIsOpenedAgainOrEndsTheReader(t *testing.T) {
 			b.mu.Unlock()
 			b.fill(d.partitions[0], NoCompression, 1)
 			rec, err := r.Next(ctx)
+			if c.code == wire.CodeCorrupt {
+				var corrupt *CorruptError
+				require.ErrorAs(t, err, &corrupt)
+				require.Equal(t, uint64(1), corrupt.Offset)
+			}
 			if c.ends {
 				require.ErrorIs(t, err, c.code)
 				return

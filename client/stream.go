@@ -339,6 +339,8 @@ func (st *stream) refused(err error) {
 		r.later(err)
 	case code == wire.CodeOutOfRange:
 		r.fail(&OutOfRangeError{Partition: st.partition, Offset: uint64(st.next), Err: err})
+	case code == wire.CodeCorrupt:
+		r.fail(st.corrupt(st.next, err))
 	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle:
 		r.later(err)
 	default:
