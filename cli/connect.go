@@ -44,9 +44,11 @@ func (a *app) connect(ctx context.Context, opts ...client.Option) (*client.Conn,
 
 // sayReconnect tells on stderr when the connection of a long command is lost and
 // when it is back, so that a command that waits does not look dead.
-func (a *app) sayReconnect() client.Option {
+func (a *app) sayReconnect() client.Option { return client.WithEvents(a.reconnectSayer()) }
+
+func (a *app) reconnectSayer() func(client.Event) {
 	lost := false
-	return client.WithEvents(func(e client.Event) {
+	return func(e client.Event) {
 		switch e := e.(type) {
 		case client.Disconnected:
 			if !errors.Is(e.Err, client.ErrClosed) {
@@ -59,7 +61,7 @@ func (a *app) sayReconnect() client.Option {
 			}
 			lost = false
 		}
-	})
+	}
 }
 
 // withConn runs fn with a connection and a time limit for requests.

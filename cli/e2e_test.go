@@ -173,25 +173,81 @@ func TestFilesAreRecords(t *testing.T) {
 	one, two := filepath.Join(dir, "one"), filepath.Join(dir, "two")
 	require.NoError(t, os.WriteFile(one, []byte("a\nb\n"), 0o600))
 	require.NoError(t, os.WriteFile(two, nil, 0o600))
+	large := filepath.Join(dir, "large")
+	require.NoError(t, os.WriteFile(large, nil, 0o600))
+	require.NoError(t, os.Truncate(large, maxLineBytes+1))
 	must(t, at(address, ""), "topic", "create", "files")
 	must(t, at(address, "stdin is not read"), "produce", "files", "--file", one, two)
 	require.Equal(t, "[a\nb\n][]", must(t, at(address, ""), "consume", "files", "-e", "-f", "[%v]"))
-	got := at(address, "").run(context.Background(), "produce", "files", "--file", filepath.Join(dir, "none"))
+	for _, c := range []struct {
+		files []string
+		want  string
+	}{
+		{[]string{one, filepath.Join(dir, "none")}, "file " + dir + "/none does not exist; check its name, nothing was sent"},
+		{[]string{dir + "/"}, dir + "/ is a directory; name the files in it, as in --file " + dir + "/*; nothing was sent"},
+		{[]string{large}, "file " + large + " has 8,388,609 bytes, above 8 MiB, the largest record; split it, nothing was sent"},
+	} {
+		got := at(address, "").run(context.Background(), append([]string{"produce", "files", "--file"}, c.files...)...)
+		require.Equal(t, outcome{1, "", "lockstep: " + c.want + "\n"}, got)
+	}
+	must(t, at(address, ""), "topic", "create", "small", "--max-record-bytes", "1KiB")
+	require.NoError(t, os.Truncate(large, 2000))
+	got := at(address, "").run(context.Background(), "produce", "small", "-H", "a=b c", "--file", one, large, two)
 	require.Equal(t, 1, got.code)
-	require.Contains(t, got.stderr, "none: no such file or directory\n")
+	require.Contains(t, got.stderr, fmt.Sprintf("lockstep: file %[1]s: not sent: record is too large: up to 2050 bytes encoded, the limit is 1024; "+
+		"raise the limit with: lockstep topic alter small --max-record-bytes SIZE; "+
+		"file 1 is stored; continue with: lockstep produce small --header 'a=b c' --file %[1]s %[2]s\n", large, two))
 }
 
-func TestTheFirstBadLineIsNamed(t *testing.T) {
+// What is stored when a line fails, and the command that goes on, in one partition.
+func TestTheFirstBadLineIsNamedAndHowToGoOn(t *testing.T) {
 	address, _ := startServer(t)
 	must(t, at(address, ""), "topic", "create", "small", "--max-record-bytes", "1KiB")
-	got := at(address, "short\n"+strings.Repeat("x", 2000)+"\nnever read\n").run(context.Background(), "produce", "small")
-	require.Equal(t, 1, got.code)
-	require.Contains(t, got.stderr, "lockstep: line 2: not sent: ")
-	require.Contains(t, got.stderr, "; raise the limit with: lockstep topic alter small --max-record-bytes SIZE\n")
-	got = at(address, "k:v\nno delimiter\n").run(context.Background(), "produce", "small", "-K", ":")
-	require.Equal(t, 1, got.code)
-	require.Contains(t, got.stderr, `lockstep: line 2 of stdin has no ":" between key and value; check -K, or send it without`+"\n")
-	require.Equal(t, "short\nv\n", must(t, at(address, ""), "consume", "small", "-e"))
+	long := strings.Repeat("x", 2000)
+	for _, c := range []struct {
+		name, stdin string
+		args        []string
+		want        string
+	}{
+		{"too large", "short\n" + long + "\nnever read\n", nil,
+			"line 2: not sent: record is too large: up to 2036 bytes encoded, the limit is 1024; raise the limit with: " +
+				"lockstep topic alter small --max-record-bytes SIZE; line 1 is stored; continue with: tail -n +2 FILE | lockstep produce small"},
+		{"the first", long, nil,
+			"line 1: not sent: record is too large: up to 2066 bytes encoded, the limit is 1024; raise the limit with: " +
+				"lockstep topic alter small --max-record-bytes SIZE; nothing is stored"},
+		{"no key", "k:v\nk:w\nno delimiter\n", []string{"-K", ":", "--timeout", "5s"},
+			`line 3 of stdin has no ":" between key and value; check -K, or mend the line; lines 1 to 2 are stored; ` +
+				"continue with: tail -n +3 FILE | lockstep produce small --key-delimiter : --timeout 5s"},
+		{"without acknowledgements nothing is known", "no delimiter\n", []string{"-K", ":", "--acks", "none"},
+			`line 1 of stdin has no ":" between key and value; check -K, or mend the line`},
+	} {
+		got := at(address, c.stdin).run(context.Background(), append([]string{"produce", "small"}, c.args...)...)
+		require.Equal(t, outcome{1, "", "lockstep: " + c.want + "\n"}, got, c.name)
+	}
+	require.Equal(t, "short\nv\nw\n", must(t, at(address, ""), "consume", "small", "-e"))
+}
+
+// With several partitions lines behind the one that failed may be stored.
+func TestProduceSaysWhatGoingOnStoresTwice(t *testing.T) {
+	for _, c := range []struct {
+		name                        string
+		next, acknowledged, unknown int64
+		want                        string
+	}{
+		{"nothing", 1, 0, 0, "; nothing is stored"},
+		{"a beginning", 1001, 1000, 0, "; lines 1 to 1000 are stored; continue with: tail -n +1001 FILE | lockstep produce d"},
+		{"others behind it", 4, 5, 0, "; lines 1 to 3 are stored; 2 lines behind it are stored in other partitions; " +
+			"continue with: tail -n +4 FILE | lockstep produce d (which may store 2 lines twice)"},
+		{"the first is unknown", 1, 0, 1, "; continue with: tail -n +1 FILE | lockstep produce d (which may store 1 line twice)"},
+		{"one that is unknown", 4, 3, 1, "; lines 1 to 3 are stored; continue with: tail -n +4 FILE | lockstep produce d (which may store 1 line twice)"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := &produceRun{acks: newChoice("quorum", "quorum"), command: "lockstep produce d"}
+			p.acknowledged.Store(c.acknowledged)
+			p.unknown.Store(c.unknown)
+			require.Equal(t, c.want, p.goOn(c.next))
+		})
+	}
 }
 
 func TestProduceFlushesWhatItHasReadWhenInterrupted(t *testing.T) {
@@ -212,6 +268,7 @@ func TestProduceFlushesWhatItHasReadWhenInterrupted(t *testing.T) {
 	got := <-done
 	require.Equal(t, 130, got.code)
 	require.Contains(t, got.stderr, `2 records (11 B) acknowledged by topic "events" in `)
+	require.Contains(t, got.stderr, "; lines 1 to 2 are stored; continue with: tail -n +3 FILE | lockstep produce events --linger 1h --timeout 2h\n")
 	require.Equal(t, "first\nsecond\n", must(t, at(address, ""), "consume", "events", "-e"))
 }
 

@@ -136,6 +136,10 @@ func (f *failure) explainClient() string {
 		return fmt.Sprintf("%v; raise the limit with: %s alter %s --max-record-bytes SIZE", f.err, f.command(), name)
 	case errors.Is(f.err, client.ErrUnknownPartition):
 		return fmt.Sprintf("%s %q: %v; list its partitions with: %s describe %s", f.doing, f.destination, f.err, f.command(), name)
+	case errors.Is(f.err, client.ErrDeliveryTimeout) && errors.Is(f.err, wire.CodeDiskFull):
+		return fmt.Sprintf("%s %q: %v; free space or shorten retention on the broker's disk, or wait longer with --timeout", f.doing, f.destination, f.err)
+	case errors.Is(f.err, client.ErrDeliveryTimeout) && errors.Is(f.err, wire.CodeMemoryFull):
+		return fmt.Sprintf("%s %q: %v; shorten retention or raise --memory-bytes of the broker, or wait longer with --timeout", f.doing, f.destination, f.err)
 	case errors.Is(f.err, client.ErrDeliveryTimeout):
 		return fmt.Sprintf("%s %q: %v; check the broker, or wait longer with --timeout", f.doing, f.destination, f.err)
 	case errors.Is(f.err, client.ErrDisconnected):

@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // noNewlineHeader marks a record made from a last line that had no newline at
@@ -42,10 +44,11 @@ of the record. A last line without a newline is sent with the header
 
 With --file each file is one record, as it is. More files may follow DEST.
 
-Lines are read as they are sent, at most 8 MiB each. The first record that fails
-ends the command with its line and whether it was stored: "not sent" means that it
-is in no partition, "outcome unknown" that it may be. SIGINT stops reading and
-waits for what was read.`,
+Lines are read as they are sent, at most 8 MiB each. A broker that is away or has a
+full disk is waited for, at most --timeout for a record. The first record that fails
+ends the command with its line, whether it was stored ("not sent": it is in no
+partition, "outcome unknown": it may be), and the command that goes on from there.
+SIGINT stops reading and waits for what was read.`,
 		Example: `  lockstep produce orders < access.log
   printf 'k1:first\nk2:second\n' | lockstep produce orders -K :
   lockstep produce orders --file invoice-1.pdf invoice-2.pdf -H type=application/pdf`,
@@ -88,6 +91,10 @@ waits for what was read.`,
 			p.headers = append(p.headers, client.Header{Key: name, Value: []byte(value)})
 		}
 		p.fixed = c.Flags().Changed("partition")
+		if p.timeout.value < time.Millisecond {
+			return usagef(c, "flag --timeout: %s is too short", p.timeout.String())
+		}
+		p.command = a.commandOf(c, p.destination)
 		return p.run(c.Context())
 	}
 	return c
@@ -107,11 +114,13 @@ type produceRun struct {
 	acks, codec  *choiceFlag
 	linger       durationFlag
 	timeout      durationFlag
+	command      string // this one again, without its files
 
 	bar          *progressBar
 	producer     *client.Producer
 	acknowledged atomic.Int64
 	bytes        atomic.Int64 // of keys and values of acknowledged records
+	unknown      atomic.Int64 // records that may be stored, or are without having been acknowledged
 
 	mu      sync.Mutex
 	stopped bool         // no record is sent any more
@@ -119,19 +128,23 @@ type produceRun struct {
 	cancel  context.CancelFunc
 }
 
-// recordError is a record that failed.
+// recordError is a record that failed, or a line or file that is no record.
 type recordError struct {
 	number int64 // of the line or file, from 1
-	what   string
 	err    error
+	text   string // says it all; empty: err is the client's
 }
+
+func (e *recordError) Error() string { return e.text }
+
+func (e *recordError) Unwrap() error { return e.err }
 
 func (p *produceRun) run(ctx context.Context) error {
 	a := p.app
-	if p.timeout.value < time.Millisecond {
-		return usagef(nil, "flag --timeout: %s is too short", p.timeout.String())
+	if err := checkFiles(p.files); err != nil {
+		return err
 	}
-	conn, err := a.connect(ctx, a.sayReconnect())
+	conn, err := a.connect(ctx, p.sayTrouble())
 	if err != nil {
 		return err
 	}
@@ -170,11 +183,118 @@ func (p *produceRun) run(ctx context.Context) error {
 	p.mu.Unlock()
 	if failed != nil {
 		err = p.explain(failed)
+	} else if bad := (*recordError)(nil); errors.As(err, &bad) {
+		err = fmt.Errorf("%s%s", bad.text, p.goOn(bad.number))
 	}
-	if err == nil || p.acknowledged.Load() > 0 {
-		p.summary(elapsed)
+	if n := p.acknowledged.Load(); err == nil {
+		p.summary(elapsed, "")
+	} else if errors.Is(err, errInterrupted) && n > 0 {
+		p.summary(elapsed, p.goOn(n+1))
 	}
 	return err
+}
+
+// checkFiles finds out before anything is sent whether all files can be.
+func checkFiles(names []string) error {
+	for _, name := range names {
+		info, err := os.Stat(name)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			return fmt.Errorf("file %s does not exist; check its name, nothing was sent", name)
+		case err != nil:
+			return fmt.Errorf("file %s: %w; nothing was sent", name, cutPath(err))
+		case info.IsDir():
+			return fmt.Errorf("%s is a directory; name the files in it, as in --file %s/*; nothing was sent", name, strings.TrimRight(name, "/"))
+		case info.Mode().IsRegular() && info.Size() > maxLineBytes:
+			return fmt.Errorf("file %s has %s bytes, above %s, the largest record; split it, nothing was sent", name, formatCount(info.Size()), formatSize(maxLineBytes))
+		}
+	}
+	return nil
+}
+
+// cutPath is the reason in an error of package os, without operation and path.
+func cutPath(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+// commandOf is the command line of a run, for pasting, without its files.
+func (a *app) commandOf(c *cobra.Command, destination string) string {
+	text := c.CommandPath() + " " + shellWord(destination)
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if value, found := a.lookupEnv(envOf(f)); f.Name == "file" || found && value == f.Value.String() {
+			return // the environment stays
+		}
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, value := range values {
+			text += " --" + f.Name + " " + shellWord(value)
+		}
+	})
+	return text
+}
+
+// goOn says what is stored and how to continue with line or file number next. It
+// is called when every record has its outcome: those before next are stored.
+func (p *produceRun) goOn(next int64) string {
+	if p.acks.value == "none" {
+		return ""
+	}
+	unit, command := "line", fmt.Sprintf("tail -n +%d FILE | %s", next, p.command)
+	if len(p.files) > 0 {
+		unit, command = "file", p.command+" --file"
+		for _, name := range p.files[next-1:] {
+			command += " " + shellWord(name)
+		}
+	}
+	// Other partitions do not wait for the one that failed.
+	later := p.acknowledged.Load() - (next - 1)
+	var text string
+	switch {
+	case next == 1 && later == 0 && p.unknown.Load() == 0:
+		return "; nothing is stored"
+	case next == 1:
+	case next == 2:
+		text = fmt.Sprintf("; %s 1 is stored", unit)
+	default:
+		text = fmt.Sprintf("; %ss 1 to %d are stored", unit, next-1)
+	}
+	if later > 0 {
+		text += fmt.Sprintf("; %s behind it are stored in other partitions", plural(later, unit))
+	}
+	text += "; continue with: " + command
+	if twice := later + p.unknown.Load(); twice > 0 {
+		text += fmt.Sprintf(" (which may store %s twice)", plural(twice, unit))
+	}
+	return text
+}
+
+// sayTrouble tells on stderr when the connection is lost or a partition takes no
+// records, and when that is over, so that a command that waits does not look dead.
+func (p *produceRun) sayTrouble() client.Option {
+	connection := p.app.reconnectSayer()
+	stalled := 0 // partitions
+	return client.WithEvents(func(e client.Event) {
+		switch e := e.(type) {
+		case client.ProducerStalled:
+			if stalled++; stalled == 1 {
+				reason := (&failure{err: e.Err}).text(wire.CodeOf(e.Err))
+				fmt.Fprintf(p.app.stderr, "lockstep: %s %q, partition %d: %s; waiting, at most %s for a record (--timeout)\n",
+					p.words.noun, p.destination, e.Partition, oneLine(reason), p.timeout.String())
+			}
+		case client.ProducerResumed:
+			if stalled--; stalled == 0 {
+				fmt.Fprintf(p.app.stderr, "lockstep: %s %q takes records again\n", p.words.noun, p.destination)
+			}
+		default:
+			connection(e)
+		}
+	})
 }
 
 // send reads the input in its own goroutine, because a read from a terminal or a
@@ -216,7 +336,7 @@ func (p *produceRun) flush(ctx context.Context) error {
 	if p.interrupted() {
 		limit = min(limit, interruptedFlushTimeout)
 	}
-	timer := time.AfterFunc(limit+time.Second, cancel)
+	timer := time.AfterFunc(limit+limit/8+time.Second, cancel) // the producer may be so late
 	defer timer.Stop()
 	return p.producer.Close(ctx)
 }
@@ -255,24 +375,24 @@ func (p *produceRun) sendLines(ctx context.Context) error {
 			return nil
 		}
 		if errors.Is(err, errLineTooLong) {
-			return fmt.Errorf("line %d of stdin is %w; send it as a file in pieces, or check that the input is text", number+1, err)
+			return &recordError{number + 1, err, fmt.Sprintf("line %d of stdin is %v; is the input text?", number+1, err)}
 		}
 		if err != nil {
-			return fmt.Errorf("read line %d of stdin: %w", number+1, err)
+			return &recordError{number + 1, err, fmt.Sprintf("read line %d of stdin: %v", number+1, cutPath(err))}
 		}
 		record = client.Record{Value: line, Headers: p.headers}
 		if len(delimiter) > 0 {
 			key, value, found := bytes.Cut(line, delimiter)
 			if !found {
-				return fmt.Errorf("line %d of stdin has no %q between key and value; check -K, or send it without", number, p.keyDelimiter)
+				return &recordError{number, nil, fmt.Sprintf("line %d of stdin has no %q between key and value; check -K, or mend the line", number, p.keyDelimiter)}
 			}
 			record.Key, record.Value = key, value
 		}
 		if !newline {
 			record.Headers = withoutNewline
 		}
-		if more, err := p.sendOne(ctx, &record, number, "line"); err != nil || !more {
-			return err
+		if !p.sendOne(ctx, &record, number) {
+			return nil
 		}
 		p.bar.set(lines.bytes)
 	}
@@ -280,13 +400,14 @@ func (p *produceRun) sendLines(ctx context.Context) error {
 
 func (p *produceRun) sendFiles(ctx context.Context) error {
 	for i, name := range p.files {
+		number := int64(i) + 1
 		value, err := readRecordFile(name)
 		if err != nil {
-			return err
+			return &recordError{number, err, fmt.Sprintf("file %s: %v", name, cutPath(err))}
 		}
 		record := client.Record{Value: value, Headers: p.headers}
-		if more, err := p.sendOne(ctx, &record, int64(i)+1, "file "+name); err != nil || !more {
-			return err
+		if !p.sendOne(ctx, &record, number) {
+			return nil
 		}
 		p.bar.add(int64(len(value)))
 	}
@@ -305,41 +426,41 @@ func readRecordFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	if len(value) > maxLineBytes {
-		return nil, fmt.Errorf("file %s is larger than %s, the largest record; split it", name, formatSize(maxLineBytes))
+		return nil, errLineTooLong
 	}
 	return value, nil
 }
 
 // sendOne hands one record to the producer, waiting for room in its buffer, and
 // reports whether the input goes on.
-func (p *produceRun) sendOne(ctx context.Context, r *client.Record, number int64, what string) (more bool, err error) {
+func (p *produceRun) sendOne(ctx context.Context, r *client.Record, number int64) bool {
 	p.mu.Lock()
 	stopped := p.stopped || p.failed != nil
 	p.mu.Unlock()
-	if stopped || ctx.Err() != nil {
-		return false, nil
+	if stopped {
+		return false
 	}
 	size := int64(len(r.Key) + len(r.Value))
-	err = p.producer.SendFunc(ctx, r, func(_ client.Receipt, err error) {
+	err := p.producer.SendFunc(ctx, r, func(_ client.Receipt, err error) {
 		if err != nil {
-			p.fail(&recordError{number: number, what: what, err: err})
+			p.fail(&recordError{number: number, err: err})
 			return
 		}
 		p.acknowledged.Add(1)
 		p.bytes.Add(size)
 	})
-	if err != nil && ctx.Err() != nil {
-		return false, nil // interrupted, or an earlier record failed
+	if err != nil && ctx.Err() == nil { // else: interrupted, or an earlier record failed
+		p.fail(&recordError{number: number, err: err})
 	}
-	if err != nil {
-		p.fail(&recordError{number: number, what: what, err: err})
-		return false, nil
-	}
-	return true, nil
+	return err == nil
 }
 
-// fail keeps the earliest record that failed and stops the input.
+// fail keeps the earliest record that failed and stops the input, before the
+// partition takes another record.
 func (p *produceRun) fail(e *recordError) {
+	if outcomeOf(e.err) != client.NotSent {
+		p.unknown.Add(1)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.failed == nil || e.number < p.failed.number {
@@ -348,28 +469,38 @@ func (p *produceRun) fail(e *recordError) {
 	p.cancel()
 }
 
-func (p *produceRun) explain(e *recordError) error {
-	what := e.what
-	if what == "line" {
-		what = fmt.Sprintf("line %d", e.number)
+// outcomeOf is what is known about a record that failed.
+func outcomeOf(err error) client.Outcome {
+	var e *client.SendError
+	if errors.As(err, &e) {
+		return e.Outcome
 	}
-	outcome := client.NotSent
+	return client.NotSent
+}
+
+func (p *produceRun) explain(e *recordError) error {
+	what := fmt.Sprintf("line %d", e.number)
+	if len(p.files) > 0 {
+		what = "file " + p.files[e.number-1]
+	}
 	reason := e.err
 	var sendError *client.SendError
 	if errors.As(e.err, &sendError) {
-		outcome, reason = sendError.Outcome, sendError.Err
+		reason = sendError.Err
 	}
 	text := p.app.explain(&failure{doing: "produce to", destination: p.destination, kind: p.words, err: reason})
-	switch outcome {
+	said := "not sent"
+	switch outcomeOf(e.err) {
 	case client.Unknown:
-		return fmt.Errorf("%s: outcome unknown, it may or may not be stored: %s", what, text)
+		said = "outcome unknown, it may or may not be stored"
 	case client.Applied:
-		return fmt.Errorf("%s: stored, but: %s", what, text)
+		said = "stored, but"
 	}
-	return fmt.Errorf("%s: not sent: %s", what, text)
+	return fmt.Errorf("%s: %s: %s%s", what, said, text, p.goOn(e.number))
 }
 
-func (p *produceRun) summary(elapsed time.Duration) {
+// summary tells what was done, and what comes next where that is not all.
+func (p *produceRun) summary(elapsed time.Duration, next string) {
 	n, size := p.acknowledged.Load(), p.bytes.Load()
 	verb := "acknowledged"
 	if p.acks.value == "none" {
@@ -382,7 +513,7 @@ func (p *produceRun) summary(elapsed time.Duration) {
 	if s := elapsed.Seconds(); n >= 1000 && s > 0 {
 		text += fmt.Sprintf(": %s records/s, %s/s", formatCount(int64(float64(n)/s)), formatSize(int64(float64(size)/s)))
 	}
-	fmt.Fprintln(p.app.stderr, text)
+	fmt.Fprintln(p.app.stderr, text+next)
 }
 
 // shortDuration rounds for people: three digits.
