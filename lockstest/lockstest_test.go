@@ -281,3 +281,29 @@ func TestRecordsWithoutAKeyAreSpreadBatchByBatch(t *testing.T) {
 		require.InDelta(t, n/4, float64(next[partition]), n/20, "partition %d of %v", partition, next)
 	}
 }
+
+// Retention frees space also where nothing more is written: on a full disk nothing
+// else would.
+func TestRetentionFreesSpaceWithoutFurtherRecords(t *testing.T) {
+	b := lockstest.Start(t, lockstest.Configure(func(c *server.Config) { c.CheckpointBytes = 1 << 40 }))
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "d", Kind: client.Topic, Settings: client.Settings{Partitions: 1, Sync: client.SyncOS}})
+	p, err := conn.Producer(ctx, "d", client.BatchBytes(1<<20), client.MaxBufferedBytes(8<<20))
+	require.NoError(t, err)
+	value := make([]byte, 512<<10)
+	for range 300 { // 150 MiB: more than two segments
+		require.NoError(t, p.SendFunc(ctx, &client.Record{Value: value}, func(_ client.Receipt, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+		}))
+	}
+	require.NoError(t, p.Flush(ctx))
+	_, err = conn.AlterDestination(ctx, client.Destination{Name: "d", Kind: client.Topic, Settings: client.Settings{RetentionBytes: 1 << 20}}, wire.MaskRetentionBytes)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		d, err := conn.Destination(ctx, "d")
+		require.NoError(t, err)
+		return d.Partitions[0].Bytes < 64<<20
+	}, timeout, 20*time.Millisecond)
+}

@@ -136,6 +136,17 @@ func (l *Log) durableCommit() wire.Index {
 	return l.slot.last.commit
 }
 
+// AwaitsCheckpoint reports whether a trimmed segment stays only until the older
+// checkpoint covers it, which a log that does not grow would never see. Owner only.
+func (l *Log) AwaitsCheckpoint() bool {
+	list := *l.segments.Load()
+	if len(list) < 2 || l.CheckpointPending() || l.err != nil {
+		return false
+	}
+	next := list[1].Previous()
+	return next.Next <= l.StartOffset() && next.Index > l.older
+}
+
 // droppable is the number of segments at the head that lie below the logical
 // start, the older checkpoint and every reader at the watermark.
 func (l *Log) droppable() int {

@@ -47,6 +47,7 @@ type partitionReplica struct {
 
 	// Owner only.
 	campaigned bool
+	covering   int             // checkpoints that may still be written so that trimmed segments can go
 	mark       *log.Watermark // as of the last wake
 	stopping   bool
 	stopCode   wire.ErrorCode // set before requestStop
@@ -66,6 +67,10 @@ const (
 	requestSettings
 	requestStop
 )
+
+// checkpointsKept is how many checkpoints a log keeps: so many have to be written
+// until the older one covers what was trimmed.
+const checkpointsKept = 2
 
 // turn is one owner turn: inputs, consensus, proposals, wakes. Owner only.
 func (r *partitionReplica) turn() (again bool) {
@@ -87,6 +92,7 @@ func (r *partitionReplica) turn() (again bool) {
 	nowMs := r.clock().UnixMilli()
 	if asked&requestSettings != 0 {
 		r.applySettings()
+		asked |= requestRetain // whoever shortens retention wants the space now
 	}
 	lack := r.group.Stalled()
 	if !r.campaigned && (asked&requestActivate != 0 || r.part.Waiting() > 0) {
@@ -105,7 +111,12 @@ func (r *partitionReplica) turn() (again bool) {
 		return false
 	}
 	if asked&requestRetain != 0 {
+		r.covering = checkpointsKept
 		r.part.Retain(nowMs)
+	}
+	if r.covering > 0 && r.records.AwaitsCheckpoint() {
+		r.covering--
+		r.group.Checkpoint()
 	}
 	if asked&requestSync != 0 {
 		r.records.SyncNow()
