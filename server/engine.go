@@ -192,9 +192,7 @@ func (e *engine) now() time.Duration { return time.Since(e.start) }
 // tells the clients and answers what is in flight, until ctx is done.
 func (e *engine) stop(ctx context.Context) error {
 	e.drain(ctx)
-	e.wakeMu.Lock()
-	e.asleep = true
-	e.wakeMu.Unlock()
+	e.sleep()
 	ended, cancel := context.WithCancel(context.Background())
 	go func() {
 		<-e.stopped
@@ -219,6 +217,13 @@ func (e *engine) stop(ctx context.Context) error {
 	return nil
 }
 
+// sleep makes sure that no loop is woken any more.
+func (e *engine) sleep() {
+	e.wakeMu.Lock()
+	e.asleep = true
+	e.wakeMu.Unlock()
+}
+
 func (e *engine) removeTempDir() {
 	if e.tempDir != "" {
 		_ = os.RemoveAll(e.tempDir)
@@ -229,7 +234,7 @@ func (e *engine) removeTempDir() {
 const drainPoll = 5 * time.Millisecond
 
 // drain says goodbye: an event at once, an error frame to each session when its
-// requests are answered or ctx is done.
+// requests are answered or ctx is done. When the loops are gone nobody hears it.
 func (e *engine) drain(ctx context.Context) {
 	e.announce(wire.Event{Kind: wire.EventGoAway, Detail: "the broker is stopping"})
 	poll := time.NewTicker(drainPoll)
@@ -237,6 +242,8 @@ func (e *engine) drain(ctx context.Context) {
 	for e.counters.inFlight.Load() > 0 && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
+		case <-e.stopped:
+			return
 		case <-poll.C:
 		}
 	}
@@ -317,8 +324,9 @@ func (e *engine) OnTick() (time.Duration, gnet.Action) {
 	return 1<<63 - 1, gnet.None
 }
 
-// OnShutdown implements gnet.EventHandler.
-func (e *engine) OnShutdown(gnet.Engine) {}
+// OnShutdown implements gnet.EventHandler. gnet calls it before it tells the loops
+// to end, whether we asked for that or gnet gave up by itself.
+func (e *engine) OnShutdown(gnet.Engine) { e.sleep() }
 
 // OnOpen implements gnet.EventHandler: the acceptor's session begins its life.
 func (e *engine) OnOpen(c gnet.Conn) ([]byte, gnet.Action) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
@@ -98,7 +99,24 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 	})
 	s.acceptor = newAcceptor(s.engine, listener)
 	s.acceptor.run()
+	go s.watch()
 	return nil
+}
+
+// errLoopsEnded is how a broker ends whose event loops ended by themselves.
+var errLoopsEnded = errors.New("the event loops ended by themselves: no client is served; start the broker again, and report what its log says before this")
+
+// lostLoopsTimeout bounds the shutdown of a broker that has lost its event loops.
+const lostLoopsTimeout = 10 * time.Second
+
+// watch stops the broker if the event loops end while nobody has asked for it:
+// half of a broker, which holds its data directory and serves nobody, is worse than
+// none. It ends when the loops do.
+func (s *Server) watch() {
+	<-s.engine.stopped
+	ctx, cancel := context.WithTimeout(context.Background(), lostLoopsTimeout)
+	defer cancel()
+	_ = s.shutDown(ctx, errLoopsEnded)
 }
 
 // Addr is the address clients connect to.
@@ -115,11 +133,17 @@ func (s *Server) HTTPAddr() string {
 // Close stops the broker: no new connections, requests in flight are answered
 // until ctx is done, partitions write a checkpoint and are marked clean. It
 // blocks until everything has stopped and may be called more than once.
-func (s *Server) Close(ctx context.Context) error {
+func (s *Server) Close(ctx context.Context) error { return s.shutDown(ctx, nil) }
+
+// shutDown is Close; cause is why, if that is an error. The first call counts.
+func (s *Server) shutDown(ctx context.Context, cause error) error {
 	s.close.Do(func() {
+		if cause != nil {
+			s.broker.logger.Error("the broker stops", "err", cause)
+		}
 		s.acceptor.stop()
 		s.broker.onView(nil)
-		s.err = errors.Join(s.engine.stop(ctx), s.broker.close())
+		s.err = errors.Join(cause, s.engine.stop(ctx), s.broker.close())
 		if s.admin != nil {
 			s.err = errors.Join(s.err, s.admin.stop(ctx))
 		}
