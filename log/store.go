@@ -53,6 +53,8 @@ type StoreOptions struct {
 	// Memory says that FS keeps nothing over a restart: there is no lock, no
 	// reserve and no minimum of free space.
 	Memory bool
+	// Reap runs f where it may block, later; see segment.Env. Nil runs it at once.
+	Reap func(f func())
 	// Logger gets what recovery decided. Nil means slog.Default().
 	Logger *slog.Logger
 }
@@ -115,6 +117,7 @@ func OpenStore(o StoreOptions) (*Store, error) {
 	s.env.Files = segment.NewCache(o.OpenSegments)
 	s.env.Maps = segment.NewCache(o.MappedSegments)
 	s.env.Memory = o.Memory
+	s.env.Reap = o.Reap
 	s.boot = wire.Checksum([]byte(o.BootID))
 	s.reserve.init(o)
 	if err := s.open(); err != nil {

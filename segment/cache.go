@@ -52,12 +52,18 @@ func (r *resource) acquire() bool {
 }
 
 func (r *resource) release() {
-	switch n := r.refs.Add(-1); {
-	case n == 0:
+	if r.unref() {
 		r.close()
-	case n < 0:
+	}
+}
+
+// unref gives a reference back and reports whether it was the last.
+func (r *resource) unref() bool {
+	n := r.refs.Add(-1)
+	if n < 0 {
 		panic("segment: resource released more often than acquired")
 	}
+	return n == 0
 }
 
 // insert adds a resource with two references, the cache's and the caller's, and

@@ -46,6 +46,11 @@ type Env struct {
 	Memory  bool         // FS is memory: nothing is ever cold
 	Traffic atomic.Int64 // bytes appended and populated by this process
 
+	// Reap runs what closes a file or map whose last user was a view: that frees
+	// the pages, and the blocks of a file that has lost its name, and views are
+	// released where nothing may block. Nil runs it at once.
+	Reap func(func())
+
 	views atomic.Uint64 // counts views in invariants builds; not per process, so that simulations repeat
 }
 
@@ -247,14 +252,29 @@ func (s *Segment) Acquire() bool {
 // It reports whether it was the last: then nobody reads the file any more and
 // nobody will under this name, so it may be recycled.
 func (s *Segment) Release() bool {
-	switch n := s.refs.Add(-1); {
-	case n < 0:
-		panic(fmt.Sprintf("segment %s: released more often than acquired", s.name))
-	case n > 0:
+	if !s.unref() {
 		return false
 	}
 	s.CloseResources()
 	return true
+}
+
+// unref gives a reference back and reports whether it was the last.
+func (s *Segment) unref() bool {
+	n := s.refs.Add(-1)
+	if n < 0 {
+		panic(fmt.Sprintf("segment %s: released more often than acquired", s.name))
+	}
+	return n == 0
+}
+
+// reap runs f where it may block.
+func (e *Env) reap(f func()) {
+	if e.Reap == nil {
+		f()
+		return
+	}
+	e.Reap(f)
 }
 
 // Drop gives the log's own reference back, as Release does, and says that the file

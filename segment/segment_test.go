@@ -243,6 +243,50 @@ func TestADroppedSegmentStaysReadableWhileItIsHeld(t *testing.T) {
 	require.Panics(t, func() { w.s.Release() })
 }
 
+// Views are released on event loops, which must not wait for the disk: what closes
+// the files of a dropped segment is handed over.
+func TestTheLastViewOfADroppedSegmentClosesNothingItself(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	env := newEnv(t, fs, 10, 10)
+	var reaped []func()
+	env.Reap = func(f func()) { reaped = append(reaped, f) }
+	w := newWriter(t, env, 1, 1<<20)
+	w.append(wire.KindRecords, 1, 1, []byte("body"))
+	_, err := w.s.Populate(HeaderSize, w.s.End(), 100)
+	require.NoError(t, err)
+	v, other := &View{}, &View{}
+	require.NoError(t, w.s.View(v, HeaderSize, w.s.End(), 1000, 0))
+	require.NoError(t, w.s.View(other, HeaderSize, w.s.End(), 1000, 0))
+	require.False(t, w.s.Drop())
+	open := fs.OpenCount()
+	require.Positive(t, open)
+	other.Release()
+	require.Empty(t, reaped, "it was not the last")
+	v.Release()
+	require.NotEmpty(t, reaped)
+	require.Equal(t, open, fs.OpenCount(), "nothing is closed yet")
+	for _, f := range reaped {
+		f()
+	}
+	require.Zero(t, fs.OpenCount())
+
+	// A map that the cache has given up closes with its last view, and not by it.
+	w = newWriter(t, env, 2, 1<<20)
+	w.append(wire.KindRecords, 1, 1, []byte("body"))
+	_, err = w.s.Populate(HeaderSize, w.s.End(), 100)
+	require.NoError(t, err)
+	v, reaped = &View{}, nil
+	require.NoError(t, w.s.View(v, HeaderSize, w.s.End(), 1000, 0))
+	w.s.CloseResources()
+	open = fs.OpenCount()
+	v.Release()
+	require.Len(t, reaped, 1)
+	require.Equal(t, open, fs.OpenCount())
+	reaped[0]()
+	require.Less(t, fs.OpenCount(), open)
+	w.s.Release()
+}
+
 func TestCacheClosesTheLeastRecentlyUsed(t *testing.T) {
 	fs := vfs.NewSimulated(1)
 	env := newEnv(t, fs, 3, 2)

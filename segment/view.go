@@ -45,7 +45,8 @@ type View struct {
 }
 
 // Release ends the use of the slices. Every view is released exactly once, the
-// empty one too; a second release panics. Any goroutine.
+// empty one too; a second release panics. It does not block: the file of a segment
+// that was dropped meanwhile is closed by Env.Reap. Any goroutine.
 func (v *View) Release() {
 	if v.done.Swap(true) {
 		panic("segment: view released twice")
@@ -56,8 +57,17 @@ func (v *View) Release() {
 		}
 	}
 	if v.held != nil {
-		v.held.release()
-		v.seg.Release()
+		v.seg.letGo(v.held)
+	}
+}
+
+// letGo gives back what a view holds: the map, and the segment. It does not block.
+func (s *Segment) letGo(m *mapRef) {
+	if m.unref() {
+		s.env.reap(m.close)
+	}
+	if s.unref() {
+		s.env.reap(s.CloseResources)
 	}
 }
 
@@ -96,7 +106,9 @@ func (s *Segment) View(v *View, from, end int64, maxBytes int, hotFrom int64) er
 		return ErrCold
 	}
 	if !s.Acquire() {
-		m.release()
+		if m.unref() {
+			s.env.reap(m.close)
+		}
 		return ErrDropped
 	}
 	v.seg, v.held = s, m
@@ -126,8 +138,7 @@ func (s *Segment) View(v *View, from, end int64, maxBytes int, hotFrom int64) er
 	v.Next.Byte = pos
 	if v.Bytes == 0 {
 		v.seg, v.held = nil, nil
-		m.release()
-		s.Release()
+		s.letGo(m)
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ func (b *broker) open(ctx context.Context) error {
 	var err error
 	b.disk, err = log.OpenStore(log.StoreOptions{
 		FS: b.cfg.fs, Dir: b.cfg.DataDir, BootID: b.cfg.bootID,
-		MinFreeBytes: b.cfg.MinFreeBytes, OpenSegments: openSegments(b.cfg.Limits.DescriptorReserve), Logger: b.logger,
+		MinFreeBytes: b.cfg.MinFreeBytes, OpenSegments: openSegments(b.cfg.Limits.DescriptorReserve), Reap: b.jobs.submit, Logger: b.logger,
 	})
 	if err != nil {
 		return err
@@ -104,7 +104,7 @@ func (b *broker) open(ctx context.Context) error {
 		return err
 	}
 	b.memory, err = log.OpenStore(log.StoreOptions{
-		FS: b.cfg.memoryFS, Dir: memoryDir, BootID: b.cfg.bootID, Memory: true, Logger: b.logger,
+		FS: b.cfg.memoryFS, Dir: memoryDir, BootID: b.cfg.bootID, Memory: true, Reap: b.jobs.submit, Logger: b.logger,
 	})
 	if err != nil {
 		return err

@@ -121,3 +121,38 @@ func deleteNamed(b *broker, name string) error {
 	}
 	return administer(b, &wire.DeleteRequest{Name: name, Kind: d.Kind, ID: d.ID})
 }
+
+// An event loop that releases the last view of a destination that was deleted
+// meanwhile leaves it to a storage worker to close the file and free its blocks.
+func TestTheLastViewOfADeletedDestinationIsClosedByAWorker(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	defer func() { require.NoError(t, b.close()) }()
+	createOrders(t, b)
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	r := orders(t, b, 0)
+	at, _, err := r.Log().Locate(0)
+	require.NoError(t, err)
+	require.NoError(t, r.Log().Populate(at, 1))
+	view, err := r.Log().View(at, 1000)
+	require.NoError(t, err)
+	require.Positive(t, view.Bytes)
+	d, _ := b.View().Destination("orders")
+	require.NoError(t, administer(b, &wire.DeleteRequest{Name: "orders", Kind: wire.Queue, ID: d.ID}))
+	eventually(t, "burial", func() bool { return len(b.View().Deleted) == 0 })
+
+	busy := make(chan struct{}) // every worker is
+	for range b.cfg.StorageWorkers {
+		b.jobs.submit(func() { <-busy })
+	}
+	free := func() int64 {
+		n, _, err := disk.Space("data")
+		require.NoError(t, err)
+		return n
+	}
+	before := free()
+	view.Release()
+	require.Equal(t, before, free(), "the blocks of a file without a name are freed with its last user")
+	close(busy)
+	eventually(t, "the file is closed", func() bool { return free() > before })
+}
