@@ -48,7 +48,8 @@ func (q *loose) step() bool {
 // crashModel drives a log at random, cuts the power at random, and knows what must
 // have survived.
 type crashModel struct {
-	t       *testing.T
+	t       testing.TB
+	mutate  func(vfs.FS) vfs.FS // nil: the disk as it is
 	seed    uint64
 	random  *rand.Rand
 	fs      *vfs.Simulated
@@ -87,19 +88,28 @@ func TestF6_CrashAtAnyPointLeavesADurablePrefix(t *testing.T) {
 				seeds /= 10
 			}
 			for seed := range seeds {
-				runCrashes(t, uint64(seed), mode)
+				newCrashModel(t, uint64(seed), mode).crashes()
 			}
 		})
 	}
 }
 
-func runCrashes(t *testing.T, seed uint64, mode SyncMode) {
+func newCrashModel(t testing.TB, seed uint64, mode SyncMode) *crashModel {
 	m := &crashModel{t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 42)), fs: vfs.NewSimulated(seed), mode: mode, first: 1}
 	m.segment = []int64{700, 2000, 10_000, 200_000}[m.random.IntN(4)]
 	m.uniform = seed%2 == 1
+	return m
+}
+
+// crashes runs the log until the power goes, a few times.
+func (m *crashModel) crashes() {
 	defer func() {
-		if p := recover(); p != nil {
-			t.Fatalf("seed %d: panic: %v", seed, p)
+		p := recover()
+		if _, expected := p.(expectedFailure); expected {
+			panic(p)
+		}
+		if p != nil {
+			m.t.Fatalf("seed %d: panic: %v", m.seed, p)
 		}
 	}()
 	for range 3 + m.random.IntN(4) {
@@ -125,9 +135,13 @@ func (m *crashModel) require(ok bool, format string, args ...any) {
 
 func (m *crashModel) open() {
 	m.jobs = &loose{random: m.random}
+	fs := vfs.FS(m.fs)
+	if m.mutate != nil {
+		fs = m.mutate(fs)
+	}
 	var err error
 	m.store, err = OpenStore(StoreOptions{
-		FS: m.fs, Dir: testDir, UUID: [16]byte{1}, BootID: fmt.Sprint(m.boots), MinFreeBytes: -1, ReserveBytes: -1, Logger: quiet,
+		FS: fs, Dir: testDir, UUID: [16]byte{1}, BootID: fmt.Sprint(m.boots), MinFreeBytes: -1, ReserveBytes: -1, Logger: quiet,
 	})
 	m.require(err == nil, "store: %v", err)
 	m.log, err = Open(m.options())

@@ -2,6 +2,7 @@ package log
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"strings"
@@ -16,6 +17,8 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
+var faultEntries = flag.Int("faultentries", 40, "entries of the log whose every storage call fails in TestF5 and TestF8; at least 40")
+
 var errEIO = fmt.Errorf("injected: %w", syscall.EIO)
 
 // workload drives a log through everything that touches the disk: appends, rolls,
@@ -26,7 +29,7 @@ func workload(r *rig) (durable, committed wire.Index, err error) {
 	var term wire.Term = 1
 	hs := HardState{Term: term, Vote: 7}
 	l.SetHardState(hs, true)
-	for i := wire.Index(1); i <= 40; i++ {
+	for i := wire.Index(1); i <= wire.Index(*faultEntries); i++ {
 		if i == 30 {
 			// Another leader takes back one entry.
 			if err = r.tryAppend(records(i, term, 1, 350)); err != nil {
@@ -76,84 +79,95 @@ func TestF5_TheFirstErrorFencesAndNothingIsRepeated(t *testing.T) {
 	before := fs.Ops()
 	_, committed, err := workload(r)
 	require.NoError(t, err)
-	require.Equal(t, wire.Index(40), committed)
+	require.Equal(t, wire.Index(*faultEntries), committed)
 	total := fs.Ops() - before
 	require.Greater(t, total, int64(150))
 
 	failed := map[vfs.Op]int{}
 	for n := int64(1); n <= total; n++ {
-		fs := vfs.NewSimulated(1)
-		r := newRig(t, fs, func(o *Options) { o.SegmentBytes = 3000 }).open()
-		var count int64
-		var badOp vfs.Op
-		var badName string
-		again := 0
-		fs.Inject(func(op vfs.Op, name string) error {
-			count++
-			if count == n {
-				badOp, badName = op, name
-				return errEIO
-			}
-			if count > n && op == vfs.OpSync && badOp == vfs.OpSync && name == badName {
-				again++
-			}
-			return nil
-		})
-		durable, committed, err := workload(r)
-		failed[badOp]++
-		what := fmt.Sprintf("call %d: %v %s", n, badOp, badName)
-		fenced := r.log.Err() != nil
-		if fenced {
-			require.ErrorIs(t, r.log.Err(), ErrFenced, what)
-			require.ErrorIs(t, r.log.Err(), syscall.EIO, what)
-			require.ErrorIs(t, err, ErrFenced, what)
-		} else {
-			require.Contains(t, []vfs.Op{vfs.OpStat, vfs.OpRead, vfs.OpRemove, vfs.OpCreate}, badOp, what)
-		}
-		require.Zero(t, again, "%s: synced again", what)
-		ticket, index := r.log.DurableTicket(), r.log.DurableIndex()
-		require.LessOrEqual(t, index, r.log.LastIndex())
-		fs.Inject(nil)
-		if fenced {
-			// Nothing becomes durable afterwards.
-			r.log.Sync()
-			r.log.SyncNow()
-			r.log.MarkIdle()
-			r.log.SetHardState(r.log.HardState(), true)
-			r.jobs.drain()
-			require.Equal(t, ticket, r.log.DurableTicket(), what)
-			require.Equal(t, index, r.log.DurableIndex(), what)
-			require.ErrorIs(t, r.tryAppend(records(r.log.LastIndex()+1, 9, 1, 10)), ErrFenced)
-			require.ErrorIs(t, r.log.Close(true), ErrFenced)
-			require.NoError(t, r.store.Close())
-		} else {
-			r.close(false)
-		}
-		r.jobs.drain()
-		require.Zero(t, fs.OpenCount(), "%s: files are left open", what)
-		// What the disk really has.
-		fs.CrashLoseAll()
-		r.options.RecoverFence = true
-		require.NoError(t, r.tryOpen(), what)
-		require.GreaterOrEqual(t, r.log.LastIndex(), committed, what)
-		if durable < 29 {
-			require.GreaterOrEqual(t, r.log.LastIndex(), durable, what)
-		}
-		for _, e := range r.replayed(r.log.FirstIndex()) {
-			if e.Index <= committed {
-				term := wire.Term(1)
-				if e.Index >= 30 {
-					term = 2
-				}
-				require.Equal(t, records(e.Index, term, 1, 300), e, what)
-			}
-		}
-		r.append(records(r.log.LastIndex()+1, 9, 1, 10))
-		r.commit()
+		failed[failCall(t, n, nil)]++
 	}
+	t.Logf("%d storage calls, each failed once", total)
 	for _, op := range []vfs.Op{vfs.OpWrite, vfs.OpSync, vfs.OpAllocate, vfs.OpRename, vfs.OpSyncDir, vfs.OpZero, vfs.OpCreate} {
 		require.NotZero(t, failed[op], "%v was never made to fail", op)
 	}
+}
+
+// failCall runs the workload with an error at storage call n and checks that nothing
+// is acknowledged after it, nothing synced again, and nothing acknowledged lost. It
+// returns what the call was.
+func failCall(t testing.TB, n int64, mutate func(vfs.FS) vfs.FS) (badOp vfs.Op) {
+	fs := vfs.NewSimulated(1)
+	disk := vfs.FS(fs)
+	if mutate != nil {
+		disk = mutate(disk)
+	}
+	r := newRig(t, disk, func(o *Options) { o.SegmentBytes = 3000 }).open()
+	var count int64
+	var badName string
+	again := 0
+	fs.Inject(func(op vfs.Op, name string) error {
+		count++
+		if count == n {
+			badOp, badName = op, name
+			return errEIO
+		}
+		if count > n && op == vfs.OpSync && badOp == vfs.OpSync && name == badName {
+			again++
+		}
+		return nil
+	})
+	durable, committed, err := workload(r)
+	what := fmt.Sprintf("call %d: %v %s", n, badOp, badName)
+	fenced := r.log.Err() != nil
+	if fenced {
+		require.ErrorIs(t, r.log.Err(), ErrFenced, what)
+		require.ErrorIs(t, r.log.Err(), syscall.EIO, what)
+		require.ErrorIs(t, err, ErrFenced, what)
+	} else {
+		require.Contains(t, []vfs.Op{vfs.OpStat, vfs.OpRead, vfs.OpRemove, vfs.OpCreate}, badOp, what)
+	}
+	require.Zero(t, again, "%s: synced again", what)
+	ticket, index := r.log.DurableTicket(), r.log.DurableIndex()
+	require.LessOrEqual(t, index, r.log.LastIndex())
+	fs.Inject(nil)
+	if fenced {
+		// Nothing becomes durable afterwards.
+		r.log.Sync()
+		r.log.SyncNow()
+		r.log.MarkIdle()
+		r.log.SetHardState(r.log.HardState(), true)
+		r.jobs.drain()
+		require.Equal(t, ticket, r.log.DurableTicket(), what)
+		require.Equal(t, index, r.log.DurableIndex(), what)
+		require.ErrorIs(t, r.tryAppend(records(r.log.LastIndex()+1, 9, 1, 10)), ErrFenced)
+		require.ErrorIs(t, r.log.Close(true), ErrFenced)
+		require.NoError(t, r.store.Close())
+	} else {
+		r.close(false)
+	}
+	r.jobs.drain()
+	require.Zero(t, fs.OpenCount(), "%s: files are left open", what)
+	// What the disk really has.
+	fs.CrashLoseAll()
+	r.options.RecoverFence = true
+	require.NoError(t, r.tryOpen(), what)
+	require.GreaterOrEqual(t, r.log.LastIndex(), committed, what)
+	if durable < 29 {
+		require.GreaterOrEqual(t, r.log.LastIndex(), durable, what)
+	}
+	for _, e := range r.replayed(r.log.FirstIndex()) {
+		if e.Index <= committed {
+			term := wire.Term(1)
+			if e.Index >= 30 {
+				term = 2
+			}
+			require.Equal(t, records(e.Index, term, 1, 300), e, what)
+		}
+	}
+	r.append(records(r.log.LastIndex()+1, 9, 1, 10))
+	r.commit()
+	return badOp
 }
 
 func TestF5_ATornWriteFences(t *testing.T) {
