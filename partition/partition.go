@@ -528,6 +528,9 @@ func (p *Partition) abandon(code wire.ErrorCode) {
 	}
 }
 
+// Refuse makes Append refuse further batches with code. Any goroutine.
+func (p *Partition) Refuse(code wire.ErrorCode) { p.mailbox.close(code) }
+
 // Close answers everything that waits with code and refuses further batches.
 func (p *Partition) Close(code wire.ErrorCode) {
 	p.mailbox.close(code)

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -42,7 +43,12 @@ type broker struct {
 	settling []settleWaiter
 	failed   map[replicaKey]error // replicas that did not open
 
+	gone   []*partitionReplica // retired, not closed yet
+	goneAt *cluster.View       // that does not name them
+	unsaid atomic.Bool         // the metadata has to be told something again
+
 	dirty  chan struct{} // the metadata changed
+	untidy chan struct{} // there is something to remove
 	stops  chan struct{} // close has stopped something
 	viewed func(*cluster.View)
 	cancel context.CancelFunc
@@ -72,7 +78,7 @@ func openBroker(cfg Config) (*broker, error) {
 		turns: newTurnPool(), jobs: newBlockingPool(cfg.StorageWorkers), reads: newBlockingPool(cfg.ReadWorkers),
 		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), failed: make(map[replicaKey]error),
-		dirty: make(chan struct{}, 1), stops: make(chan struct{}, 1),
+		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
 	var ctx context.Context
 	ctx, b.cancel = context.WithCancel(context.Background())
@@ -113,6 +119,7 @@ func (b *broker) open(ctx context.Context) error {
 		return err
 	}
 	b.done.Go(func() { b.keepInStep(ctx) })
+	b.done.Go(func() { b.keepTidy(ctx) })
 	b.done.Go(func() { b.keepTime(ctx) })
 	b.meta.schedule()
 	return b.join()
@@ -222,10 +229,11 @@ func (b *broker) keepInStep(ctx context.Context) {
 }
 
 // retryFailed opens partitions again that did not open for want of space or
-// descriptors: that passes without anybody's doing.
+// descriptors: that passes without anybody's doing. It tells the metadata again
+// what it refused to hear.
 func (b *broker) retryFailed() {
 	b.mu.Lock()
-	retry := false
+	retry := b.unsaid.Swap(false)
 	for key, err := range b.failed {
 		if errors.Is(err, vfs.ErrNoSpace) || errors.Is(err, log.ErrDiskFull) || errors.Is(err, log.ErrResources) {
 			delete(b.failed, key)
@@ -246,12 +254,16 @@ func (b *broker) onView(f func(*cluster.View)) {
 }
 
 // reconcile makes the replicas of this node what v says. Only keepInStep calls it.
+// What goes is stopped and removed in the background, by keepTidy.
 func (b *broker) reconcile(v *cluster.View) {
-	wanted := make(map[replicaKey]struct{})
-	var open sync.WaitGroup
-	slots := make(chan struct{}, diskParallel)
-	var createdMu sync.Mutex
-	var created []uint64
+	type missing struct {
+		destination *cluster.Destination
+		partition   *cluster.Partition
+		replica     *cluster.Replica
+	}
+	var open []missing
+	var created []*partitionReplica // the metadata does not know yet that they exist
+	wanted := make(map[replicaKey]uint64)
 	for _, d := range v.Destinations {
 		for i := range d.Partitions {
 			p := &d.Partitions[i]
@@ -260,53 +272,71 @@ func (b *broker) reconcile(v *cluster.View) {
 				continue
 			}
 			key := replicaKey{d.ID, p.Number}
+			wanted[key] = mine.ID
 			b.mu.RLock()
 			r, failed := b.replicas[key], b.failed[key]
 			b.mu.RUnlock()
-			if r != nil && r.replicaID != mine.ID {
-				r = nil // another incarnation: the old one is removed below
-			} else {
-				wanted[key] = struct{}{}
-			}
-			if r != nil {
+			switch {
+			case r != nil && r.replicaID == mine.ID:
 				if s := r.settings.Load(); *s != d.Settings {
 					settings := d.Settings
 					r.settings.Store(&settings)
 					r.ask(requestSettings)
 				}
-				continue
-			}
-			if failed != nil {
-				continue
-			}
-			wanted[key] = struct{}{}
-			slots <- struct{}{}
-			open.Go(func() {
-				defer func() { <-slots }()
-				r, err := b.openReplica(d, p, mine)
-				b.mu.Lock()
-				defer b.mu.Unlock()
-				if err != nil {
-					b.failed[key] = err
-					b.logger.Error("partition does not open; it stays down until its cause is mended and the broker restarts",
-						"partition", fmt.Sprintf("%s/%d", d.Name, p.Number), "err", err)
-					return
+				if mine.State == cluster.ReplicaNew {
+					created = append(created, r)
 				}
-				b.replicas[key] = r
-				if mine.State == cluster.ReplicaNew && d.Settings.Storage == wire.StorageDisk {
-					createdMu.Lock()
-					created = append(created, mine.ID)
-					createdMu.Unlock()
-				}
-			})
+			case failed == nil:
+				open = append(open, missing{d, p, mine})
+			}
 		}
 	}
-	open.Wait()
-	if len(created) > 0 {
-		b.submit(cluster.Command{Activate: &cluster.Activate{Replicas: created}}, func(cluster.Result) {})
+	b.retire(wanted, v)
+	opened := make([]*partitionReplica, len(open))
+	b.inParallel(len(open), func(i int) {
+		d, p, mine := open[i].destination, open[i].partition, open[i].replica
+		key := replicaKey{d.ID, p.Number}
+		r, err := b.openReplica(d, p, mine)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if err != nil {
+			b.failed[key] = err
+			b.logger.Error("partition does not open; it stays down until its cause is mended and the broker restarts",
+				"partition", fmt.Sprintf("%s/%d", d.Name, p.Number), "err", err)
+			return
+		}
+		b.replicas[key] = r
+		if mine.State == cluster.ReplicaNew {
+			opened[i] = r
+		}
+	})
+	b.confirm(append(created, opened...))
+}
+
+// confirm says in the metadata that the directories of new replicas exist. What
+// cannot be said now is said by a later reconcile, see retryFailed.
+func (b *broker) confirm(replicas []*partitionReplica) {
+	var said []*partitionReplica
+	c := &cluster.Activate{}
+	for _, r := range replicas {
+		if r != nil && r.storage == wire.StorageDisk && !r.confirming.Swap(true) {
+			said = append(said, r)
+			c.Replicas = append(c.Replicas, r.replicaID)
+		}
 	}
-	b.removeUnwanted(wanted)
-	b.bury(v)
+	if len(said) == 0 {
+		return
+	}
+	b.submit(cluster.Command{Activate: c}, func(result cluster.Result) {
+		if result.Err == nil {
+			return
+		}
+		for _, r := range said {
+			r.confirming.Store(false)
+		}
+		b.unsaid.Store(true)
+		b.logger.Warn("metadata does not know yet that partitions were created; it is told again", "partitions", len(said), "err", result.Err)
+	})
 }
 
 func replicaOn(p *cluster.Partition, node uint32) *cluster.Replica {
@@ -318,12 +348,13 @@ func replicaOn(p *cluster.Partition, node uint32) *cluster.Replica {
 	return nil
 }
 
-// removeUnwanted stops replicas that the metadata no longer names.
-func (b *broker) removeUnwanted(wanted map[replicaKey]struct{}) {
+// retire takes replicas that the metadata no longer names out of service. From
+// here on they take no records; keepTidy does what takes long.
+func (b *broker) retire(wanted map[replicaKey]uint64, v *cluster.View) {
 	b.mu.Lock()
 	var gone []*partitionReplica
 	for key, r := range b.replicas {
-		if _, ok := wanted[key]; !ok {
+		if id, ok := wanted[key]; !ok || id != r.replicaID {
 			gone = append(gone, r)
 			delete(b.replicas, key)
 		}
@@ -333,22 +364,58 @@ func (b *broker) removeUnwanted(wanted map[replicaKey]struct{}) {
 			delete(b.failed, key)
 		}
 	}
+	b.gone = append(b.gone, gone...)
+	b.goneAt = v
 	b.mu.Unlock()
 	for _, r := range gone {
-		if err := r.stop(wire.CodeDestinationGone); err != nil {
-			b.logger.Warn("closing a removed partition", "partition", r.name, "err", err)
+		r.askStop(wire.CodeDestinationGone)
+	}
+	select {
+	case b.untidy <- struct{}{}:
+	default:
+	}
+}
+
+// keepTidy closes retired replicas and removes the directories of deleted
+// destinations, one delete after the other, a few partitions of it at a time: a
+// large one holds up nothing but the deletes behind it.
+func (b *broker) keepTidy(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.untidy:
 		}
-		if r.storage == wire.StorageMemory {
-			if err := errors.Join(b.memory.Quarantine(r.dir), b.memory.PurgeQuarantine()); err != nil {
-				b.logger.Error("a removed partition's memory stays", "partition", r.name, "err", err)
-			}
+		b.mu.Lock()
+		gone, v := b.gone, b.goneAt
+		b.gone = nil
+		b.mu.Unlock()
+		b.inParallel(len(gone), func(i int) { b.remove(gone[i]) })
+		if err := b.memory.PurgeQuarantine(); err != nil {
+			b.logger.Error("the memory of removed partitions stays", "err", err)
+		}
+		b.bury(v)
+	}
+}
+
+// remove closes a retired replica. Its directory stays, bury removes it; memory has
+// no directory that anybody would find again, so it is given back here.
+func (b *broker) remove(r *partitionReplica) {
+	if err := r.finish(); err != nil {
+		b.logger.Warn("closing a removed partition", "partition", r.name, "err", err)
+	}
+	if r.storage == wire.StorageMemory {
+		if err := b.memory.Quarantine(r.dir); err != nil {
+			b.logger.Error("a removed partition's memory stays", "partition", r.name, "err", err)
 		}
 	}
+	b.stopped()
 }
 
 // bury removes the directories of destinations that were deleted by a committed
 // command and says so in the metadata. Until then they are remembered there, so
-// that a crash in between leaves nothing behind.
+// that a crash in between leaves nothing behind. The replicas that v does not name
+// are closed.
 func (b *broker) bury(v *cluster.View) {
 	for _, d := range v.Deleted {
 		if !slices.Contains(d.Nodes, b.identity.NodeID) {
@@ -358,26 +425,30 @@ func (b *broker) bury(v *cluster.View) {
 			b.logger.Error("directories of a removed destination stay until the next start", "destination", d.ID, "err", err)
 			continue
 		}
-		b.submit(cluster.Command{Bury: &cluster.Bury{ID: d.ID, Node: b.identity.NodeID}}, func(cluster.Result) {})
+		b.submit(cluster.Command{Bury: &cluster.Bury{ID: d.ID, Node: b.identity.NodeID}}, func(result cluster.Result) {
+			if result.Err != nil {
+				b.unsaid.Store(true)
+				b.logger.Warn("metadata does not know yet that directories are removed; it is told again", "destination", d.ID, "err", result.Err)
+			}
+		})
 	}
 }
 
 // removeDirectories moves them into quarantine first: what is half removed is
 // never taken for a partition.
 func (b *broker) removeDirectories(d *cluster.Deleted) error {
-	for number := range d.Partitions {
-		dir := b.partitionDir(wire.StorageDisk, d.ID, number)
-		switch _, err := b.cfg.fs.Stat(dir); {
-		case errors.Is(err, fs.ErrNotExist):
-			continue
-		case err != nil:
-			return err
+	errs := make([]error, d.Partitions)
+	b.inParallel(len(errs), func(i int) {
+		dir := b.partitionDir(wire.StorageDisk, d.ID, uint32(i))
+		_, err := b.cfg.fs.Stat(dir)
+		if err == nil {
+			err = b.disk.Quarantine(dir)
 		}
-		if err := b.disk.Quarantine(dir); err != nil {
-			return err
+		if !errors.Is(err, fs.ErrNotExist) {
+			errs[i] = err
 		}
-	}
-	return b.disk.PurgeQuarantine()
+	})
+	return errors.Join(append(errs, b.disk.PurgeQuarantine())...)
 }
 
 // partitionDir is where the replica of a partition on this node lies.
@@ -544,13 +615,16 @@ func (b *broker) closeAll() error {
 	b.done.Wait()
 	var replicas []*partitionReplica
 	b.each(func(r *partitionReplica) { replicas = append(replicas, r) })
+	replicas = append(replicas, b.gone...)
 	var mu sync.Mutex
 	var errs []error
 	b.inParallel(len(replicas), func(i int) {
 		r := replicas[i]
 		err := r.stop(wire.CodeShuttingDown)
 		b.mu.Lock()
-		delete(b.replicas, replicaKey{r.destination, r.number})
+		if key := (replicaKey{r.destination, r.number}); b.replicas[key] == r {
+			delete(b.replicas, key)
+		}
 		b.mu.Unlock()
 		b.stopped()
 		if err != nil {

@@ -20,15 +20,20 @@ type outcomes chan wire.ErrorCode
 
 func (o outcomes) Appended(_ uint64, _ wire.Receipt, code wire.ErrorCode) { o <- code }
 
+func testAppend(t *testing.T, receiver partition.Receiver) partition.Append {
+	t.Helper()
+	batch, _ := testBatch(t, "v")
+	info, err := wire.ParseBatch(batch)
+	require.NoError(t, err)
+	return partition.Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: receiver}
+}
+
 // produce appends one batch to a partition of "orders" and returns its outcome.
 func produce(t *testing.T, b *broker, number uint32) wire.ErrorCode {
 	t.Helper()
 	r := orders(t, b, number)
-	batch, _ := testBatch(t, "v")
-	info, err := wire.ParseBatch(batch)
-	require.NoError(t, err)
 	done := make(outcomes, 1)
-	if err := r.Append(partition.Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: done}); err != nil {
+	if err := r.Append(testAppend(t, done)); err != nil {
 		return errorBody(err).Code
 	}
 	r.Kick(true)
@@ -86,10 +91,7 @@ func TestRuleR2_APanicEndsOnePartitionOnly(t *testing.T) {
 			owned(&r.owner, func() { r.clock = func() time.Time { panic("clock") } })
 		}},
 		{"while an entry is applied", func(t *testing.T, b *broker, _ *vfs.Simulated) {
-			batch, _ := testBatch(t, "v")
-			info, err := wire.ParseBatch(batch)
-			require.NoError(t, err)
-			require.NoError(t, orders(t, b, 0).Append(partition.Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: panicking{}}))
+			require.NoError(t, orders(t, b, 0).Append(testAppend(t, panicking{})))
 			orders(t, b, 0).Kick(true)
 		}},
 		{"in a storage job", func(t *testing.T, b *broker, disk *vfs.Simulated) {

@@ -37,19 +37,21 @@ type partitionReplica struct {
 	reads   *blockingPool
 	clock   func() time.Time
 
-	epoch    atomic.Uint32
-	status   atomic.Uint32         // wire.PartitionState
-	requests atomic.Uint32         // request… bits for the next turn
-	down     atomic.Pointer[error] // why it serves no longer
-	stalled  atomic.Bool           // it lacks space or descriptors to elect or to write
-	start    atomic.Uint64         // first readable offset
-	lastMs   atomic.Int64          // when something was appended last, 0 once marked idle
+	epoch      atomic.Uint32
+	status     atomic.Uint32         // wire.PartitionState
+	requests   atomic.Uint32         // request… bits for the next turn
+	down       atomic.Pointer[error] // why it serves no longer
+	confirming atomic.Bool           // the metadata is told that the directory exists
+	stalled    atomic.Bool           // it lacks space or descriptors to elect or to write
+	start      atomic.Uint64         // first readable offset
+	lastMs     atomic.Int64          // when something was appended last, 0 once marked idle
 
 	// Owner only.
 	campaigned bool
 	covering   int             // checkpoints that may still be written so that trimmed segments can go
 	mark       *log.Watermark // as of the last wake
 	stopping   bool
+	stopAsked  bool           // askStop's
 	stopCode   wire.ErrorCode // set before requestStop
 	stopped    chan struct{}
 
@@ -216,8 +218,23 @@ func (r *partitionReplica) ask(request uint32) {
 // stop ends the replica: what waits is answered with code, a checkpoint is written, the
 // log is synced and closed. It blocks on the disk.
 func (r *partitionReplica) stop(code wire.ErrorCode) error {
-	r.stopCode = code
+	r.askStop(code)
+	return r.finish()
+}
+
+// askStop is the first half of stop: when it returns, no record is taken any more.
+// The first code counts. One goroutine at a time.
+func (r *partitionReplica) askStop(code wire.ErrorCode) {
+	if r.stopAsked {
+		return
+	}
+	r.stopAsked, r.stopCode = true, code
+	r.part.Refuse(code)
 	r.ask(requestStop)
+}
+
+// finish is the second half of stop.
+func (r *partitionReplica) finish() error {
 	<-r.stopped
 	defer r.part.Forget()
 	return r.records.Close(r.group.Err() == nil)
