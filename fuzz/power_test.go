@@ -33,8 +33,9 @@ var (
 )
 
 const (
-	// powerImage is the size of the file system that loses power, in bytes.
-	powerImage = 128 << 20
+	// powerImage is the size of the file system that loses power, in bytes: the
+	// least that mkfs.xfs takes.
+	powerImage = 300 << 20
 	// powerSegment is small, so that cuts fall into rolls and trims too.
 	powerSegment = 64 << 10
 	// powerKeep is how many records retention leaves.
@@ -43,14 +44,29 @@ const (
 	powerWindow = 80 * time.Millisecond
 )
 
+// fileSystem says how a file system is made that can be shut down.
+type fileSystem struct {
+	maker string
+	flags []string
+}
+
+var (
+	ext4 = fileSystem{"mkfs.ext4", []string{"-q", "-F"}}
+	xfs  = fileSystem{"mkfs.xfs", []string{"-q", "-f"}}
+)
+
 // TestF1_PowerCutsLoseNothingAcknowledged runs a real log on a real file system of
 // its own and shuts that down under it, journal unflushed, at random moments
 // (RELIABILITY F1, F8). What fdatasync has confirmed by then must be there when the
 // file system is mounted again: the entries, whole and in order, the hard state,
 // and the start that retention has moved.
-func TestF1_PowerCutsLoseNothingAcknowledged(t *testing.T) {
-	withPrivateMounts(t, func(t *testing.T) {
-		p := newPowerRun(t)
+func TestF1_PowerCutsLoseNothingAcknowledged(t *testing.T) { powerCuts(t, ext4) }
+
+func TestF1_PowerCutsOfXFSLoseNothingAcknowledged(t *testing.T) { powerCuts(t, xfs) }
+
+func powerCuts(t *testing.T, kind fileSystem) {
+	withPrivateMounts(t, kind, func(t *testing.T) {
+		p := newPowerRun(t, kind)
 		began := time.Now()
 		cuts := 0
 		for ; cuts < *powerCycles && time.Since(began) < *powerFor; cuts++ {
@@ -66,8 +82,8 @@ func TestF1_PowerCutsLoseNothingAcknowledged(t *testing.T) {
 // TestF1_PowerCutsCatch_NoSync shows that the cuts are real: without fdatasync
 // something acknowledged is lost within ten of them.
 func TestF1_PowerCutsCatch_NoSync(t *testing.T) {
-	withPrivateMounts(t, func(t *testing.T) {
-		p := newPowerRun(t)
+	withPrivateMounts(t, ext4, func(t *testing.T) {
+		p := newPowerRun(t, ext4)
 		p.mutant = sim.NoSync
 		for cut := range 10 {
 			if fails(t, func(t testing.TB) { p.cycle(t, int64(powerWindow)); p.boot(t) }) {
@@ -82,7 +98,7 @@ func TestF1_PowerCutsCatch_NoSync(t *testing.T) {
 // withPrivateMounts runs a test again in a child process with a mount namespace of
 // its own. However the child ends, the kernel then unmounts what it mounted and
 // lets go of the loop devices.
-func withPrivateMounts(t *testing.T, run func(*testing.T)) {
+func withPrivateMounts(t *testing.T, kind fileSystem, run func(*testing.T)) {
 	const variable = "LOCKSTEP_PRIVATE_MOUNTS"
 	if os.Getenv(variable) != "" {
 		run(t)
@@ -91,9 +107,9 @@ func withPrivateMounts(t *testing.T, run func(*testing.T)) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a file system needs root")
 	}
-	for _, tool := range []string{"mkfs.ext4", "mount"} {
+	for _, tool := range []string{kind.maker, "mount"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not there", tool)
+			t.Skipf("this machine has no %s", tool)
 		}
 	}
 	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=" + flag.Lookup("test.timeout").Value.String()}
@@ -146,7 +162,7 @@ type powerRun struct {
 	trims        int
 }
 
-func newPowerRun(t *testing.T) *powerRun {
+func newPowerRun(t *testing.T, kind fileSystem) *powerRun {
 	t.Helper()
 	seed := *powerSeed
 	if seed == 0 {
@@ -163,7 +179,7 @@ func newPowerRun(t *testing.T) *powerRun {
 	require.NoError(t, err)
 	require.NoError(t, f.Truncate(powerImage))
 	require.NoError(t, f.Close())
-	out, err := exec.Command("mkfs.ext4", "-q", "-F", p.image).CombinedOutput()
+	out, err := exec.Command(kind.maker, append(kind.flags, p.image)...).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	t.Cleanup(func() { _ = unix.Unmount(p.mount, unix.MNT_DETACH) })
 	if out, err := p.mounted(); err != nil {
