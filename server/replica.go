@@ -48,7 +48,7 @@ type partitionReplica struct {
 
 	// Owner only.
 	campaigned bool
-	covering   int             // checkpoints that may still be written so that trimmed segments can go
+	covering   int            // checkpoints that may still be written so that trimmed segments can go
 	mark       *log.Watermark // as of the last wake
 	stopping   bool
 	stopAsked  bool           // askStop's
