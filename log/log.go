@@ -180,6 +180,7 @@ type Log struct {
 	start     atomic.Uint64 // logical start, an offset
 	written   atomic.Int64  // bytes of the log since it was opened at its first segment
 	trimmed   atomic.Int64  // of those, bytes in segments that were dropped
+	damage    damages
 
 	// The rest is the owner's.
 	startLink    segment.Link // before the first entry

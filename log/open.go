@@ -62,6 +62,8 @@ type recovery struct {
 	pos   int64
 	cause error
 	limit wire.Index // entries up to here were durable
+	// searched says that the marks behind the first damage are in limit.
+	searched bool
 }
 
 // foundSegment is a segment that the manifest names.
@@ -101,6 +103,10 @@ func (r *recovery) open() error {
 		return err
 	}
 	l.startLink, l.nextSequence = r.manifest.start, r.manifest.nextSequence
+	if err := r.readDamage(); err != nil {
+		return err
+	}
+	r.knownDurable()
 	if err := r.scan(); err != nil {
 		return err
 	}
@@ -405,7 +411,7 @@ func (r *recovery) restore(k int) error {
 	}
 	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
 	var t terms
-	r.link, r.pos, r.cause, err = r.walk(f, segment.HeaderSize, r.link, false, r.saved.Applied, func(h *wire.FrameHeader, pos int64) {
+	r.link, r.pos, r.cause, err = r.walk(f, segment.HeaderSize, r.link, walkHeaders, r.saved.Applied, func(h *wire.FrameHeader, pos int64) {
 		s.Note(h, pos)
 		t.add(h.Index, h.Term)
 	})
@@ -463,7 +469,7 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 		}
 	}()
 	if prefix > segment.HeaderSize {
-		link, pos, cause, err := r.walk(f, segment.HeaderSize, r.link, false, r.saved.Applied, note)
+		link, pos, cause, err := r.walk(f, segment.HeaderSize, r.link, walkHeaders, r.saved.Applied, note)
 		if err != nil {
 			return err
 		}
@@ -483,7 +489,7 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 			l.savedBytes = 0
 		}
 	}
-	r.link, r.pos, r.cause, err = r.walk(f, prefix, r.link, true, noIndex, func(h *wire.FrameHeader, pos int64) {
+	r.link, r.pos, r.cause, err = r.walk(f, prefix, r.link, walkLog, noIndex, func(h *wire.FrameHeader, pos int64) {
 		note(h, pos)
 		l.places.push(place{link: segment.After(h), seg: s, end: pos + h.FrameSize(), maxTimeMs: s.MaxTimeMs()})
 		if mark, ok := segment.DecodeMark(f.fileID, h.HeaderCRC, h.Local); ok {
@@ -510,10 +516,21 @@ func (r *recovery) pushPlace(s *segment.Segment, end, maxTimeMs int64) {
 	r.l.places.push(place{link: r.link, seg: s, end: end, maxTimeMs: maxTimeMs})
 }
 
+// walkMode says what walk looks at besides the headers.
+type walkMode uint8
+
+const (
+	walkHeaders walkMode = iota
+	walkBodies
+	// walkLog goes on behind a damaged body of something that was durable, and notes
+	// it: the headers hold the chain (RULES L8).
+	walkLog
+)
+
 // walk follows the frames of a segment from pos, which continue link, as long as
 // they are whole, or up to the entry last. It returns where it stopped and why;
 // err is an error of the disk, or a version that is too new.
-func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, bodies bool, last wire.Index, each func(*wire.FrameHeader, int64)) (segment.Link, int64, error, error) {
+func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, mode walkMode, last wire.Index, each func(*wire.FrameHeader, int64)) (segment.Link, int64, error, error) {
 	file, err := r.l.fs.OpenReadOnly(r.path(f.name()))
 	if err != nil {
 		return link, pos, nil, err
@@ -535,8 +552,11 @@ func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, bodies bo
 		if newer {
 			return link, sc.Position(), nil, fmt.Errorf("%s: position %d: %w: %w", r.path(f.name()), sc.Position(), ErrTooNew, err)
 		}
-		if err == nil && bodies {
+		if err == nil && mode != walkHeaders {
 			_, err = sc.Body(&h)
+			if mode == walkLog && errors.Is(err, wire.ErrFrameChecksum) {
+				err = r.spare(f, sc.Position(), link, &h, err)
+			}
 		}
 		if err != nil {
 			if !segment.IsDamage(err) {
@@ -551,17 +571,44 @@ func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, bodies bo
 	return link, sc.Position(), nil, nil
 }
 
-// judge decides whether what follows the last good frame is a tail that never was
-// confirmed, or damage to something that was durable (RULES L2).
-func (r *recovery) judge() error {
-	l := r.l
+// spare notes a damaged body of something that was durable. It returns what ends
+// the log here otherwise.
+func (r *recovery) spare(f *foundSegment, pos int64, link segment.Link, h *wire.FrameHeader, cause error) error {
+	if r.limit < h.Index && !r.clean && !r.searched {
+		r.pos = pos
+		if err := r.searchMarks(h.Index); err != nil {
+			return err
+		}
+		r.searched = true
+	}
+	if r.limit < h.Index {
+		return cause
+	}
+	d := frameDamage(f.sequence, f.fileID, pos, link, h)
+	news, err := r.l.damage.add(d)
+	if err != nil {
+		return r.corrupt(f.name(), pos, err)
+	}
+	if news {
+		r.l.sayDamaged(&d, cause)
+	}
+	return nil
+}
+
+// knownDurable says what the slot and the checkpoints know to have been durable.
+func (r *recovery) knownDurable() {
 	r.limit = max(r.limit, r.slot.mark)
-	if l.o.Sync == SyncQuorum {
+	if r.l.o.Sync == SyncQuorum {
 		r.limit = max(r.limit, r.slot.commit)
 	}
 	if r.saved != nil {
 		r.limit = max(r.limit, r.saved.Applied)
 	}
+}
+
+// judge decides whether what follows the last good frame is a tail that never was
+// confirmed, or damage to something that was durable (RULES L2).
+func (r *recovery) judge() error {
 	next := r.link.Index + 1
 	if r.limit < next && !r.clean && len(r.found) > 0 {
 		if err := r.searchMarks(next); err != nil {
@@ -633,7 +680,7 @@ func ignoreEOF(err error) error {
 // segments that came back after their removal, or whatever else.
 func (r *recovery) quarantineStrangers() error {
 	l := r.l
-	known := map[string]bool{manifestName: true, checkpointNames[0]: true, checkpointNames[1]: true}
+	known := map[string]bool{manifestName: true, damageName: true, checkpointNames[0]: true, checkpointNames[1]: true}
 	for _, f := range r.found {
 		known[f.name()] = true
 		known[segment.SparseName(f.sequence, f.fileID)] = true
@@ -763,7 +810,7 @@ func (r *recovery) copyFenced(k int) error {
 			return err
 		}
 		body, err := sc.Body(&fh)
-		if err != nil {
+		if err != nil && (body == nil || l.damage.at(h.Sequence, sc.Position()) == nil) {
 			fresh.Release()
 			return err
 		}
@@ -814,6 +861,10 @@ func (r *recovery) settle(s *segment.Segment, from, to int64) error {
 // finish sets what the owner starts with.
 func (r *recovery) finish() error {
 	l := r.l
+	l.damage.rename(r.segments)
+	if l.damage.unsaid {
+		l.saveDamage()
+	}
 	l.segments.Store(&r.segments)
 	if n := len(r.segments); n > 0 {
 		l.active = r.segments[n-1]

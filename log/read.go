@@ -64,7 +64,8 @@ func (l *Log) at(p Position, w *Watermark) (*segment.Segment, Position, error) {
 
 // Locate returns the position of the frame that holds offset o and that frame's
 // base offset; for the watermark's offset the watermark's position. Below the
-// logical start and above the watermark it returns *OutOfRangeError. It may block.
+// logical start and above the watermark it returns *OutOfRangeError, in a damaged
+// range *DamagedError. It may block.
 func (l *Log) Locate(o wire.Offset) (Position, wire.Offset, error) {
 	w := l.Watermark()
 	if o > w.Next || o < l.StartOffset() {
@@ -92,6 +93,9 @@ func (l *Log) Locate(o wire.Offset) (Position, wire.Offset, error) {
 	}
 	if err != nil {
 		return Position{}, 0, l.dropped(damaged(s, pos, err))
+	}
+	if d := l.damage.at(s.Sequence(), pos); d != nil {
+		return Position{}, 0, &DamagedError{Damage: *d}
 	}
 	return Position{Segment: s.Sequence(), Byte: pos}, h.BaseOffset, nil
 }
@@ -136,8 +140,8 @@ func (l *Log) LocateTime(ms int64) (wire.Offset, error) {
 // View returns at most maxBytes of committed records frames from p on, out of one
 // segment; it may end in the middle of a frame. At the watermark it is empty. It
 // never blocks: ErrCold means that Populate must be called first, where blocking is
-// allowed. *OutOfRangeError means that p was dropped. The view is released exactly
-// once.
+// allowed. *OutOfRangeError means that p was dropped, *DamagedError that what is
+// there is damaged; a view ends before damage. The view is released exactly once.
 func (l *Log) View(p Position, maxBytes int) (*View, error) {
 	w := l.Watermark()
 	v := &View{}
@@ -150,7 +154,10 @@ func (l *Log) View(p Position, maxBytes int) (*View, error) {
 			v.Next = at
 			return v, nil
 		}
-		end := readEnd(s, w)
+		end, err := l.damage.clear(s.Sequence(), at.Byte, readEnd(s, w))
+		if err != nil {
+			return nil, err
+		}
 		if err := s.View(v, at.Byte, end, maxBytes, l.hotFrom(s)); err != nil {
 			return nil, l.dropped(err)
 		}
@@ -226,7 +233,11 @@ func (l *Log) ReadAt(p Position, buf []byte) (n int, next Position, err error) {
 		if !s.Acquire() {
 			return 0, p, l.outOfRange(0)
 		}
-		n, end, err := s.ReadAt(buf, at.Byte, readEnd(s, w))
+		n, end := 0, at.Byte
+		clear, err := l.damage.clear(s.Sequence(), at.Byte, readEnd(s, w))
+		if err == nil {
+			n, end, err = s.ReadAt(buf, at.Byte, clear)
+		}
 		s.Release()
 		p = Position{Segment: at.Segment, Byte: end}
 		if err != nil || n > 0 || len(buf) == 0 || p == w.Position {
@@ -237,7 +248,7 @@ func (l *Log) ReadAt(p Position, buf []byte) (n int, next Position, err error) {
 
 // Replay calls fn for every entry from the given one on, committed or not, read
 // from the disk and verified. body is the frame's body, without the prefix of the
-// Raft entry, and valid during the call. It may block; it is for boot, before
+// Raft entry, and valid during the call; nil if it is known to be damaged. It may block; it is for boot, before
 // anything is appended.
 func (l *Log) Replay(from wire.Index, fn func(h wire.FrameHeader, body []byte) error) error {
 	if from <= l.startLink.Index {
@@ -280,6 +291,9 @@ func (l *Log) replaySegment(s *segment.Segment, from wire.Index, buffer *[]byte,
 		var body []byte
 		if err == nil {
 			body, err = sc.Body(&h)
+			if err != nil && l.damage.at(s.Sequence(), sc.Position()) != nil {
+				body, err = nil, nil
+			}
 		}
 		if err != nil {
 			if segment.IsDamage(err) {

@@ -210,6 +210,7 @@ func (j *dropJob) Done() {
 		l.dying = append(l.dying, list[:j.fromHead]...)
 		l.sealNext -= j.fromHead
 		l.startLink = j.start
+		l.damage.forget(j.start.Index)
 		l.runs.trim(j.start.Index + 1)
 	}
 	l.dying = append(l.dying, j.cut...)

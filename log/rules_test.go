@@ -173,18 +173,19 @@ func TestRuleL2_TornTailIsCutAtEveryByte(t *testing.T) {
 	}
 }
 
-func TestRuleL2_BitRotAtOrBelowTheMarkIsCorruption(t *testing.T) {
+func TestRuleL8_RotAtOrBelowTheMarkIsNeverTakenForATornTail(t *testing.T) {
 	r := threeDurable(t, vfs.NewSimulated(1))
 	name, first, _ := r.frame(1)
 	_, _, end := r.frame(5)
 	for pos := first; pos < end; pos++ {
-		inPadding, inLocal := false, false
+		inPadding, inLocal, inBody := false, false, false
 		entry := wire.Index(0)
 		for i := wire.Index(1); i <= 5; i++ {
 			if _, from, to := r.frame(i); pos >= from && pos < to {
 				entry = i
 				inPadding = pos >= from+wire.FrameHeaderSize+50
 				inLocal = pos >= from+56 && pos < from+64
+				inBody = pos >= from+wire.FrameHeaderSize
 			}
 		}
 		for _, bit := range []int{0, 5} {
@@ -197,6 +198,20 @@ func TestRuleL2_BitRotAtOrBelowTheMarkIsCorruption(t *testing.T) {
 			case inPadding || inLocal:
 				require.NoError(t, err)
 				require.Equal(t, wire.Index(5), damaged.log.LastIndex())
+			case entry <= 3 && inBody:
+				// The header holds the chain: the log is open, and its end is whole.
+				require.NoError(t, err)
+				require.Equal(t, wire.Index(5), damaged.log.LastIndex())
+				_, from, to := r.frame(entry)
+				runs := damaged.log.Damage()
+				require.Len(t, runs, 1)
+				require.Equal(t, []int64{from, to}, []int64{runs[0].Position, runs[0].End})
+				require.Equal(t, []wire.Offset{wire.Offset(entry - 1), wire.Offset(entry)}, []wire.Offset{runs[0].Base, runs[0].Next})
+				// The damage can be repaired and is gone then.
+				damaged.kill()
+				require.NoError(t, fs.Corrupt(name, pos, bit))
+				require.NoError(t, damaged.tryOpen())
+				require.Empty(t, damaged.log.Damage())
 			case entry <= 3:
 				var corrupt *CorruptionError
 				require.ErrorAs(t, err, &corrupt, "position %d", pos)
@@ -1125,7 +1140,7 @@ func TestRuleL2_TheSlotsMarkHoldsInEveryMode(t *testing.T) {
 		require.Equal(t, wire.Index(2), r.log.slot.last.mark)
 		name, from, _ := r.frame(2)
 		r.kill()
-		require.NoError(t, fs.Corrupt(name, from+70, 1))
+		require.NoError(t, fs.Corrupt(name, from+20, 1))
 		require.ErrorIs(t, r.tryOpen(), ErrCorrupt, "%v", mode)
 	}
 }

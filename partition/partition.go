@@ -87,6 +87,7 @@ type Entry struct {
 	BaseOffset   wire.Offset
 	AppendTimeMs int64
 	Body         []byte // a view, valid during Apply only
+	Damaged      bool   // the body is damaged on the disk and empty here; records only
 }
 
 // Retention says how much of the past a partition keeps.
@@ -402,6 +403,10 @@ func (b *placed) answer(r wire.Receipt, code wire.ErrorCode) {
 func (p *Partition) Apply(e Entry) {
 	switch e.Kind {
 	case wire.KindRecords:
+		if e.Damaged {
+			p.state.applyDamaged(e.BaseOffset, e.RecordCount)
+			return
+		}
 		p.state.applyRecords(e.BaseOffset, e.RecordCount, e.AppendTimeMs, e.Body)
 		p.committed(e)
 	case wire.KindControl:

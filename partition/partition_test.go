@@ -460,6 +460,25 @@ func TestAMissingRetentionLimitIsNoLimit(t *testing.T) {
 	require.Equal(t, int64(10), h.log.maxBytes)
 }
 
+// RULES L8: what the damaged entry said about producers is lost, so nobody is
+// refused or deduplicated by what stands in the table before it.
+func TestRuleL8_ADamagedEntryForgetsTheProducers(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{ok(1, 0)}, h.got.take())
+	h.part.Apply(Entry{Kind: wire.KindRecords, Term: 2, RecordCount: 3, BaseOffset: 1, Damaged: true})
+	h.log.next, h.log.at = 4, 4
+	require.Equal(t, wire.Offset(4), h.part.state.next)
+	tag := h.send(1, 0, 1, 1) // it may have been in there, or a later one
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{refused(tag, wire.CodeUnknownProducer)}, h.got.take())
+	tag = h.send(1, 1, 0, 1)
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{ok(tag, 4)}, h.got.take())
+}
+
 func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
 	h := newHarness(t)
 	h.log.immediate = true

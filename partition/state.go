@@ -53,6 +53,16 @@ func (s *State) applyRecords(base wire.Offset, count uint32, appendTimeMs int64,
 	s.next = offset
 }
 
+// applyDamaged takes an entry whose batches cannot be read any more. Any producer
+// may have had its latest batch in it, so all are forgotten: those that wrote
+// behind it are known again by that, the others get UNKNOWN_PRODUCER and take a new
+// epoch. Nobody's record is taken for a repetition that it is not, and none is
+// refused for not following one that is lost.
+func (s *State) applyDamaged(base wire.Offset, count uint32) {
+	s.producers = newProducers()
+	s.next = base + wire.Offset(count)
+}
+
 // Control entries hold commands one after the other, each
 //
 //	+------+---------+------+----------------+--------

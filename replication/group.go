@@ -53,6 +53,9 @@ type Entry struct {
 	BaseOffset   wire.Offset // next offset before this entry
 	AppendTimeMs int64
 	Body         []byte // a view, valid during Apply only
+	// Damaged says that the body of a records entry is damaged on the disk: Body is
+	// empty, the rest of the entry is as it was.
+	Damaged bool
 }
 
 // StateMachine is what a group applies committed entries to. Its methods are
@@ -220,9 +223,15 @@ func (g *Group) replay(commit wire.Index) error {
 		if h.Kind == wire.KindConfiguration {
 			return fmt.Errorf("index %d: membership changes cannot be replayed before raft starts", h.Index)
 		}
+		damaged := body == nil && h.BodyLength > 0
+		if damaged && h.Kind != wire.KindRecords {
+			// What a command did to the state cannot be left out.
+			return fmt.Errorf("index %d: %w: the body of a %v entry above the newest checkpoint is damaged; restore the file %s",
+				h.Index, log.ErrCorrupt, h.Kind, g.damagedFile(h.Index))
+		}
 		g.applyEntry(Entry{
 			Index: h.Index, Term: h.Term, Kind: h.Kind, RecordCount: h.RecordCount,
-			BaseOffset: h.BaseOffset, AppendTimeMs: h.AppendTimeMs, Body: body,
+			BaseOffset: h.BaseOffset, AppendTimeMs: h.AppendTimeMs, Body: body, Damaged: damaged,
 		})
 		return nil
 	})
@@ -230,6 +239,16 @@ func (g *Group) replay(commit wire.Index) error {
 		return fmt.Errorf("replay from index %d: %w", g.applied+1, err)
 	}
 	return nil
+}
+
+// damagedFile names where an entry lies that is known to be damaged.
+func (g *Group) damagedFile(i wire.Index) string {
+	for _, d := range g.log.Damage() {
+		if d.FirstIndex <= i && i <= d.LastIndex {
+			return fmt.Sprintf("%s (position %d)", d.File, d.Position)
+		}
+	}
+	return "of that entry"
 }
 
 var errReplayed = errors.New("replayed")

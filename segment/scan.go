@@ -71,14 +71,15 @@ func (s *Scanner) PrevOf() (wire.Index, uint32, error) {
 }
 
 // Body reads and verifies the body of the frame here, whose header was just
-// returned. The slice is valid until the next call.
+// returned. The slice is valid until the next call. A body that does not match its
+// checksum is returned with the error.
 func (s *Scanner) Body(h *wire.FrameHeader) ([]byte, error) {
 	b, err := s.fetch(s.pos+wire.FrameHeaderSize, int(h.BodyLength))
 	if err != nil {
 		return nil, err
 	}
 	if wire.Checksum(b) != h.BodyCRC {
-		return nil, fmt.Errorf("body: %w", wire.ErrFrameChecksum)
+		return b, fmt.Errorf("body: %w", wire.ErrFrameChecksum)
 	}
 	return b, nil
 }
