@@ -215,6 +215,8 @@ type partitionJSON struct {
 	Leader      uint32 `json:"leader"`
 	Epoch       uint32 `json:"epoch"`
 	State       string `json:"state"`
+	Damaged     uint32 `json:"damaged_ranges"`
+	Problem     string `json:"problem,omitempty"`
 	StartOffset uint64 `json:"start_offset"`
 	NextOffset  uint64 `json:"next_offset"`
 	Records     uint64 `json:"records"`
@@ -241,7 +243,7 @@ func describe(d client.Destination) destinationJSON {
 	}
 	for i, p := range d.Partitions {
 		out.Partitions[i] = partitionJSON{
-			Partition: p.Number, Leader: p.Leader, Epoch: p.Epoch, State: p.State.String(),
+			Partition: p.Number, Leader: p.Leader, Epoch: p.Epoch, State: p.State.String(), Damaged: p.Damaged, Problem: p.Problem,
 			StartOffset: p.StartOffset, NextOffset: p.NextOffset, Records: p.NextOffset - p.StartOffset, Bytes: p.Bytes,
 		}
 		out.Records += p.NextOffset - p.StartOffset
@@ -370,12 +372,23 @@ Size:        %s
 			leader = fmt.Sprint(p.Leader)
 		}
 		rows[i] = []string{
-			fmt.Sprint(p.Partition), leader, fmt.Sprint(p.Epoch), p.State,
+			fmt.Sprint(p.Partition), leader, fmt.Sprint(p.Epoch), stateText(p),
 			fmt.Sprint(p.StartOffset), fmt.Sprint(p.NextOffset), formatSize(clampInt64(p.Bytes)),
 		}
 	}
 	return a.printTable([]string{"partition", "leader", "epoch", "state", "start", "next", "size"}, rows,
 		"partition", "leader", "epoch", "start", "next", "size")
+}
+
+// stateText is a partition's state with what is wrong with it.
+func stateText(p partitionJSON) string {
+	switch {
+	case p.Problem != "":
+		return p.State + ": " + oneLine(p.Problem)
+	case p.Damaged > 0:
+		return p.State + ", " + plural(int64(p.Damaged), "damaged range")
+	}
+	return p.State
 }
 
 func (a *app) alterCommand(w destinationWords) *cobra.Command {

@@ -131,7 +131,10 @@ func (f *failure) command() string {
 // explainClient words what the client finds out by itself.
 func (f *failure) explainClient() string {
 	name := shellWord(f.destination)
+	var damage *client.CorruptError
 	switch {
+	case errors.As(f.err, &damage):
+		return f.explainDamage(damage)
 	case errors.Is(f.err, client.ErrRecordTooLarge):
 		return fmt.Sprintf("%v; raise the limit with: %s alter %s --max-record-bytes SIZE", f.err, f.command(), name)
 	case errors.Is(f.err, client.ErrUnknownPartition):
@@ -146,6 +149,27 @@ func (f *failure) explainClient() string {
 		return fmt.Sprintf("%s %q: %v; check that the broker runs", f.doing, f.destination, f.err)
 	}
 	return ""
+}
+
+// explainDamage says which records cannot be read, and how to read the others.
+func (f *failure) explainDamage(e *client.CorruptError) string {
+	cause := e.Err.Error()
+	var known *wire.Error
+	if errors.As(e.Err, &known) && known.Detail != "" {
+		cause = known.Detail
+	}
+	text := fmt.Sprintf("%s %q: partition %d: damaged at offset %d: %s; ", f.doing, f.destination, e.Partition, e.Offset, cause)
+	stored := known != nil && known.Next > 0
+	if !stored {
+		text += "the broker examines its copy now: run this again to see whether only the way was bad"
+	}
+	if e.Next <= e.Offset {
+		return text
+	}
+	if !stored {
+		text += ", or "
+	}
+	return text + fmt.Sprintf("continue with: lockstep consume %s --partition %d --offset %d", shellWord(f.destination), e.Partition, e.Next)
 }
 
 // explainCode words the codes for which the command line knows a better next

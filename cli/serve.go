@@ -42,6 +42,7 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 		pending   sizeFlag
 		handshake = durationFlag{value: 5 * time.Second}
 		idle      = durationFlag{value: 60 * time.Second}
+		scrub     = durationFlag{value: 24 * time.Hour, unlimited: true}
 		logLevel  = newChoice("info", "debug", "info", "warn", "error")
 		logFormat = newChoice("text", "text", "json")
 	)
@@ -57,6 +58,7 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 	flags.Var(&handshake, "handshake-timeout", "close a connection that has not introduced itself after a `duration`")
 	flags.Var(&idle, "idle-timeout", "close a connection that was silent for a `duration`")
 	flags.Var(&minFree, "min-free-bytes", "refuse records when less than this `size` is free on the disk; 0 = 5 % of it, at least 1GiB")
+	flags.Var(&scrub, "scrub-interval", "read everything that is stored once in a `duration`, to find damage; unlimited = never")
 	flags.Var(&memory, "memory-bytes", "most that destinations with --storage memory hold together, a `size`; 0 = 1GiB")
 	flags.Var(&pending, "pending-bytes", "most memory of records on their way into the logs of all partitions, a `size`, at least 64MiB; 0 = 512MiB")
 	flags.IntVar(&cfg.EventLoops, "event-loops", 0, "`number` of network loops; 0 = half the processors")
@@ -77,6 +79,10 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 			}
 		}
 		cfg.MinFreeBytes, cfg.MemoryBytes, cfg.PendingBytes = minFree.bytes, memory.bytes, pending.bytes
+		if scrub.value == 0 {
+			return usagef(c, "flag --scrub-interval: %s is too short", scrub.String())
+		}
+		cfg.ScrubInterval = scrub.value
 		cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = handshake.value, idle.value
 		cfg.Logger = newLogger(a.stderr, logLevel.value, logFormat.value)
 		ctx := c.Context()

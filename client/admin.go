@@ -106,6 +106,8 @@ type PartitionInfo struct {
 	StartOffset uint64 // first readable offset
 	NextOffset  uint64 // one past the last readable offset
 	Bytes       uint64 // size of the log on the leader
+	Damaged     uint32 // ranges of offsets that are damaged and cannot be read
+	Problem     string // why the partition does not serve; empty while it does
 }
 
 func decodeDestination(info *wire.DestinationInfo) Destination {
@@ -123,6 +125,8 @@ func decodeDestination(info *wire.DestinationInfo) Destination {
 			Leader:      p.Leader,
 			Epoch:       p.Epoch,
 			State:       p.State,
+			Damaged:     p.Damaged,
+			Problem:     p.Problem,
 			StartOffset: uint64(p.StartOffset),
 			NextOffset:  uint64(p.NextOffset),
 			Bytes:       p.Bytes,

@@ -41,6 +41,7 @@ type fakeBroker struct {
 	names        map[string]wire.InitProducerResponse
 	closed       bool
 	wg           sync.WaitGroup
+	reports      []wire.ReportDamage
 }
 
 type fakeDestination struct {
@@ -429,6 +430,10 @@ func (q *fakeRequest) handle() {
 			delete(l.partition.links, l)
 			q.conn.send(wire.Header{Opcode: wire.OpLinkClosed, Version: 1, ID: l.id}, &wire.LinkClosed{})
 		}
+	case wire.OpReportDamage:
+		var m wire.ReportDamage
+		q.parse(&m)
+		b.reports = append(b.reports, m)
 	default:
 		b.t.Errorf("client sent %v", q.header.Opcode)
 	}

@@ -356,6 +356,7 @@ func (r *Reader) finishIfDone(st *stream) {
 func (r *Reader) corrupt(next wire.Offset, err error) error {
 	err = &CorruptError{Partition: r.current.partition, Offset: uint64(r.base), Next: uint64(next), Err: err}
 	r.mu.Lock()
+	r.current.report(r.base)
 	r.fail(err)
 	r.ready = nil // nothing behind damage is returned
 	r.region, r.body = nil, nil
@@ -554,7 +555,7 @@ func (st *stream) openLink(s *session, handle uint32) {
 			s.tell(wire.OpLinkClose, link.Link, &wire.LinkClose{})
 			return
 		}
-		st.session, st.link = s, link.Link
+		st.session, st.link, st.handle = s, link.Link, handle
 		st.granted, st.received, st.taken = r.window, 0, 0
 		st.old = st.unreadBytes()
 		st.startAssembly()

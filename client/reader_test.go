@@ -259,6 +259,32 @@ func TestDamageIsReportedWithItsPlaceAndEndsTheReader(t *testing.T) {
 		require.ErrorIs(t, err, wire.CodeCorrupt)
 	}
 	require.NoError(t, c.Ping(testContext(t))) // the connection is not to blame
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	require.Equal(t, []wire.ReportDamage{{Handle: 1, Offset: 2}}, b.reports)
+}
+
+func TestDamageThatTheBrokerKnowsTellsWhereToGoOn(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Topic, 1)
+	b.fill(d.partitions[0], NoCompression, 1)
+	r := newTestReader(t, connect(t, b), "d")
+	_, err := r.Next(testContext(t))
+	require.NoError(t, err)
+	b.mu.Lock()
+	for l := range d.partitions[0].links {
+		delete(d.partitions[0].links, l)
+		l.conn.send(wire.Header{Opcode: wire.OpLinkClosed, Version: 1, ID: l.id}, &wire.LinkClosed{Code: wire.CodeCorrupt, Detail: "d/0: rotten", Next: 7})
+	}
+	b.mu.Unlock()
+	_, err = r.Next(testContext(t))
+	var corrupt *CorruptError
+	require.ErrorAs(t, err, &corrupt)
+	require.Equal(t, []uint64{1, 7}, []uint64{corrupt.Offset, corrupt.Next})
+	require.EqualError(t, err, "partition 0: offset 1: corrupt data: CORRUPT: d/0: rotten")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	require.Empty(t, b.reports, "it is no news to the broker")
 }
 
 // Where the length of the damage is not known, no place behind it is named.

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 
@@ -48,6 +49,7 @@ type stream struct {
 	session *session // the link's; nil: there is none
 	opening *session // one is being opened there
 	link    uint32
+	handle  uint32      // of the partition, in session
 	located bool        // next, from and end are known
 	counted bool        // Conn.Reader knows as well
 	touched bool        // a frame was received
@@ -283,11 +285,20 @@ func (st *stream) corrupt(offset wire.Offset, err error) error {
 	return &CorruptError{Partition: st.partition, Offset: uint64(offset), Err: err}
 }
 
+// report tells the broker that a frame came damaged, so that it looks at its own
+// copy. Reader.mu is held.
+func (st *stream) report(offset wire.Offset) {
+	if s := st.session; s != nil && s.speaks[wire.OpReportDamage] {
+		s.tell(wire.OpReportDamage, 0, &wire.ReportDamage{Handle: st.handle, Offset: offset})
+	}
+}
+
 // broke ends the link, and the reader, after bytes that are no frames.
 func (st *stream) broke(s *session, err error) {
 	r := st.reader
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	st.report(st.assembly.next)
 	st.unlink()
 	r.fail(err)
 }
@@ -340,7 +351,9 @@ func (st *stream) refused(err error) {
 	case code == wire.CodeOutOfRange:
 		r.fail(&OutOfRangeError{Partition: st.partition, Offset: uint64(st.next), Err: err})
 	case code == wire.CodeCorrupt:
-		r.fail(st.corrupt(st.next, err))
+		var known *wire.Error
+		errors.As(err, &known)
+		r.fail(&CorruptError{Partition: st.partition, Offset: uint64(st.next), Next: uint64(known.Next), Err: err})
 	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle:
 		r.later(err)
 	default:

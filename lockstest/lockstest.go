@@ -79,10 +79,14 @@ func (b *Broker) stop() {
 	b.server = nil
 }
 
-// Restart stops the broker cleanly and starts it again on the same data and address.
-func (b *Broker) Restart() {
+// Restart stops the broker cleanly and starts it again on the same data and
+// address. Functions are called in between, while nobody uses the data.
+func (b *Broker) Restart(meanwhile ...func()) {
 	b.t.Helper()
 	b.stop()
+	for _, f := range meanwhile {
+		f()
+	}
 	b.start()
 }
 

@@ -88,13 +88,13 @@ func (b *broker) Describe(d *cluster.Destination) wire.DestinationInfo {
 			continue
 		}
 		b.mu.RLock()
-		failed := b.failed[replicaKey{d.ID, number}] != nil
+		failed := b.failed[replicaKey{d.ID, number}]
 		b.mu.RUnlock()
 		state := wire.PartitionStarting
-		if failed {
+		if failed != nil {
 			state = wire.PartitionFenced
 		}
-		info.Partitions[i] = wire.PartitionInfo{Number: number, Leader: b.identity.NodeID, State: state}
+		info.Partitions[i] = wire.PartitionInfo{Number: number, Leader: b.identity.NodeID, State: state, Problem: problem(failed)}
 	}
 	return info
 }

@@ -55,6 +55,7 @@ type broker struct {
 	done   sync.WaitGroup
 
 	producers producerIDs
+	damage    damageCounters
 }
 
 type replicaKey struct {
@@ -121,6 +122,7 @@ func (b *broker) open(ctx context.Context) error {
 	b.done.Go(func() { b.keepInStep(ctx) })
 	b.done.Go(func() { b.keepTidy(ctx) })
 	b.done.Go(func() { b.keepTime(ctx) })
+	b.done.Go(func() { b.keepScrubbing(ctx) })
 	b.meta.schedule()
 	return b.join()
 }
@@ -488,7 +490,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		destination: d.ID, name: fmt.Sprintf("%s/%d", d.Name, p.Number), number: p.Number,
 		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID,
 		reads: b.reads, clock: b.clock,
-		stopped: make(chan struct{}),
+		stopped: make(chan struct{}), damage: &b.damage,
 	}
 	r.owner.turn = r.turn
 	r.hold()

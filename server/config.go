@@ -42,6 +42,9 @@ type Config struct {
 	CheckpointBytes int64
 	// RetentionPeriod lies between two looks at what retention lets go. Default 10 s.
 	RetentionPeriod time.Duration
+	// ScrubInterval lies between two readings of everything that is stored. Default
+	// 24 h; negative switches them off.
+	ScrubInterval time.Duration
 
 	fs           vfs.FS
 	memoryFS     vfs.FS
@@ -63,6 +66,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.StorageWorkers = cmp.Or(c.StorageWorkers, 64)
 	c.ReadWorkers = cmp.Or(c.ReadWorkers, 16)
 	c.CheckpointBytes = cmp.Or(c.CheckpointBytes, 64<<20)
+	c.ScrubInterval = cmp.Or(c.ScrubInterval, 24*time.Hour)
 	c.RetentionPeriod = cmp.Or(c.RetentionPeriod, retentionPeriod)
 	c.stopPatience = cmp.Or(c.stopPatience, stopPatience)
 	if c.Logger == nil {

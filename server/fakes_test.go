@@ -190,6 +190,8 @@ type fakeReplica struct {
 	inline  int           // turns taken inline
 	handed  int
 	mark    *log.Watermark
+	reports []wire.Offset
+	damage  *log.DamagedError // what View answers
 }
 
 func newFakeReplica(number uint32) *fakeReplica {
@@ -337,6 +339,8 @@ func (r *fakeReplica) Unpark(w waiter) {
 
 func (r *fakeReplica) Blocking(f func()) { go f() }
 
+func (r *fakeReplica) ReportDamage(o wire.Offset) { r.set(func() { r.reports = append(r.reports, o) }) }
+
 func (r *fakeReplica) Epoch() uint32 { return 1 }
 
 func (r *fakeReplica) Leading() bool {
@@ -374,6 +378,8 @@ func (r *fakeReplica) View(p log.Position, maxBytes int) (*log.View, error) {
 	switch {
 	case r.unmap:
 		return nil, errNoMap
+	case r.damage != nil:
+		return nil, r.damage
 	case r.cold[at]:
 		return nil, log.ErrCold
 	}

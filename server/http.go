@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -75,6 +77,7 @@ type health struct {
 	Version    string            `json:"version"`
 	Partitions map[string]int    `json:"partitions"`         // by state
 	Problems   map[string]string `json:"problems,omitempty"` // by partition, at most maxProblems
+	Damaged    map[string]string `json:"damaged,omitempty"`  // what cannot be read, by partition, at most maxProblems; all else is served
 }
 
 const maxProblems = 20
@@ -84,7 +87,7 @@ const maxProblems = 20
 func (b *broker) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	h := health{
 		Status: "ok", Node: b.identity.NodeID, ClusterID: b.identity.ClusterID.String(), Version: Version(),
-		Partitions: map[string]int{}, Problems: map[string]string{},
+		Partitions: map[string]int{}, Problems: map[string]string{}, Damaged: map[string]string{},
 	}
 	for _, d := range b.View().Destinations {
 		info := b.Describe(d)
@@ -92,6 +95,9 @@ func (b *broker) serveHealth(w http.ResponseWriter, _ *http.Request) {
 			h.Partitions[p.State.String()]++
 			if p.State != wire.PartitionActive && len(h.Problems) < maxProblems {
 				h.Problems[fmt.Sprintf("%s/%d", d.Name, p.Number)] = b.whyDown(replicaKey{d.ID, p.Number})
+			}
+			if r := b.local(d.ID, p.Number); r != nil && p.Damaged > 0 && len(h.Damaged) < maxProblems {
+				h.Damaged[fmt.Sprintf("%s/%d", d.Name, p.Number)] = describeDamage(r.records.Damage())
 			}
 		}
 	}
@@ -106,6 +112,22 @@ func (b *broker) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	if err := encoder.Encode(&h); err != nil {
 		b.logger.Debug("health answer not sent", "err", err)
 	}
+}
+
+// describeDamage names the first ranges of damaged records and how many there are.
+func describeDamage(list []log.Damage) string {
+	const named = 3
+	var b strings.Builder
+	for i, d := range list[:min(len(list), named)] {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, "offsets %d to %d (%s, position %d)", d.Base, d.Next-1, d.File, d.Position)
+	}
+	if len(list) > named {
+		fmt.Fprintf(&b, "; %d more ranges", len(list)-named)
+	}
+	return b.String()
 }
 
 // whyDown is the reason a partition does not serve, for people.

@@ -15,18 +15,25 @@ var (
 	metricPartitions   = prometheus.NewDesc("lockstep_partitions", "Partitions on this node by state.", []string{"state"}, nil)
 	metricAppended     = prometheus.NewDesc("lockstep_records_appended_total",
 		"Records appended to a destination on this node, over all its partitions and restarts.", []string{"destination"}, nil)
-	metricRetained = prometheus.NewDesc("lockstep_records_retained", "Records that can be read.", []string{"destination"}, nil)
-	metricBytes    = prometheus.NewDesc("lockstep_log_bytes", "Bytes of the logs, frames and control entries included.", []string{"destination"}, nil)
-	metricWaiting  = prometheus.NewDesc("lockstep_mailbox_bytes", "Bytes that wait for the partitions' owners.", []string{"destination"}, nil)
-	metricPending  = prometheus.NewDesc("lockstep_pending_bytes", "Memory of records on their way into logs, all partitions together.", nil, nil)
-	metricEpoch    = prometheus.NewDesc("lockstep_metadata_epoch", "Index of the last metadata change.", nil, nil)
-	metricFree     = prometheus.NewDesc("lockstep_storage_free_bytes", "Free space of the device that holds the data directory.", nil, nil)
+	metricRetained   = prometheus.NewDesc("lockstep_records_retained", "Records that can be read.", []string{"destination"}, nil)
+	metricBytes      = prometheus.NewDesc("lockstep_log_bytes", "Bytes of the logs, frames and control entries included.", []string{"destination"}, nil)
+	metricWaiting    = prometheus.NewDesc("lockstep_mailbox_bytes", "Bytes that wait for the partitions' owners.", []string{"destination"}, nil)
+	metricPending    = prometheus.NewDesc("lockstep_pending_bytes", "Memory of records on their way into logs, all partitions together.", nil, nil)
+	metricEpoch      = prometheus.NewDesc("lockstep_metadata_epoch", "Index of the last metadata change.", nil, nil)
+	metricDamaged    = prometheus.NewDesc("lockstep_damaged_records", "Stored records that cannot be read because their bytes are damaged.", []string{"destination"}, nil)
+	metricRanges     = prometheus.NewDesc("lockstep_damaged_ranges", "Ranges of damaged frames.", []string{"destination"}, nil)
+	metricReports    = prometheus.NewDesc("lockstep_damage_reports_total", "Damaged frames reported by clients, by what the disk says.", []string{"result"}, nil)
+	metricScrubbed   = prometheus.NewDesc("lockstep_scrubbed_bytes_total", "Bytes that the scrubber has verified.", nil, nil)
+	metricPasses     = prometheus.NewDesc("lockstep_scrub_passes_total", "Complete passes of the scrubber.", nil, nil)
+	metricScrubFails = prometheus.NewDesc("lockstep_scrub_errors_total", "Reads of the scrubber that failed, or found a broken chain.", nil, nil)
+	metricFree       = prometheus.NewDesc("lockstep_storage_free_bytes", "Free space of the device that holds the data directory.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree,
+		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails,
 	} {
 		ch <- d
 	}
@@ -44,11 +51,23 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	if free, _, err := c.b.cfg.fs.Space(c.b.cfg.DataDir); err == nil {
 		gauge(metricFree, float64(free))
 	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	damage := &c.b.damage
+	for result, n := range map[string]uint64{
+		"damaged": damage.confirmed.Load(), "whole": damage.whole.Load(), "dropped": damage.dropped.Load(),
+	} {
+		count(metricReports, n, result)
+	}
+	count(metricScrubbed, damage.scrubbed.Load())
+	count(metricPasses, damage.passes.Load())
+	count(metricScrubFails, damage.failures.Load())
 	states := map[wire.PartitionState]int{
 		wire.PartitionStarting: 0, wire.PartitionActive: 0, wire.PartitionFenced: 0, wire.PartitionUnavailable: 0,
 	}
 	for _, d := range v.Destinations {
-		var appended, retained, bytes, waiting float64
+		var appended, retained, bytes, waiting, damaged, ranges float64
 		info := c.b.Describe(d)
 		for _, p := range info.Partitions {
 			states[p.State]++
@@ -57,12 +76,18 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 			bytes += float64(p.Bytes)
 			if r := c.b.local(d.ID, p.Number); r != nil {
 				waiting += float64(r.part.Waiting())
+				for _, run := range r.records.Damage() {
+					damaged += float64(run.Next - run.Base)
+					ranges++
+				}
 			}
 		}
 		ch <- prometheus.MustNewConstMetric(metricAppended, prometheus.CounterValue, appended, d.Name)
 		gauge(metricRetained, retained, d.Name)
 		gauge(metricBytes, bytes, d.Name)
 		gauge(metricWaiting, waiting, d.Name)
+		gauge(metricDamaged, damaged, d.Name)
+		gauge(metricRanges, ranges, d.Name)
 	}
 	for state, n := range states {
 		gauge(metricPartitions, float64(n), state.String())

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,6 +59,10 @@ type partitionReplica struct {
 	parkedMu sync.Mutex
 	parked   map[waiter]struct{}
 	settings atomic.Pointer[wire.Settings]
+
+	damage    *damageCounters       // the broker's
+	condemned atomic.Pointer[error] // damage that the owner has to stop for
+	verifying atomic.Bool           // a reported frame is being examined
 }
 
 // What a turn may be asked to do besides its inputs.
@@ -67,6 +72,7 @@ const (
 	requestRetain
 	requestSync
 	requestSettings
+	requestCheckpoint
 	requestStop
 )
 
@@ -87,9 +93,16 @@ func (r *partitionReplica) turn() (again bool) {
 		r.beginStop()
 		return false
 	}
-	if err := r.group.Err(); err != nil {
+	err := r.group.Err()
+	if cause := r.condemned.Load(); err == nil && cause != nil {
+		err = *cause
+	}
+	if err != nil {
 		r.fence(err)
 		return false
+	}
+	if asked&requestCheckpoint != 0 {
+		r.group.Checkpoint()
 	}
 	nowMs := r.clock().UnixMilli()
 	if asked&requestSettings != 0 {
@@ -312,8 +325,24 @@ func (r *partitionReplica) info() wire.PartitionInfo {
 	return wire.PartitionInfo{
 		Number: r.number, Leader: r.node, Epoch: r.Epoch(), State: r.State(),
 		StartOffset: r.StartOffset(), NextOffset: r.records.Watermark().Next,
-		Bytes: uint64(r.records.Bytes()),
+		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.records.Damage())), Problem: problem(r.Err()),
 	}
+}
+
+// maxProblemBytes bounds what metadata tells about one partition.
+const maxProblemBytes = 300
+
+// problem is an error for the metadata.
+func problem(err error) string {
+	if err == nil {
+		return ""
+	}
+	s := err.Error()
+	var known *wire.Error
+	if errors.As(err, &known) && known.Detail != "" {
+		s = known.Detail
+	}
+	return strings.ToValidUTF8(s[:min(len(s), maxProblemBytes)], "")
 }
 
 // stateMachine is the partition as replication sees it.

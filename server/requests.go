@@ -61,6 +61,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.listOffsets(h, body)
 	case wire.OpLinkOpen:
 		err = s.linkOpen(h, body)
+	case wire.OpReportDamage:
+		err = s.reportDamage(h, body)
 	case wire.OpLinkClose:
 		err = s.linkClose(h, body)
 	case wire.OpMetadata:
@@ -477,7 +479,7 @@ func (s *session) listOffsets(h wire.Header, body []byte) error {
 func errorBody(err error) wire.ErrorBody {
 	var known *wire.Error
 	if errors.As(err, &known) {
-		return wire.ErrorBody{Code: known.Code, Detail: known.Detail}
+		return wire.ErrorBody{Code: known.Code, Detail: known.Detail, Next: known.Next}
 	}
 	var code wire.ErrorCode
 	var gap *log.OutOfRangeError

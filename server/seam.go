@@ -52,6 +52,8 @@ type replica interface {
 	Park(w waiter) (parked bool)
 	// Unpark takes w back. It may be woken all the same if it races with a wake-up.
 	Unpark(w waiter)
+	// ReportDamage has the frame that holds o read again. It does not block.
+	ReportDamage(o wire.Offset)
 	// Blocking runs f on a worker that may wait for the disk.
 	Blocking(f func())
 	// Epoch is the term of the leader, 0 if none is known.

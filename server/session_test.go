@@ -231,7 +231,7 @@ func TestMetadataComesInPages(t *testing.T) {
 	}
 	all, pages := ask(wire.MetadataRequest{Scope: wire.MetadataAll})
 	require.Equal(t, names, all)
-	require.Equal(t, 3, pages) // 400 × 453 bytes and one of 44 KB
+	require.Equal(t, 4, pages) // 400 × 501 bytes and one of 50 KB
 
 	none, pages := ask(wire.MetadataRequest{Scope: wire.MetadataNodes})
 	require.Empty(t, none)
@@ -249,7 +249,7 @@ func TestMetadataComesInPages(t *testing.T) {
 	slices.Reverse(backwards)
 	named, pages := ask(wire.MetadataRequest{Scope: wire.MetadataNamed, Names: backwards})
 	require.Equal(t, names, named)
-	require.Equal(t, 3, pages)
+	require.Equal(t, 4, pages)
 }
 
 func TestHandlesSurviveSettingsAndEndWithTheirDestination(t *testing.T) {

@@ -121,7 +121,8 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 				err = wire.Errorf(wire.CodeUnavailable, "the client ended its side of the connection before the link was open")
 			}
 			if err != nil {
-				s.finish(h.ID, nil, err)
+				why := t.readError(err)
+				s.finish(h.ID, nil, why.Err())
 				return
 			}
 			s.startLink(h.ID, t, records, at, m.Credit)
@@ -232,6 +233,7 @@ type gather struct {
 	n      int
 	slices [][]byte
 	bytes  int
+	full   bool // what comes next needs a write of its own
 	heads  [turnPieces * deliverHead]byte
 }
 
@@ -271,7 +273,7 @@ func (g *gather) add(k *link, next wire.Offset, view *log.View) {
 
 // fits reports whether one more piece may join.
 func (g *gather) fits() bool {
-	return g.n < turnPieces && g.bytes < turnBytes && len(g.slices) < turnSlices-1
+	return !g.full && g.n < turnPieces && g.bytes < turnBytes && len(g.slices) < turnSlices-1
 }
 
 // reset releases all views.
@@ -283,7 +285,7 @@ func (g *gather) reset() {
 		g.pieces[i] = piece{}
 	}
 	clear(g.slices)
-	g.n, g.slices, g.bytes = 0, g.slices[:0], 0
+	g.n, g.slices, g.bytes, g.full = 0, g.slices[:0], 0, false
 }
 
 // pump is one bounded turn of a session's links: they take turns, a piece each,
@@ -342,7 +344,11 @@ func (s *session) next(k *link, g *gather) (more bool) {
 			s.load(k)
 			return false
 		case errors.Is(err, log.ErrClosed), errors.Is(err, log.ErrFenced), errors.Is(err, log.ErrOffsetOutOfRange), errors.Is(err, log.ErrCorrupt):
-			s.closeLink(k, errorBody(err))
+			if g.n > 0 {
+				g.full = true // what precedes the end of the link goes first
+				return true
+			}
+			s.closeLink(k, k.handle.readError(err))
 			return false
 		case err != nil: // not to be mapped, for want of address space or of maps
 			s.read(k)
@@ -353,6 +359,7 @@ func (s *session) next(k *link, g *gather) (more bool) {
 				s.read(k) // many tiny runs between control frames: copy them together
 				return false
 			}
+			g.full = true
 			return true
 		case view.Bytes > 0:
 			g.add(k, mark.Next, view)
@@ -480,7 +487,7 @@ func (s *session) load(k *link) {
 			case errors.Is(err, unix.ENOMEM), errors.Is(err, log.ErrCold):
 				s.read(k)
 			default:
-				s.closeLink(k, errorBody(err))
+				s.closeLink(k, k.handle.readError(err))
 			}
 		})
 	})
@@ -523,7 +530,7 @@ func (s *session) read(k *link) {
 			case k.closed:
 				return
 			case err != nil && n == 0:
-				s.closeLink(k, errorBody(err))
+				s.closeLink(k, k.handle.readError(err))
 				return
 			}
 			if n == 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -222,6 +223,31 @@ func TestWithoutMapsFramesAreRead(t *testing.T) {
 	c.stream(map[uint32]*streamed{id: got}, func() bool { return got.ends == 1 })
 	require.True(t, bytes.Equal(r.stored(), got.bytes))
 	require.NotZero(t, n.engine.counters.preads.Load())
+}
+
+func TestADamagedRangeEndsALinkWithThePlaceBehindIt(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 10, 1000)
+	r.set(func() { r.damage = &log.DamagedError{Damage: log.Damage{File: "f", Position: 192, Base: 4, Next: 6}} })
+	c := dialOpen(t, n.address)
+	handle := c.open("events", 0)
+	id := c.link(handle, 0, 100_000)
+	f := c.read()
+	require.Equal(t, wire.OpLinkClosed, f.Opcode)
+	require.Equal(t, id, f.ID)
+	var m wire.LinkClosed
+	require.NoError(t, m.Parse(f.body))
+	require.Equal(t, wire.LinkClosed{Code: wire.CodeCorrupt, Next: 6,
+		Detail: "events/0: records at offsets 4 to 5 are damaged on the disk (f, position 192); reading can go on at offset 6"}, m)
+
+	// Reports are handed on, and not answered.
+	c.send(wire.OpReportDamage, 0, &wire.ReportDamage{Handle: handle, Offset: 3})
+	c.send(wire.OpReportDamage, 0, &wire.ReportDamage{Handle: 99, Offset: 3})
+	c.send(wire.OpPing, 70, &wire.PingRequest{})
+	require.Equal(t, uint32(70), c.read().ID)
+	r.set(func() { require.Equal(t, []wire.Offset{3}, r.reports) })
 }
 
 func TestClosingALink(t *testing.T) {

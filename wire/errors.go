@@ -239,6 +239,9 @@ func (c ErrorCode) Error() string {
 type Error struct {
 	Code   ErrorCode
 	Detail string
+	// Next is where reading can go on, for CodeCorrupt and CodeDataLost on a link; 0
+	// if there is no such place, and with other codes.
+	Next Offset
 }
 
 // Errorf makes an *Error.
@@ -279,10 +282,11 @@ func CodeOf(err error) ErrorCode {
 
 // ErrorBody is the body of an answer with FlagError, and of LINK_CLOSED.
 //
-//	code i16 | detail string
+//	code i16 | detail string | next u64
 type ErrorBody struct {
 	Code   ErrorCode
 	Detail string // for people, at most MaxDetailBytes
+	Next   Offset // of Error
 }
 
 // Err is the body as an error, nil for CodeOK.
@@ -290,13 +294,14 @@ func (m *ErrorBody) Err() error {
 	if m.Code == CodeOK {
 		return nil
 	}
-	return &Error{Code: m.Code, Detail: m.Detail}
+	return &Error{Code: m.Code, Detail: m.Detail, Next: m.Next}
 }
 
 // Append implements Message.
 func (m *ErrorBody) Append(dst []byte) []byte {
 	dst = binary.LittleEndian.AppendUint16(dst, uint16(m.Code))
-	return appendDetail(dst, m.Detail)
+	dst = appendDetail(dst, m.Detail)
+	return binary.LittleEndian.AppendUint64(dst, uint64(m.Next))
 }
 
 // Parse implements Message. A code that this build does not know becomes
@@ -305,6 +310,7 @@ func (m *ErrorBody) Parse(src []byte) error {
 	r := reader{src: src}
 	m.Code = ErrorCode(r.uint16())
 	m.Detail = r.string()
+	m.Next = Offset(r.uint64())
 	if !m.Code.Known() {
 		m.Detail = fmt.Sprintf("code %d: %s", m.Code, m.Detail)
 		m.Code = CodeUnknown

@@ -31,7 +31,7 @@ const (
 // The length counts the bytes after its own field. The version is that of the
 // opcode's body. The ID is the correlation ID of a request and of its answer, the
 // link ID of LINK_CREDIT, LINK_CLOSE, DELIVER and LINK_CLOSED, and zero in an
-// EVENT. The CRC covers bytes [0, 12): with it, a length is never believed that
+// EVENT and a REPORT_DAMAGE. The CRC covers bytes [0, 12): with it, a length is never believed that
 // nobody wrote.
 const (
 	// HeaderSize is the size of a protocol frame's header in bytes.
@@ -74,6 +74,7 @@ const (
 	OpDeliver       Opcode = 14
 	OpLinkClosed    Opcode = 15
 	OpEvent         Opcode = 16
+	OpReportDamage  Opcode = 17
 )
 
 var opcodeNames = [...]string{
@@ -82,6 +83,7 @@ var opcodeNames = [...]string{
 	OpProduce: "PRODUCE", OpListOffsets: "LIST_OFFSETS", OpLinkOpen: "LINK_OPEN",
 	OpLinkCredit: "LINK_CREDIT", OpLinkClose: "LINK_CLOSE", OpDeliver: "DELIVER",
 	OpLinkClosed: "LINK_CLOSED", OpEvent: "EVENT",
+	OpReportDamage: "REPORT_DAMAGE",
 }
 
 // Known reports whether this build knows the opcode.

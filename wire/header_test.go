@@ -32,14 +32,15 @@ func TestHeaderGolden(t *testing.T) {
 
 func TestHeaderOfAnErrorAnswerGolden(t *testing.T) {
 	want := unhex(t, `
-		10 00 00 00 // length 16 = 12 + 4
+		18 00 00 00 // length 24 = 12 + 12
 		09          // opcode PRODUCE
 		03          // flags response, error
 		01 00       // version 1
 		04 03 02 01 // correlation ID 0x01020304
-		9f 48 59 2a // CRC32C of the above
+		ee 9f 3b a4 // CRC32C of the above
 		21 00       // code 33 NOT_LEADER
 		00 00       // no detail
+		00 00 00 00 00 00 00 00 // nowhere to go on
 	`)
 	h := Header{Opcode: OpProduce, Flags: FlagResponse | FlagError, Version: 1, ID: 0x01020304}
 	require.Equal(t, want, AppendFrame(nil, h, &ErrorBody{Code: CodeNotLeader}))
@@ -97,7 +98,7 @@ func TestParseHeaderRefuses(t *testing.T) {
 
 func TestOpcodes(t *testing.T) {
 	ranges := SupportedOpcodes()
-	require.Len(t, ranges, 16)
+	require.Len(t, ranges, 17)
 	names := map[string]bool{}
 	for i, r := range ranges {
 		require.Equal(t, Opcode(i+1), r.Opcode)
@@ -112,9 +113,9 @@ func TestOpcodes(t *testing.T) {
 		require.NotEmpty(t, r.Opcode.String())
 		names[r.Opcode.String()] = true
 	}
-	require.Len(t, names, 16)
+	require.Len(t, names, 17)
 	require.False(t, Opcode(0).Known())
-	require.False(t, Opcode(17).Known())
+	require.False(t, Opcode(18).Known())
 	require.Equal(t, "UNKNOWN", Opcode(255).String())
 }
 

@@ -46,7 +46,7 @@ var goldenDestination = DestinationInfo{
 	SlotVersion: 2,
 	Slots:       []SlotRun{{0, 0}, {8192, 1}},
 	Partitions: []PartitionInfo{
-		{Number: 1, Leader: 2, Epoch: 3, State: PartitionActive, StartOffset: 4, NextOffset: 5, Bytes: 6},
+		{Number: 1, Leader: 2, Epoch: 3, State: PartitionActive, StartOffset: 4, NextOffset: 5, Bytes: 6, Damaged: 7, Problem: "no"},
 	},
 }
 
@@ -68,6 +68,8 @@ const goldenDestinationHex = `
 	04 00 00 00 00 00 00 00 // start offset 4
 	05 00 00 00 00 00 00 00 // next offset 5
 	06 00 00 00 00 00 00 00 // 6 bytes
+	07 00 00 00             // 7 damaged ranges
+	02 00 6e 6f             // "no"
 `
 
 var goldenMessages = []goldenMessage{
@@ -223,15 +225,20 @@ var goldenMessages = []goldenMessage{
 		01 00 00 00 00 00 00 00 // next offset 1
 		aa bb                   // stream
 	`},
-	{"LINK_CLOSED", OpLinkClosed, true, &LinkClosed{Code: CodeOutOfRange, Detail: "x"}, `
-		12 00    // code 18 OUT_OF_RANGE
-		01 00 78 // "x"
+	{"LINK_CLOSED", OpLinkClosed, true, &LinkClosed{Code: CodeCorrupt, Detail: "x", Next: 9}, `
+		07 00                   // code 7 CORRUPT
+		01 00 78                // "x"
+		09 00 00 00 00 00 00 00 // reading can go on at offset 9
 	`},
 	{"EVENT", OpEvent, true, &Event{Kind: EventTopologyChanged, Version: 2, Destination: "q", Detail: "d"}, `
 		01                      // topology changed
 		02 00 00 00 00 00 00 00 // version 2
 		01 00 71                // "q"
 		01 00 64                // "d"
+	`},
+	{"REPORT_DAMAGE", OpReportDamage, false, &ReportDamage{Handle: 1, Offset: 2}, `
+		01 00 00 00             // handle 1
+		02 00 00 00 00 00 00 00 // offset 2
 	`},
 }
 

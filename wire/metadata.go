@@ -196,7 +196,8 @@ func (s PartitionState) String() string {
 
 // PartitionInfo is one partition as the answering node sees it.
 //
-//	number u32 | leader u32 | epoch u32 | state u8 | startOffset u64 | nextOffset u64 | bytes u64
+//	number u32 | leader u32 | epoch u32 | state u8 | startOffset u64 | nextOffset u64 | bytes u64 |
+//	damaged u32 | problem string
 type PartitionInfo struct {
 	Number      uint32
 	Leader      uint32 // node ID, 0 if none is known
@@ -205,9 +206,11 @@ type PartitionInfo struct {
 	StartOffset Offset // first readable offset
 	NextOffset  Offset // high watermark: one past the last readable offset
 	Bytes       uint64 // size of the log on the leader, including what retention may drop
+	Damaged     uint32 // ranges of offsets that answer CORRUPT
+	Problem     string // why the partition does not serve, for people; empty while it does
 }
 
-const partitionInfoSize = 4 + 4 + 4 + 1 + 8 + 8 + 8
+const partitionInfoMinSize = 4 + 4 + 4 + 1 + 8 + 8 + 8 + 4 + 2
 
 // DestinationInfo describes a destination. It is the answer to CREATE and ALTER
 // and an element of the answer to METADATA.
@@ -230,7 +233,11 @@ const destinationInfoMinSize = 2 + 16 + 1 + 8 + settingsSize + 4 + 4 + 4
 
 // Size is the number of bytes that Append appends.
 func (m *DestinationInfo) Size() int {
-	return destinationInfoMinSize + len(m.Name) + len(m.Slots)*slotRunSize + len(m.Partitions)*partitionInfoSize
+	size := destinationInfoMinSize + len(m.Name) + len(m.Slots)*slotRunSize + len(m.Partitions)*partitionInfoMinSize
+	for i := range m.Partitions {
+		size += len(m.Partitions[i].Problem)
+	}
+	return size
 }
 
 // Append implements Message.
@@ -257,6 +264,8 @@ func (m *DestinationInfo) Append(dst []byte) []byte {
 		dst = le.AppendUint64(dst, uint64(p.StartOffset))
 		dst = le.AppendUint64(dst, uint64(p.NextOffset))
 		dst = le.AppendUint64(dst, p.Bytes)
+		dst = le.AppendUint32(dst, p.Damaged)
+		dst = appendString(dst, p.Problem)
 	}
 	return dst
 }
@@ -287,7 +296,7 @@ func (m *DestinationInfo) read(r *reader) {
 			m.Slots[i] = s
 		}
 	}
-	if n := r.count(partitionInfoSize); n > 0 {
+	if n := r.count(partitionInfoMinSize); n > 0 {
 		m.Partitions = make([]PartitionInfo, n)
 		for i := range m.Partitions {
 			m.Partitions[i] = PartitionInfo{
@@ -298,6 +307,8 @@ func (m *DestinationInfo) read(r *reader) {
 				StartOffset: Offset(r.uint64()),
 				NextOffset:  Offset(r.uint64()),
 				Bytes:       r.uint64(),
+				Damaged:     r.uint32(),
+				Problem:     r.string(),
 			}
 		}
 	}

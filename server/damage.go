@@ -1,0 +1,172 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// What the broker does about damage on its disks (RULES L8). It does not look at
+// the bytes it streams; clients do, and a scrubber reads what nobody else reads. A
+// damaged body costs the records in it, which answer CORRUPT. A damaged header
+// breaks the chain: the partition stops.
+
+const (
+	// scrubBytesPerSecond bounds what the scrubber reads, all partitions together. A
+	// pass that takes longer than the scrub interval is followed by the next at once.
+	scrubBytesPerSecond = 64 << 20
+	// scrubStep is how much it reads between two pauses.
+	scrubStep = 1 << 20
+	// scrubDelay is when the first pass begins at the latest: a broker that is
+	// restarted daily scrubs too.
+	scrubDelay = 10 * time.Minute
+)
+
+// damageCounters only grow.
+type damageCounters struct {
+	reported  atomic.Uint64 // frames that clients reported
+	dropped   atomic.Uint64 // of these, while another of the partition was examined
+	confirmed atomic.Uint64 // of these, damaged on the disk
+	whole     atomic.Uint64 // of these, whole on the disk: damaged on their way
+	scrubbed  atomic.Uint64 // bytes
+	passes    atomic.Uint64 // of the scrubber
+	failures  atomic.Uint64 // reads of the scrubber that failed
+}
+
+// reportDamage is a client's word that a frame arrived damaged. It is not
+// answered.
+func (s *session) reportDamage(h wire.Header, body []byte) error {
+	var m wire.ReportDamage
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	t, err := s.handle(m.Handle)
+	if err != nil {
+		s.engine.counters.countError(errorBody(err).Code)
+		return nil
+	}
+	t.replica.ReportDamage(m.Offset)
+	return nil
+}
+
+// readError is what a client is told about an error of reading its partition.
+func (t *handle) readError(err error) wire.ErrorBody {
+	body := errorBody(err)
+	var damaged *log.DamagedError
+	if errors.As(err, &damaged) {
+		d := &damaged.Damage
+		body = wire.ErrorBody{Code: wire.CodeCorrupt, Next: d.Next, Detail: fmt.Sprintf(
+			"%s/%d: %v; reading can go on at offset %d", t.dest.Name, t.key.partition, damaged, d.Next)}
+	}
+	return body
+}
+
+// ReportDamage implements replica: a worker reads the frame again. One at a time
+// is examined, others are dropped: a client that meets damage again reports it
+// again.
+func (r *partitionReplica) ReportDamage(o wire.Offset) {
+	r.damage.reported.Add(1)
+	if !r.verifying.CompareAndSwap(false, true) {
+		r.damage.dropped.Add(1)
+		return
+	}
+	r.Blocking(func() {
+		defer r.verifying.Store(false)
+		before := r.damagedFrames()
+		d, err := r.records.Verify(o)
+		switch {
+		case err != nil:
+			r.distrust(err)
+		case d != nil:
+			r.damage.confirmed.Add(1)
+		default:
+			r.damage.whole.Add(1)
+			r.logger.Warn("a client received a damaged frame that is whole on the disk", "offset", o)
+		}
+		r.foundDamage(before)
+	})
+}
+
+func (r *partitionReplica) damagedFrames() (n uint64) {
+	for _, d := range r.records.Damage() {
+		n += uint64(d.LastIndex - d.FirstIndex + 1)
+	}
+	return n
+}
+
+// foundDamage asks for a checkpoint if there is more damage than before: what the
+// damaged entries did is known now and would not be at the next start.
+func (r *partitionReplica) foundDamage(before uint64) {
+	if r.damagedFrames() > before {
+		r.ask(requestCheckpoint)
+	}
+}
+
+// distrust stops the partition if err says that its log is damaged beyond single
+// bodies.
+func (r *partitionReplica) distrust(err error) {
+	if errors.Is(err, log.ErrCorrupt) {
+		r.condemned.CompareAndSwap(nil, &err)
+		r.schedule()
+	} else if !errors.Is(err, log.ErrClosed) && !errors.Is(err, log.ErrOffsetOutOfRange) {
+		r.logger.Warn("a frame could not be read again", "err", err)
+	}
+}
+
+// keepScrubbing reads all sealed segments once in every scrub interval.
+func (b *broker) keepScrubbing(ctx context.Context) {
+	if b.cfg.ScrubInterval < 0 {
+		return
+	}
+	for wait := min(b.cfg.ScrubInterval, scrubDelay); pause(ctx, wait); {
+		begun := time.Now()
+		b.scrub(ctx)
+		wait = b.cfg.ScrubInterval - time.Since(begun)
+	}
+}
+
+// pause waits and reports whether ctx still goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return ctx.Err() == nil
+	}
+}
+
+// scrub is one pass over the partitions on disk.
+func (b *broker) scrub(ctx context.Context) {
+	var replicas []*partitionReplica
+	b.each(func(r *partitionReplica) {
+		if r.storage == wire.StorageDisk {
+			replicas = append(replicas, r)
+		}
+	})
+	for _, r := range replicas {
+		before := r.damagedFrames()
+		pass := r.records.NewScrub()
+		for ctx.Err() == nil {
+			n, err := pass.Next(scrubStep)
+			b.damage.scrubbed.Add(uint64(n))
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				b.damage.failures.Add(1)
+				r.distrust(err)
+			}
+			pause(ctx, time.Duration(n)*time.Second/scrubBytesPerSecond)
+		}
+		r.foundDamage(before)
+	}
+	b.damage.passes.Add(1)
+}
