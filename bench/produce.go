@@ -196,6 +196,9 @@ func (o *ProduceOptions) newSender(ctx context.Context, number int, share int64,
 // run sends the sender's share and waits until all of it is acknowledged.
 func (s *sender) run(ctx context.Context, started clock) error {
 	s.started = started
+	if s.window == 1 {
+		return s.oneByOne(ctx)
+	}
 	var record client.Record
 	plain := s.answered
 	for i := range s.share {
@@ -222,6 +225,26 @@ func (s *sender) run(ctx context.Context, started clock) error {
 		return err
 	}
 	return s.failed.get()
+}
+
+// oneByOne sends the share with one record outstanding, as an application would
+// that cannot go on before.
+func (s *sender) oneByOne(ctx context.Context) error {
+	var record client.Record
+	for i := range s.share {
+		record.Value = s.values[i%payloadVariants]
+		if len(s.keys) > 0 {
+			record.Key = s.keys[i%int64(len(s.keys))]
+		}
+		s.bytes += int64(len(record.Key) + len(record.Value))
+		sent := s.started.now()
+		if _, err := s.producer.Send(ctx, &record); err != nil {
+			return err
+		}
+		s.latencies.record(s.started.now() - sent)
+		s.acknowledged.Add(1)
+	}
+	return nil
 }
 
 // waitForRoom waits until a quarter of the window is free.

@@ -77,7 +77,8 @@ func (q *batchQueue) find(b *batch) int {
 }
 
 // add puts a record into the open batch, or starts one. charge is what the record
-// counts in the buffer. It reports false if no batch can hold the record.
+// counts in the buffer. It reports false if no batch can hold the record. The
+// caller lists the accumulator.
 func (a *accumulator) add(r *Record, keyHash uint64, keyed bool, charge int64, pr promise) bool {
 	p := a.producer
 	b := a.open
@@ -105,7 +106,6 @@ func (a *accumulator) add(r *Record, keyHash uint64, keyed bool, charge int64, p
 	if b.builder.Size() >= p.options.batchBytes {
 		a.open = nil
 	}
-	a.signal()
 	return true
 }
 
@@ -194,12 +194,22 @@ func (a *accumulator) sendable() bool {
 	return p.options.linger == 0 && a.inFlight == 0
 }
 
-// signal registers with the session's writer if there is something for it.
+// signal makes the session's writer take a batch if there is one.
 func (a *accumulator) signal() {
-	if a.session != nil && a.listed != a.session && a.sendable() {
-		a.listed = a.session
-		a.session.enqueue(a)
+	if s := a.list(); s != nil {
+		poke(s.wake)
 	}
+}
+
+// list registers with the session if there is something to write that it does not
+// know of. It returns the session that is to write then.
+func (a *accumulator) list() *session {
+	if a.session == nil || a.listed == a.session || !a.sendable() {
+		return nil
+	}
+	a.listed = a.session
+	a.session.enqueue(a)
+	return a.session
 }
 
 // take hands the next batch to the writer of s, stamped and counted as in

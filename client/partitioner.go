@@ -94,6 +94,7 @@ func (p *Producer) place(b *batch) {
 		if last := a.queue.at(a.queue.len() - 1); b.started.Before(last.started) {
 			last.started = b.started
 		}
+		a.signal()
 	}
 	b.recycle()
 }

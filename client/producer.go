@@ -173,49 +173,56 @@ func (p *Producer) SendFunc(ctx context.Context, r *Record, done func(Receipt, e
 // send gets a record into the buffer.
 func (p *Producer) send(ctx context.Context, r *Record, pr promise) error {
 	p.mu.Lock()
-	err := p.accept(ctx, r, pr)
+	s, err := p.accept(ctx, r, pr)
 	p.mu.Unlock()
-	if err != nil {
+	switch {
+	case err != nil:
 		return &SendError{Outcome: NotSent, Err: err}
+	case s == nil:
+	case p.options.acks == AcksNone: // no answer tells that the socket is free
+		poke(s.wake)
+	default:
+		s.writeNow()
 	}
 	return nil
 }
 
-// accept is send with p.mu held; while it waits for space it is not. ctx is looked
+// accept is send with p.mu held; while it waits for space it is not. It returns the
+// session that is to write the record, if one is to be told. ctx is looked
 // at under the lock: one that a function given to SendFunc has ended, when told of
 // a failure, ends every later send before the partition takes records again.
-func (p *Producer) accept(ctx context.Context, r *Record, pr promise) error {
+func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*session, error) {
 	size := wire.EncodedSizeBound(r.Key, r.Value, r.Headers)
 	charge := int64(size)
 	for {
 		if err := ctx.Err(); err != nil {
-			return err
+			return nil, err
 		}
 		if p.err != nil {
-			return p.err
+			return nil, p.err
 		}
 		if size > p.layout.maxRecordBytes {
-			return fmt.Errorf("%w: up to %d bytes encoded, the limit is %d", ErrRecordTooLarge, size, p.layout.maxRecordBytes)
+			return nil, fmt.Errorf("%w: up to %d bytes encoded, the limit is %d", ErrRecordTooLarge, size, p.layout.maxRecordBytes)
 		}
 		if p.hasSpace(charge) {
 			break
 		}
 		if err := p.waitForSpace(ctx, charge); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	a, keyHash, keyed := p.route(r, charge)
 	if a.untold > 0 {
-		return a.cause
+		return nil, a.cause
 	}
 	if !a.add(r, keyHash, keyed, charge, pr) {
-		return fmt.Errorf("%w: no batch can hold it", ErrRecordTooLarge)
+		return nil, fmt.Errorf("%w: no batch can hold it", ErrRecordTooLarge)
 	}
 	if !p.ticking || a.session == nil {
 		p.ticking = true
 		poke(p.wake)
 	}
-	return nil
+	return a.list(), nil
 }
 
 // spaceWaiter is a send that waits for space.

@@ -26,7 +26,9 @@ var errControlFull = errors.New("too many requests wait for the connection")
 // it, and a writer that gathers what is to be sent: small requests from a
 // buffer, record batches straight from the accumulators that have registered
 // with ready. Batches are taken at the last moment, when the socket is free,
-// so whatever gathers while a write is under way travels in the next one.
+// so whatever gathers while a write is under way travels in the next one. A
+// record that comes while nothing is on its way is written by the goroutine that
+// brought it (writeNow): waking the writer costs more than the write.
 //
 // A session dies once, with the first error, and then tells everybody who
 // waits. It never comes back: the Conn makes another one.
@@ -43,6 +45,9 @@ type session struct {
 	wake     chan struct{} // capacity 1, for the writer
 	done     chan struct{} // closed when the session has died and all who waited know
 	wg       sync.WaitGroup
+
+	writing sync.Mutex // the right to gather and write; before a Producer's mutex
+	g       gathered   // of who has it
 
 	mu            sync.Mutex // held for moments only; never while holding it is a Producer's or a Reader's taken
 	err           error      // why the session died
@@ -170,14 +175,13 @@ func (s *session) tell(op wire.Opcode, id uint32, m wire.Message) {
 }
 
 // enqueue registers an accumulator that has a batch to send. The accumulator
-// makes sure that it is registered once.
+// makes sure that it is registered once, and that the batch is written then.
 func (s *session) enqueue(a *accumulator) {
 	s.mu.Lock()
 	if s.err == nil {
 		s.ready = append(s.ready, a)
 	}
 	s.mu.Unlock()
-	poke(s.wake)
 }
 
 // attachLink makes a stream receive the DELIVERs of a link. It is called by the
@@ -375,36 +379,71 @@ type gathered struct {
 
 func (s *session) writeLoop() {
 	defer s.wg.Done()
-	var g gathered
 	for {
-		s.gather(&g)
-		if g.size == 0 {
+		s.writing.Lock()
+		n, err := s.writeOnce(writeBytes)
+		s.writing.Unlock()
+		if err != nil {
+			return
+		}
+		if n == 0 {
 			select {
 			case <-s.wake:
-				continue
 			case <-s.done:
 				return
 			}
 		}
-		n, err := g.buffers.WriteTo(s.conn)
-		s.sent.Add(1)
-		if err != nil {
-			s.fail(disconnected(err)) // before anybody looks for a session to resend on
-		}
-		for i, b := range g.batches {
-			b.written(n > g.starts[i], err)
-		}
-		clear(g.batches)
-		clear(g.backing)
-		if err != nil {
-			return
-		}
 	}
 }
 
+// nowBytes is the most that is written by the goroutine that brought a record. A
+// socket that nothing is on its way in takes so much without blocking.
+const nowBytes = 16 << 10
+
+// writeNow writes what waits on the calling goroutine if no batch is unanswered
+// and nobody else is writing; else the writer does.
+func (s *session) writeNow() {
+	s.mu.Lock()
+	quiet := s.err == nil && s.inFlightBytes == 0 && len(s.control) == 0
+	s.mu.Unlock()
+	if !quiet || !s.writing.TryLock() {
+		poke(s.wake)
+		return
+	}
+	_, err := s.writeOnce(nowBytes)
+	s.writing.Unlock()
+	s.mu.Lock()
+	more := len(s.ready) > 0 || len(s.control) > 0
+	s.mu.Unlock()
+	if more || err != nil {
+		poke(s.wake)
+	}
+}
+
+// writeOnce gathers and writes about limit bytes. The caller has the right to
+// write. An error has ended the session.
+func (s *session) writeOnce(limit int64) (n int64, err error) {
+	g := &s.g
+	s.gather(g, limit)
+	if g.size == 0 {
+		return 0, nil
+	}
+	n, err = g.buffers.WriteTo(s.conn)
+	s.sent.Add(1)
+	if err != nil {
+		s.fail(disconnected(err)) // before anybody looks for a session to resend on
+	}
+	for i, b := range g.batches {
+		b.written(n > g.starts[i], err)
+	}
+	clear(g.batches)
+	clear(g.backing)
+	return n, err
+}
+
 // gather collects the requests that wait and batches from the accumulators in
-// turn, one each, until writeBytes are together.
-func (s *session) gather(g *gathered) {
+// turn, one each, until limit bytes are together.
+func (s *session) gather(g *gathered, limit int64) {
 	g.batches, g.starts = g.batches[:0], g.starts[:0]
 	g.backing = g.backing[:0]
 
@@ -423,7 +462,7 @@ func (s *session) gather(g *gathered) {
 		// One batch from each in turn; those that have more stay in the list.
 		kept := 0
 		for i, a := range g.ready {
-			if full = !alive || g.size >= writeBytes || !s.admits(); full {
+			if full = !alive || g.size >= limit || !s.admits(); full {
 				kept += copy(g.ready[kept:], g.ready[i:])
 				break
 			}
