@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	iofs "io/fs"
 	"path"
 
 	"github.com/lockstepmq/lockstep/segment"
@@ -151,25 +149,8 @@ func parseManifest(src []byte) (*manifest, error) {
 // replaceFile writes name in dir as a whole and durably.
 func replaceFile(fs vfs.FS, dir, name string, content []byte) error {
 	temp := path.Join(dir, name+tempSuffix)
-	f, err := fs.Create(temp)
-	if errors.Is(err, iofs.ErrExist) {
-		if err = fs.Remove(temp); err == nil {
-			f, err = fs.Create(temp)
-		}
-	}
-	if err != nil {
+	if err := segment.WriteFile(fs, temp, content); err != nil {
 		return err
-	}
-	// Taking the space first turns a full disk into a failed allocation, which
-	// may be repeated; a failed write may not.
-	if err = f.Allocate(0, int64(len(content))); err == nil {
-		if _, err = f.WriteAt(content, 0); err == nil {
-			err = f.Sync()
-		}
-		err = segment.Final(err)
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, fs.Remove(temp))
 	}
 	if err := fs.Rename(temp, path.Join(dir, name)); err != nil {
 		return err
@@ -177,23 +158,11 @@ func replaceFile(fs vfs.FS, dir, name string, content []byte) error {
 	return segment.Final(fs.SyncDir(dir))
 }
 
-// readFile reads a file of at most limit bytes.
+// readFile reads a file of at most limit bytes; a larger one is damaged.
 func readFile(fs vfs.FS, name string, limit int64) ([]byte, error) {
-	f, err := fs.OpenReadOnly(name)
-	if err != nil {
-		return nil, err
+	b, err := segment.ReadFile(fs, name, limit)
+	if errors.Is(err, segment.ErrFormat) {
+		return nil, &CorruptionError{File: name, Cause: err}
 	}
-	defer f.Close()
-	size, err := f.Size()
-	if err != nil {
-		return nil, err
-	}
-	if size > limit {
-		return nil, &CorruptionError{File: name, Cause: fmt.Errorf("%d bytes exceed the limit of %d", size, limit)}
-	}
-	b := make([]byte, size)
-	if n, err := f.ReadAt(b, 0); int64(n) < size {
-		return nil, errors.Join(io.ErrUnexpectedEOF, err)
-	}
-	return b, nil
+	return b, err
 }

@@ -3,7 +3,6 @@ package segment
 import (
 	"errors"
 	"fmt"
-	"io"
 	iofs "io/fs"
 	"path"
 	"sync"
@@ -480,32 +479,10 @@ func (s *Segment) WriteSparse(sum *Summary) error {
 		return nil
 	}
 	name := path.Join(s.dir, SparseName(s.sequence, s.fileID))
-	if err := writeFile(s.env.FS, name, appendSparse(nil, sum, d)); err != nil {
+	if err := WriteFile(s.env.FS, name, appendSparse(nil, sum, d)); err != nil {
 		return fmt.Errorf("segment %s: sparse index: %w", s.name, err)
 	}
 	s.persisted.Store(true)
-	return nil
-}
-
-func writeFile(fs vfs.FS, name string, b []byte) error {
-	f, err := fs.Create(name)
-	if errors.Is(err, iofs.ErrExist) {
-		if err = fs.Remove(name); err == nil {
-			f, err = fs.Create(name)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if err = f.Allocate(0, int64(len(b))); err == nil {
-		if _, err = f.WriteAt(b, 0); err == nil {
-			err = f.Sync()
-		}
-		err = Final(err)
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, fs.Remove(name))
-	}
 	return nil
 }
 
@@ -518,7 +495,7 @@ func ReadSparse(fs vfs.FS, dir string, h *Header) (*Summary, error) {
 
 func readSparse(fs vfs.FS, dir string, h *Header) (*Summary, *details, error) {
 	name := path.Join(dir, SparseName(h.Sequence, h.FileID))
-	b, err := readFile(fs, name)
+	b, err := ReadFile(fs, name, maxSparseBytes)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -530,23 +507,6 @@ func readSparse(fs vfs.FS, dir string, h *Header) (*Summary, *details, error) {
 		return nil, nil, fmt.Errorf("sparse index: of another file: %w", ErrFormat)
 	}
 	return sum, d, nil
-}
-
-func readFile(fs vfs.FS, name string) ([]byte, error) {
-	f, err := fs.OpenReadOnly(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	size, err := f.Size()
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, size)
-	if n, err := f.ReadAt(b, 0); int64(n) < size {
-		return nil, errors.Join(io.ErrUnexpectedEOF, err)
-	}
-	return b, nil
 }
 
 // load returns the details, reading the sparse index or walking the headers if

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	iofs "io/fs"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -513,4 +514,17 @@ func TestPopulatedRangesOfManyReaders(t *testing.T) {
 	require.Equal(t, int64(10<<21), hot(10<<21))
 	s.noteWindow(window{from: 0, to: 10, stamp: env.Traffic.Load()})
 	require.Len(t, *s.populated.Load(), 1)
+}
+
+func TestAFileThatIsTooLargeIsNotRead(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	require.NoError(t, WriteFile(fs, "a", []byte("first")))
+	require.NoError(t, WriteFile(fs, "a", []byte("again")))
+	b, err := ReadFile(fs, "a", 5)
+	require.NoError(t, err)
+	require.Equal(t, "again", string(b))
+	_, err = ReadFile(fs, "a", 4)
+	require.ErrorIs(t, err, ErrFormat)
+	_, err = ReadFile(fs, "b", 4)
+	require.ErrorIs(t, err, iofs.ErrNotExist)
 }

@@ -160,6 +160,9 @@ const (
 	sparseEntrySize  = 32
 	sparseRunSize    = 16
 	sparseMaxEntries = 1 << 24
+	// maxSparseBytes bounds the sparse index file that is believed: a hundred times
+	// that of the largest segment. A larger one is not read, the segment is.
+	maxSparseBytes = 64 << 20
 )
 
 // appendSparse encodes a sparse index file.

@@ -454,14 +454,5 @@ func (f *memoryFile) PunchHole(off, n int64) error {
 // Map makes the mapping hold the descriptor: its pages count against the budget
 // for as long as they are mapped.
 func (f *memoryFile) Map(n int64) (Mapping, error) {
-	if err := f.begin(); err != nil {
-		return nil, pathError("map", f.name, err)
-	}
-	defer f.d.release()
-	m, err := newMapping(f.name, f.d, n, f.populateRead)
-	if err != nil {
-		return nil, pathError("map", f.name, fmt.Errorf("%d bytes: %w", n, err))
-	}
-	m.keep(f.d)
-	return m, nil
+	return f.mapWith(n, func(m *mapping) { m.keep(f.d) })
 }

@@ -358,7 +358,11 @@ func sizeOf(fd int) (int64, error) {
 	return st.Size, err
 }
 
-func (f *osFile) Map(n int64) (Mapping, error) {
+func (f *osFile) Map(n int64) (Mapping, error) { return f.mapWith(n, func(*mapping) {}) }
+
+// mapWith maps the first n bytes and hands the mapping to prepare while the
+// descriptor is held.
+func (f *osFile) mapWith(n int64, prepare func(*mapping)) (Mapping, error) {
 	if err := f.begin(); err != nil {
 		return nil, pathError("map", f.name, err)
 	}
@@ -367,5 +371,6 @@ func (f *osFile) Map(n int64) (Mapping, error) {
 	if err != nil {
 		return nil, pathError("map", f.name, fmt.Errorf("%d bytes: %w", n, err))
 	}
+	prepare(m)
 	return m, nil
 }
