@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	simDuration = flag.Duration("sim.duration", 5*time.Second, "how long TestSimulation tries seeds")
+	simDuration = flag.Duration("sim.duration", time.Second, "how long TestSimulation tries seeds")
 	simSeed     = flag.Uint64("seed", 0, "run this seed of TestSimulation alone and print its trace; 0 tries many")
 	simSteps    = flag.Int("sim.steps", 0, "steps of one simulation; 0 means its default")
 	simCalls    = flag.Bool("sim.calls", false, "with -seed: print every storage call")
@@ -91,7 +91,7 @@ func complain(t *testing.T, seed uint64, result *sim.Result) {
 		seed, result.Step, result.Err, seed, *simSteps, kept, shrunk.Err, len(tail), len(shrunk.Trace), strings.Join(tail, "\n"))
 }
 
-var simCallsTried = flag.Int64("sim.tries", 20, "how many storage calls TestSimulationOfEveryCall picks for each fault; 0 takes all")
+var simCallsTried = flag.Int64("sim.tries", 10, "how many storage calls TestSimulationOfEveryCall picks for each fault; 0 takes all")
 
 // TestSimulationOfEveryCall runs one quiet seed again and again. Each time another
 // storage call fails, or the power goes at it (RELIABILITY F5, F8, F20).
