@@ -204,6 +204,11 @@ func (j *prepareJob) run() error {
 		}
 		return s.withReserve(allocate)
 	}
+	if j.records {
+		if err := s.keepFree(j.steps()); err != nil {
+			return err
+		}
+	}
 	for _, seg := range j.open {
 		if err := j.keep(seg); err != nil {
 			return err
@@ -237,6 +242,20 @@ func (j *prepareJob) run() error {
 		_, _ = j.created.Populate(0, 0, 0)
 	}
 	return nil
+}
+
+// steps is how many bytes the job allocates at most.
+func (j *prepareJob) steps() (n int64) {
+	if j.extend != nil {
+		n += j.extendTo - j.extend.Allocated()
+	}
+	if j.grow != nil {
+		n += j.growTo - j.grow.Allocated()
+	}
+	if j.create {
+		n += j.allocate
+	}
+	return n
 }
 
 // createNext makes the next segment of a recycled file or a new one, durably.
@@ -310,7 +329,9 @@ func (l *Log) prepareFailed(j *prepareJob) {
 	if !j.records {
 		l.prepareErr[kindOf(true)] = f
 	}
-	l.logger.Warn("log cannot take space", "dir", l.o.Dir, "records", j.records, "cause", j.err)
+	if !j.ahead { // what is taken ahead of the need is not missed
+		l.logger.Warn("log cannot take space", "dir", l.o.Dir, "records", j.records, "cause", j.err)
+	}
 }
 
 // isPassing tells a full disk and exhausted resources from storage errors. It is

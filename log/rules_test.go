@@ -778,6 +778,30 @@ func (l *Log) Checkpoint0(t *testing.T) *savedCheckpoint {
 	return c
 }
 
+// Between two looks at the free space, half a second, much can be written.
+func TestRuleL10_RecordsNeverTakeTheMinimum(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	r := newRig(t, fs, nil).open()
+	const least = 50 << 20
+	r.store.o.MinFreeBytes = least
+	fs.SetSpace(100 << 20)
+	require.NoError(t, r.store.RefreshSpace())
+	r.term(1)
+	var err error
+	i := wire.Index(1)
+	for ; err == nil; i++ {
+		if err = r.tryAppend(records(i, 1, 1, 100_000)); err == nil {
+			r.commit()
+		}
+	}
+	require.ErrorIs(t, err, ErrDiskFull)
+	free, _, err := fs.Space(testDir)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, free, int64(least))
+	require.Greater(t, i, wire.Index(100))
+	require.NoError(t, r.log.Reserve(1000, false), "control entries go on")
+}
+
 func TestRuleL10_LowSpaceRefusesRecordsBeforeTheDiskIsFull(t *testing.T) {
 	fs := vfs.NewSimulated(1)
 	r := newRig(t, fs, nil).open()

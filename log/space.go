@@ -2,6 +2,7 @@ package log
 
 import (
 	"errors"
+	"fmt"
 	iofs "io/fs"
 	"sync"
 
@@ -150,10 +151,7 @@ func (s *Store) RefreshSpace() error {
 	if err != nil {
 		return err
 	}
-	least := s.o.MinFreeBytes
-	if least == 0 {
-		least = max(total/20, leastMinFree)
-	}
+	least := s.minFree(total)
 	low := least > 0 && free < least
 	s.low.Store(low)
 	if low {
@@ -167,6 +165,30 @@ func (s *Store) RefreshSpace() error {
 		return err
 	}
 	return s.reserve.fill()
+}
+
+// minFree is the free space below which records are refused, 0 or less for none.
+func (s *Store) minFree(total int64) int64 {
+	if s.o.MinFreeBytes != 0 {
+		return s.o.MinFreeBytes
+	}
+	return max(total/20, leastMinFree)
+}
+
+// keepFree is vfs.ErrNoSpace if n more bytes for records would leave less than the
+// minimum. RefreshSpace alone would notice half a second of writing too late.
+func (s *Store) keepFree(n int64) error {
+	if s.o.MinFreeBytes < 0 || n == 0 {
+		return nil
+	}
+	free, total, err := s.fs.Space(s.o.Dir)
+	if err != nil {
+		return nil // the allocation itself will tell
+	}
+	if least := s.minFree(total); free-n < least {
+		return fmt.Errorf("%d bytes are free, %d more for records would leave less than the minimum of %d: %w", free, n, least, vfs.ErrNoSpace)
+	}
+	return nil
 }
 
 // Low says that free space is below the minimum: records get ErrDiskFull.
