@@ -7,6 +7,7 @@ import (
 	iofs "io/fs"
 	"path"
 	"sync"
+	"sync/atomic"
 
 	"crypto/sha256"
 
@@ -198,7 +199,8 @@ type hardStates struct {
 	synced  uint64 // writes ≤ synced are durable
 	syncing bool
 	growing bool
-	err     error // first failed write or sync: nothing is written afterwards
+	err     error       // first failed write or sync: nothing is written afterwards
+	failed  atomic.Bool // err is set
 }
 
 // openHardStates reads the file, or creates it with the given identity.
@@ -268,6 +270,11 @@ func (h *hardStates) read() error {
 	}
 	if _, err := h.file.WriteAt(header[:], at); err != nil {
 		return fmt.Errorf("%s: write header: %w", h.path, err)
+	}
+	// After a failed sync of an earlier run the page cache may show slots that the
+	// disk does not have. Written again they are what this run relies on.
+	if _, err := h.file.WriteAt(b[firstSlotPages*statePage:], firstSlotPages*statePage); err != nil {
+		return fmt.Errorf("%s: write slots: %w", h.path, err)
 	}
 	if err := h.file.Sync(); err != nil {
 		return fmt.Errorf("%s: sync: %w", h.path, err)
@@ -416,10 +423,11 @@ func (h *hardStates) writeAt(b []byte, at int64) error {
 }
 
 // failLocked remembers the first error. After it no log of the store can make a
-// vote durable, so all of them fence at their next one.
+// vote durable: all of them are fenced, see Log.Err.
 func (h *hardStates) failLocked(err error) error {
 	if h.err == nil {
 		h.err = err
+		h.failed.Store(true)
 	}
 	return h.err
 }

@@ -434,8 +434,12 @@ func (l *Log) DurableIndex() wire.Index {
 	return i
 }
 
-// Err is the fence, nil if there is none.
+// Err is the fence, nil if there is none. Once the hard states of the store cannot
+// be written all of its logs are fenced.
 func (l *Log) Err() error {
+	if l.err == nil && l.store.states.failed.Load() {
+		l.fence(l.store.Err())
+	}
 	if l.err == nil {
 		return nil
 	}

@@ -213,6 +213,14 @@ func (s *Store) Close() error {
 	return err
 }
 
+// Err is the first failed write or sync of the hard states, nil if there was none.
+// After it nothing can be promised any more in this store, and nothing is tried.
+func (s *Store) Err() error {
+	s.states.mu.Lock()
+	defer s.states.mu.Unlock()
+	return s.states.err
+}
+
 // OpenFiles returns how many segment files and maps are open, for metrics.
 func (s *Store) OpenFiles() (files, maps int) { return s.env.Files.Len(), s.env.Maps.Len() }
 

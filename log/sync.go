@@ -214,7 +214,7 @@ type fenceJob struct {
 
 // saveFence submits the fenceJob when nobody else uses the slot.
 func (l *Log) saveFence() {
-	if l.err == nil || l.closed || l.fenceSaving || l.syncing != nil {
+	if l.err == nil || l.closed || l.fenceSaving || l.syncing != nil || l.store.states.failed.Load() {
 		return
 	}
 	l.fenceSaving = true

@@ -24,6 +24,7 @@ func (b *broker) keepTime(ctx context.Context) {
 	ticker := time.NewTicker(tickPeriod)
 	defer ticker.Stop()
 	var sinceSpace, sinceSync, sinceRetention, sinceRetry time.Duration
+	storeFailed := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -39,6 +40,13 @@ func (b *broker) keepTime(ctx context.Context) {
 				b.logger.Warn("free space cannot be read", "err", err)
 			}
 			b.wakeStalled()
+		}
+		if err := b.disk.Err(); err != nil && !storeFailed {
+			storeFailed = true
+			b.logger.Error("the hard states cannot be written; every partition on this disk and the metadata are fenced until its cause is mended and the broker restarts",
+				"err", err)
+			b.meta.schedule()
+			b.each(func(r *partitionReplica) { r.schedule() })
 		}
 		var every uint32
 		if sinceSync >= syncPeriod {
