@@ -58,9 +58,6 @@ func (l *Log) Append(entries []Entry) error {
 	zeroTo := int64(0)
 	if first <= l.LastIndex() {
 		zeroTo = l.truncate(&at)
-		// Also if no new frame goes there: what is zeroed must be durable before new
-		// entries in another segment are, or both would continue the log.
-		l.markDirty(l.active)
 	}
 	if err := l.write(entries[:split], 0); err != nil {
 		return l.failed(err)
@@ -70,6 +67,10 @@ func (l *Log) Append(entries []Entry) error {
 		if err := l.active.Zero(l.activeFile, l.active.End(), zeroTo); err != nil {
 			return l.failed(err)
 		}
+		// After the zeros, for a sync that starts in between would not cover them. Also
+		// if no new frame goes there: they must be durable before new entries in another
+		// segment are, or both would continue the log.
+		l.markDirty(l.active)
 	}
 	if split < len(entries) {
 		l.roll()

@@ -1194,6 +1194,67 @@ func TestF7_ATruncationThatOnlyThePageCacheKnows(t *testing.T) {
 	require.Equal(t, []Entry{records(1, 1, 1, 300), records(2, 1, 1, 300), records(3, 1, 1, 300), records(4, 2, 1, 2500)}, r.replayed(1))
 }
 
+func TestF7_ASyncBesideATruncationDoesNotCoverItsZeros(t *testing.T) {
+	// The same, and a sync that was asked for before runs just before the zeros are
+	// written: the next one must make them durable.
+	fs := vfs.NewSimulated(1)
+	r := newRig(t, fs, func(o *Options) { o.SegmentBytes = 3000 }).open()
+	r.term(1)
+	for i := wire.Index(1); i <= 3; i++ {
+		r.append(records(i, 1, 1, 300))
+	}
+	r.commit()
+	r.append(records(4, 1, 1, 300), records(5, 1, 1, 300))
+	r.sync()
+	r.term(2)
+	r.sync()
+	var beside Job
+	fs.Inject(func(op vfs.Op, name string) error {
+		if j := beside; op == vfs.OpZero && j != nil {
+			beside = nil
+			j.Run()
+			r.jobs.jobs = append(r.jobs.jobs, finished{j})
+		}
+		return nil
+	})
+	for {
+		err := r.reserve(frameSize(records(4, 2, 1, 2500)), true)
+		if err == nil {
+			r.jobs.drain()
+			r.log.pending.Lock()
+			r.log.pending.force = true
+			r.log.pending.Unlock()
+			r.log.Sync()
+			require.Len(t, r.jobs.jobs, 1)
+			beside, r.jobs.jobs = r.jobs.jobs[0], nil
+			err = r.log.Append([]Entry{records(4, 2, 1, 2500)})
+		}
+		if !errors.Is(err, ErrNotReady) {
+			require.NoError(t, err)
+			break
+		}
+		if beside != nil {
+			r.jobs.jobs = append([]Job{beside}, r.jobs.jobs...)
+			beside = nil
+		}
+		r.jobs.drain()
+	}
+	require.Nil(t, beside, "the sync ran before the zeros")
+	require.NoError(t, r.log.Err())
+	require.Len(t, *r.log.segments.Load(), 2)
+	fs.Inject(nil)
+	r.sync()
+	require.Equal(t, wire.Index(4), r.log.DurableIndex())
+	fs.CrashLoseAll()
+	r.open()
+	require.Equal(t, records(4, 2, 1, 2500), r.replayed(4)[0])
+}
+
+// finished is a job that has run.
+type finished struct{ Job }
+
+func (finished) Run() {}
+
 func TestRuleL5_AModeThatWasChangedIsRemembered(t *testing.T) {
 	r := newRig(t, vfs.NewSimulated(1), nil).open()
 	r.term(1)
