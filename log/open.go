@@ -732,6 +732,9 @@ func (r *recovery) cut() error {
 		if k+1 == written {
 			to = s.Allocated()
 		}
+		if err := r.writeAgain(s); err != nil {
+			return fmt.Errorf("write again what the log holds above entry %d: %w", r.limit, err)
+		}
 		if err := r.settle(s, s.End(), to); err != nil {
 			return err
 		}
@@ -841,6 +844,54 @@ func (r *recovery) copyFenced(k int) error {
 	old.Release()
 	return l.fs.SyncDir(l.o.Dir)
 }
+
+// writeAgain writes the frames of a segment above the durable mark once more, as
+// they are, if the process died and the machine did not. Had a sync failed before,
+// and the fence with it, the page cache would show bytes that the disk does not
+// have and call them clean, and the sync that follows would do nothing (RULES L9).
+// After the machine stopped the cache holds what was read from the disk. The mark
+// itself is beyond doubt: it was written after a sync that succeeded.
+func (r *recovery) writeAgain(s *segment.Segment) error {
+	l := r.l
+	if l.store.env.Memory || l.slot.written && r.slot.boot != l.store.boot {
+		return nil
+	}
+	from := int64(-1)
+	for i := range l.places.len() {
+		p := l.places.at(i)
+		if p.seg != s || p.link.Index <= r.limit {
+			continue
+		}
+		from = 0 // the segment's header went with its first frame
+		if i > 0 && l.places.at(i-1).seg == s {
+			from = l.places.at(i - 1).end
+		}
+		break
+	}
+	if from < 0 {
+		return nil
+	}
+	f, err := s.File()
+	if err != nil {
+		return err
+	}
+	defer f.Release()
+	buffer := make([]byte, min(s.End()-from, rewriteBytes))
+	for from < s.End() {
+		b := buffer[:min(s.End()-from, rewriteBytes)]
+		if n, err := f.File.ReadAt(b, from); n < len(b) {
+			return fmt.Errorf("segment %s: position %d: read: %w", s.Name(), from, err)
+		}
+		if _, err := f.File.WriteAt(b, from); err != nil {
+			return fmt.Errorf("segment %s: position %d: write: %w", s.Name(), from, err)
+		}
+		from += int64(len(b))
+	}
+	return nil
+}
+
+// rewriteBytes is how much writeAgain moves at a time.
+const rewriteBytes = 1 << 20
 
 // settle zeroes a range of a segment and makes the whole file durable.
 func (r *recovery) settle(s *segment.Segment, from, to int64) error {

@@ -702,6 +702,60 @@ func TestRuleL9_TheFenceSurvivesARestart(t *testing.T) {
 	require.Equal(t, append(want, records(4, 1, 1, 100)), r.replayed(1))
 }
 
+func TestRuleL9_ATailThatNobodyFencedIsWrittenAgain(t *testing.T) {
+	// Every sync fails, so that the fence cannot be saved either. The next process on
+	// the same machine finds a perfect log in the page cache.
+	eio := errors.New("input/output error")
+	for _, segmentBytes := range []int64{1 << 20, 400} {
+		fs := vfs.NewSimulated(1)
+		r := newRig(t, fs, func(o *Options) { o.SegmentBytes = segmentBytes }).open()
+		r.term(1)
+		r.append(records(1, 1, 1, 100), records(2, 1, 1, 100))
+		r.commit()
+		r.append(records(3, 1, 1, 100))
+		r.log.SetHardState(HardState{Term: 2, Vote: 9}, true)
+		fs.Inject(func(op vfs.Op, _ string) error {
+			if op == vfs.OpSync {
+				return eio
+			}
+			return nil
+		})
+		r.log.Sync()
+		r.jobs.drain()
+		require.ErrorIs(t, r.log.Err(), eio)
+		fs.Inject(nil)
+		r.kill()
+		r.open()
+		require.Equal(t, wire.Index(3), r.log.LastIndex(), "what is there may be served")
+		state := r.log.HardState()
+		r.log.Publish(3)
+		r.kill()
+		fs.EvictLost()
+		r.open()
+		require.Equal(t, []Entry{records(1, 1, 1, 100), records(2, 1, 1, 100), records(3, 1, 1, 100)}, r.replayed(1))
+		require.Equal(t, state, r.log.HardState())
+	}
+}
+
+func TestRuleL9_IfTheTailCannotBeWrittenAgainTheLogStaysDown(t *testing.T) {
+	eio := errors.New("input/output error")
+	fs := vfs.NewSimulated(1)
+	r := threeDurable(t, fs)
+	r.kill()
+	fs.Inject(func(op vfs.Op, name string) error {
+		if op == vfs.OpWrite && strings.HasSuffix(name, ".segment") {
+			return eio
+		}
+		return nil
+	})
+	err := r.tryOpen()
+	require.ErrorIs(t, err, eio)
+	require.ErrorContains(t, err, "write again what the log holds above entry 3")
+	fs.Inject(nil)
+	r.open()
+	require.Equal(t, wire.Index(5), r.log.LastIndex())
+}
+
 func TestRuleL10_AFullDiskStopsRecordsOnly(t *testing.T) {
 	fs := vfs.NewSimulated(1)
 	r := newRig(t, fs, nil)
