@@ -25,4 +25,5 @@ nightly: ## full counts: hours
 	go test ./log -run '^Test(F6|F7|F8)' -v -timeout 4h -crashseeds 10000
 
 figures: build ## the table of docs/performance.md
-	go run ./scripts/figures -binary dist/lockstep -rounds 5
+	dist/lockstep bench run all --rounds 5
+	go test -tags release ./bench -run '^$$' -bench Raw

@@ -40,7 +40,7 @@ func (a *app) benchRunCommand() *cobra.Command {
 		fmt.Fprintf(&about, "\n  %-5s %s; beside %s", w.Name, w.About, w.Reference)
 	}
 	c := &cobra.Command{
-		Use:   "run WORKLOAD...",
+		Use:   "run WORKLOAD...|all",
 		Short: "Measure named workloads beside what the machine allows",
 		Long: `Measure named workloads beside what the machine allows. Broker and reference are
 measured in turns, each started anew on a directory of its own, and medians are
@@ -117,10 +117,13 @@ func workloadNames() []string {
 // run measures the named workloads one after another and prints them together.
 func (f *compareFlags) run(c *cobra.Command, names []string, subjects func(bench.Workload) []string) error {
 	if len(names) == 0 {
-		return usagef(c, "name a workload: %s", strings.Join(workloadNames(), ", "))
+		return usagef(c, "name a workload, or all: %s", strings.Join(workloadNames(), ", "))
 	}
 	a := f.app
 	var workloads []bench.Workload
+	if len(names) == 1 && names[0] == "all" {
+		names = workloadNames()
+	}
 	for _, name := range names {
 		w, err := bench.FindWorkload(name)
 		if err != nil {

@@ -42,7 +42,6 @@ var allowedImports = map[string][]string{
 	"cli":                 {"server", "client", "bench", "bench/floor", "log", "vfs", "wire"},
 	"":                    {"cli"}, // main
 	"fuzz":                {},
-	"scripts/figures":     {}, // runs the binary
 	"scripts/tests":       {},
 	"fuzz/sim":            {"cluster", "replication", "partition", "log", "vfs", "wire", "internal/invariants"},
 }
