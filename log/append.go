@@ -70,7 +70,7 @@ func (l *Log) Append(entries []Entry) error {
 		// After the zeros, for a sync that starts in between would not cover them. Also
 		// if no new frame goes there: they must be durable before new entries in another
 		// segment are, or both would continue the log.
-		l.markDirty(l.active)
+		l.markDirty(l.active, 0, 0)
 	}
 	if split < len(entries) {
 		l.roll()
@@ -237,18 +237,29 @@ func (l *Log) write(entries []Entry, base int) error {
 		l.tailBytes += int64(len(entries[i].Data))
 	}
 	l.written.Store(seg.Start() + seg.End())
+	from := pos - size
 	if blank {
 		l.listActive()
+		from = 0
 	}
-	l.markDirty(seg)
+	l.markDirty(seg, from, pos)
 	return nil
 }
 
-// markDirty makes the file of a segment part of the next sync.
-func (l *Log) markDirty(seg *segment.Segment) {
+// markDirty makes the file of a segment part of the next sync: its frames in
+// [from, to) are new, and with from = 0 anything may be.
+func (l *Log) markDirty(seg *segment.Segment, from, to int64) {
 	l.pending.Lock()
 	defer l.pending.Unlock()
-	if n := len(l.pending.files); n > 0 && l.pending.files[n-1].seg == seg {
+	p := &l.pending
+	n := len(p.files)
+	known := n > 0 && p.files[n-1].seg == seg
+	if p.from == p.to {
+		p.from = from
+	}
+	p.to = to
+	p.whole = p.whole || from == 0 || n > 0 && !known
+	if known {
 		return
 	}
 	ref := seg.TryFile()
@@ -344,10 +355,11 @@ func (l *Log) truncate(at *place) (zeroTo int64) {
 		l.tailBytes -= int64(len(l.tail.back().Data))
 		l.tail.truncate(l.tail.len() - 1)
 	}
-	l.synced = min(l.synced, at.link.Index)
+	l.synced, l.settled = min(l.synced, at.link.Index), min(l.settled, at.link.Index)
 	l.pending.Lock()
 	defer l.pending.Unlock()
 	p := &l.pending
+	p.whole = true
 	p.cut = min(p.cut, first)
 	p.index = min(p.index, at.link.Index)
 	p.need.stable = min(p.need.stable, at.link.Index)

@@ -18,6 +18,7 @@ func (l *Log) Close(clean bool) error {
 	l.gate.close()
 	if j := l.syncing; j != nil {
 		l.syncing = nil
+		l.store.syncEnds()
 		l.finishSync(j)
 	}
 	l.closed = true

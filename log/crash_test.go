@@ -56,6 +56,8 @@ type crashModel struct {
 	mode    SyncMode
 	segment int64
 	uniform bool
+	journal bool // small syncs go through the journal
+	shared  uint64
 	boots   int
 
 	store *Store
@@ -87,8 +89,15 @@ func TestF6_CrashAtAnyPointLeavesADurablePrefix(t *testing.T) {
 			if testing.Short() {
 				seeds /= 10
 			}
+			shared := uint64(0)
 			for seed := range seeds {
-				newCrashModel(t, uint64(seed), mode).crashes()
+				m := newCrashModel(t, uint64(seed), mode)
+				m.crashes()
+				shared += m.shared
+			}
+			t.Logf("%d syncs by the journal", shared)
+			if mode == SyncQuorum {
+				require.NotZero(t, shared)
 			}
 		})
 	}
@@ -98,6 +107,7 @@ func newCrashModel(t testing.TB, seed uint64, mode SyncMode) *crashModel {
 	m := &crashModel{t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 42)), fs: vfs.NewSimulated(seed), mode: mode, first: 1}
 	m.segment = []int64{700, 2000, 10_000, 200_000}[m.random.IntN(4)]
 	m.uniform = seed%2 == 1
+	m.journal = seed%3 > 0
 	return m
 }
 
@@ -140,9 +150,13 @@ func (m *crashModel) open() {
 		fs = m.mutate(fs)
 	}
 	var err error
-	m.store, err = OpenStore(StoreOptions{
+	o := StoreOptions{
 		FS: fs, Dir: testDir, UUID: [16]byte{1}, BootID: fmt.Sprint(m.boots), MinFreeBytes: -1, ReserveBytes: -1, Logger: quiet,
-	})
+	}
+	if m.journal {
+		o.Executor, o.JournalLogs, o.JournalBytes = m.jobs, 1, leastJournalBytes
+	}
+	m.store, err = OpenStore(o)
 	m.require(err == nil, "store: %v", err)
 	m.log, err = Open(m.options())
 	if errors.Is(err, ErrFenced) {
@@ -276,6 +290,8 @@ func (m *crashModel) run() {
 			m.versions, m.hsDurable, m.hsTickets = nil, m.hs, nil
 		}
 	}
+	_, shared, _ := m.store.JournalStats()
+	m.shared += shared
 	m.fs.StopAt(0)
 	if _, err := m.fs.Stat(testDir); err == nil && m.random.IntN(5) == 0 && m.log.Err() == nil {
 		// Only the process dies: the page cache lives, synced or not.

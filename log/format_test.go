@@ -252,3 +252,63 @@ func aNewerFrameIsNotCorrupt(t *testing.T, change func(header []byte)) {
 	require.ErrorIs(t, err, ErrTooNew)
 	require.NotErrorIs(t, err, ErrCorrupt)
 }
+
+func TestJournalGoldenBytes(t *testing.T) {
+	const seed = 0x11223344
+	frames := golden(t, `f0f1f2f3f4f5f6f7`)
+	r := journalRecord{
+		identity: [16]byte{0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf},
+		fileID:   0x100000002, length: 8, fresh: true,
+	}
+	b := make([]byte, blockHeaderSize+recordHeaderSize)
+	r.encode(b[blockHeaderSize:])
+	b = append(b, frames...)
+	h := blockHeader{sequence: 0x300000004, records: 1, previous: 0x01020304}
+	b = sealBlock(b, &h, seed)
+
+	record := withChecksum(golden(t, `
+		a0a1a2a3a4a5a6a7a8a9aaabacadaeaf
+		0200000001000000 08000000 0100 0000
+		00000000`))
+	payload := append(record, frames...)
+	header := golden(t, `
+		4c4b4a4e 0100 0000 0400000003000000
+		58000000 01000000 04030201`)
+	header = binary.LittleEndian.AppendUint32(header, wire.Checksum(payload))
+	header = append(header, 0, 0, 0, 0)
+	header = binary.LittleEndian.AppendUint32(header, wire.UpdateChecksum(seed, header))
+	want := append(append(header, payload...), make([]byte, 4096-88)...)
+	require.Equal(t, want, b)
+
+	got, err := parseBlock(want, seed)
+	require.NoError(t, err)
+	require.Equal(t, h, got)
+	gotRecord, err := parseRecord(want[blockHeaderSize:])
+	require.NoError(t, err)
+	require.Equal(t, r, gotRecord)
+	_, err = parseBlock(want, seed+1)
+	require.ErrorIs(t, err, errChecksum, "a block of another store")
+	flipped(want[:blockHeaderSize], func(bit int, b []byte) {
+		_, err := parseBlock(b, seed)
+		require.Error(t, err, "bit %d", bit)
+		require.NotErrorIs(t, err, ErrTooNew, "bit %d", bit)
+	})
+	flipped(want[blockHeaderSize:][:recordHeaderSize], func(bit int, b []byte) {
+		_, err := parseRecord(append(b, frames...))
+		require.Error(t, err, "bit %d", bit)
+	})
+	_, err = parseRecord(payload[:len(payload)-1])
+	require.ErrorIs(t, err, errLength)
+	newer := append([]byte(nil), want[:blockHeaderChecked]...)
+	newer[4] = journalVersion + 1
+	_, err = parseBlock(binary.LittleEndian.AppendUint32(newer, wire.UpdateChecksum(seed, newer)), seed)
+	require.ErrorIs(t, err, ErrTooNew)
+	require.Equal(t, "0000000300000004.journal", journalFileName(0x300000004))
+	sequence, ok := parseJournalName("0000000300000004.journal")
+	require.True(t, ok)
+	require.Equal(t, uint64(0x300000004), sequence)
+	for _, name := range []string{"300000004.journal", "0000000300000004.segment", "000000030000000G.journal", "journal"} {
+		_, ok := parseJournalName(name)
+		require.False(t, ok, name)
+	}
+}

@@ -166,13 +166,15 @@ func (p *place) position() Position {
 // Log is one partition's log. Methods are for the owner, who calls one at a
 // time, unless they say "any goroutine".
 //
-//	start.Index ≤ published ≤ last,  synced ≤ last,  the marks in frames ≤ min(synced, commit)
+//	start.Index ≤ published ≤ last,  settled ≤ synced ≤ last,  the marks in frames ≤ min(synced, commit)
 type Log struct {
 	o      Options
 	store  *Store
 	fs     vfs.FS
 	logger *slog.Logger
 	id     segment.Identity
+	// identity is what the hard states and the journal know the replica by.
+	identity [16]byte
 
 	// For readers: replaced, never changed.
 	segments  atomic.Pointer[[]*segment.Segment] // written segments, by sequence
@@ -200,7 +202,8 @@ type Log struct {
 	uncertain bool
 	volatile  bool // records may have been taken for stable that are not durable
 	ticket    uint64
-	synced    wire.Index // really synced, in every mode
+	synced    wire.Index // really synced, in every mode: in the segments or by the store's journal
+	settled   wire.Index // synced in the segments
 	err       *FencedError
 	closed    bool
 
@@ -225,6 +228,8 @@ type Log struct {
 
 	pending pendingSync
 	gate    gate
+	// journaled is the newest file of the store's journal that this log holds.
+	journaled atomic.Pointer[journalFile]
 
 	// Scratch of Append.
 	headers []byte
@@ -247,7 +252,14 @@ type pendingSync struct {
 	ticket uint64
 	index  wire.Index
 	files  []dirtyFile
-	slot   slotState // what to write if stateDirty, and the base of a mark
+	// [from, to) of the last file is what was written since the last sync. The
+	// journal may stand in for a sync if nothing else is new; whole says that it may
+	// not: something is new that only a sync of the files makes durable, such as
+	// another file, the header of one, or entries taken back.
+	from, to int64
+	whole    bool
+
+	slot slotState // what to write if stateDirty, and the base of a mark
 	// stateDirty asks for the slot before the files, mark for the slot after them.
 	stateDirty bool
 	mark       bool
@@ -275,6 +287,16 @@ type need struct {
 }
 
 const noIndex = wire.Index(math.MaxUint64)
+
+// takeNeed moves the need to the job that starts. A job that was taken by the journal
+// and could not be served there starts twice.
+func (p *pendingSync) takeNeed() {
+	if p.need.ticket == 0 {
+		return
+	}
+	p.taken.ask(p.need.ticket, p.need.stable)
+	p.need = need{}
+}
 
 func (n *need) ask(ticket uint64, stable wire.Index) {
 	if n.ticket == 0 {
@@ -562,5 +584,6 @@ func (l *Log) fence(cause error) {
 		l.pending.need.ask(l.ticket+1, l.pending.index)
 	}
 	l.pending.Unlock()
+	l.store.journal.abandon(l)
 	l.saveFence()
 }

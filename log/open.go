@@ -30,6 +30,7 @@ func Open(o Options) (*Log, error) {
 		startLink: segment.Seed(segment.Identity{PartitionID: o.PartitionID, Incarnation: o.Incarnation}), nextSequence: 1,
 		newestName: 1,
 	}
+	l.identity = slotIdentity(l.id, o.ReplicaID)
 	l.gate.cond = sync.NewCond(&l.gate.mu)
 	l.pending.cut = noIndex
 	l.segments.Store(&[]*segment.Segment{})
@@ -40,6 +41,7 @@ func Open(o Options) (*Log, error) {
 		}
 		return nil, fmt.Errorf("log %s: %w", o.Dir, err)
 	}
+	l.store.journal.forget(l.identity)
 	return l, nil
 }
 
@@ -51,6 +53,9 @@ type recovery struct {
 	saved    *savedCheckpoint // the newest valid checkpoint, nil if there is none
 	slot     slotState
 	clean    bool
+
+	journaled *journaled    // nil if the store's journal holds nothing of the log
+	merged    []mergedFrame // taken from it
 
 	segments []*segment.Segment // built so far, each with frames
 	used     []int              // their numbers in found
@@ -106,6 +111,12 @@ func (r *recovery) open() error {
 	if err := r.readDamage(); err != nil {
 		return err
 	}
+	if !r.clean {
+		var err error
+		if r.journaled, err = l.store.journal.read(l.identity); err != nil {
+			return err
+		}
+	}
 	r.knownDurable()
 	if err := r.scan(); err != nil {
 		return err
@@ -116,13 +127,14 @@ func (r *recovery) open() error {
 	if err := r.quarantineStrangers(); err != nil {
 		return err
 	}
+	if err := r.writeMerged(); err != nil {
+		return err
+	}
 	if err := r.cut(); err != nil {
 		return err
 	}
 	return r.finish()
 }
-
-func (r *recovery) identity() [16]byte { return slotIdentity(r.l.id, r.l.o.ReplicaID) }
 
 // readManifest is false if there is no log here.
 func (r *recovery) readManifest() (bool, error) {
@@ -154,7 +166,7 @@ func (r *recovery) checkEmpty() error {
 	if l.o.Existing {
 		return ErrMissing
 	}
-	if s := l.store.states.find(r.identity()); s != nil && s.written {
+	if s := l.store.states.find(l.identity); s != nil && s.written {
 		return r.corrupt(manifestName, 0, errors.New("file is missing, but the replica has a hard state"))
 	}
 	names, err := l.fs.List(l.o.Dir)
@@ -183,7 +195,7 @@ func (r *recovery) create() error {
 		return err
 	}
 	var err error
-	l.slot, err = l.store.states.take(r.identity(), l.store.withReserve)
+	l.slot, err = l.store.states.take(l.identity, l.store.withReserve)
 	r.clean = true
 	r.link = l.startLink
 	r.pushPlace(nil, 0, segment.NoTime)
@@ -194,13 +206,13 @@ func (r *recovery) create() error {
 func (r *recovery) findSlot() error {
 	l := r.l
 	states := l.store.states
-	s := states.find(r.identity())
+	s := states.find(l.identity)
 	if s == nil && states.rotten > 0 {
 		return &CorruptionError{File: states.path, Cause: fmt.Errorf("no slot of this replica, and %d slots are damaged", states.rotten)}
 	}
 	if s == nil {
 		var err error
-		if s, err = states.take(r.identity(), l.store.withReserve); err != nil {
+		if s, err = states.take(l.identity, l.store.withReserve); err != nil {
 			return err
 		}
 	}
@@ -489,15 +501,21 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 			l.savedBytes = 0
 		}
 	}
-	r.link, r.pos, r.cause, err = r.walk(f, prefix, r.link, walkLog, noIndex, func(h *wire.FrameHeader, pos int64) {
+	each := func(h *wire.FrameHeader, pos int64) {
 		note(h, pos)
 		l.places.push(place{link: segment.After(h), seg: s, end: pos + h.FrameSize(), maxTimeMs: s.MaxTimeMs()})
 		if mark, ok := segment.DecodeMark(f.fileID, h.HeaderCRC, h.Local); ok {
 			r.limit = max(r.limit, mark)
 		}
-	})
-	if err != nil {
-		return err
+	}
+	for r.pos = prefix; ; {
+		r.link, r.pos, r.cause, err = r.walk(f, r.pos, r.link, walkLog, noIndex, each)
+		if err != nil {
+			return err
+		}
+		if !r.merge(s, each) {
+			break
+		}
 	}
 	if s.End() == segment.HeaderSize {
 		// Not one frame: what begins here is a prepared segment.
@@ -571,9 +589,12 @@ func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, mode walk
 	return link, sc.Position(), nil, nil
 }
 
-// spare notes a damaged body of something that was durable. It returns what ends
-// the log here otherwise.
+// spare notes a damaged body of something that was durable, unless the journal has
+// it. It returns what ends the log here otherwise.
 func (r *recovery) spare(f *foundSegment, pos int64, link segment.Link, h *wire.FrameHeader, cause error) error {
+	if r.mergeBody(f, pos, link, h) {
+		return nil
+	}
 	if r.limit < h.Index && !r.clean && !r.searched {
 		r.pos = pos
 		if err := r.searchMarks(h.Index); err != nil {
@@ -603,6 +624,9 @@ func (r *recovery) knownDurable() {
 	}
 	if r.saved != nil {
 		r.limit = max(r.limit, r.saved.Applied)
+	}
+	if r.journaled != nil {
+		r.limit = max(r.limit, r.journaled.mark)
 	}
 }
 
@@ -713,18 +737,19 @@ func (r *recovery) cut() error {
 	l := r.l
 	written := len(r.segments)
 	fenced := r.slot.flags&slotFenced != 0
+	firm := r.firm()
 	var gone []string
 	for k := range r.segments {
 		s := r.segments[k]
 		// A segment that ends at the limit may have been truncated there, which is
 		// not durable yet.
-		if r.clean || k+1 < written && r.segments[k+1].Previous().Index < r.limit {
+		if r.clean || k+1 < written && r.segments[k+1].Previous().Index < firm {
 			continue
 		}
-		if fenced && r.link.Index > r.limit {
+		if fenced && r.link.Index > firm {
 			gone = append(gone, s.Name())
 			if err := r.copyFenced(k); err != nil {
-				return fmt.Errorf("copy what the fenced log holds above entry %d: %w", r.limit, err)
+				return fmt.Errorf("copy what the fenced log holds above entry %d: %w", firm, err)
 			}
 			continue
 		}
@@ -732,8 +757,8 @@ func (r *recovery) cut() error {
 		if k+1 == written {
 			to = s.Allocated()
 		}
-		if err := r.writeAgain(s); err != nil {
-			return fmt.Errorf("write again what the log holds above entry %d: %w", r.limit, err)
+		if err := r.writeAgain(s, firm); err != nil {
+			return fmt.Errorf("write again what the log holds above entry %d: %w", firm, err)
 		}
 		if err := r.settle(s, s.End(), to); err != nil {
 			return err
@@ -845,13 +870,13 @@ func (r *recovery) copyFenced(k int) error {
 	return l.fs.SyncDir(l.o.Dir)
 }
 
-// writeAgain writes the frames of a segment above the durable mark once more, as
+// writeAgain writes the frames of a segment above the entry firm once more, as
 // they are, if the process died and the machine did not. Had a sync failed before,
 // and the fence with it, the page cache would show bytes that the disk does not
 // have and call them clean, and the sync that follows would do nothing (RULES L9).
 // After the machine stopped the cache holds what was read from the disk. The mark
 // itself is beyond doubt: it was written after a sync that succeeded.
-func (r *recovery) writeAgain(s *segment.Segment) error {
+func (r *recovery) writeAgain(s *segment.Segment, firm wire.Index) error {
 	l := r.l
 	if l.store.env.Memory || l.slot.written && r.slot.boot != l.store.boot {
 		return nil
@@ -859,7 +884,7 @@ func (r *recovery) writeAgain(s *segment.Segment) error {
 	from := int64(-1)
 	for i := range l.places.len() {
 		p := l.places.at(i)
-		if p.seg != s || p.link.Index <= r.limit {
+		if p.seg != s || p.link.Index <= firm {
 			continue
 		}
 		from = 0 // the segment's header went with its first frame
@@ -924,7 +949,7 @@ func (r *recovery) finish() error {
 		l.sealNext = max(len(r.segments)-1, 0)
 	}
 	last := r.link.Index
-	l.synced = last
+	l.synced, l.settled = last, last
 	l.start.Store(uint64(l.startLink.Next))
 	base := l.places.at(0)
 	l.watermark.Store(&Watermark{Next: base.link.Next, Index: base.link.Index, Position: base.position()})

@@ -59,10 +59,11 @@ func (l *Log) WriteCheckpoint(c Checkpoint) {
 	}
 }
 
-// startSaving submits the pending checkpoint when the log is durable through it.
+// startSaving submits the pending checkpoint when the segments are durable through
+// it: a start takes what lies below a checkpoint from them and not from the journal.
 func (l *Log) startSaving() {
 	j := l.saving
-	if j == nil || j.submitted || l.synced < j.checkpoint.Applied {
+	if j == nil || j.submitted || l.settled < j.checkpoint.Applied {
 		return
 	}
 	j.submitted = true

@@ -55,6 +55,15 @@ type StoreOptions struct {
 	Memory bool
 	// Reap runs f where it may block, later; see segment.Env. Nil runs it at once.
 	Reap func(f func())
+	// Executor carries out the group commits of the sync journal, whose Done does
+	// nothing and may be called anywhere. Nil means that no journal is written; one
+	// that is there is merged into the logs all the same.
+	Executor Executor
+	// JournalBytes is the size of a journal file, at least 32 KiB. Zero means 64 MiB.
+	JournalBytes int64
+	// JournalLogs is how many logs must wait for a sync at the same time before they
+	// share the journal. Zero means 4.
+	JournalLogs int
 	// Logger gets what recovery decided. Nil means slog.Default().
 	Logger *slog.Logger
 }
@@ -64,6 +73,7 @@ type StoreOptions struct {
 //
 //	DATA/lock                     held by the broker that uses the directory
 //	DATA/hardstate                votes and marks of all partitions
+//	DATA/journal/                 entries whose segments are not synced yet
 //	DATA/reserve                  space for a full disk
 //	DATA/recycled/                segment files without a use, at most 4
 //	DATA/quarantine/              what was removed or not understood, until it is purged
@@ -85,6 +95,8 @@ type Store struct {
 	pool   []pooled
 
 	reserve reserve
+	syncs   atomic.Int32 // logs whose sync is on its way
+	journal *journal     // nil in a memory store
 }
 
 // pooled is a file in recycled/.
@@ -120,9 +132,15 @@ func OpenStore(o StoreOptions) (*Store, error) {
 	s.env.Reap = o.Reap
 	s.boot = wire.Checksum([]byte(o.BootID))
 	s.reserve.init(o)
+	if !o.Memory {
+		s.journal = newJournal(s)
+	}
 	if err := s.open(); err != nil {
 		if s.states != nil {
 			err = errors.Join(err, s.states.close())
+		}
+		if s.journal != nil {
+			s.journal.abort()
 		}
 		if s.lock != nil {
 			err = errors.Join(err, s.lock.Close())
@@ -153,7 +171,7 @@ func (s *Store) open() error {
 	if err := s.refuseLostStates(); err != nil {
 		return err
 	}
-	for _, name := range []string{partitionsName, quarantineName, recycledName} {
+	for _, name := range []string{partitionsName, quarantineName, recycledName, journalName} {
 		if err := s.fs.MkdirAll(s.join(name)); err != nil {
 			return err
 		}
@@ -170,6 +188,11 @@ func (s *Store) open() error {
 	}
 	if err := s.openPool(); err != nil {
 		return err
+	}
+	if s.journal != nil {
+		if err := s.journal.open(); err != nil {
+			return fmt.Errorf("sync journal: %w", err)
+		}
 	}
 	return s.reserve.open(s)
 }
@@ -206,7 +229,7 @@ func (s *Store) Dir() string { return s.o.Dir }
 
 // Close gives the lock back. All logs must be closed and all jobs done.
 func (s *Store) Close() error {
-	err := errors.Join(s.states.close(), s.reserve.close())
+	err := errors.Join(s.journal.close(), s.states.close(), s.reserve.close())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
@@ -368,7 +391,11 @@ func (s *Store) Quarantine(dir string) error {
 	}
 	// Only after the directory is gone for good: a directory without its slot would
 	// look like one whose votes were lost.
-	return s.states.drop(*identity)
+	if err := s.states.drop(*identity); err != nil {
+		return err
+	}
+	s.journal.forget(*identity)
+	return nil
 }
 
 // quarantine moves a file or directory into quarantine/ under a name that is

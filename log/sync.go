@@ -2,6 +2,7 @@ package log
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -17,6 +18,7 @@ type syncJob struct {
 	index  wire.Index
 	files  []dirtyFile
 	marked bool
+	shared bool // made durable by the store's journal
 	err    error
 }
 
@@ -41,7 +43,7 @@ func (l *Log) Sync() {
 // SyncNow syncs what was written even if nothing waits for it: the periodic sync
 // of mode interval.
 func (l *Log) SyncNow() {
-	if l.closed || l.err != nil || l.synced == l.LastIndex() {
+	if l.closed || l.err != nil || l.settled == l.LastIndex() {
 		return
 	}
 	l.pending.Lock()
@@ -59,7 +61,7 @@ func (l *Log) MarkIdle() {
 		return
 	}
 	l.sleepy = true
-	if l.syncing == nil && l.synced == l.LastIndex() {
+	if l.syncing == nil && l.settled == l.LastIndex() {
 		l.pending.Lock()
 		l.refreshSlotLocked()
 		done := l.slot.last.says(&l.pending.slot)
@@ -97,10 +99,68 @@ func (l *Log) submitSync() {
 	*j = syncJob{l: l, files: j.files[:0]}
 	l.syncing = j
 	l.syncWanted = false
-	l.o.Executor.Submit(j)
+	l.store.syncBegins()
+	if !l.store.journal.offer(j) {
+		l.o.Executor.Submit(j)
+	}
+}
+
+// shareable says whether the store's journal can make durable what is pending: a
+// few bytes of frames behind durable ones, and nothing else. The hard state is
+// not dirty, because it must be durable before the frames are.
+func (l *Log) shareable() bool {
+	l.pending.Lock()
+	defer l.pending.Unlock()
+	return l.shareableLocked()
+}
+
+func (l *Log) shareableLocked() bool {
+	p := &l.pending
+	return len(p.files) == 1 && !p.whole && p.from < p.to && p.to-p.from <= maxJournalEntry &&
+		!p.force && !p.mark && !p.stateDirty && l.slot.written
+}
+
+// take begins the job for the journal: a record with what is pending is put behind
+// dst. It is false if the job needs a sync of its own after all, which then
+// covers the same and more.
+//
+// The bytes are read back from the file, so that Append keeps nothing for the
+// journal. If entries are taken back meanwhile, what is read of them may be
+// anything: recovery checks every frame, and nobody is told that they are durable.
+func (j *syncJob) take(dst []byte) ([]byte, bool) {
+	l := j.l
+	p := &l.pending
+	p.Lock()
+	if !l.shareableLocked() {
+		p.Unlock()
+		return dst, false
+	}
+	// The file stays open: only a sync of it, of which there is one at a time, takes
+	// it out of the pending ones.
+	f, from, n := p.files[0], p.from, int(p.to-p.from)
+	j.ticket, j.index = p.ticket, p.index
+	p.from = p.to
+	p.takeNeed()
+	p.cut = noIndex
+	p.Unlock()
+
+	start := len(dst)
+	dst = slices.Grow(dst, recordHeaderSize+n)[:start+recordHeaderSize+n]
+	if _, err := f.ref.File.ReadAt(dst[start+recordHeaderSize:], from); err != nil {
+		return dst[:start], false
+	}
+	r := journalRecord{
+		identity: l.identity, fileID: f.seg.FileID(), length: uint32(n),
+		fresh: l.journaled.Load() == nil,
+	}
+	r.encode(dst[start:])
+	return dst, true
 }
 
 func (j *syncJob) Run() {
+	if j.ran {
+		return // the journal has dealt with it
+	}
 	l := j.l
 	if !l.gate.enter() {
 		return
@@ -121,11 +181,10 @@ func (j *syncJob) run() {
 	j.files = append(j.files[:0], p.files...)
 	clear(p.files)
 	p.files = p.files[:0]
+	p.from, p.to, p.whole = 0, 0, false
 	slot, stateDirty, mark, clean := p.slot, p.stateDirty, p.mark, p.clean
 	p.stateDirty, p.mark, p.force = false, false, false
-	if p.need.ticket != 0 {
-		p.taken, p.need = p.need, need{}
-	}
+	p.takeNeed()
 	p.cut = noIndex
 	durable := min(p.commit, j.index) // when the files are synced
 	p.Unlock()
@@ -168,6 +227,7 @@ func (j *syncJob) Done() {
 		return // Close has dealt with it
 	}
 	l.syncing = nil
+	l.store.syncEnds()
 	l.finishSync(j)
 	if l.closed || l.err != nil {
 		l.saveFence()
@@ -190,18 +250,27 @@ func (l *Log) finishSync(j *syncJob) {
 		j.files[i].ref.Release()
 		j.files[i] = dirtyFile{}
 	}
-	if !j.ran || l.err != nil {
+	if l.err == nil && j.ran && j.err != nil {
+		l.fence(j.err)
+	}
+	if l.err != nil {
+		l.store.journal.abandon(l) // the sync may have ended after the fence
 		return
 	}
-	if j.err != nil {
-		l.fence(j.err)
+	if !j.ran {
 		return
+	}
+	if !j.shared {
+		l.store.journal.settled(l)
 	}
 	p := &l.pending
 	p.Lock()
 	defer p.Unlock()
 	p.taken = need{}
 	l.synced = max(l.synced, min(j.index, p.cut-1))
+	if !j.shared {
+		l.settled = l.synced
+	}
 	l.refreshSlotLocked()
 }
 
