@@ -46,6 +46,8 @@ type Metadata struct {
 	state *State
 	group *replication.Group
 	view  atomic.Pointer[View]
+	// nextProducer is State.NextProducerID for other goroutines.
+	nextProducer atomic.Int64
 	// changed is called in the owner's turn with every new view.
 	changed func(*View)
 
@@ -79,6 +81,10 @@ func (m *Metadata) Bind(g *replication.Group) { m.group = g }
 
 // View is the latest picture. Any goroutine.
 func (m *Metadata) View() *View { return m.view.Load() }
+
+// HandedOut reports whether a producer ID can have been handed out: one of a block
+// that some node has taken, or of a named producer. Any goroutine.
+func (m *Metadata) HandedOut(id int64) bool { return id < m.nextProducer.Load() }
 
 // Submit queues a command. reply is called once, in a turn of the owner or, if
 // the command is refused at once, here; it must not block. The caller then sees
@@ -166,6 +172,7 @@ func (m *Metadata) Apply(e replication.Entry) {
 		panic(fmt.Sprintf("cluster: committed metadata entry %d does not decode: %v", e.Index, err))
 	}
 	result := m.state.Apply(e.Index, &c)
+	m.nextProducer.Store(m.state.NextProducerID)
 	if result.Changed {
 		m.state.Epoch = e.Index
 		m.publish()
@@ -193,6 +200,7 @@ func (m *Metadata) Restore(state []byte) error {
 	if err := m.state.Restore(state); err != nil {
 		return err
 	}
+	m.nextProducer.Store(m.state.NextProducerID)
 	m.publish()
 	return nil
 }

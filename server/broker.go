@@ -489,7 +489,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		},
 		destination: d.ID, name: fmt.Sprintf("%s/%d", d.Name, p.Number), number: p.Number,
 		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID,
-		reads: b.reads, clock: b.clock,
+		reads: b.reads, clock: b.clock, metadata: b.meta.metadata,
 		stopped: make(chan struct{}), damage: &b.damage,
 	}
 	r.owner.turn = r.turn

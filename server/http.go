@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -94,7 +95,7 @@ func (b *broker) serveHealth(w http.ResponseWriter, _ *http.Request) {
 		for _, p := range info.Partitions {
 			h.Partitions[p.State.String()]++
 			if p.State != wire.PartitionActive && len(h.Problems) < maxProblems {
-				h.Problems[fmt.Sprintf("%s/%d", d.Name, p.Number)] = b.whyDown(replicaKey{d.ID, p.Number})
+				h.Problems[fmt.Sprintf("%s/%d", d.Name, p.Number)] = cmp.Or(b.whyNotReady(replicaKey{d.ID, p.Number}), p.State.String())
 			}
 			if r := b.local(d.ID, p.Number); r != nil && p.Damaged > 0 && len(h.Damaged) < maxProblems {
 				h.Damaged[fmt.Sprintf("%s/%d", d.Name, p.Number)] = describeDamage(r.records.Damage())
@@ -128,20 +129,4 @@ func describeDamage(list []log.Damage) string {
 		fmt.Fprintf(&b, "; %d more ranges", len(list)-named)
 	}
 	return b.String()
-}
-
-// whyDown is the reason a partition does not serve, for people.
-func (b *broker) whyDown(key replicaKey) string {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if err := b.failed[key]; err != nil {
-		return err.Error()
-	}
-	if r := b.replicas[key]; r != nil {
-		if err := r.Err(); err != nil {
-			return err.Error()
-		}
-		return r.State().String()
-	}
-	return "not open"
 }

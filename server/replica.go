@@ -31,12 +31,13 @@ type partitionReplica struct {
 	storage     wire.Storage
 	node        uint32
 
-	records *log.Log
-	group   *replication.Group
-	part    *partition.Partition
-	state   *partition.State
-	reads   *blockingPool
-	clock   func() time.Time
+	records  *log.Log
+	group    *replication.Group
+	part     *partition.Partition
+	state    *partition.State
+	reads    *blockingPool
+	metadata *cluster.Metadata
+	clock    func() time.Time
 
 	epoch      atomic.Uint32
 	status     atomic.Uint32         // wire.PartitionState
@@ -253,8 +254,15 @@ func (r *partitionReplica) finish() error {
 	return r.records.Close(r.group.Err() == nil)
 }
 
-// Append implements replica.
-func (r *partitionReplica) Append(a partition.Append) error { return r.part.Append(a) }
+// Append implements replica. A producer ID that nobody was given would take a place
+// in the dedupe table, and the batches of whoever gets it later would be taken for
+// duplicates.
+func (r *partitionReplica) Append(a partition.Append) error {
+	if id := a.Info.ProducerID; id >= 0 && !r.metadata.HandedOut(id) {
+		return wire.Errorf(wire.CodeUnknownProducer, "producer ID %d was never handed out; ask for one", id)
+	}
+	return r.part.Append(a)
+}
 
 // Kick implements replica.
 func (r *partitionReplica) Kick(inline bool) {
