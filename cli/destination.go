@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/server"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -69,8 +70,9 @@ type settingsFlags struct {
 	sync           *choiceFlag
 }
 
-// newSettingsFlags adds the flags of create or alter to c.
-func newSettingsFlags(c *cobra.Command) *settingsFlags {
+// newSettingsFlags adds the flags of create and alter to c, in alter those that
+// can be changed.
+func newSettingsFlags(c *cobra.Command, altering bool) *settingsFlags {
 	s := &settingsFlags{
 		retentionTime:  durationFlag{value: -1, unlimited: true},
 		retentionBytes: sizeFlag{bytes: -1, unlimited: true},
@@ -79,11 +81,13 @@ func newSettingsFlags(c *cobra.Command) *settingsFlags {
 		sync:           newChoice("quorum-fsync", "quorum-fsync", "interval", "os"),
 	}
 	flags := c.Flags()
-	flags.Uint32Var(&s.partitions, "partitions", 1, "`number` of partitions: the unit of order and of parallel work")
-	flags.Uint8Var(&s.replicas, "replicas", 0, "`number` of nodes that hold each partition; 0 = 3, or as many as there are nodes")
+	if !altering {
+		flags.Uint32Var(&s.partitions, "partitions", 1, fmt.Sprintf("`number` of partitions, the unit of order and of parallel work: 1 to %s", formatCount(server.MaxPartitions)))
+		flags.Uint8Var(&s.replicas, "replicas", 0, "`number` of nodes that hold each partition; 0 = 3, or as many as there are nodes")
+		flags.Var(s.storage, "storage", "where records live; those in memory are lost when the broker stops")
+	}
 	flags.Var(&s.retentionTime, "retention-time", "drop records older than a `duration` such as 24h or 7d, or unlimited")
 	flags.Var(&s.retentionBytes, "retention-bytes", "drop the oldest records of a partition beyond a `size` such as 10GiB, or unlimited")
-	flags.Var(s.storage, "storage", "where records live; those in memory are lost when the broker stops")
 	flags.Var(s.sync, "sync", "when records are synced to disk: before they are acknowledged, soon after, or when the kernel does it")
 	flags.Var(&s.maxRecordBytes, "max-record-bytes", "refuse records above a `size`, at most "+exactSize(maxRecordLimit))
 	return s
@@ -97,10 +101,10 @@ const maxRecordLimit = wire.MaxRecordBytes
 func (s *settingsFlags) read(c *cobra.Command) (client.Settings, client.SettingsMask, error) {
 	flags := c.Flags()
 	settings := client.Settings{Partitions: s.partitions, Replicas: s.replicas}
-	if flags.Changed("partitions") && s.partitions == 0 {
-		return settings, 0, usagef(c, "flag --partitions: at least 1")
-	}
 	switch {
+	case flags.Changed("partitions") && (s.partitions == 0 || s.partitions > server.MaxPartitions):
+		return settings, 0, usagef(c, "flag --partitions: %d is not between 1 and %s; records that need more than that many consumers at once belong into several destinations",
+			s.partitions, formatCount(server.MaxPartitions))
 	case flags.Changed("retention-time") && s.retentionTime.value >= 0 && s.retentionTime.value < time.Millisecond:
 		return settings, 0, usagef(c, "flag --retention-time: %s is below 1ms; to keep records for ever write unlimited", s.retentionTime.String())
 	case flags.Changed("retention-bytes") && s.retentionBytes.bytes == 0:
@@ -149,7 +153,7 @@ func (a *app) createCommand(w destinationWords) *cobra.Command {
   lockstep %[1]s create %[2]s --retention-time 24h --retention-bytes 10GiB --if-not-exists`, w.noun, w.example),
 		Args: exactArgs("NAME"),
 	}
-	settings := newSettingsFlags(c)
+	settings := newSettingsFlags(c, false)
 	ifNotExists := c.Flags().Bool("if-not-exists", false, "succeed without a change if the "+w.noun+" exists")
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -164,6 +168,11 @@ func (a *app) createCommand(w destinationWords) *cobra.Command {
 				verb = "exists already:"
 				d, err = conn.Destination(ctx, args[0])
 				if err == nil && d.Kind != w.kind {
+					err = wire.CodeKindMismatch
+				}
+			}
+			if errors.Is(err, wire.CodeAlreadyExists) {
+				if there, lookErr := conn.Destination(ctx, args[0]); lookErr == nil && there.Kind != w.kind {
 					err = wire.CodeKindMismatch
 				}
 			}
@@ -395,15 +404,17 @@ func (a *app) alterCommand(w destinationWords) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "alter NAME",
 		Short: "Change settings of a " + w.noun,
-		Long:  "Change settings of a " + w.noun + ". Settings that are not given stay as they are.",
+		Long: "Change settings of a " + w.noun + ". Settings that are not given stay as they are.\n" +
+			"Partitions, replicas and storage are fixed when a " + w.noun + " is created.",
 		Example: fmt.Sprintf(`  lockstep %[1]s alter %[2]s --retention-time 7d
   lockstep %[1]s alter %[2]s --max-record-bytes 4MiB --sync os`, w.noun, w.example),
 		Args:              exactArgs("NAME"),
 		ValidArgsFunction: a.completeDestinations(w.kind),
 	}
-	settings := newSettingsFlags(c)
+	settings := newSettingsFlags(c, true)
 	c.Flags().VisitAll(func(f *pflag.Flag) { f.DefValue = "" }) // nothing is changed by default
 	output := outputFlag(c)
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return fixedSettingError(c, w, err) })
 	c.RunE = func(c *cobra.Command, args []string) error {
 		wanted, mask, err := settings.read(c)
 		if err != nil {
@@ -421,6 +432,22 @@ func (a *app) alterCommand(w destinationWords) *cobra.Command {
 		})
 	}
 	return c
+}
+
+// fixedSettingError says why alter has no flag for a setting of create.
+func fixedSettingError(c *cobra.Command, w destinationWords, err error) error {
+	why := map[string]string{
+		"partitions": "the partitions of a %[1]s cannot be changed: keys would move away from their earlier records",
+		"replicas":   "the replicas of a %[1]s cannot be changed yet",
+		"storage":    "the storage of a %[1]s cannot be changed",
+	}
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		if text, fixed := why[unknown.GetSpecifiedName()]; fixed {
+			return usagef(c, text+"; create another %[1]s with the setting you want", w.noun)
+		}
+	}
+	return flagError(c, err)
 }
 
 func (a *app) rmCommand(w destinationWords) *cobra.Command {

@@ -10,12 +10,9 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -79,7 +76,8 @@ func TestAFirstSession(t *testing.T) {
 		{[]string{"topic", "rm", "nope"}, `topic "nope" not found; create it with: lockstep topic create nope`},
 		{[]string{"topic", "describe", "orders"}, `"orders" is a queue, not a topic; work with it by: lockstep queue`},
 		{[]string{"queue", "create", "orders"}, `queue "orders" already exists; look at it with: lockstep queue describe orders, or pass --if-not-exists`},
-		{[]string{"topic", "create", "orders", "--if-not-exists"}, `"orders" is a queue, not a topic; work with it by: lockstep queue`},
+		{[]string{"topic", "create", "orders", "--if-not-exists"}, `the name "orders" is taken by a queue; choose another, or look at it with: lockstep queue describe orders`},
+		{[]string{"topic", "create", "orders"}, `the name "orders" is taken by a queue; choose another, or look at it with: lockstep queue describe orders`},
 		{[]string{"consume", "orders", "--partition", "9"}, `queue "orders" has no partition 9: it has 4 partitions, counted from 0; list them with: lockstep queue describe orders`},
 	} {
 		got := sh.run(context.Background(), c.args...)
@@ -290,74 +288,6 @@ func TestConsumeWaitsForMoreAndEndsQuietlyWithItsReader(t *testing.T) {
 	require.NoError(t, r.Close())
 	must(t, at(address, "second\n"), "produce", "events")
 	require.Equal(t, 0, <-done)
-}
-
-// child is a broker that runs as its own process.
-type child struct {
-	command *exec.Cmd
-	address string
-	log     *lockedBuffer
-	exited  chan struct{}
-}
-
-func startChild(t *testing.T, args ...string) *child {
-	t.Helper()
-	executable, err := os.Executable()
-	require.NoError(t, err)
-	c := &child{command: exec.Command(executable, append([]string{"serve", "--http", "off"}, args...)...), log: &lockedBuffer{}, exited: make(chan struct{})}
-	c.command.Env = append(os.Environ(), childVariable+"=1", "LOCKSTEP_MIN_FREE_BYTES=1MiB")
-	stderr, err := c.command.StderrPipe()
-	require.NoError(t, err)
-	require.NoError(t, c.command.Start())
-	ready := make(chan string, 1)
-	go func() {
-		defer close(c.exited)
-		lines := bufio.NewScanner(stderr)
-		for lines.Scan() {
-			fmt.Fprintln(c.log, lines.Text())
-			if m := readyPattern.FindStringSubmatch(lines.Text()); m != nil {
-				ready <- m[1]
-			}
-		}
-		_ = c.command.Wait()
-	}()
-	t.Cleanup(func() {
-		_ = c.command.Process.Kill()
-		<-c.exited
-	})
-	select {
-	case c.address = <-ready:
-	case <-c.exited:
-	case <-time.After(20 * time.Second):
-		t.Fatal("the broker is not ready after 20 s:\n" + c.log.String())
-	}
-	return c
-}
-
-func TestServeSaysWhereItIsAndStopsCleanly(t *testing.T) {
-	data := t.TempDir()
-	first := startChild(t, "--data", data, "--listen", "127.0.0.1:0")
-	require.Equal(t, "lockstep: ready on "+first.address+", data in "+data+"; try: lockstep queue create orders --server "+first.address+"\n", first.log.String())
-	must(t, at(first.address, ""), "queue", "create", "orders")
-
-	second := startChild(t, "--data", data, "--listen", "127.0.0.1:0")
-	require.Empty(t, second.address)
-	require.Equal(t, 1, second.command.ProcessState.ExitCode())
-	require.Contains(t, second.log.String(), "lockstep: data directory "+data+" is in use by another broker")
-	require.Equal(t, 1, strings.Count(second.log.String(), "\n"), "one line: %s", second.log.String())
-
-	second = startChild(t, "--data", t.TempDir(), "--listen", first.address)
-	require.Empty(t, second.address)
-	require.Equal(t, 1, second.command.ProcessState.ExitCode())
-	require.Contains(t, second.log.String(), "lockstep: address "+first.address+" is in use")
-
-	asked := time.Now()
-	require.NoError(t, first.command.Process.Signal(syscall.SIGTERM))
-	<-first.exited
-	require.Equal(t, 0, first.command.ProcessState.ExitCode(), first.log.String())
-	require.Less(t, time.Since(asked), 5*time.Second)
-	got := at(first.address, "").run(context.Background(), "queue", "ls")
-	require.Equal(t, outcome{1, "", "lockstep: no broker at " + first.address + " (connection refused); start one with: lockstep serve, or name one with --server\n"}, got)
 }
 
 // The broker is killed while a file is on its way, and started again; produce

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -34,6 +35,34 @@ func envOf(f *pflag.Flag) string {
 		return names[0]
 	}
 	return ""
+}
+
+// refuseUnknownVariables fails if the environment holds a LOCKSTEP_ variable that
+// no flag of c has: most likely somebody misspelled a setting, and a broker that
+// started without it would do so for months. known are other names that are fine.
+func (a *app) refuseUnknownVariables(c *cobra.Command, known ...string) error {
+	const prefix = "LOCKSTEP_"
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if name := envOf(f); name != "" {
+			known = append(known, name)
+		}
+	})
+	for _, entry := range a.environ() {
+		name, _, _ := strings.Cut(entry, "=")
+		if !strings.HasPrefix(name, prefix) || strings.HasPrefix(name, prefix+"TEST_") || strings.HasPrefix(name, prefix+"BENCH_") ||
+			slices.Contains(known, name) {
+			continue
+		}
+		var words []string
+		for _, k := range known {
+			words = append(words, strings.ToLower(strings.TrimPrefix(k, prefix)))
+		}
+		if near := nearest(strings.TrimPrefix(name, prefix), words); near != "" {
+			return usagef(c, "environment variable %s is no setting; did you mean %s%s?", name, prefix, strings.ToUpper(near))
+		}
+		return usagef(c, "environment variable %s is no setting; remove it", name)
+	}
+	return nil
 }
 
 // applyEnvironment sets the flags that were not given from their environment

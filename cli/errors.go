@@ -199,11 +199,16 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		if kind == "" {
 			return ""
 		}
+		if strings.HasPrefix(f.doing, "create") {
+			return fmt.Sprintf("the name %q is taken by a %s; choose another, or look at it with: lockstep %s describe %s", f.destination, f.kind.other, f.kind.other, name)
+		}
 		return fmt.Sprintf("%q is a %s, not a %s; work with it by: lockstep %s", f.destination, f.kind.other, kind, f.kind.other)
 	case wire.CodeUnknownPartition:
 		return fmt.Sprintf("destination %q has no such partition; list them with: %s describe %s", f.destination, command, name)
 	case wire.CodeOutOfRange:
 		return f.text(code) + "; read with --from earliest or --from latest, or look at the range with: " + command + " describe " + name
+	case wire.CodeTooMany:
+		return f.text(code) + "; remove what is not needed, or use fewer partitions"
 	case wire.CodeTooLarge:
 		return f.text(code) + "; raise the limit with: " + command + " alter " + name + " --max-record-bytes SIZE"
 	case wire.CodeDiskFull:

@@ -48,6 +48,7 @@ type app struct {
 	stdout     io.Writer
 	stderr     io.Writer
 	lookupEnv  func(string) (string, bool)
+	environ    func() []string        // name=value, as os.Environ
 	executable func() (string, error) // path of this binary, started again by bench --embedded
 	now        func() time.Time
 	servers    string // --server: host:port[,host:port...]
@@ -63,7 +64,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	a := &app{
 		stdin: stdin, stdout: stdout, stderr: stderr,
-		lookupEnv: os.LookupEnv, executable: os.Executable, now: time.Now,
+		lookupEnv: os.LookupEnv, environ: os.Environ, executable: os.Executable, now: time.Now,
 	}
 	return a.run(ctx, args)
 }

@@ -78,7 +78,13 @@ func (s shell) app(stdout, stderr io.Writer) *app {
 	}
 	return &app{
 		stdin: stdin, stdout: stdout, stderr: stderr,
-		lookupEnv:  func(name string) (string, bool) { v, ok := s.env[name]; return v, ok },
+		lookupEnv: func(name string) (string, bool) { v, ok := s.env[name]; return v, ok },
+		environ: func() (list []string) {
+			for name, value := range s.env {
+				list = append(list, name+"="+value)
+			}
+			return list
+		},
 		executable: os.Executable,
 		now:        func() time.Time { return now },
 	}
@@ -119,7 +125,15 @@ func TestExitCodesAndMessages(t *testing.T) {
 		{"number out of range", []string{"queue", "create", "a", "--replicas", "300"}, 2,
 			`lockstep: flag --replicas: "300" is not a whole number in range (see lockstep queue create --help)`},
 		{"zero partitions", []string{"queue", "create", "a", "--partitions", "0"}, 2,
-			"lockstep: flag --partitions: at least 1 (see lockstep queue create --help)"},
+			"lockstep: flag --partitions: 0 is not between 1 and 1,024; records that need more than that many consumers at once belong into several destinations (see lockstep queue create --help)"},
+		{"too many partitions", []string{"queue", "create", "a", "--partitions", "1025"}, 2,
+			"lockstep: flag --partitions: 1025 is not between 1 and 1,024; records that need more than that many consumers at once belong into several destinations (see lockstep queue create --help)"},
+		{"partitions are fixed", []string{"queue", "alter", "a", "--partitions", "8"}, 2,
+			"lockstep: the partitions of a queue cannot be changed: keys would move away from their earlier records; create another queue with the setting you want (see lockstep queue alter --help)"},
+		{"storage is fixed", []string{"topic", "alter", "a", "--storage=memory"}, 2,
+			"lockstep: the storage of a topic cannot be changed; create another topic with the setting you want (see lockstep topic alter --help)"},
+		{"a flag that alter does not know at all", []string{"topic", "alter", "a", "--retention-tim", "1h"}, 2,
+			"lockstep: unknown flag --retention-tim; did you mean --retention-time? (see lockstep topic alter --help)"},
 		{"zero retention is not unlimited", []string{"topic", "create", "a", "--retention-time", "0"}, 2,
 			"lockstep: flag --retention-time: 0 is below 1ms; to keep records for ever write unlimited (see lockstep topic create --help)"},
 		{"record limit above the wire's", []string{"topic", "create", "a", "--max-record-bytes", "9MiB"}, 2,

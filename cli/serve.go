@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,9 +31,13 @@ func (a *app) serveCommand() *cobra.Command {
 		Long: `Run a broker. Without any flag it is complete: it keeps its data in ` + defaultData + ` and
 listens on the loopback address only. SIGINT or SIGTERM stop it cleanly.
 
+The first start on an address that other machines reach needs --bootstrap, which
+founds a cluster. Leave it out from then on: a node whose disk was wiped or is not
+mounted is then refused instead of founding a second, empty one.
+
 Every flag can be set by the environment variable shown beside it; flags win.`,
 		Example: `  lockstep serve
-  lockstep serve --data /var/lib/lockstep --listen 0.0.0.0:7400 --log-format json`,
+  lockstep serve --data /var/lib/lockstep --listen 0.0.0.0:7400 --bootstrap`,
 		Args: exactArgs(),
 	}
 	var (
@@ -51,6 +56,7 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 	flags.StringVar(&cfg.DataDir, "data", defaultData, "`directory` for everything that must survive; made if it is missing")
 	flags.StringVar(&cfg.Listen, "listen", defaultServer, "address for clients, as `host:port`; port 0 = any free one")
 	flags.StringVar(&cfg.HTTP, "http", defaultHTTP, "address of /healthz and /metrics, as `host:port`, or off")
+	flags.BoolVar(&cfg.Bootstrap, "bootstrap", false, "found a new cluster if the directory is empty; on loopback that needs no saying")
 	flags.Var(logLevel, "log-level", "least important messages that are logged")
 	flags.Var(logFormat, "log-format", "how the log on stderr looks")
 	flags.IntVar(&cfg.Limits.Connections, "max-connections", 0, "`number` of client connections at once; 0 = 65536, or what the descriptor limit allows")
@@ -70,6 +76,9 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 	flags.Lookup("stop-with-stdin").Hidden = true
 
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := a.refuseUnknownVariables(c, "LOCKSTEP_SERVER"); err != nil {
+			return err
+		}
 		if err := checkServeFlags(c, cfg); err != nil {
 			return err
 		}
@@ -147,9 +156,9 @@ func (a *app) serve(ctx context.Context, cfg server.Config, logFormat string) er
 		return err // server says what to do about it
 	}
 	if logFormat == "json" {
-		cfg.Logger.Info("ready", "address", broker.Addr(), "http", broker.HTTPAddr(), "data", cfg.DataDir)
+		cfg.Logger.Info("ready", "address", broker.Addr(), "http", broker.HTTPAddr(), "data", cfg.DataDir, "partitions_down", len(broker.Down()))
 	} else {
-		fmt.Fprintln(a.stderr, readyLine(broker.Addr(), broker.HTTPAddr(), cfg.DataDir))
+		fmt.Fprintln(a.stderr, readyLine(broker.Addr(), broker.HTTPAddr(), cfg.DataDir, broker.Down()))
 	}
 	var failed error
 	select {
@@ -165,18 +174,30 @@ func (a *app) serve(ctx context.Context, cfg server.Config, logFormat string) er
 	return failed
 }
 
-// readyLine tells where the broker is and what to try first. bench --embedded
-// finds the address in it.
-func readyLine(address, httpAddress, data string) string {
+// readyLine tells where the broker is, which partitions did not come up, and what
+// to try first. bench --embedded finds the address in it.
+func readyLine(address, httpAddress, data string, down []string) string {
 	line := "lockstep: ready on " + address
 	if httpAddress != "" {
 		line += ", http on " + httpAddress
 	}
 	try := "lockstep queue create orders"
+	if host, port, err := net.SplitHostPort(address); err == nil && net.ParseIP(host).IsUnspecified() {
+		address = net.JoinHostPort("127.0.0.1", port) // for clients here
+	}
 	if address != defaultServer {
 		try += " --server " + address
 	}
-	return line + ", data in " + data + "; try: " + try
+	line += ", data in " + data
+	if len(down) > 0 {
+		const shown = 5
+		names := strings.Join(down[:min(len(down), shown)], ", ")
+		if len(down) > shown {
+			names += ", ..."
+		}
+		return line + "; " + plural(int64(len(down)), "partition") + " down: " + names + "; the log above says why"
+	}
+	return line + "; try: " + try
 }
 
 var readyPattern = regexp.MustCompile(`^lockstep: ready on ([^ ,]+),(?: http on ([^ ,]+),)?`)

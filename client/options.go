@@ -214,7 +214,7 @@ func DeliveryTimeout(d time.Duration) ProducerOption {
 
 // WaitForSpace says whether records that are refused because disk or memory is full
 // are sent again until the delivery timeout, as after other refusals that may pass.
-// With false they fail at once. Either way ProducerStalled tells. Default: true.
+// With false they fail at once. Default: true.
 func WaitForSpace(on bool) ProducerOption { return func(o *producerOptions) { o.waitForSpace = on } }
 
 // Acks sets what an answer waits for. Default: AcksQuorum.

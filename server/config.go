@@ -7,9 +7,13 @@ import (
 	"net"
 	"time"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
+
+// MaxPartitions bounds the partitions of one destination.
+const MaxPartitions = cluster.MaxPartitions
 
 // Config says how a broker runs. The zero value of a field means its default.
 type Config struct {
@@ -17,6 +21,9 @@ type Config struct {
 	DataDir string
 	// Listen is the address for clients. Default "127.0.0.1:7400".
 	Listen string
+	// Bootstrap allows an empty DataDir to become a new cluster where Listen is not
+	// a loopback address (RULES R10): a node that was wiped must not found a second one.
+	Bootstrap bool
 	// HTTP is the address of health and metrics. Default "127.0.0.1:7402"; "off" serves none.
 	HTTP string
 	// Logger gets the broker's log. Default: discarded.

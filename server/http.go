@@ -30,7 +30,7 @@ type adminServer struct {
 func startAdmin(addr string, b *broker, sessions prometheus.Collector) (*adminServer, error) {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("http address %s: %w; choose another with --http, or switch it off with --http off", addr, err)
+		return nil, fmt.Errorf("%w, or switch HTTP off with --http off", listenError(addr, "--http", err))
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(

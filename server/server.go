@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path"
 	"sync"
 	"syscall"
 	"time"
@@ -55,6 +56,9 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
 	if err != nil {
 		return nil, listenError(cfg.Listen, "--listen", err)
+	}
+	if err := checkBootstrap(cfg, listener.Addr()); err != nil {
+		return nil, errors.Join(err, listener.Close())
 	}
 	s := &Server{addr: listener.Addr(), done: make(chan struct{})}
 	cfg.Listen = listener.Addr().String()
@@ -130,6 +134,19 @@ func (s *Server) HTTPAddr() string {
 	return s.admin.listener.Addr().String()
 }
 
+// Down lists the partitions that did not open or were fenced, as "orders/3".
+func (s *Server) Down() []string {
+	var names []string
+	for _, d := range s.broker.View().Destinations {
+		for _, p := range s.broker.Describe(d).Partitions {
+			if p.State == wire.PartitionFenced {
+				names = append(names, fmt.Sprintf("%s/%d", d.Name, p.Number))
+			}
+		}
+	}
+	return names
+}
+
 // Close stops the broker: no new connections, requests in flight are answered
 // until ctx is done, partitions write a checkpoint and are marked clean. It
 // blocks until everything has stopped and may be called more than once.
@@ -169,14 +186,14 @@ func (s *Server) Err() error {
 // prepareDataDir makes the data directory and checks that it can be written.
 func prepareDataDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("data directory %s: %w; choose another with --data", dir, err)
+		return fmt.Errorf("data directory %s: %w; choose another with --data", dir, withoutPath(err))
 	}
 	probe, err := os.CreateTemp(dir, ".probe-")
 	if errors.Is(err, syscall.ENOSPC) {
 		return nil // what is there is still served
 	}
 	if err != nil {
-		return fmt.Errorf("data directory %s cannot be written: %w; mend its permissions or mount, or choose another with --data", dir, err)
+		return fmt.Errorf("data directory %s cannot be written: %w; mend its permissions or mount, or choose another with --data", dir, withoutPath(err))
 	}
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
@@ -184,7 +201,9 @@ func prepareDataDir(dir string) error {
 func explainOpen(dir string, err error) error {
 	switch {
 	case errors.Is(err, log.ErrLocked):
-		return fmt.Errorf("data directory %s is in use by another broker: %w; stop that one, or choose another with --data", dir, err)
+		return fmt.Errorf("data directory %s is in use: %w; stop that broker, or choose another directory with --data", dir, withoutPath(err))
+	case errors.Is(err, log.ErrCorrupt):
+		return fmt.Errorf("%w; restore it from a copy of the directory, or set the directory aside and start with an empty one; what is intact shows: lockstep log verify %s", err, dir)
 	case errors.Is(err, log.ErrTooNew):
 		return fmt.Errorf("data directory %s: %w; start the newer version, or choose another --data", dir, err)
 	case errors.Is(err, fs.ErrPermission):
@@ -193,11 +212,40 @@ func explainOpen(dir string, err error) error {
 	return fmt.Errorf("data directory %s: %w", dir, err)
 }
 
+// checkBootstrap refuses to found a cluster by accident.
+func checkBootstrap(cfg Config, addr net.Addr) error {
+	name := path.Join(cfg.DataDir, "node.json")
+	_, err := cfg.fs.Stat(name)
+	tcp, _ := addr.(*net.TCPAddr)
+	switch {
+	case err == nil && cfg.Bootstrap:
+		cfg.Logger.Warn("the data directory is not empty: --bootstrap has no effect; leave it out, so that a lost disk is noticed", "data", cfg.DataDir)
+		return nil
+	case !errors.Is(err, fs.ErrNotExist) || cfg.Bootstrap || tcp != nil && tcp.IP.IsLoopback():
+		return nil // what else may be wrong is found when the file is read
+	}
+	return fmt.Errorf("data directory %s is empty, and on %s, which other machines reach, a new cluster is founded only with --bootstrap; "+
+		"if this node had data before, mount or restore its directory instead", cfg.DataDir, addr)
+}
+
 func listenError(addr, flag string, err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("address %s is in use: %w; stop what listens there, or choose another with %s", addr, err, flag)
+		return fmt.Errorf("address %s is in use; stop what listens there, or choose another with %s", addr, flag)
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err // it names the address again
 	}
 	return fmt.Errorf("address %s: %w; choose another with %s", addr, err, flag)
+}
+
+// withoutPath is the reason of a file error, for messages that name the file anyway.
+func withoutPath(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
 }
 
 // budget bounds the bytes of memory destinations.
