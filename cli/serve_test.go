@@ -258,10 +258,10 @@ func TestAFullDiskIsAnsweredAndPasses(t *testing.T) {
 
 	require.Equal(t, strings.Repeat("x", stored), must(t, sh, "consume", "large", "-e", "-f", "x"), "reading goes on")
 	require.Equal(t, "before\n", must(t, sh, "consume", "small", "-e"))
-	patient, err := conn.Producer(ctx, "small")
+	patient, err := conn.Producer(ctx, "small", client.MaxBufferedBytes(64<<20))
 	require.NoError(t, err)
 	var tickets []*client.Ticket
-	for range 64 { // more than what a segment that was begun may still take
+	for range 2000 { // more than what a segment that was begun may still take
 		ticket, err := patient.SendAsync(ctx, &client.Record{Value: value[:16<<10]})
 		require.NoError(t, err)
 		tickets = append(tickets, ticket)

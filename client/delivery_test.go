@@ -313,15 +313,25 @@ func TestARefusalForGoodLeavesNoHole(t *testing.T) {
 			b.create("d", Topic, 1)
 			conn := connect(t, b)
 			p := newTestProducer(t, conn, "d", append([]ProducerOption{BatchBytes(1), InFlight(8)}, c.options...)...)
+			sent := make(chan struct{})
 			b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
 				if q.sequence() == 4 {
+					<-sent
 					q.refuse(c.code)
 					return true
 				}
 				return false // those behind it come out of sequence
 			}))
-			_, errs := sendAll(t, p, nil, numbered(30)...)
-			for i, err := range errs {
+			ctx := testContext(t)
+			var tickets []*Ticket
+			for _, value := range numbered(30) {
+				ticket, err := p.SendAsync(ctx, &Record{Value: []byte(value)})
+				require.NoError(t, err)
+				tickets = append(tickets, ticket)
+			}
+			close(sent)
+			for i, ticket := range tickets {
+				_, err := ticket.Wait(ctx)
 				switch {
 				case i < 4:
 					require.NoError(t, err)
@@ -335,8 +345,8 @@ func TestARefusalForGoodLeavesNoHole(t *testing.T) {
 			}
 			require.Equal(t, numbered(30)[:4], b.values("d", 0))
 			b.setScript(nil)
-			_, errs = sendAll(t, p, nil, "again")
-			require.NoError(t, errs[0])
+			_, err := p.Send(ctx, &Record{Value: []byte("again")})
+			require.NoError(t, err)
 			requireSequences(t, b.batchInfos("d", 0))
 		})
 	}
