@@ -187,6 +187,7 @@ type fakeReplica struct {
 	locate  chan struct{} // if set, Locate waits until it is closed
 	cold    map[int]bool  // positions that must be populated first
 	unmap   bool          // View fails as if mmap had
+	reading func()        // if set, called once at the next View or ReadAt
 	inline  int           // turns taken inline
 	handed  int
 	mark    *log.Watermark
@@ -371,7 +372,19 @@ func (r *fakeReplica) Watermark() *log.Watermark {
 
 var errNoMap = errors.New("mmap: cannot allocate memory")
 
+// meanwhile does what the test wants to happen just before something is read.
+func (r *fakeReplica) meanwhile() {
+	r.mu.Lock()
+	f := r.reading
+	r.reading = nil
+	r.mu.Unlock()
+	if f != nil {
+		f()
+	}
+}
+
 func (r *fakeReplica) View(p log.Position, maxBytes int) (*log.View, error) {
+	r.meanwhile()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, end := int(p.Byte), int(r.mark.Position.Byte)
@@ -401,6 +414,7 @@ func (r *fakeReplica) Populate(p log.Position, n int) error {
 }
 
 func (r *fakeReplica) ReadAt(p log.Position, b []byte) (int, log.Position, error) {
+	r.meanwhile()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := copy(b, r.frames[p.Byte:r.mark.Position.Byte])

@@ -362,7 +362,8 @@ func (s *session) next(k *link, g *gather) (more bool) {
 			g.full = true
 			return true
 		case view.Bytes > 0:
-			g.add(k, mark.Next, view)
+			// The view may reach beyond the mark, but not beyond what is the watermark now.
+			g.add(k, k.log.Watermark().Next, view)
 			k.told = false
 			s.warm(k)
 			return true
@@ -523,6 +524,7 @@ func (s *session) read(k *link) {
 		b := newBuffer(size)
 		n, next, err := records.ReadAt(at, b.bytes[:size])
 		b.bytes = b.bytes[:n]
+		reached := records.Watermark().Next // at or above everything that was read
 		s.loop.post(func() {
 			defer b.free()
 			k.loading = false
@@ -538,7 +540,7 @@ func (s *session) read(k *link) {
 			} else {
 				s.engine.counters.preads.Add(1)
 				s.engine.counters.streamBytes.Add(uint64(n))
-				s.send(wire.Header{Opcode: wire.OpDeliver, Version: wire.OpDeliver.Version(), ID: k.id}, &wire.Deliver{NextOffset: mark.Next, Stream: b.bytes})
+				s.send(wire.Header{Opcode: wire.OpDeliver, Version: wire.OpDeliver.Version(), ID: k.id}, &wire.Deliver{NextOffset: reached, Stream: b.bytes})
 				k.told = false
 			}
 			k.at = next

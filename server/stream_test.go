@@ -250,6 +250,44 @@ func TestADamagedRangeEndsALinkWithThePlaceBehindIt(t *testing.T) {
 	r.set(func() { require.Equal(t, []wire.Offset{3}, r.reports) })
 }
 
+// A reader takes itself to be at the end when it has everything below nextOffset:
+// what is appended while a piece is being read must not make that a lie.
+func TestNextOffsetIsNeverBelowARecordOfItsPiece(t *testing.T) {
+	for _, mapped := range []bool{true, false} {
+		t.Run(fmt.Sprintf("mapped=%v", mapped), func(t *testing.T) {
+			n := startNode(t, Limits{})
+			n.backend.create(wire.Topic, "events", 1)
+			r := n.backend.replica("events", 0)
+			r.fill(3, 100)
+			r.set(func() {
+				r.unmap = !mapped
+				r.reading = func() { r.fill(4, 100) } // after the watermark was looked at
+				if !mapped {
+					r.reading = func() { r.set(func() { r.reading = func() { r.fill(4, 100) } }) } // View fails first
+				}
+			})
+			c := dialOpen(t, n.address)
+			id := c.link(c.open("events", 0), 0, 1<<20)
+			var got []byte
+			for len(got) < len(r.stored()) {
+				f := c.read()
+				require.Equal(t, id, f.ID)
+				var m wire.Deliver
+				require.NoError(t, m.Parse(f.body))
+				got = append(got, m.Stream...)
+				records := wire.Offset(0)
+				for rest := got; len(rest) >= wire.FrameHeaderSize; {
+					h, err := wire.ParseFrameHeader(rest)
+					require.NoError(t, err)
+					records = h.NextOffset()
+					rest = rest[min(len(rest), int(h.FrameSize())):]
+				}
+				require.GreaterOrEqual(t, m.NextOffset, records)
+			}
+		})
+	}
+}
+
 func TestClosingALink(t *testing.T) {
 	n := startNode(t, Limits{})
 	n.backend.create(wire.Topic, "events", 1)
