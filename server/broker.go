@@ -30,8 +30,8 @@ type broker struct {
 	disk     *log.Store
 	memory   *log.Store
 	turns    *turnPool
-	jobs     *blockingPool // storage jobs
-	reads    *blockingPool // reads for clients
+	jobs     *blockingPool    // storage jobs
+	reads    [2]*blockingPool // reads for clients, by wire.Storage
 	pending  *partition.Memory
 	meta     *metadataReplica
 	clock    func() time.Time
@@ -76,7 +76,7 @@ const diskParallel = 8
 func openBroker(cfg Config) (*broker, error) {
 	b := &broker{
 		cfg: cfg, clock: time.Now, logger: cfg.Logger,
-		turns: newTurnPool(), jobs: newBlockingPool(cfg.StorageWorkers), reads: newBlockingPool(cfg.ReadWorkers),
+		turns: newTurnPool(), jobs: newBlockingPool(cfg.StorageWorkers), reads: [2]*blockingPool{newBlockingPool(cfg.ReadWorkers), newBlockingPool(cfg.ReadWorkers)},
 		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), failed: make(map[replicaKey]error),
 		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
@@ -489,7 +489,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		},
 		destination: d.ID, name: fmt.Sprintf("%s/%d", d.Name, p.Number), number: p.Number,
 		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID,
-		reads: b.reads, clock: b.clock, metadata: b.meta.metadata,
+		reads: newReadLine(b.reads[settings.Storage]), clock: b.clock, metadata: b.meta.metadata,
 		stopped: make(chan struct{}), damage: &b.damage,
 	}
 	r.owner.turn = r.turn
@@ -639,7 +639,9 @@ func (b *broker) closeAll() error {
 		errs = append(errs, b.meta.stop())
 	}
 	b.stopped()
-	b.reads.wait()
+	for _, reads := range b.reads {
+		reads.wait()
+	}
 	b.jobs.wait()
 	b.turns.close()
 	for _, s := range []*log.Store{b.memory, b.disk} {

@@ -43,7 +43,8 @@ type Config struct {
 	EventLoops int
 	// StorageWorkers bounds concurrent syncs and other storage jobs. Default 64.
 	StorageWorkers int
-	// ReadWorkers bounds concurrent blocking reads for clients. Default 16.
+	// ReadWorkers bounds concurrent blocking reads for clients, of destinations on
+	// disk and in memory each. Default 16; a session gets half, a partition a quarter.
 	ReadWorkers int
 	// CheckpointBytes is how much a partition's log grows between checkpoints. Default 64 MiB.
 	CheckpointBytes int64
@@ -63,6 +64,8 @@ type Config struct {
 // the largest size.
 const minPendingBytes = 8 * wire.MaxBatchBytes
 
+const defaultReadWorkers = 16
+
 // withDefaults fills in defaults and checks the fields.
 func (c Config) withDefaults() (Config, error) {
 	c.DataDir = cmp.Or(c.DataDir, "lockstep-data")
@@ -71,7 +74,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.MemoryBytes = cmp.Or(c.MemoryBytes, 1<<30)
 	c.PendingBytes = cmp.Or(c.PendingBytes, 512<<20)
 	c.StorageWorkers = cmp.Or(c.StorageWorkers, 64)
-	c.ReadWorkers = cmp.Or(c.ReadWorkers, 16)
+	c.ReadWorkers = cmp.Or(c.ReadWorkers, defaultReadWorkers)
 	c.CheckpointBytes = cmp.Or(c.CheckpointBytes, 64<<20)
 	c.ScrubInterval = cmp.Or(c.ScrubInterval, 24*time.Hour)
 	c.RetentionPeriod = cmp.Or(c.RetentionPeriod, retentionPeriod)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,10 @@ type engineOptions struct {
 	// on two cores a second loop costs six times the latency at the 99.9th percentile.
 	Loops  int
 	Limits Limits
-	Logger *slog.Logger
+	// ReadWorkers is how many blocking reads may run at once; a session gets its
+	// share of them. Default 16.
+	ReadWorkers int
+	Logger      *slog.Logger
 	// descriptors overrides the process's descriptor limit in tests.
 	descriptors uint64
 }
@@ -46,8 +50,11 @@ type engine struct {
 	bad      complaints
 	start    time.Time
 	options  []gnet.Option
-	address  string
-	tempDir  string // removed at the end; empty unless Dir is too long for a socket
+
+	sessionReads int // blocking reads that one session may have at work
+
+	address string
+	tempDir string // removed at the end; empty unless Dir is too long for a socket
 
 	gnet    gnet.Engine
 	started chan struct{} // closed once all loops run
@@ -102,7 +109,8 @@ func newEngine(o engineOptions) (*engine, error) {
 	}
 	e := &engine{
 		backend: o.Backend, limits: limits, logger: o.Logger, start: time.Now(),
-		started: make(chan struct{}), stopped: make(chan struct{}),
+		sessionReads: max(1, cmp.Or(o.ReadWorkers, defaultReadWorkers)/sessionReadShare),
+		started:      make(chan struct{}), stopped: make(chan struct{}),
 		yield: make(chan *loop, maxLoops), hurry: make(chan struct{}, 1), quit: make(chan struct{}),
 		loops: make(map[gnet.EventLoop]*loop),
 	}

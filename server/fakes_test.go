@@ -34,6 +34,7 @@ type fakeBackend struct {
 	producer int64
 	panicOn  string // name of a destination whose CREATE panics
 	hold     bool   // administration is never answered
+	blocking func() // called before each blocking read
 }
 
 type replicaID struct {
@@ -66,6 +67,7 @@ func (b *fakeBackend) apply(c cluster.Command) {
 			seen[id] = true
 			if b.replicas[id] == nil {
 				b.replicas[id] = newFakeReplica(p.Number)
+				b.replicas[id].blocking = &b.blocking
 			}
 		}
 	}
@@ -193,6 +195,8 @@ type fakeReplica struct {
 	mark    *log.Watermark
 	reports []wire.Offset
 	damage  *log.DamagedError // what View answers
+
+	blocking *func() // of the backend
 }
 
 func newFakeReplica(number uint32) *fakeReplica {
@@ -338,7 +342,12 @@ func (r *fakeReplica) Unpark(w waiter) {
 	delete(r.parked, w)
 }
 
-func (r *fakeReplica) Blocking(f func()) { go f() }
+func (r *fakeReplica) Blocking(f func()) {
+	if r.blocking != nil && *r.blocking != nil {
+		(*r.blocking)()
+	}
+	go f()
+}
 
 func (r *fakeReplica) ReportDamage(o wire.Offset) { r.set(func() { r.reports = append(r.reports, o) }) }
 

@@ -35,7 +35,7 @@ type partitionReplica struct {
 	group    *replication.Group
 	part     *partition.Partition
 	state    *partition.State
-	reads    *blockingPool
+	reads    *readLine
 	metadata *cluster.Metadata
 	clock    func() time.Time
 

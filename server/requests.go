@@ -466,10 +466,11 @@ func (s *session) listOffsets(h wire.Header, body []byte) error {
 			return nil
 		}
 		records := t.replica.Log() // the handle is the loop's
-		t.replica.Blocking(func() {
-			offset, err := records.LocateTime(m.TimeMs)
-			s.finish(h.ID, &wire.ListOffsetsResponse{Offset: offset, Epoch: info.Epoch}, err)
-		})
+		answer := &wire.ListOffsetsResponse{Epoch: info.Epoch}
+		s.blocking(t.replica, func() (err error) {
+			answer.Offset, err = records.LocateTime(m.TimeMs)
+			return err
+		}, func(err error) { s.finish(h.ID, answer, err) })
 	}
 	return nil
 }

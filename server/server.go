@@ -85,7 +85,7 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 		}
 	}()
 	s.engine, err = newEngine(engineOptions{
-		Backend: s.broker, Dir: cfg.DataDir, Loops: cfg.EventLoops, Limits: cfg.Limits, Logger: cfg.Logger,
+		Backend: s.broker, Dir: cfg.DataDir, Loops: cfg.EventLoops, Limits: cfg.Limits, ReadWorkers: cfg.ReadWorkers, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return err

@@ -82,8 +82,12 @@ type session struct {
 
 	links    map[uint32]*link
 	nextLink uint32
-	opening  int     // LINK_OPENs in flight
-	active   []*link // links that could send, in turn
+	opening  int // LINK_OPENs in flight
+
+	reads   []sessionRead // that wait for their turn: at most two for each link, and the requests in flight
+	reading int           // at work or in their partition's line
+
+	active []*link // links that could send, in turn
 }
 
 // newSession makes the session of an accepted connection. released is called
@@ -706,5 +710,5 @@ func (s *session) forget() {
 	s.engine.counters.inFlight.Add(-int64(len(s.out.requests)))
 	s.out.requests = nil
 	s.out.mu.Unlock()
-	s.handles, s.handleOf = nil, nil
+	s.handles, s.handleOf, s.reads = nil, nil, nil
 }

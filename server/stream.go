@@ -110,23 +110,24 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 	}
 	s.opening++
 	records := t.replica.Log()
-	t.replica.Blocking(func() {
-		at, _, err := records.Locate(m.Offset)
-		s.loop.post(func() {
-			s.opening--
-			if s.phase != phaseOpen {
-				return
-			}
-			if err == nil && s.halfClosed {
-				err = wire.Errorf(wire.CodeUnavailable, "the client ended its side of the connection before the link was open")
-			}
-			if err != nil {
-				why := t.readError(err)
-				s.finish(h.ID, nil, why.Err())
-				return
-			}
-			s.startLink(h.ID, t, records, at, m.Credit)
-		})
+	var at log.Position
+	s.blocking(t.replica, func() (err error) {
+		at, _, err = records.Locate(m.Offset)
+		return err
+	}, func(err error) {
+		s.opening--
+		if s.phase != phaseOpen {
+			return
+		}
+		if err == nil && s.halfClosed {
+			err = wire.Errorf(wire.CodeUnavailable, "the client ended its side of the connection before the link was open")
+		}
+		if err != nil {
+			why := t.readError(err)
+			s.finish(h.ID, nil, why.Err())
+			return
+		}
+		s.startLink(h.ID, t, records, at, m.Credit)
 	})
 	return nil
 }
@@ -476,21 +477,18 @@ func (s *session) load(k *link) {
 	s.engine.counters.cold.Add(1)
 	k.loading = true
 	at, records := k.at, k.log
-	k.handle.replica.Blocking(func() {
-		err := records.Populate(at, populateBytes)
-		s.loop.post(func() {
-			k.loading = false
-			switch {
-			case k.closed:
-			case err == nil:
-				k.warm = log.Position{Segment: at.Segment, Byte: at.Byte + populateBytes}
-				s.run(k)
-			case errors.Is(err, unix.ENOMEM), errors.Is(err, log.ErrCold):
-				s.read(k)
-			default:
-				s.closeLink(k, k.handle.readError(err))
-			}
-		})
+	s.blocking(k.handle.replica, func() error { return records.Populate(at, populateBytes) }, func(err error) {
+		k.loading = false
+		switch {
+		case k.closed:
+		case err == nil:
+			k.warm = log.Position{Segment: at.Segment, Byte: at.Byte + populateBytes}
+			s.run(k)
+		case errors.Is(err, unix.ENOMEM), errors.Is(err, log.ErrCold):
+			s.read(k)
+		default:
+			s.closeLink(k, k.handle.readError(err))
+		}
 	})
 }
 
@@ -503,14 +501,11 @@ func (s *session) warm(k *link) {
 	}
 	k.warming = true
 	at, records := k.warm, k.log
-	k.handle.replica.Blocking(func() {
-		err := records.Populate(at, populateBytes)
-		s.loop.post(func() {
-			k.warming = false
-			if err == nil { // otherwise the link meets the error itself
-				k.warm.Byte += populateBytes
-			}
-		})
+	s.blocking(k.handle.replica, func() error { return records.Populate(at, populateBytes) }, func(err error) {
+		k.warming = false
+		if err == nil { // otherwise the link meets the error itself
+			k.warm.Byte += populateBytes
+		}
 	})
 }
 
@@ -519,34 +514,40 @@ func (s *session) warm(k *link) {
 func (s *session) read(k *link) {
 	k.loading = true
 	at, records, size := k.at, k.log, int(min(k.credit, pieceBytes))
-	k.handle.replica.Blocking(func() {
-		mark := records.Watermark()
-		b := newBuffer(size)
-		n, next, err := records.ReadAt(at, b.bytes[:size])
+	var b *buffer
+	var mark *log.Watermark
+	var next log.Position
+	var reached wire.Offset
+	s.blocking(k.handle.replica, func() (err error) {
+		mark = records.Watermark()
+		b = newBuffer(size)
+		n := 0
+		n, next, err = records.ReadAt(at, b.bytes[:size])
 		b.bytes = b.bytes[:n]
-		reached := records.Watermark().Next // at or above everything that was read
-		s.loop.post(func() {
-			defer b.free()
-			k.loading = false
-			switch {
-			case k.closed:
-				return
-			case err != nil && n == 0:
-				s.closeLink(k, k.handle.readError(err))
-				return
-			}
-			if n == 0 {
-				next = mark.Position // nothing but control frames up to there
-			} else {
-				s.engine.counters.preads.Add(1)
-				s.engine.counters.streamBytes.Add(uint64(n))
-				s.send(wire.Header{Opcode: wire.OpDeliver, Version: wire.OpDeliver.Version(), ID: k.id}, &wire.Deliver{NextOffset: reached, Stream: b.bytes})
-				k.told = false
-			}
-			k.at = next
-			k.credit -= int64(n)
-			s.run(k)
-		})
+		reached = records.Watermark().Next // at or above everything that was read
+		return err
+	}, func(err error) {
+		defer b.free()
+		k.loading = false
+		n := b.size()
+		switch {
+		case k.closed:
+			return
+		case err != nil && n == 0:
+			s.closeLink(k, k.handle.readError(err))
+			return
+		}
+		if n == 0 {
+			next = mark.Position // nothing but control frames up to there
+		} else {
+			s.engine.counters.preads.Add(1)
+			s.engine.counters.streamBytes.Add(uint64(n))
+			s.send(wire.Header{Opcode: wire.OpDeliver, Version: wire.OpDeliver.Version(), ID: k.id}, &wire.Deliver{NextOffset: reached, Stream: b.bytes})
+			k.told = false
+		}
+		k.at = next
+		k.credit -= int64(n)
+		s.run(k)
 	})
 }
 
