@@ -192,8 +192,11 @@ func (m *Metadata) publish() {
 	}
 }
 
-// Save implements replication.StateMachine.
+// Save appends the state as of the last applied entry to dst. Owner only.
 func (m *Metadata) Save(dst []byte) []byte { return m.state.Save(dst) }
+
+// Snapshot implements replication.StateMachine.
+func (m *Metadata) Snapshot() func(dst []byte) []byte { return m.state.snapshot().Save }
 
 // Restore implements replication.StateMachine.
 func (m *Metadata) Restore(state []byte) error {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -439,6 +440,15 @@ func (s *State) Save(dst []byte) []byte {
 		panic(fmt.Sprintf("cluster: metadata does not marshal: %v", err))
 	}
 	return append(dst, b...)
+}
+
+// snapshot is a state that does not change: what its maps lead to is replaced, never
+// changed.
+func (s *State) snapshot() *State {
+	c := *s
+	c.Nodes, c.Destinations = maps.Clone(s.Nodes), maps.Clone(s.Destinations)
+	c.Producers, c.Deleted = maps.Clone(s.Producers), maps.Clone(s.Deleted)
+	return &c
 }
 
 // Restore replaces the state with a saved one.

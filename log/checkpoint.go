@@ -16,6 +16,9 @@ type Checkpoint struct {
 	AppendTimeMs int64       // of the entry at Applied, as the state machine knows it
 	ConfState    []byte      // Raft's configuration as of Applied
 	State        []byte      // opaque
+	// Save, if it is set, appends State to dst. WriteCheckpoint calls it in its job,
+	// so that a large state is not encoded in the owner's turn.
+	Save func(dst []byte) []byte
 }
 
 // A checkpoint file is written beside, synced and renamed over the older of the

@@ -87,6 +87,9 @@ func (j *checkpointJob) run() error {
 			return err
 		}
 	}
+	if c.Save != nil {
+		c.State = c.Save(nil)
+	}
 	content := c.append(nil, l.id)
 	err := l.store.withReserve(func() error { return replaceFile(l.fs, l.o.Dir, checkpointNames[j.name], content) })
 	if err != nil {

@@ -505,6 +505,30 @@ func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
 	require.NotErrorIs(t, NewState().Restore(newer), ErrState)
 }
 
+// A snapshot is encoded by a worker while the owner goes on.
+func TestASnapshotStaysWhatItWas(t *testing.T) {
+	s := NewState()
+	apply := func(producer int64, epoch int16, sequence int32) {
+		info := wire.BatchInfo{ProducerID: producer, ProducerEpoch: epoch, BaseSequence: sequence, RecordCount: 1}
+		s.producers.append(&info, s.next, 1000)
+		s.next++
+	}
+	for id := range int64(4) {
+		apply(id, 0, 0)
+	}
+	apply(2, 0, 1) // a second run
+	saved, save := s.Save(nil), s.Snapshot()
+	apply(0, 0, 1)
+	apply(1, 1, 0)
+	apply(2, 0, 2) // grows the run that the snapshot shares
+	apply(9, 0, 0)
+	s.producers.expire(1000 + ProducerExpiryMs)
+	again := s.Snapshot()
+	require.Equal(t, saved, save(nil))
+	require.Equal(t, s.Save(nil), again(nil))
+	require.NotEqual(t, saved, s.Save(nil))
+}
+
 func TestSequencesWrapAtTheirEnd(t *testing.T) {
 	p := &producer{}
 	p.add(1<<31-3, 2, 100)

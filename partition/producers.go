@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -37,6 +38,9 @@ type producer struct {
 	lastMs  int64 // append time of its last batch
 	runs    []run // oldest first
 	element *list.Element
+	// generation is that of the table when the producer was made or copied: one of
+	// an older generation belongs to a snapshot too and must not change.
+	generation uint64
 }
 
 // find returns the offset of a batch the producer has appended before.
@@ -76,8 +80,9 @@ func addSequence(s int32, n uint32) int32 { return int32((uint32(s) + n) & seque
 // producers is the dedupe table: every idempotent producer that wrote to the
 // partition, ordered by when it last did.
 type producers struct {
-	byID map[int64]*producer
-	lru  *list.List // front is the most silent
+	byID       map[int64]*producer
+	lru        *list.List // front is the most silent
+	generation uint64     // counts the snapshots
 }
 
 func newProducers() *producers {
@@ -92,9 +97,12 @@ func (t *producers) append(info *wire.BatchInfo, offset wire.Offset, appendTimeM
 		if len(t.byID) >= MaxProducers {
 			t.remove(t.lru.Front().Value.(*producer))
 		}
-		p = &producer{id: info.ProducerID, epoch: info.ProducerEpoch}
+		p = &producer{id: info.ProducerID, epoch: info.ProducerEpoch, generation: t.generation}
 		p.element = t.lru.PushBack(p)
 		t.byID[p.id] = p
+	}
+	if p.generation != t.generation {
+		p = t.unshare(p)
 	}
 	if info.ProducerEpoch != p.epoch {
 		p.epoch, p.runs = info.ProducerEpoch, p.runs[:0]
@@ -114,6 +122,30 @@ func (t *producers) expire(nowMs int64) {
 	}
 }
 
+// unshare puts a copy that may change in the place of a producer of a snapshot.
+func (t *producers) unshare(p *producer) *producer {
+	c := *p
+	c.generation, c.runs = t.generation, slices.Clone(p.runs)
+	c.element.Value = &c
+	t.byID[c.id] = &c
+	return &c
+}
+
+// list is the producers from the most silent to the latest.
+func (t *producers) list() []*producer {
+	all := make([]*producer, 0, t.lru.Len())
+	for e := t.lru.Front(); e != nil; e = e.Next() {
+		all = append(all, e.Value.(*producer))
+	}
+	return all
+}
+
+// snapshot is list, of producers that do not change any more.
+func (t *producers) snapshot() []*producer {
+	t.generation++
+	return t.list()
+}
+
 func (t *producers) remove(p *producer) {
 	t.lru.Remove(p.element)
 	delete(t.byID, p.id)
@@ -125,11 +157,10 @@ func (t *producers) remove(p *producer) {
 //	count u32, then for each producer:
 //	id i64, epoch i16, zero u16, next i32, last append time i64, run count u32,
 //	then for each run: sequence i32, count u32, offset u64
-func (t *producers) save(dst []byte) []byte {
+func saveProducers(dst []byte, all []*producer) []byte {
 	le := binary.LittleEndian
-	dst = le.AppendUint32(dst, uint32(t.lru.Len()))
-	for e := t.lru.Front(); e != nil; e = e.Next() {
-		p := e.Value.(*producer)
+	dst = le.AppendUint32(dst, uint32(len(all)))
+	for _, p := range all {
 		dst = le.AppendUint64(dst, uint64(p.id))
 		dst = le.AppendUint32(dst, uint32(uint16(p.epoch)))
 		dst = le.AppendUint32(dst, uint32(p.next))

@@ -15,9 +15,11 @@ import (
 // nothing is a state machine without state.
 type nothing struct{}
 
-func (nothing) Apply(Entry)            {}
-func (nothing) Save(dst []byte) []byte { return dst }
-func (nothing) Restore([]byte) error   { return nil }
+func (nothing) Apply(Entry)          {}
+func (nothing) Restore([]byte) error { return nil }
+func (nothing) Snapshot() func(dst []byte) []byte {
+	return func(dst []byte) []byte { return dst }
+}
 
 // BenchmarkOneVoter shows what consensus with one voter adds to an entry: the same
 // entries into the same log, with a Raft group in front and without.

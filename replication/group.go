@@ -64,9 +64,11 @@ type Entry struct {
 type StateMachine interface {
 	// Apply applies one entry. It cannot refuse: what is committed has happened.
 	Apply(e Entry)
-	// Save appends the state as of the last applied entry to dst.
-	Save(dst []byte) []byte
-	// Restore replaces the state with one that Save wrote.
+	// Snapshot captures the state as of the last applied entry without encoding it.
+	// save, which appends it to dst, is called on another goroutine while further
+	// entries are applied.
+	Snapshot() (save func(dst []byte) []byte)
+	// Restore replaces the state with one that save wrote.
 	Restore(state []byte) error
 }
 
@@ -359,7 +361,7 @@ func (g *Group) Checkpoint() {
 	}
 	g.log.WriteCheckpoint(log.Checkpoint{
 		Applied: g.applied, Term: g.appliedTerm, NextOffset: g.appliedOffset,
-		AppendTimeMs: g.appliedTimeMs, ConfState: conf, State: g.state.Save(nil),
+		AppendTimeMs: g.appliedTimeMs, ConfState: conf, Save: g.state.Snapshot(),
 	})
 }
 

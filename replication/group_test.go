@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,7 +31,10 @@ func (j *journal) Apply(e Entry) {
 	j.applied = append(j.applied, string(e.Body))
 }
 
-func (j *journal) Save(dst []byte) []byte { return fmt.Appendf(dst, "%q", j.applied) }
+func (j *journal) Snapshot() func(dst []byte) []byte {
+	applied := slices.Clone(j.applied)
+	return func(dst []byte) []byte { return fmt.Appendf(dst, "%q", applied) }
+}
 
 func (j *journal) Restore(state []byte) error {
 	_, err := fmt.Sscanf(string(state), "%q", &j.applied)
