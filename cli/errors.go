@@ -132,7 +132,10 @@ func (f *failure) command() string {
 func (f *failure) explainClient() string {
 	name := shellWord(f.destination)
 	var damage *client.CorruptError
+	var lost *client.DataLostError
 	switch {
+	case errors.As(f.err, &lost):
+		return f.explainLoss(lost)
 	case errors.As(f.err, &damage):
 		return f.explainDamage(damage)
 	case errors.Is(f.err, client.ErrRecordTooLarge):
@@ -170,6 +173,17 @@ func (f *failure) explainDamage(e *client.CorruptError) string {
 		text += ", or "
 	}
 	return text + fmt.Sprintf("continue with: lockstep consume %s --partition %d --offset %d", shellWord(f.destination), e.Partition, e.Next)
+}
+
+// explainLoss says how much is lost at most, and how to read what is there.
+func (f *failure) explainLoss(e *client.DataLostError) string {
+	cause := wire.CodeOf(e.Err).Info().Description
+	var known *wire.Error
+	if errors.As(e.Err, &known) && known.Detail != "" {
+		cause = known.Detail
+	}
+	return fmt.Sprintf("%s %q: partition %d: at most %s from offset %d on are lost: %s; continue with: lockstep consume %s --partition %d --offset %d",
+		f.doing, f.destination, e.Partition, plural(clampInt64(e.Offset-min(e.Next, e.Offset)), "record"), e.Next, cause, shellWord(f.destination), e.Partition, e.Next)
 }
 
 // explainCode words the codes for which the command line knows a better next

@@ -99,6 +99,25 @@ func (e *OutOfRangeError) Error() string {
 
 func (e *OutOfRangeError) Unwrap() error { return e.Err }
 
+// DataLostError is returned by a Reader that had read further than what its
+// partition still holds: at most the records in [Next, Offset) are lost, because the
+// broker's machine stopped before they were on its disk, or because they were in
+// memory only. Others may stand at these offsets by now: to read on, open a Reader
+// of this partition with FromOffset(Next). It unwraps to the broker's wire.Error,
+// with CodeDataLost or CodePartitionReset.
+type DataLostError struct {
+	Partition uint32
+	Offset    uint64 // of the record that was to be read next
+	Next      uint64 // where reading can go on
+	Err       error
+}
+
+func (e *DataLostError) Error() string {
+	return fmt.Sprintf("partition %d: offset %d: %v", e.Partition, e.Offset, e.Err)
+}
+
+func (e *DataLostError) Unwrap() error { return e.Err }
+
 // CorruptError reports damage, in received data or on the broker's disk, with the
 // place in the partition where it was found. It matches ErrCorrupt and its cause.
 // To read what follows, open a Reader of this partition with FromOffset(Next).

@@ -42,6 +42,7 @@ type fakeBroker struct {
 	closed       bool
 	wg           sync.WaitGroup
 	reports      []wire.ReportDamage
+	incarnation  uint32 // of all partitions, less 1
 }
 
 type fakeDestination struct {
@@ -409,6 +410,7 @@ func (q *fakeRequest) handle() {
 		q.reply(&wire.OpenPartitionResponse{
 			Handle: p.handle, DestinationID: d.info.ID, Epoch: fakeTerm, StartOffset: p.start, NextOffset: p.next,
 			SlotVersion: d.info.SlotVersion, RecordIndex: d.indexed(), MaxRecordBytes: wire.DefaultMaxRecordBytes,
+			Incarnation: b.incarnation + 1,
 		})
 	case wire.OpProduce:
 		q.answerProduce(q.applyLocked())

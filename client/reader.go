@@ -161,7 +161,8 @@ func (r *Reader) Records(ctx context.Context) iter.Seq2[*Record, error] {
 // Next returns the next record and waits for it if need be. The record and its
 // slices are valid until the next call; see Record.Clone. Errors: io.EOF at the
 // end with StopAtEnd; ctx's, after which Next may be called again; anything else
-// has ended the Reader: *OutOfRangeError, *CorruptError, ErrClosed, ErrDisconnected
+// has ended the Reader: *OutOfRangeError, *CorruptError,
+// *DataLostError, ErrClosed, ErrDisconnected
 // without reconnecting, or a wire.Error.
 func (r *Reader) Next(ctx context.Context) (*Record, error) {
 	for {
@@ -501,35 +502,41 @@ func (st *stream) open(s *session, destination [16]byte) {
 			return
 		}
 		if st.located {
-			st.openLink(s, opened.Handle)
+			if st.incarnation != opened.Incarnation && r.options.stopAtEnd {
+				st.end = min(st.end, opened.NextOffset) // the end may be gone
+			}
+			st.openLink(s, opened.Handle, opened.Incarnation)
 			return
 		}
 		st.end = opened.NextOffset
+		if r.options.start != startOffset {
+			st.incarnation = opened.Incarnation
+		}
 		switch r.options.start {
 		case startEarliest:
-			st.locate(s, opened.Handle, opened.StartOffset)
+			st.locate(s, &opened, opened.StartOffset)
 		case startLatest:
-			st.locate(s, opened.Handle, opened.NextOffset)
+			st.locate(s, &opened, opened.NextOffset)
 		case startOffset:
-			st.locate(s, opened.Handle, wire.Offset(r.options.offset))
+			st.locate(s, &opened, wire.Offset(r.options.offset))
 		case startTime:
 			var found wire.ListOffsetsResponse
 			st.ask(s, wire.OpListOffsets, AtTime(r.options.time).request(opened.Handle), &found, func() {
-				st.locate(s, opened.Handle, found.Offset)
+				st.locate(s, &opened, found.Offset)
 			})
 		}
 	})
 }
 
 // locate fixes where the stream starts.
-func (st *stream) locate(s *session, handle uint32, next wire.Offset) {
+func (st *stream) locate(s *session, opened *wire.OpenPartitionResponse, next wire.Offset) {
 	st.next, st.from, st.located = next, next, true
 	if st.reader.options.stopAtEnd && next == st.end {
 		st.opening = nil
 		st.placed()
 		return
 	}
-	st.openLink(s, handle)
+	st.openLink(s, opened.Handle, opened.Incarnation)
 }
 
 // placed tells Conn.Reader and the end's watch that the stream has its place.
@@ -545,10 +552,10 @@ func (st *stream) placed() {
 }
 
 // openLink opens the link at st.next.
-func (st *stream) openLink(s *session, handle uint32) {
+func (st *stream) openLink(s *session, handle, incarnation uint32) {
 	r := st.reader
 	var link wire.LinkOpenResponse
-	request := wire.LinkOpenRequest{Handle: handle, Offset: st.next, Credit: uint32(r.window)}
+	request := wire.LinkOpenRequest{Handle: handle, Offset: st.next, Credit: uint32(r.window), Incarnation: st.incarnation}
 	st.ask(s, wire.OpLinkOpen, &request, &link, func() {
 		st.opening = nil
 		if r.ctx.Err() != nil || r.err != nil {
@@ -556,6 +563,7 @@ func (st *stream) openLink(s *session, handle uint32) {
 			return
 		}
 		st.session, st.link, st.handle = s, link.Link, handle
+		st.incarnation = incarnation
 		st.granted, st.received, st.taken = r.window, 0, 0
 		st.old = st.unreadBytes()
 		st.startAssembly()

@@ -305,6 +305,55 @@ func TestADamagedHeaderNamesNoPlaceToGoOn(t *testing.T) {
 	require.Zero(t, corrupt.Next)
 }
 
+// A reader says under which incarnation it learned its position, so that the broker
+// can tell that what it read is gone although the offset exists again.
+func TestRuleL5_AReaderLearnsThatWhatItReadIsLost(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Topic, 1)
+	b.fill(d.partitions[0], NoCompression, 1)
+	var asked []uint32
+	lost := false
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode != wire.OpLinkOpen {
+			return false
+		}
+		var m wire.LinkOpenRequest
+		q.parse(&m)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		asked = append(asked, m.Incarnation)
+		if lost {
+			q.refuse(wire.CodeDataLost)
+		}
+		return lost
+	})
+	c := connect(t, b)
+	fresh := newTestReader(t, c, "d", FromOffset(0))
+	_, err := fresh.Next(testContext(t))
+	require.NoError(t, err)
+	r := newTestReader(t, c, "d")
+	_, err = r.Next(testContext(t))
+	require.NoError(t, err)
+	b.mu.Lock()
+	require.Equal(t, []uint32{0, 1}, asked, "an offset that the application brought is of no incarnation")
+	b.incarnation, lost = 1, true
+	for l := range d.partitions[0].links {
+		delete(d.partitions[0].links, l)
+		l.conn.send(wire.Header{Opcode: wire.OpLinkClosed, Version: 1, ID: l.id}, &wire.LinkClosed{Code: wire.CodeNotLeader})
+	}
+	b.mu.Unlock()
+	for _, r := range []*Reader{fresh, r} {
+		_, err = r.Next(testContext(t))
+		var gone *DataLostError
+		require.ErrorAs(t, err, &gone)
+		require.Equal(t, []uint64{1, 0}, []uint64{gone.Offset, gone.Next})
+		require.ErrorIs(t, err, wire.CodeDataLost)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	require.Equal(t, []uint32{0, 1, 1, 1}, asked)
+}
+
 func TestGapsAndRepetitionsInTheStreamAreCorruption(t *testing.T) {
 	model := &fakeBroker{}
 	p := &fakePartition{destination: &fakeDestination{}, links: map[*fakeLink]struct{}{}}

@@ -49,14 +49,17 @@ type stream struct {
 	session *session // the link's; nil: there is none
 	opening *session // one is being opened there
 	link    uint32
-	handle  uint32      // of the partition, in session
-	located bool        // next, from and end are known
-	counted bool        // Conn.Reader knows as well
-	touched bool        // a frame was received
-	next    wire.Offset // one past the last complete frame received: where a new link starts
-	from    wire.Offset // records below were returned, or not asked for
-	end     wire.Offset // where StopAtEnd stops
-	done    bool        // everything below end was returned
+	handle  uint32 // of the partition, in session
+	located bool   // next, from and end are known
+	// incarnation is that of the partition when next was learned, 0 if the application
+	// brought it from elsewhere.
+	incarnation uint32
+	counted     bool        // Conn.Reader knows as well
+	touched     bool        // a frame was received
+	next        wire.Offset // one past the last complete frame received: where a new link starts
+	from        wire.Offset // records below were returned, or not asked for
+	end         wire.Offset // where StopAtEnd stops
+	done        bool        // everything below end was returned
 
 	granted  int64
 	received int64
@@ -350,6 +353,10 @@ func (st *stream) refused(err error) {
 		r.later(err)
 	case code == wire.CodeOutOfRange:
 		r.fail(&OutOfRangeError{Partition: st.partition, Offset: uint64(st.next), Err: err})
+	case code == wire.CodeDataLost || code == wire.CodePartitionReset:
+		var known *wire.Error
+		errors.As(err, &known)
+		r.fail(&DataLostError{Partition: st.partition, Offset: uint64(st.next), Next: uint64(known.Next), Err: err})
 	case code == wire.CodeCorrupt:
 		var known *wire.Error
 		errors.As(err, &known)

@@ -78,6 +78,6 @@ func FuzzCommand(f *testing.F) {
 
 func needsNewerBuild(c *Command) bool {
 	known := c.Register != nil || c.Create != nil || c.Alter != nil || c.Delete != nil || c.Activate != nil ||
-		c.AllocateIDs != nil || c.OpenProducer != nil || c.ResetMemory != nil || c.Bury != nil
+		c.AllocateIDs != nil || c.OpenProducer != nil || c.ResetMemory != nil || c.Bury != nil || c.Reform != nil
 	return c.MinimumVersion > Version || !known
 }

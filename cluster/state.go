@@ -60,6 +60,7 @@ type Command struct {
 	OpenProducer   *OpenProducer `json:"open_producer,omitempty"`
 	ResetMemory    *ResetMemory  `json:"reset_memory,omitempty"`
 	Bury           *Bury         `json:"bury,omitempty"`
+	Reform         *Reform       `json:"reform,omitempty"`
 	MinimumVersion int           `json:"minimum_version,omitempty"` // of a build that can apply it
 }
 
@@ -117,6 +118,15 @@ type ResetMemory struct {
 	Node uint32 `json:"node"`
 }
 
+// Reform begins a new incarnation of a partition whose only replica may have lost
+// its newest records with the machine: what it holds is what there is (RULES L5).
+type Reform struct {
+	Destination uuid.UUID   `json:"destination"`
+	Partition   uint32      `json:"partition"`
+	Replica     uint64      `json:"replica"`
+	Next        wire.Offset `json:"next"` // where its log ends
+}
+
 // Bury says that a node has removed the directories of a deleted destination.
 type Bury struct {
 	ID   uuid.UUID `json:"id"`
@@ -168,6 +178,8 @@ func (s *State) Apply(index wire.Index, c *Command) Result {
 		return s.resetMemory(c.ResetMemory)
 	case c.Bury != nil:
 		return s.bury(c.Bury)
+	case c.Reform != nil:
+		return s.reform(c.Reform)
 	}
 	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
 }
@@ -314,6 +326,27 @@ func (s *State) bury(c *Bury) Result {
 	return Result{Changed: true}
 }
 
+func (s *State) reform(c *Reform) Result {
+	for name, d := range s.Destinations {
+		if d.ID != c.Destination {
+			continue
+		}
+		if c.Partition >= uint32(len(d.Partitions)) {
+			break
+		}
+		if r := d.Partitions[c.Partition].Replicas; len(r) != 1 || r[0].ID != c.Replica {
+			return refuse(wire.CodeInvalidRequest, "replica %d is not the only one of partition %d", c.Replica, c.Partition)
+		}
+		d = d.clone()
+		p := &d.Partitions[c.Partition]
+		p.Founded = p.LogIncarnation()
+		p.cut(c.Next)
+		s.Destinations[name] = d
+		return Result{Destination: d, Changed: true}
+	}
+	return refuse(wire.CodeDestinationGone, "partition %d of destination %s was deleted", c.Partition, c.Destination)
+}
+
 func (s *State) activate(c *Activate) Result {
 	changed := false
 	for name, d := range s.Destinations {
@@ -377,7 +410,7 @@ func (s *State) resetMemory(c *ResetMemory) Result {
 		d = d.clone()
 		for i := range d.Partitions {
 			p := &d.Partitions[i]
-			p.Incarnation++
+			p.cut(0)
 			p.FirstTerm += termsPerIncarnation
 			p.Replicas = []Replica{{ID: s.NextReplicaID, Node: c.Node, State: ReplicaNew}}
 			s.NextReplicaID++

@@ -126,6 +126,45 @@ func TestRuleL6_MemoryPartitionsBeginAnewAtARestart(t *testing.T) {
 	require.Same(t, disk, s.Destinations["orders"])
 }
 
+// Rule L5: a partition that may have lost its newest records goes on with its log
+// under a new incarnation, and knows from where on its offsets mean something else.
+func TestRuleL5_APartitionThatLostRecordsBeginsANewIncarnation(t *testing.T) {
+	s := NewState()
+	d := created(t, s, "orders", 2)
+	replica := d.Partitions[1].Replicas[0].ID
+	reform := func(next wire.Offset) *Partition {
+		r := s.Apply(9, &Command{Reform: &Reform{Destination: d.ID, Partition: 1, Replica: replica, Next: next}})
+		require.NoError(t, r.Err)
+		require.True(t, r.Changed)
+		return &r.Destination.Partitions[1]
+	}
+	since := func(p *Partition, incarnation uint32) any {
+		if o, lost := p.LostSince(incarnation); lost {
+			return int(o)
+		}
+		return nil
+	}
+	p := reform(100)
+	require.Equal(t, []uint32{2, 1}, []uint32{p.Incarnation, p.LogIncarnation()})
+	require.Equal(t, []any{nil, 100, nil}, []any{since(p, 0), since(p, 1), since(p, 2)})
+	p = reform(300)
+	require.Equal(t, []any{100, 300, nil}, []any{since(p, 1), since(p, 2), since(p, 3)})
+	p = reform(50)
+	require.Equal(t, []any{50, 50, 50, nil}, []any{since(p, 1), since(p, 2), since(p, 3), since(p, 4)})
+	require.Len(t, p.Cuts, 1)
+	for i := range wire.Offset(40) {
+		p = reform(60 + i)
+	}
+	require.Len(t, p.Cuts, maxCuts)
+	require.Equal(t, []any{50, 50, 99, nil}, []any{since(p, 1), since(p, 4), since(p, 43), since(p, 44)})
+	require.Equal(t, uint32(1), p.LogIncarnation())
+	require.Equal(t, uint32(1), d.Partitions[1].Incarnation, "views share destinations")
+	require.Zero(t, s.Destinations["orders"].Partitions[0].Cuts)
+
+	require.ErrorIs(t, s.Apply(9, &Command{Reform: &Reform{Destination: id(77)}}).Err, wire.CodeDestinationGone)
+	require.ErrorIs(t, s.Apply(9, &Command{Reform: &Reform{Destination: d.ID, Partition: 1, Replica: 99}}).Err, wire.CodeInvalidRequest)
+}
+
 func TestProducerIDsAreNeverHandedOutTwice(t *testing.T) {
 	s := NewState()
 	first := s.Apply(1, &Command{AllocateIDs: &AllocateIDs{Node: 1}}).FirstID

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -19,6 +20,8 @@ const (
 	MaxPartitionsPerNode = 10_000
 	// MaxNamedProducers bounds the names of producers that are remembered.
 	MaxNamedProducers = 100_000
+	// maxCuts bounds the ends of earlier incarnations of a partition that are remembered.
+	maxCuts = 16
 	// ProducerIDBlock is how many producer IDs a node takes at a time.
 	ProducerIDBlock = 1_000
 )
@@ -45,11 +48,51 @@ type Replica struct {
 type Partition struct {
 	Number uint32    `json:"number"`
 	ID     uuid.UUID `json:"id"`
-	// Incarnation counts how often the partition began anew, empty.
+	// Incarnation rises when the partition lost records that it had given out: what
+	// its offsets mean from some point on is not what they meant before.
 	Incarnation uint32 `json:"incarnation"`
+	// Founded is the incarnation that its log was founded in, which seeds the chain:
+	// 0 means Incarnation. A partition that was cut back keeps its log.
+	Founded uint32 `json:"founded,omitempty"`
+	// Cuts are the ends of earlier incarnations, oldest first: at most maxCuts, with
+	// rising offsets, because a cut undoes those behind it.
+	Cuts []Cut `json:"cuts,omitempty"`
 	// FirstTerm is the term above which this incarnation elects, so that epochs rise.
 	FirstTerm wire.Term `json:"first_term"`
 	Replicas  []Replica `json:"replicas"`
+}
+
+// Cut is where an incarnation began.
+type Cut struct {
+	Incarnation uint32      `json:"incarnation"`
+	Offset      wire.Offset `json:"offset"` // what was below it is as it was
+}
+
+// LogIncarnation is the incarnation that seeds the chain of the partition's log.
+func (p *Partition) LogIncarnation() uint32 { return cmp.Or(p.Founded, p.Incarnation) }
+
+// LostSince returns the offset from which on records may not be those that a reader
+// of an earlier incarnation knew; false if that is still going on, or unknown (0).
+func (p *Partition) LostSince(incarnation uint32) (wire.Offset, bool) {
+	for _, c := range p.Cuts {
+		if incarnation > 0 && c.Incarnation > incarnation {
+			return c.Offset, true // the lowest of those that follow
+		}
+	}
+	return 0, false
+}
+
+// cut begins a new incarnation at an offset.
+func (p *Partition) cut(offset wire.Offset) {
+	p.Incarnation++
+	cuts := slices.DeleteFunc(slices.Clone(p.Cuts), func(c Cut) bool { return c.Offset >= offset })
+	cuts = append(cuts, Cut{Incarnation: p.Incarnation, Offset: offset})
+	if len(cuts) > maxCuts {
+		// Readers of the oldest incarnations are told of a cut that is lower than theirs.
+		cuts[1].Offset = cuts[0].Offset
+		cuts = cuts[1:]
+	}
+	p.Cuts = cuts
 }
 
 // Destination is a queue or a topic.

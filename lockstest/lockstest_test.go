@@ -143,7 +143,16 @@ func TestRuleL6_AMemoryDestinationBeginsAnewAfterARestart(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, before.Synced, "memory is no stable storage")
 	require.Equal(t, map[uint32][]string{0: {"a"}}, readAll(ctx, t, conn, "fast"))
+	tail, err := conn.Reader(ctx, "fast", client.FromLatest())
+	require.NoError(t, err)
 	b.Restart()
+	// Who had read something learns that it is gone.
+	_, err = tail.Next(ctx)
+	var lost *client.DataLostError
+	require.ErrorAs(t, err, &lost)
+	require.ErrorIs(t, err, wire.CodePartitionReset)
+	require.Equal(t, []uint64{1, 0}, []uint64{lost.Offset, lost.Next})
+	require.NoError(t, tail.Close())
 	ctx, conn = connect(t, b)
 	require.Empty(t, readAll(ctx, t, conn, "fast"))
 	p, err = conn.Producer(ctx, "fast")

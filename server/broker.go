@@ -497,7 +497,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.settings.Store(&settings)
 	var err error
 	r.records, err = log.Open(log.Options{
-		Store: store, Dir: dir, PartitionID: p.ID, Incarnation: p.Incarnation, ReplicaID: mine.ID,
+		Store: store, Dir: dir, PartitionID: p.ID, Incarnation: p.LogIncarnation(), ReplicaID: mine.ID,
 		Existing: mine.State == cluster.ReplicaActive, RecoverFence: true,
 		Sync: syncMode(settings.Sync), SegmentBytes: int64(settings.SegmentBytes), Executor: &r.owner, Logger: r.logger,
 	})
@@ -505,11 +505,9 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		return nil, err
 	}
 	if r.records.Uncertain() {
-		// The machine lost power while records were not synced. With one replica
-		// the longest log is this one: what it holds is what there is (RULES L5).
-		r.logger.Warn("power was lost while sync mode was not quorum-fsync; the newest records may be gone",
-			"next_offset", r.records.NextOffset())
-		r.records.SetCertain()
+		if err := b.reform(r); err != nil {
+			return nil, errors.Join(err, r.records.Close(false))
+		}
 	}
 	if hard := r.records.HardState(); hard.Term < p.FirstTerm {
 		r.records.SetHardState(log.HardState{Term: p.FirstTerm}, true)

@@ -27,10 +27,10 @@ func openTestBroker(disk *vfs.Simulated, change ...func(*Config)) (*broker, erro
 	if err != nil {
 		return nil, err
 	}
+	cfg.fs, cfg.memoryFS, cfg.bootID = disk, vfs.NewMemory(func(int64) error { return nil }), "boot"
 	for _, f := range change {
 		f(&cfg)
 	}
-	cfg.fs, cfg.memoryFS, cfg.bootID = disk, vfs.NewMemory(func(int64) error { return nil }), "boot"
 	return openBroker(cfg)
 }
 
@@ -155,4 +155,99 @@ func TestTheLastViewOfADeletedDestinationIsClosedByAWorker(t *testing.T) {
 	require.Equal(t, before, free(), "the blocks of a file without a name are freed with its last user")
 	close(busy)
 	eventually(t, "the file is closed", func() bool { return free() > before })
+}
+
+// Records of a destination with sync=os are acknowledged before they are on the
+// disk. What goes with the machine is neither waited for nor mistaken for what is
+// written since; destinations whose records are synced are not touched.
+func TestRuleL5_ReadersLearnWhatWentWithTheMachine(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	settings := wire.Settings{Partitions: 1, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited}
+	require.NoError(t, administer(b, &wire.CreateRequest{Name: "safe", Kind: wire.Topic, Settings: settings}))
+	settings.Sync = wire.SyncOS
+	require.NoError(t, administer(b, &wire.CreateRequest{Name: "fast", Kind: wire.Topic, Settings: settings}))
+
+	// session opens both partitions and returns what OPEN_PARTITION said.
+	session := func(b *broker) (c *rawClient, opened map[string]wire.OpenPartitionResponse, stop func()) {
+		n := startNode(t, Limits{}, func(o *engineOptions) { o.Backend = b })
+		c = dialOpen(t, n.address)
+		opened = map[string]wire.OpenPartitionResponse{}
+		for _, name := range []string{"safe", "fast"} {
+			var m wire.OpenPartitionResponse
+			c.send(wire.OpOpenPartition, 5, &wire.OpenPartitionRequest{Destination: name})
+			c.ok(c.answer(5), &m)
+			opened[name] = m
+			eventually(t, "leader", func() bool {
+				r, err := b.Partition(m.DestinationID, 0)
+				return err == nil && r.Leading()
+			})
+		}
+		return c, opened, func() {
+			require.NoError(t, c.conn.Close())
+			eventually(t, "session gone", func() bool { return n.engine.counters.sessions.Load() == 0 })
+		}
+	}
+	produce := func(c *rawClient, handle uint32, n int) (last wire.Receipt) {
+		batch, _ := testBatch(t, "record")
+		for range n {
+			c.send(wire.OpProduce, 7, &wire.ProduceRequest{Handle: handle, Acks: wire.AcksQuorum, Batch: batch})
+			c.ok(c.answer(7), &last)
+		}
+		return last
+	}
+	link := func(c *rawClient, handle uint32, offset wire.Offset, incarnation uint32) wire.ErrorBody {
+		c.send(wire.OpLinkOpen, 9, &wire.LinkOpenRequest{Handle: handle, Offset: offset, Incarnation: incarnation})
+		f := c.answer(9)
+		var e wire.ErrorBody
+		if f.Flags&wire.FlagError != 0 {
+			require.NoError(t, e.Parse(f.body))
+		}
+		return e
+	}
+
+	c, opened, stop := session(b)
+	require.Equal(t, uint32(1), opened["fast"].Incarnation)
+	require.True(t, produce(c, opened["safe"].Handle, 3).Synced)
+	require.False(t, produce(c, opened["fast"].Handle, 5).Synced)
+	stop()
+
+	disk.CrashLoseAll()
+	_ = b.close() // nothing of it reaches the disk
+	boot := func(id string) *broker {
+		b, err := openTestBroker(disk, func(c *Config) { c.bootID = id })
+		require.NoError(t, err)
+		return b
+	}
+	b = boot("boot 2")
+	require.Equal(t, uint64(1), b.damage.reformed.Load())
+	c, opened, stop = session(b)
+	require.Equal(t, uint32(1), opened["safe"].Incarnation)
+	require.Equal(t, wire.Offset(3), opened["safe"].NextOffset)
+	require.Equal(t, uint32(2), opened["fast"].Incarnation)
+	require.Equal(t, wire.Offset(0), opened["fast"].NextOffset)
+	fast := opened["fast"].Handle
+	gone := wire.ErrorBody{Code: wire.CodeDataLost, Detail: "fast/0: the machine stopped before offsets from 0 on were on its disk; reading can go on at offset 0"}
+	require.Equal(t, gone, link(c, fast, 5, 1))
+	require.Equal(t, wire.CodeOK, link(c, fast, 0, 1).Code, "who had read nothing has lost nothing")
+	require.Equal(t, wire.CodeOutOfRange, link(c, fast, 5, 2).Code, "that offset never existed")
+	require.Equal(t, wire.CodeDataLost, link(c, fast, 5, 0).Code)
+	require.Equal(t, wire.CodeOK, link(c, opened["safe"].Handle, 3, 1).Code)
+
+	// Other records stand at the same offsets by now: still it is a loss.
+	require.Greater(t, produce(c, fast, 7).Epoch, uint32(0))
+	require.Equal(t, gone, link(c, fast, 5, 1))
+	require.Equal(t, wire.CodeOK, link(c, fast, 5, 2).Code)
+	require.Equal(t, wire.CodeOK, link(c, fast, 5, 0).Code)
+	stop()
+	require.NoError(t, b.close())
+
+	// A clean stop loses nothing, whatever the machine does.
+	b = boot("boot 3")
+	c, opened, stop = session(b)
+	require.Equal(t, uint32(2), opened["fast"].Incarnation)
+	require.Equal(t, wire.Offset(7), opened["fast"].NextOffset)
+	require.Equal(t, wire.CodeOK, link(c, opened["fast"].Handle, 7, 2).Code)
+	stop()
+	require.NoError(t, b.close())
 }

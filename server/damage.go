@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -37,6 +38,7 @@ type damageCounters struct {
 	scrubbed  atomic.Uint64 // bytes
 	passes    atomic.Uint64 // of the scrubber
 	failures  atomic.Uint64 // reads of the scrubber that failed
+	reformed  atomic.Uint64 // partitions that may have lost records with the machine
 }
 
 // reportDamage is a client's word that a frame arrived damaged. It is not
@@ -117,6 +119,47 @@ func (r *partitionReplica) distrust(err error) {
 	} else if !errors.Is(err, log.ErrClosed) && !errors.Is(err, log.ErrOffsetOutOfRange) {
 		r.logger.Warn("a frame could not be read again", "err", err)
 	}
+}
+
+// reform begins a new incarnation of a partition whose machine stopped while
+// records were not synced. With one replica the longest log is this one: what it
+// holds is what there is (RULES L5). Readers that stand above its end learn it from
+// the metadata, which is committed before anything is served; should the process
+// die in between, the next one begins yet another incarnation.
+func (b *broker) reform(r *partitionReplica) error {
+	next := r.records.NextOffset()
+	result := b.command(cluster.Command{Reform: &cluster.Reform{
+		Destination: r.destination, Partition: r.number, Replica: r.replicaID, Next: next,
+	}})
+	if result.Err != nil {
+		return fmt.Errorf("begin a new incarnation after the machine stopped: %w", result.Err)
+	}
+	b.damage.reformed.Add(1)
+	r.logger.Warn("the machine stopped while records were not synced: the newest may be lost; readers above the end get DATA_LOST",
+		"next_offset", next, "incarnation", result.Destination.Partitions[r.number].Incarnation)
+	r.records.SetCertain()
+	return nil
+}
+
+// lost is why a reader cannot go on at its offset: what it had read there is gone,
+// with the machine or with the memory. Nil if it can.
+func (t *handle) lost(m *wire.LinkOpenRequest, info *wire.PartitionInfo) error {
+	p := &t.dest.Partitions[t.key.partition]
+	next, cut := p.LostSince(m.Incarnation)
+	if m.Incarnation == 0 && len(p.Cuts) > 0 && t.replica.Leading() {
+		// A reader that brings its offset from elsewhere.
+		next, cut = info.NextOffset, true
+	}
+	if !cut || m.Offset <= next {
+		return nil
+	}
+	next = max(next, info.StartOffset)
+	if t.dest.Settings.Storage == wire.StorageMemory {
+		return &wire.Error{Code: wire.CodePartitionReset, Next: next, Detail: fmt.Sprintf(
+			"%s/%d was in memory and began again, empty; reading can go on at offset %d", t.dest.Name, t.key.partition, next)}
+	}
+	return &wire.Error{Code: wire.CodeDataLost, Next: next, Detail: fmt.Sprintf(
+		"%s/%d: the machine stopped before offsets from %d on were on its disk; reading can go on at offset %d", t.dest.Name, t.key.partition, next, next)}
 }
 
 // keepScrubbing reads all sealed segments once in every scrub interval.

@@ -26,6 +26,7 @@ var (
 	metricScrubbed   = prometheus.NewDesc("lockstep_scrubbed_bytes_total", "Bytes that the scrubber has verified.", nil, nil)
 	metricPasses     = prometheus.NewDesc("lockstep_scrub_passes_total", "Complete passes of the scrubber.", nil, nil)
 	metricScrubFails = prometheus.NewDesc("lockstep_scrub_errors_total", "Reads of the scrubber that failed, or found a broken chain.", nil, nil)
+	metricReformed   = prometheus.NewDesc("lockstep_partitions_cut_back_total", "Partitions that may have lost unsynced records with the machine, since this process started.", nil, nil)
 	metricFree       = prometheus.NewDesc("lockstep_storage_free_bytes", "Free space of the device that holds the data directory.", nil, nil)
 )
 
@@ -33,7 +34,7 @@ var (
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree,
-		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails,
+		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricReformed,
 	} {
 		ch <- d
 	}
@@ -63,6 +64,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	count(metricScrubbed, damage.scrubbed.Load())
 	count(metricPasses, damage.passes.Load())
 	count(metricScrubFails, damage.failures.Load())
+	count(metricReformed, damage.reformed.Load())
 	states := map[wire.PartitionState]int{
 		wire.PartitionStarting: 0, wire.PartitionActive: 0, wire.PartitionFenced: 0, wire.PartitionUnavailable: 0,
 	}

@@ -288,6 +288,7 @@ func (s *session) openPartition(h wire.Header, body []byte) error {
 		Handle: handle.number, DestinationID: handle.dest.ID, Epoch: info.Epoch,
 		StartOffset: info.StartOffset, NextOffset: info.NextOffset, SlotVersion: handle.dest.SlotVersion,
 		RecordIndex: handle.limits.RequireIndex, MaxRecordBytes: uint32(handle.limits.MaxRecordBytes),
+		Incarnation: handle.dest.Partitions[m.Partition].Incarnation,
 	})
 	return nil
 }

@@ -98,6 +98,10 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 		return nil
 	}
 	info := t.replica.info()
+	if err := t.lost(&m, &info); err != nil {
+		s.finish(h.ID, nil, err)
+		return nil
+	}
 	if m.Offset > info.NextOffset && !t.replica.Leading() {
 		// A leader that has just started may not know yet how far its log is
 		// committed: the client's position is not wrong, only early.

@@ -9,18 +9,22 @@ import "encoding/binary"
 
 // LinkOpenRequest starts a stream at an offset.
 //
-//	handle u32 | offset u64 | credit u32
+//	handle u32 | offset u64 | credit u32 | incarnation u32
 type LinkOpenRequest struct {
 	Handle uint32
 	Offset Offset // the stream begins with the frame that holds it
 	Credit uint32 // bytes of stream the client is ready to take
+	// Incarnation is that of the partition when the client learned the offset, 0 if it
+	// does not know.
+	Incarnation uint32
 }
 
 // Append implements Message.
 func (m *LinkOpenRequest) Append(dst []byte) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, m.Handle)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(m.Offset))
-	return binary.LittleEndian.AppendUint32(dst, m.Credit)
+	dst = binary.LittleEndian.AppendUint32(dst, m.Credit)
+	return binary.LittleEndian.AppendUint32(dst, m.Incarnation)
 }
 
 // Parse implements Message.
@@ -29,6 +33,7 @@ func (m *LinkOpenRequest) Parse(src []byte) error {
 	m.Handle = r.uint32()
 	m.Offset = Offset(r.uint64())
 	m.Credit = r.uint32()
+	m.Incarnation = r.uint32()
 	return r.done("LINK_OPEN request")
 }
 

@@ -164,7 +164,7 @@ var goldenMessages = []goldenMessage{
 	{"OPEN_PARTITION response", OpOpenPartition, true,
 		&OpenPartitionResponse{
 			Handle: 1, DestinationID: [16]byte{0: 0xa0, 15: 0xaf}, Epoch: 2, StartOffset: 3, NextOffset: 4,
-			SlotVersion: 5, RecordIndex: true, MaxRecordBytes: 6,
+			SlotVersion: 5, RecordIndex: true, MaxRecordBytes: 6, Incarnation: 7,
 		}, `
 		01 00 00 00             // handle 1
 		a0 00 00 00 00 00 00 00 00 00 00 00 00 00 00 af // destination ID
@@ -174,6 +174,7 @@ var goldenMessages = []goldenMessage{
 		05 00 00 00             // slot version 5
 		01                      // record index
 		06 00 00 00             // max record 6 bytes
+		07 00 00 00             // incarnation 7
 	`},
 	{"PRODUCE request", OpProduce, false,
 		&ProduceRequest{
@@ -209,10 +210,11 @@ var goldenMessages = []goldenMessage{
 		01 00 00 00 00 00 00 00 // offset 1
 		02 00 00 00             // epoch 2
 	`},
-	{"LINK_OPEN request", OpLinkOpen, false, &LinkOpenRequest{Handle: 1, Offset: 2, Credit: 3}, `
+	{"LINK_OPEN request", OpLinkOpen, false, &LinkOpenRequest{Handle: 1, Offset: 2, Credit: 3, Incarnation: 4}, `
 		01 00 00 00             // handle 1
 		02 00 00 00 00 00 00 00 // offset 2
 		03 00 00 00             // credit 3 bytes
+		04 00 00 00             // incarnation 4
 	`},
 	{"LINK_OPEN response", OpLinkOpen, true, &LinkOpenResponse{Link: 1, StartOffset: 2, NextOffset: 3}, `
 		01 00 00 00             // link 1

@@ -31,7 +31,7 @@ func (m *OpenPartitionRequest) Parse(src []byte) error {
 // partition.
 //
 //	handle u32 | destinationID 16 | epoch u32 | startOffset u64 | nextOffset u64 | slotVersion u32 |
-//	recordIndex bool | maxRecordBytes u32
+//	recordIndex bool | maxRecordBytes u32 | incarnation u32
 type OpenPartitionResponse struct {
 	Handle         uint32 // valid in this session until the destination is deleted
 	DestinationID  [16]byte
@@ -41,6 +41,7 @@ type OpenPartitionResponse struct {
 	SlotVersion    uint32
 	RecordIndex    bool   // batches must carry a record index
 	MaxRecordBytes uint32 // largest encoded record
+	Incarnation    uint32 // rises when acknowledged records were lost: give it back in LINK_OPEN
 }
 
 // Append implements Message.
@@ -53,7 +54,8 @@ func (m *OpenPartitionResponse) Append(dst []byte) []byte {
 	dst = le.AppendUint64(dst, uint64(m.NextOffset))
 	dst = le.AppendUint32(dst, m.SlotVersion)
 	dst = appendBool(dst, m.RecordIndex)
-	return le.AppendUint32(dst, m.MaxRecordBytes)
+	dst = le.AppendUint32(dst, m.MaxRecordBytes)
+	return le.AppendUint32(dst, m.Incarnation)
 }
 
 // Parse implements Message.
@@ -67,5 +69,6 @@ func (m *OpenPartitionResponse) Parse(src []byte) error {
 	m.SlotVersion = r.uint32()
 	m.RecordIndex = r.bool()
 	m.MaxRecordBytes = r.uint32()
+	m.Incarnation = r.uint32()
 	return r.done("OPEN_PARTITION response")
 }
