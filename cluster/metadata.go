@@ -150,9 +150,14 @@ func (m *Metadata) propose(term wire.Term, c submitted) bool {
 		return true
 	}
 	// Applying may happen inside Propose, so the command is pending before it.
-	m.pending = append(m.pending, proposed{term: term, index: m.group.NextIndex(), reply: c.reply})
+	index := m.group.NextIndex()
+	m.pending = append(m.pending, proposed{term: term, index: index, reply: c.reply})
 	if _, err := m.group.Propose(data); err != nil {
-		m.pending = m.pending[:len(m.pending)-1]
+		n := len(m.pending)
+		if n == 0 || m.pending[n-1].index != index {
+			return true // it was applied, and answered, before the error came
+		}
+		m.pending = m.pending[:n-1]
 		var code wire.ErrorCode
 		if !errors.As(err, &code) {
 			code = wire.CodeUnavailable

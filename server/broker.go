@@ -298,7 +298,11 @@ func (b *broker) reconcile(v *cluster.View) {
 	b.inParallel(len(open), func(i int) {
 		d, p, mine := open[i].destination, open[i].partition, open[i].replica
 		key := replicaKey{d.ID, p.Number}
-		r, err := b.openReplica(d, p, mine)
+		var r *partitionReplica
+		err := recovered(b.logger, "opening", func() (err error) {
+			r, err = b.openReplica(d, p, mine)
+			return err
+		})
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if err != nil {

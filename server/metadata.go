@@ -127,5 +127,5 @@ func (m *metadataReplica) stop() error {
 	m.stopping.Store(true)
 	m.schedule()
 	<-m.stopped
-	return m.records.Close(m.group.Err() == nil)
+	return recovered(m.logger, "closing", func() error { return m.records.Close(m.group.Err() == nil) })
 }

@@ -72,6 +72,18 @@ func (o *owner) runInline() {
 	o.run()
 }
 
+// recovered runs f and returns a panic in it as an error: for what is done to a
+// partition before or after it has an owner.
+func recovered(logger *slog.Logger, what string, f func() error) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("%s panicked: %v", what, cause)
+			logger.Error("a panic ends one partition; please report it with this stack", "in", what, "panic", cause, "stack", string(debug.Stack()))
+		}
+	}()
+	return f()
+}
+
 // runQueued is a turn of a pool worker.
 func (o *owner) runQueued() {
 	if !o.state.CompareAndSwap(ownerQueued, ownerRunning) {

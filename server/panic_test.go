@@ -129,6 +129,43 @@ func TestRuleR2_APanicEndsOnePartitionOnly(t *testing.T) {
 	}
 }
 
+func TestRuleR2_APanicWhileAPartitionOpensOrClosesEndsThatOneOnly(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	createOrders(t, b)
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	require.Equal(t, wire.CodeOK, produce(t, b, 1))
+	d, _ := b.View().Destination("orders")
+	panicOn := func(op vfs.Op) {
+		disk.Inject(func(o vfs.Op, name string) error {
+			if o == op && strings.Contains(name, d.ID.String()+"-0") {
+				panic("disk")
+			}
+			return nil
+		})
+	}
+	require.NoError(t, b.close())
+
+	panicOn(vfs.OpRead)
+	b = testBroker(t, disk)
+	_, err := b.Partition(d.ID, 0)
+	require.ErrorIs(t, err, wire.CodePartitionFenced)
+	require.ErrorContains(t, err, "opening panicked")
+	require.Equal(t, wire.CodeOK, produce(t, b, 1))
+	require.NoError(t, b.close())
+
+	disk.Inject(nil)
+	b = testBroker(t, disk)
+	require.NoError(t, administer(b, &wire.AlterRequest{Name: "orders", Kind: wire.Queue, Mask: wire.MaskSync, Settings: wire.Settings{Sync: wire.SyncOS}}))
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	panicOn(vfs.OpSync)
+	require.Error(t, b.close())
+	disk.Inject(nil)
+	b = testBroker(t, disk)
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	require.NoError(t, b.close())
+}
+
 // What a panicked sync has not made durable is never acknowledged, nor marked durable
 // when the log is closed.
 func TestAPanickedSyncIsNoSync(t *testing.T) {

@@ -251,7 +251,7 @@ func (r *partitionReplica) askStop(code wire.ErrorCode) {
 func (r *partitionReplica) finish() error {
 	<-r.stopped
 	defer r.part.Forget()
-	return r.records.Close(r.group.Err() == nil)
+	return recovered(r.logger, "closing", func() error { return r.records.Close(r.group.Err() == nil) })
 }
 
 // Append implements replica. A producer ID that nobody was given would take a place
