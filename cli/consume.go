@@ -15,8 +15,9 @@ import (
 
 func (a *app) consumeCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "consume DEST",
-		Short: "Print the records of a queue or topic",
+		Use:        "consume DEST",
+		SuggestFor: []string{"subscribe", "sub", "read", "get", "cat", "tail", "receive"},
+		Short:      "Print the records of a queue or topic",
 		Long: `Print the records of a queue or topic, each value on a line, and wait for more.
 Nothing is removed or acknowledged. Partitions are read side by side: order holds
 within each. A record made by produce from a last line without a newline ends the

@@ -147,8 +147,9 @@ func syncMode(word string) wire.SyncMode {
 
 func (a *app) createCommand(w destinationWords) *cobra.Command {
 	c := &cobra.Command{
-		Use:   "create NAME",
-		Short: "Create a " + w.noun,
+		Use:        "create NAME",
+		SuggestFor: []string{"add", "new", "make", "declare"},
+		Short:      "Create a " + w.noun,
 		Example: fmt.Sprintf(`  lockstep %[1]s create %[2]s --partitions 4
   lockstep %[1]s create %[2]s --retention-time 24h --retention-bytes 10GiB --if-not-exists`, w.noun, w.example),
 		Args: exactArgs("NAME"),
@@ -329,8 +330,9 @@ func clampInt64(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
 
 func (a *app) describeCommand(w destinationWords) *cobra.Command {
 	c := &cobra.Command{
-		Use:   "describe NAME",
-		Short: "Show the settings and partitions of a " + w.noun,
+		Use:        "describe NAME",
+		SuggestFor: []string{"show", "info", "get", "inspect"},
+		Short:      "Show the settings and partitions of a " + w.noun,
 		Example: fmt.Sprintf(`  lockstep %[1]s describe %[2]s
   lockstep %[1]s describe %[2]s -o json`, w.noun, w.example),
 		Args:              exactArgs("NAME"),
@@ -402,8 +404,9 @@ func stateText(p partitionJSON) string {
 
 func (a *app) alterCommand(w destinationWords) *cobra.Command {
 	c := &cobra.Command{
-		Use:   "alter NAME",
-		Short: "Change settings of a " + w.noun,
+		Use:        "alter NAME",
+		SuggestFor: []string{"set", "update", "edit", "configure"},
+		Short:      "Change settings of a " + w.noun,
 		Long: "Change settings of a " + w.noun + ". Settings that are not given stay as they are.\n" +
 			"Partitions, replicas and storage are fixed when a " + w.noun + " is created.",
 		Example: fmt.Sprintf(`  lockstep %[1]s alter %[2]s --retention-time 7d

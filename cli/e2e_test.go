@@ -73,7 +73,7 @@ func TestAFirstSession(t *testing.T) {
 	}{
 		{[]string{"produce", "nope"}, `destination "nope" not found; create it with: lockstep queue create nope`},
 		{[]string{"consume", "nope"}, `destination "nope" not found; create it with: lockstep queue create nope`},
-		{[]string{"topic", "rm", "nope"}, `topic "nope" not found; create it with: lockstep topic create nope`},
+		{[]string{"topic", "rm", "nope"}, `topic "nope" not found; list what there is with: lockstep topic ls, or pass --if-exists`},
 		{[]string{"topic", "describe", "orders"}, `"orders" is a queue, not a topic; work with it by: lockstep queue`},
 		{[]string{"queue", "create", "orders"}, `queue "orders" already exists; look at it with: lockstep queue describe orders, or pass --if-not-exists`},
 		{[]string{"topic", "create", "orders", "--if-not-exists"}, `the name "orders" is taken by a queue; choose another, or look at it with: lockstep queue describe orders`},

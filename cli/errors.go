@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -203,6 +204,9 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		if code == wire.CodeDestinationGone {
 			return fmt.Sprintf("%s %q was deleted while it was in use; create it again with: %s create %s", noun, f.destination, command, name)
 		}
+		if strings.HasPrefix(f.doing, "remove") {
+			return fmt.Sprintf("%s %q not found; list what there is with: %s ls, or pass --if-exists", noun, f.destination, command)
+		}
 		return fmt.Sprintf("%s %q not found; create it with: %s create %s", noun, f.destination, command, name)
 	case wire.CodeAlreadyExists:
 		if kind == "" {
@@ -220,7 +224,12 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 	case wire.CodeUnknownPartition:
 		return fmt.Sprintf("destination %q has no such partition; list them with: %s describe %s", f.destination, command, name)
 	case wire.CodeOutOfRange:
-		return f.text(code) + "; read with --from earliest or --from latest, or look at the range with: " + command + " describe " + name
+		text := f.text(code)
+		var outside *client.OutOfRangeError
+		if errors.As(f.err, &outside) {
+			text = fmt.Sprintf("%s %q: partition %d: %s", f.doing, f.destination, outside.Partition, (&failure{err: f.err}).text(code))
+		}
+		return text + "; read with --from earliest or --from latest, or look at the range with: " + command + " describe " + name
 	case wire.CodeTooMany:
 		return f.text(code) + "; remove what is not needed, or use fewer partitions"
 	case wire.CodeTooLarge:
@@ -321,6 +330,9 @@ func unknownCommand(c *cobra.Command, word string) error {
 	var names []string
 	for _, sub := range c.Commands() {
 		if sub.IsAvailableCommand() {
+			if slices.Contains(sub.SuggestFor, word) {
+				return usagef(c, "unknown command %q for %q; did you mean %s?", word, c.CommandPath(), sub.Name())
+			}
 			names = append(names, sub.Name())
 			names = append(names, sub.Aliases...)
 		}

@@ -55,7 +55,7 @@ func TestErrorsSayWhatToDoNext(t *testing.T) {
 		{"offset out of range",
 			&failure{doing: "consume", destination: "events", kind: topicWords,
 				err: &client.OutOfRangeError{Partition: 1, Offset: 9, Err: wire.Errorf(wire.CodeOutOfRange, "offset 9 is not in [100, 200]")}},
-			`consume "events": offset 9 is not in [100, 200]; read with --from earliest or --from latest, or look at the range with: lockstep topic describe events`},
+			`consume "events": partition 1: offset 9 is not in [100, 200]; read with --from earliest or --from latest, or look at the range with: lockstep topic describe events`},
 		{"damage that the broker knows",
 			&failure{doing: "consume", destination: "events", kind: topicWords,
 				err: &client.CorruptError{Partition: 2, Offset: 4, Next: 6, Err: &wire.Error{Code: wire.CodeCorrupt, Detail: "records at offsets 4 to 5 are damaged on the disk", Next: 6}}},

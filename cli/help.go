@@ -186,6 +186,20 @@ func (a *app) helpCommand() *cobra.Command {
 	}
 }
 
+// completeChoices offers a shell the words that a flag takes.
+func completeChoices(c *cobra.Command) {
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if choice, ok := f.Value.(*choiceFlag); ok {
+			if err := c.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(choice.choices, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+				panic(fmt.Sprintf("completion of flag --%s: %v", f.Name, err))
+			}
+		}
+	})
+	for _, sub := range c.Commands() {
+		completeChoices(sub)
+	}
+}
+
 func (a *app) completionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "completion bash|zsh|fish",

@@ -97,6 +97,11 @@ func TestHelpExamplesRun(t *testing.T) {
 	})
 }
 
+func TestFlagsWithChoicesComplete(t *testing.T) {
+	got := shell{}.run(context.Background(), "__complete", "queue", "create", "x", "--sync", "")
+	require.Equal(t, "quorum-fsync\ninterval\nos\n:4\n", got.stdout)
+}
+
 // requireParses checks that the lockstep command in an example exists, and that
 // its flags and number of arguments are right.
 func requireParses(t *testing.T, example string) {

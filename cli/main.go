@@ -123,6 +123,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(a.helpCommand())
 	installHelp(root)
+	defer completeChoices(root)
 	root.AddCommand(
 		a.serveCommand(),
 		a.destinationCommand(queueWords),

@@ -36,8 +36,9 @@ const interruptedFlushTimeout = 10 * time.Second
 
 func (a *app) produceCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "produce DEST [FILE...]",
-		Short: "Send lines of stdin, or files, as records",
+		Use:        "produce DEST [FILE...]",
+		SuggestFor: []string{"publish", "pub", "send", "put", "write"},
+		Short:      "Send lines of stdin, or files, as records",
 		Long: `Send each line of stdin as a record to a queue or topic. The newline is not part
 of the record. A last line without a newline is sent with the header
 ` + noNewlineHeader + `: ` + noNewlineValue + `, so that consume can give the input back byte for byte.

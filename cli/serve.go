@@ -26,8 +26,9 @@ const (
 
 func (a *app) serveCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "serve",
-		Short: "Run a broker",
+		Use:        "serve",
+		SuggestFor: []string{"server", "start", "run", "broker"},
+		Short:      "Run a broker",
 		Long: `Run a broker. Without any flag it is complete: it keeps its data in ` + defaultData + ` and
 listens on the loopback address only. SIGINT or SIGTERM stop it cleanly.
 
