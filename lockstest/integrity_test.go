@@ -180,6 +180,24 @@ func TestRuleL8_ADamagedBodyAtTheStart(t *testing.T) {
 	}
 }
 
+// What the damaged entry did is known while the broker runs, and would not be at the
+// next start: a checkpoint is taken at once.
+func TestRuleL8_DamageFoundWhileRunningTakesACheckpoint(t *testing.T) {
+	_, dir, conn := damageable(t)
+	ctx := t.Context()
+	file := flip(t, dir, damagedRecord(4))
+	_, err := readFrom(ctx, t, conn, "orders", 0)
+	require.ErrorIs(t, err, client.ErrCorrupt)
+	awaitDamage(ctx, t, conn, 1)
+	require.Eventually(t, func() bool {
+		found, err := filepath.Glob(filepath.Join(dir, "partitions", "*", file))
+		require.NoError(t, err)
+		require.Len(t, found, 1)
+		checkpoints, err := filepath.Glob(filepath.Join(filepath.Dir(found[0]), "checkpoint.?"))
+		return err == nil && len(checkpoints) == 1
+	}, 20*time.Second, 5*time.Millisecond)
+}
+
 // A damaged header breaks the chain: the partition is down and says why, and
 // nobody is told that its end came earlier.
 func TestRuleL8_ADamagedHeaderStopsThePartitionOnly(t *testing.T) {

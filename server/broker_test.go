@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -250,4 +252,40 @@ func TestRuleL5_ReadersLearnWhatWentWithTheMachine(t *testing.T) {
 	require.Equal(t, wire.CodeOK, link(c, opened["fast"].Handle, 7, 2).Code)
 	stop()
 	require.NoError(t, b.close())
+}
+
+// A command whose body is damaged cannot be left out of the state. Above the newest
+// checkpoint it stops whatever it belongs to, with the file in the reason.
+func TestRuleL8_ADamagedCommandIsNotLeftOut(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	createOrders(t, b)
+	// The next entry carries the mark that says that the one before was durable.
+	require.NoError(t, administer(b, &wire.InitProducerRequest{Name: "somebody"}))
+	disk.CrashLoseAll() // no checkpoint was taken
+	_ = b.close()
+	names, err := disk.List("data/meta")
+	require.NoError(t, err)
+	flipped := ""
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".segment") {
+			continue
+		}
+		f, err := disk.OpenReadOnly("data/meta/" + name)
+		require.NoError(t, err)
+		size, err := f.Size()
+		require.NoError(t, err)
+		content := make([]byte, size)
+		_, err = f.ReadAt(content, 0)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		if at := bytes.Index(content, []byte(`"create"`)); at > 0 {
+			flipped = name
+			require.NoError(t, disk.Corrupt("data/meta/"+name, int64(at), 1))
+		}
+	}
+	require.NotEmpty(t, flipped)
+	_, err = openTestBroker(disk)
+	require.ErrorIs(t, err, log.ErrCorrupt)
+	require.ErrorContains(t, err, "the body of a control entry above the newest checkpoint is damaged; restore the file "+flipped+" (position ")
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -331,7 +332,8 @@ func (s *session) next(k *link, g *gather) (more bool) {
 		return false
 	}
 	if k.handle.replica.State() == wire.PartitionFenced {
-		s.closeLink(k, wire.ErrorBody{Code: wire.CodePartitionFenced, Detail: "the partition stopped after a storage error"})
+		why := k.handle.replica.info().Problem
+		s.closeLink(k, wire.ErrorBody{Code: wire.CodePartitionFenced, Detail: cmp.Or(why, "the partition stopped after a storage error")})
 		return false
 	}
 	if err := s.refresh(k.handle); errors.Is(err, wire.CodeDestinationGone) {
