@@ -107,6 +107,9 @@ const (
 	goodbyes = 16
 	// goodbyeTimeout is how long each may take.
 	goodbyeTimeout = 250 * time.Millisecond
+	// turnTimers is how many deadlines a loop looks at before it looks at its
+	// sockets: thousands of connections that came together also end together.
+	turnTimers = 128
 	// fastTick is the period of a loop that has stalled writers.
 	fastTick = 10 * time.Millisecond
 	// slowTick is the granularity of all deadlines.

@@ -37,6 +37,7 @@ type loop struct {
 	lastTick  time.Duration
 	sessions  map[*session]struct{}
 	wheel     wheel
+	due       bool       // more timers are due than one turn fires
 	stalled   []*session // sockets that did not take all
 	streams   []*session // sessions with links that could send, in turn
 	spare     []*session // backing array for ready
@@ -89,7 +90,7 @@ func (l *loop) leave() {
 	defer func() { l.depth-- }()
 	l.settleKicks()
 	for turns := 0; ; turns++ {
-		if l.now-l.lastTick >= fastTick {
+		if l.now-l.lastTick >= fastTick || l.due {
 			l.tick()
 		}
 		l.drain()
@@ -101,7 +102,7 @@ func (l *loop) leave() {
 	}
 	l.mu.Lock()
 	l.running = false
-	again := len(l.ready) > 0 || len(l.tasks) > 0 || len(l.streams) > 0
+	again := len(l.ready) > 0 || len(l.tasks) > 0 || len(l.streams) > 0 || l.due
 	if again = again && !l.triggered; again {
 		l.triggered = true
 	}
@@ -283,7 +284,7 @@ func (l *loop) run(task func()) {
 // tick fires due timers and looks at stalled sockets again.
 func (l *loop) tick() {
 	l.lastTick = l.now
-	l.wheel.advance(l.now, func(t *timer) { t.session.checkDeadlines() })
+	l.due = l.wheel.advance(l.now, turnTimers, func(t *timer) { t.session.checkDeadlines() })
 	if len(l.stalled) == 0 {
 		return
 	}

@@ -64,9 +64,10 @@ func (w *wheel) remove(t *timer) {
 	w.count--
 }
 
-// advance fires every timer due at or before now, each at most once. fire may
-// schedule and remove any timer.
-func (w *wheel) advance(now time.Duration, fire func(*timer)) {
+// advance fires the timers due at or before now, each at most once and at most limit
+// of them. It reports whether others are due: they are the first of the next call.
+// fire may schedule and remove any timer.
+func (w *wheel) advance(now time.Duration, limit int, fire func(*timer)) (more bool) {
 	last := int64(now / slowTick)
 	if last-w.tick >= wheelSlots {
 		w.tick = last - wheelSlots + 1 // every slot is looked at once below
@@ -86,10 +87,18 @@ func (w *wheel) advance(now time.Duration, fire func(*timer)) {
 			}
 			t = next
 		}
-		for due.next != &due {
+		for ; due.next != &due && limit > 0; limit-- {
 			t := due.next
 			w.remove(t)
 			fire(t)
 		}
+		if due.next != &due {
+			w.tick--
+			first, last := due.next, due.previous
+			last.next, head.next.previous = head.next, last
+			head.next, first.previous = first, head
+			return true
+		}
 	}
+	return false
 }

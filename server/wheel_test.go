@@ -19,19 +19,19 @@ func TestWheelFiresEachTimerAtItsTick(t *testing.T) {
 
 	var fired []*timer
 	fire := func(t *timer) { fired = append(fired, t) }
-	w.advance(299*time.Millisecond, fire)
+	w.advance(299*time.Millisecond, 100, fire)
 	require.Empty(t, fired)
-	w.advance(300*time.Millisecond, fire)
+	w.advance(300*time.Millisecond, 100, fire)
 	require.Equal(t, []*timer{&early}, fired)
-	w.advance(4999*time.Millisecond, fire)
+	w.advance(4999*time.Millisecond, 100, fire)
 	require.Len(t, fired, 1)
-	w.advance(5*time.Second, fire)
+	w.advance(5*time.Second, 100, fire)
 	require.Equal(t, []*timer{&early, &late}, fired)
 	for now := 5 * time.Second; now < 60*time.Second; now += slowTick {
-		w.advance(now, fire)
+		w.advance(now, 100, fire)
 	}
 	require.Len(t, fired, 2, "a timer beyond one turn of the wheel fired early")
-	w.advance(60*time.Second, fire)
+	w.advance(60*time.Second, 100, fire)
 	require.Equal(t, []*timer{&early, &late, &far}, fired)
 	require.Zero(t, w.count)
 }
@@ -60,7 +60,7 @@ func TestWheelSurvivesATimerThatReschedulesItselfAndALongPause(t *testing.T) {
 	w.schedule(&a, slowTick)
 	w.schedule(&b, slowTick)
 	count := 0
-	w.advance(time.Hour, func(t *timer) {
+	w.advance(time.Hour, 100, func(t *timer) {
 		count++
 		if t == &a {
 			w.remove(&b)
@@ -68,8 +68,38 @@ func TestWheelSurvivesATimerThatReschedulesItselfAndALongPause(t *testing.T) {
 		}
 	})
 	require.Equal(t, 1, count, "a removed b before it fired, and itself fires once an advance")
-	w.advance(2*time.Hour, func(*timer) { count++ })
+	w.advance(2*time.Hour, 100, func(*timer) { count++ })
 	require.Equal(t, 2, count)
+}
+
+// Thousands of timers that are due together fire in portions, so that the loop can
+// look at its sockets in between.
+func TestWheelFiresInPortions(t *testing.T) {
+	var w wheel
+	w.init(0)
+	timers := make([]timer, 10)
+	for i := range timers {
+		w.schedule(&timers[i], slowTick)
+	}
+	var next, later timer
+	w.schedule(&next, 2*slowTick)
+	w.schedule(&later, (wheelSlots+1)*slowTick) // in the same slot
+	var fired []*timer
+	fire := func(t *timer) {
+		if fired = append(fired, t); len(fired) == 5 {
+			w.remove(&timers[9])
+			w.schedule(&timers[0], slowTick) // once more, at the next tick
+		}
+	}
+	require.True(t, w.advance(2*slowTick, 4, fire))
+	require.Len(t, fired, 4)
+	require.True(t, w.advance(2*slowTick, 4, fire))
+	require.Len(t, fired, 8)
+	require.False(t, w.advance(2*slowTick, 4, fire))
+	require.Equal(t, []*timer{
+		&timers[0], &timers[1], &timers[2], &timers[3], &timers[4], &timers[5], &timers[6], &timers[7], &timers[8], &next, &timers[0],
+	}, fired)
+	require.Equal(t, 1, w.count, "the later one")
 }
 
 func TestWheelAgreesWithAListOfDeadlines(t *testing.T) {
@@ -95,7 +125,8 @@ func TestWheelAgreesWithAListOfDeadlines(t *testing.T) {
 				want[timer] = at
 			}
 		}
-		w.advance(time.Duration(now)*slowTick, fire(now))
+		for w.advance(time.Duration(now)*slowTick, 2, fire(now)) {
+		}
 		for _, at := range want {
 			require.Greater(t, at, now)
 		}
