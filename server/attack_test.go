@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -36,6 +37,9 @@ type attack struct {
 	Destination string
 }
 
+// fullAttack runs TestAttackers with the numbers and deadlines of a broker in use.
+var fullAttack = flag.Bool("attack.full", false, "ten thousand attackers and the default deadlines: half a minute")
+
 // attackEnvironment carries an attack, as JSON, to the attackers' process.
 const attackEnvironment = "LOCKSTEP_TEST_ATTACK"
 
@@ -55,7 +59,9 @@ func startAttack(t *testing.T, a attack) *attackers {
 	encoded, err := json.Marshal(a)
 	require.NoError(t, err)
 	p := &attackers{t: t, ready: make(chan string, 1), command: exec.Command(os.Args[0], "-test.run=^TestAttackerProcess$")}
-	p.command.Env = append(os.Environ(), attackEnvironment+"="+string(encoded))
+	// One thread of low priority: what is measured is the broker and not how two
+	// processes share the processors.
+	p.command.Env = append(os.Environ(), attackEnvironment+"="+string(encoded), "GOMAXPROCS=1")
 	p.command.Stderr = os.Stderr
 	p.stdin, err = p.command.StdinPipe()
 	require.NoError(t, err)
@@ -106,6 +112,7 @@ func TestAttackerProcess(t *testing.T) {
 	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	limit.Cur = limit.Max
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.NoError(t, unix.Setpriority(unix.PRIO_PROCESS, 0, 5))
 
 	victims := make([]*victim, a.Connections)
 	var wg sync.WaitGroup
@@ -199,6 +206,13 @@ func residentBytes(t *testing.T) int64 {
 	return 0
 }
 
+// processorTime is what this process, broker and healthy client, has used so far.
+func processorTime(t *testing.T) time.Duration {
+	var usage unix.Rusage
+	require.NoError(t, unix.Getrusage(unix.RUSAGE_SELF, &usage))
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
 // healthyClient produces and pings until stopped, and measures how long it waits.
 type healthyClient struct {
 	c         *rawClient
@@ -226,25 +240,32 @@ func (h *healthyClient) percentile(p float64) time.Duration {
 	return sorted[int(float64(len(sorted)-1)*p)]
 }
 
-// TestAttackers is the last bar of RELIABILITY §6.4: ten thousand connections
-// that send a byte a second, and consumers that never read. Memory grows by 64
-// MiB at most, all of them are closed at their deadlines, and a healthy client
-// gets its answers.
+// TestAttackers is the last bar of RELIABILITY §6.4: connections that send nothing,
+// or a byte a second, and consumers that never read. Memory grows by 64 MiB at most,
+// all of them are closed at their deadlines, and a healthy client gets its answers.
+// With -attack.full there are ten thousand of them, and the healthy client's p99 is
+// held against the bar; without, against nothing: the numbers are too few.
 func TestAttackers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs for half a minute")
-	}
 	limit, err := descriptorLimit()
 	require.NoError(t, err)
-	limits := Limits{ConnectionsPerAddress: 1 << 20, WriteTimeout: 4 * time.Second}
+	many, stalled, quietTime := 1000, 100, 500*time.Millisecond
+	limits := Limits{
+		ConnectionsPerAddress: 1 << 20,
+		HandshakeTimeout:      time.Second, FrameTimeout: 2 * time.Second, WriteTimeout: time.Second,
+	}
+	if *fullAttack {
+		many, stalled, quietTime = 10_000, 500, 2*time.Second
+		limits = Limits{ConnectionsPerAddress: 1 << 20, WriteTimeout: 4 * time.Second}
+	}
 	effective, err := limits.withDefaults(limit)
 	require.NoError(t, err)
 	for _, test := range []struct {
 		mode        string
 		connections int
 	}{
-		{"drip", min(10_000/slower, effective.Connections-100)},
-		{"stall", min(500/slower, effective.Connections-100)},
+		{"idle", min(many/slower, effective.Connections-100)},
+		{"drip", min(many/slower, effective.Connections-100)},
+		{"stall", min(stalled/slower, effective.Connections-100)},
 	} {
 		t.Run(test.mode, func(t *testing.T) {
 			log := &lockedBuffer{}
@@ -272,7 +293,9 @@ func TestAttackers(t *testing.T) {
 
 			healthy := &healthyClient{c: dialOpen(t, s.Addr())}
 			healthy.handle = healthy.c.open("healthy", 0)
-			healthy.run(t, 2*time.Second)
+			used := processorTime(t)
+			healthy.run(t, quietTime)
+			idleShare := float64(processorTime(t)-used) / float64(quietTime)
 			quiet := healthy.percentile(0.99)
 			healthy.latencies = nil
 
@@ -280,6 +303,7 @@ func TestAttackers(t *testing.T) {
 			debug.FreeOSMemory()
 			before := residentBytes(t)
 			grown := int64(0)
+			used = processorTime(t)
 			begin := time.Now()
 			attackers := startAttack(t, attack{Mode: test.mode, Address: s.Addr(), Connections: test.connections, Destination: "big"})
 			for time.Since(begin) < time.Minute && (len(attackers.ready) == 0 || c.sessions.Load() > 1) {
@@ -288,17 +312,26 @@ func TestAttackers(t *testing.T) {
 			}
 			connected := attackers.connected()
 			loaded := healthy.percentile(0.99)
-			t.Logf("%s: %d connections of %d wanted (descriptor limit %d), gone after %v; memory +%.1f MiB; healthy p99 %v, before %v",
-				test.mode, connected, test.connections, limit, time.Since(begin).Round(time.Second), float64(grown)/(1<<20), loaded, quiet)
+			lasted := time.Since(begin)
+			cost := time.Duration(float64(processorTime(t)-used)-idleShare*float64(lasted)) / time.Duration(max(connected, 1))
+			t.Logf("%s: %d connections of %d wanted (descriptor limit %d), gone after %.1f s; memory +%.1f MiB; "+
+				"processor time for each %v; healthy client p50 %v, p99 %v, p99 before %v",
+				test.mode, connected, test.connections, limit, lasted.Seconds(), float64(grown)/(1<<20),
+				cost.Round(time.Microsecond), healthy.percentile(0.5).Round(10*time.Microsecond), loaded.Round(10*time.Microsecond), quiet.Round(10*time.Microsecond))
 			require.Equal(t, test.connections, connected)
 			require.EqualValues(t, 1, c.sessions.Load(), "attackers are still there")
 			require.LessOrEqual(t, grown, int64(64<<20))
-			require.Less(t, loaded, max(2*quiet, 50*time.Millisecond))
+			if *fullAttack {
+				require.Less(t, loaded, max(2*quiet, 50*time.Millisecond))
+			}
 			require.Zero(t, c.panics.Load())
-			if test.mode == "drip" {
+			switch test.mode {
+			case "idle":
+				require.EqualValues(t, test.connections, c.closed[closedHandshake].Load())
+			case "drip":
 				require.EqualValues(t, test.connections/2, c.closed[closedHandshake].Load())
 				require.EqualValues(t, test.connections/2, c.closed[closedFrame].Load())
-			} else {
+			case "stall":
 				require.EqualValues(t, test.connections, c.closed[closedWrite].Load())
 			}
 			attackers.stop()
