@@ -309,8 +309,9 @@ func (g *journal) commit(group []*syncJob) (rest []*syncJob) {
 
 // handBack gives a sync to its log's executor. Close may go on after it.
 func (j *syncJob) handBack() {
-	j.l.o.Executor.Submit(j)
-	j.l.gate.leave()
+	l := j.l // the job may begin again as soon as it is back
+	l.o.Executor.Submit(j)
+	l.gate.leave()
 }
 
 // write makes the block in g.buffer durable. It is false without an error if there
@@ -358,6 +359,12 @@ func (g *journal) fail(err error) {
 // room returns the active file if n more bytes fit, or makes another one the
 // active file, or nil.
 func (g *journal) room(n int64) *journalFile {
+	g.mu.Lock()
+	closed := g.closed // also while syncs were waiting
+	g.mu.Unlock()
+	if closed {
+		return nil
+	}
 	f := g.active
 	if f == nil || f.end+n > g.bytes {
 		f = g.nextFile()
@@ -464,18 +471,25 @@ func (g *journal) freeLocked() {
 	g.held = kept
 }
 
-// settled says that the segments of a log were synced: it holds no file any more.
-// Owner of the log only, while no sync of it is on its way.
-func (g *journal) settled(l *Log) { g.letGo(l, false) }
+// settled says that the segments of a log were synced: it holds no file any more,
+// and its next record voids those before. Owner of the log only, while no sync of it
+// is on its way.
+func (g *journal) settled(l *Log) {
+	if g != nil && l.journaled.Swap(nil) != nil {
+		g.letGo(l, false)
+	}
+}
 
 // abandon says that a log is fenced: what the journal has of it may be nowhere
-// else, and stays until the next start.
-func (g *journal) abandon(l *Log) { g.letGo(l, true) }
+// else, and stays until the next start. A sync that is on its way may still add to
+// it.
+func (g *journal) abandon(l *Log) {
+	if g != nil && l.journaled.Load() != nil {
+		g.letGo(l, true)
+	}
+}
 
 func (g *journal) letGo(l *Log, keep bool) {
-	if g == nil || l.journaled.Swap(nil) == nil {
-		return
-	}
 	g.mu.Lock()
 	for _, f := range append([]*journalFile{g.active}, g.held...) {
 		if f == nil {

@@ -458,35 +458,45 @@ func TestRuleP2_AJournalThatIsTooNewIsNoDamage(t *testing.T) {
 	require.NotErrorIs(t, err, ErrCorrupt)
 }
 
+// fail makes the next op on the journal fail, and calls meanwhile before it. Nothing
+// may follow on that file.
+func (f *fleet) fail(op vfs.Op, failures *int, meanwhile func()) func(vfs.Op, string) error {
+	return func(o vfs.Op, name string) error {
+		if o != vfs.OpWrite && o != vfs.OpSync || !strings.HasSuffix(name, journalSuffix) {
+			return nil
+		}
+		require.Zero(f.t, *failures, "%v after the failure", o)
+		if o != op {
+			return nil
+		}
+		*failures++
+		meanwhile()
+		return errEIO
+	}
+}
+
 func TestF5_AFailedJournalFencesItsGroupAndIsNotUsedAgain(t *testing.T) {
 	for _, op := range []vfs.Op{vfs.OpWrite, vfs.OpSync} {
 		t.Run(op.String(), func(t *testing.T) {
 			f := newFleet(t, vfs.NewSimulated(1), 5).open()
 			f.round(100)
 			failures := 0
-			f.fs.Inject(func(o vfs.Op, name string) error {
-				if (o == vfs.OpWrite || o == vfs.OpSync) && strings.HasSuffix(name, journalSuffix) {
-					require.Zero(t, failures, "%v after the failure", o)
-					if o == op {
-						failures++
-						return errEIO
-					}
-				}
-				return nil
-			})
 			for i := range 3 {
 				f.append(i, 100)
 				f.logs[i].Sync()
 			}
+			meanwhile := func() { // one more waits while the group fails
+				f.append(3, 100)
+				f.logs[3].Sync()
+			}
+			f.fs.Inject(f.fail(op, &failures, meanwhile))
 			f.jobs.drain()
 			require.Equal(t, 1, failures)
 			for _, l := range f.logs[:3] {
 				require.ErrorIs(t, l.Err(), ErrFenced)
 				require.Equal(t, wire.Index(2), l.DurableIndex())
 			}
-			for i := range 2 { // the others go on
-				f.append(3+i, 100)
-			}
+			f.append(4, 100) // the others go on
 			f.sync()
 			for _, l := range f.logs[3:] {
 				require.NoError(t, l.Err())
@@ -532,6 +542,38 @@ func TestF5_AFencedLogIsRecoveredFromTheJournal(t *testing.T) {
 		f.fs.CrashLoseAll()
 		f.open().verify(100)
 	}
+}
+
+func TestRuleP2_ASyncThatEndsAfterTheFenceVoidsNothing(t *testing.T) {
+	f := newFleet(t, vfs.NewSimulated(1), 2).open()
+	f.round(100)
+	f.round(100)
+	f.append(0, 100)
+	f.logs[0].Sync()
+	f.logs[0].Fence(errEIO) // while the sync waits for its group
+	f.jobs.drain()
+	require.Equal(t, wire.Index(3), f.logs[0].DurableIndex())
+	f.fs.CrashLoseAll()
+	f.open().verify(100)
+}
+
+func TestRuleP2_ABodyThatTheSegmentLostComesFromTheJournal(t *testing.T) {
+	f := newFleet(t, vfs.NewSimulated(1), 2).open()
+	for range 3 {
+		f.round(100)
+		for _, l := range f.logs {
+			l.Publish(l.LastIndex())
+		}
+	}
+	f.fs.CrashKeepAll() // then lose the body of entry 3
+	names, err := f.fs.List(testDir + "/partitions/p-0")
+	require.NoError(t, err)
+	file, err := f.fs.Open(path.Join(testDir, "partitions/p-0", names[0]))
+	require.NoError(t, err)
+	require.NoError(t, file.ZeroRange(128+2*168+wire.FrameHeaderSize, 100))
+	require.NoError(t, file.Close())
+	f.open().verify(100)
+	require.Empty(t, f.logs[0].Damage())
 }
 
 func TestF12_WithoutSpaceForAJournalLogsSyncTheirOwnFiles(t *testing.T) {
