@@ -154,4 +154,7 @@ func TestSimulationCatches_AcknowledgedBeforeSynced(t *testing.T)     { caught(t
 func TestSimulationCatches_ForgottenProducers(t *testing.T)           { caught(t, sim.ForgottenProducers, 20) }
 func TestSimulationCatches_RemovalBeforeCommit(t *testing.T)          { caught(t, sim.EarlyRemoval, 20) }
 func TestSimulationCatches_GreedyRetention(t *testing.T)              { caught(t, sim.GreedyRetention, 20) }
+func TestSimulationCatches_JournalThatIsNotSynced(t *testing.T)       { caught(t, sim.NoJournalSync, 20) }
+func TestSimulationCatches_JournalThatIsNotReplayed(t *testing.T)     { caught(t, sim.NoJournalReplay, 20) }
+func TestSimulationCatches_JournalTrimmedTooEarly(t *testing.T)       { caught(t, sim.EarlyJournalTrim, 100) }
 func TestSimulationCatches_ForgottenTrim(t *testing.T)                { caught(t, sim.ForgottenTrim, 20) }

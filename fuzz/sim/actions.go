@@ -89,7 +89,7 @@ func (s *Simulation) anyReplica() *replica {
 
 // runJob runs one waiting storage job of any owner.
 func (s *Simulation) runJob() {
-	all := len(s.node.meta.submitted)
+	all := len(s.node.meta.submitted) + len(s.node.shared.submitted)
 	for _, r := range s.node.replicas {
 		all += len(r.submitted)
 	}
@@ -102,6 +102,12 @@ func (s *Simulation) runJob() {
 		return
 	}
 	at -= len(s.node.meta.submitted)
+	if at < len(s.node.shared.submitted) {
+		s.node.shared.run(at)
+		s.node.shared.finish()
+		return
+	}
+	at -= len(s.node.shared.submitted)
 	for _, r := range s.node.replicas {
 		if at < len(r.submitted) {
 			r.run(at)

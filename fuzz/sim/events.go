@@ -34,6 +34,9 @@ const (
 	CheckpointWritten                 //
 	CheckpointRestored                //
 	DirectoryQuarantined              // after a committed delete
+	JournalGroup                      // one sync served several logs
+	JournalReused                     // a journal file that nobody held any more
+	JournalFound                      // a start that finds a journal
 	JobInterrupted                    // an owner's turn ran in the middle of a job
 	Acknowledged                      // batches
 	Duplicate                         // receipts with the duplicate flag
@@ -50,7 +53,8 @@ var eventNames = [EventCount]string{
 	"write error", "torn write", "sync error", "directory sync error", "allocation error", "name error",
 	"read error", "error in recovery", "disk filled", "disk freed", "cache evicted", "clock jump", "fenced",
 	"fence recovered", "tail cut", "uncertain", "segment created", "segment recycled", "segment removed",
-	"trimmed", "checkpoint written", "checkpoint restored", "directory quarantined", "job interrupted", "acknowledged",
+	"trimmed", "checkpoint written", "checkpoint restored", "directory quarantined",
+	"journal group", "journal reused", "journal found", "job interrupted", "acknowledged",
 	"duplicate", "disk full answer", "producer fenced", "sequence lost", "read", "time lookup",
 }
 

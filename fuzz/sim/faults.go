@@ -106,6 +106,8 @@ func (s *Simulation) observe(op vfs.Op, name string) {
 		}
 	case vfs.OpRename, vfs.OpRemove:
 		switch {
+		case strings.HasSuffix(base, ".journal") && op == vfs.OpRename:
+			s.counts[JournalReused]++
 		case path.Base(path.Dir(name)) == "recycled" && op == vfs.OpRename:
 			s.counts[SegmentRecycled]++
 		case segment:
@@ -114,6 +116,9 @@ func (s *Simulation) observe(op vfs.Op, name string) {
 			s.directoryRemoved(base)
 		}
 	case vfs.OpSync:
+		if strings.HasSuffix(base, ".journal") {
+			s.counts[JournalGroup]++
+		}
 		if s.faults.broken[name] {
 			s.broken("%s is synced again after its sync has failed", name)
 		}

@@ -39,6 +39,13 @@ const (
 	EarlyRemoval
 	// GreedyRetention takes a missing limit for a limit of zero.
 	GreedyRetention
+	// NoJournalSync makes File.Sync of journal files do nothing.
+	NoJournalSync
+	// NoJournalReplay shows a start no journal files.
+	NoJournalReplay
+	// EarlyJournalTrim empties a journal file when the next one begins, before the
+	// segments of its logs are synced.
+	EarlyJournalTrim
 	// ForgottenTrim keeps from the log that its start has moved.
 	ForgottenTrim
 )
@@ -46,8 +53,8 @@ const (
 // MutateFS wraps the file system as the mutant needs it.
 func (m Mutant) MutateFS(disk vfs.FS) vfs.FS {
 	switch m {
-	case NoSync, LateSync, NoSyncDir, IgnoredSyncError, NoHardState:
-		return &mutantFS{disk, m}
+	case NoSync, LateSync, NoSyncDir, IgnoredSyncError, NoHardState, NoJournalSync, NoJournalReplay, EarlyJournalTrim:
+		return &mutantFS{FS: disk, mutant: m}
 	}
 	return disk
 }
@@ -81,7 +88,8 @@ func (l *mutantLog) Trim(start wire.Offset) {
 
 type mutantFS struct {
 	vfs.FS
-	mutant Mutant
+	mutant  Mutant
+	journal vfs.File // the file that was begun last
 }
 
 type mutantFile struct {
@@ -100,12 +108,26 @@ func (f *mutantFS) wrap(file vfs.File, name string, err error) (vfs.File, error)
 
 func (f *mutantFS) Create(name string) (vfs.File, error) {
 	file, err := f.FS.Create(name)
+	if f.mutant == EarlyJournalTrim && strings.HasSuffix(name, ".journal") && err == nil {
+		if f.journal != nil {
+			_ = f.journal.ZeroRange(0, 1<<20)
+			_ = f.journal.Sync()
+		}
+		f.journal = file
+	}
 	return f.wrap(file, name, err)
 }
 
 func (f *mutantFS) Open(name string) (vfs.File, error) {
 	file, err := f.FS.Open(name)
 	return f.wrap(file, name, err)
+}
+
+func (f *mutantFS) List(dir string) ([]string, error) {
+	if f.mutant == NoJournalReplay && path.Base(dir) == "journal" {
+		return nil, nil
+	}
+	return f.FS.List(dir)
 }
 
 func (f *mutantFS) SyncDir(dir string) error {
@@ -119,6 +141,10 @@ func (f *mutantFile) Sync() error {
 	switch f.mutant {
 	case NoSync:
 		return nil
+	case NoJournalSync:
+		if strings.HasSuffix(f.name, ".journal") {
+			return nil
+		}
 	case LateSync:
 		// What is written until the next Sync stays unsynced, as if the answer
 		// of this one had been believed too early.

@@ -19,6 +19,7 @@ const dataDir = "data"
 type node struct {
 	sim      *Simulation
 	store    *log.Store
+	shared   queue // group commits of the store
 	meta     *metadata
 	replicas []*replica // in the order in which they were opened
 	failed   []failedReplica
@@ -39,11 +40,15 @@ func directoryOf(destination uuid.UUID, number uint32) string {
 
 // openNode starts a process on the data directory.
 func openNode(s *Simulation) (*node, error) {
-	n := &node{sim: s, dirty: true}
+	n := &node{sim: s, dirty: true, shared: queue{sim: s, name: "store"}}
+	if names, err := s.disk.List(path.Join(dataDir, "journal")); err == nil && len(names) > 0 {
+		s.counts[JournalFound]++
+	}
 	var err error
 	n.store, err = log.OpenStore(log.StoreOptions{
 		FS: s.fs, Dir: dataDir, UUID: [16]byte{0xd1, 15: 1}, BootID: fmt.Sprintf("boot-%d", s.machineBoot),
 		MinFreeBytes: minFreeBytes, ReserveBytes: reserveBytes, OpenSegments: s.config.openSegments, MappedSegments: s.config.openSegments,
+		Executor: &n.shared, JournalBytes: s.config.journalBytes, JournalLogs: s.config.journalLogs,
 		Logger: s.trace.logger(),
 	})
 	if err != nil {
@@ -150,7 +155,7 @@ func (n *node) hasFailed(id uint64) bool {
 
 // running is how many jobs are in the middle of their work.
 func (n *node) running() int {
-	sum := n.meta.running
+	sum := n.meta.running + n.shared.running
 	for _, r := range n.replicas {
 		sum += r.running
 	}
@@ -177,6 +182,7 @@ func (n *node) stop() error {
 	if err := n.meta.stop(); err != nil {
 		return fmt.Errorf("metadata: %w", err)
 	}
+	n.shared.runAll()
 	return n.store.Close()
 }
 
@@ -197,6 +203,8 @@ func (n *node) settle() {
 			again = r.turn() || again
 			again = r.runAll() || again
 		}
+		again = n.shared.runAll() || again
+		n.shared.finish()
 		if !again {
 			return
 		}

@@ -65,6 +65,8 @@ type config struct {
 	tailBytes       int64
 	checkpointBytes int64
 	openSegments    int
+	journalBytes    int64
+	journalLogs     int   // that wait together before they share a sync
 	weights         []int // of the actions
 }
 
@@ -138,6 +140,8 @@ func (s *Simulation) drawConfig() config {
 		tailBytes:       pick(0, 0, 64<<10, 256<<10),
 		checkpointBytes: pick(16<<10, 64<<10, 64<<10, 256<<10),
 		openSegments:    int(pick(0, 0, 2, 4)),
+		journalBytes:    pick(32<<10, 64<<10),
+		journalLogs:     int(pick(1, 1, 2, 1000)),
 	}
 	s.faults.interrupt = int(pick(0, 10, 50))
 	danger := int(pick(1, 3, 10, 10)) // in some runs the node lives long
