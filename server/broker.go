@@ -31,6 +31,7 @@ type broker struct {
 	memory   *log.Store
 	turns    *turnPool
 	jobs     *blockingPool    // storage jobs
+	shared   storeExecutor    // group commits of the disk store
 	reads    [2]*blockingPool // reads for clients, by wire.Storage
 	pending  *partition.Memory
 	meta     *metadataReplica
@@ -77,6 +78,7 @@ func openBroker(cfg Config) (*broker, error) {
 	b := &broker{
 		cfg: cfg, clock: time.Now, logger: cfg.Logger,
 		turns: newTurnPool(), jobs: newBlockingPool(cfg.StorageWorkers), reads: [2]*blockingPool{newBlockingPool(cfg.ReadWorkers), newBlockingPool(cfg.ReadWorkers)},
+		shared:   storeExecutor{newBlockingPool(1)},
 		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), failed: make(map[replicaKey]error),
 		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
@@ -98,7 +100,8 @@ func (b *broker) open(ctx context.Context) error {
 	var err error
 	b.disk, err = log.OpenStore(log.StoreOptions{
 		FS: b.cfg.fs, Dir: b.cfg.DataDir, BootID: b.cfg.bootID,
-		MinFreeBytes: b.cfg.MinFreeBytes, OpenSegments: openSegments(b.cfg.Limits.DescriptorReserve), Reap: b.jobs.submit, Logger: b.logger,
+		MinFreeBytes: b.cfg.MinFreeBytes, OpenSegments: openSegments(b.cfg.Limits.DescriptorReserve),
+		Reap: b.jobs.submit, Executor: b.shared, Logger: b.logger,
 	})
 	if err != nil {
 		return err
@@ -644,6 +647,7 @@ func (b *broker) closeAll() error {
 	for _, reads := range b.reads {
 		reads.wait()
 	}
+	b.shared.wait() // hands syncs back to their owners
 	b.jobs.wait()
 	b.turns.close()
 	for _, s := range []*log.Store{b.memory, b.disk} {

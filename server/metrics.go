@@ -30,11 +30,19 @@ var (
 	metricFree       = prometheus.NewDesc("lockstep_storage_free_bytes", "Free space of the device that holds the data directory.", nil, nil)
 )
 
+// What the sync journal of the disk store has done since this process started.
+var (
+	metricJournalGroups = prometheus.NewDesc("lockstep_journal_groups_total", "Syncs of the journal that several partitions shared.", nil, nil)
+	metricJournalSyncs  = prometheus.NewDesc("lockstep_journal_syncs_total", "Syncs of partitions that the journal served.", nil, nil)
+	metricJournalBytes  = prometheus.NewDesc("lockstep_journal_bytes_total", "Bytes written to the journal.", nil, nil)
+)
+
 // Describe implements prometheus.Collector.
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree,
 		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricReformed,
+		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
 		ch <- d
 	}
@@ -64,7 +72,6 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	count(metricScrubbed, damage.scrubbed.Load())
 	count(metricPasses, damage.passes.Load())
 	count(metricScrubFails, damage.failures.Load())
-	count(metricReformed, damage.reformed.Load())
 	states := map[wire.PartitionState]int{
 		wire.PartitionStarting: 0, wire.PartitionActive: 0, wire.PartitionFenced: 0, wire.PartitionUnavailable: 0,
 	}

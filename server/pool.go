@@ -3,6 +3,8 @@ package server
 import (
 	"runtime"
 	"sync"
+
+	"github.com/lockstepmq/lockstep/log"
 )
 
 // turnPool runs owner turns that no event loop takes inline. It has as many
@@ -112,3 +114,15 @@ func (p *blockingPool) work(f func()) {
 // wait returns when all work that was submitted is done. Nothing may be
 // submitted any more except by that work.
 func (p *blockingPool) wait() { p.done.Wait() }
+
+// storeExecutor is the log.Executor of a store: its jobs belong to no partition. A
+// group commit does not stand in line with the syncs of single files.
+type storeExecutor struct{ *blockingPool }
+
+// Submit implements log.Executor.
+func (e storeExecutor) Submit(j log.Job) {
+	e.submit(func() {
+		j.Run()
+		j.Done()
+	})
+}

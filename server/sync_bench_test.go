@@ -84,6 +84,10 @@ func benchOwnFiles(b *testing.B, dir string, n int) {
 		}
 	}
 	benchSenders(b, senders)
+	if groups, syncs, _ := broker.disk.JournalStats(); groups > 0 {
+		b.ReportMetric(float64(syncs)/float64(groups), "syncs/group")
+		b.ReportMetric(float64(syncs)/float64(b.N), "shared")
+	}
 }
 
 // benchSharedFile is the other side: the same records in one file, one
