@@ -105,7 +105,9 @@ func (c *Conn) install(s *session) {
 // keepConnected watches over the current session and replaces it when it dies.
 func (c *Conn) keepConnected(s *session) {
 	defer c.wg.Done()
+	var pause time.Duration
 	for {
+		opened := time.Now()
 		c.keepAlive(s)
 		s.wg.Wait()
 		s.mu.Lock()
@@ -122,7 +124,10 @@ func (c *Conn) keepConnected(s *session) {
 			return
 		}
 		c.topology.forget() // leaders and slots may have moved unseen
-		if s = c.reconnect(); s == nil {
+		if time.Since(opened) > c.options.backoffMax {
+			pause = 0
+		}
+		if s = c.reconnect(&pause); s == nil {
 			c.end(ErrClosed)
 			return
 		}
@@ -187,23 +192,27 @@ func (ignored) answered(*session, []byte, error) {}
 func (ignored) lost(*session, error)             {}
 
 // reconnect tries all servers, round after round, until one answers. It returns
-// nil when the Conn is closed.
-func (c *Conn) reconnect() *session {
-	backoff := c.options.backoffMin
+// nil when the Conn is closed. pause is the one before the next round: none at
+// first, so that a short break stays short, and none again after a session that
+// lasted. A broker that ends every session at once is not asked without pause.
+func (c *Conn) reconnect(pause *time.Duration) *session {
 	for {
+		if *pause > 0 {
+			jittered := *pause - time.Duration(rand.Int64N(int64(*pause)/2+1))
+			c.options.logger.Info("reconnecting after a pause", "pause", jittered)
+			if c.pause(c.ctx, jittered) != nil {
+				return nil
+			}
+		}
+		*pause = min(max(2**pause, c.options.backoffMin), c.options.backoffMax)
 		s, err := c.openAny(c.ctx)
 		if err == nil {
 			return s
 		}
+		c.options.logger.Warn("reconnect failed", "error", err)
 		c.mu.Lock()
 		c.lastErr = err
 		c.mu.Unlock()
-		pause := backoff - time.Duration(rand.Int64N(int64(backoff)/2+1))
-		c.options.logger.Warn("reconnect failed", "error", err, "pause", pause)
-		if c.pause(c.ctx, pause) != nil {
-			return nil
-		}
-		backoff = min(2*backoff, c.options.backoffMax)
 	}
 }
 

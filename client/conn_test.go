@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -629,4 +631,41 @@ func TestAnEventRightBehindTheHandshakeComesAfterConnected(t *testing.T) {
 		require.Equal(t, TopologyChanged{Epoch: 7}, <-events)
 		require.NoError(t, c.Close())
 	}
+}
+
+// A broker that ends every session at once, a wrong load balancer say, is not asked
+// again and again without a pause.
+func TestShortSessionsAreFollowedByAPause(t *testing.T) {
+	b := startBroker(t)
+	lines := make(chan string, 64)
+	logger := slog.New(slog.NewTextHandler(lineWriter(lines), nil))
+	connect(t, b, WithLogger(logger), WithReconnectBackoff(time.Hour, time.Hour), WithEvents(func(e Event) {
+		if _, ok := e.(Connected); ok {
+			b.dropConns()
+		}
+	}))
+	ctx := testContext(t)
+	connected := 0
+	for {
+		select {
+		case line := <-lines:
+			if strings.Contains(line, "msg=connected") {
+				connected++
+			}
+			if strings.Contains(line, "reconnecting after a pause") {
+				require.Equal(t, 2, connected, "the first loss is mended at once")
+				return
+			}
+		case <-ctx.Done():
+			t.Fatal("no pause")
+		}
+	}
+}
+
+// lineWriter passes on what is written, line by line.
+type lineWriter chan string
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	w <- string(p)
+	return len(p), nil
 }

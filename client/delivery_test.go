@@ -143,7 +143,7 @@ func TestARefusalInThePipelineKeepsTheOrder(t *testing.T) {
 func TestR_WLS_10_ProducerLoopSurvivesFiftyDisconnects(t *testing.T) {
 	b := startBroker(t)
 	b.create("d", Queue, 3)
-	c := connect(t, b)
+	c := connect(t, b, WithReconnectBackoff(time.Millisecond, 5*time.Millisecond))
 	p := newTestProducer(t, c, "d", BatchBytes(200), InFlight(4))
 	var kills atomic.Int64
 	random := rand.New(rand.NewPCG(1, 2))
@@ -381,18 +381,35 @@ func TestASenderThatStopsAtTheFirstFailureLeavesNoHole(t *testing.T) {
 	}
 }
 
+// Every code that a broker may answer a batch with, once: what the caller hears.
+// stored means that the batch is sent again and arrives.
 func TestOutcomesOfRefusals(t *testing.T) {
-	for _, c := range []struct {
-		code wire.ErrorCode
-		want Outcome
-	}{
-		{wire.CodeCorrupt, NotSent},
-		{wire.CodeTooLarge, NotSent},
-		{wire.CodePartitionFenced, Unknown},
-		{wire.CodeInternal, Unknown},
-		{wire.CodeDestinationGone, Unknown},
-		{wire.CodeDuplicate, Applied},
-	} {
+	const stored Outcome = 0
+	wants := map[wire.ErrorCode]Outcome{
+		wire.CodeUnknown: Unknown, wire.CodeInternal: Unknown, wire.CodeDestinationGone: Unknown,
+		wire.CodePartitionFenced: Unknown, wire.CodePartitionReset: Unknown,
+
+		wire.CodeVersion: NotSent, wire.CodeMalformed: NotSent, wire.CodeTooLarge: NotSent, wire.CodeUnsupported: NotSent,
+		wire.CodeCorrupt: NotSent, wire.CodeInvalidRequest: NotSent, wire.CodeInvalidName: NotSent, wire.CodeInvalidSetting: NotSent,
+		wire.CodeUnknownDestination: NotSent, wire.CodeUnknownPartition: NotSent, wire.CodeUnknownLink: NotSent,
+		wire.CodeAlreadyExists: NotSent, wire.CodeKindMismatch: NotSent, wire.CodeOutOfRange: NotSent, wire.CodeTooMany: NotSent,
+		wire.CodeAuthRequired: NotSent, wire.CodeAuthFailed: NotSent, wire.CodeClusterMismatch: NotSent, wire.CodeDataLost: NotSent,
+		wire.CodeErased: NotSent, wire.CodeRefused: NotSent, wire.CodeFenced: NotSent,
+
+		wire.CodeDuplicate: Applied,
+
+		wire.CodeRetry: stored, wire.CodeBusy: stored, wire.CodeTimeout: stored, wire.CodeIdle: stored, wire.CodeShuttingDown: stored,
+		wire.CodeDiskFull: stored, wire.CodeMemoryFull: stored, wire.CodeMailboxFull: stored, wire.CodeUnavailable: stored,
+		wire.CodeNotLeader: stored, wire.CodeWrongPartition: stored, wire.CodeUnknownHandle: stored,
+		wire.CodeOutOfSequence: stored, wire.CodeUnknownProducer: stored,
+	}
+	for _, info := range wire.ErrorTable()[1:] {
+		want, known := wants[info.Code]
+		require.True(t, known, "%v: what does a caller hear?", info.Code)
+		c := struct {
+			code wire.ErrorCode
+			want Outcome
+		}{info.Code, want}
 		t.Run(c.code.String(), func(t *testing.T) {
 			b := startBroker(t)
 			b.create("d", Topic, 1)
@@ -411,9 +428,18 @@ func TestOutcomesOfRefusals(t *testing.T) {
 			_, err := p.Send(ctx, &Record{Value: []byte("a")})
 			require.NoError(t, err)
 			_, err = p.Send(ctx, &Record{Value: []byte("b")})
+			if c.want == stored {
+				require.NoError(t, err)
+				require.Equal(t, []string{"a", "b"}, b.values("d", 0))
+				return
+			}
 			require.ErrorIs(t, err, c.code)
 			require.Equal(t, c.want, outcomeOf(t, err))
 			_, err = p.Send(ctx, &Record{Value: []byte("c")})
+			if c.code == wire.CodeFenced {
+				require.ErrorIs(t, err, ErrFenced)
+				return
+			}
 			require.NoError(t, err)
 			infos := b.batchInfos("d", 0)
 			requireSequences(t, infos)

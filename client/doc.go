@@ -29,7 +29,8 @@
 //
 //   - With idempotence, which is the default, a record is stored at most once
 //     however often the connection breaks, and in the order of the calls inside its
-//     partition. A failed send says what is known: NotSent, Unknown or Applied.
+//     partition, without holes: what waits behind a record that fails, fails with
+//     it. A failed send says what is known: NotSent, Unknown or Applied.
 //   - No call outlives its context. A broker that stops answering is noticed within
 //     6 s; then calls fail or wait for another session, as WithReconnect says.
 //   - A Reader returns every record once, in order, across reconnects, and never

@@ -88,9 +88,10 @@ func WithEvents(listener func(Event)) Option { return func(o *connOptions) { o.e
 // connection is lost. Default: true.
 func WithReconnect(on bool) Option { return func(o *connOptions) { o.reconnect = on } }
 
-// WithReconnectBackoff sets the pause before a reconnect attempt: min at first,
+// WithReconnectBackoff sets the pause between reconnect attempts: min at first,
 // doubled after every round over all servers, at most max; each pause is
-// shortened by up to half at random. Default: 50 ms to 2 s.
+// shortened by up to half at random. The first attempt after a session that lasted
+// longer than max comes without a pause. Default: 50 ms to 2 s.
 func WithReconnectBackoff(min, max time.Duration) Option {
 	return func(o *connOptions) { o.backoffMin, o.backoffMax = min, max }
 }

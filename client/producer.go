@@ -415,7 +415,8 @@ func (p *Producer) Flush(ctx context.Context) error {
 
 // Close takes no more records, waits until all have an outcome, and ends the
 // producer. When ctx ends first, the records that are left fail and its error is
-// returned. It must not be called from a function given to SendFunc.
+// returned. It waits for the functions given to SendFunc whatever ctx says, and must
+// not be called from one of them.
 func (p *Producer) Close(ctx context.Context) error {
 	p.mu.Lock()
 	if p.err == nil {

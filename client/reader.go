@@ -143,7 +143,9 @@ func (c *Conn) newReader(ctx context.Context, destination string, opts []ReaderO
 }
 
 // Records yields records as Next returns them. With StopAtEnd the loop ends after
-// the last one; any error is yielded once, with a nil record, and ends it too.
+// the last one; any error is yielded once, with a nil record, and ends it too. A
+// loop that is left holds nothing: another one, or Next, goes on behind the record
+// that was yielded last, and Close ends the Reader.
 func (r *Reader) Records(ctx context.Context) iter.Seq2[*Record, error] {
 	return func(yield func(*Record, error) bool) {
 		for {
