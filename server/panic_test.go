@@ -194,13 +194,13 @@ func TestAPanickedSyncIsNoSync(t *testing.T) {
 // A disk that never answers again does not keep the process from ending.
 func TestAWedgedPartitionDoesNotHoldUpShutdownForEver(t *testing.T) {
 	disk := vfs.NewSimulated(1)
-	b := testBroker(t, disk)
-	b.cfg.stopPatience = 50 * time.Millisecond
+	b, err := openTestBroker(disk, func(c *Config) { c.stopPatience = 50 * time.Millisecond })
+	require.NoError(t, err)
 	createOrders(t, b)
 	require.Equal(t, wire.CodeOK, produce(t, b, 0))
 	release := make(chan struct{})
 	orders(t, b, 0).Submit(&countedJob{run: func() { <-release }, done: func() {}})
-	err := b.close()
+	err = b.close()
 	require.ErrorIs(t, err, errWedged)
 	require.ErrorContains(t, err, "orders/0")
 	close(release)
