@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,9 +33,9 @@ type fakeBackend struct {
 	index    wire.Index
 	replicas map[replicaID]*fakeReplica
 	producer int64
-	panicOn  string // name of a destination whose CREATE panics
-	hold     bool   // administration is never answered
-	blocking func() // called before each blocking read
+	panicOn  string                 // name of a destination whose CREATE panics
+	hold     bool                   // administration is never answered
+	blocking atomic.Pointer[func()] // called before each blocking read
 }
 
 type replicaID struct {
@@ -196,7 +197,7 @@ type fakeReplica struct {
 	reports []wire.Offset
 	damage  *log.DamagedError // what View answers
 
-	blocking *func() // of the backend
+	blocking *atomic.Pointer[func()] // of the backend
 }
 
 func newFakeReplica(number uint32) *fakeReplica {
@@ -343,8 +344,10 @@ func (r *fakeReplica) Unpark(w waiter) {
 }
 
 func (r *fakeReplica) Blocking(f func()) {
-	if r.blocking != nil && *r.blocking != nil {
-		(*r.blocking)()
+	if r.blocking != nil {
+		if called := r.blocking.Load(); called != nil {
+			(*called)()
+		}
 	}
 	go f()
 }

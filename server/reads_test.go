@@ -126,7 +126,8 @@ func TestASessionHasItsShareOfTheReadWorkers(t *testing.T) {
 		r := n.backend.replica("events", i)
 		r.set(func() { r.locate = located })
 	}
-	n.backend.blocking = func() { locating.Add(1) }
+	counted := func() { locating.Add(1) }
+	n.backend.blocking.Store(&counted)
 	c := dialOpen(t, n.address)
 	for i := range uint32(8) {
 		h := c.open("events", i)
@@ -154,7 +155,8 @@ func TestReadsOfAnEndedSessionAreForgotten(t *testing.T) {
 	located := make(chan struct{})
 	r.set(func() { r.locate = located })
 	var started atomic.Int32
-	n.backend.blocking = func() { started.Add(1) }
+	counted := func() { started.Add(1) }
+	n.backend.blocking.Store(&counted)
 	c := dialOpen(t, n.address)
 	h := c.open("events", 0)
 	for id := range uint32(10) {
