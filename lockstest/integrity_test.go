@@ -180,6 +180,34 @@ func TestRuleL8_ADamagedBodyAtTheStart(t *testing.T) {
 	}
 }
 
+// A producer whose latest record is damaged when the broker starts is unknown to it,
+// and goes on all the same.
+func TestRuleL8_AProducerGoesOnBehindDamage(t *testing.T) {
+	dir := t.TempDir()
+	b := lockstest.Start(t, lockstest.DataDir(dir))
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Topic, Settings: client.Settings{Partitions: 1}})
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	for i := range 5 {
+		_, err := p.Send(ctx, &client.Record{Value: []byte(damagedRecord(i))})
+		require.NoError(t, err)
+	}
+	b.Restart(func() {
+		removeCheckpoints(t, dir)
+		flip(t, dir, damagedRecord(4))
+	})
+	for i := range 5 {
+		receipt, err := p.Send(ctx, &client.Record{Value: []byte(damagedRecord(5 + i))})
+		require.NoError(t, err)
+		require.Equal(t, uint64(5+i), receipt.Offset)
+	}
+	require.NoError(t, p.Close(ctx))
+	values, err := readFrom(ctx, t, conn, "orders", 5)
+	require.NoError(t, err)
+	require.Len(t, values, 5)
+}
+
 // What the damaged entry did is known while the broker runs, and would not be at the
 // next start: a checkpoint is taken at once.
 func TestRuleL8_DamageFoundWhileRunningTakesACheckpoint(t *testing.T) {

@@ -218,6 +218,29 @@ func TestRuleL8_TheScrubberReadsWhatNobodyElseDoes(t *testing.T) {
 	}
 }
 
+func TestRuleL8_RangesGoWithTheirSegments(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	r := durableLog(t, fs, 400)
+	for _, i := range []wire.Index{1, 8} {
+		name, from, _ := r.frame(i)
+		require.NoError(t, fs.Corrupt(name, from+wire.FrameHeaderSize, 0))
+		_, err := r.log.Verify(wire.Offset(2 * (i - 1)))
+		require.NoError(t, err)
+	}
+	require.Len(t, r.log.Damage(), 2)
+	r.checkpoint()
+	r.checkpoint()
+	r.log.Trim(10)
+	r.jobs.drain()
+	require.Greater(t, r.log.FirstIndex(), wire.Index(1))
+	runs := r.log.Damage()
+	require.Len(t, runs, 1)
+	require.Equal(t, wire.Offset(14), runs[0].Base)
+	r.close(true)
+	r.open()
+	require.Len(t, r.log.Damage(), 1)
+}
+
 func TestRuleL8_ADamagedTailThatWasNotDurableIsCut(t *testing.T) {
 	r := threeDurable(t, vfs.NewSimulated(1))
 	fs := r.fs.(*vfs.Simulated)

@@ -131,6 +131,9 @@ func (b *broker) reform(r *partitionReplica) error {
 	result := b.command(cluster.Command{Reform: &cluster.Reform{
 		Destination: r.destination, Partition: r.number, Replica: r.replicaID, Next: next,
 	}})
+	if errors.Is(result.Err, wire.CodeDiskFull) {
+		result.Err = fmt.Errorf("%w: %w", log.ErrDiskFull, result.Err) // that passes: it is tried again
+	}
 	if result.Err != nil {
 		return fmt.Errorf("begin a new incarnation after the machine stopped: %w", result.Err)
 	}

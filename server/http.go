@@ -123,7 +123,11 @@ func describeDamage(list []log.Damage) string {
 		if i > 0 {
 			b.WriteString("; ")
 		}
-		fmt.Fprintf(&b, "offsets %d to %d (%s, position %d)", d.Base, d.Next-1, d.File, d.Position)
+		what := fmt.Sprintf("offsets %d to %d", d.Base, d.Next-1)
+		if d.Base == d.Next { // commands, which nobody reads again
+			what = fmt.Sprintf("no records, entry %d", d.FirstIndex)
+		}
+		fmt.Fprintf(&b, "%s (%s, position %d)", what, d.File, d.Position)
 	}
 	if len(list) > named {
 		fmt.Fprintf(&b, "; %d more ranges", len(list)-named)
