@@ -116,6 +116,7 @@ type produceRun struct {
 	linger       durationFlag
 	timeout      durationFlag
 	command      string // this one again, without its files
+	typed        bool   // lines come from a terminal
 
 	bar          *progressBar
 	producer     *client.Producer
@@ -169,7 +170,12 @@ func (p *produceRun) run(ctx context.Context) error {
 		return interruptedOr(ctx, &failure{doing: "produce to", destination: p.destination, kind: p.words, err: err})
 	}
 
-	p.bar = startProgress(a.stderr, "produce "+p.destination, p.inputBytes(), true, quietWithoutTerminal)
+	screen := a.stderr
+	if p.typed = len(p.files) == 0 && isTerminal(a.stdin); p.typed {
+		fmt.Fprintf(a.stderr, "lockstep: each line typed is a record for %s %q; Ctrl-D ends\n", p.words.noun, p.destination)
+		screen = io.Discard // a bar would be drawn over what is typed
+	}
+	p.bar = startProgress(screen, "produce "+p.destination, p.inputBytes(), true, quietWithoutTerminal)
 	defer p.bar.finish()
 	started := time.Now()
 	err = p.send(ctx)
@@ -243,8 +249,8 @@ func (a *app) commandOf(c *cobra.Command, destination string) string {
 // goOn says what is stored and how to continue with line or file number next. It
 // is called when every record has its outcome: those before next are stored.
 func (p *produceRun) goOn(next int64) string {
-	if p.acks.value == "none" {
-		return ""
+	if p.acks.value == "none" || p.typed {
+		return "" // nobody knows; or there is nothing to cut
 	}
 	unit, command := "line", fmt.Sprintf("tail -n +%d FILE | %s", next, p.command)
 	if len(p.files) > 0 {
