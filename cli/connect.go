@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // defaultServer is where client commands look for a broker, and where serve
@@ -91,9 +92,27 @@ func (a *app) find(ctx context.Context, conn *client.Conn, name string) (client.
 	defer cancel()
 	d, err := conn.Destination(ctx, name)
 	if err != nil {
-		return d, destinationWords{}, interruptedOr(ctx, &failure{doing: "look up", destination: name, err: err})
+		failed := &failure{doing: "look up", destination: name, err: err}
+		if errors.Is(err, wire.CodeUnknownDestination) {
+			failed.near = nearestDestination(ctx, conn, name)
+		}
+		return d, destinationWords{}, interruptedOr(ctx, failed)
 	}
 	return d, wordsOf(d.Kind), nil
+}
+
+// nearestDestination is the destination whose name looks most like a mistyped one,
+// or "".
+func nearestDestination(ctx context.Context, conn *client.Conn, name string) string {
+	all, err := conn.Destinations(ctx)
+	if err != nil {
+		return "" // the error that led here says enough
+	}
+	names := make([]string, len(all))
+	for i := range all {
+		names[i] = all[i].Name
+	}
+	return nearest(name, names)
 }
 
 // hasPartition fails if the destination has no partition n.

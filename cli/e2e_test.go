@@ -72,6 +72,7 @@ func TestAFirstSession(t *testing.T) {
 		want string
 	}{
 		{[]string{"produce", "nope"}, `destination "nope" not found; create it with: lockstep queue create nope`},
+		{[]string{"produce", "order"}, `destination "order" not found; did you mean "orders"? Create it with: lockstep queue create order`},
 		{[]string{"consume", "nope"}, `destination "nope" not found; create it with: lockstep queue create nope`},
 		{[]string{"topic", "rm", "nope"}, `topic "nope" not found; list what there is with: lockstep topic ls, or pass --if-exists`},
 		{[]string{"topic", "describe", "orders"}, `"orders" is a queue, not a topic; work with it by: lockstep queue`},

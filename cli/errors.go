@@ -35,6 +35,7 @@ func usagef(c *cobra.Command, format string, args ...any) error {
 type failure struct {
 	doing       string           // "produce to", "create": completed by kind and name; may be empty
 	destination string           // "" if no single one is meant
+	near        string           // an existing name that is much like destination, or ""
 	kind        destinationWords // zero if the command does not know whether queue or topic
 	err         error
 }
@@ -206,6 +207,9 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		}
 		if strings.HasPrefix(f.doing, "remove") {
 			return fmt.Sprintf("%s %q not found; list what there is with: %s ls, or pass --if-exists", noun, f.destination, command)
+		}
+		if f.near != "" {
+			return fmt.Sprintf("%s %q not found; did you mean %q? Create it with: %s create %s", noun, f.destination, f.near, command, name)
 		}
 		return fmt.Sprintf("%s %q not found; create it with: %s create %s", noun, f.destination, command, name)
 	case wire.CodeAlreadyExists:
