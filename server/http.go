@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,7 @@ func startAdmin(addr string, b *broker, sessions prometheus.Collector) (*adminSe
 	if sessions != nil {
 		registry.MustRegister(sessions)
 	}
+	listener = &fewConnections{Listener: listener, places: make(chan struct{}, httpConnections), closed: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", b.serveHealth)
@@ -59,6 +61,51 @@ func startAdmin(addr string, b *broker, sessions prometheus.Collector) (*adminSe
 		}
 	}()
 	return a, nil
+}
+
+// httpConnections is how many HTTP connections are served at once; others wait to be
+// accepted. Whoever keeps one open without a request loses it in five seconds.
+const httpConnections = 64
+
+// fewConnections is a listener that accepts while it has a place.
+type fewConnections struct {
+	net.Listener
+	places chan struct{}
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Accept implements net.Listener.
+func (l *fewConnections) Accept() (net.Conn, error) {
+	select {
+	case l.places <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		<-l.places
+		return nil, err
+	}
+	return &placedConn{Conn: conn, leave: sync.OnceFunc(func() { <-l.places })}, nil
+}
+
+// Close implements net.Listener.
+func (l *fewConnections) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// placedConn gives its place back when it is closed.
+type placedConn struct {
+	net.Conn
+	leave func()
+}
+
+// Close implements net.Conn.
+func (c *placedConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
 }
 
 func (a *adminServer) stop(ctx context.Context) error {

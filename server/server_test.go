@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"testing"
 
@@ -39,4 +41,38 @@ func TestABrokerWhoseLoopsEndEndsToo(t *testing.T) {
 	require.NoError(t, again.Close(t.Context()))
 	<-again.Done()
 	require.NoError(t, again.Err(), "a shutdown that was asked for is none")
+}
+
+// HTTP connections come out of the descriptors that storage needs: few are accepted.
+func TestHTTPServesFewConnectionsAtOnce(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	l := &fewConnections{Listener: inner, places: make(chan struct{}, 2), closed: make(chan struct{})}
+	accepted := make(chan net.Conn, 10)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				ended <- err
+				return
+			}
+			accepted <- conn
+		}
+	}()
+	for range 3 {
+		conn, err := net.Dial("tcp", inner.Addr().String())
+		require.NoError(t, err)
+		defer conn.Close()
+	}
+	first, second := <-accepted, <-accepted
+	eventually(t, "both places taken", func() bool { return len(l.places) == 2 })
+	require.Empty(t, accepted)
+	require.NoError(t, first.Close())
+	_ = first.Close() // a second time gives nothing back
+	third := <-accepted
+	require.NoError(t, l.Close())
+	require.ErrorIs(t, <-ended, net.ErrClosed)
+	require.NoError(t, errors.Join(second.Close(), third.Close()))
+	require.Empty(t, l.places)
 }
