@@ -39,6 +39,7 @@ type loop struct {
 	wheel     wheel
 	due       bool       // more timers are due than one turn fires
 	stalled   []*session // sockets that did not take all
+	unstalled []*session // backing array of the list before
 	streams   []*session // sessions with links that could send, in turn
 	spare     []*session // backing array for ready
 	gather    gather     // scratch of a stream's write
@@ -289,14 +290,18 @@ func (l *loop) tick() {
 		return
 	}
 	stalled := l.stalled
-	l.stalled = nil
+	l.stalled = l.unstalled
 	for _, s := range stalled {
+		if s.stuck() {
+			l.stalled = append(l.stalled, s)
+			continue
+		}
 		s.stalled = false
 		s.turn()
 	}
 	clear(stalled)
+	l.unstalled = stalled[:0]
 	if len(l.stalled) == 0 {
-		l.stalled = stalled[:0]
 		l.hasStalls.Store(false)
 	}
 }

@@ -436,6 +436,13 @@ func (s *session) block(progress bool) {
 	s.loop.stall(s)
 }
 
+// stuck reports whether gnet has not written a byte of what it holds since the last
+// look: then another look would find nothing to do, and of ten thousand clients that
+// do not read, a hundred times a second, it would cost a good part of a processor.
+func (s *session) stuck() bool {
+	return s.conn != nil && s.buffered > 0 && s.conn.OutboundBuffered() == s.buffered
+}
+
 // drained reports whether nothing of ours waits before the socket.
 func (s *session) drained() bool {
 	return s.sending == nil && (s.halfClosed || s.conn.OutboundBuffered() == 0)

@@ -427,6 +427,33 @@ func TestAClientThatReadsNoRepliesIsPausedAndThenClosed(t *testing.T) {
 	require.EqualValues(t, 1, n.engine.counters.sessions.Load())
 }
 
+// A client that does not read costs no more than a comparison at each tick, until it
+// reads again.
+func TestAStuckSocketIsLeftAlone(t *testing.T) {
+	n := startNode(t, Limits{OutboxBytes: 64 << 20})
+	for i := range 100 {
+		n.backend.create(wire.Topic, fmt.Sprintf("a-destination-with-a-long-name-%d", i), 8)
+	}
+	c := dialOpen(t, n.address)
+	require.NoError(t, c.conn.SetReadBuffer(64<<10))
+	const requests = 200
+	var b []byte
+	for i := range uint32(requests) {
+		b = append(b, frameOf(wire.OpMetadata, 10+i, &wire.MetadataRequest{Scope: wire.MetadataAll})...)
+	}
+	c.write(b)
+	stuck := func() bool {
+		found := make(chan bool, 1)
+		n.engine.eachSession(func(s *session) { found <- s.stalled && s.stuck() })
+		return <-found
+	}
+	eventually(t, "a stuck socket", stuck)
+	for i := range uint32(requests) {
+		require.Equal(t, 10+i, c.read().ID)
+	}
+	require.False(t, stuck())
+}
+
 func TestUnfinishedFramesOfAllClientsAreBounded(t *testing.T) {
 	n := startNode(t, Limits{InboundBytes: 3 << 20})
 	head := wire.AppendHeader(nil, wire.Header{Length: wire.MaxFrameBytes, Opcode: wire.OpProduce, Version: 1, ID: 2})
