@@ -204,12 +204,7 @@ func TestAWedgedPartitionDoesNotHoldUpShutdownForEver(t *testing.T) {
 	require.ErrorIs(t, err, errWedged)
 	require.ErrorContains(t, err, "orders/0")
 	close(release)
-	b.jobs.wait()
-	eventually(t, "everything is closed after all", func() bool {
-		b.mu.RLock()
-		defer b.mu.RUnlock()
-		return len(b.replicas) == 0
-	})
+	eventually(t, "everything is closed after all", func() bool { return disk.OpenCount() == 0 })
 }
 
 // When the broker does not open, what was open is closed: the directory can be
