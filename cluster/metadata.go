@@ -190,7 +190,7 @@ func (m *Metadata) Apply(e replication.Entry) {
 }
 
 func (m *Metadata) publish() {
-	v := newView(m.state)
+	v := m.view.Load().next(m.state)
 	m.view.Store(v)
 	if m.changed != nil {
 		m.changed(v)

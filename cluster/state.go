@@ -33,6 +33,10 @@ type State struct {
 	Producers      map[string]ProducerSession `json:"producers"`
 	// Deleted are destinations whose directories some node still has to remove.
 	Deleted map[uuid.UUID]*Deleted `json:"deleted,omitempty"`
+
+	// Not part of the state, but computed from it.
+	touched []string       // destinations that changed since the last view; above patchLimit not all
+	held    map[uint32]int // replicas by node, nil when it must be counted anew
 }
 
 // ProducerSession is the identity a named producer writes under.
@@ -229,21 +233,37 @@ func (s *State) create(index wire.Index, c *Create) Result {
 		})
 		s.NextReplicaID++
 	}
-	s.Destinations[c.Name] = d
+	s.put(d)
+	s.held[c.Node] += len(d.Partitions)
 	return Result{Destination: d, Changed: true}
 }
 
-func (s *State) replicasOn(node uint32) (n int) {
-	for _, d := range s.Destinations {
-		for i := range d.Partitions {
-			for _, r := range d.Partitions[i].Replicas {
-				if r.Node == node {
-					n++
+// put puts a destination in the place of the one of its name.
+func (s *State) put(d *Destination) {
+	s.Destinations[d.Name] = d
+	s.touch(d.Name)
+}
+
+// touch says that a destination has changed, see View.next.
+func (s *State) touch(name string) {
+	if len(s.touched) <= patchLimit {
+		s.touched = append(s.touched, name)
+	}
+}
+
+// replicasOn counts the replicas that a node holds.
+func (s *State) replicasOn(node uint32) int {
+	if s.held == nil {
+		s.held = make(map[uint32]int)
+		for _, d := range s.Destinations {
+			for i := range d.Partitions {
+				for _, r := range d.Partitions[i].Replicas {
+					s.held[r.Node]++
 				}
 			}
 		}
 	}
-	return n
+	return s.held[node]
 }
 
 // find returns the destination of that name if it is of the kind asked for.
@@ -275,7 +295,7 @@ func (s *State) alter(index wire.Index, c *Alter) Result {
 	}
 	d := *old
 	d.Settings, d.Version = settings, index
-	s.Destinations[d.Name] = &d
+	s.put(&d)
 	return Result{Destination: &d, Changed: true}
 }
 
@@ -288,6 +308,8 @@ func (s *State) delete(c *Delete) Result {
 		return refuse(wire.CodeRefused, "%s %q was deleted and created again meanwhile: it is another one now", d.Kind, c.Name)
 	}
 	delete(s.Destinations, c.Name)
+	s.touch(c.Name)
+	s.held = nil
 	if d.Settings.Storage == wire.StorageDisk {
 		if s.Deleted == nil {
 			s.Deleted = map[uuid.UUID]*Deleted{}
@@ -327,7 +349,7 @@ func (s *State) bury(c *Bury) Result {
 }
 
 func (s *State) reform(c *Reform) Result {
-	for name, d := range s.Destinations {
+	for _, d := range s.Destinations {
 		if d.ID != c.Destination {
 			continue
 		}
@@ -341,7 +363,7 @@ func (s *State) reform(c *Reform) Result {
 		p := &d.Partitions[c.Partition]
 		p.Founded = p.LogIncarnation()
 		p.cut(c.Next)
-		s.Destinations[name] = d
+		s.put(d)
 		return Result{Destination: d, Changed: true}
 	}
 	return refuse(wire.CodeDestinationGone, "partition %d of destination %s was deleted", c.Partition, c.Destination)
@@ -349,7 +371,7 @@ func (s *State) reform(c *Reform) Result {
 
 func (s *State) activate(c *Activate) Result {
 	changed := false
-	for name, d := range s.Destinations {
+	for _, d := range s.Destinations {
 		var fresh *Destination
 		for i := range d.Partitions {
 			for j, r := range d.Partitions[i].Replicas {
@@ -363,7 +385,7 @@ func (s *State) activate(c *Activate) Result {
 			}
 		}
 		if fresh != nil {
-			s.Destinations[name] = fresh
+			s.put(fresh)
 			changed = true
 		}
 	}
@@ -401,6 +423,7 @@ func (s *State) resetMemory(c *ResetMemory) Result {
 		names = append(names, name)
 	}
 	slices.Sort(names) // replica IDs are handed out in this order on every node
+	s.held = nil
 	changed := false
 	for _, name := range names {
 		d := s.Destinations[name]
@@ -415,7 +438,7 @@ func (s *State) resetMemory(c *ResetMemory) Result {
 			p.Replicas = []Replica{{ID: s.NextReplicaID, Node: c.Node, State: ReplicaNew}}
 			s.NextReplicaID++
 		}
-		s.Destinations[name] = d
+		s.put(d)
 		changed = true
 	}
 	return Result{Changed: changed}
@@ -481,6 +504,7 @@ func (s *State) snapshot() *State {
 	c := *s
 	c.Nodes, c.Destinations = maps.Clone(s.Nodes), maps.Clone(s.Destinations)
 	c.Producers, c.Deleted = maps.Clone(s.Producers), maps.Clone(s.Deleted)
+	c.touched, c.held = nil, nil
 	return &c
 }
 
@@ -507,6 +531,7 @@ func (s *State) Restore(src []byte) error {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	*s = *fresh
+	s.touched = make([]string, patchLimit+1) // everything
 	return nil
 }
 

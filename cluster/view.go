@@ -136,20 +136,25 @@ type View struct {
 	Nodes        []Node         // by ID
 	Destinations []*Destination // by name
 	Deleted      []*Deleted     // by ID
-	byName       map[string]*Destination
-	byID         map[uuid.UUID]*Destination
+	byID         []*Destination // the same, in the order of their IDs
 }
 
 // Destination finds a destination by name.
 func (v *View) Destination(name string) (*Destination, bool) {
-	d, ok := v.byName[name]
-	return d, ok
+	return find(v.Destinations, &Destination{Name: name}, byName)
 }
 
 // DestinationByID finds a destination by its ID.
 func (v *View) DestinationByID(id uuid.UUID) (*Destination, bool) {
-	d, ok := v.byID[id]
-	return d, ok
+	return find(v.byID, &Destination{ID: id}, byID)
+}
+
+func find(list []*Destination, d *Destination, compare func(a, b *Destination) int) (*Destination, bool) {
+	i, ok := slices.BinarySearchFunc(list, d, compare)
+	if !ok {
+		return nil, false
+	}
+	return list[i], true
 }
 
 // Node finds a node by ID.
@@ -171,25 +176,72 @@ func evenSlots(n uint32) []wire.SlotRun {
 	return ranges
 }
 
+// newView is the view of a state.
 func newView(s *State) *View {
-	v := &View{
-		Epoch: s.Epoch, ClusterID: s.ClusterID,
-		byName: make(map[string]*Destination, len(s.Destinations)),
-		byID:   make(map[uuid.UUID]*Destination, len(s.Destinations)),
+	v := baseView(s)
+	for _, d := range s.Destinations {
+		v.Destinations = append(v.Destinations, d)
 	}
+	v.byID = slices.Clone(v.Destinations)
+	slices.SortFunc(v.Destinations, byName)
+	slices.SortFunc(v.byID, byID)
+	return v
+}
+
+// patchLimit is how many destinations next changes one by one.
+const patchLimit = 16
+
+// next is the view of the state after changes since v: usually of one destination of
+// many, so that it is patched into copies of the sorted lists.
+func (v *View) next(s *State) *View {
+	touched := s.touched
+	s.touched = nil
+	if len(touched) > patchLimit {
+		return newView(s)
+	}
+	n := baseView(s)
+	n.Destinations, n.byID = slices.Clone(v.Destinations), slices.Clone(v.byID)
+	for _, name := range touched {
+		probe := &Destination{Name: name}
+		if i, ok := slices.BinarySearchFunc(n.Destinations, probe, byName); ok {
+			n.byID = without(n.byID, n.Destinations[i], byID)
+			n.Destinations = slices.Delete(n.Destinations, i, i+1)
+		}
+		if d := s.Destinations[name]; d != nil {
+			n.Destinations = with(n.Destinations, d, byName)
+			n.byID = with(n.byID, d, byID)
+		}
+	}
+	return n
+}
+
+// baseView is a view without its destinations.
+func baseView(s *State) *View {
+	v := &View{Epoch: s.Epoch, ClusterID: s.ClusterID}
 	for _, n := range s.Nodes {
 		v.Nodes = append(v.Nodes, *n)
 	}
 	slices.SortFunc(v.Nodes, func(a, b Node) int { return int(a.ID) - int(b.ID) })
-	for _, d := range s.Destinations {
-		v.Destinations = append(v.Destinations, d)
-		v.byName[d.Name] = d
-		v.byID[d.ID] = d
-	}
 	for _, d := range s.Deleted {
 		v.Deleted = append(v.Deleted, d)
 	}
 	slices.SortFunc(v.Deleted, func(a, b *Deleted) int { return slices.Compare(a.ID[:], b.ID[:]) })
-	slices.SortFunc(v.Destinations, func(a, b *Destination) int { return strings.Compare(a.Name, b.Name) })
 	return v
+}
+
+func byName(a, b *Destination) int { return strings.Compare(a.Name, b.Name) }
+func byID(a, b *Destination) int   { return slices.Compare(a.ID[:], b.ID[:]) }
+
+// with and without add to and take from a list in the order of compare.
+func with(list []*Destination, d *Destination, compare func(a, b *Destination) int) []*Destination {
+	i, _ := slices.BinarySearchFunc(list, d, compare)
+	return slices.Insert(list, i, d)
+}
+
+func without(list []*Destination, d *Destination, compare func(a, b *Destination) int) []*Destination {
+	i, ok := slices.BinarySearchFunc(list, d, compare)
+	if !ok {
+		return list
+	}
+	return slices.Delete(list, i, i+1)
 }
