@@ -260,8 +260,12 @@ func TestRuleL8_ADamagedCommandIsNotLeftOut(t *testing.T) {
 	disk := vfs.NewSimulated(1)
 	b := testBroker(t, disk)
 	createOrders(t, b)
-	// The next entry carries the mark that says that the one before was durable.
-	require.NoError(t, administer(b, &wire.InitProducerRequest{Name: "somebody"}))
+	// No later entry says that this one was durable: the mark does, that goes to the
+	// hard state when nothing more happens.
+	eventually(t, "mark", func() bool {
+		m := b.meta
+		return m.marked.Load() == m.records.Watermark() && !m.idle.Load() && !m.busy()
+	})
 	disk.CrashLoseAll() // no checkpoint was taken
 	_ = b.close()
 	names, err := disk.List("data/meta")

@@ -23,7 +23,13 @@ type metadataReplica struct {
 	stalled    atomic.Bool // it lacks space or descriptors to elect or to write
 	stopping   atomic.Bool
 	stopped    chan struct{}
-	stopOnce   bool // owner only
+
+	// For the durable mark of a group that has come to rest (RULES L2).
+	seen   *log.Watermark                // keepTime's, as of the last tick
+	marked atomic.Pointer[log.Watermark] // for which it was asked last
+	idle   atomic.Bool                   // it is asked for
+
+	stopOnce bool // owner only
 }
 
 // metadataReplicaID is the replica of group 0 on a one-node cluster.
@@ -85,10 +91,28 @@ func (m *metadataReplica) turn() (again bool) {
 		m.metadata.Reject(&wire.Error{Code: codeOfLack(lack), Detail: fmt.Sprintf("metadata: %v", lack)})
 	}
 	m.metadata.Turn()
+	if m.idle.Load() {
+		m.records.MarkIdle()
+		m.idle.Store(false)
+	}
 	if err := m.group.Err(); err != nil {
 		m.fence(err)
 	}
 	return false
+}
+
+// tick asks for the durable mark once nothing was committed between two ticks:
+// without it, rot in the last command would be taken for a torn tail.
+func (m *metadataReplica) tick() {
+	mark := m.records.Watermark()
+	if mark != m.seen {
+		m.seen = mark
+		return
+	}
+	if m.marked.Swap(mark) != mark {
+		m.idle.Store(true)
+		m.schedule()
+	}
 }
 
 func codeOfLack(err error) wire.ErrorCode {

@@ -61,6 +61,7 @@ func (b *broker) keepTime(ctx context.Context) {
 			sinceRetention = 0
 			every |= requestRetain
 		}
+		b.meta.tick()
 		now := b.clock().UnixMilli()
 		b.each(func(r *partitionReplica) {
 			var ask uint32
