@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
@@ -51,7 +52,8 @@ type engine struct {
 	start    time.Time
 	options  []gnet.Option
 
-	sessionReads int // blocking reads that one session may have at work
+	topology     atomic.Uint64 // version of the metadata that was announced last
+	sessionReads int           // blocking reads that one session may have at work
 
 	address string
 	tempDir string // removed at the end; empty unless Dir is too long for a socket
@@ -244,7 +246,8 @@ const drainPoll = 5 * time.Millisecond
 // drain says goodbye: an event at once, an error frame to each session when its
 // requests are answered or ctx is done. When the loops are gone nobody hears it.
 func (e *engine) drain(ctx context.Context) {
-	e.announce(wire.Event{Kind: wire.EventGoAway, Detail: "the broker is stopping"})
+	goAway := wire.Event{Kind: wire.EventGoAway, Detail: "the broker is stopping"}
+	e.eachSession(func(s *session) { s.tell(&goAway) })
 	poll := time.NewTicker(drainPoll)
 	defer poll.Stop()
 	for e.counters.inFlight.Load() > 0 && ctx.Err() == nil {
@@ -264,22 +267,26 @@ func (e *engine) drain(ctx context.Context) {
 	}
 }
 
-// announce sends an event to every session, except those that do not read what
-// they have. Any goroutine.
-func (e *engine) announce(event wire.Event) {
-	e.eachSession(func(s *session) {
-		if event.Kind == wire.EventTopologyChanged {
-			s.topologyChanged()
+// announceTopology tells every session that the metadata has moved to a version. A
+// loop that has not come to tell of one version tells of the latest only: what many
+// changes in a row cost does not multiply with the number of sessions. Any goroutine.
+func (e *engine) announceTopology(version uint64) {
+	e.topology.Store(version)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, l := range e.loops {
+		if l.telling.Swap(true) {
+			continue
 		}
-		if s.phase != phaseOpen {
-			return
-		}
-		if s.out.full(&e.limits) {
-			e.counters.eventsSuppressed.Add(1)
-			return
-		}
-		s.send(wire.Header{Opcode: wire.OpEvent, Version: wire.OpEvent.Version()}, &event)
-	})
+		l.post(func() {
+			l.telling.Store(false)
+			event := wire.Event{Kind: wire.EventTopologyChanged, Version: e.topology.Load()}
+			for s := range l.sessions {
+				s.topologyChanged()
+				s.tell(&event)
+			}
+		})
+	}
 }
 
 // eachSession runs f for every session, on its loop.

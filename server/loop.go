@@ -48,6 +48,7 @@ type loop struct {
 	kickBytes int  // of the batches that wait for these turns
 	gathering bool // a wake-up is under way that gives the turns
 	hasStalls atomic.Bool
+	telling   atomic.Bool // sessions are about to hear of the metadata
 }
 
 func newLoop(e *engine, c gnet.Conn) *loop {

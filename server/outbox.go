@@ -116,6 +116,18 @@ func (s *session) send(h wire.Header, m wire.Message) {
 	}
 }
 
+// tell sends an event, except to a client that does not read what it has. Loop only.
+func (s *session) tell(event *wire.Event) {
+	if s.phase != phaseOpen {
+		return
+	}
+	if s.out.full(&s.engine.limits) {
+		s.engine.counters.eventsSuppressed.Add(1)
+		return
+	}
+	s.send(wire.Header{Opcode: wire.OpEvent, Version: wire.OpEvent.Version()}, event)
+}
+
 // reply answers a request that is not registered as in flight. Loop only.
 func (s *session) reply(op wire.Opcode, id uint32, m wire.Message) {
 	s.send(wire.Header{Opcode: op, Flags: wire.FlagResponse, Version: op.Version(), ID: id}, m)

@@ -99,7 +99,7 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 		}
 	}
 	s.broker.onView(func(v *cluster.View) {
-		s.engine.announce(wire.Event{Kind: wire.EventTopologyChanged, Version: uint64(v.Epoch)})
+		s.engine.announceTopology(uint64(v.Epoch))
 	})
 	s.acceptor = newAcceptor(s.engine, listener)
 	s.acceptor.run()

@@ -684,13 +684,30 @@ func TestShutdownAnswersWhatIsInFlightAndSaysGoodbye(t *testing.T) {
 	<-done
 }
 
+// Changes that come faster than a loop tells of them are told of once.
+func TestNewsOfTheMetadataDoNotPileUp(t *testing.T) {
+	n := startNode(t, Limits{})
+	c := dialOpen(t, n.address)
+	busy := make(chan struct{})
+	n.engine.eachSession(func(*session) { <-busy })
+	for version := range uint64(1000) {
+		n.engine.announceTopology(version + 1)
+	}
+	close(busy)
+	var m wire.Event
+	for events := 1; m.Version != 1000; events++ {
+		require.NoError(t, m.Parse(c.read().body))
+		require.LessOrEqual(t, events, 2)
+	}
+}
+
 func TestEventsReachEverySession(t *testing.T) {
 	n := startNode(t, Limits{}, func(o *engineOptions) { o.Loops = 2 })
 	var clients []*rawClient
 	for range 4 {
 		clients = append(clients, dialOpen(t, n.address))
 	}
-	n.engine.announce(wire.Event{Kind: wire.EventTopologyChanged, Version: 42})
+	n.engine.announceTopology(42)
 	for _, c := range clients {
 		f := c.read()
 		require.Equal(t, wire.Header{Length: f.Length, Opcode: wire.OpEvent, Version: 1}, f.Header)

@@ -352,7 +352,7 @@ func TestLinksOfADeletedDestinationEndWithTheNews(t *testing.T) {
 	c := dialOpen(t, n.address)
 	id := c.link(c.open("deleted", 0), 0, 0) // without credit it waits for nothing that could wake it
 	n.backend.admin(&wire.DeleteRequest{Name: "deleted", Kind: wire.Topic}, func(wire.Message, error) {})
-	n.engine.announce(wire.Event{Kind: wire.EventTopologyChanged})
+	n.engine.announceTopology(1)
 	f := c.read()
 	require.Equal(t, wire.OpLinkClosed, f.Opcode)
 	require.Equal(t, id, f.ID)
