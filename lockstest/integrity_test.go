@@ -153,7 +153,7 @@ func TestRuleL8_ADamagedBodyAtTheStart(t *testing.T) {
 				require.Equal(t, uint64(4), damage.Offset)
 				require.Equal(t, uint64(5), damage.Next)
 				require.ErrorIs(t, err, wire.CodeCorrupt)
-				require.ErrorContains(t, err, "orders/0: records at offsets 4 to 4 are damaged on the disk ("+file)
+				require.ErrorContains(t, err, "orders/0: the record at offset 4 is damaged on the disk ("+file)
 				require.ErrorContains(t, err, "reading can go on at offset 5")
 				_, err = readFrom(ctx, t, conn, "orders", 4)
 				require.ErrorAs(t, err, &damage)

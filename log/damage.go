@@ -34,7 +34,11 @@ type DamagedError struct{ Damage Damage }
 
 func (e *DamagedError) Error() string {
 	d := &e.Damage
-	return fmt.Sprintf("records at offsets %d to %d are damaged on the disk (%s, position %d)", d.Base, d.Next-1, d.File, d.Position)
+	what := fmt.Sprintf("records at offsets %d to %d are", d.Base, d.Next-1)
+	if d.Next-d.Base == 1 {
+		what = fmt.Sprintf("the record at offset %d is", d.Base)
+	}
+	return fmt.Sprintf("%s damaged on the disk (%s, position %d)", what, d.File, d.Position)
 }
 
 // Is makes errors.Is(err, ErrCorrupt) true.

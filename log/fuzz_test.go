@@ -91,6 +91,30 @@ func FuzzCheckpoint(f *testing.F) {
 	})
 }
 
+// FuzzDamage: what parses is bounded, in order, and encodes to the same fields.
+func FuzzDamage(f *testing.F) {
+	run := Damage{segment: 1, Position: 200, End: 300, FirstIndex: 5, LastIndex: 6, Base: 7, Next: 9, before: segment.Link{Index: 4, Term: 2, Next: 7, Chain: 1}}
+	later := run
+	later.Position, later.End = 400, 500
+	f.Add(encodeDamage(goldenIdentity, nil))
+	f.Add(encodeDamage(goldenIdentity, []Damage{run, later}))
+	f.Add(asTooNew(encodeDamage(goldenIdentity, []Damage{run})))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		for _, src := range [][]byte{src, resealed(src)} {
+			list, id, err := parseDamage(src[:len(src):len(src)])
+			if err != nil {
+				requireOneCause(t, err)
+				continue
+			}
+			require.LessOrEqual(t, len(list), maxDamage)
+			again, sameID, err := parseDamage(encodeDamage(id, list))
+			require.NoError(t, err)
+			require.Equal(t, id, sameID)
+			require.Equal(t, list, again)
+		}
+	})
+}
+
 // FuzzHardState reads any bytes as a slot and as a header of the hard-state file.
 func FuzzHardState(f *testing.F) {
 	s := slotState{
