@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ import (
 // many partitions, with the broker's own threads, cuts the power, and looks for
 // what was acknowledged.
 func TestRuleP2_ManyPartitionsShareSyncs(t *testing.T) {
-	const partitions, rounds = 24, 20
+	const partitions, rounds = 24, 20 // and one record before
 	disk := vfs.NewSimulated(1)
 	open := func() *broker {
 		cfg, err := Config{DataDir: "/data", MinFreeBytes: -1, Logger: slog.New(slog.DiscardHandler)}.withDefaults()
@@ -37,28 +38,45 @@ func TestRuleP2_ManyPartitionsShareSyncs(t *testing.T) {
 	d, ok := b.View().Destination("orders")
 	require.True(t, ok)
 	batch, info := benchBatch(t, 100)
-	var senders sync.WaitGroup
-	errs := make(chan error, partitions)
-	for i := range uint32(partitions) {
-		r := b.local(d.ID, i)
-		senders.Go(func() {
-			got := make(waitingReceiver, 1)
-			for range rounds {
-				err := r.Append(partition.Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: got})
-				if err == nil {
-					r.Kick(false)
-					if code := <-got; code != wire.CodeOK {
-						err = fmt.Errorf("partition %d: %v", i, code)
+	errs := make(chan error, 2*partitions)
+	send := func(rounds int) {
+		var senders sync.WaitGroup
+		for i := range uint32(partitions) {
+			r := b.local(d.ID, i)
+			senders.Go(func() {
+				got := make(waitingReceiver, 1)
+				for range rounds {
+					err := r.Append(partition.Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: got})
+					if err == nil {
+						r.Kick(false)
+						if code := <-got; code != wire.CodeOK {
+							err = fmt.Errorf("partition %d: %v", i, code)
+						}
+					}
+					if err != nil {
+						errs <- err
+						return
 					}
 				}
-				if err != nil {
-					errs <- err
-					return
-				}
-			}
-		})
+			})
+		}
+		senders.Wait()
 	}
-	senders.Wait()
+	send(1) // into new segments, which sync themselves
+	// The simulated disk is too fast for syncs to meet: let them take until some do.
+	met := make(chan struct{})
+	var once sync.Once
+	disk.Inject(func(op vfs.Op, name string) error {
+		switch {
+		case op == vfs.OpWrite && strings.HasSuffix(name, ".journal"):
+			once.Do(func() { close(met) })
+		case op == vfs.OpSync && strings.HasSuffix(name, ".segment"):
+			<-met
+		}
+		return nil
+	})
+	send(rounds)
+	disk.Inject(nil)
 	require.Empty(t, errs)
 	groups, syncs, _ := b.disk.JournalStats()
 	require.NotZero(t, groups)
@@ -69,7 +87,7 @@ func TestRuleP2_ManyPartitionsShareSyncs(t *testing.T) {
 	b = open()
 	for i := range uint32(partitions) {
 		r := b.local(d.ID, i)
-		require.Eventually(t, func() bool { return r.records.Watermark().Next == rounds }, time.Minute, time.Millisecond, "partition %d", i)
+		require.Eventually(t, func() bool { return r.records.Watermark().Next == rounds+1 }, time.Minute, time.Millisecond, "partition %d", i)
 	}
 	require.NoError(t, b.close())
 	names, err := disk.List("/data/journal")
