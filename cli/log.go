@@ -64,6 +64,7 @@ func (a *app) logInspectCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		a.tellOfJournal(dirs[0])
 		w := bufio.NewWriterSize(a.stdout, 64<<10)
 		encode := json.NewEncoder(w)
 		for i, dir := range dirs {
@@ -141,6 +142,7 @@ func (a *app) logVerifyCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		a.tellOfJournal(dirs[0])
 		var all []logTotals
 		var damaged []string
 		for _, dir := range dirs {
@@ -179,6 +181,20 @@ func (a *app) logVerifyCommand() *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+// tellOfJournal says that a broker that did not stop in order has left entries which
+// its next start brings into the logs: until then a log may end earlier than it will.
+func (a *app) tellOfJournal(dir string) {
+	data := filepath.Dir(dir)
+	if filepath.Base(data) == "partitions" {
+		data = filepath.Dir(data)
+	}
+	files, err := filepath.Glob(filepath.Join(data, "journal", "*.journal"))
+	if err == nil && len(files) > 0 {
+		fmt.Fprintf(a.stderr, "the broker runs or has not stopped in order: %s holds the newest entries of some partitions; they are not looked at here, and the broker's next start writes them to the segments\n",
+			filepath.Join(data, "journal"))
+	}
 }
 
 // verify walks one directory. Damage is counted, not returned: the rest of the

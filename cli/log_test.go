@@ -38,6 +38,16 @@ func TestLogsAreInspectedAndVerified(t *testing.T) {
 	require.Equal(t, uint32(3), records)
 	require.Contains(t, must(t, shell{}, "log", "inspect", data), frameHeader)
 
+	require.Empty(t, shell{}.run(context.Background(), "log", "verify", data).stderr)
+	journal := filepath.Join(data, "journal", "0000000100000001.journal")
+	require.NoError(t, os.WriteFile(journal, nil, 0o600))
+	for _, args := range [][]string{{"log", "verify", data}, {"log", "verify", partitions[0]}, {"log", "inspect", filepath.Join(data, "meta")}} {
+		got := shell{}.run(context.Background(), args...)
+		require.Zero(t, got.code)
+		require.Contains(t, got.stderr, filepath.Dir(journal)+" holds the newest entries of some partitions")
+	}
+	require.NoError(t, os.Remove(journal))
+
 	segments, err := filepath.Glob(filepath.Join(partitions[0], "*.segment"))
 	require.NoError(t, err)
 	content, err := os.ReadFile(segments[0])
