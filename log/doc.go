@@ -2,8 +2,8 @@
 // segments that is at once the partition's Raft log and its message log.
 //
 // The types. A Store is one data directory: its lock, the hard states of all
-// partitions in one file, recycled segments, the reserve for a full disk, and
-// the limits on open files. A Log is one partition in it: a manifest that names
+// partitions in one file, the journal that logs share when many wait for a sync,
+// recycled segments, the reserve for a full disk, and the limits on open files. A Log is one partition in it: a manifest that names
 // the segments, the segments, two checkpoints, and in memory the newest entries
 // by reference, the runs of terms and the positions of what is not yet
 // published.
