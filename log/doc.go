@@ -3,10 +3,10 @@
 //
 // The types. A Store is one data directory: its lock, the hard states of all
 // partitions in one file, the journal that logs share when many wait for a sync,
-// recycled segments, the reserve for a full disk, and the limits on open files. A Log is one partition in it: a manifest that names
-// the segments, the segments, two checkpoints, and in memory the newest entries
-// by reference, the runs of terms and the positions of what is not yet
-// published.
+// recycled segments, the reserve for a full disk, and the limits on open files.
+// A Log is one partition in it: a manifest that names the segments, the segments,
+// two checkpoints, and in memory the newest entries by reference, the runs of
+// terms and the positions of what is not yet published.
 //
 // The main path. The owner of a partition calls Reserve until space is there,
 // then Append, which turns Raft entries into frames and writes them, then Sync.

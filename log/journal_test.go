@@ -544,6 +544,37 @@ func TestF5_AFencedLogIsRecoveredFromTheJournal(t *testing.T) {
 	}
 }
 
+// TestRuleL9_WhatOnlyTheJournalHadIsWrittenAgain: a sync of the segment fails, the
+// fence cannot be saved, and the next process finds all frames in the page cache,
+// which calls them clean. The marks in them count what the journal had made durable.
+func TestRuleL9_WhatOnlyTheJournalHadIsWrittenAgain(t *testing.T) {
+	f := newFleet(t, vfs.NewSimulated(1), 2).open()
+	for range 3 {
+		f.round(2000)
+		for _, l := range f.logs {
+			l.Publish(l.LastIndex())
+		}
+	}
+	f.fs.Inject(func(op vfs.Op, name string) error {
+		if op == vfs.OpSync && strings.Contains(name, "p-0/") || op == vfs.OpWrite && strings.HasSuffix(name, hardStateName) {
+			return errEIO
+		}
+		return nil
+	})
+	f.logs[0].SyncNow()
+	f.jobs.drain()
+	require.ErrorIs(t, f.logs[0].Err(), ErrFenced)
+	f.fs.Inject(nil)
+	for _, l := range f.logs {
+		_ = l.Close(true)
+	}
+	require.NoError(t, f.store.Close())
+	f.open().verify(2000)
+	require.Empty(t, f.journalFiles())
+	f.fs.CrashLoseAll()
+	f.open().verify(2000)
+}
+
 func TestRuleP2_ASyncThatEndsAfterTheFenceVoidsNothing(t *testing.T) {
 	f := newFleet(t, vfs.NewSimulated(1), 2).open()
 	f.round(100)
