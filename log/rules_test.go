@@ -3,6 +3,7 @@ package log
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -836,6 +837,8 @@ func (l *Log) Checkpoint0(t *testing.T) *savedCheckpoint {
 func TestRuleL10_RecordsNeverTakeTheMinimum(t *testing.T) {
 	fs := vfs.NewSimulated(1)
 	r := newRig(t, fs, nil).open()
+	var told strings.Builder
+	r.store.logger = slog.New(slog.NewTextHandler(&told, nil))
 	const least = 50 << 20
 	r.store.o.MinFreeBytes = least
 	fs.SetSpace(100 << 20)
@@ -854,6 +857,13 @@ func TestRuleL10_RecordsNeverTakeTheMinimum(t *testing.T) {
 	require.GreaterOrEqual(t, free, int64(least))
 	require.Greater(t, i, wire.Index(100))
 	require.NoError(t, r.log.Reserve(1000, false), "control entries go on")
+	require.Equal(t, 1, strings.Count(told.String(), "the disk is full: records are refused"), told.String())
+	require.NoError(t, r.store.RefreshSpace())
+	require.NotContains(t, told.String(), "space again")
+	fs.SetSpace(200 << 20)
+	require.NoError(t, r.store.RefreshSpace())
+	require.NoError(t, r.store.RefreshSpace())
+	require.Equal(t, 1, strings.Count(told.String(), "there is space again"), told.String())
 }
 
 func TestRuleL10_LowSpaceRefusesRecordsBeforeTheDiskIsFull(t *testing.T) {

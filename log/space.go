@@ -6,6 +6,7 @@ import (
 	iofs "io/fs"
 	"sync"
 
+	"github.com/lockstepmq/lockstep/segment"
 	"github.com/lockstepmq/lockstep/vfs"
 )
 
@@ -155,7 +156,11 @@ func (s *Store) RefreshSpace() error {
 	low := least > 0 && free < least
 	s.low.Store(low)
 	if low {
+		s.tellShort(free, least)
 		return s.drainPool()
+	}
+	if free >= least+segment.MaxStep && s.short.CompareAndSwap(true, false) {
+		s.logger.Info("there is space again: records are taken", "dir", s.o.Dir, "freeBytes", free, "minFreeBytes", least)
 	}
 	if err := s.reserve.fill(); err != nil || s.reserve.missing() <= 0 {
 		return err
@@ -186,9 +191,18 @@ func (s *Store) keepFree(n int64) error {
 		return nil // the allocation itself will tell
 	}
 	if least := s.minFree(total); free-n < least {
+		s.tellShort(free, least)
 		return fmt.Errorf("%d bytes are free, %d more for records would leave less than the minimum of %d: %w", free, n, least, vfs.ErrNoSpace)
 	}
 	return nil
+}
+
+// tellShort logs, once until there is space again, why producers get DISK_FULL.
+func (s *Store) tellShort(free, least int64) {
+	if s.short.CompareAndSwap(false, true) {
+		s.logger.Warn("the disk is full: records are refused until there is space; delete or shorten the retention of destinations, or free space beside them",
+			"dir", s.o.Dir, "freeBytes", free, "minFreeBytes", least)
+	}
 }
 
 // Low says that free space is below the minimum: records get ErrDiskFull.

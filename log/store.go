@@ -89,6 +89,7 @@ type Store struct {
 
 	fileIDs  atomic.Uint32 // file IDs given out in this run
 	low      atomic.Bool   // free space is below the minimum
+	short    atomic.Bool   // the log was told that records are refused for want of space
 	spaceGen atomic.Uint64 // counts RefreshSpace: failed allocations may be tried again
 
 	poolMu sync.Mutex // not held across I/O
