@@ -73,8 +73,8 @@ func powerCuts(t *testing.T, kind fileSystem) {
 			p.cycle(t, p.random.Int64N(int64(powerWindow)))
 		}
 		p.boot(t)
-		t.Logf("%d power cuts of %d, %d entries synced, %d trims, %.1f s",
-			cuts, *powerCycles, p.acknowledged, p.trims, time.Since(began).Seconds())
+		t.Logf("%d power cuts of %d, %d entries synced, %d syncs by the journal, %d trims, %.1f s",
+			cuts, *powerCycles, p.acknowledged, p.shared, p.trims, time.Since(began).Seconds())
 		require.NotZero(t, p.acknowledged)
 	})
 }
@@ -159,6 +159,7 @@ type powerRun struct {
 	hardState    log.HardState // confirmed
 	first        wire.Index    // confirmed by a trim
 	acknowledged int
+	shared       uint64
 	trims        int
 }
 
@@ -249,6 +250,8 @@ func (p *powerRun) cycle(t testing.TB, window int64) {
 	<-off
 	_ = p.log.Close(false)
 	p.jobs.drain()
+	_, shared, _ := p.store.JournalStats()
+	p.shared += shared
 	_ = p.store.Close()
 	p.unmount(t)
 }
@@ -269,13 +272,17 @@ func (p *powerRun) open(t testing.TB) {
 	p.lives++
 	quiet := slog.New(slog.DiscardHandler)
 	fs := p.mutant.MutateFS(vfs.OS())
-	var err error
-	p.store, err = log.OpenStore(log.StoreOptions{
+	p.jobs = &atOnce{}
+	stored := log.StoreOptions{
 		FS: fs, Dir: filepath.Join(p.mount, "data"), UUID: [16]byte{1}, BootID: fmt.Sprint("boot ", p.lives),
 		MinFreeBytes: -1, ReserveBytes: -1, Logger: quiet,
-	})
+	}
+	if p.lives%2 == 0 { // in every other life what may go through the sync journal does
+		stored.Executor, stored.JournalLogs, stored.JournalBytes = p.jobs, 1, 256<<10
+	}
+	var err error
+	p.store, err = log.OpenStore(stored)
 	require.NoError(t, err)
-	p.jobs = &atOnce{}
 	o := log.Options{
 		Store: p.store, Dir: filepath.Join(p.mount, "data", "partitions", "one"), PartitionID: [16]byte{2}, Incarnation: 1,
 		ReplicaID: 3, SegmentBytes: powerSegment, Executor: p.jobs, Logger: quiet,
