@@ -213,8 +213,9 @@ func (a *accumulator) list() *session {
 }
 
 // take hands the next batch to the writer of s, stamped and counted as in
-// flight. more says whether the accumulator stays registered.
-func (a *accumulator) take(s *session) (b *batch, more bool) {
+// flight. more says whether the accumulator stays registered: without a batch, that
+// the next one has more than largest bytes.
+func (a *accumulator) take(s *session, largest int) (b *batch, more bool) {
 	p := a.producer
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -223,6 +224,9 @@ func (a *accumulator) take(s *session) (b *batch, more bool) {
 	}
 	if a.sendable() {
 		b = a.queue.at(a.inFlight)
+		if b.builder.Size() > largest {
+			return nil, true
+		}
 		if b == a.open {
 			a.open = nil
 		}

@@ -668,3 +668,43 @@ func TestSendErrorsCanBeTold(t *testing.T) {
 	err := error(&SendError{Outcome: Unknown, Err: ErrDeliveryTimeout})
 	require.True(t, errors.Is(err, ErrDeliveryTimeout))
 }
+
+func TestALargeRecordDoesNotWaitForABrokerThatDoesNotRead(t *testing.T) {
+	b := startBroker(t)
+	b.mu.Lock()
+	b.createLocked("d", Topic, wire.Settings{Partitions: 1, MaxRecordBytes: 7 << 20})
+	b.mu.Unlock()
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d")
+	_, errs := sendAll(t, p, nil, "a")
+	require.NoError(t, errs[0])
+
+	stuck, goOn := make(chan struct{}), make(chan struct{})
+	b.setScript(func(*fakeRequest) bool { // called by the goroutine that reads
+		close(stuck)
+		<-goOn
+		return false
+	})
+	var pings sync.WaitGroup
+	pings.Go(func() { _ = c.Ping(t.Context()) })
+	defer pings.Wait()
+	<-stuck
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := p.SendAsync(ctx, &Record{Value: make([]byte, 6<<20)}) // more than a socket takes
+		sent <- err
+	}()
+	select {
+	case err := <-sent:
+		require.NoError(t, err)
+	case <-time.After(3 * time.Second):
+		t.Error("SendAsync waits for the socket")
+	}
+	b.mu.Lock()
+	b.script = nil
+	b.mu.Unlock()
+	close(goOn)
+	require.NoError(t, p.Flush(testContext(t)))
+}

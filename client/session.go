@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -381,7 +382,7 @@ func (s *session) writeLoop() {
 	defer s.wg.Done()
 	for {
 		s.writing.Lock()
-		n, err := s.writeOnce(writeBytes)
+		n, err := s.writeOnce(writeBytes, math.MaxInt)
 		s.writing.Unlock()
 		if err != nil {
 			return
@@ -396,8 +397,10 @@ func (s *session) writeLoop() {
 	}
 }
 
-// nowBytes is the most that is written by the goroutine that brought a record. A
-// socket that nothing is on its way in takes so much without blocking.
+// nowBytes is the most that is written by the goroutine that brought a record, and
+// the largest batch: a socket that nothing is on its way in takes so much without
+// blocking. What is larger waits for a broker that does not read, whatever the
+// sender's ctx says, so the writer sends it.
 const nowBytes = 16 << 10
 
 // writeNow writes what waits on the calling goroutine if no batch is unanswered
@@ -410,7 +413,7 @@ func (s *session) writeNow() {
 		poke(s.wake)
 		return
 	}
-	_, err := s.writeOnce(nowBytes)
+	_, err := s.writeOnce(nowBytes, nowBytes)
 	s.writing.Unlock()
 	s.mu.Lock()
 	more := len(s.ready) > 0 || len(s.control) > 0
@@ -420,11 +423,11 @@ func (s *session) writeNow() {
 	}
 }
 
-// writeOnce gathers and writes about limit bytes. The caller has the right to
-// write. An error has ended the session.
-func (s *session) writeOnce(limit int64) (n int64, err error) {
+// writeOnce gathers and writes about limit bytes, of batches up to largest. The
+// caller has the right to write. An error has ended the session.
+func (s *session) writeOnce(limit int64, largest int) (n int64, err error) {
 	g := &s.g
-	s.gather(g, limit)
+	s.gather(g, limit, largest)
 	if g.size == 0 {
 		return 0, nil
 	}
@@ -442,8 +445,8 @@ func (s *session) writeOnce(limit int64) (n int64, err error) {
 }
 
 // gather collects the requests that wait and batches from the accumulators in
-// turn, one each, until limit bytes are together.
-func (s *session) gather(g *gathered, limit int64) {
+// turn, one each, until limit bytes are together or a batch is above largest.
+func (s *session) gather(g *gathered, limit int64, largest int) {
 	g.batches, g.starts = g.batches[:0], g.starts[:0]
 	g.backing = g.backing[:0]
 
@@ -466,7 +469,11 @@ func (s *session) gather(g *gathered, limit int64) {
 				kept += copy(g.ready[kept:], g.ready[i:])
 				break
 			}
-			b, more := a.take(s)
+			b, more := a.take(s, largest)
+			if full = b == nil && more; full { // it is too large
+				kept += copy(g.ready[kept:], g.ready[i:])
+				break
+			}
 			if more {
 				g.ready[kept] = a
 				kept++
