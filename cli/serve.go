@@ -55,6 +55,7 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 	flags := c.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&cfg.DataDir, "data", defaultData, "`directory` for everything that must survive; made if it is missing")
+	flags.BoolVar(&cfg.AllowNetworkFS, "allow-network-fs", false, "let the directory be on a network or FUSE file system, where reads can hang or fail")
 	flags.StringVar(&cfg.Listen, "listen", defaultServer, "address for clients, as `host:port`; port 0 = any free one")
 	flags.StringVar(&cfg.HTTP, "http", defaultHTTP, "address of /healthz and /metrics, as `host:port`, or off")
 	flags.BoolVar(&cfg.Bootstrap, "bootstrap", false, "found a new cluster if the directory is empty; on loopback that needs no saying")

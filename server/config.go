@@ -19,6 +19,9 @@ const MaxPartitions = cluster.MaxPartitions
 type Config struct {
 	// DataDir holds everything that must survive. Default "lockstep-data".
 	DataDir string
+	// AllowNetworkFS lets DataDir be on a network or FUSE file system, which is
+	// refused otherwise: what is mapped there can fault for want of a network.
+	AllowNetworkFS bool
 	// Listen is the address for clients. Default "127.0.0.1:7400".
 	Listen string
 	// Bootstrap allows an empty DataDir to become a new cluster where Listen is not
@@ -55,6 +58,7 @@ type Config struct {
 	ScrubInterval time.Duration
 
 	fs           vfs.FS
+	kindOf       func(dir string) (vfs.Kind, error) // of the file system, if fs is nil
 	memoryFS     vfs.FS
 	bootID       string
 	stopPatience time.Duration
@@ -79,6 +83,9 @@ func (c Config) withDefaults() (Config, error) {
 	c.ScrubInterval = cmp.Or(c.ScrubInterval, 24*time.Hour)
 	c.RetentionPeriod = cmp.Or(c.RetentionPeriod, retentionPeriod)
 	c.stopPatience = cmp.Or(c.stopPatience, stopPatience)
+	if c.kindOf == nil {
+		c.kindOf = vfs.KindOf
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

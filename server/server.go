@@ -42,6 +42,9 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		if err := prepareDataDir(cfg.DataDir); err != nil {
 			return nil, err
 		}
+		if err := checkFileSystem(cfg); err != nil {
+			return nil, err
+		}
 		cfg.fs = vfs.OS()
 	}
 	if cfg.bootID == "" {
@@ -196,6 +199,31 @@ func prepareDataDir(dir string) error {
 		return fmt.Errorf("data directory %s cannot be written: %w; mend its permissions or mount, or choose another with --data", dir, withoutPath(err))
 	}
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
+// checkFileSystem refuses a data directory whose bytes are on another machine or in
+// the hands of a user process. Segments are mapped: there a page fault can hang or
+// fail, and a sync promises what somebody else has promised.
+func checkFileSystem(cfg Config) error {
+	kind, err := cfg.kindOf(cfg.DataDir)
+	if err != nil {
+		return fmt.Errorf("data directory %s: %w", cfg.DataDir, err)
+	}
+	what := ""
+	switch {
+	case kind.Network:
+		what = "a network file system"
+	case kind.FUSE:
+		what = "a file system that a user process serves"
+	default:
+		return nil
+	}
+	if !cfg.AllowNetworkFS {
+		return fmt.Errorf("data directory %s is on %s, %s: reads there can hang or fail, and syncs may promise nothing; choose a local disk with --data, or insist with --allow-network-fs",
+			cfg.DataDir, kind.Name, what)
+	}
+	cfg.Logger.Warn("the data directory is on "+what+": reads there can hang or fail, and syncs may promise nothing", "data", cfg.DataDir, "filesystem", kind.Name)
+	return nil
 }
 
 func explainOpen(dir string, err error) error {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -41,6 +42,40 @@ func TestABrokerWhoseLoopsEndEndsToo(t *testing.T) {
 	require.NoError(t, again.Close(t.Context()))
 	<-again.Done()
 	require.NoError(t, again.Err(), "a shutdown that was asked for is none")
+}
+
+// A directory whose bytes are elsewhere is refused before anything is written to it,
+// unless somebody insists, and that is in the log.
+func TestNetworkFileSystemsAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		kind vfs.Kind
+		what string
+	}{
+		{"another machine's", vfs.Kind{Name: "nfs", Network: true}, "nfs, a network file system"},
+		{"a user process's", vfs.Kind{Name: "fuse", FUSE: true}, "fuse, a file system that a user process serves"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			log := &lockedBuffer{}
+			cfg := Config{
+				DataDir: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", HTTP: "off",
+				Logger: slog.New(slog.NewTextHandler(log, nil)),
+				kindOf: func(string) (vfs.Kind, error) { return c.kind, nil },
+			}
+			_, err := Start(t.Context(), cfg)
+			require.EqualError(t, err, "data directory "+cfg.DataDir+" is on "+c.what+
+				": reads there can hang or fail, and syncs may promise nothing; choose a local disk with --data, or insist with --allow-network-fs")
+			names, err := vfs.OS().List(cfg.DataDir)
+			require.NoError(t, err)
+			require.Empty(t, names)
+
+			cfg.AllowNetworkFS = true
+			s, err := Start(t.Context(), cfg)
+			require.NoError(t, err)
+			require.NoError(t, s.Close(t.Context()))
+			require.Contains(t, log.String(), "reads there can hang or fail")
+		})
+	}
 }
 
 // HTTP connections come out of the descriptors that storage needs: few are accepted.
