@@ -293,3 +293,31 @@ func TestRuleL8_ADamagedCommandIsNotLeftOut(t *testing.T) {
 	require.ErrorIs(t, err, log.ErrCorrupt)
 	require.ErrorContains(t, err, "the body of a control entry above the newest checkpoint is damaged; restore the file "+flipped+" (position ")
 }
+
+// handedBack is a job that the store's journal hands back late.
+type handedBack struct{ ran, told chan struct{} }
+
+func (j handedBack) Run()  { close(j.ran) }
+func (j handedBack) Done() { close(j.told) }
+
+// What comes back to a partition while its log is being closed waits for that: two
+// would change the log at once.
+func TestAPartitionThatIsClosedTakesNoTurns(t *testing.T) {
+	b := testBroker(t, vfs.NewSimulated(1))
+	createOrders(t, b)
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	r := orders(t, b, 0)
+	r.askStop(wire.CodeShuttingDown)
+	<-r.stopped
+	j := handedBack{make(chan struct{}), make(chan struct{})}
+	r.Submit(j)
+	<-j.ran
+	r.ask(requestSync)
+	select {
+	case <-j.told:
+		t.Error("a turn was taken")
+	case <-time.After(50 * time.Millisecond):
+	}
+	require.NoError(t, b.close())
+	<-j.told
+}

@@ -22,7 +22,7 @@ type metadataReplica struct {
 	reported   bool        // owner only: the fence was logged
 	stalled    atomic.Bool // it lacks space or descriptors to elect or to write
 	stopping   atomic.Bool
-	stopped    chan struct{}
+	stopped    chan struct{} // when it is closed, the right is that of stop
 
 	// For the durable mark of a group that has come to rest (RULES L2).
 	seen   *log.Watermark                // keepTime's, as of the last tick
@@ -141,7 +141,7 @@ func (m *metadataReplica) finishStop() {
 	case <-m.stopped:
 	default:
 		if !m.busy() {
-			close(m.stopped)
+			m.ended = m.stopped
 		}
 	}
 }
@@ -151,5 +151,6 @@ func (m *metadataReplica) stop() error {
 	m.stopping.Store(true)
 	m.schedule()
 	<-m.stopped
+	defer m.release(true)
 	return recovered(m.logger, "closing", func() error { return m.records.Close(m.group.Err() == nil) })
 }

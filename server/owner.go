@@ -29,6 +29,7 @@ type owner struct {
 	disk   *blockingPool
 	logger *slog.Logger
 
+	ended    chan struct{}         // set by a turn: it is the last, and who waits for the channel has the right then
 	panicked atomic.Pointer[error] // the first panic
 	mu       sync.Mutex
 	jobs     []log.Job // finished, not yet told
@@ -96,6 +97,11 @@ func (o *owner) run() {
 	again := false
 	if !o.guard("a turn", func() { again = o.turn() }) {
 		again = true // to fence
+	}
+	if ended := o.ended; ended != nil {
+		o.ended = nil
+		close(ended)
+		return
 	}
 	o.release(again)
 }

@@ -55,7 +55,7 @@ type partitionReplica struct {
 	stopping   bool
 	stopAsked  bool           // askStop's
 	stopCode   wire.ErrorCode // set before requestStop
-	stopped    chan struct{}
+	stopped    chan struct{}  // when it is closed, the right is that of finish
 
 	parkedMu sync.Mutex
 	parked   map[waiter]struct{}
@@ -219,7 +219,7 @@ func (r *partitionReplica) finishStop() {
 	default:
 	}
 	if !r.busy() {
-		close(r.stopped)
+		r.ended = r.stopped
 	}
 }
 
@@ -247,9 +247,11 @@ func (r *partitionReplica) askStop(code wire.ErrorCode) {
 	r.ask(requestStop)
 }
 
-// finish is the second half of stop.
+// finish is the second half of stop. It has the owner's right while it closes the
+// log: the store's journal may hand a sync back meanwhile, or ask for one.
 func (r *partitionReplica) finish() error {
 	<-r.stopped
+	defer r.release(true)
 	defer r.part.Forget()
 	return recovered(r.logger, "closing", func() error { return r.records.Close(r.group.Err() == nil) })
 }
