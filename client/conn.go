@@ -158,6 +158,7 @@ func (c *Conn) keepAlive(s *session) {
 		case <-s.done:
 			return
 		case <-c.ctx.Done():
+			s.sendControl()
 			s.fail(ErrClosed)
 			<-s.done
 			return

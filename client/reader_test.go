@@ -264,6 +264,26 @@ func TestDamageIsReportedWithItsPlaceAndEndsTheReader(t *testing.T) {
 	require.Equal(t, []wire.ReportDamage{{Handle: 1, Offset: 2}}, b.reports)
 }
 
+// Who gives up over damaged bytes still tells the broker of them.
+func TestDamageIsReportedByAConnectionThatIsClosedAtOnce(t *testing.T) {
+	for range 20 {
+		b := startBroker(t)
+		p := b.create("d", Topic, 1).partitions[0]
+		b.fill(p, NoCompression, 1)
+		p.log[len(p.log)-20] ^= 1
+		c := connect(t, b)
+		_, err := newTestReader(t, c, "d").Next(testContext(t))
+		var corrupt *CorruptError
+		require.ErrorAs(t, err, &corrupt)
+		require.NoError(t, c.Close())
+		require.Eventually(t, func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return len(b.reports) == 1
+		}, 5*time.Second, time.Millisecond)
+	}
+}
+
 func TestDamageThatTheBrokerKnowsTellsWhereToGoOn(t *testing.T) {
 	b := startBroker(t)
 	d := b.create("d", Topic, 1)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -442,6 +443,19 @@ func (s *session) writeOnce(limit int64, largest int) (n int64, err error) {
 	clear(g.batches)
 	clear(g.backing)
 	return n, err
+}
+
+// goodbyeTimeout is how long a connection that is being closed may take for what
+// was said and not yet written.
+const goodbyeTimeout = 100 * time.Millisecond
+
+// sendControl writes what waits besides batches, before the session is ended: a
+// report of damage is worth most when the one who met it gives up over it.
+func (s *session) sendControl() {
+	s.conn.SetWriteDeadline(time.Now().Add(goodbyeTimeout)) // also for a write that hangs
+	s.writing.Lock()
+	s.writeOnce(0, 0) // without batches; an error has ended the session
+	s.writing.Unlock()
 }
 
 // gather collects the requests that wait and batches from the accumulators in
