@@ -240,7 +240,7 @@ func (a *app) printComparisons(all []*bench.Comparison) error {
 		}
 	}
 	return a.printTable([]string{
-		"workload", "subject", "records/s", "MB/s", "p50", "p99", "server µs/rec", "client µs/rec", "allocs/rec", "anon MiB", "ratio",
+		"workload", "subject", "records/s", "MB/s", "p50", "p99", "server us/rec", "client us/rec", "allocs/rec", "anon MiB", "ratio",
 	}, slices.Clip(rows))
 }
 
