@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -269,6 +270,37 @@ func TestProduceFlushesWhatItHasReadWhenInterrupted(t *testing.T) {
 	require.Contains(t, got.stderr, `2 records (11 B) acknowledged by topic "events" in `)
 	require.Contains(t, got.stderr, "; lines 1 to 2 are stored; continue with: tail -n +3 FILE | lockstep produce events --linger 1h --timeout 2h\n")
 	require.Equal(t, "first\nsecond\n", must(t, at(address, ""), "consume", "events", "-e"))
+}
+
+// A disk that stays full, or a broker that is away, does not keep a command that
+// is interrupted: neither while it reads nor when it has read everything.
+func TestProduceThatWaitsEndsSoonWhenInterrupted(t *testing.T) {
+	s, err := server.Start(context.Background(), server.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: 1 << 60})
+	require.NoError(t, err)
+	defer s.Close(context.Background())
+	must(t, at(s.Addr(), ""), "topic", "create", "events")
+	for _, whole := range []bool{false, true} {
+		r, w := io.Pipe()
+		ctx, cancel := context.WithCancelCause(context.Background())
+		done := make(chan outcome)
+		sh := at(s.Addr(), "")
+		sh.stdin = r
+		go func() { done <- sh.run(ctx, "produce", "events", "--timeout", "2h") }()
+		_, err = io.WriteString(w, "first\nsecond\n")
+		require.NoError(t, err)
+		if whole {
+			require.NoError(t, w.Close())
+		}
+		time.Sleep(200 * time.Millisecond) // it waits for acknowledgements
+		started := time.Now()
+		cancel(errInterrupted)
+		got := <-done
+		w.Close()
+		require.Less(t, time.Since(started), 5*time.Second)
+		require.Equal(t, 130, got.code)
+		require.Contains(t, got.stderr, "lockstep: line 1: ")
+		require.Contains(t, got.stderr, "interrupted before the broker acknowledged it")
+	}
 }
 
 func TestConsumeWaitsForMoreAndEndsQuietlyWithItsReader(t *testing.T) {

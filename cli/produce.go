@@ -31,8 +31,12 @@ const (
 // in bytes. When it is reached, reading waits.
 const produceBufferBytes = 16 << 20
 
-// interruptedFlushTimeout bounds the flush after SIGINT.
-const interruptedFlushTimeout = 10 * time.Second
+// stoppedFlushTimeout bounds the flush after a record has failed.
+const stoppedFlushTimeout = 10 * time.Second
+
+// interruptedFlushTimeout bounds the flush from SIGINT or SIGTERM on, whatever it
+// waits for: a broker that is away or a full disk must not keep the command.
+const interruptedFlushTimeout = 1500 * time.Millisecond
 
 func (a *app) produceCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -49,7 +53,7 @@ Lines are read as they are sent, at most 8 MiB each. A broker that is away or ha
 full disk is waited for, at most --timeout for a record. The first record that fails
 ends the command with its line, whether it was stored ("not sent": it is in no
 partition, "outcome unknown": it may be), and the command that goes on from there.
-SIGINT stops reading and waits for what was read.`,
+SIGINT stops reading and waits for what was read, 1.5 s at most.`,
 		Example: `  lockstep produce orders < access.log
   printf 'k1:first\nk2:second\n' | lockstep produce orders -K :
   lockstep produce orders --file invoice-1.pdf invoice-2.pdf -H type=application/pdf`,
@@ -190,6 +194,10 @@ func (p *produceRun) run(ctx context.Context) error {
 	p.mu.Unlock()
 	if failed != nil {
 		err = p.explain(failed)
+		if errors.Is(failed.err, client.ErrClosed) && ctx.Err() != nil {
+			fmt.Fprintf(a.stderr, "lockstep: %v\n", err)
+			return interruptedOr(ctx, err)
+		}
 	} else if bad := (*recordError)(nil); errors.As(err, &bad) {
 		err = fmt.Errorf("%s%s", bad.text, p.goOn(bad.number))
 	}
@@ -335,20 +343,21 @@ func (p *produceRun) send(ctx context.Context) error {
 	return nil
 }
 
-// flush waits for everything that was sent.
-func (p *produceRun) flush(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+// flush waits for everything that was sent; after interrupted is done, not for long.
+func (p *produceRun) flush(interrupted context.Context) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(interrupted))
 	defer cancel()
 	limit := p.timeout.value
-	if p.interrupted() {
-		limit = min(limit, interruptedFlushTimeout)
+	if p.isStopped() {
+		limit = min(limit, stoppedFlushTimeout)
 	}
 	timer := time.AfterFunc(limit+limit/8+time.Second, cancel) // the producer may be so late
 	defer timer.Stop()
+	defer context.AfterFunc(interrupted, func() { timer.Reset(interruptedFlushTimeout) })()
 	return p.producer.Close(ctx)
 }
 
-func (p *produceRun) interrupted() bool {
+func (p *produceRun) isStopped() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stopped
@@ -495,7 +504,10 @@ func (p *produceRun) explain(e *recordError) error {
 	if errors.As(e.err, &sendError) {
 		reason = sendError.Err
 	}
-	text := p.app.explain(&failure{doing: "produce to", destination: p.destination, kind: p.words, err: reason})
+	text := "interrupted before the broker acknowledged it"
+	if !errors.Is(reason, client.ErrClosed) {
+		text = p.app.explain(&failure{doing: "produce to", destination: p.destination, kind: p.words, err: reason})
+	}
 	said := "not sent"
 	switch outcomeOf(e.err) {
 	case client.Unknown:
