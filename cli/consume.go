@@ -167,9 +167,10 @@ func (r *consumeRun) copy(ctx context.Context, reader *client.Reader) error {
 	out := newOutputQueue(r.app.stdout)
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// Without these, a quiet partition would keep the command alive after the
+	// reader of its output has gone.
+	go out.watch(cancel)
 	go func() {
-		// Without this, a quiet partition would keep the command alive after the
-		// reader of its output has gone and a write has told so.
 		select {
 		case <-out.failed():
 			cancel()

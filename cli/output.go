@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -105,6 +106,10 @@ func terminalWidth(w any) int {
 // reached, append blocks.
 const outputQueueBytes = 1 << 20
 
+// outputWatchInterval is how long a command with nothing to write lives on after
+// the reader of its output has gone.
+const outputWatchInterval = 200 * time.Millisecond
+
 // outputQueue gathers output while the previous piece is being written. One
 // goroutine writes whatever is there as soon as there is something: nothing
 // waits for a timer when records come slowly, and a fast stream is written in
@@ -145,6 +150,46 @@ func (q *outputQueue) append(fill func(dst []byte) []byte) error {
 		q.changed.Broadcast()
 	}
 	return nil
+}
+
+// watch ends when nobody reads the output any more, which no write has told yet,
+// and calls gone; or when the queue has ended.
+func (q *outputQueue) watch(gone func()) {
+	f, ok := q.w.(*os.File)
+	if !ok {
+		return
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	ticker := time.NewTicker(outputWatchInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-q.done:
+			return
+		case <-ticker.C:
+		}
+		closed := false
+		err := raw.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd)}} // errors are always told
+			n, err := unix.Poll(fds, 0)
+			closed = err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+		})
+		if err != nil {
+			return
+		}
+		if closed {
+			q.mu.Lock()
+			if q.err == nil {
+				q.err = errOutputClosed
+			}
+			q.mu.Unlock()
+			gone()
+			return
+		}
+	}
 }
 
 func (q *outputQueue) run() {
