@@ -11,6 +11,9 @@
 //
 // Each takes a context, connects, creates what it needs, measures and returns a
 // Result. Cancelling the context ends it early with the context's error.
+// Some named workloads find figures instead, see Figure: what a broker needs to
+// start, and what it uses at rest.
+//
 // Where a destination was not named, a topic of a fresh name is made for the run
 // and removed after it.
 //
@@ -47,6 +50,9 @@ type Target struct {
 	// ServerAnonymous returns the broker's resident anonymous memory, in bytes.
 	// Nil: not known.
 	ServerAnonymous func() (int64, error)
+	// ServerResident returns all of the broker's resident memory, in bytes: with what
+	// it has mapped. Nil: not known.
+	ServerResident func() (int64, error)
 }
 
 // Destination is where records go. An empty Name means a topic of a fresh name

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -27,7 +28,9 @@ type Comparison struct {
 	Workload string    `json:"workload"`
 	About    string    `json:"about"`
 	Rounds   int       `json:"rounds"`
-	Subjects []Summary `json:"subjects"`
+	Subjects []Summary `json:"subjects,omitempty"`
+	// Figures are medians, of a workload without a reference, and then all there is.
+	Figures []Figure `json:"figures,omitempty"`
 	// Ratio is the median over the rounds of the first subject's figure divided by
 	// the last one's: of records per second, in an open loop of median latencies.
 	Ratio *float64 `json:"ratio,omitempty"`
@@ -57,6 +60,9 @@ func Compare(ctx context.Context, w Workload, o CompareOptions) (*Comparison, er
 	}
 	if !(o.Scale > 0) || o.Scale > 100 {
 		return nil, optionError("scale %v: above 0, at most 100", o.Scale)
+	}
+	if w.Reference == "" {
+		return w.compareFigures(ctx, o)
 	}
 	found := make([][]*Result, len(o.Subjects))
 	for range o.Rounds {
@@ -94,6 +100,33 @@ func Compare(ctx context.Context, w Workload, o CompareOptions) (*Comparison, er
 	return c, nil
 }
 
+// compareFigures measures a workload without a reference.
+func (w Workload) compareFigures(ctx context.Context, o CompareOptions) (*Comparison, error) {
+	if !slices.Equal(o.Subjects, []string{string(Lockstep)}) {
+		return nil, optionError("%s stands beside its goals; compare it with nothing", w.Name)
+	}
+	c := &Comparison{Workload: w.Name, About: w.About, Rounds: o.Rounds}
+	values := make(map[string][]float64)
+	for range o.Rounds {
+		figures, err := w.scaled(o.Scale).onceStanding(ctx, o)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", w.Name, err)
+		}
+		c.Figures = figures
+		for _, f := range figures {
+			values[f.Name] = append(values[f.Name], f.Value)
+		}
+	}
+	for i := range c.Figures {
+		f := &c.Figures[i]
+		f.Value = median(values[f.Name])
+		if o.Scale != 1 {
+			f.Goal = 0
+		}
+	}
+	return c, nil
+}
+
 // against finds what a name stands for: a subject of w, or another workload.
 func (w Workload) against(name string) (Workload, Subject, error) {
 	switch s := Subject(name); s {
@@ -109,7 +142,7 @@ func (w Workload) against(name string) (Workload, Subject, error) {
 	if err != nil {
 		return w, "", optionError("there is nothing named %q to compare with; use floor, floor-log or another workload", name)
 	}
-	if (other.kind == latencyWorkload) != (w.kind == latencyWorkload) {
+	if other.Reference == "" || (other.kind == latencyWorkload) != (w.kind == latencyWorkload) {
 		return w, "", optionError("%s and %s measure different things", w.Name, other.Name)
 	}
 	return other, Lockstep, nil
@@ -125,12 +158,18 @@ func (w Workload) once(ctx context.Context, s Subject, o CompareOptions) (result
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if stopErr := running.Stop(); err == nil {
-			err = stopErr
-		}
-	}()
+	defer func() { err = errors.Join(err, running.Stop()) }()
 	return w.run(ctx, launch, running.Target, o.Progress)
+}
+
+// onceStanding starts a broker, measures its figures and stops it.
+func (w Workload) onceStanding(ctx context.Context, o CompareOptions) (figures []Figure, err error) {
+	running, err := o.Start(ctx, w.launch(Lockstep, o.Dir))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, running.Stop()) }()
+	return w.stand(ctx, running, o.Progress)
 }
 
 func summary(name string, all []*Result) Summary {

@@ -83,16 +83,22 @@ func FromMetrics(address, metric string) func(context.Context) (float64, error) 
 
 // AnonymousOfProcess reads how much anonymous memory another process of this
 // machine has resident, in bytes.
-func AnonymousOfProcess(pid int) func() (int64, error) {
+func AnonymousOfProcess(pid int) func() (int64, error) { return memoryOfProcess(pid, "RssAnon:") }
+
+// ResidentOfProcess reads how much memory another process of this machine has
+// resident, in bytes, with what it has mapped: its binary and parts of segments.
+func ResidentOfProcess(pid int) func() (int64, error) { return memoryOfProcess(pid, "VmRSS:") }
+
+func memoryOfProcess(pid int, field string) func() (int64, error) {
 	name := fmt.Sprintf("/proc/%d/status", pid)
 	return func() (int64, error) {
 		status, err := os.ReadFile(name)
 		if err != nil {
 			return 0, err
 		}
-		_, rest, found := strings.Cut(string(status), "RssAnon:")
+		_, rest, found := strings.Cut(string(status), field)
 		if !found {
-			return 0, fmt.Errorf("%s has no RssAnon", name)
+			return 0, fmt.Errorf("%s has no %s", name, field)
 		}
 		line, _, _ := strings.Cut(rest, "\n")
 		kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(line), "kB")), 10, 64)

@@ -35,8 +35,12 @@ type Launch struct {
 
 // Running is a started subject, a process of its own.
 type Running struct {
-	Target
-	Stop func() error
+	Target // of the process that runs now
+	Stop   func() error
+	// Restart ends a broker, cleanly or with SIGKILL, starts it again on the same
+	// directory and replaces Target. It returns once the broker says that it is
+	// ready, with the time at which its process was started.
+	Restart func(ctx context.Context, kill bool) (started time.Time, err error)
 }
 
 // Starter starts a subject of its own for one measurement.
@@ -49,6 +53,10 @@ const (
 	produceWorkload workloadKind = iota
 	consumeWorkload
 	latencyWorkload
+	// The following find figures that stand beside a goal, see Figure.
+	restartWorkload
+	idlePartitionsWorkload
+	idleClientsWorkload
 )
 
 // Workload is one of the named loads of docs/performance.md.
@@ -56,7 +64,8 @@ type Workload struct {
 	Name  string
 	About string
 	// Reference is what it stands beside unless somebody asks for another: a
-	// floor, or the name of another workload.
+	// floor, or the name of another workload. Empty: its figures are no rates and
+	// stand beside goals of their own, see Figure.
 	Reference string
 	// Goal is the ratio to Reference that the broker is meant to reach: of rates at
 	// least, of the median latency of an open loop at most. 0: none.
@@ -68,6 +77,7 @@ type Workload struct {
 	producers  int
 	inFlight   int
 	partitions uint32
+	clients    int // idle ones
 	sync       wire.SyncMode
 	rate       float64
 	duration   time.Duration
@@ -97,6 +107,12 @@ var Workloads = []Workload{
 		records: 400_000, size: 100, producers: 64, inFlight: 1, sync: wire.SyncOS},
 	{Name: "W7f", About: "W7 synced before the answer", Reference: "floor-log", Goal: 1.5,
 		records: 200_000, size: 100, producers: 64, inFlight: 1},
+	{Name: "restart", About: "start on 10 GiB in 100 partitions, after a clean stop and after SIGKILL",
+		kind: restartWorkload, records: 10 << 20, size: 1 << 10, producers: 100, inFlight: 256, partitions: 100},
+	{Name: "idle-partitions", About: "memory and CPU time at rest with 1,000 partitions written once",
+		kind: idlePartitionsWorkload, size: 100, partitions: 1000, duration: 10 * time.Second},
+	{Name: "idle-clients", About: "memory and CPU time at rest with 1,000 clients connected",
+		kind: idleClientsWorkload, clients: 1000, duration: 10 * time.Second},
 }
 
 // FindWorkload looks a workload up by its name.
@@ -114,6 +130,12 @@ func FindWorkload(name string) (Workload, error) {
 
 // scaled returns the workload with its count or its time multiplied.
 func (w Workload) scaled(scale float64) Workload {
+	switch w.kind {
+	case idlePartitionsWorkload:
+		w.partitions = max(uint32(float64(w.partitions)*scale), 1)
+	case idleClientsWorkload:
+		w.clients = max(int(float64(w.clients)*scale), 1)
+	}
 	w.records = max(int64(float64(w.records)*scale), int64(w.producers))
 	w.duration = max(time.Duration(float64(w.duration)*scale), 100*time.Millisecond)
 	return w

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +37,11 @@ func (a *app) newCompareFlags(c *cobra.Command, rounds int) *compareFlags {
 func (a *app) benchRunCommand() *cobra.Command {
 	var about strings.Builder
 	for _, w := range bench.Workloads {
-		fmt.Fprintf(&about, "\n  %-5s %s; beside %s", w.Name, w.About, w.Reference)
+		beside := w.Reference
+		if beside == "" {
+			beside = "goals"
+		}
+		fmt.Fprintf(&about, "\n  %-15s %s; beside %s", w.Name, w.About, beside)
 	}
 	c := &cobra.Command{
 		Use:   "run WORKLOAD...|all",
@@ -45,7 +49,9 @@ func (a *app) benchRunCommand() *cobra.Command {
 		Long: `Measure named workloads beside what the machine allows. Broker and reference are
 measured in turns, each started anew on a directory of its own, and medians are
 printed. The floor answers from memory; the floor-log also checks and stores, and
-syncs where the workload does: see bench floor.
+syncs where the workload does: see bench floor. The workloads without a reference
+find figures that have goals, which are shown at --scale 1. At that scale restart
+fills 10 GiB of disk in every round.
 
 Workloads:` + about.String(),
 		Example: `  lockstep bench run W7 --scale 0.01 --rounds 1
@@ -56,13 +62,14 @@ Workloads:` + about.String(),
 	vs := c.Flags().String("vs", "", "`reference`: floor, floor-log, another workload, or none; without it the workload's own")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return f.run(c, args, func(w bench.Workload) []string {
-			switch *vs {
-			case "":
-				return []string{string(bench.Lockstep), w.Reference}
-			case "none":
+			reference := *vs
+			if reference == "" {
+				reference = w.Reference
+			}
+			if reference == "" || reference == "none" {
 				return []string{string(bench.Lockstep)}
 			}
-			return []string{string(bench.Lockstep), *vs}
+			return []string{string(bench.Lockstep), reference}
 		})
 	}
 	return c
@@ -176,7 +183,13 @@ func (a *app) startSubject(ctx context.Context, l bench.Launch) (*bench.Running,
 	if err != nil {
 		return nil, err
 	}
-	return &bench.Running{Target: child.target(), Stop: child.stop}, nil
+	running := &bench.Running{Target: child.target(), Stop: child.stop}
+	running.Restart = func(ctx context.Context, kill bool) (time.Time, error) {
+		started, err := a.restart(ctx, child, kill)
+		running.Target = child.target()
+		return started, err
+	}
+	return running, nil
 }
 
 // floorFlags make this process a floor. They are hidden: bench starts it so.
@@ -217,8 +230,18 @@ func (a *app) serveFloor(ctx context.Context, f floorFlags) error {
 
 // printComparisons writes comparisons for people.
 func (a *app) printComparisons(all []*bench.Comparison) error {
-	var rows [][]string
+	var rows, figures [][]string
 	for _, c := range all {
+		for i, f := range c.Figures {
+			name, goal := c.Workload, ""
+			if i > 0 {
+				name = ""
+			}
+			if f.Goal > 0 {
+				goal = "at most " + figureText(f.Unit, f.Goal)
+			}
+			figures = append(figures, []string{name, f.Name, figureText(f.Unit, f.Value), goal})
+		}
 		for i, s := range c.Subjects {
 			name := c.Workload
 			if i > 0 {
@@ -239,9 +262,27 @@ func (a *app) printComparisons(all []*bench.Comparison) error {
 			})
 		}
 	}
-	return a.printTable([]string{
-		"workload", "subject", "records/s", "MB/s", "p50", "p99", "server us/rec", "client us/rec", "allocs/rec", "anon MiB", "ratio",
-	}, slices.Clip(rows))
+	if len(rows) > 0 {
+		err := a.printTable([]string{
+			"workload", "subject", "records/s", "MB/s", "p50", "p99", "server us/rec", "client us/rec", "allocs/rec", "anon MiB", "ratio",
+		}, rows)
+		if err != nil || len(figures) == 0 {
+			return err
+		}
+		fmt.Fprintln(a.stdout)
+	}
+	return a.printTable([]string{"workload", "figure", "value", "goal"}, figures)
+}
+
+// figureText is a figure for people.
+func figureText(unit string, v float64) string {
+	switch unit {
+	case bench.UnitBytes:
+		return fmt.Sprintf("%.1f MiB", v/(1<<20))
+	case bench.UnitSeconds:
+		return fmt.Sprintf("%.3f s", v)
+	}
+	return fmt.Sprintf("%.1f %s", v, unit)
 }
 
 // number is a figure in a unit, or a dash where it is not known.

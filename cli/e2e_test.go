@@ -408,6 +408,55 @@ func TestBenchmarksOnAnEmbeddedBroker(t *testing.T) {
 	}
 }
 
+// The broker is a process of its own, which is stopped, killed and started again.
+func TestBenchRunFindsFiguresThatAreNoRates(t *testing.T) {
+	t.Setenv(childVariable, "1")
+	dir := t.TempDir()
+	out := must(t, shell{}, "bench", "run", "restart", "idle-partitions", "idle-clients", "--scale", "0.001", "--rounds", "1", "--dir", dir, "--json")
+	var found []bench.Comparison
+	require.NoError(t, json.Unmarshal([]byte(out), &found))
+	require.Len(t, found, 3)
+	var names []string
+	for _, c := range found {
+		for _, f := range c.Figures {
+			names = append(names, c.Workload+" "+f.Name)
+			if f.Name != "resident_growth" && f.Name != "cpu_at_rest" { // these may be nothing in so short a time
+				require.Positive(t, f.Value, "%s %+v", c.Workload, f)
+			}
+		}
+	}
+	require.Equal(t, []string{
+		"restart clean_start", "restart killed_start", "idle-partitions resident", "idle-partitions cpu_at_rest",
+		"idle-clients resident_growth", "idle-clients cpu_at_rest",
+	}, names)
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left, "the broker's directory is removed")
+
+	got := shell{}.run(t.Context(), "bench", "run", "restart", "--vs", "floor")
+	require.Equal(t, 2, got.code)
+	require.Contains(t, got.stderr, "lockstep: invalid option: restart stands beside its goals; compare it with nothing (see lockstep bench run --help)")
+}
+
+func TestRatesAndFiguresArePrintedApart(t *testing.T) {
+	var out bytes.Buffer
+	ratio := 0.5
+	require.NoError(t, shell{}.app(&out, io.Discard).printComparisons([]*bench.Comparison{
+		{Workload: "W7", Subjects: []bench.Summary{{Subject: "lockstep", RecordsPerS: 10}}, Ratio: &ratio},
+		{Workload: "restart", Figures: []bench.Figure{{Name: "clean_start", Unit: "s", Value: 0.25, Goal: 2}}},
+		{Workload: "idle-clients", Figures: []bench.Figure{
+			{Name: "resident_growth", Unit: "bytes", Value: 1 << 20, Goal: 50 << 20}, {Name: "cpu_at_rest", Unit: "ms/s", Value: 1.5},
+		}},
+	}))
+	_, figures, found := strings.Cut(out.String(), "\n\n")
+	require.True(t, found, out.String())
+	require.Equal(t, `WORKLOAD      FIGURE           VALUE     GOAL
+restart       clean_start      0.250 s   at most 2.000 s
+idle-clients  resident_growth  1.0 MiB   at most 50.0 MiB
+              cpu_at_rest      1.5 ms/s
+`, figures)
+}
+
 // keyBytes is the size of the keys "key-0" to "key-6" in a result.
 func keyBytes(r bench.Result) int64 {
 	if keys, _ := r.Settings["keys"].(float64); keys > 0 && r.Benchmark == "produce" {

@@ -20,6 +20,9 @@ const (
 	embeddedStartTimeout = 20 * time.Second
 	// embeddedStopTimeout bounds its clean stop; then it is killed.
 	embeddedStopTimeout = 5 * time.Second
+	// restartStopTimeout bounds a clean stop whose end matters: beyond what the broker
+	// allows itself.
+	restartStopTimeout = shutdownTimeout + 5*time.Second
 	// embeddedLogBytes is how much of its log is kept to explain a failure.
 	embeddedLogBytes = 4 << 10
 )
@@ -28,6 +31,8 @@ const (
 // process, on free ports and a temporary directory, so that the CPU time of
 // broker and load generator can be told apart.
 type embedded struct {
+	what    string // for errors
+	args    []string
 	address string // of clients
 	http    string // of metrics; empty: none
 	command *exec.Cmd
@@ -53,27 +58,38 @@ func (a *app) startEmbedded(ctx context.Context, dir string) (*embedded, error) 
 // startChild starts this binary with the given arguments, which get a directory
 // of their own below dir, and waits for its ready line.
 func (a *app) startChild(ctx context.Context, what, dir string, args func(data string) []string) (*embedded, error) {
-	executable, err := a.executable()
-	if err != nil {
-		return nil, fmt.Errorf("find this binary to start the %s: %w", what, err)
-	}
 	data, err := os.MkdirTemp(dir, "lockstep-bench-")
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for the %s: %w; choose another with --embedded-dir", what, err)
 	}
-	b := &embedded{dir: data, exited: make(chan struct{})}
-	b.command = exec.Command(executable, args(data)...)
-	b.command.Env = withoutOwnVariables(os.Environ())
-	if b.stdin, err = b.command.StdinPipe(); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(data))
+	b := &embedded{what: what, args: args(data), dir: data}
+	if err := a.startProcess(ctx, b); err != nil {
+		return nil, errors.Join(err, b.stop())
 	}
-	stderr, err := b.command.StderrPipe()
+	return b, nil
+}
+
+// startProcess starts the child's process, of which none runs, and waits for its
+// ready line. After an error the process may run.
+func (a *app) startProcess(ctx context.Context, b *embedded) error {
+	executable, err := a.executable()
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(data))
+		return fmt.Errorf("find this binary to start the %s: %w", b.what, err)
 	}
-	if err := b.command.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("start the %s: %w", what, err), os.RemoveAll(data))
+	command := exec.Command(executable, b.args...)
+	command.Env = withoutOwnVariables(os.Environ())
+	stdin, err := command.StdinPipe()
+	if err != nil {
+		return err
 	}
+	stderr, err := command.StderrPipe()
+	if err != nil {
+		return err
+	}
+	if err := command.Start(); err != nil {
+		return fmt.Errorf("start the %s: %w", b.what, err)
+	}
+	b.command, b.stdin, b.exited = command, stdin, make(chan struct{})
 	ready := make(chan []string, 1)
 	go b.watch(stderr, ready)
 
@@ -82,15 +98,30 @@ func (a *app) startChild(ctx context.Context, what, dir string, args func(data s
 	select {
 	case addresses := <-ready:
 		b.address, b.http = addresses[0], addresses[1]
-		return b, nil
+		return nil
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		return context.Cause(ctx)
 	case <-b.exited:
-		err = fmt.Errorf("the %s ended at its start: %s", what, b.log())
+		return fmt.Errorf("the %s ended at its start: %s", b.what, b.log())
 	case <-timeout.C:
-		err = fmt.Errorf("the %s was not ready within %s: %s", what, embeddedStartTimeout, b.log())
+		return fmt.Errorf("the %s was not ready within %s: %s", b.what, embeddedStartTimeout, b.log())
 	}
-	return nil, errors.Join(err, b.stop())
+}
+
+// restart ends the process, with SIGKILL or cleanly, which it must do in time, and
+// starts another on the same directory, at another address. It returns when that
+// was started, once it is ready.
+func (a *app) restart(ctx context.Context, b *embedded, kill bool) (started time.Time, err error) {
+	if kill {
+		_ = b.command.Process.Kill()
+		<-b.exited
+	} else if !b.end(restartStopTimeout) {
+		return started, fmt.Errorf("the %s did not stop within %s: %s", b.what, restartStopTimeout, b.log())
+	} else if !b.command.ProcessState.Success() {
+		return started, fmt.Errorf("the %s did not stop cleanly: %s: %s", b.what, b.command.ProcessState, b.log())
+	}
+	started = time.Now()
+	return started, a.startProcess(ctx, b)
 }
 
 // withoutOwnVariables drops LOCKSTEP_*: the embedded broker is set up by flags only.
@@ -137,23 +168,34 @@ func (b *embedded) log() string {
 // target is what package bench needs to load the child and to look at it.
 func (b *embedded) target() bench.Target {
 	pid := b.command.Process.Pid
-	t := bench.Target{Servers: b.address, ServerCPU: bench.CPUOfProcess(pid), ServerAnonymous: bench.AnonymousOfProcess(pid)}
+	t := bench.Target{Servers: b.address, ServerCPU: bench.CPUOfProcess(pid),
+		ServerAnonymous: bench.AnonymousOfProcess(pid), ServerResident: bench.ResidentOfProcess(pid)}
 	if b.http != "" {
 		t.ServerMallocs = bench.FromMetrics(b.http, bench.MetricMallocs)
 	}
 	return t
 }
 
-// stop ends the child, by force if it takes too long, and removes its directory.
+// stop ends the child, if it runs, and removes its directory.
 func (b *embedded) stop() error {
+	if b.command != nil {
+		b.end(embeddedStopTimeout)
+	}
+	return os.RemoveAll(b.dir)
+}
+
+// end ends the process, by force after the timeout, and reports whether that was
+// not needed.
+func (b *embedded) end(after time.Duration) bool {
 	_ = b.stdin.Close()
-	timeout := time.NewTimer(embeddedStopTimeout)
+	timeout := time.NewTimer(after)
 	defer timeout.Stop()
 	select {
 	case <-b.exited:
+		return true
 	case <-timeout.C:
 		_ = b.command.Process.Kill()
 		<-b.exited
+		return false
 	}
-	return os.RemoveAll(b.dir)
 }
