@@ -136,9 +136,12 @@ func (o osFS) Lock(name string) (io.Closer, error) {
 	}
 	err = ignoringEINTR(func() error { return unix.Flock(d.fd, unix.LOCK_EX|unix.LOCK_NB) })
 	if err == unix.EWOULDBLOCK {
-		holder := lockHolder(d)
+		err = ErrLocked
+		if holder := lockHolder(d); holder != 0 {
+			err = fmt.Errorf("%w (process %d)", ErrLocked, holder)
+		}
 		d.release()
-		return nil, pathError("lock", name, fmt.Errorf("%w%s", ErrLocked, holder))
+		return nil, pathError("lock", name, err)
 	}
 	if err != nil {
 		d.release()
@@ -150,19 +153,38 @@ func (o osFS) Lock(name string) (io.Closer, error) {
 	return &osLock{name: name, d: d}, nil
 }
 
-// lockHolder reads the process ID that the holder of a lock left in its file,
-// as text to append to an error, or "".
-func lockHolder(d *descriptor) string {
+// Locked tells whether a process holds the lock that is called name, and which, 0
+// if that cannot be told. It creates and writes nothing; a missing lock is not held.
+// To find out it shares the lock for an instant, in which Lock fails with ErrLocked.
+func Locked(name string) (held bool, process int, err error) {
+	d, err := openDescriptor(name, unix.O_RDONLY)
+	if err == unix.ENOENT {
+		return false, 0, nil
+	}
+	if err != nil {
+		return false, 0, pathError("look at lock", name, err)
+	}
+	defer d.release()
+	err = ignoringEINTR(func() error { return unix.Flock(d.fd, unix.LOCK_SH|unix.LOCK_NB) })
+	if err == unix.EWOULDBLOCK {
+		return true, lockHolder(d), nil
+	}
+	return false, 0, pathError("look at lock", name, err)
+}
+
+// lockHolder reads the process ID that the holder of a lock left in its file, 0 if
+// there is none.
+func lockHolder(d *descriptor) int {
 	var buf [32]byte
 	n, err := unix.Pread(d.fd, buf[:], 0)
 	if err != nil || n <= 0 {
-		return ""
+		return 0
 	}
 	pid, err := strconv.Atoi(string(bytes.TrimSpace(buf[:n])))
 	if err != nil {
-		return ""
+		return 0
 	}
-	return fmt.Sprintf(" (process %d)", pid)
+	return pid
 }
 
 type osLock struct {

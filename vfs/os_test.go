@@ -304,18 +304,33 @@ func TestLockDiesWithItsProcess(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "locked\n", line)
 
+	held, process, err := Locked(name)
+	require.NoError(t, err)
+	require.True(t, held)
+	require.Equal(t, holder.Process.Pid, process)
 	_, err = OS().Lock(name)
 	require.ErrorIs(t, err, ErrLocked)
 	require.Equal(t, fmt.Sprintf("lock %s: locked by another process (process %d)", name, holder.Process.Pid), err.Error())
 
 	require.NoError(t, holder.Process.Kill())
 	require.Error(t, holder.Wait())
+	held, _, err = Locked(name)
+	require.NoError(t, err)
+	require.False(t, held, "what is left is only a file")
 	l, err := OS().Lock(name)
 	require.NoError(t, err)
 	pid, err := os.ReadFile(name)
 	require.NoError(t, err)
 	require.Equal(t, fmt.Sprintf("%d\n", os.Getpid()), string(pid))
 	closeAll(t, l)
+}
+
+func TestLockedMakesNoLock(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "lock")
+	held, _, err := Locked(name)
+	require.NoError(t, err)
+	require.False(t, held)
+	require.NoFileExists(t, name)
 }
 
 func TestBootIDIsTheKernels(t *testing.T) {
