@@ -152,7 +152,7 @@ func (s *Store) RefreshSpace() error {
 	if err != nil {
 		return err
 	}
-	least := s.minFree(total)
+	least := MinFree(s.o.MinFreeBytes, total)
 	low := least > 0 && free < least
 	s.low.Store(low)
 	if low {
@@ -172,10 +172,11 @@ func (s *Store) RefreshSpace() error {
 	return s.reserve.fill()
 }
 
-// minFree is the free space below which records are refused, 0 or less for none.
-func (s *Store) minFree(total int64) int64 {
-	if s.o.MinFreeBytes != 0 {
-		return s.o.MinFreeBytes
+// MinFree is the free space below which records are refused on a device of total
+// bytes, 0 or less for none. configured is StoreOptions.MinFreeBytes.
+func MinFree(configured, total int64) int64 {
+	if configured != 0 {
+		return configured
 	}
 	return max(total/20, leastMinFree)
 }
@@ -190,7 +191,7 @@ func (s *Store) keepFree(n int64) error {
 	if err != nil {
 		return nil // the allocation itself will tell
 	}
-	if least := s.minFree(total); free-n < least {
+	if least := MinFree(s.o.MinFreeBytes, total); free-n < least {
 		s.tellShort(free, least)
 		return fmt.Errorf("%d bytes are free, %d more for records would leave less than the minimum of %d: %w", free, n, least, vfs.ErrNoSpace)
 	}

@@ -25,9 +25,11 @@ const (
 	// maxRecycled bounds the pool of recycled segment files.
 	maxRecycled = 4
 
-	defaultOpenSegments   = 1024
-	defaultMappedSegments = 1024
+	defaultOpenSegments = 1024
 )
+
+// DefaultMappedSegments is StoreOptions.MappedSegments where it is zero.
+const DefaultMappedSegments = 1024
 
 // StoreOptions configure one data directory.
 type StoreOptions struct {
@@ -117,7 +119,7 @@ func OpenStore(o StoreOptions) (*Store, error) {
 		o.OpenSegments = defaultOpenSegments
 	}
 	if o.MappedSegments == 0 {
-		o.MappedSegments = defaultMappedSegments
+		o.MappedSegments = DefaultMappedSegments
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

@@ -30,11 +30,28 @@ type identity struct {
 // loadIdentity reads DATA/node.json or, in a directory that never held data,
 // draws a new identity and makes it durable.
 func loadIdentity(files vfs.FS, dir string) (identity, error) {
+	id, err := readIdentity(files, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return createIdentity(files, dir, path.Join(dir, "node.json"))
+	}
+	return id, err
+}
+
+// DataFormat returns the format version of a data directory, 0 if no broker has
+// used it yet. It changes nothing and may run beside a broker. It returns
+// ErrNewerFormat for a directory that this build does not read.
+func DataFormat(dir string) (int, error) {
+	id, err := readIdentity(vfs.OS(), dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	return id.FormatVersion, err
+}
+
+// readIdentity returns fs.ErrNotExist if there is none.
+func readIdentity(files vfs.FS, dir string) (identity, error) {
 	name := path.Join(dir, "node.json")
 	f, err := files.OpenReadOnly(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return createIdentity(files, dir, name)
-	}
 	if err != nil {
 		return identity{}, err
 	}
