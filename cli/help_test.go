@@ -44,7 +44,7 @@ func TestEveryHelpStartsWithTwoExamplesThatParse(t *testing.T) {
 			}
 		})
 	})
-	require.Equal(t, 28, count, "commands")
+	require.Equal(t, 29, count, "commands")
 }
 
 // The first two examples of every command do what they say when they are pasted
@@ -89,7 +89,7 @@ func TestHelpExamplesRun(t *testing.T) {
 				command := exec.CommandContext(ctx, bash, "-ec", text)
 				command.Dir = dir
 				command.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "HOME="+dir, childVariable+"=1", "LOCKSTEP_SERVER="+address,
-					"LOCKSTEP_DATA="+t.TempDir(), "LOCKSTEP_LISTEN=127.0.0.1:0", "LOCKSTEP_HTTP=off")
+					"LOCKSTEP_DATA="+t.TempDir(), "LOCKSTEP_LISTEN=127.0.0.1:0", "LOCKSTEP_HTTP=off", "LOCKSTEP_MIN_FREE_BYTES=1MiB")
 				out, err := command.CombinedOutput()
 				require.NoError(t, err, "%s\n%s", text, out)
 			})

@@ -1,6 +1,7 @@
 // Package cli is the command line of Lockstep: it runs a broker (serve), works
 // with destinations (queue, topic), moves records from and to the terminal
-// (produce, consume), measures (bench) and looks at stored segments (log).
+// (produce, consume), measures (bench), looks at stored segments (log) and at the
+// machine (doctor).
 //
 // Main builds a tree of cobra commands around one app value and runs it. Each
 // command group has a file of its own; what they share is beside them: parse.go
@@ -51,7 +52,8 @@ type app struct {
 	environ    func() []string        // name=value, as os.Environ
 	executable func() (string, error) // path of this binary, started again by bench --embedded
 	now        func() time.Time
-	servers    string // --server: host:port[,host:port...]
+	lookAt     func(ctx context.Context, dir string) *machine // what doctor judges
+	servers    string                                         // --server: host:port[,host:port...]
 }
 
 // Main runs one command line and returns its exit code. It handles SIGINT and
@@ -64,7 +66,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	a := &app{
 		stdin: stdin, stdout: stdout, stderr: stderr,
-		lookupEnv: os.LookupEnv, environ: os.Environ, executable: os.Executable, now: time.Now,
+		lookupEnv: os.LookupEnv, environ: os.Environ, executable: os.Executable, now: time.Now, lookAt: lookAt,
 	}
 	return a.run(ctx, args)
 }
@@ -132,6 +134,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.consumeCommand(),
 		a.benchCommand(),
 		a.logCommand(),
+		a.doctorCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
 	)

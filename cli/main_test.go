@@ -33,6 +33,7 @@ type shell struct {
 	stdin io.Reader
 	env   map[string]string
 	now   time.Time
+	look  func(ctx context.Context, dir string) *machine // nil: the real one
 }
 
 type outcome struct {
@@ -76,6 +77,10 @@ func (s shell) app(stdout, stderr io.Writer) *app {
 	if now.IsZero() {
 		now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	}
+	look := s.look
+	if look == nil {
+		look = lookAt
+	}
 	return &app{
 		stdin: stdin, stdout: stdout, stderr: stderr,
 		lookupEnv: func(name string) (string, bool) { v, ok := s.env[name]; return v, ok },
@@ -87,6 +92,7 @@ func (s shell) app(stdout, stderr io.Writer) *app {
 		},
 		executable: os.Executable,
 		now:        func() time.Time { return now },
+		lookAt:     look,
 	}
 }
 
