@@ -375,29 +375,40 @@ func (s *Store) drainPool() error {
 // its hard-state slot. The log must be closed. A directory that does not exist
 // is no error.
 func (s *Store) Quarantine(dir string) error {
-	b, err := readFile(s.fs, path.Join(dir, manifestName), manifestFixed+maxSegments*manifestEntry+4)
-	var identity *[16]byte
-	if err == nil {
-		if m, err := parseManifest(b); err == nil {
-			id := slotIdentity(m.Identity, m.replicaID)
-			identity = &id
-		}
-	}
+	identity, known := s.identityOf(dir)
 	if _, err := s.fs.Stat(dir); errors.Is(err, iofs.ErrNotExist) {
 		return nil
 	}
 	if err := s.quarantine(dir, path.Base(dir)); err != nil {
 		return fmt.Errorf("quarantine %s: %w", dir, err)
 	}
-	if identity == nil {
+	if !known {
 		return nil
 	}
 	// Only after the directory is gone for good: a directory without its slot would
 	// look like one whose votes were lost.
-	if err := s.states.drop(*identity); err != nil {
+	return s.forget(identity)
+}
+
+// identityOf reads whose directory this is.
+func (s *Store) identityOf(dir string) (identity [16]byte, ok bool) {
+	b, err := readFile(s.fs, path.Join(dir, manifestName), manifestFixed+maxSegments*manifestEntry+4)
+	if err != nil {
+		return identity, false
+	}
+	m, err := parseManifest(b)
+	if err != nil {
+		return identity, false
+	}
+	return slotIdentity(m.Identity, m.replicaID), true
+}
+
+// forget frees the slot of a removed log and what the journal holds of it.
+func (s *Store) forget(identity [16]byte) error {
+	if err := s.states.drop(identity); err != nil {
 		return err
 	}
-	s.journal.forget(*identity)
+	s.journal.forget(identity)
 	return nil
 }
 
@@ -420,7 +431,8 @@ func (s *Store) quarantine(from, name string) error {
 	return errors.Join(s.fs.SyncDir(path.Dir(from)), s.fs.SyncDir(dir))
 }
 
-// PurgeQuarantine deletes everything in quarantine/.
+// PurgeQuarantine deletes everything in quarantine/. It ends removals that a crash
+// cut short: a log that came here and still has its slot lets go of it first.
 func (s *Store) PurgeQuarantine() error {
 	dir := s.join(quarantineName)
 	names, err := s.fs.List(dir)
@@ -428,11 +440,39 @@ func (s *Store) PurgeQuarantine() error {
 		return err
 	}
 	for _, name := range names {
-		if err := s.fs.RemoveAll(path.Join(dir, name)); err != nil {
+		removed := path.Join(dir, name)
+		if identity, ok := s.identityOf(removed); ok && s.states.find(identity) != nil {
+			alive, err := s.alive(identity)
+			if err != nil {
+				return err
+			}
+			if !alive {
+				if err := s.forget(identity); err != nil {
+					return err
+				}
+			}
+		}
+		if err := s.fs.RemoveAll(removed); err != nil {
 			return err
 		}
 	}
 	return s.fs.SyncDir(dir)
+}
+
+// alive reports whether a partition's directory has this identity: somebody may
+// have copied it back out of quarantine/.
+func (s *Store) alive(identity [16]byte) (bool, error) {
+	dir := s.join(partitionsName)
+	names, err := s.fs.List(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range names {
+		if id, ok := s.identityOf(path.Join(dir, name)); ok && id == identity {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // isTemp tells names of files that were being written when a crash came.
