@@ -42,9 +42,9 @@ type Summary struct {
 	Subject              string   `json:"subject"`
 	RecordsPerS          float64  `json:"records_per_s"`
 	MBPerS               float64  `json:"mb_per_s"`
-	P50Us                float64  `json:"p50_us"`
-	P99Us                float64  `json:"p99_us"`
-	P999Us               float64  `json:"p999_us"`
+	P50Us                *float64 `json:"p50_us,omitempty"` // absent where latencies were not taken
+	P99Us                *float64 `json:"p99_us,omitempty"`
+	P999Us               *float64 `json:"p999_us,omitempty"`
 	ServerCPUPerRecordUs *float64 `json:"server_cpu_per_record_us"`
 	ClientCPUPerRecordUs float64  `json:"client_cpu_per_record_us"`
 	ServerMallocs        *float64 `json:"server_mallocs_per_record,omitempty"`
@@ -193,13 +193,22 @@ func summary(name string, all []*Result) Summary {
 		m := median(values)
 		return &m
 	}
+	latency := func(f func(*Result) float64) *float64 {
+		return known(func(r *Result) *float64 {
+			if r.Samples == 0 {
+				return nil
+			}
+			v := f(r)
+			return &v
+		})
+	}
 	return Summary{
 		Subject:              name,
 		RecordsPerS:          of(func(r *Result) float64 { return r.RecordsPerS }),
 		MBPerS:               of(func(r *Result) float64 { return r.MBPerS }),
-		P50Us:                of(func(r *Result) float64 { return r.P50Us }),
-		P99Us:                of(func(r *Result) float64 { return r.P99Us }),
-		P999Us:               of(func(r *Result) float64 { return r.P999Us }),
+		P50Us:                latency(func(r *Result) float64 { return r.P50Us }),
+		P99Us:                latency(func(r *Result) float64 { return r.P99Us }),
+		P999Us:               latency(func(r *Result) float64 { return r.P999Us }),
 		ClientCPUPerRecordUs: of(func(r *Result) float64 { return r.ClientCPUPerRecordUs }),
 		ClientMallocs:        of(func(r *Result) float64 { return r.ClientMallocs }),
 		ServerCPUPerRecordUs: known(func(r *Result) *float64 { return r.ServerCPUPerRecordUs }),

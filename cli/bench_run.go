@@ -256,7 +256,7 @@ func (a *app) printComparisons(all []*bench.Comparison) error {
 			}
 			rows = append(rows, []string{
 				name, s.Subject, formatCount(int64(s.RecordsPerS + 0.5)), fmt.Sprintf("%.0f", s.MBPerS),
-				microseconds(s.P50Us), microseconds(s.P99Us),
+				latencyOrDash(s.P50Us), latencyOrDash(s.P99Us),
 				number(s.ServerCPUPerRecordUs, 1), fmt.Sprintf("%.2f", s.ClientCPUPerRecordUs),
 				number(s.ServerMallocs, 1), number(s.ServerAnonymousBytes, 1<<20), ratio,
 			})
@@ -283,6 +283,13 @@ func figureText(unit string, v float64) string {
 		return fmt.Sprintf("%.3f s", v)
 	}
 	return fmt.Sprintf("%.1f %s", v, unit)
+}
+
+func latencyOrDash(us *float64) string {
+	if us == nil {
+		return "-"
+	}
+	return microseconds(*us)
 }
 
 // number is a figure in a unit, or a dash where it is not known.

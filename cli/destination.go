@@ -30,7 +30,7 @@ type destinationWords struct {
 var (
 	queueWords = destinationWords{
 		kind: client.Queue, noun: "queue", other: "topic", example: "orders",
-		story: "A queue keeps a record until it was acknowledged, then removes it.",
+		story: "A queue is for work that\nconsumers acknowledge and thereby remove. Groups of consumers are not there yet: until\nthen a queue keeps its records by time and size, as a topic does.",
 	}
 	topicWords = destinationWords{
 		kind: client.Topic, noun: "topic", other: "queue", example: "events",
@@ -170,6 +170,10 @@ func (a *app) createCommand(w destinationWords) *cobra.Command {
 				d, err = conn.Destination(ctx, args[0])
 				if err == nil && d.Kind != w.kind {
 					err = wire.CodeKindMismatch
+				}
+				if err == nil && c.Flags().Changed("partitions") && d.Settings.Partitions != wanted.Partitions {
+					fmt.Fprintf(a.stderr, "lockstep: %s %q has %s, not %d; see: lockstep %s describe %s\n",
+						w.noun, d.Name, plural(int64(d.Settings.Partitions), "partition"), wanted.Partitions, w.noun, d.Name)
 				}
 			}
 			if errors.Is(err, wire.CodeAlreadyExists) {
@@ -469,12 +473,23 @@ func (a *app) rmCommand(w destinationWords) *cobra.Command {
 	ifExists := c.Flags().Bool("if-exists", false, "succeed if there is no such "+w.noun)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			for _, name := range args {
+			var found []client.Destination
+			for _, name := range args { // all of them first: a mistyped name removes nothing
 				d, err := conn.Destination(ctx, name)
-				if err == nil {
-					d.Kind = w.kind // of the command: another kind is refused
-					err = conn.DeleteDestination(ctx, d)
+				if *ifExists && errors.Is(err, wire.CodeUnknownDestination) {
+					continue
 				}
+				if err == nil && d.Kind != w.kind {
+					err = wire.CodeKindMismatch
+				}
+				if err != nil {
+					return &failure{doing: "remove " + w.noun, destination: name, kind: w, err: err}
+				}
+				found = append(found, d)
+			}
+			for _, d := range found {
+				name := d.Name
+				err := conn.DeleteDestination(ctx, d)
 				if *ifExists && errors.Is(err, wire.CodeUnknownDestination) {
 					continue
 				}

@@ -256,7 +256,7 @@ func TestDoctorTakesTheSettingsOfServe(t *testing.T) {
 	require.Contains(t, got.stdout, "room for 100 connections")
 
 	for _, c := range []struct{ flag, value, want string }{
-		{"--pending-bytes", "1MiB", "lockstep: PendingBytes is 1048576; below 67108864 a large batch would never find room (see lockstep doctor --help)\n"},
+		{"--pending-bytes", "1MiB", "lockstep: pending-bytes is 1048576; it must be at least 67108864, or a large batch would never find room (see lockstep doctor --help)\n"},
 		{"--max-connections", "-1", "lockstep: flag --max-connections: -1 is negative (see lockstep doctor --help)\n"},
 		{"--data", "", "lockstep: flag --data: a directory is needed, as in ./lockstep-data (see lockstep doctor --help)\n"},
 	} {

@@ -109,7 +109,7 @@ func (c Config) withDefaults() (Config, error) {
 		}
 	}
 	if c.PendingBytes < minPendingBytes {
-		return c, fmt.Errorf("PendingBytes is %d; below %d a large batch would never find room", c.PendingBytes, minPendingBytes)
+		return c, fmt.Errorf("pending-bytes is %d; it must be at least %d, or a large batch would never find room", c.PendingBytes, minPendingBytes)
 	}
 	return c, nil
 }

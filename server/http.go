@@ -27,9 +27,18 @@ type adminServer struct {
 	done     chan struct{}
 }
 
+// tcpOf is the network for an address: one of IPv4 is not listened to on IPv6 too,
+// which Go would do for 0.0.0.0.
+func tcpOf(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil && net.ParseIP(host).To4() != nil {
+		return "tcp4"
+	}
+	return "tcp"
+}
+
 // startAdmin serves HTTP on addr until stop.
 func startAdmin(addr string, b *broker, sessions prometheus.Collector) (*adminServer, error) {
-	listener, err := net.Listen("tcp", addr)
+	listener, err := net.Listen(tcpOf(addr), addr)
 	if err != nil {
 		return nil, fmt.Errorf("%w, or switch HTTP off with --http off", listenError(addr, "--http", err))
 	}

@@ -35,7 +35,7 @@ func TestNeedsAddUp(t *testing.T) {
 		})
 	}
 	_, err := Config{PendingBytes: 1}.Needs(1024)
-	require.EqualError(t, err, "PendingBytes is 1; below 67108864 a large batch would never find room")
+	require.EqualError(t, err, "pending-bytes is 1; it must be at least 67108864, or a large batch would never find room")
 	_, err = Config{Limits: Limits{Connections: -1}}.Needs(1024)
 	require.ErrorContains(t, err, "limit Connections is negative")
 }

@@ -56,7 +56,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.memoryFS = vfs.NewMemory(newBudget(cfg.MemoryBytes).charge)
 	}
 	// Listening first: a port in use is said before anything is opened.
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, tcpOf(cfg.Listen), cfg.Listen)
 	if err != nil {
 		return nil, listenError(cfg.Listen, "--listen", err)
 	}
