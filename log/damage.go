@@ -154,6 +154,9 @@ func (d *damages) at(sequence uint64, pos int64) *Damage {
 // *DamagedError if from lies in a run that holds records.
 func (d *damages) clear(sequence uint64, from, end int64) (int64, error) {
 	list := d.all()
+	if len(list) == 0 {
+		return end, nil
+	}
 	i, _ := slices.BinarySearchFunc(list, &Damage{segment: sequence, Position: from + 1}, compareDamage)
 	if i > 0 && list[i-1].holds(sequence, from) && list[i-1].Base < list[i-1].Next {
 		return from, &DamagedError{Damage: list[i-1]}

@@ -25,7 +25,7 @@ const (
 	defaultJournalLogs = 4
 	// maxJournalEntry is how much a log may add to one group, in bytes: more is
 	// worth a sync of its own. maxJournalGroup bounds a group.
-	maxJournalEntry = 16 << 10
+	maxJournalEntry = 80 << 10
 	maxJournalGroup = 4 << 20
 	// maxSettling is how many logs at a time are asked to sync their segments so
 	// that a full journal file becomes free.
@@ -282,10 +282,10 @@ func (g *journal) commit(group []*syncJob) (rest []*syncJob) {
 	g.taken = g.taken[:0]
 	n := 0
 	for ; n < len(group); n++ {
-		if len(g.taken) > 0 && len(g.buffer)+recordHeaderSize+maxJournalEntry > limit {
-			break
-		}
 		j := group[n]
+		if len(g.taken) > 0 && len(g.buffer)+recordHeaderSize+j.l.pendingBytes() > limit {
+			break // what is appended until take makes a block that is a little larger
+		}
 		if !j.l.gate.enter() {
 			continue // Close deals with it
 		}

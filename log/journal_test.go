@@ -224,7 +224,7 @@ func TestRuleP2_WhatNeedsASyncOfItsOwn(t *testing.T) {
 		name string
 		do   func(f *fleet)
 	}{
-		{"more than 16 KiB of a log", func(f *fleet) { f.round(maxJournalEntry) }},
+		{"more than 80 KiB of a log", func(f *fleet) { f.round(maxJournalEntry) }},
 		{"a vote", func(f *fleet) {
 			for i, l := range f.logs {
 				f.append(i, 100)

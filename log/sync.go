@@ -120,6 +120,13 @@ func (l *Log) shareableLocked() bool {
 		!p.force && !p.mark && !p.stateDirty && l.slot.written
 }
 
+// pendingBytes is how much of the active segment waits for a sync.
+func (l *Log) pendingBytes() int {
+	l.pending.Lock()
+	defer l.pending.Unlock()
+	return int(l.pending.to - l.pending.from)
+}
+
 // take begins the job for the journal: a record with what is pending is put behind
 // dst. It is false if the job needs a sync of its own after all, which then
 // covers the same and more.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"strconv"
 	"strings"
 
@@ -209,9 +210,17 @@ func markTag(fileID uint64, headerCRC uint32, durable wire.Index) uint16 {
 	binary.LittleEndian.PutUint64(b[0:], fileID)
 	binary.LittleEndian.PutUint32(b[8:], headerCRC)
 	binary.LittleEndian.PutUint64(b[12:], uint64(durable))
-	crc := wire.Checksum(b[:])
+	// CRC32C, byte by byte: what hash/crc32 is given goes to the heap, which would be
+	// an allocation for every frame.
+	crc := ^uint32(0)
+	for _, v := range b {
+		crc = markTable[byte(crc)^v] ^ crc>>8
+	}
+	crc = ^crc
 	return uint16(crc>>16) ^ uint16(crc)
 }
+
+var markTable = crc32.MakeTable(crc32.Castagnoli)
 
 // PutMark writes the replica-local word into an encoded frame header.
 func PutMark(header []byte, word uint64) {

@@ -227,3 +227,7 @@ func TestSparseCountsAreBounded(t *testing.T) {
 		require.ErrorIs(t, err, ErrFormat)
 	}
 }
+
+func TestMarkingAFrameAllocatesNothing(t *testing.T) {
+	require.Zero(t, testing.AllocsPerRun(100, func() { EncodeMark(7, 9, 11) }))
+}

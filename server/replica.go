@@ -59,7 +59,9 @@ type partitionReplica struct {
 
 	parkedMu sync.Mutex
 	parked   map[waiter]struct{}
-	settings atomic.Pointer[wire.Settings]
+	// spareParked is an empty map that parked takes turns with. Owner only.
+	spareParked map[waiter]struct{}
+	settings    atomic.Pointer[wire.Settings]
 
 	damage    *damageCounters       // the broker's
 	condemned atomic.Pointer[error] // damage that the owner has to stop for
@@ -177,11 +179,13 @@ func (r *partitionReplica) wake() {
 		return
 	}
 	woken := r.parked
-	r.parked = nil
+	r.parked, r.spareParked = r.spareParked, nil
 	r.parkedMu.Unlock()
 	for w := range woken {
 		w.Wake()
 	}
+	clear(woken)
+	r.spareParked = woken
 }
 
 // fence stops serving after a storage error or a panic. The log has recorded it.

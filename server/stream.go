@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +36,6 @@ type link struct {
 	log     partitionLog
 	credit  int64 // bytes of stream that may be sent
 	at      log.Position
-	parkAt  atomic.Pointer[log.Position] // at, for whoever moves the watermark
 
 	active  bool // in session.active
 	parked  bool
@@ -52,7 +50,7 @@ type link struct {
 }
 
 // position implements waiter.
-func (k *link) position() log.Position { return *k.parkAt.Load() }
+func (k *link) position() log.Position { return k.at }
 
 // Wake implements waiter: the watermark has moved, or the partition has stopped.
 // Any goroutine.
@@ -389,8 +387,6 @@ func (s *session) next(k *link, g *gather) (more bool) {
 
 // park waits for the watermark. It returns true if that has moved already.
 func (s *session) park(k *link) (more bool) {
-	at := k.at
-	k.parkAt.Store(&at)
 	k.parked = true
 	if !k.handle.replica.Park(k) {
 		k.parked = false
