@@ -556,6 +556,9 @@ func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, mode walk
 	defer file.Close()
 	sc := segment.NewScanner(file, pos, f.size, r.buffer)
 	defer func() { r.buffer = sc.Buffer() }()
+	if mode == walkHeaders {
+		sc.PassBodies()
+	}
 	for link.Index < last {
 		h, err := sc.Header()
 		newer := false

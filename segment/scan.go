@@ -9,8 +9,15 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// scanWindow is how much a Scanner reads at a time, in bytes.
-const scanWindow = 256 << 10
+const (
+	// scanWindow is how much a Scanner reads at a time, in bytes.
+	scanWindow = 256 << 10
+	// headerWindow is how much it reads for a header alone, in bytes, where bodies
+	// are passed over that are larger than largeFrame. Smaller ones come with the
+	// window: a read for each would cost more than the bytes.
+	headerWindow = 4 << 10
+	largeFrame   = 16 << 10
+)
 
 // Scanner walks the frames of a file by pread in large reads. It verifies what
 // it is asked to and nothing else. Not for concurrent use.
@@ -21,6 +28,7 @@ type Scanner struct {
 	window []byte
 	at     int64 // position of window[0]
 	ahead  int   // bytes to read at least
+	bare   bool  // bodies are passed over
 }
 
 // NewScanner starts at pos and stops at end. A buffer may be passed in for
@@ -28,6 +36,10 @@ type Scanner struct {
 func NewScanner(r io.ReaderAt, pos, end int64, buffer []byte) *Scanner {
 	return &Scanner{r: r, pos: pos, end: end, window: buffer[:0], ahead: scanWindow}
 }
+
+// PassBodies makes the Scanner read no large body that nobody asks for. It is for
+// walks from header to header.
+func (s *Scanner) PassBodies() { s.bare, s.ahead = true, headerWindow }
 
 // Buffer gives the buffer back for the next Scanner.
 func (s *Scanner) Buffer() []byte { return s.window }
@@ -85,7 +97,15 @@ func (s *Scanner) Body(h *wire.FrameHeader) ([]byte, error) {
 }
 
 // Skip moves behind the frame here.
-func (s *Scanner) Skip(h *wire.FrameHeader) { s.pos += h.FrameSize() }
+func (s *Scanner) Skip(h *wire.FrameHeader) {
+	s.pos += h.FrameSize()
+	if s.bare {
+		s.ahead = scanWindow
+		if h.FrameSize() > largeFrame {
+			s.ahead = headerWindow
+		}
+	}
+}
 
 // Find moves forward in steps of the frame alignment to the next bytes that
 // parse as a whole frame header, and returns it. io.EOF means there is none.

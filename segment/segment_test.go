@@ -463,6 +463,48 @@ func TestScannerFindsFramesBehindDamage(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
+// countingReader counts the bytes that are read through it.
+type countingReader struct {
+	io.ReaderAt
+	bytes int
+}
+
+func (r *countingReader) ReadAt(b []byte, at int64) (int, error) {
+	n, err := r.ReaderAt.ReadAt(b, at)
+	r.bytes += n
+	return n, err
+}
+
+func TestAWalkFromHeaderToHeaderReadsNoLargeBodies(t *testing.T) {
+	w := newWriter(t, newEnv(t, vfs.NewSimulated(1), 10, 10), 1, 4<<20)
+	for range 20 {
+		w.append(wire.KindRecords, 1, 1, bytes.Repeat([]byte("y"), 100<<10))
+	}
+	for range 10 {
+		w.append(wire.KindRecords, 1, 1, []byte("y"))
+	}
+	f, err := w.s.File()
+	require.NoError(t, err)
+	defer f.Release()
+	r := &countingReader{ReaderAt: f.File}
+	sc := NewScanner(r, HeaderSize, w.s.End(), nil)
+	sc.PassBodies()
+	for index := wire.Index(1); index <= 30; index++ {
+		h, err := sc.Header()
+		require.NoError(t, err)
+		require.Equal(t, index, h.Index)
+		if index == 7 { // asked for, it is read all the same
+			body, err := sc.Body(&h)
+			require.NoError(t, err)
+			require.Len(t, body, 100<<10)
+		}
+		sc.Skip(&h)
+	}
+	_, err = sc.Header()
+	require.ErrorIs(t, err, io.EOF)
+	require.Less(t, r.bytes, 100<<10+22*4096, "a body, a page for every large frame, what is left for the small ones")
+}
+
 func TestScannerNeverReadsABodyBeyondTheEnd(t *testing.T) {
 	h := wire.FrameHeader{Kind: wire.KindRecords, Index: 1, BodyLength: 1 << 30}
 	b := make([]byte, 4096)
