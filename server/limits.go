@@ -154,16 +154,33 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 	setInt(&l.InboundBytes, 256<<20)
 	setInt(&l.OutboundBytes, 256<<20)
 	setInt(&l.LogLines, 5)
-	for name, value := range map[string]int{
-		"Connections": l.Connections, "ConnectionsPerAddress": l.ConnectionsPerAddress, "Registering": l.Registering,
-		"DescriptorReserve": l.DescriptorReserve, "LingerBytes": l.LingerBytes, "InFlightRequests": l.InFlightRequests,
-		"InFlightBytes": l.InFlightBytes, "OutboxBytes": l.OutboxBytes, "Handles": l.Handles, "Links": l.Links,
-		"LinkCredit": l.LinkCredit, "LogLines": l.LogLines, "InboundBytes": l.InboundBytes, "OutboundBytes": l.OutboundBytes,
-		"HandshakeTimeout": int(l.HandshakeTimeout), "FrameTimeout": int(l.FrameTimeout), "IdleTimeout": int(l.IdleTimeout),
-		"WriteTimeout": int(l.WriteTimeout), "LingerTimeout": int(l.LingerTimeout),
+	// In this order: a default that follows from another limit is named after it.
+	for _, limit := range []struct {
+		name  string
+		value int
+	}{
+		{"Connections", l.Connections},
+		{"ConnectionsPerAddress", l.ConnectionsPerAddress},
+		{"Registering", l.Registering},
+		{"DescriptorReserve", l.DescriptorReserve},
+		{"LingerBytes", l.LingerBytes},
+		{"InFlightRequests", l.InFlightRequests},
+		{"InFlightBytes", l.InFlightBytes},
+		{"OutboxBytes", l.OutboxBytes},
+		{"Handles", l.Handles},
+		{"Links", l.Links},
+		{"LinkCredit", l.LinkCredit},
+		{"LogLines", l.LogLines},
+		{"InboundBytes", l.InboundBytes},
+		{"OutboundBytes", l.OutboundBytes},
+		{"HandshakeTimeout", int(l.HandshakeTimeout)},
+		{"FrameTimeout", int(l.FrameTimeout)},
+		{"IdleTimeout", int(l.IdleTimeout)},
+		{"WriteTimeout", int(l.WriteTimeout)},
+		{"LingerTimeout", int(l.LingerTimeout)},
 	} {
-		if value < 0 {
-			return l, fmt.Errorf("limit %s is negative: %d", name, value)
+		if limit.value < 0 {
+			return l, fmt.Errorf("limit %s is negative: %d", limit.name, limit.value)
 		}
 	}
 	return l, nil
