@@ -132,7 +132,7 @@ func withPrivateMounts(t *testing.T, kind fileSystem, run func(*testing.T)) {
 	}
 	t.Logf("\n%s", out)
 	if strings.Contains(string(out), "--- SKIP") {
-		t.Skip("see above")
+		t.Skip("the child could not mount what it needs: its output is above")
 	}
 }
 

@@ -137,7 +137,8 @@ func (l *loop) settleKicks() {
 	case l.kickBytes > inlineTurnBytes:
 		l.giveTurns(false)
 	case l.gathering:
-	case l.wanted() && l.gatherTurns():
+	case l.wanted():
+		l.gatherTurns()
 	default:
 		l.giveTurns(true)
 	}
@@ -145,7 +146,7 @@ func (l *loop) settleKicks() {
 
 // gatherTurns makes the loop's next wake-up give the turns. It must not be called
 // by a task, see engine.yield.
-func (l *loop) gatherTurns() bool {
+func (l *loop) gatherTurns() {
 	l.mu.Lock()
 	wake := !l.triggered
 	l.triggered = true
@@ -155,7 +156,6 @@ func (l *loop) gatherTurns() bool {
 	}
 	l.gathering = true
 	l.engine.counters.gatheredKicks.Add(1)
-	return true
 }
 
 func (l *loop) giveTurns(inline bool) {
