@@ -325,6 +325,35 @@ func TestADamagedHeaderNamesNoPlaceToGoOn(t *testing.T) {
 	require.Zero(t, corrupt.Next)
 }
 
+// What was received whole before a damaged header is returned, although the rest of
+// the delivery that holds both is still on its way when the damage is found.
+func TestRecordsBeforeADamagedHeaderAreReturned(t *testing.T) {
+	model := &fakeBroker{}
+	p := &fakePartition{destination: &fakeDestination{}, links: map[*fakeLink]struct{}{}}
+	want := model.fill(p, NoCompression, 1, 1, 1, 1)[:2]
+	damaged := p.frames[2].position
+	p.log[damaged+20] ^= 1
+	reader, st, s := offlineReader(4)
+	in, out := io.Pipe()
+	received := make(chan error, 1)
+	go func() { received <- st.receive(s, bufio.NewReader(in), len(p.log)) }()
+	_, err := out.Write(p.log[:damaged+wire.FrameHeaderSize])
+	require.NoError(t, err)
+	var values []string
+	for {
+		record, err := reader.Next(testContext(t))
+		if err != nil {
+			require.ErrorIs(t, err, ErrCorrupt)
+			break
+		}
+		values = append(values, string(record.Value))
+	}
+	require.Equal(t, want, values)
+	_, err = out.Write(p.log[damaged+wire.FrameHeaderSize:])
+	require.NoError(t, err)
+	require.NoError(t, <-received)
+}
+
 // A reader says under which incarnation it learned its position, so that the broker
 // can tell that what it read is gone although the offset exists again.
 func TestRuleL5_AReaderLearnsThatWhatItReadIsLost(t *testing.T) {

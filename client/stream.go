@@ -108,6 +108,7 @@ func (st *stream) startAssembly() {
 func (st *stream) receive(s *session, r *bufio.Reader, n int) error {
 	a := &st.assembly
 	total := n
+	var broken error
 	for n > 0 && !a.broken {
 		var k int
 		var err error
@@ -116,10 +117,8 @@ func (st *stream) receive(s *session, r *bufio.Reader, n int) error {
 			k, err = io.ReadFull(r, a.head[a.have:min(len(a.head), a.have+n)])
 			a.have += k
 			if a.have == len(a.head) && err == nil {
-				if frameErr := st.begin(s, int64(total-n+k)); frameErr != nil {
-					a.broken = true
-					st.broke(s, frameErr)
-				}
+				broken = st.begin(s, int64(total-n+k))
+				a.broken = broken != nil
 			}
 		case a.skip:
 			k, err = r.Discard(min(a.left, n))
@@ -138,13 +137,12 @@ func (st *stream) receive(s *session, r *bufio.Reader, n int) error {
 			a.complete, a.reached = a.fill, a.next
 		}
 	}
-	if n > 0 {
-		if _, err := r.Discard(n); err != nil {
-			return err
-		}
-	}
 	st.publish(int64(total))
-	return nil
+	if broken != nil {
+		st.broke(s, broken) // behind the frames before it, which are the application's
+	}
+	_, err := r.Discard(n)
+	return err
 }
 
 // begin judges the frame whose header is complete and finds a place for it.
