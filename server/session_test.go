@@ -385,7 +385,12 @@ func TestWithoutPausingAFloodIsClosedAtTheBound(t *testing.T) {
 	r.set(func() { r.hold = true })
 	c := dialOpen(t, n.address)
 	h := c.open("events", 0)
-	n.engine.eachSession(func(s *session) { s.loop.epoll = -1 }) // as if gnet had changed
+	changed := make(chan struct{})
+	n.engine.eachSession(func(s *session) { // as if gnet had changed
+		s.loop.epoll = -1
+		close(changed)
+	})
+	<-changed // a socket paused before would stay so
 	batch, _ := testBatch(t, strings.Repeat("x", 1000))
 	frame := frameOf(wire.OpProduce, 0, &wire.ProduceRequest{Handle: h, Acks: wire.AcksLeader, Batch: batch})
 	go func() {
