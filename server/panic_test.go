@@ -176,7 +176,7 @@ func TestAPanickedSyncIsNoSync(t *testing.T) {
 	var armed atomic.Bool
 	armed.Store(true)
 	disk.Inject(func(op vfs.Op, name string) error {
-		if op == vfs.OpSync && strings.HasSuffix(name, ".segment") && armed.CompareAndSwap(true, false) {
+		if op == vfs.OpSync && strings.HasPrefix(name, "data/partitions/") && armed.CompareAndSwap(true, false) {
 			panic("sync")
 		}
 		return nil
