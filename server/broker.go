@@ -29,10 +29,10 @@ type broker struct {
 	identity identity
 	disk     *log.Store
 	memory   *log.Store
-	turns    *turnPool
-	jobs     *blockingPool    // storage jobs
+	turns    [2]*turnPool     // by wire.Storage, as the next two
+	jobs     [2]*blockingPool // storage jobs
+	reads    [2]*blockingPool // reads for clients
 	shared   storeExecutor    // group commits of the disk store
-	reads    [2]*blockingPool // reads for clients, by wire.Storage
 	pending  *partition.Memory
 	meta     *metadataReplica
 	clock    func() time.Time
@@ -57,6 +57,9 @@ type broker struct {
 
 	producers producerIDs
 	damage    damageCounters
+
+	journalStall stall
+	diskStalled  atomic.Bool // something waits for the disk: no turn of it on a loop
 }
 
 type replicaKey struct {
@@ -77,12 +80,13 @@ const diskParallel = 8
 func openBroker(cfg Config) (*broker, error) {
 	b := &broker{
 		cfg: cfg, clock: time.Now, logger: cfg.Logger,
-		turns: newTurnPool(), jobs: newBlockingPool(cfg.StorageWorkers), reads: [2]*blockingPool{newBlockingPool(cfg.ReadWorkers), newBlockingPool(cfg.ReadWorkers)},
-		shared:   storeExecutor{newBlockingPool(1)},
+		turns: [2]*turnPool{newTurnPool(), newTurnPool()}, jobs: byStorage(cfg.StorageWorkers), reads: byStorage(cfg.ReadWorkers),
+		shared:   storeExecutor{newLine(newBlockingPool(1))},
 		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), failed: make(map[replicaKey]error),
 		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
+	b.journalStall = stall{lines: [2]*line{b.shared.line}, turn: new(atomic.Int64)}
 	var ctx context.Context
 	ctx, b.cancel = context.WithCancel(context.Background())
 	if err := b.open(ctx); err != nil {
@@ -101,7 +105,7 @@ func (b *broker) open(ctx context.Context) error {
 	b.disk, err = log.OpenStore(log.StoreOptions{
 		FS: b.cfg.fs, Dir: b.cfg.DataDir, BootID: b.cfg.bootID,
 		MinFreeBytes: b.cfg.MinFreeBytes, OpenSegments: openSegments(b.cfg.Limits.DescriptorReserve),
-		Reap: b.jobs.submit, Executor: b.shared, Logger: b.logger,
+		Reap: newLine(b.jobs[wire.StorageDisk]).submit, Executor: b.shared, Logger: b.logger,
 	})
 	if err != nil {
 		return err
@@ -114,7 +118,7 @@ func (b *broker) open(ctx context.Context) error {
 		return err
 	}
 	b.memory, err = log.OpenStore(log.StoreOptions{
-		FS: b.cfg.memoryFS, Dir: memoryDir, BootID: b.cfg.bootID, Memory: true, Reap: b.jobs.submit, Logger: b.logger,
+		FS: b.cfg.memoryFS, Dir: memoryDir, BootID: b.cfg.bootID, Memory: true, Reap: newLine(b.jobs[wire.StorageMemory]).submit, Logger: b.logger,
 	})
 	if err != nil {
 		return err
@@ -126,6 +130,7 @@ func (b *broker) open(ctx context.Context) error {
 	b.done.Go(func() { b.keepTidy(ctx) })
 	b.done.Go(func() { b.keepTime(ctx) })
 	b.done.Go(func() { b.keepScrubbing(ctx) })
+	b.done.Go(func() { b.keepWatch(ctx) })
 	b.meta.schedule()
 	return b.join()
 }
@@ -492,14 +497,19 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	}
 	r := &partitionReplica{
 		owner: owner{
-			turns: b.turns, disk: b.jobs, logger: b.logger.With("partition", fmt.Sprintf("%s/%d", d.Name, p.Number)),
+			turns: b.turns[settings.Storage], disk: newLine(b.jobs[settings.Storage]),
+			logger: b.logger.With("partition", fmt.Sprintf("%s/%d", d.Name, p.Number)),
 		},
 		destination: d.ID, name: fmt.Sprintf("%s/%d", d.Name, p.Number), number: p.Number,
 		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID,
-		reads: newReadLine(b.reads[settings.Storage]), clock: b.clock, metadata: b.meta.metadata,
+		reads: newLine(b.reads[settings.Storage]), clock: b.clock, metadata: b.meta.metadata,
 		stopped: make(chan struct{}), damage: &b.damage,
 	}
 	r.owner.turn = r.turn
+	r.stall = stall{lines: [2]*line{r.owner.disk, r.reads}, turn: &r.owner.began}
+	if settings.Storage == wire.StorageDisk {
+		r.diskStalled = &b.diskStalled
+	}
 	r.hold()
 	r.settings.Store(&settings)
 	var err error
@@ -647,9 +657,13 @@ func (b *broker) closeAll() error {
 	for _, reads := range b.reads {
 		reads.wait()
 	}
-	b.shared.wait() // hands syncs back to their owners
-	b.jobs.wait()
-	b.turns.close()
+	b.shared.pool.wait() // hands syncs back to their owners
+	for _, jobs := range b.jobs {
+		jobs.wait()
+	}
+	for _, turns := range b.turns {
+		turns.close()
+	}
 	for _, s := range []*log.Store{b.memory, b.disk} {
 		if s != nil {
 			errs = append(errs, s.Close())

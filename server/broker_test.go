@@ -145,7 +145,7 @@ func TestTheLastViewOfADeletedDestinationIsClosedByAWorker(t *testing.T) {
 
 	busy := make(chan struct{}) // every worker is
 	for range b.cfg.StorageWorkers {
-		b.jobs.submit(func() { <-busy })
+		newLine(b.jobs[wire.StorageDisk]).submit(func() { <-busy })
 	}
 	free := func() int64 {
 		n, _, err := disk.Space("data")

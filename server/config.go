@@ -44,7 +44,8 @@ type Config struct {
 	PendingBytes int64
 	// EventLoops is the number of network loops. Default half the processors, at least 1.
 	EventLoops int
-	// StorageWorkers bounds concurrent syncs and other storage jobs. Default 64.
+	// StorageWorkers bounds concurrent syncs and other storage jobs, of destinations on
+	// disk and in memory each. Default 64; a partition gets a quarter.
 	StorageWorkers int
 	// ReadWorkers bounds concurrent blocking reads for clients, of destinations on
 	// disk and in memory each. Default 16; a session gets half, a partition a quarter.
@@ -62,6 +63,7 @@ type Config struct {
 	memoryFS     vfs.FS
 	bootID       string
 	stopPatience time.Duration
+	stallAfter   time.Duration
 }
 
 // minPendingBytes is the least that Config.PendingBytes may be: eight batches of
@@ -82,6 +84,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.CheckpointBytes = cmp.Or(c.CheckpointBytes, 64<<20)
 	c.ScrubInterval = cmp.Or(c.ScrubInterval, 24*time.Hour)
 	c.RetentionPeriod = cmp.Or(c.RetentionPeriod, retentionPeriod)
+	c.stallAfter = cmp.Or(c.stallAfter, stallAfter)
 	c.stopPatience = cmp.Or(c.stopPatience, stopPatience)
 	if c.kindOf == nil {
 		c.kindOf = vfs.KindOf

@@ -537,6 +537,8 @@ type rawClient struct {
 	conn *net.TCPConn
 	r    *bufio.Reader
 	hold []rawFrame // read while waiting for another
+
+	patience time.Duration // with the next frame
 }
 
 type rawFrame struct {
@@ -549,7 +551,7 @@ func dialRaw(t testing.TB, address string) *rawClient {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
 	require.NoError(t, err)
-	c := &rawClient{t: t, conn: conn.(*net.TCPConn), r: bufio.NewReaderSize(conn, 64<<10)}
+	c := &rawClient{t: t, conn: conn.(*net.TCPConn), r: bufio.NewReaderSize(conn, 64<<10), patience: clientPatience}
 	t.Cleanup(func() { conn.Close() })
 	return c
 }
@@ -594,7 +596,7 @@ func (c *rawClient) tryRead() (rawFrame, error) {
 }
 
 func (c *rawClient) receive() (rawFrame, error) {
-	_ = c.conn.SetReadDeadline(time.Now().Add(clientPatience))
+	_ = c.conn.SetReadDeadline(time.Now().Add(c.patience))
 	var head [wire.HeaderSize]byte
 	if _, err := io.ReadFull(c.r, head[:]); err != nil {
 		return rawFrame{}, err

@@ -150,8 +150,8 @@ func (b *broker) serveHealth(w http.ResponseWriter, _ *http.Request) {
 		info := b.Describe(d)
 		for _, p := range info.Partitions {
 			h.Partitions[p.State.String()]++
-			if p.State != wire.PartitionActive && len(h.Problems) < maxProblems {
-				h.Problems[fmt.Sprintf("%s/%d", d.Name, p.Number)] = cmp.Or(b.whyNotReady(replicaKey{d.ID, p.Number}), p.State.String())
+			if (p.State != wire.PartitionActive || p.Problem != "") && len(h.Problems) < maxProblems {
+				h.Problems[fmt.Sprintf("%s/%d", d.Name, p.Number)] = cmp.Or(b.whyNotReady(replicaKey{d.ID, p.Number}), p.Problem, p.State.String())
 			}
 			if r := b.local(d.ID, p.Number); r != nil && p.Damaged > 0 && len(h.Damaged) < maxProblems {
 				h.Damaged[fmt.Sprintf("%s/%d", d.Name, p.Number)] = describeDamage(r.records.Damage())

@@ -21,6 +21,7 @@ type metadataReplica struct {
 	campaigned bool        // owner only
 	reported   bool        // owner only: the fence was logged
 	stalled    atomic.Bool // it lacks space or descriptors to elect or to write
+	stall      stall
 	stopping   atomic.Bool
 	stopped    chan struct{} // when it is closed, the right is that of stop
 
@@ -37,11 +38,12 @@ const metadataReplicaID = 1
 
 func openMetadata(b *broker) (*metadataReplica, error) {
 	m := &metadataReplica{
-		owner:    owner{turns: b.turns, disk: b.jobs, logger: b.logger.With("partition", "metadata")},
+		owner:    owner{turns: b.turns[wire.StorageDisk], disk: newLine(b.jobs[wire.StorageDisk]), logger: b.logger.With("partition", "metadata")},
 		metadata: cluster.NewMetadata(b.metadataChanged),
 		stopped:  make(chan struct{}),
 	}
 	m.owner.turn = m.turn
+	m.stall = stall{lines: [2]*line{m.owner.disk}, turn: &m.owner.began}
 	m.hold()
 	var err error
 	m.records, err = log.Open(log.Options{

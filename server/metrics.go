@@ -27,6 +27,8 @@ var (
 	metricPasses     = prometheus.NewDesc("lockstep_scrub_passes_total", "Complete passes of the scrubber.", nil, nil)
 	metricScrubFails = prometheus.NewDesc("lockstep_scrub_errors_total", "Reads of the scrubber that failed, or found a broken chain.", nil, nil)
 	metricReformed   = prometheus.NewDesc("lockstep_partitions_cut_back_total", "Partitions that may have lost unsynced records with the machine, since this process started.", nil, nil)
+	metricStalls     = prometheus.NewDesc("lockstep_storage_stalls", "Partitions, metadata and journal included, that wait for a disk that has stalled.", nil, nil)
+	metricStallTime  = prometheus.NewDesc("lockstep_storage_stall_seconds", "How long a partition has waited for a disk that has stalled; of the longest only, at most 20.", []string{"partition"}, nil)
 	metricFree       = prometheus.NewDesc("lockstep_storage_free_bytes", "Free space of the device that holds the data directory.", nil, nil)
 )
 
@@ -40,7 +42,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree,
+		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree, metricStalls, metricStallTime,
 		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricReformed,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
@@ -59,6 +61,11 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(metricPending, float64(c.b.pending.Used()))
 	if free, _, err := c.b.cfg.fs.Space(c.b.cfg.DataDir); err == nil {
 		gauge(metricFree, float64(free))
+	}
+	stalls := c.b.stalls()
+	gauge(metricStalls, float64(len(stalls)))
+	for _, s := range stalls[:min(len(stalls), maxProblems)] {
+		gauge(metricStallTime, s.lasts.Seconds(), s.name)
 	}
 	count := func(d *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)

@@ -26,10 +26,11 @@ type owner struct {
 	turn   func() (again bool)
 	fenced func(error) // fences what is owned; owner only, may be called again
 	turns  *turnPool
-	disk   *blockingPool
+	disk   *line
 	logger *slog.Logger
 
 	ended    chan struct{}         // set by a turn: it is the last, and who waits for the channel has the right then
+	began    atomic.Int64          // when the turn at work began, as monotonic has it; 0: none is
 	panicked atomic.Pointer[error] // the first panic
 	mu       sync.Mutex
 	jobs     []log.Job // finished, not yet told
@@ -95,9 +96,11 @@ func (o *owner) runQueued() {
 
 func (o *owner) run() {
 	again := false
+	o.began.Store(monotonic())
 	if !o.guard("a turn", func() { again = o.turn() }) {
 		again = true // to fence
 	}
+	o.began.Store(0)
 	if ended := o.ended; ended != nil {
 		o.ended = nil
 		close(ended)

@@ -24,7 +24,7 @@ func TestRuleP1_TurnsNeverOverlapAndNoneIsLost(t *testing.T) {
 	var inside atomic.Int32
 	var taken, finished int // owner only
 	var wanted atomic.Int64
-	o := &owner{turns: turns, disk: jobs}
+	o := &owner{turns: turns, disk: newLine(jobs)}
 	seen := make(chan struct{}, 1)
 	o.turn = func() bool {
 		if inside.Add(1) != 1 {
@@ -75,7 +75,7 @@ func TestNoTurnSeesAPartitionThatIsBeingBuilt(t *testing.T) {
 	jobs := newBlockingPool(1)
 	built := false
 	done := make(chan bool, 1)
-	o := &owner{turns: turns, disk: jobs}
+	o := &owner{turns: turns, disk: newLine(jobs)}
 	o.turn = func() bool {
 		o.finishJobs()
 		done <- built
@@ -119,7 +119,7 @@ func TestBlockingPoolKeepsItsLimitAndEndsIdle(t *testing.T) {
 	var once [10]sync.Once
 	var n atomic.Int32
 	for range 10 {
-		p.submit(func() {
+		newLine(p).submit(func() {
 			now := running.Add(1)
 			for old := most.Load(); now > old && !most.CompareAndSwap(old, now); old = most.Load() {
 			}

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // turnPool runs owner turns that no event loop takes inline. It has as many
@@ -69,43 +70,55 @@ func (p *turnPool) close() {
 	p.done.Wait()
 }
 
-// blockingPool runs work that may wait for a disk. Goroutines are started as
-// work arrives, up to a limit, and end when nothing is left: an idle broker has
-// none. What waits is bounded by its users: a log has at most a few jobs on
-// their way, a link one.
+// blockingPool runs work that may wait for a disk, for lines that share its workers.
+// Goroutines are started as work arrives, up to a limit, and end when nothing is
+// left: an idle broker has none. What waits is bounded by its users: a log has at
+// most a few jobs on their way, a link one.
 type blockingPool struct {
 	mu      sync.Mutex
-	queue   []func()
+	queue   []task
 	running int
 	limit   int
 	done    sync.WaitGroup
 }
 
+// task is work of a line.
+type task struct {
+	line *line
+	run  func()
+}
+
 func newBlockingPool(limit int) *blockingPool { return &blockingPool{limit: limit} }
 
-func (p *blockingPool) submit(f func()) {
+// byStorage makes a pool for destinations on disk and one for those in memory, which
+// a stalled disk does not concern.
+func byStorage(limit int) [2]*blockingPool {
+	return [2]*blockingPool{wire.StorageDisk: newBlockingPool(limit), wire.StorageMemory: newBlockingPool(limit)}
+}
+
+func (p *blockingPool) submit(t task) {
 	p.mu.Lock()
 	if p.running == p.limit {
-		p.queue = append(p.queue, f)
+		p.queue = append(p.queue, t)
 		p.mu.Unlock()
 		return
 	}
 	p.running++
 	p.mu.Unlock()
-	p.done.Go(func() { p.work(f) })
+	p.done.Go(func() { p.work(t) })
 }
 
-func (p *blockingPool) work(f func()) {
+func (p *blockingPool) work(t task) {
 	for {
-		f()
+		t.line.perform(t.run)
 		p.mu.Lock()
 		if len(p.queue) == 0 {
 			p.running--
 			p.mu.Unlock()
 			return
 		}
-		f = p.queue[0]
-		p.queue[0] = nil
+		t = p.queue[0]
+		p.queue[0] = task{}
 		p.queue = p.queue[1:]
 		p.mu.Unlock()
 	}
@@ -117,7 +130,7 @@ func (p *blockingPool) wait() { p.done.Wait() }
 
 // storeExecutor is the log.Executor of a store: its jobs belong to no partition. A
 // group commit does not stand in line with the syncs of single files.
-type storeExecutor struct{ *blockingPool }
+type storeExecutor struct{ *line }
 
 // Submit implements log.Executor.
 func (e storeExecutor) Submit(j log.Job) {

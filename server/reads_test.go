@@ -13,31 +13,6 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-func TestAReadLineKeepsItsShareAndServesAll(t *testing.T) {
-	pool := newBlockingPool(8)
-	slow, other := newReadLine(pool), newReadLine(pool)
-	stalled := make(chan struct{})
-	var running, most, done atomic.Int32
-	for range 20 {
-		slow.submit(func() {
-			if n := running.Add(1); n > most.Load() {
-				most.Store(n)
-			}
-			<-stalled
-			running.Add(-1)
-			done.Add(1)
-		})
-	}
-	served := make(chan struct{})
-	other.submit(func() { close(served) })
-	<-served
-	require.EqualValues(t, 0, done.Load())
-	close(stalled)
-	pool.wait()
-	require.EqualValues(t, 20, done.Load())
-	require.LessOrEqual(t, most.Load(), int32(2))
-}
-
 // RELIABILITY F13: a range of one partition that the disk does not deliver holds
 // up its own readers. Others, cold or warm, and lookups by offset and time go on,
 // however many links wait for the stalled one.
@@ -111,7 +86,7 @@ func TestF13_AStalledReadHoldsUpItsOwnPartitionOnly(t *testing.T) {
 	require.Equal(t, wire.CodeOK, healthy.answer(6).code())
 	healthy.send(wire.OpProduce, 7, &wire.ProduceRequest{Handle: h, Acks: wire.AcksQuorum, Batch: batch})
 	require.Equal(t, wire.CodeOK, healthy.answer(7).code())
-	require.LessOrEqual(t, inside.Load(), int32(defaultReadWorkers/partitionReadShare))
+	require.LessOrEqual(t, inside.Load(), int32(defaultReadWorkers/lineShare))
 	release()
 	reader("stalled")()
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"sync"
@@ -35,7 +36,8 @@ type partitionReplica struct {
 	group    *replication.Group
 	part     *partition.Partition
 	state    *partition.State
-	reads    *readLine
+	reads    *line
+	stall    stall
 	metadata *cluster.Metadata
 	clock    func() time.Time
 
@@ -63,9 +65,10 @@ type partitionReplica struct {
 	spareParked map[waiter]struct{}
 	settings    atomic.Pointer[wire.Settings]
 
-	damage    *damageCounters       // the broker's
-	condemned atomic.Pointer[error] // damage that the owner has to stop for
-	verifying atomic.Bool           // a reported frame is being examined
+	diskStalled *atomic.Bool          // the broker's; nil for a partition in memory
+	damage      *damageCounters       // the broker's
+	condemned   atomic.Pointer[error] // damage that the owner has to stop for
+	verifying   atomic.Bool           // a reported frame is being examined
 }
 
 // What a turn may be asked to do besides its inputs.
@@ -123,7 +126,9 @@ func (r *partitionReplica) turn() (again bool) {
 		r.part.Reject(lack)
 	}
 	r.stalled.Store(lack != nil)
-	again = r.part.Turn(nowMs)
+	if !r.stall.stalled() { // else the watch brings a turn when it is over
+		again = r.part.Turn(nowMs)
+	}
 	if err := r.group.Err(); err != nil {
 		r.fence(err)
 		return false
@@ -272,7 +277,7 @@ func (r *partitionReplica) Append(a partition.Append) error {
 
 // Kick implements replica.
 func (r *partitionReplica) Kick(inline bool) {
-	if inline {
+	if inline && (r.diskStalled == nil || !r.diskStalled.Load()) {
 		r.runInline()
 	} else {
 		r.schedule()
@@ -339,7 +344,7 @@ func (r *partitionReplica) info() wire.PartitionInfo {
 	return wire.PartitionInfo{
 		Number: r.number, Leader: r.node, Epoch: r.Epoch(), State: r.State(),
 		StartOffset: r.StartOffset(), NextOffset: r.records.Watermark().Next,
-		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.records.Damage())), Problem: problem(r.Err()),
+		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.records.Damage())), Problem: cmp.Or(problem(r.Err()), r.stall.problem()),
 	}
 }
 
