@@ -22,16 +22,20 @@ import (
 func (a *app) logCommand() *cobra.Command {
 	c := a.group(&cobra.Command{
 		Use:   "log",
-		Short: "Look at stored segments offline",
-		Long: `Look at stored segments, read-only and without a broker. DIR is a data directory or
-the directory of one partition in it. A running broker is not disturbed, but what
-it is writing may look torn.`,
+		Short: "Look at stored segments offline, and skip what is damaged",
+		Long: `Look at stored segments without a broker. DIR is a data directory or the directory of
+one partition in it. inspect and verify change nothing and do not disturb a running
+broker, but what it is writing may look torn. skip needs the broker stopped.`,
 		Example: `  lockstep log verify ` + defaultData + `
-  lockstep log inspect ` + defaultData + `/meta`,
+  lockstep log inspect ` + defaultData + `/meta
+  lockstep log skip --corrupt ` + examplePartition,
 	})
-	c.AddCommand(a.logInspectCommand(), a.logVerifyCommand())
+	c.AddCommand(a.logInspectCommand(), a.logVerifyCommand(), a.logSkipCommand())
 	return c
 }
+
+// examplePartition is the directory of a partition in examples.
+const examplePartition = defaultData + "/partitions/5f2c8a4e9b1d4c7f8e3a6b2d1c0f9e8d-0"
 
 // frameJSON is one line of `log inspect -o json`.
 type frameJSON struct {
@@ -183,13 +187,85 @@ func (a *app) logVerifyCommand() *cobra.Command {
 	return c
 }
 
-// tellOfJournal says that a broker that did not stop in order has left entries which
-// its next start brings into the logs: until then a log may end earlier than it will.
-func (a *app) tellOfJournal(dir string) {
+// skippedJSON is one range of `log skip -o json`.
+type skippedJSON struct {
+	File       string `json:"file"`
+	Position   int64  `json:"position"`
+	Entries    uint64 `json:"entries"`
+	BaseOffset uint64 `json:"base_offset"`
+	NextOffset uint64 `json:"next_offset"`
+}
+
+func (a *app) logSkipCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "skip --corrupt DIR",
+		Short: "Give up what a damaged header hides, so that its partition serves the rest",
+		Long: `Give up the records that damaged headers hide in the directory of one partition, so
+that it starts again and serves everything before and behind them. Readers get
+CORRUPT there, and the offset at which they can go on. The broker must be stopped.
+
+It cannot be undone: copy the directory first, or better restore the file from a
+copy instead. Damaged bodies need no skip, the partition serves around them. Damage
+at the end of a log, with nothing whole behind it, is not skipped.`,
+		Example: `  lockstep log skip --corrupt ` + examplePartition + `
+  lockstep log skip --corrupt ` + examplePartition + ` -o json`,
+		Args: exactArgs("DIR"),
+	}
+	corrupt := c.Flags().Bool("corrupt", false, "yes, give up what is damaged (required)")
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if !*corrupt {
+			return usagef(c, "records are given up only with --corrupt")
+		}
+		dir, err := filepath.Abs(args[0])
+		if err != nil {
+			return err
+		}
+		dirs, err := logDirectories(dir)
+		if err != nil {
+			return err
+		}
+		if len(dirs) != 1 || dirs[0] != dir {
+			return usagef(c, "%s is not the directory of one partition; which are damaged says: lockstep log verify %s", args[0], shellWord(args[0]))
+		}
+		gaps, err := log.Skip(vfs.OS(), dataDirectory(dir), dir)
+		ranges := make([]skippedJSON, len(gaps))
+		rows := make([][]string, len(gaps))
+		for i, g := range gaps {
+			ranges[i] = skippedJSON{g.File, g.Position, uint64(g.LastIndex - g.FirstIndex + 1), uint64(g.Base), uint64(g.Next)}
+			rows[i] = []string{g.File, fmt.Sprint(g.Position), formatCount(int64(ranges[i].Entries)), fmt.Sprint(g.Base), fmt.Sprint(g.Next)}
+		}
+		switch {
+		case errors.Is(err, log.ErrLocked):
+			return fmt.Errorf("data directory %s is in use: %w; stop the broker first", dataDirectory(dir), err)
+		case err != nil && len(gaps) > 0:
+			return fmt.Errorf("%s: %s closed, then: %w", dir, plural(int64(len(gaps)), "gap"), err)
+		case err != nil:
+			return inspectError(dir, err)
+		case output.value == "json":
+			return a.printJSON(ranges)
+		case len(gaps) == 0:
+			_, err = fmt.Fprintf(a.stdout, "no damaged header with something whole behind it; nothing was changed\n")
+			return outputError(err)
+		}
+		return a.printTable([]string{"file", "position", "entries", "first lost offset", "next offset"}, rows, "position", "entries", "first lost offset", "next offset")
+	}
+	return c
+}
+
+// dataDirectory is the one that holds the directory of a log.
+func dataDirectory(dir string) string {
 	data := filepath.Dir(dir)
 	if filepath.Base(data) == "partitions" {
 		data = filepath.Dir(data)
 	}
+	return data
+}
+
+// tellOfJournal says that a broker that did not stop in order has left entries which
+// its next start brings into the logs: until then a log may end earlier than it will.
+func (a *app) tellOfJournal(dir string) {
+	data := dataDirectory(dir)
 	files, err := filepath.Glob(filepath.Join(data, "journal", "*.journal"))
 	if err == nil && len(files) > 0 {
 		fmt.Fprintf(a.stderr, "the broker runs or has not stopped in order: %s holds the newest entries of some partitions; they are not looked at here, and the broker's next start writes them to the segments\n",

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,4 +61,60 @@ func TestLogsAreInspectedAndVerified(t *testing.T) {
 	require.Equal(t, 1, got.code)
 	require.Regexp(t, `(?m)^\S+/partitions/\S+ .* DAMAGED$`, got.stdout)
 	require.Regexp(t, `^lockstep: `+partitions[0]+`/`+filepath.Base(segments[0])+`: position \d+: .*; nothing was changed; look around it with: lockstep log inspect `+data+"\n$", got.stderr)
+}
+
+// skip gives up what a damaged header hides, names it, and leaves everything else.
+func TestRuleL8_LogSkipGivesUpWhatADamagedHeaderHides(t *testing.T) {
+	data := t.TempDir()
+	start := func() *server.Server {
+		s, err := server.Start(context.Background(), server.Config{DataDir: data, Listen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1})
+		require.NoError(t, err)
+		return s
+	}
+	s := start()
+	must(t, at(s.Addr(), ""), "topic", "create", "events")
+	for _, value := range []string{"first", "second", "third"} {
+		must(t, at(s.Addr(), value+"\n"), "produce", "events")
+	}
+	partitions, err := filepath.Glob(filepath.Join(data, "partitions", "*"))
+	require.NoError(t, err)
+	require.Len(t, partitions, 1)
+	got := shell{}.run(context.Background(), "log", "skip", "--corrupt", partitions[0])
+	require.Equal(t, 1, got.code)
+	require.Regexp(t, "^lockstep: data directory "+data+" is in use: .*; stop the broker first\n$", got.stderr)
+	require.NoError(t, s.Close(context.Background()))
+
+	got = shell{}.run(context.Background(), "log", "skip", partitions[0])
+	require.Equal(t, 2, got.code)
+	require.Equal(t, "lockstep: records are given up only with --corrupt (see lockstep log skip --help)\n", got.stderr)
+	got = shell{}.run(context.Background(), "log", "skip", "--corrupt", data)
+	require.Equal(t, 2, got.code)
+	require.Contains(t, got.stderr, data+" is not the directory of one partition; which are damaged says: lockstep log verify "+data)
+	require.Equal(t, "no damaged header with something whole behind it; nothing was changed\n", must(t, shell{}, "log", "skip", "--corrupt", partitions[0]))
+
+	var damaged frameJSON
+	for _, line := range strings.Split(strings.TrimSpace(must(t, shell{}, "log", "inspect", partitions[0], "-o", "json")), "\n") {
+		var f frameJSON
+		require.NoError(t, json.Unmarshal([]byte(line), &f))
+		if f.Records == 1 && f.BaseOffset == 1 {
+			damaged = f
+		}
+	}
+	require.Positive(t, damaged.Position)
+	file := filepath.Join(partitions[0], damaged.File)
+	content, err := os.ReadFile(file)
+	require.NoError(t, err)
+	content[damaged.Position+9] ^= 1
+	require.NoError(t, os.WriteFile(file, content, 0o600))
+	require.Equal(t, 1, shell{}.run(context.Background(), "log", "verify", data).code)
+
+	out := must(t, shell{}, "log", "skip", "--corrupt", partitions[0])
+	require.Regexp(t, `(?m)^`+damaged.File+` +`+fmt.Sprint(damaged.Position)+` +1 +1 +2$`, out)
+	s = start()
+	defer s.Close(context.Background())
+	got = at(s.Addr(), "").run(context.Background(), "consume", "events", "--exit")
+	require.Equal(t, 1, got.code)
+	require.Equal(t, "first\n", got.stdout)
+	require.Contains(t, got.stderr, "reading can go on at offset 2")
+	require.Equal(t, "third\n", must(t, at(s.Addr(), ""), "consume", "events", "--partition", "0", "--offset", "2", "--exit"))
 }

@@ -18,7 +18,9 @@ import (
 
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/lockstest"
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/server"
+	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -245,6 +247,28 @@ func TestRuleL8_ADamagedHeaderStopsThePartitionOnly(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, wire.PartitionFenced, d.Partitions[0].State)
 	require.Contains(t, d.Partitions[0].Problem, ".segment: position ")
+
+	// The operator's decision brings back everything else.
+	b.Restart(func() {
+		partitions, err := filepath.Glob(filepath.Join(dir, "partitions", "*"))
+		require.NoError(t, err)
+		skipped := 0
+		for _, partition := range partitions {
+			gaps, err := log.Skip(vfs.OS(), dir, partition)
+			require.NoError(t, err)
+			skipped += len(gaps)
+		}
+		require.Equal(t, 1, skipped)
+	})
+	values, err = readFrom(ctx, t, conn, "orders", 0)
+	var damage *client.CorruptError
+	require.ErrorAs(t, err, &damage)
+	require.Equal(t, []string{damagedRecord(0), damagedRecord(1), damagedRecord(2), damagedRecord(3)}, values)
+	require.Equal(t, []uint64{4, 5}, []uint64{damage.Offset, damage.Next})
+	send(ctx, t, conn, "orders", "more")
+	values, err = readFrom(ctx, t, conn, "orders", damage.Next)
+	require.NoError(t, err)
+	require.Equal(t, []string{damagedRecord(5), damagedRecord(6), damagedRecord(7), damagedRecord(8), damagedRecord(9), "more"}, values)
 }
 
 // The same while the broker runs: the reader that finds it ends the partition's

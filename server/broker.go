@@ -316,7 +316,7 @@ func (b *broker) reconcile(v *cluster.View) {
 		if err != nil {
 			b.failed[key] = err
 			b.logger.Error("partition does not open; it stays down until its cause is mended and the broker restarts",
-				"partition", fmt.Sprintf("%s/%d", d.Name, p.Number), "err", err)
+				"partition", fmt.Sprintf("%s/%d", d.Name, p.Number), "err", corruptAdvice(err, b.partitionDir(d.Settings.Storage, d.ID, p.Number)))
 			return
 		}
 		b.replicas[key] = r

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -119,6 +120,16 @@ func (r *partitionReplica) distrust(err error) {
 	} else if !errors.Is(err, log.ErrClosed) && !errors.Is(err, log.ErrOffsetOutOfRange) {
 		r.logger.Warn("a frame could not be read again", "err", err)
 	}
+}
+
+// corruptAdvice adds to the error of a damaged log what an operator can do about it.
+// It is for our own log: the detail of a wire error has no room for it.
+func corruptAdvice(err error, dir string) error {
+	var damage *log.CorruptionError
+	if !errors.As(err, &damage) || !strings.HasSuffix(damage.File, ".segment") {
+		return err
+	}
+	return fmt.Errorf("%w; restore that file from a copy, or stop the broker and give up what is damaged: lockstep log skip --corrupt %s", err, dir)
 }
 
 // reform begins a new incarnation of a partition whose machine stopped while

@@ -197,7 +197,7 @@ func (r *partitionReplica) wake() {
 func (r *partitionReplica) fence(err error) {
 	if r.status.Swap(uint32(wire.PartitionFenced)) != uint32(wire.PartitionFenced) {
 		r.shut(&wire.Error{Code: wire.CodePartitionFenced, Detail: err.Error()})
-		r.logger.Error("partition fenced; it stays down until its cause is mended and the broker restarts", "err", err)
+		r.logger.Error("partition fenced; it stays down until its cause is mended and the broker restarts", "err", corruptAdvice(err, r.dir))
 		r.part.Close(wire.CodePartitionFenced)
 		r.wake()
 	}
