@@ -2,6 +2,15 @@ package client
 
 import "time"
 
+const (
+	// loneGap is how far apart two batches begin whose records nobody could have
+	// sent together without making the first wait. It is some times what a write takes.
+	loneGap = 50 * time.Microsecond
+	// loneBatches is how many batches in a row must have held a single record until
+	// the next is expected to.
+	loneBatches = 2
+)
+
 // accumulator gathers the records of one partition into batches and knows where
 // each of them stands.
 //
@@ -24,8 +33,11 @@ type accumulator struct {
 	opening    *session // OPEN_PARTITION is on its way there
 	listed     *session // registered with that session's writer
 	queue      batchQueue
-	open       *batch // takes records: the last of the queue, or nil
-	inFlight   int    // batches taken and not settled
+	open       *batch    // takes records: the last of the queue, or nil
+	inFlight   int       // batches taken and not settled
+	flying     int       // records in them
+	taken      time.Time // when the last batch that was taken began
+	lone       int       // batches taken one after the other that held one record each
 	draining   bool
 	paused     bool      // until resumeAt, or until a new layout
 	resumeAt   time.Time // zero: the new layout resumes it
@@ -191,8 +203,20 @@ func (a *accumulator) sendable() bool {
 	case b != a.open, b.due, p.flushing > 0, len(p.waiting) > 0:
 		return true
 	}
-	return p.options.linger == 0 && a.inFlight == 0
+	return p.options.linger == 0 && a.follows(b)
 }
+
+// follows reports whether the open batch b need not wait for the answers to those in
+// flight: there are none, or b holds as many records as they do together, so that what
+// is on its way grows as fast as it is brought, or b is not of the same burst.
+func (a *accumulator) follows(b *batch) bool {
+	return b.builder.Count() >= a.flying || b.started.Sub(a.taken) >= loneGap
+}
+
+// lonely reports whether the records of this partition come one by one. Then the
+// goroutine that brings one writes it, which is sooner done than waking the
+// writer; else the writer does, and takes what came until it was awake.
+func (a *accumulator) lonely() bool { return a.lone >= loneBatches }
 
 // signal makes the session's writer take a batch if there is one.
 func (a *accumulator) signal() {
@@ -233,7 +257,12 @@ func (a *accumulator) take(s *session, largest int) (b *batch, more bool) {
 		if !b.stamped {
 			a.stamp(b)
 		}
+		a.taken = b.started
+		if a.lone++; b.builder.Count() > 1 {
+			a.lone = 0
+		}
 		a.inFlight++
+		a.flying += b.builder.Count()
 		b.inFlight, b.writing, b.session, b.id = true, true, s, 0
 		b.ended, b.untouched, b.lostErr, b.refusal = false, false, nil, nil
 		b.request.Handle, b.request.Acks = a.handle, p.options.acks

@@ -44,8 +44,7 @@ func (b *batch) settle() {
 		return
 	}
 	a := b.lane
-	b.inFlight, b.session = false, nil
-	a.inFlight--
+	a.land(b)
 	if b.refusal == nil && b.lostErr == nil {
 		a.failures = 0
 		if a.stall != nil {
@@ -67,6 +66,13 @@ func (b *batch) settle() {
 		return
 	}
 	a.signal()
+}
+
+// land takes a batch out of those in flight.
+func (a *accumulator) land(b *batch) {
+	b.inFlight, b.session = false, nil
+	a.inFlight--
+	a.flying -= b.builder.Count()
 }
 
 // remove takes a batch out of the queue.
@@ -280,9 +286,8 @@ func (a *accumulator) abandon(b *batch, cause error) {
 		if b.id != 0 {
 			b.session.forget(b.id)
 		}
-		b.inFlight, b.session = false, nil
+		a.land(b)
 		b.abandoned = true // the answer may be on its way to it: no other life
-		a.inFlight--
 	}
 	a.remove(b)
 	if b.builder.Count() > 0 {

@@ -174,7 +174,8 @@ func newProducerOptions(opts []ProducerOption) (producerOptions, error) {
 
 // Linger makes a batch wait for more records before it is sent, unless it is
 // full. Default: 0, a batch is sent at once when nothing is in flight to its
-// partition, and while something is, records gather into the next batch.
+// partition; while something is, the records of a burst gather into the next batch
+// until that holds as many.
 // Below 1 ms an idle Go process cannot tell times apart.
 func Linger(d time.Duration) ProducerOption { return func(o *producerOptions) { o.linger = d } }
 

@@ -173,25 +173,29 @@ func (p *Producer) SendFunc(ctx context.Context, r *Record, done func(Receipt, e
 // send gets a record into the buffer.
 func (p *Producer) send(ctx context.Context, r *Record, pr promise) error {
 	p.mu.Lock()
-	s, err := p.accept(ctx, r, pr)
+	a, err := p.accept(ctx, r, pr)
+	if err != nil {
+		p.mu.Unlock()
+		return &SendError{Outcome: NotSent, Err: err}
+	}
+	s := a.list()
+	now := a.lonely() && p.options.acks != AcksNone // without answers nothing tells that the socket is free
 	p.mu.Unlock()
 	switch {
-	case err != nil:
-		return &SendError{Outcome: NotSent, Err: err}
 	case s == nil:
-	case p.options.acks == AcksNone: // no answer tells that the socket is free
-		poke(s.wake)
-	default:
+	case now:
 		s.writeNow()
+	default:
+		poke(s.wake)
 	}
 	return nil
 }
 
 // accept is send with p.mu held; while it waits for space it is not. It returns the
-// session that is to write the record, if one is to be told. ctx is looked
+// accumulator that has the record. ctx is looked
 // at under the lock: one that a function given to SendFunc has ended, when told of
 // a failure, ends every later send before the partition takes records again.
-func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*session, error) {
+func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*accumulator, error) {
 	size := wire.EncodedSizeBound(r.Key, r.Value, r.Headers)
 	charge := int64(size)
 	for {
@@ -222,7 +226,7 @@ func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*session,
 		p.ticking = true
 		poke(p.wake)
 	}
-	return a.list(), nil
+	return a, nil
 }
 
 // spaceWaiter is a send that waits for space.

@@ -104,11 +104,34 @@ func TestRecordsWithoutAKeyAreSpreadBatchByBatch(t *testing.T) {
 	}
 }
 
-func TestNothingInFlightMeansSendAtOnceOtherwiseGather(t *testing.T) {
+// A batch that nobody waits for in flight is as large as what is, unless it begins so
+// much later that it would only have waited.
+func TestABatchFollowsThoseInFlight(t *testing.T) {
+	began := time.Now()
+	a := &accumulator{flying: 3, taken: began}
+	for _, c := range []struct {
+		records int
+		after   time.Duration
+		follows bool
+	}{
+		{1, 0, false},
+		{2, loneGap - 1, false},
+		{3, 0, true},
+		{1, loneGap, true},
+	} {
+		b := &batch{started: began.Add(c.after)}
+		for range c.records {
+			require.True(t, b.append(&Record{Value: []byte("v")}, 0, promise{}))
+		}
+		require.Equal(t, c.follows, a.follows(b), "%+v", c)
+	}
+}
+
+func TestWithoutRoomInFlightRecordsGather(t *testing.T) {
 	b := startBroker(t)
 	b.create("q", Topic, 1)
 	c := connect(t, b)
-	p := newTestProducer(t, c, "q")
+	p := newTestProducer(t, c, "q", InFlight(1))
 	held := make(chan *fakeRequest, 10)
 	b.setScript(func(q *fakeRequest) bool {
 		if q.header.Opcode == wire.OpProduce {

@@ -28,8 +28,8 @@ var errControlFull = errors.New("too many requests wait for the connection")
 // it, and a writer that gathers what is to be sent: small requests from a
 // buffer, record batches straight from the accumulators that have registered
 // with ready. Batches are taken at the last moment, when the socket is free,
-// so whatever gathers while a write is under way travels in the next one. A
-// record that comes while nothing is on its way is written by the goroutine that
+// so whatever gathers while a write is under way travels in the next one. Where
+// records come one by one, each is written by the goroutine that
 // brought it (writeNow): waking the writer costs more than the write.
 //
 // A session dies once, with the first error, and then tells everybody who
@@ -398,17 +398,17 @@ func (s *session) writeLoop() {
 	}
 }
 
-// nowBytes is the most that is written by the goroutine that brought a record, and
-// the largest batch: a socket that nothing is on its way in takes so much without
-// blocking. What is larger waits for a broker that does not read, whatever the
-// sender's ctx says, so the writer sends it.
+// nowBytes is the most that is written by the goroutine that brought a record, the
+// largest batch, and the most that may be on its way before: a socket takes so much
+// without blocking. What is larger waits for a broker that does not read, whatever
+// the sender's ctx says, so the writer sends it.
 const nowBytes = 16 << 10
 
-// writeNow writes what waits on the calling goroutine if no batch is unanswered
-// and nobody else is writing; else the writer does.
+// writeNow writes what waits on the calling goroutine if little is on its way and
+// nobody else is writing; else the writer does.
 func (s *session) writeNow() {
 	s.mu.Lock()
-	quiet := s.err == nil && s.inFlightBytes == 0 && len(s.control) == 0
+	quiet := s.err == nil && s.inFlightBytes <= nowBytes && len(s.control) == 0
 	s.mu.Unlock()
 	if !quiet || !s.writing.TryLock() {
 		poke(s.wake)
