@@ -29,7 +29,7 @@ func simulate(t *testing.T, o sim.Options) *sim.Result {
 
 // TestSimulation runs the broker's core on a disk that loses power, fails and
 // fills up, one seed after the other, and checks that nothing acknowledged is
-// lost, doubled, moved or changed (RELIABILITY F1, F5 to F8, F11, F12, F16, F20).
+// lost, doubled, moved or changed (RELIABILITY F1, F5 to F8, F11, F12, F16, F19, F20).
 func TestSimulation(t *testing.T) {
 	if *simSeed != 0 {
 		result := simulate(t, sim.Options{Seed: *simSeed, Steps: *simSteps, Calls: *simCalls})
@@ -158,3 +158,6 @@ func TestSimulationCatches_JournalThatIsNotSynced(t *testing.T)       { caught(t
 func TestSimulationCatches_JournalThatIsNotReplayed(t *testing.T)     { caught(t, sim.NoJournalReplay, 20) }
 func TestSimulationCatches_JournalTrimmedTooEarly(t *testing.T)       { caught(t, sim.EarlyJournalTrim, 100) }
 func TestSimulationCatches_ForgottenTrim(t *testing.T)                { caught(t, sim.ForgottenTrim, 20) }
+
+func TestF19_Catches_RetentionByTheTimeOfAClient(t *testing.T)  { caught(t, sim.ClientTime, 20) }
+func TestF16_Catches_AForgottenProducerThatBegins(t *testing.T) { caught(t, sim.BeginAgain, 100) }

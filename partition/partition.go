@@ -312,8 +312,8 @@ func (p *Partition) admit(b *placed, offset wire.Offset, term wire.Term, nowMs i
 		epoch, next = known.epoch, known.next
 	default:
 		epoch, next = info.ProducerEpoch, info.BaseSequence
-		if info.BaseSequence != 0 {
-			b.answer(wire.Receipt{}, wire.CodeUnknownProducer)
+		if code := p.state.producers.judge(info); code != wire.CodeOK {
+			b.answer(wire.Receipt{}, code)
 			return false
 		}
 	}

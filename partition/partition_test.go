@@ -500,7 +500,7 @@ func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
 		require.ErrorIs(t, NewState().Restore(saved[:cut]), ErrState, "cut at %d", cut)
 	}
 	newer := append([]byte(nil), saved...)
-	newer[0] = 2
+	newer[0] = 3
 	require.ErrorIs(t, NewState().Restore(newer), log.ErrTooNew)
 	require.NotErrorIs(t, NewState().Restore(newer), ErrState)
 }
@@ -555,4 +555,103 @@ func TestTheProducerTableForgetsTheMostSilent(t *testing.T) {
 	require.Contains(t, table.byID, int64(0))
 	table.append(&wire.BatchInfo{ProducerID: 5, BaseSequence: 1, RecordCount: 1}, 1<<22, 1000+ProducerExpiryMs)
 	require.Len(t, table.byID, 1, "all others were silent for longer than the expiry")
+}
+
+// RELIABILITY F16: whoever was forgotten may have been here, so its first batch is
+// not taken for new: not by silence, not by a clock that jumps, not for want of room.
+func TestF16_AForgottenProducerDoesNotBeginAgain(t *testing.T) {
+	const years = 10 * 365 * 24 * 3600 * 1000
+	forget := map[string]func(h *harness){
+		"by a clock that jumps": func(h *harness) { h.sendAt(1_000+years, 50) },
+		"for want of room": func(h *harness) {
+			for i := range int64(MaxProducers) {
+				h.sendAt(1_000, 50+i)
+			}
+		},
+	}
+	for name, forget := range forget {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.log.immediate = true
+			h.sendAt(1_000, 7)
+			h.send(9, 4, 0, 1)
+			h.part.Turn(1_000)
+			forget(h)
+			require.NotContains(t, h.part.state.producers.byID, int64(7))
+			require.NotContains(t, h.part.state.producers.byID, int64(9))
+			restored := NewState()
+			require.NoError(t, restored.Restore(h.part.state.Save(nil)))
+			require.Equal(t, h.part.state.Save(nil), restored.Save(nil))
+			h.part.state.producers = restored.producers
+			h.got.take()
+			for _, c := range []struct {
+				what     string
+				producer int64
+				epoch    int16
+				sequence int32
+				code     wire.ErrorCode
+			}{
+				{"the first batch again", 7, 0, 0, wire.CodeUnknownProducer},
+				{"one that may never have been here", 6, 0, 0, wire.CodeUnknownProducer},
+				{"of a name, again", 9, 4, 0, wire.CodeUnknownProducer},
+				{"of a name, a later batch", 9, 5, 3, wire.CodeUnknownProducer},
+				{"of a name, an older holder", 9, 3, 0, wire.CodeFenced},
+				{"of a name, an older holder's later batch", 9, 3, 8, wire.CodeFenced},
+			} {
+				tag := h.send(c.producer, c.epoch, c.sequence, 1)
+				h.part.Turn(1_000)
+				require.Equal(t, []outcome{refused(tag, c.code)}, h.got.take(), c.what)
+			}
+			next := h.part.state.next
+			a, b := h.send(9, 5, 0, 1), h.send(1<<40, 0, 0, 1)
+			h.part.Turn(1_000)
+			require.Equal(t, []outcome{ok(a, next), ok(b, next+1)}, h.got.take(), "a new epoch and a new ID")
+		})
+	}
+}
+
+// A producer that sends is not silent, though a clock that jumped says so.
+func TestF19_AJumpOfTheClockKeepsTheProducerThatSends(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	h.send(7, 0, 0, 1)
+	h.part.Turn(1000)
+	h.send(7, 0, 1, 1)
+	h.part.Turn(1000 + 2*ProducerExpiryMs)
+	h.got.take()
+	tag := h.send(7, 0, 0, 1)
+	h.part.Turn(1000)
+	answer := h.got.take()
+	require.Len(t, answer, 1)
+	require.Equal(t, tag, answer[0].tag)
+	require.Equal(t, wire.CodeOK, answer[0].code)
+	require.True(t, answer[0].receipt.Duplicate)
+	require.Equal(t, wire.Offset(0), answer[0].receipt.BaseOffset)
+}
+
+// sendAt sends the first batch of a producer at a time.
+func (h *harness) sendAt(nowMs, producer int64) {
+	h.send(producer, 0, 0, 1)
+	h.part.Turn(nowMs)
+}
+
+func TestRetiredEpochsAreBounded(t *testing.T) {
+	table := newProducers()
+	for i := range int64(MaxRetired + 5) {
+		table.append(&wire.BatchInfo{ProducerID: i, ProducerEpoch: 1, RecordCount: 1}, wire.Offset(i), 1000)
+		table.removeAll()
+	}
+	require.Len(t, table.retired, MaxRetired)
+	require.Equal(t, retired{5, 1}, table.retired[0])
+	require.Equal(t, int64(MaxRetired+5), table.forgotten)
+}
+
+// A state of version 1 ends behind the producers.
+func TestAStateOfVersion1Restores(t *testing.T) {
+	saved := NewState().Save(nil)
+	old := append([]byte{1}, saved[1:len(saved)-12]...)
+	s := NewState()
+	require.NoError(t, s.Restore(old))
+	require.Equal(t, saved, s.Save(nil))
+	require.ErrorIs(t, NewState().Restore(append([]byte{1}, saved[1:]...)), ErrState)
 }

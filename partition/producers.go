@@ -20,6 +20,9 @@ const (
 	// ProducerExpiryMs is after how long without a batch, by append time, a
 	// producer is forgotten: seven days.
 	ProducerExpiryMs = 7 * 24 * 3600 * 1000
+	// MaxRetired bounds the epochs that are kept of forgotten producers with a name.
+	// The one that was forgotten first goes first.
+	MaxRetired = 10_000
 )
 
 // run is a stretch of records of one producer that lie one after the other both
@@ -79,10 +82,45 @@ func addSequence(s int32, n uint32) int32 { return int32((uint32(s) + n) & seque
 
 // producers is the dedupe table: every idempotent producer that wrote to the
 // partition, ordered by when it last did.
+//
+// A producer that was forgotten must not be taken for one that begins: a resent
+// first batch would be stored twice, and one of an old epoch after the new one. IDs
+// are handed out in rising order, so an ID below forgotten is one that may have been
+// here. Only a name comes back with its ID, and then with an epoch above 0, of which
+// retired knows what to compare it with.
 type producers struct {
 	byID       map[int64]*producer
 	lru        *list.List // front is the most silent
 	generation uint64     // counts the snapshots
+	forgotten  int64      // one past the highest ID that was forgotten
+	// retired are those forgotten with an epoch above 0, first the one forgotten
+	// first. It grows at its end only: a snapshot may hold a part of it.
+	retired []retired
+}
+
+// retired is the last epoch of a producer that was forgotten.
+type retired struct {
+	id    int64
+	epoch int16
+}
+
+// judge says whether a producer that is not in the table may begin with a batch:
+// wire.CodeOK if it has certainly not written here under this epoch.
+func (t *producers) judge(info *wire.BatchInfo) wire.ErrorCode {
+	last, known := int16(0), info.ProducerID < t.forgotten
+	for i := len(t.retired) - 1; i >= 0; i-- {
+		if r := &t.retired[i]; r.id == info.ProducerID {
+			last, known = r.epoch, true
+			break
+		}
+	}
+	switch {
+	case known && info.ProducerEpoch < last:
+		return wire.CodeFenced
+	case info.BaseSequence != 0 || known && info.ProducerEpoch == last:
+		return wire.CodeUnknownProducer
+	}
+	return wire.CodeOK
 }
 
 func newProducers() *producers {
@@ -90,13 +128,11 @@ func newProducers() *producers {
 }
 
 // append records an applied batch. It never refuses: the leader has screened it.
+// The producer is the latest before others expire: one that sends is not silent, even
+// if the clock has jumped since its last batch.
 func (t *producers) append(info *wire.BatchInfo, offset wire.Offset, appendTimeMs int64) {
-	t.expire(appendTimeMs)
 	p := t.byID[info.ProducerID]
 	if p == nil {
-		if len(t.byID) >= MaxProducers {
-			t.remove(t.lru.Front().Value.(*producer))
-		}
 		p = &producer{id: info.ProducerID, epoch: info.ProducerEpoch, generation: t.generation}
 		p.element = t.lru.PushBack(p)
 		t.byID[p.id] = p
@@ -110,6 +146,10 @@ func (t *producers) append(info *wire.BatchInfo, offset wire.Offset, appendTimeM
 	p.lastMs = appendTimeMs
 	p.add(info.BaseSequence, uint32(info.RecordCount), offset)
 	t.lru.MoveToBack(p.element)
+	t.expire(appendTimeMs)
+	if len(t.byID) > MaxProducers {
+		t.remove(t.lru.Front().Value.(*producer))
+	}
 }
 
 func (t *producers) expire(nowMs int64) {
@@ -131,7 +171,18 @@ func (t *producers) unshare(p *producer) *producer {
 	return &c
 }
 
-// list is the producers from the most silent to the latest.
+// picture is what is saved of a table.
+type picture struct {
+	producers []*producer // from the most silent to the latest
+	forgotten int64
+	retired   []retired
+}
+
+// picture is the table as it is until it changes.
+func (t *producers) picture() picture {
+	return picture{producers: t.list(), forgotten: t.forgotten, retired: t.retired}
+}
+
 func (t *producers) list() []*producer {
 	all := make([]*producer, 0, t.lru.Len())
 	for e := t.lru.Front(); e != nil; e = e.Next() {
@@ -140,15 +191,28 @@ func (t *producers) list() []*producer {
 	return all
 }
 
-// snapshot is list, of producers that do not change any more.
-func (t *producers) snapshot() []*producer {
+// snapshot is a picture that does not change any more.
+func (t *producers) snapshot() picture {
 	t.generation++
-	return t.list()
+	return t.picture()
 }
 
+// remove forgets a producer.
 func (t *producers) remove(p *producer) {
 	t.lru.Remove(p.element)
 	delete(t.byID, p.id)
+	t.forgotten = max(t.forgotten, p.id+1)
+	if p.epoch > 0 {
+		t.retired = append(t.retired, retired{p.id, p.epoch})
+		t.retired = t.retired[max(0, len(t.retired)-MaxRetired):]
+	}
+}
+
+// removeAll forgets every producer.
+func (t *producers) removeAll() {
+	for t.lru.Len() > 0 {
+		t.remove(t.lru.Front().Value.(*producer))
+	}
 }
 
 // The table is saved from the most silent producer to the latest, so that equal
@@ -157,10 +221,14 @@ func (t *producers) remove(p *producer) {
 //	count u32, then for each producer:
 //	id i64, epoch i16, zero u16, next i32, last append time i64, run count u32,
 //	then for each run: sequence i32, count u32, offset u64
-func saveProducers(dst []byte, all []*producer) []byte {
+//
+// and behind them, since version 2 of the state:
+//
+//	forgotten i64, retired count u32, then for each: id i64, epoch i16
+func saveProducers(dst []byte, t picture) []byte {
 	le := binary.LittleEndian
-	dst = le.AppendUint32(dst, uint32(len(all)))
-	for _, p := range all {
+	dst = le.AppendUint32(dst, uint32(len(t.producers)))
+	for _, p := range t.producers {
 		dst = le.AppendUint64(dst, uint64(p.id))
 		dst = le.AppendUint32(dst, uint32(uint16(p.epoch)))
 		dst = le.AppendUint32(dst, uint32(p.next))
@@ -172,15 +240,22 @@ func saveProducers(dst []byte, all []*producer) []byte {
 			dst = le.AppendUint64(dst, uint64(r.offset))
 		}
 	}
+	dst = le.AppendUint64(dst, uint64(t.forgotten))
+	dst = le.AppendUint32(dst, uint32(len(t.retired)))
+	for _, r := range t.retired {
+		dst = le.AppendUint64(dst, uint64(r.id))
+		dst = le.AppendUint16(dst, uint16(r.epoch))
+	}
 	return dst
 }
 
 const (
 	savedProducerSize = 28
 	savedRunSize      = 16
+	savedRetiredSize  = 10
 )
 
-func restoreProducers(src []byte) (*producers, []byte, error) {
+func restoreProducers(src []byte, version byte) (*producers, []byte, error) {
 	le := binary.LittleEndian
 	if len(src) < 4 {
 		return nil, nil, fmt.Errorf("%w: producers: %d bytes", ErrState, len(src))
@@ -216,6 +291,28 @@ func restoreProducers(src []byte) (*producers, []byte, error) {
 		}
 		p.element = t.lru.PushBack(p)
 		t.byID[p.id] = p
+	}
+	if version < 2 {
+		return t, src, nil // it knew nothing of those it had forgotten
+	}
+	return restoreForgotten(t, src)
+}
+
+func restoreForgotten(t *producers, src []byte) (*producers, []byte, error) {
+	const header = 8 + 4
+	le := binary.LittleEndian
+	if len(src) < header {
+		return nil, nil, fmt.Errorf("%w: %d bytes about forgotten producers", ErrState, len(src))
+	}
+	t.forgotten = int64(le.Uint64(src))
+	count := le.Uint32(src[8:])
+	src = src[header:]
+	if count > MaxRetired || int(count)*savedRetiredSize > len(src) {
+		return nil, nil, fmt.Errorf("%w: %d forgotten producers in %d bytes", ErrState, count, len(src))
+	}
+	for range count {
+		t.retired = append(t.retired, retired{id: int64(le.Uint64(src)), epoch: int16(le.Uint16(src[8:]))})
+		src = src[savedRetiredSize:]
 	}
 	return t, src, nil
 }

@@ -12,8 +12,9 @@ import (
 // ErrState is returned for a saved state that does not decode.
 var ErrState = errors.New("partition state is malformed")
 
-// stateVersion is the first byte of a saved state.
-const stateVersion = 1
+// stateVersion is the first byte of a saved state. Version 1 said nothing of
+// forgotten producers.
+const stateVersion = 2
 
 // State is what all replicas of a partition agree on at one index. It changes
 // only by applied entries.
@@ -56,10 +57,10 @@ func (s *State) applyRecords(base wire.Offset, count uint32, appendTimeMs int64,
 // applyDamaged takes an entry whose batches cannot be read any more. Any producer
 // may have had its latest batch in it, so all are forgotten: those that wrote
 // behind it are known again by that, the others get UNKNOWN_PRODUCER and take a new
-// epoch. Nobody's record is taken for a repetition that it is not, and none is
+// identity. Nobody's record is taken for a repetition that it is not, and none is
 // refused for not following one that is lost.
 func (s *State) applyDamaged(base wire.Offset, count uint32) {
-	s.producers = newProducers()
+	s.producers.removeAll()
 	s.next = base + wire.Offset(count)
 }
 
@@ -118,7 +119,9 @@ func (s *State) applyControl(body []byte) (trimmed bool) {
 }
 
 // Save appends the state to dst. Equal states have equal bytes. Owner only.
-func (s *State) Save(dst []byte) []byte { return saveState(dst, s.start, s.next, s.producers.list()) }
+func (s *State) Save(dst []byte) []byte {
+	return saveState(dst, s.start, s.next, s.producers.picture())
+}
 
 // Snapshot captures the state; what it returns appends it to dst as Save does, once
 // and on any goroutine, however the state goes on. It takes the time of a walk over
@@ -130,7 +133,7 @@ func (s *State) Snapshot() func(dst []byte) []byte {
 }
 
 // saveState lays out: version u8, three zero bytes, start u64, next u64, producers.
-func saveState(dst []byte, start, next wire.Offset, producers []*producer) []byte {
+func saveState(dst []byte, start, next wire.Offset, producers picture) []byte {
 	dst = append(dst, stateVersion, 0, 0, 0)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(start))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(next))
@@ -145,10 +148,10 @@ func (s *State) Restore(src []byte) error {
 		return fmt.Errorf("partition state version %d, this build reads up to %d: %w; upgrade this broker", src[0], stateVersion, log.ErrTooNew)
 	case len(src) < header:
 		return fmt.Errorf("%w: %d bytes", ErrState, len(src))
-	case src[0] != stateVersion || src[1]|src[2]|src[3] != 0:
+	case src[0] == 0 || src[1]|src[2]|src[3] != 0:
 		return fmt.Errorf("%w: it begins with %x", ErrState, src[:4])
 	}
-	table, rest, err := restoreProducers(src[header:])
+	table, rest, err := restoreProducers(src[header:], src[0])
 	if err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ var errorTable = [...]ErrorInfo{
 	{CodeOutOfSequence, "OUT_OF_SEQUENCE", false, true, ClosesNever,
 		"the batch does not follow the last one of its producer in this partition", ""},
 	{CodeUnknownProducer, "UNKNOWN_PRODUCER", false, true, ClosesNever,
-		"the partition does not remember the producer and the batch is not its first, or its producer ID was never handed out",
+		"the partition does not know the producer, and the batch is not its first or may have been stored before it was forgotten; or its ID was never handed out",
 		"take a new producer ID once nothing is outstanding"},
 	{CodeDiskFull, "DISK_FULL", true, true, ClosesNever,
 		"the disk has too little space for records; reading and deleting go on",

@@ -143,13 +143,14 @@ func (s *Simulation) repeat() {
 	}
 }
 
-// maxJumpMs is less than half of what a producer may be silent before it is
-// forgotten: then a batch that is sent again might be taken for a new one.
-const maxJumpMs = 3 * 24 * 3600 * 1000
+// maxJumpMs is ten years.
+const maxJumpMs = 10 * 365 * 24 * 3600 * 1000
 
-// jump sets the clock somewhere else, as an operator or a time server does.
+// jump sets the clock somewhere else, as an operator or a broken time server does:
+// by years, by days or by minutes, and at times back to where it would be.
 func (s *Simulation) jump() {
-	s.nowMs = startMs + s.random.Int64N(2*maxJumpMs) - maxJumpMs
+	reach := []int64{0, 3600_000, 3 * 24 * 3600_000, maxJumpMs}[s.random.IntN(4)]
+	s.nowMs = startMs + s.random.Int64N(2*reach+1) - reach
 	s.jumped = true
 	s.counts[ClockJump]++
 	s.trace.add("the clock says %d", s.nowMs)

@@ -257,6 +257,12 @@ func (c *client) refused(a *attempt, code wire.ErrorCode) {
 		if !s.excused() {
 			s.fail("%s: batch %d: %v without any fault", c, b.number, code)
 		}
+	case wire.CodeDuplicate:
+		// The producer was forgotten while a later batch of it was on its way.
+		if !s.jumped || !b.landed {
+			s.fail("%s: batch %d: %v without a reason to forget its offset", c, b.number, code)
+		}
+		c.queue = slices.DeleteFunc(c.queue, func(q *batch) bool { return q == b })
 	case wire.CodeShuttingDown, wire.CodeDestinationGone:
 	default:
 		s.fail("%s: batch %d: %v is no answer to it", c, b.number, code)
@@ -265,13 +271,18 @@ func (c *client) refused(a *attempt, code wire.ErrorCode) {
 
 // outOfSequence is right while something before the batch was refused or is
 // missing. For the oldest unanswered batch of a producer that means that the
-// partition has lost records, which only some sync modes may.
+// partition has lost records, which only some sync modes may, or that the clock has
+// jumped, and the producer is forgotten: for one that was silent too long.
 func (c *client) outOfSequence(b *batch, code wire.ErrorCode) {
 	s := c.sim
 	if len(c.queue) == 0 || c.queue[0] != b || b.producer.ID != c.id || b.producer.Epoch != c.epoch {
 		return
 	}
-	if !c.model.lost[b.producer.ID] && s.epochs[c.id] <= c.epoch {
+	forgotten := code == wire.CodeUnknownProducer && s.jumped
+	if forgotten {
+		s.counts[Forgotten]++
+	}
+	if !forgotten && !c.model.lost[b.producer.ID] && s.epochs[c.id] <= c.epoch {
 		s.fail("%s: batch %d with sequence %d is answered %v, and nothing before it is missing", c, b.number, b.producer.Sequence, code)
 	}
 	s.counts[SequenceLost]++

@@ -22,7 +22,7 @@ const (
 	DiskFilled                        //
 	DiskFreed                         //
 	CacheEvicted                      // reads show what a failed sync has lost
-	ClockJump                         // by up to three days
+	ClockJump                         // by up to ten years
 	Fenced                            // a log gave up after a storage error
 	FenceRecovered                    // and came back after a restart
 	TailCut                           // recovery dropped entries that were never confirmed
@@ -43,6 +43,7 @@ const (
 	DiskFullAnswer                    // batches refused with DISK_FULL
 	ProducerFenced                    // batches refused with FENCED
 	SequenceLost                      // producers that began anew after a loss in os or interval mode
+	Forgotten                         // producers that began anew because a clock that jumped made them old
 	Read                              // reads that compared at least one frame
 	TimeLookup                        // lookups by time
 	EventCount                        // number of events
@@ -55,7 +56,7 @@ var eventNames = [EventCount]string{
 	"fence recovered", "tail cut", "uncertain", "segment created", "segment recycled", "segment removed",
 	"trimmed", "checkpoint written", "checkpoint restored", "directory quarantined",
 	"journal group", "journal reused", "journal found", "job interrupted", "acknowledged",
-	"duplicate", "disk full answer", "producer fenced", "sequence lost", "read", "time lookup",
+	"duplicate", "disk full answer", "producer fenced", "sequence lost", "producer forgotten", "read", "time lookup",
 }
 
 func (e Event) String() string { return eventNames[e] }

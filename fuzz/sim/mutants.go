@@ -48,6 +48,10 @@ const (
 	EarlyJournalTrim
 	// ForgottenTrim keeps from the log that its start has moved.
 	ForgottenTrim
+	// ClientTime lets records age by a client's clock, which is ten years ahead.
+	ClientTime
+	// BeginAgain takes every forgotten producer for a new one.
+	BeginAgain
 )
 
 // MutateFS wraps the file system as the mutant needs it.
@@ -62,7 +66,7 @@ func (m Mutant) MutateFS(disk vfs.FS) vfs.FS {
 // mutateLog wraps the log as a partition sees it.
 func (m Mutant) mutateLog(l *log.Log) partition.Log {
 	switch m {
-	case GreedyRetention, ForgottenTrim:
+	case GreedyRetention, ForgottenTrim, ClientTime:
 		return &mutantLog{l, m}
 	}
 	return l
@@ -76,6 +80,9 @@ type mutantLog struct {
 func (l *mutantLog) RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool) {
 	if l.mutant == GreedyRetention {
 		maxAge, maxBytes = max(maxAge, 0), max(maxBytes, 0)
+	}
+	if l.mutant == ClientTime {
+		nowMs += maxJumpMs
 	}
 	return l.Log.RetentionPoint(nowMs, maxAge, maxBytes)
 }
@@ -168,9 +175,27 @@ func (f *mutantFile) WriteAt(p []byte, off int64) (int, error) {
 	return f.File.WriteAt(p, off)
 }
 
-// withoutProducers cuts the dedupe table out of a partition's saved state: 20
-// bytes in front of it, then the number of producers.
+// The dedupe table stands in a partition's saved state behind 20 bytes: the number of
+// producers, each 28 bytes of which the last four count its runs of 16 bytes, then 12
+// bytes about forgotten ones and what those count.
+const (
+	tableAt       = 20
+	savedProducer = 28
+	savedRun      = 16
+	savedNone     = 12
+)
+
+// withoutProducers cuts the dedupe table out of a partition's saved state.
 func withoutProducers(state []byte) []byte {
-	const header = 20
-	return binary.LittleEndian.AppendUint32(append([]byte(nil), state[:header]...), 0)
+	return append(append([]byte(nil), state[:tableAt]...), make([]byte, 4+savedNone)...)
+}
+
+// withoutForgotten takes out what the table knows of forgotten producers only.
+func withoutForgotten(state []byte) []byte {
+	end := tableAt + 4
+	for range binary.LittleEndian.Uint32(state[tableAt:]) {
+		end += savedProducer
+		end += savedRun * int(binary.LittleEndian.Uint32(state[end-4:]))
+	}
+	return append(append([]byte(nil), state[:end]...), make([]byte, savedNone)...)
 }

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"math"
 
 	"github.com/google/uuid"
 
@@ -79,12 +80,15 @@ func (p *partitionModel) apply(e replication.Entry, synced bool) (fresh bool) {
 // trimmed checks that a policy asks for a trim: that what went was old, or that
 // enough is left.
 func (p *partitionModel) trimmed(e replication.Entry, before, start wire.Offset) {
-	left, newest := int64(0), int64(0)
+	// A time that lies in the future by more than this is not believed: records that
+	// are of before a jump of the clock go by when that was noticed.
+	believed := e.AppendTimeMs + 3600_000
+	left, newest := int64(0), int64(math.MinInt64)
 	for i := range p.entries[:e.Index-1] {
 		switch k := &p.entries[i]; {
 		case k.base >= start:
 			left += k.bytes
-		case k.next() > before:
+		case k.next() > before && k.timeMs <= believed:
 			newest = max(newest, k.timeMs)
 		}
 	}
@@ -92,7 +96,7 @@ func (p *partitionModel) trimmed(e replication.Entry, before, start wire.Offset)
 	p.sim.trace.add("%s: records from offset %d to %d go, %d bytes are left", p.name, before, start, left)
 	const headers = 16 << 10 // of segments, which count too
 	for _, policy := range p.policies {
-		old := policy.Age > 0 && (p.sim.jumped || newest <= e.AppendTimeMs-policy.Age.Milliseconds())
+		old := policy.Age > 0 && newest <= e.AppendTimeMs-policy.Age.Milliseconds()
 		if old || policy.Bytes > 0 && left+headers >= policy.Bytes {
 			return
 		}

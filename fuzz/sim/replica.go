@@ -46,6 +46,11 @@ func (m *machine) Apply(e replication.Entry) {
 	if fresh && m.Start() > start {
 		m.r.model.trimmed(e, start, m.Start())
 	}
+	if m.r.sim.options.Mutant == BeginAgain {
+		if err := m.State.Restore(withoutForgotten(m.State.Save(nil))); err != nil {
+			m.r.sim.fail("%s: %v", m.r.model.name, err)
+		}
+	}
 	m.r.model.state(e.Index, m.State.Save(nil))
 }
 
