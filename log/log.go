@@ -224,7 +224,8 @@ type Log struct {
 	syncing    *syncJob // the one in flight
 	syncJob    syncJob
 	syncWanted bool
-	sleepy     bool // MarkIdle was called and nothing written since
+	sleepy     bool  // MarkIdle was called and nothing written since
+	askedMs    int64 // when RetentionPoint was asked last, by its caller's clock; 0: never
 
 	pending pendingSync
 	gate    gate

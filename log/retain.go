@@ -35,10 +35,12 @@ func (l *Log) RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) 
 	point := l.StartOffset()
 	size := l.Bytes()
 	kept := false
+	jumped := l.askedMs != 0 && max(nowMs-l.askedMs, l.askedMs-nowMs) > clockSlack.Milliseconds()
+	l.askedMs = nowMs
 	for i := 0; i+1 < len(list) && list[i].Sequence() < w.Position.Segment; i++ {
 		size -= list[i].End()
 		next := list[i+1].Previous().Next
-		timeMs := l.segmentTime(list[i], nowMs) // of each: it may be the first time somebody asks
+		timeMs := l.segmentTime(list[i], nowMs, jumped) // of each: it may be the first time somebody asks
 		if kept || next <= l.StartOffset() {
 			continue
 		}
@@ -52,13 +54,15 @@ func (l *Log) RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) 
 
 // segmentTime is the time by which a segment ages: its largest append time, or
 // if that lies in the future the time at which it was sealed, and if that is not
-// known either the first time somebody asked.
-func (l *Log) segmentTime(s *segment.Segment, nowMs int64) int64 {
+// known either the first time somebody asked. When the clock has jumped since it was
+// asked last, by more than clockSlack, what it said before is no measure of age: then
+// such a segment begins to age anew.
+func (l *Log) segmentTime(s *segment.Segment, nowMs int64, jumped bool) int64 {
 	believed := nowMs + clockSlack.Milliseconds()
 	if t := s.MaxTimeMs(); t <= believed {
 		return t
 	}
-	if t := s.RollTimeMs(); t > 0 && t <= believed {
+	if t := s.RollTimeMs(); t > 0 && t <= believed && !jumped {
 		return t
 	}
 	s.SetRollTimeMs(nowMs)

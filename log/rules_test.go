@@ -1012,6 +1012,35 @@ func TestF19_ATimeInTheFutureDoesNotHoldOrDrop(t *testing.T) {
 	require.Equal(t, wire.Offset(4), o)
 }
 
+// The clock jumps ten years ahead while records are written, then twenty back, then to
+// where it belongs: nothing younger than the limit goes, and everything in its time.
+func TestF19_JumpsOfTheClockDoNotAgeRecords(t *testing.T) {
+	const (
+		years  = 10 * 365 * 24 * 3600 * 1000
+		now    = 1_700_000_000_000
+		minute = 60_000
+	)
+	r := newRig(t, vfs.NewSimulated(1), func(o *Options) { o.SegmentBytes = 1000 }).open()
+	r.term(1)
+	for i, ms := range []int64{now, now + years, now, now - years, now, now} {
+		r.append(prefixed(wire.KindRecords, wire.Index(i+1), 1, 1, ms, 800)) // a segment each
+		r.commit()
+	}
+	ask := func(nowMs int64) int {
+		o, ok := r.log.RetentionPoint(nowMs, time.Minute, -1)
+		if !ok {
+			return -1
+		}
+		return int(o)
+	}
+	require.Equal(t, -1, ask(now))
+	require.Equal(t, -1, ask(now-years), "the clock went back")
+	require.Equal(t, -1, ask(now-years+minute-1))
+	require.Equal(t, -1, ask(now+1), "it came back: the guesses of meanwhile do not count")
+	require.Equal(t, 1, ask(now+minute), "the first record is old, the one from the future is not known to be")
+	require.Equal(t, 5, ask(now+minute+1), "all sealed segments")
+}
+
 func TestLocateAndTime(t *testing.T) {
 	r := newRig(t, vfs.NewSimulated(1), func(o *Options) { o.SegmentBytes = 2000 }).open()
 	r.term(1)

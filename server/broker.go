@@ -79,7 +79,7 @@ const diskParallel = 8
 // openBroker opens the data directory and brings every partition up.
 func openBroker(cfg Config) (*broker, error) {
 	b := &broker{
-		cfg: cfg, clock: time.Now, logger: cfg.Logger,
+		cfg: cfg, clock: cfg.clock, logger: cfg.Logger,
 		turns: [2]*turnPool{newTurnPool(), newTurnPool()}, jobs: byStorage(cfg.StorageWorkers), reads: byStorage(cfg.ReadWorkers),
 		shared:   storeExecutor{newLine(newBlockingPool(1))},
 		pending:  partition.NewMemory(cfg.PendingBytes),
@@ -87,6 +87,9 @@ func openBroker(cfg Config) (*broker, error) {
 		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
 	b.journalStall = stall{lines: [2]*line{b.shared.line}, turn: new(atomic.Int64)}
+	if b.clock == nil {
+		b.clock = time.Now
+	}
 	var ctx context.Context
 	ctx, b.cancel = context.WithCancel(context.Background())
 	if err := b.open(ctx); err != nil {

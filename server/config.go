@@ -62,6 +62,7 @@ type Config struct {
 	kindOf       func(dir string) (vfs.Kind, error) // of the file system, if fs is nil
 	memoryFS     vfs.FS
 	bootID       string
+	clock        func() time.Time // nil: the machine's
 	stopPatience time.Duration
 	stallAfter   time.Duration
 }

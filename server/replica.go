@@ -48,7 +48,7 @@ type partitionReplica struct {
 	confirming atomic.Bool           // the metadata is told that the directory exists
 	stalled    atomic.Bool           // it lacks space or descriptors to elect or to write
 	start      atomic.Uint64         // first readable offset
-	lastMs     atomic.Int64          // when something was appended last, 0 once marked idle
+	restless   atomic.Int32          // ticks until it counts as idle, 0 once it does
 
 	// Owner only.
 	campaigned bool
@@ -144,7 +144,7 @@ func (r *partitionReplica) turn() (again bool) {
 	if asked&requestSync != 0 {
 		r.records.SyncNow()
 	}
-	r.observe(nowMs, asked&requestIdleMark != 0)
+	r.observe(asked&requestIdleMark != 0)
 	return again
 }
 
@@ -162,7 +162,7 @@ func (r *partitionReplica) activate() error {
 }
 
 // observe publishes what other goroutines read and wakes who waits for it.
-func (r *partitionReplica) observe(nowMs int64, idleMark bool) {
+func (r *partitionReplica) observe(idleMark bool) {
 	if term, leading := r.group.Leading(); leading && r.epoch.Load() != uint32(term) {
 		r.epoch.Store(uint32(term))
 		r.status.CompareAndSwap(uint32(wire.PartitionStarting), uint32(wire.PartitionActive))
@@ -170,7 +170,7 @@ func (r *partitionReplica) observe(nowMs int64, idleMark bool) {
 	r.start.Store(uint64(r.state.Start()))
 	if mark := r.records.Watermark(); mark != r.mark {
 		r.mark = mark
-		r.lastMs.Store(nowMs)
+		r.restless.Store(idleTicks)
 		r.wake()
 	} else if idleMark && r.part.Idle() {
 		r.records.MarkIdle()

@@ -261,7 +261,7 @@ func aStalledDevice(t testing.TB, patience time.Duration, mutate func(r *stallRi
 		victims = append(victims, v)
 	}
 	eventually(t, "nobody has anything to do", func() bool {
-		return !slices.ContainsFunc(disks, func(p *partitionReplica) bool { return p.lastMs.Load() != 0 || p.busy() })
+		return !slices.ContainsFunc(disks, func(p *partitionReplica) bool { return p.restless.Load() != 0 || p.busy() })
 	})
 
 	var writes atomic.Bool

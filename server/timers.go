@@ -10,13 +10,17 @@ import (
 // Periods of the broker's own work.
 const (
 	tickPeriod      = 100 * time.Millisecond
-	idleAfter       = 100 * time.Millisecond // until a partition's durable mark is written
 	spacePeriod     = 500 * time.Millisecond // between looks at the free space
 	syncPeriod      = time.Second            // of destinations with sync=interval
 	retentionPeriod = 10 * time.Second
 	retryPeriod     = 2 * time.Second  // of partitions that lacked space or descriptors to open
 	stopPatience    = 15 * time.Second // of a shutdown in which nothing stops any more
 )
+
+// idleTicks is how many ticks after its last append a partition counts as idle, and
+// its durable mark is written: after 100 to 200 ms. Ticks are counted, for the
+// broker's clock may be set.
+const idleTicks = 2
 
 // keepTime turns the passing of time into requests to owners. An idle partition
 // costs it two atomic loads a tick.
@@ -62,11 +66,9 @@ func (b *broker) keepTime(ctx context.Context) {
 			every |= requestRetain
 		}
 		b.meta.tick()
-		now := b.clock().UnixMilli()
 		b.each(func(r *partitionReplica) {
 			var ask uint32
-			last := r.lastMs.Load()
-			if last != 0 && now-last >= idleAfter.Milliseconds() && r.lastMs.CompareAndSwap(last, 0) {
+			if n := r.restless.Load(); n > 0 && r.restless.CompareAndSwap(n, n-1) && n == 1 {
 				ask |= requestIdleMark
 			}
 			if every&requestSync != 0 && r.settings.Load().Sync == wire.SyncInterval {
