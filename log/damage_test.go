@@ -124,6 +124,28 @@ func (r *rig) frameSize(i wire.Index) int64 {
 	return to - from
 }
 
+// A log that was busy when it was killed: that the damaged entry was durable stands
+// nowhere but in the marks of the frames behind it.
+func TestRuleL8_ADamagedBodyThatOnlyLaterMarksCallDurable(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	r := newRig(t, fs, func(o *Options) { o.SegmentBytes = 700 }).open()
+	r.term(1)
+	for i := wire.Index(1); i <= 12; i++ {
+		r.append(records(i, 1, 2, 50))
+		r.commit()
+	}
+	name, from, _ := r.frame(6) // the second of its segment, with another segment before
+	r.kill()
+	require.NoError(t, fs.Corrupt(name, from+wire.FrameHeaderSize+7, 2))
+	r.open()
+	require.Equal(t, wire.Index(12), r.log.LastIndex())
+	r.log.Publish(12)
+	entries, err := r.readable(12)
+	require.NoError(t, err)
+	require.Equal(t, []wire.Index{7, 8, 9, 10, 11, 12}, entries)
+	require.Len(t, r.log.Damage(), 1)
+}
+
 func TestRuleL8_NeighboursInOneRunAreOneRange(t *testing.T) {
 	fs := vfs.NewSimulated(1)
 	r := durableLog(t, fs, 1<<20)

@@ -555,6 +555,7 @@ func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, mode walk
 	}
 	defer file.Close()
 	sc := segment.NewScanner(file, pos, f.size, r.buffer)
+	r.buffer = nil // the scanner's: what spare reads goes elsewhere
 	defer func() { r.buffer = sc.Buffer() }()
 	if mode == walkHeaders {
 		sc.PassBodies()
