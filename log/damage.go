@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"path"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -187,7 +188,7 @@ func frameDamage(sequence, fileID uint64, pos int64, link segment.Link, h *wire.
 func (l *Log) noteDamage(d Damage, cause error) error {
 	news, err := l.damage.add(d)
 	if err != nil {
-		return &CorruptionError{File: d.File, Position: d.Position, Cause: err}
+		return &CorruptionError{File: path.Join(l.o.Dir, d.File), Position: d.Position, Cause: err}
 	}
 	if news {
 		l.sayDamaged(&d, cause)

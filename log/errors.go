@@ -47,8 +47,8 @@ var (
 // CorruptionError says that something which was durable is damaged. The file is
 // left as it is.
 type CorruptionError struct {
-	File     string
-	Position int64 // bytes from the start of the file
+	File     string // with its directory
+	Position int64  // bytes from the start of the file
 	Cause    error
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"sort"
 
 	"github.com/lockstepmq/lockstep/segment"
@@ -92,7 +93,7 @@ func (l *Log) Locate(o wire.Offset) (Position, wire.Offset, error) {
 		err = fmt.Errorf("segment %s: no frame holds offset %d: %w", s.Name(), o, errNoEntry)
 	}
 	if err != nil {
-		return Position{}, 0, l.dropped(damaged(s, pos, err))
+		return Position{}, 0, l.dropped(l.damaged(s, pos, err))
 	}
 	if d := l.damage.at(s.Sequence(), pos); d != nil {
 		return Position{}, 0, &DamagedError{Damage: *d}
@@ -102,9 +103,9 @@ func (l *Log) Locate(o wire.Offset) (Position, wire.Offset, error) {
 
 // damaged turns a frame that does not check into corruption: what is read here was
 // verified when it was written or recovered.
-func damaged(s *segment.Segment, pos int64, err error) error {
+func (l *Log) damaged(s *segment.Segment, pos int64, err error) error {
 	if segment.IsDamage(err) {
-		return &CorruptionError{File: s.Name(), Position: pos, Cause: err}
+		return &CorruptionError{File: path.Join(l.o.Dir, s.Name()), Position: pos, Cause: err}
 	}
 	return err
 }
@@ -131,7 +132,7 @@ func (l *Log) LocateTime(ms int64) (wire.Offset, error) {
 		}
 		// A segment that retention drops meanwhile holds nothing that can be read.
 		if !errors.Is(err, io.EOF) && !errors.Is(err, segment.ErrDropped) {
-			return 0, damaged(s, pos, err)
+			return 0, l.damaged(s, pos, err)
 		}
 	}
 	return w.Next, nil
@@ -277,7 +278,7 @@ func (l *Log) replaySegment(s *segment.Segment, from wire.Index, buffer *[]byte,
 		return 0, nil
 	}
 	if err != nil {
-		return 0, damaged(s, pos, err)
+		return 0, l.damaged(s, pos, err)
 	}
 	f, err := s.File()
 	if err != nil {
@@ -297,7 +298,7 @@ func (l *Log) replaySegment(s *segment.Segment, from wire.Index, buffer *[]byte,
 		}
 		if err != nil {
 			if segment.IsDamage(err) {
-				return last, &CorruptionError{File: s.Name(), Position: sc.Position(), Cause: err}
+				return last, &CorruptionError{File: path.Join(l.o.Dir, s.Name()), Position: sc.Position(), Cause: err}
 			}
 			return last, fmt.Errorf("segment %s: position %d: %w", s.Name(), sc.Position(), err)
 		}

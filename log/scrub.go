@@ -51,7 +51,7 @@ func (l *Log) Verify(o wire.Offset) (*Damage, error) {
 			err = link.Check(&h)
 		}
 		if err != nil {
-			return nil, damaged(s, sc.Position(), err)
+			return nil, l.damaged(s, sc.Position(), err)
 		}
 		if sc.Position() < p.Byte {
 			link = segment.After(&h)
@@ -130,7 +130,7 @@ func (c *Scrub) scan(s *segment.Segment, n int64) (int64, error) {
 			err = c.link.Check(&h)
 		}
 		if err != nil {
-			return sc.Position() - from, c.failed(s, sc.Position(), damaged(s, sc.Position(), err))
+			return sc.Position() - from, c.failed(s, sc.Position(), c.l.damaged(s, sc.Position(), err))
 		}
 		if err := c.l.verifyBody(s, sc, c.link, &h); err != nil {
 			return sc.Position() - from, c.failed(s, sc.Position(), err)
