@@ -121,7 +121,7 @@ func (m *mailbox) close(err error) {
 var bufferClasses = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10, wire.EntryPrefixSize + MaxEntryBytes}
 
 var (
-	buffers    [len(bufferClasses)]sync.Pool
+	buffers    [len(bufferClasses)]sync.Pool // of *byte, the first of the class's capacity: a slice would be an allocation for each
 	draftsPool = sync.Pool{New: func() any { return new(draft) }}
 )
 
@@ -154,8 +154,8 @@ func (a *account) free(d *draft) {
 func newBuffer(size int) []byte {
 	for class, capacity := range bufferClasses {
 		if size <= capacity {
-			if b, ok := buffers[class].Get().(*[]byte); ok {
-				return (*b)[:0]
+			if b, ok := buffers[class].Get().(*byte); ok {
+				return unsafe.Slice(b, capacity)[:0]
 			}
 			return make([]byte, 0, capacity)
 		}
@@ -183,7 +183,7 @@ func (a *account) recycle(data []byte) {
 func recycle(data []byte) {
 	for class, capacity := range bufferClasses {
 		if cap(data) == capacity {
-			buffers[class].Put(&data)
+			buffers[class].Put(unsafe.SliceData(data))
 			return
 		}
 	}
