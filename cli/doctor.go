@@ -78,7 +78,7 @@ func doctorConfig(c *cobra.Command) (server.Config, error) {
 		return cfg, err
 	}
 	if cfg.Limits.Connections < 0 {
-		return cfg, usagef(c, "flag --max-connections: %d is negative", cfg.Limits.Connections)
+		return cfg, usagef(c, "%s: %d is negative", setting(c, "max-connections"), cfg.Limits.Connections)
 	}
 	if cfg.DataDir == "" {
 		return cfg, usagef(c, "flag --data: a directory is needed, as in %s", defaultData)

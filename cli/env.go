@@ -29,6 +29,18 @@ func withEnvTwins(flags *pflag.FlagSet) {
 	})
 }
 
+// envUsed is the pflag annotation of a flag whose value came from its twin.
+const envUsed = "lockstep_env_used"
+
+// setting names where the value of a flag came from, for messages about it.
+func setting(c *cobra.Command, flag string) string {
+	f := c.Flags().Lookup(flag)
+	if _, used := f.Annotations[envUsed]; used {
+		return "environment variable " + envOf(f)
+	}
+	return "flag --" + flag
+}
+
 // envOf returns the name of a flag's environment twin, or "".
 func envOf(f *pflag.Flag) string {
 	if names := f.Annotations[envAnnotation]; len(names) == 1 {
@@ -81,6 +93,7 @@ func (a *app) applyEnvironment(c *cobra.Command) error {
 		if err := c.Flags().Set(f.Name, value); err != nil {
 			failed = usagef(c, "environment variable %s: %v", name, cause(err))
 		}
+		f.Annotations[envUsed] = nil
 	})
 	return failed
 }

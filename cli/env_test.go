@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/spf13/pflag"
@@ -38,10 +39,26 @@ type discard struct{}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 func TestEnvironmentMistakesNameTheVariable(t *testing.T) {
-	got := shell{env: map[string]string{"LOCKSTEP_MIN_FREE_BYTES": "10G"}}.run(context.Background(), "serve")
-	require.Equal(t, 2, got.code)
-	require.Equal(t, `lockstep: environment variable LOCKSTEP_MIN_FREE_BYTES: "10G" has an unknown unit "G"; `+
-		"write 10GiB (powers of 1024) or 10GB (powers of 1000) (see lockstep serve --help)\n", got.stderr)
+	for _, c := range []struct{ variable, value, command, want string }{
+		{"LOCKSTEP_MIN_FREE_BYTES", "10G", "serve", `"10G" has an unknown unit "G"; write 10GiB (powers of 1024) or 10GB (powers of 1000)`},
+		{"LOCKSTEP_EVENT_LOOPS", "-1", "serve", "-1 is negative"},
+		{"LOCKSTEP_MAX_CONNECTIONS", "-1", "doctor", "-1 is negative"},
+		{"LOCKSTEP_LISTEN", "here", "serve", `"here" is not an address; write host:port, as in 127.0.0.1:7400`},
+		{"LOCKSTEP_IDLE_TIMEOUT", "0s", "serve", "0 is too short"},
+		{"LOCKSTEP_SCRUB_INTERVAL", "0s", "serve", "0 is too short"},
+		{"LOCKSTEP_SERVER", "foo", "queue ls", `invalid server address: "foo" is not host:port; write host:port[,host:port...], as in 127.0.0.1:7400`},
+	} {
+		got := shell{env: map[string]string{c.variable: c.value}}.run(context.Background(), strings.Fields(c.command)...)
+		require.Equal(t, 2, got.code)
+		require.Equal(t, "lockstep: environment variable "+c.variable+": "+c.want+" (see lockstep "+c.command+" --help)\n", got.stderr)
+		if c.command == "queue ls" {
+			continue
+		}
+		// The same from the flag, which wins.
+		flag := "--" + strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(c.variable, "LOCKSTEP_")), "_", "-")
+		got = shell{env: map[string]string{c.variable: "1"}}.run(context.Background(), c.command, flag+"="+c.value)
+		require.Equal(t, "lockstep: flag "+flag+": "+c.want+" (see lockstep "+c.command+" --help)\n", got.stderr)
+	}
 }
 
 func TestEveryFlagOfServeHasAnEnvironmentTwin(t *testing.T) {

@@ -69,6 +69,9 @@ func (a *app) report(ctx context.Context, c *cobra.Command, err error) int {
 		}
 		fmt.Fprintf(a.stderr, "lockstep: %s (see %s --help)\n", oneLine(usage.text), path)
 		return exitUsage
+	case errors.Is(err, client.ErrAddress) && c != nil:
+		return a.report(ctx, c, usagef(c, "%s: %s; write host:port[,host:port...], as in %s",
+			setting(c, "server"), strings.TrimPrefix(err.Error(), "connect: "), defaultServer))
 	}
 	fmt.Fprintf(a.stderr, "lockstep: %s\n", oneLine(a.explain(err)))
 	return exitError
@@ -249,8 +252,6 @@ func (a *app) explainConnection(err error) string {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("no broker at %s (connection refused); start one with: lockstep serve, or name one with --server", a.servers)
-	case errors.Is(err, client.ErrAddress):
-		return fmt.Sprintf("%v; --server takes host:port[,host:port...], as in 127.0.0.1:7400", err)
 	case errors.Is(err, client.ErrProtocol):
 		return fmt.Sprintf("%s does not speak Lockstep's protocol (%v); check --server, the HTTP port is another one", a.servers, err)
 	case errors.Is(err, client.ErrVersion):

@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/server"
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -64,11 +66,10 @@ func (a *app) logInspectCommand() *cobra.Command {
 	}
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		dirs, err := logDirectories(args[0])
+		dirs, err := a.readableLogs(args[0])
 		if err != nil {
 			return err
 		}
-		a.tellOfJournal(dirs[0])
 		w := bufio.NewWriterSize(a.stdout, 64<<10)
 		encode := json.NewEncoder(w)
 		for i, dir := range dirs {
@@ -142,11 +143,10 @@ func (a *app) logVerifyCommand() *cobra.Command {
 	}
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		dirs, err := logDirectories(args[0])
+		dirs, err := a.readableLogs(args[0])
 		if err != nil {
 			return err
 		}
-		a.tellOfJournal(dirs[0])
 		var all []logTotals
 		var damaged []string
 		for _, dir := range dirs {
@@ -221,7 +221,7 @@ at the end of a log, with nothing whole behind it, is not skipped.`,
 		if err != nil {
 			return err
 		}
-		dirs, err := logDirectories(dir)
+		dirs, err := a.readableLogs(dir)
 		if err != nil {
 			return err
 		}
@@ -260,6 +260,19 @@ func dataDirectory(dir string) string {
 		data = filepath.Dir(data)
 	}
 	return data
+}
+
+// readableLogs finds the logs in dir, those of a format that this build reads.
+func (a *app) readableLogs(dir string) ([]string, error) {
+	dirs, err := logDirectories(dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := server.DataFormat(dataDirectory(dirs[0])); errors.Is(err, server.ErrNewerFormat) {
+		return nil, fmt.Errorf("%w; use the newer lockstep", err)
+	}
+	a.tellOfJournal(dirs[0])
+	return dirs, nil
 }
 
 // tellOfJournal says that a broker that did not stop in order has left entries which
@@ -353,6 +366,9 @@ func logDirectories(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("directory %s does not exist; give a data directory such as %s", dir, defaultData)
+	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil, fmt.Errorf("%s is a file; give the directory that holds it: %s", dir, shellWord(filepath.Dir(dir)))
 	}
 	if err != nil {
 		return nil, err

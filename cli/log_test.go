@@ -118,3 +118,28 @@ func TestRuleL8_LogSkipGivesUpWhatADamagedHeaderHides(t *testing.T) {
 	require.Contains(t, got.stderr, "reading can go on at offset 2")
 	require.Equal(t, "third\n", must(t, at(s.Addr(), ""), "consume", "events", "--partition", "0", "--offset", "2", "--exit"))
 }
+
+func TestLogCommandsSayWhatElseToGive(t *testing.T) {
+	data := t.TempDir()
+	s, err := server.Start(context.Background(), server.Config{DataDir: data, Listen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1})
+	require.NoError(t, err)
+	must(t, at(s.Addr(), ""), "topic", "create", "events")
+	require.NoError(t, s.Close(context.Background()))
+	file, err := filepath.Glob(filepath.Join(data, "meta", "*.segment"))
+	require.NoError(t, err)
+	require.Len(t, file, 1)
+	for _, command := range [][]string{{"log", "inspect"}, {"log", "verify"}, {"log", "skip", "--corrupt"}} {
+		got := shell{}.run(context.Background(), append(command, file[0])...)
+		require.Equal(t, 1, got.code)
+		require.Equal(t, "lockstep: "+file[0]+" is a file; give the directory that holds it: "+filepath.Join(data, "meta")+"\n", got.stderr)
+	}
+
+	// A directory whose format is newer as a whole.
+	name := filepath.Join(data, "node.json")
+	require.NoError(t, os.WriteFile(name, []byte(`{"format_version": 99}`), 0o600))
+	for _, args := range [][]string{{"log", "inspect", data}, {"log", "verify", data}, {"log", "verify", filepath.Join(data, "meta")}, {"log", "skip", "--corrupt", filepath.Join(data, "meta")}} {
+		got := shell{}.run(context.Background(), args...)
+		require.Equal(t, 1, got.code)
+		require.Equal(t, "lockstep: "+name+": data directory was written by a newer version: format 99, this build reads up to 1; use the newer lockstep\n", got.stderr)
+	}
+}

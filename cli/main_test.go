@@ -166,8 +166,8 @@ func TestExitCodesAndMessages(t *testing.T) {
 			`lockstep: flag --listen: "localhost" is not an address; write host:port, as in 127.0.0.1:7400 (see lockstep serve --help)`},
 		{"nobody listens", []string{"queue", "ls", "--server", nobody}, 1,
 			"lockstep: no broker at 127.0.0.1:1 (connection refused); start one with: lockstep serve, or name one with --server"},
-		{"server without a port", []string{"queue", "ls", "--server", "localhost"}, 1,
-			`lockstep: connect: invalid server address: "localhost" is not host:port; --server takes host:port[,host:port...], as in 127.0.0.1:7400`},
+		{"server without a port", []string{"queue", "ls", "--server", "localhost"}, 2,
+			`lockstep: flag --server: invalid server address: "localhost" is not host:port; write host:port[,host:port...], as in 127.0.0.1:7400 (see lockstep queue ls --help)`},
 		{"missing log directory", []string{"log", "verify", "/does/not/exist"}, 1,
 			"lockstep: directory /does/not/exist does not exist; give a data directory such as ./lockstep-data"},
 	} {

@@ -86,12 +86,12 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 		}
 		for name, d := range map[string]durationFlag{"handshake-timeout": handshake, "idle-timeout": idle} {
 			if d.value < time.Millisecond {
-				return usagef(c, "flag --%s: %s is too short", name, d.String())
+				return usagef(c, "%s: %s is too short", setting(c, name), d.String())
 			}
 		}
 		cfg.MinFreeBytes, cfg.MemoryBytes, cfg.PendingBytes = minFree.bytes, memory.bytes, pending.bytes
 		if scrub.value == 0 {
-			return usagef(c, "flag --scrub-interval: %s is too short", scrub.String())
+			return usagef(c, "%s: %s is too short", setting(c, "scrub-interval"), scrub.String())
 		}
 		cfg.ScrubInterval = scrub.value
 		cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = handshake.value, idle.value
@@ -116,7 +116,7 @@ func checkServeFlags(c *cobra.Command, cfg server.Config) error {
 			continue
 		}
 		if _, _, err := net.SplitHostPort(f.value); err != nil {
-			return usagef(c, "flag --%s: %q is not an address; write host:port, as in %s", f.name, f.value, defaultServer)
+			return usagef(c, "%s: %q is not an address; write host:port, as in %s", setting(c, f.name), f.value, defaultServer)
 		}
 	}
 	for _, f := range []struct {
@@ -127,7 +127,7 @@ func checkServeFlags(c *cobra.Command, cfg server.Config) error {
 		{"event-loops", cfg.EventLoops}, {"storage-workers", cfg.StorageWorkers}, {"read-workers", cfg.ReadWorkers},
 	} {
 		if f.value < 0 {
-			return usagef(c, "flag --%s: %d is negative", f.name, f.value)
+			return usagef(c, "%s: %d is negative", setting(c, f.name), f.value)
 		}
 	}
 	if cfg.DataDir == "" {

@@ -34,6 +34,9 @@ func loadIdentity(files vfs.FS, dir string) (identity, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return createIdentity(files, dir, path.Join(dir, "node.json"))
 	}
+	if errors.Is(err, ErrNewerFormat) {
+		err = fmt.Errorf("%w; start the newer version, or choose another --data", err)
+	}
 	return id, err
 }
 
@@ -70,7 +73,7 @@ func readIdentity(files vfs.FS, dir string) (identity, error) {
 	id, err := parseIdentity(b)
 	switch {
 	case errors.Is(err, ErrNewerFormat):
-		err = fmt.Errorf("%s: %w; start the newer version, or choose another --data", name, err)
+		err = fmt.Errorf("%s: %w", name, err)
 	case err != nil:
 		err = fmt.Errorf("%s: %w; restore it from a copy, the other files are intact", name, err)
 	}
