@@ -103,12 +103,9 @@ func (osFS) Stat(name string) (fs.FileInfo, error) {
 
 // SyncDir uses fsync, not fdatasync: what counts in a directory is metadata.
 func (osFS) SyncDir(dir string) error {
-	d, err := openDescriptor(dir, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return pathError("sync directory", dir, err)
-	}
-	defer d.release()
-	return pathError("sync directory", dir, ignoringEINTR(func() error { return unix.Fsync(d.fd) }))
+	return pathError("sync directory", dir, withDirectory(dir, func(fd int) error {
+		return ignoringEINTR(func() error { return unix.Fsync(fd) })
+	}))
 }
 
 // Space counts as free what an unprivileged process may take (f_bavail).

@@ -54,7 +54,8 @@ type FS interface {
 	List(dir string) ([]string, error)
 	// Stat describes a file or directory.
 	Stat(name string) (fs.FileInfo, error)
-	// SyncDir makes creations, renames and removals in dir durable.
+	// SyncDir makes creations, renames and removals in dir durable. On the disk it
+	// works also while the process has no file descriptor left.
 	SyncDir(dir string) error
 	// Space returns the free and total bytes of the device that holds dir.
 	Space(dir string) (free, total int64, err error)
