@@ -20,6 +20,7 @@ nightly: ## full counts: hours
 	go test -race -tags invariants -timeout 60m ./...
 	go test ./server -run '^TestAttackers$$' -v -attack.full
 	go test ./server -run '^TestF24' -v -attack.floods 100
+	go test ./fuzz -run '^TestF24' -v -timeout 1h -fd.floods 100
 	go test ./fuzz -run '^TestSimulation' -v -timeout 8h -sim.duration 2h -sim.tries 0
 	go test ./fuzz -run '^TestFile' -v -timeout 1h -file.bytes 1073741824
 	go test ./fuzz -run '^TestKill' -v -timeout 4h -kill.cycles 10000

@@ -13,6 +13,7 @@ import (
 
 	"github.com/panjf2000/gnet/v2"
 
+	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -43,7 +44,7 @@ type acceptor struct {
 func newAcceptor(e *engine, listener net.Listener) *acceptor {
 	return &acceptor{
 		engine: e, listener: listener,
-		admission: admission{limits: &e.limits, addresses: make(map[netip.Addr]int)},
+		admission: admission{limits: &e.limits, storage: vfs.Descriptors, addresses: make(map[netip.Addr]int)},
 		tokens:    make(chan struct{}, e.limits.Registering),
 		goodbyes:  make(chan struct{}, goodbyes),
 		quit:      make(chan struct{}),
@@ -181,7 +182,8 @@ var (
 
 // admission counts connections against their caps.
 type admission struct {
-	limits *Limits
+	limits  *Limits
+	storage func() int // descriptors that storage has open
 
 	mu          sync.Mutex
 	total       int // admitted and not released, those registering included
@@ -196,8 +198,9 @@ func (a *admission) admit(address netip.Addr) error {
 	if a.total >= a.limits.Connections {
 		return fmt.Errorf("%w (%d)", errTooManyConnections, a.limits.Connections)
 	}
-	if descriptors := a.total + 1 + (a.registering+1)*(registeringDescriptors-1); descriptors > a.limits.descriptors {
-		return fmt.Errorf("%w (%d descriptors)", errTooManyConnections, a.limits.descriptors)
+	room := a.room()
+	if descriptors := a.total + 1 + (a.registering+1)*(registeringDescriptors-1); descriptors > room {
+		return fmt.Errorf("%w (%d descriptors, beside %d of storage)", errTooManyConnections, room, a.storage())
 	}
 	if a.addresses[address] >= a.limits.ConnectionsPerAddress {
 		return fmt.Errorf("%w (%d)", errTooManyFromAddress, a.limits.ConnectionsPerAddress)
@@ -206,6 +209,16 @@ func (a *admission) admit(address netip.Addr) error {
 	a.registering++
 	a.addresses[address]++
 	return nil
+}
+
+// leastRoom is the part of the descriptors for connections, one over it, that storage
+// leaves them however many it has open: people need one to find out.
+const leastRoom = 4
+
+// room is how many descriptors connections may use together now: the reserve stays
+// free beside what storage has open already.
+func (a *admission) room() int {
+	return max(a.limits.descriptors/leastRoom, a.limits.descriptors-a.storage())
 }
 
 // registered gives back what only registering needs.

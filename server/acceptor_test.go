@@ -18,7 +18,7 @@ func TestAdmissionCountsThreeDescriptorsWhileRegistering(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 10, limits.descriptors)
 	require.Equal(t, 8, limits.Connections, "the last one needs three to come in")
-	a := admission{limits: &limits, addresses: make(map[netip.Addr]int)}
+	a := admission{limits: &limits, storage: func() int { return 0 }, addresses: make(map[netip.Addr]int)}
 	address := netip.MustParseAddr("192.0.2.1")
 	for range 3 {
 		require.NoError(t, a.admit(address))
@@ -40,10 +40,31 @@ func TestAdmissionCountsThreeDescriptorsWhileRegistering(t *testing.T) {
 	require.Empty(t, a.addresses)
 }
 
+// What storage has open is beside the reserve, not in it; but a few connections are
+// served even then.
+func TestF24_AdmissionLeavesTheReserveBesideOpenFiles(t *testing.T) {
+	limits, err := Limits{DescriptorReserve: 20}.withDefaults(60)
+	require.NoError(t, err)
+	open := 0
+	a := admission{limits: &limits, storage: func() int { return open }, addresses: make(map[netip.Addr]int)}
+	for _, test := range []struct{ open, connections int }{{0, 38}, {10, 28}, {25, 13}, {30, 8}, {50, 8}} {
+		open = test.open
+		n := 0
+		for a.admit(netip.MustParseAddr("192.0.2.1")) == nil {
+			a.registered()
+			n++
+		}
+		require.Equal(t, test.connections, n, "%d files open", open)
+		for range n {
+			a.release(netip.MustParseAddr("192.0.2.1"))
+		}
+	}
+}
+
 func TestAdmissionOfOneAddress(t *testing.T) {
 	limits, err := Limits{ConnectionsPerAddress: 2}.withDefaults(1000)
 	require.NoError(t, err)
-	a := admission{limits: &limits, addresses: make(map[netip.Addr]int)}
+	a := admission{limits: &limits, storage: func() int { return 0 }, addresses: make(map[netip.Addr]int)}
 	one, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	require.NoError(t, a.admit(one))
 	require.NoError(t, a.admit(one))

@@ -23,9 +23,9 @@ type Limits struct {
 	// Registering is how many accepted connections may be on their way to an
 	// event loop at once; each counts as three descriptors. Default 16.
 	Registering int
-	// DescriptorReserve is how many file descriptors stay free for storage, HTTP
-	// and the loops themselves. Default a quarter of the descriptor limit, at
-	// least 64 and at most 4,096.
+	// DescriptorReserve is how many file descriptors stay free for storage, beside
+	// those it has open, for HTTP and for the loops themselves. Default a quarter of
+	// the descriptor limit, at least 64 and at most 4,096.
 	DescriptorReserve int
 
 	// HandshakeTimeout is how long preface and HELLO may take together. Default

@@ -35,8 +35,16 @@ type descriptor struct {
 	onClose func()
 }
 
+// descriptors counts those that this package has open in this process.
+var descriptors atomic.Int64
+
+// Descriptors is how many file descriptors the file systems of this package hold in
+// this process: files on disk that are open, and every file in memory. Any goroutine.
+func Descriptors() int { return int(descriptors.Load()) }
+
 // newDescriptor takes over fd with one reference.
 func newDescriptor(fd int) *descriptor {
+	descriptors.Add(1)
 	d := &descriptor{fd: fd}
 	d.refs.Store(1)
 	return d
@@ -76,6 +84,7 @@ func (d *descriptor) release() error {
 	if n < 0 {
 		panic(fmt.Sprintf("vfs: descriptor %d released %d times too often", d.fd, -n))
 	}
+	descriptors.Add(-1)
 	// close is not repeated on EINTR: on Linux the number is free by then.
 	err := unix.Close(d.fd)
 	if err == unix.EINTR {
