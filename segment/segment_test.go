@@ -225,6 +225,24 @@ func TestF11_AnErrorUnderAMapIsAnError(t *testing.T) {
 	require.Equal(t, int(w.s.End()-HeaderSize), n)
 }
 
+func TestF11_AViewThatTheKernelCouldNotReadIsCold(t *testing.T) {
+	w := newWriter(t, newEnv(t, vfs.NewSimulated(1), 10, 10), 1, 1<<20)
+	w.append(wire.KindRecords, 1, 1, []byte("body"))
+	_, err := w.s.Populate(HeaderSize, w.s.End(), 100)
+	require.NoError(t, err)
+	v := &View{}
+	require.NoError(t, w.s.View(v, HeaderSize, w.s.End(), 1000, 0))
+	v.Cold()
+	v.Release()
+	require.ErrorIs(t, w.s.View(&View{}, HeaderSize, w.s.End(), 1000, 0), ErrCold)
+	_, err = w.s.Populate(HeaderSize, w.s.End(), 100)
+	require.NoError(t, err)
+	again := &View{}
+	require.NoError(t, w.s.View(again, HeaderSize, w.s.End(), 1000, 0))
+	again.Release()
+	(&View{}).Cold()
+}
+
 func TestADroppedSegmentStaysReadableWhileItIsHeld(t *testing.T) {
 	fs := vfs.NewSimulated(1)
 	w := newWriter(t, newEnv(t, fs, 10, 10), 1, 1<<20)

@@ -61,6 +61,23 @@ func (v *View) Release() {
 	}
 }
 
+// Cold says that the kernel could not read the slices: what was believed to be in
+// memory is not, and the disk may not give it back. Views of it answer ErrCold from
+// now on, until Populate has had an answer. Any goroutine, before Release.
+func (v *View) Cold() {
+	s := v.seg
+	if s == nil {
+		return
+	}
+	s.populated.Store(nil)
+	for end := s.End(); ; {
+		from := s.appendedFrom.Load()
+		if from >= end || s.appendedFrom.CompareAndSwap(from, end) {
+			return
+		}
+	}
+}
+
 // letGo gives back what a view holds: the map, and the segment. It does not block.
 func (s *Segment) letGo(m *mapRef) {
 	if m.unref() {
@@ -269,7 +286,8 @@ func (s *Segment) Mapped() bool {
 }
 
 // ReadAt fills buf with the same bytes that View gives from [from, end), by
-// pread. It returns how many they are and the position behind them. It may block.
+// pread. It returns how many they are and the position behind them. Before bytes that
+// the disk does not give it returns those it has, and the error next time. It may block.
 func (s *Segment) ReadAt(buf []byte, from, end int64) (n int, next int64, err error) {
 	d, err := s.load()
 	if err != nil {
@@ -295,6 +313,9 @@ func (s *Segment) ReadAt(buf []byte, from, end int64) (n int, next int64, err er
 		if to > pos {
 			got, err := f.File.ReadAt(buf[n:n+int(to-pos)], pos)
 			if int64(got) < to-pos {
+				if n += got; n > 0 {
+					return n, pos + int64(got), nil // the next call begins with what cannot be read
+				}
 				return n, pos, fmt.Errorf("segment %s: position %d: read %d bytes: %w", s.name, pos, to-pos, errors.Join(io.ErrUnexpectedEOF, err))
 			}
 			n += int(to - pos)

@@ -401,6 +401,10 @@ func (s *session) writePieces(g *gather) int {
 		return 0
 	}
 	n, err := writev(s.fd, g.slices)
+	if err == unix.EFAULT {
+		s.readPieces(g)
+		return 0
+	}
 	if err != nil {
 		s.close(closedIO, fmt.Errorf("writev: %w", err))
 		return 0
@@ -429,6 +433,25 @@ func (s *session) writePieces(g *gather) int {
 	return n
 }
 
+// readPieces does by pread what the kernel could not do from the map: pages were
+// dropped and the disk does not give them back. Which piece it was it does not say,
+// but the link of that one will hear it (RELIABILITY F11).
+func (s *session) readPieces(g *gather) {
+	for i := g.n - 1; i >= 0; i-- {
+		s.takeBack(&g.pieces[i])
+	}
+	for i := range g.pieces[:g.n] {
+		p := &g.pieces[i]
+		if p.view == nil {
+			continue
+		}
+		p.view.Cold()
+		if k := p.link; !k.closed && !k.loading {
+			s.read(k)
+		}
+	}
+}
+
 // takeBack undoes a piece that was not written at all.
 func (s *session) takeBack(p *piece) {
 	k := p.link
@@ -452,7 +475,9 @@ func (s *session) copyRest(g *gather, i, written int) bool {
 	for b.size() < deliverHead+p.bytes() {
 		n, next, err := p.link.log.ReadAt(p.from, b.bytes[b.size():deliverHead+p.bytes()])
 		if err != nil || n == 0 {
-			// The client has half a frame that we cannot complete.
+			// The client has half a frame that we cannot complete. Its next session is told
+			// before it begins with one.
+			p.view.Cold()
 			b.free()
 			s.close(closedIO, fmt.Errorf("reading the rest of a frame: %d bytes, %v", n, err))
 			return false
@@ -486,10 +511,8 @@ func (s *session) load(k *link) {
 		case err == nil:
 			k.warm = log.Position{Segment: at.Segment, Byte: at.Byte + populateBytes}
 			s.run(k)
-		case errors.Is(err, unix.ENOMEM), errors.Is(err, log.ErrCold):
+		default: // what the disk gives is sent, and then the link hears of the rest
 			s.read(k)
-		default:
-			s.closeLink(k, k.handle.readError(err))
 		}
 	})
 }
