@@ -37,6 +37,37 @@ const (
 	ReplicaActive ReplicaState = "active"
 )
 
+const (
+	// ReplicaJoining is to become a voter: it learns first.
+	ReplicaJoining ReplicaState = "joining"
+	// ReplicaLeaving is to be removed as soon as the configuration allows.
+	ReplicaLeaving ReplicaState = "leaving"
+	// ReplicaLost is gone with its data.
+	ReplicaLost ReplicaState = "lost"
+)
+
+// Role says what a node is for. The empty one is RoleBroker.
+type Role string
+
+const (
+	// RoleBroker holds replicas.
+	RoleBroker Role = "broker"
+	// RoleGateway holds none: it forwards.
+	RoleGateway Role = "gateway"
+)
+
+// NodeState says what is wanted of a node. The empty one is NodeUp.
+type NodeState string
+
+const (
+	// NodeUp takes part.
+	NodeUp NodeState = "up"
+	// NodeDraining leads nothing and gets nothing new.
+	NodeDraining NodeState = "draining"
+	// NodeLeaving gives all its replicas away and is removed then.
+	NodeLeaving NodeState = "leaving"
+)
+
 // Replica is one copy of a partition.
 type Replica struct {
 	ID    uint64       `json:"id"` // never reused
@@ -60,6 +91,19 @@ type Partition struct {
 	// FirstTerm is the term above which this incarnation elects, so that epochs rise.
 	FirstTerm wire.Term `json:"first_term"`
 	Replicas  []Replica `json:"replicas"`
+
+	// What follows is of partitions with several replicas. Founders is the first
+	// configuration; empty means Replicas[0] alone. Voters and Learners are the
+	// configuration that its leader reported last, which came with entry ConfIndex.
+	Founders  []uint64   `json:"founders,omitempty"`
+	Voters    []uint64   `json:"voters,omitempty"`
+	Learners  []uint64   `json:"learners,omitempty"`
+	ConfIndex wire.Index `json:"conf_index,omitempty"`
+	// Preferred is the node that should lead, 0 for any. Pinned forbids to move the
+	// replicas, Failback says that leadership goes back to Preferred by itself.
+	Preferred uint32 `json:"preferred,omitempty"`
+	Pinned    bool   `json:"pinned,omitempty"`
+	Failback  bool   `json:"failback,omitempty"`
 }
 
 // Cut is where an incarnation began.
@@ -126,6 +170,19 @@ type Node struct {
 	Address string    `json:"address"`
 	// Boots counts the starts of the node's process.
 	Boots uint64 `json:"boots"`
+
+	// What follows is of nodes in a cluster of several.
+	PeerAddress string    `json:"peer_address,omitempty"`
+	HTTP        string    `json:"http,omitempty"`
+	Rack        string    `json:"rack,omitempty"`
+	Role        Role      `json:"role,omitempty"`
+	State       NodeState `json:"state,omitempty"`
+	MinLevel    int       `json:"min_level,omitempty"` // feature levels its build knows
+	MaxLevel    int       `json:"max_level,omitempty"`
+	// MetaReplica is its replica of the metadata group.
+	MetaReplica uint64 `json:"meta_replica,omitempty"`
+	// Retired are data directories that the node had before, and lost.
+	Retired []uuid.UUID `json:"retired,omitempty"`
 }
 
 // View is the metadata after one applied entry. It is never changed.

@@ -137,6 +137,9 @@ type HardState struct {
 // never lost its first segment.
 type Position = segment.Position
 
+// Link is where a log stands between two entries.
+type Link = segment.Link
+
 // View is a range of committed records frames, ready to be sent.
 type View = segment.View
 

@@ -82,6 +82,35 @@ type Config struct {
 	Voters []uint64
 	Log    *log.Log
 	State  StateMachine
+
+	// What follows is for groups with several members; the zero values are right for
+	// a group that is alone. Voters is nil then if the replica was added to a group
+	// that exists: it waits for the leader.
+
+	// Meta says that this is the metadata group, whose replica IDs are its own.
+	Meta bool
+	// Peers are the nodes of the other replicas, see SetPeers.
+	Peers map[uint64]uint32
+	// Node and Boot are this node's ID and the count of its starts: they make the
+	// contexts of reads unique.
+	Node uint32
+	Boot uint32
+	// Transport is nil for a group that is alone, and so is Inbox.
+	Transport Transport
+	Inbox     *Inbox
+	// Feed reads for followers that lag; without one they get what is in memory only.
+	Feed Feed
+	// Fetch begins to fetch an offered checkpoint from a node; Inbox.PutFetched ends
+	// it. nil: offers are refused.
+	Fetch func(node uint32, offer SnapshotOffer)
+	// HoldVotes says that the replica may have lost what it acknowledged: it neither
+	// votes nor campaigns before it has caught up (RULES L5).
+	HoldVotes bool
+	// Waiting says that the replica drops every message until Admit: its node has not
+	// made it known yet that the directory exists (RULES R10).
+	Waiting bool
+	// Rand returns a number in [0, n). nil: always 0.
+	Rand func(n int) int
 	// CheckpointBytes is how much log may grow before the next checkpoint. 0 means 64 MiB.
 	CheckpointBytes int64
 	Logger          *slog.Logger
@@ -342,12 +371,59 @@ func (g *Group) Turn() {
 	}
 }
 
-// Tick is the passing of 100 ms for groups with more than one voter.
-func (g *Group) Tick() {
+// Tick is the passing of n times 100 ms for groups with other members.
+func (g *Group) Tick(n int) {
 	if g.fenced == nil && !g.soleVoter() {
-		g.guard(func() { g.node.Tick(); g.advance() })
+		g.guard(func() {
+			for range n {
+				g.node.Tick()
+			}
+			g.advance()
+		})
 	}
 }
+
+// Admit ends Config.Waiting: the replica takes part. With campaign it begins with
+// an election, which the preferred leader of a new partition does.
+func (g *Group) Admit(campaign bool) {}
+
+// SetPeers replaces the nodes of the other replicas.
+func (g *Group) SetPeers(peers map[uint64]uint32) {}
+
+// Lead is the replica that leads as far as this one knows, 0 if it knows of none,
+// and the term it knows.
+func (g *Group) Lead() (replica uint64, term wire.Term) { return 0, 0 }
+
+// Paused says that nothing may be proposed or answered for the moment although the
+// replica leads: leadership is being handed over, or has to be confirmed.
+func (g *Group) Paused() bool { return false }
+
+// Holders is how many voters are known to hold the entry at i stably, this replica
+// included.
+func (g *Group) Holders(i wire.Index) int { return 1 }
+
+// Transfer hands leadership to another voter, 0 for the best one. It is for the
+// leader; whether it succeeds shows in Lead.
+func (g *Group) Transfer(to uint64) error { return ErrNotLeading }
+
+// Reconfigure proposes a change of the configuration, one at a time. It is for the
+// leader; the outcome shows in Members.
+func (g *Group) Reconfigure(c Membership) error { return ErrNotLeading }
+
+// Members is the configuration.
+func (g *Group) Members() Members { return Members{} }
+
+// ReadIndex calls done, in a later turn, with an index that covers all that was
+// committed when it was called, once this replica has applied it and was the
+// leader all the time. It is for the leader.
+func (g *Group) ReadIndex(done func(i wire.Index, err error)) { done(0, ErrNotLeading) }
+
+// Ready reports whether the state machine is at or above the start of the log and
+// everything below it that a checkpoint covers is known to be committed (RULES R1).
+func (g *Group) Ready() bool { return true }
+
+// Quiet reports whether the group needs no ticks.
+func (g *Group) Quiet() bool { return true }
 
 // Checkpoint writes the state as of the last applied entry beside the log. The
 // work that may block happens in a job of the log.

@@ -114,6 +114,11 @@ func (b *fakeBackend) Partition(destination [16]byte, number uint32) (replica, e
 	return nil, wire.Errorf(wire.CodeUnavailable, "no such partition")
 }
 
+func (b *fakeBackend) Route(destination [16]byte, number uint32) (route, error) {
+	r, err := b.Partition(destination, number)
+	return route{local: r, node: 1}, err
+}
+
 func (b *fakeBackend) Admin(request wire.Message, reply func(wire.Message, error)) {
 	b.mu.Lock()
 	if b.hold {

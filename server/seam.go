@@ -18,6 +18,8 @@ type backend interface {
 	// Partition finds a partition that this node serves. Errors are a *wire.Error:
 	// UNKNOWN_PARTITION, PARTITION_FENCED, UNAVAILABLE.
 	Partition(destination [16]byte, number uint32) (replica, error)
+	// Route says where requests for a partition go. Errors are those of Partition.
+	Route(destination [16]byte, number uint32) (route, error)
 	// Admin carries out a *wire.CreateRequest, *wire.AlterRequest,
 	// *wire.DeleteRequest or *wire.InitProducerRequest. reply is called once, on
 	// any goroutine, after the change is committed, and does not block.

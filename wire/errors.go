@@ -56,6 +56,8 @@ const (
 	CodeIdle               ErrorCode = 40
 	CodeShuttingDown       ErrorCode = 41
 	CodeRefused            ErrorCode = 42
+	CodePartitionFull      ErrorCode = 43
+	CodeNotController      ErrorCode = 44
 )
 
 // Closes says what an error does to the connection it travels on.
@@ -202,6 +204,12 @@ var errorTable = [...]ErrorInfo{
 	{CodeRefused, "REFUSED", false, true, ClosesNever,
 		"the destination is another one than the request was made for: it was deleted and created again",
 		"look at it, and decide again"},
+	{CodePartitionFull, "PARTITION_FULL", true, true, ClosesNever,
+		"the partition holds as much as its destination allows",
+		"send to another partition, or wait until records are consumed or expire"},
+	{CodeNotController, "NOT_CONTROLLER", true, true, ClosesNever,
+		"the node does not lead the metadata of the cluster",
+		"send it again; if it lasts, check the nodes"},
 }
 
 // ErrorTable lists all wire errors by ascending code, starting with CodeOK. The

@@ -75,6 +75,7 @@ const (
 	OpLinkClosed    Opcode = 15
 	OpEvent         Opcode = 16
 	OpReportDamage  Opcode = 17
+	// 18 to 22 are taken: JOIN, NODE_ADMIN, PARTITION_ADMIN, CLUSTER_STATUS, ALIAS.
 )
 
 var opcodeNames = [...]string{

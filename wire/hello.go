@@ -7,6 +7,15 @@ import "encoding/binary"
 // and announces its identity and limits. A broker that shares no version answers
 // VERSION and closes.
 
+// Features of a session, bits of HelloRequest.Features.
+const (
+	// FeatureFollowsRedirects says that the client goes to the node that NOT_LEADER
+	// names; without it nodes forward its requests.
+	FeatureFollowsRedirects = 1 << 0
+	// FeatureTopologyEvents says that the client wants an EVENT when leaders change.
+	FeatureTopologyEvents = 1 << 1
+)
+
 // HelloRequest opens a session.
 //
 //	minVersion u16 | maxVersion u16 | features u64 | clientName string | clusterID string
