@@ -657,6 +657,41 @@ func TestANamedProducerFencesItsPredecessor(t *testing.T) {
 	require.Equal(t, []string{"a", "b", "d"}, b.values("d", 0))
 }
 
+// RELIABILITY F16: a holder of a name that lost track of its records, and finds that
+// another one has opened the name, ends; it does not take the name back.
+func TestF16_APausedHolderDoesNotTakeTheNameBack(t *testing.T) {
+	for _, succeeded := range []bool{false, true} {
+		b := startBroker(t)
+		b.create("d", Topic, 1)
+		old := newTestProducer(t, connect(t, b), "d", ProducerName("billing"), DeliveryTimeout(20*time.Millisecond))
+		renewal := make(chan *fakeRequest, 1)
+		b.setScript(func(q *fakeRequest) bool {
+			if q.header.Opcode == wire.OpInitProducer {
+				renewal <- q
+			}
+			return q.header.Opcode == wire.OpProduce || q.header.Opcode == wire.OpInitProducer // no answer
+		})
+		_, errs := sendAll(t, old, nil, "a")
+		require.Equal(t, Unknown, outcomeOf(t, errs[0]))
+		q := <-renewal
+		b.setScript(nil)
+		if succeeded {
+			heir := newTestProducer(t, connect(t, b), "d", ProducerName("billing"))
+			q.handle()
+			_, err := old.Send(testContext(t), &Record{Value: []byte("b")})
+			require.ErrorIs(t, err, ErrFenced)
+			_, errs = sendAll(t, heir, nil, "c")
+			require.NoError(t, errs[0])
+			require.Equal(t, []string{"c"}, b.values("d", 0))
+			continue
+		}
+		q.handle()
+		_, errs = sendAll(t, old, nil, "b")
+		require.NoError(t, errs[0], "the name is still its own")
+		require.Equal(t, []string{"b"}, b.values("d", 0))
+	}
+}
+
 // moveSlots gives all key slots of a destination to one partition.
 func (b *fakeBroker) moveSlots(d *fakeDestination, partition uint32) {
 	b.mu.Lock()

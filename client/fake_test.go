@@ -39,6 +39,7 @@ type fakeBroker struct {
 	accepted     int
 	nextProducer int64
 	names        map[string]wire.InitProducerResponse
+	holders      map[string]uint64 // of names
 	closed       bool
 	wg           sync.WaitGroup
 	reports      []wire.ReportDamage
@@ -126,6 +127,7 @@ func startBroker(t testing.TB, configure ...func(*fakeBroker)) *fakeBroker {
 		destinations: make(map[string]*fakeDestination),
 		conns:        make(map[*fakeConn]struct{}),
 		names:        make(map[string]wire.InitProducerResponse),
+		holders:      make(map[string]uint64),
 		nextProducer: 100,
 	}
 	for _, f := range configure {
@@ -390,6 +392,11 @@ func (q *fakeRequest) handle() {
 		var m wire.InitProducerRequest
 		q.parse(&m)
 		r, ok := b.names[m.Name]
+		if m.Renews && (m.Name == "" || m.Holder != b.holders[m.Name]) {
+			q.refuse(wire.CodeFenced)
+			return
+		}
+		b.holders[m.Name] = m.Holder
 		if !ok || m.Name == "" {
 			b.nextProducer++
 			r = wire.InitProducerResponse{ProducerID: b.nextProducer}

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -49,6 +50,7 @@ type Producer struct {
 	stuck     bool // one went there since it was chosen
 
 	identity     wire.ProducerIdentity // without sequence
+	holder       uint64                // of the name: this Producer and nobody else
 	renew        bool                  // a new identity is needed before anything new is stamped
 	renewing     bool                  // INIT_PRODUCER is on its way
 	stamped      int                   // batches that are
@@ -88,6 +90,7 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 		wake:        make(chan struct{}, 1),
 		finish:      make(chan struct{}, 1),
 		identity:    wire.ProducerIdentity{ID: wire.NoProducerID},
+		holder:      rand.Uint64(),
 	}
 	p.tickets.New = func() any { return &Ticket{done: make(chan struct{}, 1), reused: true} }
 	if p.layout, err = c.layout(ctx, destination); err != nil {
@@ -105,7 +108,7 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 	}
 	if o.idempotent {
 		var r wire.InitProducerResponse
-		if err := c.do(ctx, wire.OpInitProducer, &wire.InitProducerRequest{Name: o.name}, &r, true); err != nil {
+		if err := c.do(ctx, wire.OpInitProducer, p.init(false), &r, true); err != nil {
 			return nil, err
 		}
 		p.identity.ID, p.identity.Epoch = r.ProducerID, r.Epoch

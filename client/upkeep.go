@@ -107,7 +107,7 @@ func (p *Producer) tend(s *session) {
 	p.retryAt = time.Time{}
 	if p.renew && p.stamped == 0 && !p.renewing {
 		p.renewing = true
-		p.ask(s, wire.OpInitProducer, &wire.InitProducerRequest{Name: p.options.name}, p.gotIdentity)
+		p.ask(s, wire.OpInitProducer, p.init(true), p.gotIdentity)
 	}
 	if (p.wantLayout || p.layout.generation != p.conn.topology.generation.Load()) && !p.askingLayout {
 		p.askingLayout = true
@@ -160,6 +160,15 @@ func (p *Producer) later(err error) {
 	}
 }
 
+// init asks for an identity. One that renews does not take the name back from who has
+// opened it since: a process that was paused must not fence its successor.
+func (p *Producer) init(renews bool) *wire.InitProducerRequest {
+	if p.options.name == "" {
+		return &wire.InitProducerRequest{}
+	}
+	return &wire.InitProducerRequest{Name: p.options.name, Holder: p.holder, Renews: renews}
+}
+
 // gotIdentity handles the answer to INIT_PRODUCER.
 func (p *Producer) gotIdentity(_ *session, body []byte, err error) {
 	p.renewing = false
@@ -169,6 +178,9 @@ func (p *Producer) gotIdentity(_ *session, body []byte, err error) {
 	}
 	if err != nil {
 		if code := codeOf(err); code != 0 && !code.Retriable() {
+			if code == wire.CodeFenced {
+				err = fmt.Errorf("%w: %w", ErrFenced, err)
+			}
 			p.fail(fmt.Errorf("new producer identity: %w", err))
 			return
 		}

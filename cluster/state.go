@@ -43,6 +43,8 @@ type State struct {
 type ProducerSession struct {
 	ID    int64 `json:"id"`
 	Epoch int16 `json:"epoch"`
+	// Holder is who opened the name last; 0 is nobody in particular.
+	Holder uint64 `json:"holder,omitempty"`
 }
 
 // NewState is the metadata of a cluster before its first command.
@@ -111,9 +113,13 @@ type AllocateIDs struct {
 	Node uint32 `json:"node"`
 }
 
-// OpenProducer raises the epoch of a named producer.
+// OpenProducer raises the epoch of a named producer and makes Holder its holder. One
+// that renews must be that already: whoever was paused while another opened the name
+// does not take it back.
 type OpenProducer struct {
-	Name string `json:"name"`
+	Name   string `json:"name"`
+	Holder uint64 `json:"holder,omitempty"`
+	Renews bool   `json:"renews,omitempty"`
 }
 
 // ResetMemory begins every memory partition of a node anew: its replicas died
@@ -405,6 +411,8 @@ func (d *Destination) clone() *Destination {
 func (s *State) openProducer(c *OpenProducer) Result {
 	p, known := s.Producers[c.Name]
 	switch {
+	case c.Renews && (!known || p.Holder != c.Holder):
+		return refuse(wire.CodeFenced, "producer %q was opened by another holder since", c.Name)
 	case !known && len(s.Producers) >= MaxNamedProducers:
 		return refuse(wire.CodeTooMany, "the cluster knows %d named producers, its limit", MaxNamedProducers)
 	case !known || p.Epoch == 1<<15-1:
@@ -413,6 +421,7 @@ func (s *State) openProducer(c *OpenProducer) Result {
 	default:
 		p.Epoch++
 	}
+	p.Holder = c.Holder
 	s.Producers[c.Name] = p
 	return Result{Producer: p}
 }

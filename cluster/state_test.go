@@ -177,6 +177,21 @@ func TestProducerIDsAreNeverHandedOutTwice(t *testing.T) {
 	require.Equal(t, ProducerSession{ID: ProducerIDBlock, Epoch: 1}, again)
 }
 
+// RELIABILITY F16: who was paused while another opened its name does not take it back.
+func TestF16_ANameIsRenewedByItsHolderOnly(t *testing.T) {
+	s := NewState()
+	open := func(holder uint64, renews bool) Result {
+		return s.Apply(1, &Command{OpenProducer: &OpenProducer{Name: "billing", Holder: holder, Renews: renews}})
+	}
+	require.ErrorIs(t, open(7, true).Err, wire.CodeFenced, "nobody has opened it")
+	require.Equal(t, ProducerSession{Holder: 7}, open(7, false).Producer)
+	require.Equal(t, ProducerSession{Epoch: 1, Holder: 7}, open(7, true).Producer)
+	require.Equal(t, ProducerSession{Epoch: 2, Holder: 7}, open(7, true).Producer, "the first answer was lost")
+	require.Equal(t, ProducerSession{Epoch: 3, Holder: 8}, open(8, false).Producer)
+	require.ErrorIs(t, open(7, true).Err, wire.CodeFenced)
+	require.Equal(t, ProducerSession{Epoch: 4, Holder: 8}, open(8, true).Producer, "a refusal changes nothing")
+}
+
 func TestActivateMarksExactlyTheNamedReplicas(t *testing.T) {
 	s := NewState()
 	created(t, s, "orders", 2)

@@ -119,7 +119,7 @@ func (b *broker) initProducer(m *wire.InitProducerRequest, reply func(wire.Messa
 			reply(nil, err)
 			return
 		}
-		b.submit(cluster.Command{OpenProducer: &cluster.OpenProducer{Name: m.Name}}, func(r cluster.Result) {
+		b.submit(cluster.Command{OpenProducer: &cluster.OpenProducer{Name: m.Name, Holder: m.Holder, Renews: m.Renews}}, func(r cluster.Result) {
 			if r.Err != nil {
 				reply(nil, r.Err)
 				return

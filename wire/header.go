@@ -98,9 +98,9 @@ func (o Opcode) String() string {
 }
 
 // Version is the version of the opcode's body that this build writes and reads:
-// 2 for METADATA and DELETE, which have changed once, 1 for all others.
+// 2 for METADATA, DELETE and INIT_PRODUCER, which have changed once, 1 for all others.
 func (o Opcode) Version() uint16 {
-	if o == OpMetadata || o == OpDelete {
+	if o == OpMetadata || o == OpDelete || o == OpInitProducer {
 		return 2
 	}
 	return 1

@@ -149,9 +149,11 @@ var goldenMessages = []goldenMessage{
 		a0 00 00 00 00 00 00 00 00 00 00 00 00 00 00 af // destination ID
 	`},
 	{"DELETE response", OpDelete, true, &DeleteResponse{}, ``},
-	{"INIT_PRODUCER request", OpInitProducer, false, &InitProducerRequest{Name: "p"}, `
-		01 00 70    // "p"
-		00 00 00 00 // no partitions
+	{"INIT_PRODUCER request", OpInitProducer, false, &InitProducerRequest{Name: "p", Holder: 0x0102030405060708, Renews: true}, `
+		01 00 70                // "p"
+		00 00 00 00             // no partitions
+		08 07 06 05 04 03 02 01 // holder
+		01                      // renews
 	`},
 	{"INIT_PRODUCER response", OpInitProducer, true, &InitProducerResponse{ProducerID: 0x0102030405060708, Epoch: 9}, `
 		08 07 06 05 04 03 02 01 // producer ID
