@@ -41,19 +41,12 @@ var program = sync.OnceValues(func() (string, error) {
 // builtIn is where the binary lies, to be removed when the tests are done.
 var builtIn string
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if builtIn != "" {
-		_ = os.RemoveAll(builtIn)
-	}
-	os.Exit(code)
-}
-
 // brokerProcess is a real broker on a data directory and an address that stay
 // the same over its lives.
 type brokerProcess struct {
 	t       *testing.T
 	binary  string
+	role    string // of the binary, if that is this test's
 	data    string
 	address string
 	command *exec.Cmd
@@ -86,6 +79,9 @@ func (b *brokerProcess) start() {
 	b.t.Helper()
 	b.command = exec.Command(b.binary, "serve", "--data", b.data, "--listen", b.address, "--http", "off",
 		"--min-free-bytes", "1MiB", "--log-level", "warn", "--stop-with-stdin")
+	if b.role != "" {
+		b.command.Env = append(os.Environ(), roleVariable+"="+b.role)
+	}
 	var err error
 	b.stdin, err = b.command.StdinPipe()
 	require.NoError(b.t, err)

@@ -319,6 +319,7 @@ func (p *Partition) admit(b *placed, offset wire.Offset, term wire.Term, nowMs i
 	}
 	count := uint32(info.RecordCount)
 	switch {
+	case unchecked(info.ProducerEpoch != epoch):
 	case info.ProducerEpoch < epoch:
 		b.answer(wire.Receipt{}, wire.CodeFenced)
 		return false
