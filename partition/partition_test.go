@@ -24,6 +24,7 @@ type fakeLog struct {
 	immediate bool        // apply inside Propose, as sync=os does
 	reserve   error
 	propose   error
+	space     int64 // what entries take of it and nothing gives back; 0: there is no end
 	trimmed   wire.Offset
 	retain    wire.Offset
 	maxAge    time.Duration // of the last call of RetentionPoint
@@ -32,8 +33,13 @@ type fakeLog struct {
 
 func (f *fakeLog) Leading() (wire.Term, bool) { return f.term, !f.following }
 func (f *fakeLog) NextOffset() wire.Offset    { return f.next }
-func (f *fakeLog) Reserve(int64, bool) error  { return f.reserve }
-func (f *fakeLog) Trim(start wire.Offset)     { f.trimmed = start }
+func (f *fakeLog) Reserve(n int64, _ bool) error {
+	if f.space > 0 && n > f.space {
+		return log.ErrDiskFull
+	}
+	return f.reserve
+}
+func (f *fakeLog) Trim(start wire.Offset) { f.trimmed = start }
 func (f *fakeLog) RetentionPoint(_ int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool) {
 	f.maxAge, f.maxBytes = maxAge, maxBytes
 	return f.retain, f.retain > 0
@@ -46,6 +52,9 @@ func (f *fakeLog) Propose(data []byte) (wire.Index, error) {
 	_, count, _, _, err := wire.ParseEntryPrefix(data)
 	if err != nil {
 		panic(err)
+	}
+	if f.space > 0 {
+		f.space -= wire.FrameSize(len(data) - wire.EntryPrefixSize)
 	}
 	f.next += wire.Offset(count)
 	f.proposed = append(f.proposed, data)
@@ -444,6 +453,33 @@ func TestRetentionIsACommandInTheLog(t *testing.T) {
 	h.log.retain = 4
 	h.part.Retain(3000)
 	require.Equal(t, wire.Offset(6), h.part.state.Start(), "the start never moves back")
+}
+
+// Decision 9: on a full disk records leave room for trims, and trims leave room for
+// the elections of restarts, a frame header each.
+func TestF12_RecordsLeaveRoomForTrimsAndTheseForElections(t *testing.T) {
+	h := newHarness(t)
+	h.log.immediate = true
+	h.log.space = 20 << 10
+	h.part.SetPolicy(Retention{Bytes: 1}, true)
+	for sequence := int32(0); ; sequence++ {
+		h.send(1, 0, sequence, 1)
+		h.part.Turn(1000)
+		if h.got.take()[0].code == wire.CodeDiskFull {
+			break
+		}
+	}
+	trims := 0
+	for h.log.retain = 1; ; h.log.retain++ {
+		before := h.part.state.Start()
+		h.part.Retain(2000)
+		if h.part.state.Start() == before {
+			break
+		}
+		trims++
+	}
+	require.GreaterOrEqual(t, trims, 20)
+	require.GreaterOrEqual(t, h.log.space/wire.FrameHeaderSize, int64(30), "elections")
 }
 
 func TestAMissingRetentionLimitIsNoLimit(t *testing.T) {
