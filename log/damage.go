@@ -127,6 +127,30 @@ func (d *damages) forget(last wire.Index) {
 	d.list.Store(&kept)
 }
 
+// heal drops one frame, which continues link, from the list: recovery has found it
+// elsewhere. Of a run, what lies before and behind it stays.
+func (d *damages) heal(sequence uint64, pos int64, link segment.Link, h *wire.FrameHeader) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var kept []Damage
+	for _, f := range d.all() {
+		if !f.holds(sequence, pos) {
+			kept = append(kept, f)
+			continue
+		}
+		if left := f; left.Position < pos {
+			left.End, left.LastIndex, left.Next = pos, link.Index, link.Next
+			kept = append(kept, left)
+		}
+		if right := f; pos+h.FrameSize() < right.End {
+			right.Position, right.FirstIndex, right.Base, right.before = pos+h.FrameSize(), h.Index+1, h.NextOffset(), segment.After(h)
+			kept = append(kept, right)
+		}
+		d.unsaid = true
+	}
+	d.list.Store(&kept)
+}
+
 // rename gives the runs the names that the files have now: recovery may have
 // copied some.
 func (d *damages) rename(segments []*segment.Segment) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	iofs "io/fs"
 	"path"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -48,7 +49,8 @@ const (
 // in this one. Nothing is deleted by inference.
 //
 // An error of the journal's own write or sync fences the logs of that group, whose
-// durability is unknown, and ends the use of the journal until the next start.
+// durability is unknown, and ends the use of the journal until the next start; so
+// does a panic.
 // Without space for a journal file, and while all files are held, logs sync their
 // own segments as if there were no journal.
 type journal struct {
@@ -275,34 +277,54 @@ func (j *groupJob) Run() {
 
 func (j *groupJob) Done() {}
 
-// commit makes one block of as many syncs as fit and returns the rest.
+// commit makes one block of as many syncs as fit and returns the rest. A panic in it
+// fences the logs of the block, whose durability is unknown, and nobody else.
 func (g *journal) commit(group []*syncJob) (rest []*syncJob) {
 	g.buffer = append(g.buffer[:0], make([]byte, blockHeaderSize)...)
 	limit := min(maxJournalGroup, int(g.bytes)) - journalPage
 	g.taken = g.taken[:0]
-	n := 0
-	for ; n < len(group); n++ {
+	n, back := 0, 0
+	defer func() {
+		if cause := recover(); cause != nil {
+			err := fmt.Errorf("the group commit of the sync journal panicked: %v", cause)
+			g.store.logger.Error("a panic ends the use of the sync journal; please report it with this stack", "panic", cause, "stack", string(debug.Stack()))
+			g.fail(err)
+			for _, j := range g.taken[back:] {
+				j.ran, j.err = true, err
+				j.handBack()
+			}
+			for _, j := range group[n:] { // each syncs its own file
+				if j.l.gate.enter() {
+					j.handBack()
+				}
+			}
+			rest = nil
+		}
+		clear(g.taken)
+	}()
+	for n < len(group) {
 		j := group[n]
 		if len(g.taken) > 0 && len(g.buffer)+recordHeaderSize+j.l.pendingBytes() > limit {
 			break // what is appended until take makes a block that is a little larger
 		}
+		n++
 		if !j.l.gate.enter() {
 			continue // Close deals with it
 		}
+		g.taken = append(g.taken, j)
 		b, ok := j.take(g.buffer)
-		if g.buffer = b; ok {
-			g.taken = append(g.taken, j)
-		} else {
+		if g.buffer = b; !ok {
+			g.taken = g.taken[:len(g.taken)-1]
 			j.handBack()
 		}
 	}
 	if len(g.taken) > 0 {
 		shared, err := g.write()
-		for _, j := range g.taken {
+		for ; back < len(g.taken); back++ {
+			j := g.taken[back]
 			j.ran, j.shared, j.err = shared || err != nil, shared, err
 			j.handBack()
 		}
-		clear(g.taken)
 	}
 	return group[n:]
 }

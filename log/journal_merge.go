@@ -173,6 +173,7 @@ func (r *recovery) mergeBody(f *foundSegment, pos int64, link segment.Link, h *w
 		return false
 	}
 	r.merged = append(r.merged, mergedFrame{m, len(r.segments), pos})
+	r.l.damage.heal(f.sequence, pos, link, h)
 	return true
 }
 

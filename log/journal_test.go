@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/segment"
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -512,6 +513,55 @@ func TestF5_AFailedJournalFencesItsGroupAndIsNotUsedAgain(t *testing.T) {
 	}
 }
 
+// A panic in the group commit is a fault of ours: it costs the logs of its group,
+// whose durability nobody knows, and not the process.
+func TestRuleR2_APanickedGroupCommitFencesItsGroup(t *testing.T) {
+	for _, op := range []vfs.Op{vfs.OpRead, vfs.OpWrite, vfs.OpSync} {
+		t.Run(op.String(), func(t *testing.T) {
+			f := newFleet(t, vfs.NewSimulated(1), 5).open()
+			f.round(100)
+			for i := range 3 {
+				f.append(i, 100)
+				f.logs[i].Sync()
+			}
+			panicked := false
+			f.fs.Inject(func(o vfs.Op, name string) error {
+				if o == op && !panicked && (op == vfs.OpRead || strings.HasSuffix(name, journalSuffix)) {
+					panicked = true
+					panic("a fault of ours")
+				}
+				return nil
+			})
+			f.jobs.drain()
+			require.True(t, panicked)
+			f.fs.Inject(nil)
+			fenced := 0
+			for _, l := range f.logs {
+				if l.Err() != nil {
+					require.ErrorContains(t, l.Err(), "the group commit of the sync journal panicked: a fault of ours")
+					require.Equal(t, wire.Index(2), l.DurableIndex())
+					fenced++
+				}
+			}
+			want := map[vfs.Op]int{vfs.OpRead: 1, vfs.OpWrite: 3, vfs.OpSync: 3}[op]
+			require.Equal(t, want, fenced, "the others of a group that was not written sync their own files")
+			for i, l := range f.logs { // the others go on
+				if l.Err() == nil {
+					f.append(i, 100)
+				}
+			}
+			f.sync()
+			for _, l := range f.logs {
+				if l.Err() == nil {
+					require.Equal(t, l.LastIndex(), l.DurableIndex())
+				}
+			}
+			f.fs.CrashLoseAll()
+			f.open().verify(100)
+		})
+	}
+}
+
 func TestF5_AFencedLogIsRecoveredFromTheJournal(t *testing.T) {
 	for _, crash := range []func(*vfs.Simulated){(*vfs.Simulated).CrashKeepAll, (*vfs.Simulated).CrashLoseAll} {
 		f := newFleet(t, vfs.NewSimulated(1), 3).open()
@@ -605,6 +655,47 @@ func TestRuleP2_ABodyThatTheSegmentLostComesFromTheJournal(t *testing.T) {
 	require.NoError(t, file.Close())
 	f.open().verify(100)
 	require.Empty(t, f.logs[0].Damage())
+}
+
+// It is whole from then on, also if the log knew of the damage before; what lay
+// beside it in the same range stays damaged.
+func TestRuleL8_DamageThatTheJournalHealsIsForgotten(t *testing.T) {
+	f := newFleet(t, vfs.NewSimulated(1), 2).open()
+	frame := wire.FrameSize(100)
+	damage := func(entry int64) {
+		names, err := f.fs.List(testDir + "/partitions/p-0")
+		require.NoError(t, err)
+		file, err := f.fs.Open(path.Join(testDir, "partitions/p-0", names[0]))
+		require.NoError(t, err)
+		require.NoError(t, file.ZeroRange(segment.HeaderSize+(entry-1)*frame+wire.FrameHeaderSize, 100))
+		require.NoError(t, file.Close())
+	}
+	for range 4 {
+		f.round(100)
+	}
+	f.logs[0].Publish(f.logs[0].LastIndex())
+	for entry := int64(1); entry <= 5; entry++ { // the first one is not in the journal
+		damage(entry)
+		d, err := f.logs[0].Verify(wire.Offset(entry - 1))
+		require.NoError(t, err)
+		require.NotNil(t, d)
+	}
+	require.Len(t, f.logs[0].Damage(), 1)
+	f.fs.CrashKeepAll()
+	for range 2 {
+		f.open()
+		l := f.logs[0]
+		require.Len(t, l.Damage(), 1)
+		require.Equal(t, []wire.Offset{0, 1}, []wire.Offset{l.Damage()[0].Base, l.Damage()[0].Next})
+		l.Publish(l.LastIndex())
+		_, _, err := l.Locate(0)
+		require.ErrorIs(t, err, ErrCorrupt)
+		for o := range wire.Offset(4) {
+			_, _, err := l.Locate(o + 1)
+			require.NoError(t, err)
+		}
+		f.fs.CrashKeepAll()
+	}
 }
 
 func TestF12_WithoutSpaceForAJournalLogsSyncTheirOwnFiles(t *testing.T) {

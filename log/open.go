@@ -599,6 +599,9 @@ func (r *recovery) spare(f *foundSegment, pos int64, link segment.Link, h *wire.
 	if r.mergeBody(f, pos, link, h) {
 		return nil
 	}
+	if r.l.damage.at(f.sequence, pos) != nil {
+		return nil // it was committed when it was found, also if no mark says so
+	}
 	if r.limit < h.Index && !r.clean && !r.searched {
 		r.pos = pos
 		if err := r.searchMarks(h.Index); err != nil {
