@@ -39,6 +39,10 @@ func Open(o Options) (*Log, error) {
 		for _, s := range r.segments {
 			s.Release()
 		}
+		var damage *CorruptionError
+		if errors.As(err, &damage) && path.Dir(damage.File) == o.Dir {
+			return nil, err // it names the directory: clients get the beginning of a message only
+		}
 		return nil, fmt.Errorf("log %s: %w", o.Dir, err)
 	}
 	l.store.journal.forget(l.identity)
