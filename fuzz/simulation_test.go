@@ -94,7 +94,7 @@ func complain(t *testing.T, seed uint64, result *sim.Result) {
 var simCallsTried = flag.Int64("sim.tries", 10, "how many storage calls TestSimulationOfEveryCall picks for each fault; 0 takes all")
 
 // TestSimulationOfEveryCall runs one quiet seed again and again. Each time another
-// storage call fails, or the power goes at it (RELIABILITY F5, F8, F20).
+// storage call fails, or the power goes at it (RELIABILITY F5, F8).
 func TestSimulationOfEveryCall(t *testing.T) {
 	const steps = 500
 	for _, seed := range []uint64{1, 2, 3} {

@@ -45,6 +45,7 @@ func (s *Simulation) storageCall(op vfs.Op, name string) error {
 		s.trace.add("        %s %s", op, name)
 	}
 	s.observe(op, name)
+	s.saving.note(op, name, s.disk.Ops())
 	f := &s.faults
 	s.interrupt(op)
 	if s.options.FailAt > 0 && s.disk.Ops() == s.options.FailAt {
@@ -122,6 +123,29 @@ func (s *Simulation) observe(op vfs.Op, name string) {
 		if s.faults.broken[name] {
 			s.broken("%s is synced again after its sync has failed", name)
 		}
+	}
+}
+
+// saving finds the storage calls at which checkpoints are on their way to the disk.
+type saving struct {
+	renamed map[string]bool // directories with one on its way: has it its name?
+	calls   []int64
+}
+
+func (s *saving) note(op vfs.Op, name string, number int64) {
+	dir, base := path.Split(name)
+	dir = path.Clean(dir)
+	if strings.HasPrefix(base, "checkpoint") && (op == vfs.OpCreate || op == vfs.OpRename) {
+		if s.renamed == nil {
+			s.renamed = map[string]bool{}
+		}
+		s.renamed[dir] = op == vfs.OpRename
+	}
+	if len(s.renamed) > 0 {
+		s.calls = append(s.calls, number)
+	}
+	if op == vfs.OpSyncDir && s.renamed[path.Clean(name)] {
+		delete(s.renamed, path.Clean(name))
 	}
 }
 

@@ -52,12 +52,17 @@ const (
 	ClientTime
 	// BeginAgain takes every forgotten producer for a new one.
 	BeginAgain
+	// EarlierState saves checkpoints with the state from before the entry that they
+	// say is applied.
+	EarlierState
+	// UnsyncedCheckpoint gives a checkpoint its name before its bytes are durable.
+	UnsyncedCheckpoint
 )
 
 // MutateFS wraps the file system as the mutant needs it.
 func (m Mutant) MutateFS(disk vfs.FS) vfs.FS {
 	switch m {
-	case NoSync, LateSync, NoSyncDir, IgnoredSyncError, NoHardState, NoJournalSync, NoJournalReplay, EarlyJournalTrim:
+	case NoSync, LateSync, NoSyncDir, IgnoredSyncError, NoHardState, NoJournalSync, NoJournalReplay, EarlyJournalTrim, UnsyncedCheckpoint:
 		return &mutantFS{FS: disk, mutant: m}
 	}
 	return disk
@@ -150,6 +155,10 @@ func (f *mutantFile) Sync() error {
 		return nil
 	case NoJournalSync:
 		if strings.HasSuffix(f.name, ".journal") {
+			return nil
+		}
+	case UnsyncedCheckpoint:
+		if strings.HasPrefix(path.Base(f.name), "checkpoint") {
 			return nil
 		}
 	case LateSync:

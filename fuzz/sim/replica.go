@@ -36,10 +36,22 @@ type replica struct {
 // looking on.
 type machine struct {
 	*partition.State
-	r *replica
+	r      *replica
+	before func([]byte) []byte // EarlierState: the state before the entry applied last
+}
+
+func (m *machine) Snapshot() func(dst []byte) []byte {
+	if m.r.sim.options.Mutant == EarlierState && m.before != nil {
+		return m.before
+	}
+	return m.State.Snapshot()
 }
 
 func (m *machine) Apply(e replication.Entry) {
+	if m.r.sim.options.Mutant == EarlierState {
+		saved := m.State.Save(nil)
+		m.before = func(dst []byte) []byte { return append(dst, saved...) }
+	}
 	fresh := m.r.model.apply(e, m.r.synced())
 	start := m.Start()
 	m.r.part.Apply(partition.Entry(e))
@@ -91,7 +103,7 @@ func (n *node) openReplica(d *cluster.Destination, p *cluster.Partition, mine *c
 	r.model.policies = append(r.model.policies, retention(&d.Settings))
 	r.part = partition.New(partition.Config{Log: s.options.Mutant.mutateLog(r.log), State: r.state, Synced: r.synced(), Retention: retention(&d.Settings)})
 	r.group, err = replication.Open(replication.Config{
-		ReplicaID: mine.ID, Voters: []uint64{mine.ID}, Log: r.log, State: &machine{r.state, r},
+		ReplicaID: mine.ID, Voters: []uint64{mine.ID}, Log: r.log, State: &machine{State: r.state, r: r},
 		CheckpointBytes: s.config.checkpointBytes, Logger: s.trace.logger(),
 	})
 	if err != nil {

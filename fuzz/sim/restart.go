@@ -32,6 +32,7 @@ func (s *Simulation) newProcess() {
 		}
 	}
 	s.node = nil
+	clear(s.saving.renamed)
 }
 
 // powerCut is the end of the process and of everything that was not synced.

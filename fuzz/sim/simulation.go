@@ -46,8 +46,11 @@ type Result struct {
 	Err   *Violation
 	Step  int   // where it was noticed
 	Calls int64 // of storage
-	Hash  uint64
-	Trace []string // the newest lines
+	// Saving are the numbers of the storage calls from the creation of a checkpoint to
+	// the sync of its name.
+	Saving []int64
+	Hash   uint64
+	Trace  []string // the newest lines
 	Counts
 }
 
@@ -80,6 +83,7 @@ type Simulation struct {
 	faults  faults
 	trace   trace
 	counts  Counts
+	saving  saving
 	// violation is the first one. A panic in the broker's code may be recovered
 	// there, so it is remembered here too.
 	violation *Violation
@@ -125,7 +129,7 @@ func Run(o Options) *Result {
 		s.disk.StopAt(o.CutAt)
 	}
 	s.run()
-	return &Result{Err: s.violation, Step: s.step, Calls: s.disk.Ops(), Hash: s.trace.hash.Sum64(), Trace: s.trace.all(), Counts: s.counts}
+	return &Result{Err: s.violation, Step: s.step, Calls: s.disk.Ops(), Saving: s.saving.calls, Hash: s.trace.hash.Sum64(), Trace: s.trace.all(), Counts: s.counts}
 }
 
 // draw makes the randomness of one step.
