@@ -64,6 +64,12 @@ func workload(r *rig) (durable, committed wire.Index, err error) {
 			if committed > 6 {
 				l.Trim(wire.Offset(committed - 6))
 			}
+		case 0:
+			// An error of reading is the reader's.
+			for _, read := range []func(*Log, []byte, Position) ([]byte, Position, error){viewed, pread} {
+				_, err := readAll(l, read)
+				require.True(r.t, err == nil || errors.Is(err, errEIO) || errors.Is(err, vfs.ErrCrashed), "%v", err)
+			}
 		}
 		r.jobs.drain()
 		if err = l.Err(); err != nil {
@@ -88,7 +94,9 @@ func TestF5_TheFirstErrorFencesAndNothingIsRepeated(t *testing.T) {
 		failed[failCall(t, n, nil)]++
 	}
 	t.Logf("%d storage calls, each failed once", total)
-	for _, op := range []vfs.Op{vfs.OpWrite, vfs.OpSync, vfs.OpAllocate, vfs.OpRename, vfs.OpSyncDir, vfs.OpZero, vfs.OpCreate} {
+	for _, op := range []vfs.Op{
+		vfs.OpWrite, vfs.OpSync, vfs.OpAllocate, vfs.OpRename, vfs.OpSyncDir, vfs.OpZero, vfs.OpCreate, vfs.OpRead, vfs.OpMap, vfs.OpPopulate,
+	} {
 		require.NotZero(t, failed[op], "%v was never made to fail", op)
 	}
 }
@@ -125,7 +133,7 @@ func failCall(t testing.TB, n int64, mutate func(vfs.FS) vfs.FS) (badOp vfs.Op) 
 		require.ErrorIs(t, r.log.Err(), syscall.EIO, what)
 		require.ErrorIs(t, err, ErrFenced, what)
 	} else {
-		require.Contains(t, []vfs.Op{vfs.OpStat, vfs.OpRead, vfs.OpRemove, vfs.OpCreate}, badOp, what)
+		require.Contains(t, []vfs.Op{vfs.OpStat, vfs.OpOpen, vfs.OpRead, vfs.OpMap, vfs.OpPopulate, vfs.OpRemove, vfs.OpCreate}, badOp, what)
 	}
 	require.Zero(t, again, "%s: synced again", what)
 	ticket, index := r.log.DurableTicket(), r.log.DurableIndex()

@@ -186,13 +186,7 @@ func TestF11_AnErrorWhileReadingReachesTheReaderOnly(t *testing.T) {
 	}
 	readers := map[string]func() (int, error){
 		"views": func() (int, error) { return readAll(r.log, viewed) },
-		"preads": func() (int, error) {
-			return readAll(r.log, func(l *Log, stream []byte, p Position) ([]byte, Position, error) {
-				buffer := make([]byte, 2500)
-				n, next, err := l.ReadAt(p, buffer)
-				return append(stream, buffer[:n]...), next, err
-			})
-		},
+		"preads": func() (int, error) { return readAll(r.log, pread) },
 	}
 	for name, read := range readers {
 		whole, err := read()
@@ -225,6 +219,12 @@ func TestF11_AnErrorWhileReadingReachesTheReaderOnly(t *testing.T) {
 		}
 		require.Greater(t, failures, 3, name)
 	}
+}
+
+func pread(l *Log, stream []byte, p Position) ([]byte, Position, error) {
+	buffer := make([]byte, 2500)
+	n, next, err := l.ReadAt(p, buffer)
+	return append(stream, buffer[:n]...), next, err
 }
 
 // readAll reads what is published and returns how many bytes that are.
