@@ -64,7 +64,9 @@ func (a *acceptor) stop() {
 
 func (a *acceptor) accept() {
 	pause := minAcceptPause
+	var pace pace
 	for {
+		pace.wait()
 		conn, err := a.listener.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed):
@@ -99,6 +101,22 @@ func (a *acceptor) accept() {
 			<-a.tokens
 		})
 	}
+}
+
+// pace bounds how fast connections are accepted. The kernel keeps those that wait.
+type pace struct {
+	began time.Time
+	count int // since then
+}
+
+func (p *pace) wait() {
+	if p.count++; p.count <= acceptBatch {
+		return
+	}
+	if early := acceptPeriod - time.Since(p.began); early > 0 {
+		time.Sleep(early)
+	}
+	p.began, p.count = time.Now(), 1
 }
 
 // register hands an admitted connection to a loop and waits until it is there.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -72,6 +73,15 @@ func TestAdmissionOfOneAddress(t *testing.T) {
 	require.NoError(t, a.admit(other))
 	a.release(one)
 	require.NoError(t, a.admit(one))
+}
+
+func TestThePaceOfAccepting(t *testing.T) {
+	var p pace
+	begin := time.Now()
+	for range 3*acceptBatch + 1 {
+		p.wait()
+	}
+	require.GreaterOrEqual(t, time.Since(begin), 2*acceptPeriod, "the first batch may follow a pause")
 }
 
 type zonedConn struct{ net.Conn }

@@ -58,6 +58,8 @@ type engine struct {
 	address string
 	tempDir string // removed at the end; empty unless Dir is too long for a socket
 
+	writables *writables // since run
+
 	gnet    gnet.Engine
 	started chan struct{} // closed once all loops run
 	stopped chan struct{} // closed once gnet.Run has returned
@@ -68,7 +70,6 @@ type engine struct {
 	// loop cannot post to itself without starving its connections: another
 	// goroutine posts for it. Each loop is in the channel at most once.
 	yield chan *loop
-	hurry chan struct{} // a loop has its first stalled socket
 	quit  chan struct{}
 	clock sync.WaitGroup
 
@@ -113,7 +114,7 @@ func newEngine(o engineOptions) (*engine, error) {
 		backend: o.Backend, limits: limits, logger: o.Logger, start: time.Now(),
 		sessionReads: max(1, cmp.Or(o.ReadWorkers, defaultReadWorkers)/sessionReadShare),
 		started:      make(chan struct{}), stopped: make(chan struct{}),
-		yield: make(chan *loop, maxLoops), hurry: make(chan struct{}, 1), quit: make(chan struct{}),
+		yield: make(chan *loop, maxLoops), quit: make(chan struct{}),
 		loops: make(map[gnet.EventLoop]*loop),
 	}
 	e.bad = complaints{logger: o.Logger, counters: &e.counters, perSec: limits.LogLines, kinds: make(map[string]*complaintWindow)}
@@ -139,7 +140,11 @@ func newEngine(o engineOptions) (*engine, error) {
 }
 
 // run starts the loops and returns when they run.
-func (e *engine) run() error {
+func (e *engine) run() (err error) {
+	if e.writables, err = newWritables(); err != nil {
+		e.removeTempDir()
+		return fmt.Errorf("event loops: %w", err)
+	}
 	go func() {
 		defer close(e.stopped)
 		e.err = gnet.Run(e, e.address, e.options...)
@@ -147,6 +152,7 @@ func (e *engine) run() error {
 	select {
 	case <-e.started:
 	case <-e.stopped:
+		e.writables.stop()
 		e.removeTempDir()
 		if e.err == nil {
 			e.err = errors.New("stopped before they ran")
@@ -157,12 +163,11 @@ func (e *engine) run() error {
 	return nil
 }
 
-// tick drives deadlines and stalled writers, and gives loops the turns they
-// yielded. It is the only goroutine of the session layer besides the loops and
-// the acceptor.
+// tick drives deadlines and gives loops the turns they yielded. It is the only
+// goroutine of the session layer besides the loops, the acceptor and writables.
 func (e *engine) tick() {
-	timer := time.NewTimer(slowTick)
-	defer timer.Stop()
+	ticker := time.NewTicker(slowTick)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-e.quit:
@@ -170,27 +175,16 @@ func (e *engine) tick() {
 		case l := <-e.yield:
 			l.execute()
 			continue
-		case <-e.hurry:
-			timer.Reset(fastTick)
-			continue
-		case <-timer.C:
+		case <-ticker.C:
 		}
-		period := slowTick
-		timer.Reset(period)
 		if e.counters.sessions.Load() == 0 {
 			continue
 		}
 		e.mu.Lock()
 		for _, l := range e.loops {
-			if l.hasStalls.Load() {
-				period = fastTick
-			}
 			l.trigger()
 		}
 		e.mu.Unlock()
-		if period != slowTick {
-			timer.Reset(period)
-		}
 	}
 }
 
@@ -220,6 +214,7 @@ func (e *engine) stop(ctx context.Context) error {
 			s.release()
 		}
 	}
+	e.writables.stop()
 	e.removeTempDir()
 	if e.err != nil {
 		return fmt.Errorf("event loops: %w", e.err)
@@ -381,7 +376,7 @@ func (e *engine) OnClose(c gnet.Conn, err error) gnet.Action {
 	if s, ok := c.Context().(*session); ok && s.loop != nil {
 		l := s.loop
 		l.enter()
-		s.disconnected(c, errors.Is(err, io.EOF), err)
+		s.disconnected(errors.Is(err, io.EOF), err)
 		l.leave()
 	}
 	return gnet.None

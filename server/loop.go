@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,21 +34,19 @@ type loop struct {
 
 	// Loop only.
 	depth     int           // of nested callbacks: closing a connection is one
+	woken     bool          // the callback is the loop's own wake-up
 	now       time.Duration // at the start of the callback
 	lastTick  time.Duration
 	sessions  map[*session]struct{}
 	wheel     wheel
-	due       bool       // more timers are due than one turn fires
-	stalled   []*session // sockets that did not take all
-	unstalled []*session // backing array of the list before
+	due       bool       // timers may be due
+	waiting   []*session // were ready, and have not had their turn
 	streams   []*session // sessions with links that could send, in turn
-	spare     []*session // backing array for ready
 	gather    gather     // scratch of a stream's write
 	kicks     []replica  // partitions whose owners need a turn
 	kicked    map[replica]struct{}
-	kickBytes int  // of the batches that wait for these turns
-	gathering bool // a wake-up is under way that gives the turns
-	hasStalls atomic.Bool
+	kickBytes int         // of the batches that wait for these turns
+	gathering bool        // a wake-up is under way that gives the turns
 	telling   atomic.Bool // sessions are about to hear of the metadata
 }
 
@@ -75,15 +74,20 @@ func (l *loop) enter() {
 	l.now = l.engine.now()
 }
 
-// drainRounds is how often one callback looks at the lists before it streams.
-// What comes later waits until the loop has looked at its sockets.
+// drainRounds is how often one callback looks at the lists before it does its
+// background work. What comes later waits until the loop has looked at its sockets.
 const drainRounds = 3
 
-// soloTurns is how many turns in a row a loop streams while nobody else wants it.
+// soloTurns is how many turns of background work a loop does in a row while nobody
+// else wants it.
 const soloTurns = 64
 
 // leave ends a callback: it does what other goroutines, or the callback itself,
-// have left to do.
+// have left to do, and then the background work: deadlines that are due, and
+// streams. That comes in bounded turns, one for each time that gnet has gone through
+// its sockets, which the loop's own wake-up tells, and more only while no socket is
+// ready. If each callback took a turn, a client would wait for as many as there are
+// sockets ready before its own.
 func (l *loop) leave() {
 	if l.depth > 1 {
 		l.depth--
@@ -91,20 +95,20 @@ func (l *loop) leave() {
 	}
 	defer func() { l.depth-- }()
 	l.settleKicks()
-	for turns := 0; ; turns++ {
-		if l.now-l.lastTick >= fastTick || l.due {
-			l.tick()
-		}
-		l.drain()
-		l.stream()
-		if len(l.streams) == 0 || turns == soloTurns || l.wanted() {
+	l.drain()
+	for turns := 0; l.background(); turns++ {
+		if (turns > 0 || !l.woken) && (turns == soloTurns || l.wanted()) {
 			break
 		}
+		l.fire()
+		l.stream()
+		l.drain()
 		l.now = l.engine.now()
 	}
+	l.woken = false
 	l.mu.Lock()
 	l.running = false
-	again := len(l.ready) > 0 || len(l.tasks) > 0 || len(l.streams) > 0 || l.due
+	again := len(l.ready) > 0 || len(l.tasks) > 0 || len(l.waiting) > 0 || len(l.streams) > 0 || l.due
 	if again = again && !l.triggered; again {
 		l.triggered = true
 	}
@@ -112,6 +116,15 @@ func (l *loop) leave() {
 	if again {
 		l.engine.yield <- l // room for every loop, see engine.yield
 	}
+}
+
+// background reports whether there is background work.
+func (l *loop) background() bool {
+	if l.now-l.lastTick >= slowTick {
+		l.lastTick = l.now
+		l.due = true
+	}
+	return l.due || len(l.streams) > 0
 }
 
 // kick notes that a partition has got a batch of n bytes and needs a turn.
@@ -172,25 +185,30 @@ func (l *loop) giveTurns(inline bool) {
 	l.kicks, l.kickBytes = l.kicks[:0], 0
 }
 
-// drain serves both lists.
+// drain serves both lists, and turnSessions of the sessions at most.
 func (l *loop) drain() {
+	left := turnSessions
 	for range drainRounds {
 		l.mu.Lock()
-		ready, tasks := l.ready, l.tasks
-		l.ready, l.tasks = l.spare[:0], nil
+		tasks := l.tasks
+		l.tasks = nil
+		l.waiting = append(l.waiting, l.ready...)
+		clear(l.ready)
+		l.ready = l.ready[:0]
 		l.mu.Unlock()
 		for _, task := range tasks {
 			l.run(task)
 		}
-		for _, s := range ready {
+		turns := min(left, len(l.waiting))
+		left -= turns
+		for _, s := range l.waiting[:turns] {
 			s.turn()
 		}
+		l.waiting = slices.Delete(l.waiting, 0, turns)
 		if len(l.kicks) > 0 && !l.gathering { // of sessions that read on
 			l.giveTurns(l.kickBytes <= inlineTurnBytes)
 		}
-		clear(ready)
-		l.spare = ready[:0]
-		if len(ready) == 0 && len(tasks) == 0 {
+		if turns == 0 && len(tasks) == 0 {
 			return
 		}
 	}
@@ -266,6 +284,7 @@ func (l *loop) Run(context.Context) error {
 	l.mu.Unlock()
 	l.gathering = false
 	l.enter()
+	l.woken = true
 	if len(l.kicks) > 0 {
 		l.giveTurns(l.kickBytes <= inlineTurnBytes)
 	}
@@ -283,42 +302,10 @@ func (l *loop) run(task func()) {
 	task()
 }
 
-// tick fires due timers and looks at stalled sockets again.
-func (l *loop) tick() {
-	l.lastTick = l.now
-	l.due = l.wheel.advance(l.now, turnTimers, func(t *timer) { t.session.checkDeadlines() })
-	if len(l.stalled) == 0 {
-		return
-	}
-	stalled := l.stalled
-	l.stalled = l.unstalled
-	for _, s := range stalled {
-		if s.stuck() {
-			l.stalled = append(l.stalled, s)
-			continue
-		}
-		s.stalled = false
-		s.turn()
-	}
-	clear(stalled)
-	l.unstalled = stalled[:0]
-	if len(l.stalled) == 0 {
-		l.hasStalls.Store(false)
-	}
-}
-
-// stall puts a session on the list that every tick looks at.
-func (l *loop) stall(s *session) {
-	if s.stalled {
-		return
-	}
-	s.stalled = true
-	l.stalled = append(l.stalled, s)
-	if !l.hasStalls.Swap(true) {
-		select {
-		case l.engine.hurry <- struct{}{}:
-		default:
-		}
+// fire looks at deadlines that are due.
+func (l *loop) fire() {
+	if l.due {
+		l.due = l.wheel.advance(l.now, turnTimers, func(t *timer) { t.session.checkDeadlines() })
 	}
 }
 

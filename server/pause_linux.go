@@ -6,7 +6,6 @@ import (
 	"unsafe"
 
 	"github.com/panjf2000/gnet/v2"
-	"github.com/panjf2000/gnet/v2/pkg/buffer/elastic"
 	"github.com/panjf2000/gnet/v2/pkg/netpoll"
 	"golang.org/x/sys/unix"
 )
@@ -22,22 +21,16 @@ import (
 // type, pausing is off, and a session closes a client that sends more than it may
 // have in flight instead.
 //
-// gnet switches reading on again by itself when its outbound buffer becomes
-// non-empty or empty (ModReadWrite, ModRead). A paused session therefore writes
-// its socket directly and never through gnet, and pauses again when it is called
-// with bytes all the same.
+// gnet switches reading on again by itself when it has bytes to write (ModReadWrite,
+// ModRead). We write our sockets ourselves, so it never has any.
 type gnetLayout struct {
-	loop     uintptr // conn.loop, *eventloop
-	poller   uintptr // eventloop.poller, *netpoll.Poller
-	epoll    uintptr // netpoll.Poller.fd, int
-	outbound uintptr // conn.outboundBuffer, elastic.Buffer
+	loop   uintptr // conn.loop, *eventloop
+	poller uintptr // eventloop.poller, *netpoll.Poller
+	epoll  uintptr // netpoll.Poller.fd, int
 }
 
 // The events that gnet v2.10.0 asks for, level-triggered.
-const (
-	readEvents  = unix.EPOLLIN | unix.EPOLLPRI
-	writeEvents = unix.EPOLLOUT
-)
+const readEvents = unix.EPOLLIN | unix.EPOLLPRI
 
 // findLayout looks up the fields in the type of a connection.
 func findLayout(conn reflect.Type) (l gnetLayout, err error) {
@@ -47,13 +40,6 @@ func findLayout(conn reflect.Type) (l gnetLayout, err error) {
 	loop, err := findField(conn.Elem(), "loop", reflect.Pointer)
 	if err != nil {
 		return l, err
-	}
-	outbound, err := findField(conn.Elem(), "outboundBuffer", reflect.Struct)
-	if err != nil {
-		return l, err
-	}
-	if outbound.Type != reflect.TypeFor[elastic.Buffer]() {
-		return l, fmt.Errorf("gnet field outboundBuffer is a %v", outbound.Type)
 	}
 	if loop.Type.Elem().Kind() != reflect.Struct {
 		return l, fmt.Errorf("gnet field loop is a %v", loop.Type)
@@ -69,7 +55,7 @@ func findLayout(conn reflect.Type) (l gnetLayout, err error) {
 	if err != nil {
 		return l, err
 	}
-	return gnetLayout{loop.Offset, poller.Offset, epoll.Offset, outbound.Offset}, nil
+	return gnetLayout{loop.Offset, poller.Offset, epoll.Offset}, nil
 }
 
 func findField(t reflect.Type, name string, kind reflect.Kind) (reflect.StructField, error) {
@@ -88,30 +74,11 @@ func (l gnetLayout) epollOf(conn gnet.Conn) int {
 	return *(*int)(unsafe.Add(poller, l.epoll))
 }
 
-// takeOutbound moves what gnet still has to write to conn into a buffer of ours,
-// appended to b. Used when gnet is about to drop it.
-func (l gnetLayout) takeOutbound(conn gnet.Conn, b []byte) []byte {
-	outbound := (*elastic.Buffer)(unsafe.Add(reflect.ValueOf(conn).UnsafePointer(), l.outbound))
-	pieces, err := outbound.Peek(-1)
-	if err != nil {
-		return b
-	}
-	for _, piece := range pieces {
-		b = append(b, piece...)
-	}
-	outbound.Release()
-	return b
-}
-
-// watch sets what the loop is told about a socket. reading is whether it is read;
-// that gnet has bytes to write is never forgotten.
-func watch(epoll, fd int, reading, writing bool) error {
+// watch sets whether the loop is told that a socket can be read.
+func watch(epoll, fd int, reading bool) error {
 	event := unix.EpollEvent{Fd: int32(fd)}
 	if reading {
 		event.Events |= readEvents
-	}
-	if writing {
-		event.Events |= writeEvents
 	}
 	return unix.EpollCtl(epoll, unix.EPOLL_CTL_MOD, fd, &event)
 }

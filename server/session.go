@@ -53,7 +53,6 @@ type session struct {
 	full       bool // no further request is handled for now
 	paused     bool // the socket is not read
 	halfClosed bool // the client has sent its last byte; we hold the socket ourselves
-	stalled    bool // in loop.stalled
 	streaming  bool // in loop.streams
 	reason     closeReason
 	cause      error // for the log
@@ -73,8 +72,9 @@ type session struct {
 	out      outbox
 	sending  *buffer // taken from the outbox, [sent:] not written yet
 	sent     int
-	buffered int // what gnet had to write at the last look
-	held     int // bytes counted in counters.outbound
+	cut      cutFrame    // a DELIVER that the socket has taken a part of; before sending
+	awaiting atomic.Bool // the socket takes nothing; see writables
+	held     int         // bytes counted in counters.outbound
 
 	handles  []*handle // by number − 1
 	handleOf map[handleKey]*handle
@@ -108,6 +108,7 @@ func (s *session) open(l *loop, c gnet.Conn) {
 	defer s.recovered("opening")
 	s.loop, s.conn, s.fd = l, c, c.Fd()
 	s.openedAt, s.readAt = l.now, l.now
+	boundUnsent(s.fd)
 	l.sessions[s] = struct{}{}
 	s.engine.counters.sessions.Add(1)
 	s.opened.Store(true)
@@ -174,7 +175,7 @@ func (s *session) parse(in []byte) {
 		s.freeRest()
 	case s.full:
 		s.frameSince = 0
-		if !s.paused || arrived > 0 { // gnet reads again when its own buffer runs empty
+		if !s.paused || arrived > 0 {
 			s.pause()
 		}
 	case s.rest == nil:
@@ -334,9 +335,17 @@ func (s *session) flush() (room bool) {
 		s.out.woken = s.out.woken[:0]
 		room = s.out.roomLocked(l)
 		s.out.mu.Unlock()
+		if !s.writeCut() {
+			if s.phase != phaseClosed {
+				s.hold(s.sending.capacity() + behind)
+			}
+			return false
+		}
 		if s.sending == nil {
-			s.observe(0)
-			s.hold(s.buffered)
+			s.hold(0)
+			if len(s.active) == 0 {
+				s.blockedSince = 0
+			}
 			return room
 		}
 		n, ok := s.write(s.sending.bytes[s.sent:])
@@ -344,23 +353,23 @@ func (s *session) flush() (room bool) {
 			return false
 		}
 		s.sent += n
-		s.observe(n)
 		if s.sent < s.sending.size() {
-			s.handOver()
+			s.block(n > 0)
 			if s.phase != phaseClosed {
-				s.hold(s.sending.capacity() + behind + s.buffered)
+				s.hold(s.sending.capacity() + behind)
 			}
 			return false
 		}
+		s.blockedSince = 0
 		s.sending.free()
 		s.sending, s.sent = nil, 0
 	}
 	return false
 }
 
-// hold notes how much memory waits for a client that does not read: of the outbox,
-// of what is being sent, and in gnet. If that is too
-// much for all clients together, those that hold more than their share go.
+// hold notes how much memory waits for a client that does not read: of the outbox
+// and of what is being sent. If that is too much for all clients together, those
+// that hold more than their share go.
 func (s *session) hold(n int) {
 	total := s.engine.counters.outbound.Add(int64(n - s.held))
 	s.held = n
@@ -369,26 +378,10 @@ func (s *session) hold(n int) {
 	}
 }
 
-// handOver gives gnet the next piece of what the socket did not take: it writes
-// that as soon as the socket is writable, while we look again with the next tick.
-// The bound is what may wait in gnet for one client.
-func (s *session) handOver() {
-	if s.paused || s.halfClosed || s.conn.OutboundBuffered() > 0 {
-		return
-	}
-	n := min(s.sending.size()-s.sent, pieceBytes)
-	if _, err := s.conn.Write(s.sending.bytes[s.sent : s.sent+n]); err != nil || s.phase == phaseClosed {
-		return
-	}
-	s.engine.counters.bytesOut.Add(uint64(n))
-	s.sent += n
-	s.buffered = s.conn.OutboundBuffered()
-}
-
-// write writes to the socket what it takes now. If it fails the session is over
-// and ok is false. While gnet still has bytes of ours it writes nothing.
+// write writes to the socket what it takes now: nothing while it is awaited. If it
+// fails the session is over and ok is false.
 func (s *session) write(b []byte) (n int, ok bool) {
-	if !s.halfClosed && s.conn.OutboundBuffered() > 0 {
+	if s.awaiting.Load() {
 		return 0, true
 	}
 	for {
@@ -407,24 +400,8 @@ func (s *session) write(b []byte) (n int, ok bool) {
 	}
 }
 
-// observe notes whether the client takes what waits for it: n bytes were written
-// just now, and gnet may have written some since the last look.
-func (s *session) observe(n int) {
-	buffered := 0
-	if !s.halfClosed {
-		buffered = s.conn.OutboundBuffered()
-	}
-	progress := n > 0 || buffered < s.buffered
-	s.buffered = buffered
-	switch {
-	case buffered > 0 || s.sent < s.sending.size():
-		s.block(progress)
-	case progress || len(s.active) == 0:
-		s.blockedSince = 0
-	}
-}
-
-// block starts the write deadline, anew if there was progress.
+// block awaits the socket, which did not take all, and starts the write deadline,
+// anew if there was progress.
 func (s *session) block(progress bool) {
 	if s.blockedSince == 0 {
 		s.engine.counters.stalls.Add(1)
@@ -433,26 +410,21 @@ func (s *session) block(progress bool) {
 		s.blockedSince = s.loop.now
 		s.loop.wheel.schedule(&s.timer, s.blockedSince+s.engine.limits.WriteTimeout)
 	}
-	s.loop.stall(s)
-}
-
-// stuck reports whether gnet has not written a byte of what it holds since the last
-// look: then another look would find nothing to do, and of ten thousand clients that
-// do not read, a hundred times a second, it would cost a good part of a processor.
-func (s *session) stuck() bool {
-	return s.conn != nil && s.buffered > 0 && s.conn.OutboundBuffered() == s.buffered
+	if err := s.engine.writables.await(s); err != nil {
+		s.close(closedIO, err)
+	}
 }
 
 // drained reports whether nothing of ours waits before the socket.
 func (s *session) drained() bool {
-	return s.sending == nil && (s.halfClosed || s.conn.OutboundBuffered() == 0)
+	return s.sending == nil && len(s.cut.rest) == 0
 }
 
 // answered reports whether the client has got everything it asked for.
 func (s *session) answered() bool {
 	s.out.mu.Lock()
 	defer s.out.mu.Unlock()
-	return len(s.out.requests) == 0 && s.out.pending == nil && s.sending == nil && s.rest == nil
+	return len(s.out.requests) == 0 && s.out.pending == nil && s.drained() && s.rest == nil
 }
 
 // pause stops reading the socket. What the client sends piles up in the kernel,
@@ -487,7 +459,7 @@ func (s *session) watch() {
 	if s.halfClosed || s.loop.epoll < 0 {
 		return
 	}
-	if err := watch(s.loop.epoll, s.fd, !s.paused, s.conn.OutboundBuffered() > 0); err != nil {
+	if err := watch(s.loop.epoll, s.fd, !s.paused); err != nil {
 		s.close(closedIO, fmt.Errorf("epoll_ctl: %w", err))
 	}
 }
@@ -634,12 +606,12 @@ func (s *session) close(reason closeReason, cause error) {
 // disconnected is called when gnet closes the connection, for whatever reason.
 // At the client's end of stream gnet closes both directions, but the client may
 // be waiting for answers. Then we take over the socket until it has them.
-func (s *session) disconnected(c gnet.Conn, endOfStream bool, err error) {
+func (s *session) disconnected(endOfStream bool, err error) {
 	defer s.recovered("closing")
 	if s.phase == phaseClosed {
 		return
 	}
-	if endOfStream && s.phase == phaseOpen && s.takeOver(c) {
+	if endOfStream && s.phase == phaseOpen && s.takeOver() {
 		return
 	}
 	if s.reason == closedByClient && s.cause == nil && !endOfStream {
@@ -649,28 +621,19 @@ func (s *session) disconnected(c gnet.Conn, endOfStream bool, err error) {
 }
 
 // takeOver duplicates the socket if something is owed to the client.
-func (s *session) takeOver(c gnet.Conn) bool {
+func (s *session) takeOver() bool {
 	s.closeLinks()
 	if !s.full {
 		s.freeRest() // a frame cut short
 	}
-	residue := c.OutboundBuffered()
-	if residue == 0 && s.answered() {
+	if s.answered() {
 		return false
 	}
 	fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
-	if residue > 0 && s.engine.layoutErr == nil {
-		b := newBuffer(residue + s.sending.size() - s.sent)
-		b.bytes = s.engine.layout.takeOutbound(c, b.bytes)
-		if s.sending != nil {
-			b.bytes = append(b.bytes, s.sending.bytes[s.sent:]...)
-			s.sending.free()
-		}
-		s.sending, s.sent = b, 0
-	}
+	s.engine.writables.forget(s)
 	s.fd, s.conn, s.halfClosed = fd, nil, true
 	s.closingSince = s.loop.now
 	s.engine.counters.halfClosed.Add(1)
@@ -693,10 +656,12 @@ func (s *session) forget() {
 	if s.loop == nil {
 		return
 	}
+	s.engine.writables.forget(s)
 	if s.halfClosed {
 		_ = unix.Close(s.fd)
 	}
 	s.closeLinks()
+	s.cut.release()
 	s.phase = phaseClosed
 	s.conn, s.fd = nil, -1
 	s.engine.counters.sessions.Add(-1)

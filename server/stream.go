@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -23,10 +24,11 @@ import (
 // and nothing is done for each record. No Go code ever loads from the mapped
 // slices.
 //
-// When the socket does not take everything, the piece it stopped in is read again
-// with pread, into memory, and waits there: 64 KiB at most for each client.
-// Everything after it was not touched. So what a slow client costs is its credit
-// and that one piece, and the link goes on when the client has read it.
+// When the socket does not take everything, the rest of the piece it stopped in
+// waits as the mapped slices it is (cut), and everything after it was not touched.
+// So a client that does not read costs no memory of ours. What it costs is that the
+// segment of that one piece stays, should retention remove it meanwhile, until the
+// client has read the piece or its write deadline ends the session.
 //
 // Fields are the loop's, except in Wake and position.
 type link struct {
@@ -303,8 +305,8 @@ func (s *session) pump() int {
 	if s.phase != phaseOpen || len(s.active) == 0 {
 		return 0
 	}
-	if !s.drained() {
-		return 0 // the tick brings the next turn
+	if !s.drained() || s.awaiting.Load() {
+		return 0 // the next turn comes when the socket takes more
 	}
 	g := &s.loop.gather
 	defer g.reset()
@@ -318,7 +320,7 @@ func (s *session) pump() int {
 		}
 	}
 	written := s.writePieces(g)
-	if s.phase == phaseOpen && len(s.active) > 0 && s.drained() {
+	if s.phase == phaseOpen && len(s.active) > 0 && !s.awaiting.Load() {
 		s.loop.addStream(s)
 	}
 	return written
@@ -420,8 +422,9 @@ func (s *session) writePieces(g *gather) int {
 			}
 			if left == 0 {
 				s.takeBack(p)
-			} else if !s.copyRest(g, i, left) {
-				return n
+			} else {
+				s.cut.take(g, i, left)
+				s.engine.counters.streamBytes.Add(uint64(size - deliverHead))
 			}
 			s.block(n > 0)
 			return n
@@ -452,7 +455,8 @@ func (s *session) readPieces(g *gather) {
 	}
 }
 
-// takeBack undoes a piece that was not written at all.
+// takeBack undoes a piece that was not written at all. Its link is the next to have
+// a turn: where sockets take less than a turn, those behind it would never have one.
 func (s *session) takeBack(p *piece) {
 	k := p.link
 	k.at, k.told = p.from, p.told
@@ -462,40 +466,80 @@ func (s *session) takeBack(p *piece) {
 	}
 	if k.parked {
 		k.handle.replica.Unpark(k)
+		k.parked = false
 	}
-	s.activate(k)
+	if i := slices.Index(s.active, k); i >= 0 {
+		s.active = slices.Delete(s.active, i, i+1)
+	}
+	k.active = true
+	s.active = slices.Insert(s.active, 0, k)
 }
 
-// copyRest reads the piece in which the socket stopped into memory, where the
-// part that was not written waits. written counts the piece's bytes that were.
-func (s *session) copyRest(g *gather, i, written int) bool {
+// cutFrame is the rest of a DELIVER frame in which the socket stopped. The client has
+// the beginning: nothing else can be sent before it. The zero cutFrame is empty.
+type cutFrame struct {
+	view *log.View // that the slices lie in
+	head [deliverHead]byte
+	rest [][]byte // what is left: of the head, of the view
+}
+
+// take makes piece i of a write the cut. The socket has taken so many bytes of it.
+func (c *cutFrame) take(g *gather, i, written int) {
 	p := &g.pieces[i]
-	b := newBuffer(deliverHead + p.bytes())
-	b.bytes = append(b.bytes, g.heads[i*deliverHead:(i+1)*deliverHead]...)
-	for b.size() < deliverHead+p.bytes() {
-		n, next, err := p.link.log.ReadAt(p.from, b.bytes[b.size():deliverHead+p.bytes()])
-		if err != nil || n == 0 {
-			// The client has half a frame that we cannot complete. Its next session is told
-			// before it begins with one.
-			p.view.Cold()
-			b.free()
-			s.close(closedIO, fmt.Errorf("reading the rest of a frame: %d bytes, %v", n, err))
-			return false
-		}
-		b.bytes = b.bytes[:b.size()+n]
-		p.from = next
+	c.view, p.view = p.view, nil
+	copy(c.head[:], g.heads[i*deliverHead:(i+1)*deliverHead])
+	c.rest = append(c.rest[:0], c.head[:])
+	if c.view != nil {
+		c.rest = append(c.rest, c.view.Slices...)
 	}
-	s.engine.counters.preads.Add(1)
-	s.engine.counters.streamBytes.Add(uint64(p.bytes()))
-	s.sending, s.sent = b, written
-	s.handOver()
-	if s.phase == phaseClosed {
+	c.advance(written)
+}
+
+// advance drops what the socket has taken.
+func (c *cutFrame) advance(written int) {
+	for len(c.rest) > 0 && written >= len(c.rest[0]) {
+		written -= len(c.rest[0])
+		c.rest = c.rest[1:]
+	}
+	if len(c.rest) > 0 {
+		c.rest[0] = c.rest[0][written:]
+	}
+}
+
+// release forgets the cut.
+func (c *cutFrame) release() {
+	if c.view != nil {
+		c.view.Release()
+	}
+	c.view, c.rest = nil, nil
+}
+
+// writeCut writes the rest of a frame that was cut, as far as the socket takes it.
+// It reports whether nothing is left of it.
+func (s *session) writeCut() bool {
+	if len(s.cut.rest) == 0 {
+		return true
+	}
+	if s.awaiting.Load() {
 		return false
 	}
-	if s.sent == s.sending.size() {
-		s.sending.free()
-		s.sending, s.sent = nil, 0
+	n, err := writev(s.fd, s.cut.rest)
+	if err == unix.EFAULT {
+		// The client has half a frame that we cannot complete. Its next session is told
+		// before it begins with one.
+		s.cut.view.Cold()
 	}
+	if err != nil {
+		s.close(closedIO, fmt.Errorf("writev: %w", err))
+		return false
+	}
+	s.engine.counters.bytesOut.Add(uint64(n))
+	if s.cut.advance(n); len(s.cut.rest) > 0 {
+		s.block(n > 0)
+		return false
+	}
+	s.cut.release()
+	s.blockedSince = 0
 	return true
 }
 
