@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/lockstepmq/lockstep/cluster"
@@ -58,9 +60,19 @@ func (s *session) reportDamage(h wire.Header, body []byte) error {
 	return nil
 }
 
-// readError is what a client is told about an error of reading its partition.
-func (t *handle) readError(err error) wire.ErrorBody {
+// readError is what a client is told about an error of reading its partition. What the
+// disk does not read is neither damage nor a reason to stop the partition: it may pass,
+// as with a path that is lost, and everything else is served (RELIABILITY F11).
+func (s *session) readError(t *handle, err error) wire.ErrorBody {
 	body := errorBody(err)
+	if body.Code == wire.CodeInternal {
+		name := fmt.Sprintf("%s/%d", t.dest.Name, t.key.partition)
+		s.engine.bad.log("a partition cannot be read", slog.String("partition", name), slog.Any("err", err))
+		var cause syscall.Errno
+		if errors.As(err, &cause) {
+			body.Detail = fmt.Sprintf("%s: cannot be read there: %v", name, cause)
+		}
+	}
 	var damaged *log.DamagedError
 	if errors.As(err, &damaged) {
 		d := &damaged.Damage

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -194,6 +195,7 @@ type fakeReplica struct {
 	leading bool
 	locate  chan struct{} // if set, Locate waits until it is closed
 	cold    map[int]bool  // positions that must be populated first
+	block   int           // at which the disk returns an error, 0: none
 	unmap   bool          // View fails as if mmap had
 	reading func()        // if set, called once at the next View or ReadAt
 	inline  int           // turns taken inline
@@ -410,7 +412,7 @@ func (r *fakeReplica) View(p log.Position, maxBytes int) (*log.View, error) {
 		return nil, errNoMap
 	case r.damage != nil:
 		return nil, r.damage
-	case r.cold[at]:
+	case r.cold[at], r.block > 0 && at <= r.block:
 		return nil, log.ErrCold
 	}
 	n := min(end-at, maxBytes)
@@ -426,6 +428,9 @@ func (r *fakeReplica) View(p log.Position, maxBytes int) (*log.View, error) {
 func (r *fakeReplica) Populate(p log.Position, n int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if at := int64(r.block); at > 0 && p.Byte <= at && at < p.Byte+int64(n) {
+		return syscall.EIO
+	}
 	delete(r.cold, int(p.Byte))
 	return nil
 }
@@ -434,7 +439,14 @@ func (r *fakeReplica) ReadAt(p log.Position, b []byte) (int, log.Position, error
 	r.meanwhile()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := copy(b, r.frames[p.Byte:r.mark.Position.Byte])
+	end := r.mark.Position.Byte
+	if at := int64(r.block); at > 0 && p.Byte <= at {
+		end = at
+	}
+	n := copy(b, r.frames[p.Byte:end])
+	if n == 0 && end == int64(r.block) {
+		return 0, p, syscall.EIO
+	}
 	return n, log.Position{Segment: 1, Byte: p.Byte + int64(n)}, nil
 }
 

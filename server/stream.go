@@ -128,7 +128,7 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 			err = wire.Errorf(wire.CodeUnavailable, "the client ended its side of the connection before the link was open")
 		}
 		if err != nil {
-			why := t.readError(err)
+			why := s.readError(t, err)
 			s.finish(h.ID, nil, why.Err())
 			return
 		}
@@ -355,7 +355,7 @@ func (s *session) next(k *link, g *gather) (more bool) {
 				g.full = true // what precedes the end of the link goes first
 				return true
 			}
-			s.closeLink(k, k.handle.readError(err))
+			s.closeLink(k, s.readError(k.handle, err))
 			return false
 		case err != nil: // not to be mapped, for want of address space or of maps
 			s.read(k)
@@ -603,7 +603,7 @@ func (s *session) read(k *link) {
 		case k.closed:
 			return
 		case err != nil && n == 0:
-			s.closeLink(k, k.handle.readError(err))
+			s.closeLink(k, s.readError(k.handle, err))
 			return
 		}
 		if n == 0 {

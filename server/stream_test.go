@@ -252,6 +252,41 @@ func TestADamagedRangeEndsALinkWithThePlaceBehindIt(t *testing.T) {
 	r.set(func() { require.Equal(t, []wire.Offset{3}, r.reports) })
 }
 
+// A block that the disk does not read costs the records in it: what lies before it
+// arrives, the client and the log say why no more, and the partition goes on.
+func TestF11_ABlockThatCannotBeReadEndsALinkBehindWhatPrecedesIt(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	numbered(r, 100, 1000)
+	block := r.bases[50] + 500
+	r.set(func() { r.block = block })
+	c := dialOpen(t, n.address)
+	handle := c.open("events", 0)
+	id := c.link(handle, 0, 4<<20)
+	var got []byte
+	for {
+		f := c.read()
+		if f.Opcode == wire.OpDeliver {
+			got = append(got, f.body[wire.DeliverPrefixSize:]...)
+			continue
+		}
+		require.Equal(t, wire.OpLinkClosed, f.Opcode)
+		require.Equal(t, id, f.ID)
+		var m wire.LinkClosed
+		require.NoError(t, m.Parse(f.body))
+		require.Equal(t, wire.LinkClosed{Code: wire.CodeInternal, Detail: "events/0: cannot be read there: input/output error"}, m)
+		break
+	}
+	require.True(t, bytes.Equal(r.stored()[:block], got))
+	require.Contains(t, n.log.String(), `level=WARN msg="a partition cannot be read" partition=events/0 err="input/output error"`)
+
+	behind := &streamed{}
+	second := c.link(handle, 60, 4<<20)
+	c.stream(map[uint32]*streamed{second: behind}, func() bool { return behind.ends == 1 })
+	require.True(t, bytes.Equal(r.stored()[r.bases[60]:], behind.bytes))
+}
+
 // A reader takes itself to be at the end when it has everything below nextOffset:
 // what is appended while a piece is being read must not make that a lie.
 func TestNextOffsetIsNeverBelowARecordOfItsPiece(t *testing.T) {
