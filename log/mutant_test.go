@@ -185,7 +185,7 @@ func TestF11_AnErrorWhileReadingReachesTheReaderOnly(t *testing.T) {
 		r.commit()
 	}
 	readers := map[string]func() (int, error){
-		"views": func() (int, error) { return readAll(r.log, viewed) },
+		"views":  func() (int, error) { return readAll(r.log, viewed) },
 		"preads": func() (int, error) { return readAll(r.log, pread) },
 	}
 	for name, read := range readers {
