@@ -19,6 +19,9 @@ var (
 	// store's minimum (records only) or used up (everything). It ends by itself
 	// when RefreshSpace sees space again. It is never a fence.
 	ErrDiskFull = errors.New("disk is full")
+	// ErrMemoryFull is the ErrDiskFull of a memory store, and matches it: its budget is
+	// used up.
+	ErrMemoryFull error = memoryFull{}
 	// ErrFenced is matched by the error of every operation on a log after its
 	// first failed write or sync, also after a restart.
 	ErrFenced = errors.New("log is fenced after a storage error")
@@ -43,6 +46,11 @@ var (
 	// ErrCorrupt is matched by every *CorruptionError.
 	ErrCorrupt = errors.New("corrupt")
 )
+
+type memoryFull struct{}
+
+func (memoryFull) Error() string        { return "memory budget is used up" }
+func (memoryFull) Is(target error) bool { return target == ErrDiskFull }
 
 // CorruptionError says that something which was durable is damaged. The file is
 // left as it is.

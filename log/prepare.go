@@ -30,7 +30,7 @@ func (l *Log) Reserve(n int64, records bool) error {
 	}
 	if records {
 		if l.store.low.Load() {
-			return ErrDiskFull
+			return l.store.full()
 		}
 		if l.tailBytes > l.o.TailBytes {
 			return ErrTailFull
@@ -318,7 +318,7 @@ func (l *Log) prepareFailed(j *prepareJob) {
 	f := spaceFailure{gen: l.store.spaceGen.Load()}
 	switch {
 	case errors.Is(j.err, vfs.ErrNoSpace):
-		f.err = fmt.Errorf("%w: %w", ErrDiskFull, j.err)
+		f.err = fmt.Errorf("%w: %w", j.l.store.full(), j.err)
 	case isExhausted(j.err):
 		f.err = fmt.Errorf("%w: %w", ErrResources, j.err)
 	default:

@@ -206,5 +206,13 @@ func (s *Store) tellShort(free, least int64) {
 	}
 }
 
+// full is what is said when there is no space.
+func (s *Store) full() error {
+	if s.o.Memory {
+		return ErrMemoryFull
+	}
+	return ErrDiskFull
+}
+
 // Low says that free space is below the minimum: records get ErrDiskFull.
 func (s *Store) Low() bool { return s.low.Load() }

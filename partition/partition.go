@@ -588,6 +588,8 @@ func (p *Partition) Retain(nowMs int64) {
 func codeOf(err error) wire.ErrorCode {
 	var code wire.ErrorCode
 	switch {
+	case errors.Is(err, log.ErrMemoryFull):
+		return wire.CodeMemoryFull
 	case errors.Is(err, log.ErrDiskFull):
 		return wire.CodeDiskFull
 	case errors.As(err, &code):

@@ -63,3 +63,51 @@ func TestF13_AStalledDiskDoesNotFillTheMemory(t *testing.T) {
 	}
 	eventually(t, "all memory back", func() bool { return b.pending.Used() == 0 })
 }
+
+// Rule L6: what memory destinations hold is charged before it is taken. Above the
+// budget their producers get MEMORY_FULL, and those of the disk notice nothing;
+// nothing of a memory partition is ever on the disk, and deleting makes room.
+func TestRuleL6_AboveTheBudgetProducersGetMemoryFull(t *testing.T) {
+	const most = 8 << 20
+	memory := newBudget(most)
+	used := func() int64 {
+		memory.mu.Lock()
+		defer memory.mu.Unlock()
+		return memory.used
+	}
+	disk := vfs.NewSimulated(1)
+	b, err := openTestBroker(disk, func(c *Config) { c.memoryFS = vfs.NewMemory(memory.charge) })
+	require.NoError(t, err)
+	for name, storage := range map[string]wire.Storage{"disk": wire.StorageDisk, "memory": wire.StorageMemory} {
+		require.NoError(t, administer(b, &wire.CreateRequest{Name: name, Kind: wire.Topic, Settings: wire.Settings{
+			Partitions: 1, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited, Storage: storage,
+		}}))
+	}
+	n := startNode(t, Limits{}, func(o *engineOptions) { o.Backend = b })
+	c := dialOpen(t, n.address)
+	inMemory, onDisk := c.open("memory", 0), c.open("disk", 0)
+	batch, _ := testBatch(t, strings.Repeat("x", 100_000))
+	produce := func(h uint32) wire.ErrorCode {
+		c.send(wire.OpProduce, 7, &wire.ProduceRequest{Handle: h, Acks: wire.AcksQuorum, Batch: batch})
+		return c.answer(7).code()
+	}
+	code, sent := wire.CodeOK, 0
+	for code == wire.CodeOK {
+		if code = produce(inMemory); code == wire.CodeOK {
+			sent++
+		}
+	}
+	require.Equal(t, wire.CodeMemoryFull, code)
+	require.Greater(t, sent, most/4/100_000) // allocation goes in steps
+	require.LessOrEqual(t, used(), int64(most))
+	require.Equal(t, wire.CodeOK, produce(onDisk))
+	names, err := disk.List("data/partitions")
+	require.NoError(t, err)
+	require.Len(t, names, 1, "only the one on the disk")
+
+	require.NoError(t, deleteNamed(b, "memory"))
+	eventually(t, "the memory is given back", func() bool { return used() < most/4 })
+	require.NoError(t, c.conn.Close())
+	eventually(t, "session gone", func() bool { return n.engine.counters.sessions.Load() == 0 })
+	require.NoError(t, b.close())
+}

@@ -497,6 +497,8 @@ func errorBody(err error) wire.ErrorBody {
 		return wire.ErrorBody{Code: wire.CodeOutOfRange, Detail: gap.Error()}
 	case errors.Is(err, log.ErrOffsetOutOfRange):
 		return wire.ErrorBody{Code: wire.CodeOutOfRange}
+	case errors.Is(err, log.ErrMemoryFull):
+		return wire.ErrorBody{Code: wire.CodeMemoryFull}
 	case errors.Is(err, log.ErrDiskFull):
 		return wire.ErrorBody{Code: wire.CodeDiskFull}
 	case errors.Is(err, log.ErrFenced):
