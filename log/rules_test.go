@@ -1376,3 +1376,151 @@ func TestRuleL5_AModeThatWasChangedIsRemembered(t *testing.T) {
 	r.open()
 	require.False(t, r.log.Uncertain())
 }
+
+// What a replica must not forget is the higher of its slot and of its last entry:
+// an entry may have come from a leader of a term in which it never voted.
+func TestRuleL3_TheTermOfABootIsTheHigherOfSlotAndLastEntry(t *testing.T) {
+	for _, c := range []struct {
+		entry wire.Term
+		want  HardState
+	}{
+		{entry: 9, want: HardState{Term: 9}},
+		{entry: 3, want: HardState{Term: 5, Vote: 7}},
+	} {
+		r := newRig(t, vfs.NewSimulated(1), nil).open()
+		r.term(5)
+		r.append(records(1, c.entry, 1, 10))
+		r.sync()
+		r.kill()
+		r.open()
+		require.Equal(t, c.want, r.log.HardState(), "a vote counts in its own term only")
+		// And it outlives that entry.
+		r.kill()
+		r.open()
+		require.Equal(t, c.want, r.log.HardState())
+		require.Equal(t, c.want.Term, r.log.slot.last.term)
+	}
+}
+
+// Term and vote are synced before or with the entries beside them: at no storage call
+// does a crash leave the promise of the entries without the vote.
+func TestRuleL3_EntriesAreDurableNoEarlierThanTheVoteBesideThem(t *testing.T) {
+	promised := 0
+	for n := int64(1); ; n++ {
+		fs := vfs.NewSimulated(uint64(n))
+		r := newRig(t, fs, nil).open()
+		r.term(1)
+		r.append(records(1, 1, 1, 100))
+		r.commit()
+		fs.StopAt(fs.Ops() + n)
+		vote := HardState{Term: 2, Vote: 3}
+		r.log.SetHardState(vote, true)
+		err := r.tryAppend(records(2, 2, 1, 100))
+		r.log.Sync()
+		r.jobs.drain()
+		durable := r.log.DurableIndex()
+		ended := err == nil && r.log.Err() == nil
+		fs.CrashLoseAll()
+		r.open()
+		if durable == 2 {
+			promised++
+			require.Equal(t, wire.Index(2), r.log.LastIndex(), "call %d", n)
+			require.Equal(t, vote.Term, r.log.HardState().Term, "call %d", n)
+			require.Equal(t, vote.Vote, r.log.HardState().Vote, "call %d", n)
+		}
+		if ended {
+			break
+		}
+	}
+	require.NotZero(t, promised)
+}
+
+// A fenced log whose copy fails serves nothing and says why; once it can be written
+// all of it is there.
+func TestRuleL9_IfTheCopyOfAFencedLogFailsItStaysDown(t *testing.T) {
+	eio := errors.New("input/output error")
+	for n := 1; ; n++ {
+		fs := vfs.NewSimulated(1)
+		r := newRig(t, fs, nil).open()
+		r.term(1)
+		r.append(records(1, 1, 1, 100), records(2, 1, 1, 100))
+		r.commit()
+		r.append(records(3, 1, 1, 100))
+		fs.Inject(func(op vfs.Op, name string) error {
+			if op == vfs.OpSync && strings.HasSuffix(name, ".segment") {
+				return eio
+			}
+			return nil
+		})
+		r.log.Sync()
+		r.jobs.drain()
+		require.ErrorIs(t, r.log.Err(), ErrFenced)
+		r.kill()
+		r.options.RecoverFence = true
+		failed, writes := false, 0
+		fs.Inject(func(op vfs.Op, name string) error {
+			copies := strings.HasSuffix(name, ".segment") && (op == vfs.OpCreate || op == vfs.OpAllocate || op == vfs.OpWrite || op == vfs.OpSync)
+			if copies {
+				if writes++; writes == n {
+					failed = true
+					return eio
+				}
+			}
+			return nil
+		})
+		err := r.tryOpen()
+		fs.Inject(nil)
+		if !failed {
+			require.NoError(t, err)
+			require.Greater(t, n, 3, "a copy is created, allocated, written and synced")
+			return
+		}
+		require.ErrorIs(t, err, eio, "call %d", n)
+		require.ErrorContains(t, err, "copy what the fenced log holds above entry ", "call %d", n)
+		r.open()
+		require.Equal(t, []Entry{records(1, 1, 1, 100), records(2, 1, 1, 100), records(3, 1, 1, 100)}, r.replayed(1), "call %d", n)
+		r.kill()
+		fs.EvictLost()
+		r.open()
+		require.Equal(t, wire.Index(3), r.log.LastIndex(), "call %d", n)
+	}
+}
+
+func TestRuleL10_TheMinimumIsATwentiethAndAtLeastAGibibyte(t *testing.T) {
+	require.Equal(t, int64(1<<30), MinFree(0, 10<<30))
+	require.Equal(t, int64(5<<30), MinFree(0, 100<<30))
+	require.Equal(t, int64(7), MinFree(7, 100<<30))
+	require.LessOrEqual(t, MinFree(-1, 100<<30), int64(0))
+}
+
+// A clean stop and an idle log leave a mark in the slot that covers everything: rot in
+// the very last entry is known as such.
+func TestRuleL2_TheMarkOfAStopCoversTheLastEntry(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		end   func(*rig)
+		known bool
+	}{
+		{"stopped in order", func(r *rig) { r.close(true) }, true},
+		{"killed when idle", func(r *rig) { r.log.MarkIdle(); r.jobs.drain(); r.kill() }, true},
+		{"killed when busy", func(r *rig) { r.kill() }, false},
+	} {
+		fs := vfs.NewSimulated(1)
+		r := newRig(t, fs, nil).open()
+		r.term(1)
+		for i := wire.Index(1); i <= 3; i++ {
+			r.append(records(i, 1, 1, 100))
+			r.commit()
+		}
+		name, from, _ := r.frame(3)
+		c.end(r)
+		require.NoError(t, fs.Corrupt(name, from+20, 1))
+		err := r.tryOpen()
+		if c.known {
+			require.ErrorIs(t, err, ErrCorrupt, c.name)
+			continue
+		}
+		require.NoError(t, err, c.name)
+		require.Equal(t, wire.Index(2), r.log.LastIndex(), c.name)
+	}
+}
