@@ -133,7 +133,7 @@ func (a *app) completeDestinations(kind client.Kind) cobra.CompletionFunc {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		if err := a.applyEnvironment(c); err != nil {
+		if err := a.applySettings(c); err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)

@@ -12,7 +12,7 @@ import (
 
 // doctorFlags are serve's flags that say what a broker takes of its machine: doctor
 // has the same, with their defaults and environment twins.
-var doctorFlags = []string{"data", "allow-network-fs", "max-connections", "min-free-bytes", "memory-bytes", "pending-bytes"}
+var doctorFlags = []string{"config", "data", "allow-network-fs", "max-connections", "min-free-bytes", "memory-bytes", "pending-bytes"}
 
 func (a *app) doctorCommand() *cobra.Command {
 	c := &cobra.Command{

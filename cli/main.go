@@ -6,7 +6,7 @@
 // Main builds a tree of cobra commands around one app value and runs it. Each
 // command group has a file of its own; what they share is beside them: parse.go
 // (sizes, durations, times), help.go (how help looks), errors.go (what an error
-// says and which exit code it has), env.go (environment twins of flags),
+// says and which exit code it has), settings.go (flags, variables and the config file),
 // output.go and progress.go (tables, JSON, progress on stderr).
 //
 // Rules for all commands:
@@ -119,7 +119,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetErr(a.stderr)
 	root.SilenceErrors = true
 	root.SilenceUsage = true
-	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.applyEnvironment(c) }
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.applySettings(c) }
 	root.SetFlagErrorFunc(flagError)
 	root.SetVersionTemplate("lockstep {{.Version}}\n")
 	root.CompletionOptions.DisableDefaultCmd = true
@@ -135,6 +135,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.benchCommand(),
 		a.logCommand(),
 		a.doctorCommand(),
+		a.configCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
 	)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/lockstepmq/lockstep/server"
 )
@@ -36,66 +37,24 @@ The first start on an address that other machines reach needs --bootstrap, which
 founds a cluster. Leave it out from then on: a node whose disk was wiped or is not
 mounted is then refused instead of founding a second, empty one.
 
-Every flag can be set by the environment variable shown beside it; flags win.`,
+Every flag can also be set by the environment variable shown beside it and in the YAML
+file that --config names; flags win over variables, and those over the file. What
+comes out, and from where, shows: lockstep config show.`,
 		Example: `  lockstep serve
   lockstep serve --data /var/lib/lockstep --listen 0.0.0.0:7400 --bootstrap`,
 		Args: exactArgs(),
 	}
-	var (
-		cfg       server.Config
-		minFree   sizeFlag
-		memory    sizeFlag
-		pending   sizeFlag
-		handshake = durationFlag{value: 5 * time.Second}
-		idle      = durationFlag{value: 60 * time.Second}
-		scrub     = durationFlag{value: 24 * time.Hour, unlimited: true}
-		logLevel  = newChoice("info", "debug", "info", "warn", "error")
-		logFormat = newChoice("text", "text", "json")
-	)
-	flags := c.Flags()
-	flags.SortFlags = false
-	flags.StringVar(&cfg.DataDir, "data", defaultData, "`directory` for everything that must survive; made if it is missing")
-	flags.BoolVar(&cfg.AllowNetworkFS, "allow-network-fs", false, "let the directory be on a network or FUSE file system, where reads can hang or fail")
-	flags.StringVar(&cfg.Listen, "listen", defaultServer, "address for clients, as `host:port`; port 0 = any free one")
-	flags.StringVar(&cfg.HTTP, "http", defaultHTTP, "address of /healthz and /metrics, as `host:port`, or off")
-	flags.BoolVar(&cfg.Bootstrap, "bootstrap", false, "found a new cluster if the directory is empty; on loopback that needs no saying")
-	flags.Var(logLevel, "log-level", "least important messages that are logged")
-	flags.Var(logFormat, "log-format", "how the log on stderr looks")
-	flags.IntVar(&cfg.Limits.Connections, "max-connections", 0, "`number` of client connections at once; 0 = 65536, or what the descriptor limit allows")
-	flags.IntVar(&cfg.Limits.ConnectionsPerAddress, "max-connections-per-address", 0, "`number` of client connections of one IP address; 0 = a tenth of all, at least 1000")
-	flags.Var(&handshake, "handshake-timeout", "close a connection that has not introduced itself after a `duration`")
-	flags.Var(&idle, "idle-timeout", "close a connection that was silent for a `duration`")
-	flags.Var(&minFree, "min-free-bytes", "refuse records when less than this `size` is free on the disk; 0 = 5 % of it, at least 1GiB")
-	flags.Var(&scrub, "scrub-interval", "read everything that is stored once in a `duration`, to find damage; unlimited = never")
-	flags.Var(&memory, "memory-bytes", "most that destinations with --storage memory hold together, a `size`; 0 = 1GiB")
-	flags.Var(&pending, "pending-bytes", "most memory of records on their way into the logs of all partitions, a `size`, at least 64MiB; 0 = 512MiB")
-	flags.IntVar(&cfg.EventLoops, "event-loops", 0, "`number` of network loops; 0 = half the processors")
-	flags.IntVar(&cfg.StorageWorkers, "storage-workers", 0, "`number` of syncs and other storage work at once; 0 = 64")
-	flags.IntVar(&cfg.ReadWorkers, "read-workers", 0, "`number` of reads from disk for clients at once; 0 = 16")
-	withEnvTwins(flags)
+	s := addServeFlags(c.Flags())
 	// For bench --embedded: a broker started by it must not outlive it.
-	withStdin := flags.Bool("stop-with-stdin", false, "stop when stdin is closed")
-	flags.Lookup("stop-with-stdin").Hidden = true
+	withStdin := c.Flags().Bool("stop-with-stdin", false, "stop when stdin is closed")
+	c.Flags().Lookup("stop-with-stdin").Hidden = true
 
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := a.refuseUnknownVariables(c, "LOCKSTEP_SERVER"); err != nil {
+		cfg, err := s.config(a, c)
+		if err != nil {
 			return err
 		}
-		if err := checkServeFlags(c, cfg); err != nil {
-			return err
-		}
-		for name, d := range map[string]durationFlag{"handshake-timeout": handshake, "idle-timeout": idle} {
-			if d.value < time.Millisecond {
-				return usagef(c, "%s: %s is too short", setting(c, name), d.String())
-			}
-		}
-		cfg.MinFreeBytes, cfg.MemoryBytes, cfg.PendingBytes = minFree.bytes, memory.bytes, pending.bytes
-		if scrub.value == 0 {
-			return usagef(c, "%s: %s is too short", setting(c, "scrub-interval"), scrub.String())
-		}
-		cfg.ScrubInterval = scrub.value
-		cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = handshake.value, idle.value
-		cfg.Logger = newLogger(a.stderr, logLevel.value, logFormat.value)
+		cfg.Logger = newLogger(a.stderr, s.logLevel.value, s.logFormat.value)
 		ctx := c.Context()
 		if *withStdin {
 			var cancel context.CancelCauseFunc
@@ -105,9 +64,72 @@ Every flag can be set by the environment variable shown beside it; flags win.`,
 				cancel(errInterrupted)
 			}()
 		}
-		return a.serve(ctx, cfg, logFormat.value)
+		return a.serve(ctx, cfg, s.logFormat.value)
 	}
 	return c
+}
+
+// serveFlags are the settings of a broker as its flags hold them.
+type serveFlags struct {
+	cfg                      server.Config
+	minFree, memory, pending sizeFlag
+	handshake, idle, scrub   durationFlag
+	logLevel, logFormat      *choiceFlag
+}
+
+// addServeFlags gives a command the flags of serve, with their environment twins.
+func addServeFlags(flags *pflag.FlagSet) *serveFlags {
+	s := &serveFlags{
+		handshake: durationFlag{value: 5 * time.Second}, idle: durationFlag{value: 60 * time.Second},
+		scrub:    durationFlag{value: 24 * time.Hour, unlimited: true},
+		logLevel: newChoice("info", "debug", "info", "warn", "error"), logFormat: newChoice("text", "text", "json"),
+	}
+	flags.SortFlags = false
+	flags.String("config", "", "YAML `file` with settings: each key is the name of a flag without --; variables and flags win over it")
+	flags.StringVar(&s.cfg.DataDir, "data", defaultData, "`directory` for everything that must survive; made if it is missing")
+	flags.BoolVar(&s.cfg.AllowNetworkFS, "allow-network-fs", false, "let the directory be on a network or FUSE file system, where reads can hang or fail")
+	flags.StringVar(&s.cfg.Listen, "listen", defaultServer, "address for clients, as `host:port`; port 0 = any free one")
+	flags.StringVar(&s.cfg.HTTP, "http", defaultHTTP, "address of /healthz and /metrics, as `host:port`, or off")
+	flags.BoolVar(&s.cfg.Bootstrap, "bootstrap", false, "found a new cluster if the directory is empty; on loopback that needs no saying")
+	flags.Var(s.logLevel, "log-level", "least important messages that are logged")
+	flags.Var(s.logFormat, "log-format", "how the log on stderr looks")
+	flags.IntVar(&s.cfg.Limits.Connections, "max-connections", 0, "`number` of client connections at once; 0 = 65536, or what the descriptor limit allows")
+	flags.IntVar(&s.cfg.Limits.ConnectionsPerAddress, "max-connections-per-address", 0, "`number` of client connections of one IP address; 0 = a tenth of all, at least 1000")
+	flags.Var(&s.handshake, "handshake-timeout", "close a connection that has not introduced itself after a `duration`")
+	flags.Var(&s.idle, "idle-timeout", "close a connection that was silent for a `duration`")
+	flags.Var(&s.minFree, "min-free-bytes", "refuse records when less than this `size` is free on the disk; 0 = 5 % of it, at least 1GiB")
+	flags.Var(&s.scrub, "scrub-interval", "read everything that is stored once in a `duration`, to find damage; unlimited = never")
+	flags.Var(&s.memory, "memory-bytes", "most that destinations with --storage memory hold together, a `size`; 0 = 1GiB")
+	flags.Var(&s.pending, "pending-bytes", "most memory of records on their way into the logs of all partitions, a `size`, at least 64MiB; 0 = 512MiB")
+	flags.IntVar(&s.cfg.EventLoops, "event-loops", 0, "`number` of network loops; 0 = half the processors")
+	flags.IntVar(&s.cfg.StorageWorkers, "storage-workers", 0, "`number` of syncs and other storage work at once; 0 = 64")
+	flags.IntVar(&s.cfg.ReadWorkers, "read-workers", 0, "`number` of reads from disk for clients at once; 0 = 16")
+	withEnvTwins(flags)
+	return s
+}
+
+// config checks the flags of c and returns the configuration that they stand for,
+// without a Logger.
+func (s *serveFlags) config(a *app, c *cobra.Command) (server.Config, error) {
+	cfg := s.cfg
+	if err := a.refuseUnknownVariables(c, "LOCKSTEP_SERVER"); err != nil {
+		return cfg, err
+	}
+	if err := checkServeFlags(c, cfg); err != nil {
+		return cfg, err
+	}
+	for name, d := range map[string]durationFlag{"handshake-timeout": s.handshake, "idle-timeout": s.idle} {
+		if d.value < time.Millisecond {
+			return cfg, usagef(c, "%s: %s is too short", setting(c, name), d.String())
+		}
+	}
+	if s.scrub.value == 0 {
+		return cfg, usagef(c, "%s: %s is too short", setting(c, "scrub-interval"), s.scrub.String())
+	}
+	cfg.MinFreeBytes, cfg.MemoryBytes, cfg.PendingBytes = s.minFree.bytes, s.memory.bytes, s.pending.bytes
+	cfg.ScrubInterval = s.scrub.value
+	cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = s.handshake.value, s.idle.value
+	return cfg, nil
 }
 
 func checkServeFlags(c *cobra.Command, cfg server.Config) error {
