@@ -14,12 +14,15 @@ const goldenCreate = `{"create":{"name":"orders","kind":1,"settings":{"Partition
 	`"id":"00000000-0000-0000-0000-000000000003","node":1,` +
 	`"partition_ids":["00000000-0000-0000-0000-000000000004","00000000-0000-0000-0000-000000000005"]}}`
 
+const goldenJoin = `{"join":{"cluster_id":"00000000-0000-0000-0000-000000000001","node":2,"store":"00000000-0000-0000-0000-000000000008",` +
+	`"address":"127.0.0.1:7410","peer_address":"127.0.0.1:7411","min_level":1,"max_level":2},"minimum_version":2}`
+
 // FuzzState: metadata that restores saves to bytes that restore to the same, and a
 // view can be made of it; what does not restore changes nothing.
 func FuzzState(f *testing.F) {
 	f.Add([]byte(goldenState))
 	f.Add(NewState().Save(nil))
-	f.Add([]byte(`{"version":2,"nodes":[]}`))
+	f.Add([]byte(`{"version":3,"nodes":[]}`))
 	f.Add([]byte(`{"version":1,"nodes":null,"destinations":{"a":null}}`))
 	f.Fuzz(func(t *testing.T, src []byte) {
 		s := NewState()
@@ -46,7 +49,13 @@ func FuzzCommand(f *testing.F) {
 		{`{"delete":{"name":"orders","kind":1}}`, `{"bury":{"id":"00000000-0000-0000-0000-000000000003","node":1}}`},
 		{`{"register":{"cluster_id":"00000000-0000-0000-0000-000000000001","node":1,"address":"a:1"}}`, `{"activate":{"replicas":[1,2]}}`},
 		{`{"allocate_ids":{"node":1}}`, `{"open_producer":{"name":"p"}}`},
-		{`{"reset_memory":{"node":1}}`, `{"minimum_version":2}`},
+		{`{"move":{"destination":"00000000-0000-0000-0000-000000000003","partition":0,"add":[2]}}`, `{"activate":{"replicas":[2]}}`},
+		{goldenJoin, `{"move":{"destination":"00000000-0000-0000-0000-000000000003","partition":0,"add":[2],"remove":[1]}}`},
+		{`{"set_node":{"node":1,"state":"leaving"}}`, `{"remove_node":{"node":1}}`},
+		{`{"lost":{"destination":"00000000-0000-0000-0000-000000000003","partition":0,"replica":1}}`, `{"set_level":{"level":2}}`},
+		{`{"reconfigured":{"destination":"00000000-0000-0000-0000-000000000003","partition":0,"voters":[1],"index":3}}`, `{"bury":{"node":1,"replicas":[1]}}`},
+		{`{"set_placement":{"name":"orders","kind":1,"partition":-1,"preferred":1,"failback":true}}`, `{"reset_memory":{"node":1}}`},
+		{`{"reset_memory":{"node":1}}`, `{"minimum_version":3}`},
 	} {
 		f.Add([]byte(seed[0]), []byte(seed[1]))
 	}
@@ -78,6 +87,8 @@ func FuzzCommand(f *testing.F) {
 
 func needsNewerBuild(c *Command) bool {
 	known := c.Register != nil || c.Create != nil || c.Alter != nil || c.Delete != nil || c.Activate != nil ||
-		c.AllocateIDs != nil || c.OpenProducer != nil || c.ResetMemory != nil || c.Bury != nil || c.Reform != nil
+		c.AllocateIDs != nil || c.OpenProducer != nil || c.ResetMemory != nil || c.Bury != nil || c.Reform != nil ||
+		c.Join != nil || c.SetNode != nil || c.RemoveNode != nil || c.SetLevel != nil || c.Move != nil || c.Reconfigured != nil ||
+		c.Lost != nil || c.SetPlacement != nil
 	return c.MinimumVersion > Version || !known
 }

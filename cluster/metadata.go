@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -30,7 +31,7 @@ func (c *Command) room() int64 {
 	switch {
 	case c.Register != nil, c.ResetMemory != nil:
 		return 0
-	case c.Create != nil, c.Alter != nil, c.AllocateIDs != nil, c.OpenProducer != nil:
+	case c.Join != nil, c.Move != nil && len(c.Move.Add) > 0, c.Create != nil, c.Alter != nil, c.AllocateIDs != nil, c.OpenProducer != nil:
 		return GrowthRoom
 	}
 	return StartRoom
@@ -39,12 +40,23 @@ func (c *Command) room() int64 {
 // ErrBusy is given to a command that finds MaxWaitingCommands before it.
 var ErrBusy = &wire.Error{Code: wire.CodeBusy, Detail: "too many metadata changes are waiting"}
 
+// NotController is the error of a command on a node that does not lead the metadata:
+// it is for the leader. The command has had no effect.
+type NotController struct {
+	Replica uint64 // of group 0, that leads
+}
+
+func (e *NotController) Error() string {
+	return fmt.Sprintf("replica %d leads the metadata", e.Replica)
+}
+
 // Metadata is the owner's shell around State: commands come in through Submit on
 // any goroutine, the owner proposes them in Turn, and their results come back
 // when the entry is applied. It implements replication.StateMachine.
 type Metadata struct {
 	state *State
 	group *replication.Group
+	self  uint64 // replica of the group
 	view  atomic.Pointer[View]
 	// nextProducer is State.NextProducerID for other goroutines.
 	nextProducer atomic.Int64
@@ -54,8 +66,16 @@ type Metadata struct {
 	mu      sync.Mutex
 	waiting []submitted
 	closed  error
+	applied wire.Index // as far as other goroutines know
+	readers []reader   // that wait for applied
 
 	pending []proposed // in the order of their index
+}
+
+// reader waits until the metadata is as new as somebody else's.
+type reader struct {
+	index wire.Index
+	then  func()
 }
 
 type submitted struct {
@@ -76,8 +96,9 @@ func NewMetadata(changed func(*View)) *Metadata {
 	return m
 }
 
-// Bind names the group that replicates the metadata.
-func (m *Metadata) Bind(g *replication.Group) { m.group = g }
+// Bind names the group that replicates the metadata, and which of its replicas this
+// one is.
+func (m *Metadata) Bind(g *replication.Group, self uint64) { m.group, m.self = g, self }
 
 // View is the latest picture. Any goroutine.
 func (m *Metadata) View() *View { return m.view.Load() }
@@ -104,13 +125,54 @@ func (m *Metadata) Submit(c Command, reply func(Result)) {
 	}
 }
 
-// Turn proposes what waits. Owner only.
+// WhenApplied calls then once the entry at index is applied here: at once, or in a
+// turn of the owner. It must not block. Any goroutine.
+func (m *Metadata) WhenApplied(index wire.Index, then func()) {
+	m.mu.Lock()
+	if m.applied < index && m.closed == nil {
+		m.readers = append(m.readers, reader{index, then})
+		m.mu.Unlock()
+		return
+	}
+	m.mu.Unlock()
+	then()
+}
+
+// caughtUp tells readers how far the metadata is.
+func (m *Metadata) caughtUp(index wire.Index) {
+	m.mu.Lock()
+	m.applied = max(m.applied, index)
+	var now []reader
+	m.readers = slices.DeleteFunc(m.readers, func(r reader) bool {
+		if r.index > m.applied && m.closed == nil {
+			return false
+		}
+		now = append(now, r)
+		return true
+	})
+	m.mu.Unlock()
+	for _, r := range now {
+		r.then()
+	}
+}
+
+// Turn proposes what waits. On a node that does not lead, commands fail with a
+// *NotController as soon as it is known who does. Owner only.
 func (m *Metadata) Turn() {
+	if applied := m.group.Applied(); applied != m.applied {
+		m.caughtUp(applied)
+	}
 	term, leading := m.group.Leading()
 	if len(m.pending) > 0 && (!leading || m.pending[0].term != term) {
 		m.fail(&wire.Error{Code: wire.CodeUnavailable, Detail: "metadata leadership was lost; the outcome is unknown"})
 	}
 	if !leading {
+		if leader, _ := m.group.Lead(); leader != 0 && leader != m.self {
+			m.Reject(&NotController{leader})
+		}
+		return
+	}
+	if m.group.Paused() {
 		return
 	}
 	m.mu.Lock()
@@ -131,6 +193,7 @@ func (m *Metadata) Turn() {
 // propose answers the command or puts it into the log. It reports false if it
 // must be tried again in a later turn: a job is taking space for it.
 func (m *Metadata) propose(term wire.Term, c submitted) bool {
+	c.command.stamp()
 	body, err := json.Marshal(&c.command)
 	if err != nil {
 		panic(fmt.Sprintf("cluster: command does not marshal: %v", err))
@@ -177,6 +240,7 @@ func (m *Metadata) Apply(e replication.Entry) {
 		panic(fmt.Sprintf("cluster: committed metadata entry %d does not decode: %v", e.Index, err))
 	}
 	result := m.state.Apply(e.Index, &c)
+	result.Index = e.Index
 	m.nextProducer.Store(m.state.NextProducerID)
 	if result.Changed {
 		m.state.Epoch = e.Index
@@ -234,6 +298,7 @@ func (m *Metadata) Close(err error) {
 	m.mu.Unlock()
 	m.fail(err)
 	m.Reject(err)
+	m.caughtUp(0)
 }
 
 func (m *Metadata) fail(err error) {

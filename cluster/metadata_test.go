@@ -41,7 +41,7 @@ func newOwner(t *testing.T) *owner {
 		ReplicaID: 1, Voters: []uint64{1}, Log: o.log, State: o.metadata, Logger: quiet,
 	})
 	require.NoError(t, err)
-	o.metadata.Bind(o.group)
+	o.metadata.Bind(o.group, 1)
 	for errors.Is(o.log.Reserve(wire.FrameHeaderSize, false), log.ErrNotReady) {
 		o.work()
 	}
@@ -110,4 +110,22 @@ func TestCommandsOnAFullDiskSaySo(t *testing.T) {
 	}
 	require.NotZero(t, refused)
 	require.Len(t, o.metadata.View().Destinations, 1000-refused)
+}
+
+func TestWhoWaitsForAnEntryHearsWhenItIsApplied(t *testing.T) {
+	o := newOwner(t)
+	heard := 0
+	next := o.group.NextIndex()
+	o.metadata.WhenApplied(next-1, func() { heard++ })
+	require.Equal(t, 1, heard, "it is applied")
+	o.metadata.WhenApplied(next, func() { heard++ })
+	o.metadata.WhenApplied(next+1000, func() { heard++ })
+	o.work()
+	require.Equal(t, 1, heard)
+	results := o.create(0, 1)
+	o.work()
+	require.Equal(t, next, results[0].Index)
+	require.Equal(t, 2, heard)
+	o.metadata.Close(ErrBusy)
+	require.Equal(t, 3, heard, "nobody waits for what is closed")
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the newest metadata version this build reads.
-const Version = 1
+const Version = 2
 
 // ErrState is returned for saved metadata that does not decode, or in which
 // something is missing that the rest relies on.
@@ -23,8 +23,8 @@ var ErrState = errors.New("metadata is malformed")
 // State is the metadata that all nodes agree on at one index. A *Destination in
 // it is replaced, never changed: views share them.
 type State struct {
-	Version        int                        `json:"version"`
-	Epoch          wire.Index                 `json:"epoch"` // index of the last change
+	Version        int                        `json:"version"` // the oldest that can be read by
+	Epoch          wire.Index                 `json:"epoch"`   // index of the last change
 	ClusterID      uuid.UUID                  `json:"cluster_id"`
 	Nodes          map[uint32]*Node           `json:"nodes"`
 	Destinations   map[string]*Destination    `json:"destinations"`
@@ -33,6 +33,10 @@ type State struct {
 	Producers      map[string]ProducerSession `json:"producers"`
 	// Deleted are destinations whose directories some node still has to remove.
 	Deleted map[uuid.UUID]*Deleted `json:"deleted,omitempty"`
+	// Since version 2.
+	Level             int    `json:"level,omitempty"` // 0: LevelAlone
+	NextMetaReplicaID uint64 `json:"next_meta_replica_id,omitempty"`
+	NextNodeID        uint32 `json:"next_node_id,omitempty"`
 
 	// Not part of the state, but computed from it.
 	touched []string       // destinations that changed since the last view; above patchLimit not all
@@ -50,7 +54,7 @@ type ProducerSession struct {
 // NewState is the metadata of a cluster before its first command.
 func NewState() *State {
 	return &State{
-		Version: Version, Nodes: map[uint32]*Node{}, Destinations: map[string]*Destination{},
+		Version: 1, Nodes: map[uint32]*Node{}, Destinations: map[string]*Destination{},
 		NextReplicaID: 1, Producers: map[string]ProducerSession{},
 	}
 }
@@ -68,14 +72,25 @@ type Command struct {
 	Bury           *Bury         `json:"bury,omitempty"`
 	Reform         *Reform       `json:"reform,omitempty"`
 	MinimumVersion int           `json:"minimum_version,omitempty"` // of a build that can apply it
+	// Since version 2.
+	Join         *Join         `json:"join,omitempty"`
+	SetNode      *SetNode      `json:"set_node,omitempty"`
+	RemoveNode   *RemoveNode   `json:"remove_node,omitempty"`
+	SetLevel     *SetLevel     `json:"set_level,omitempty"`
+	Move         *Move         `json:"move,omitempty"`
+	Reconfigured *Reconfigured `json:"reconfigured,omitempty"`
+	Lost         *Lost         `json:"lost,omitempty"`
+	SetPlacement *SetPlacement `json:"set_placement,omitempty"`
 }
 
-// Register announces a node's start. The first one founds the cluster.
-type Register struct {
-	ClusterID uuid.UUID `json:"cluster_id"` // used by the first only
-	Node      uint32    `json:"node"`
-	Store     uuid.UUID `json:"store"`
-	Address   string    `json:"address"`
+// stamp sets MinimumVersion: what an older build would not understand, or would
+// understand in another way, it must not apply.
+func (c *Command) stamp() {
+	switch {
+	case c.Join != nil, c.SetNode != nil, c.RemoveNode != nil, c.SetLevel != nil, c.Move != nil, c.Reconfigured != nil,
+		c.Lost != nil, c.SetPlacement != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil:
+		c.MinimumVersion = 2
+	}
 }
 
 // Create makes a destination.
@@ -86,6 +101,9 @@ type Create struct {
 	ID           uuid.UUID            `json:"id"`
 	PartitionIDs []uuid.UUID          `json:"partition_ids"`
 	Node         uint32               `json:"node"` // that gets the only replicas
+	// Placement names the nodes of each partition, the first to lead first. None means
+	// Node for all of them.
+	Placement [][]uint32 `json:"placement,omitempty"`
 }
 
 // Alter changes settings of a destination: those named in Mask.
@@ -122,8 +140,8 @@ type OpenProducer struct {
 	Renews bool   `json:"renews,omitempty"`
 }
 
-// ResetMemory begins every memory partition of a node anew: its replicas died
-// with the process (RULES L6).
+// ResetMemory says that the replicas of a node's memory partitions died with its
+// process (RULES L6).
 type ResetMemory struct {
 	Node uint32 `json:"node"`
 }
@@ -137,19 +155,24 @@ type Reform struct {
 	Next        wire.Offset `json:"next"` // where its log ends
 }
 
-// Bury says that a node has removed the directories of a deleted destination.
+// Bury says that a node has removed the directories of a deleted destination, or
+// those of replicas that have left their partitions.
 type Bury struct {
-	ID   uuid.UUID `json:"id"`
-	Node uint32    `json:"node"`
+	ID       uuid.UUID `json:"id"`
+	Node     uint32    `json:"node"`
+	Replicas []uint64  `json:"replicas,omitempty"`
 }
 
 // Result is what a command led to.
 type Result struct {
 	Err         error        // a *wire.Error, or nil
-	Destination *Destination // Create, Alter, Delete
+	Destination *Destination // Create, Alter, Delete, Reform, Move
+	Node        *Node        // Register, Join, SetNode
 	Producer    ProducerSession
 	FirstID     int64 // AllocateIDs
 	Changed     bool  // the view is a new one
+	// Index is that of the command, 0 if it did not get one. Apply leaves it to Metadata.
+	Index wire.Index
 }
 
 func refuse(code wire.ErrorCode, format string, args ...any) Result {
@@ -164,10 +187,19 @@ const termsPerIncarnation = 1 << 10
 // command that breaks a rule changes nothing and its Result says why. It panics
 // with log.ErrTooNew for a command that only a newer build can apply.
 func (s *State) Apply(index wire.Index, c *Command) Result {
-	switch {
-	case c.MinimumVersion > Version:
+	if c.MinimumVersion > Version {
 		panic(fmt.Errorf("metadata entry %d needs metadata version %d, this build knows %d: %w; upgrade this broker",
 			index, c.MinimumVersion, Version, log.ErrTooNew))
+	}
+	r := s.apply(index, c)
+	if r.Changed {
+		s.Version = max(s.Version, c.MinimumVersion)
+	}
+	return r
+}
+
+func (s *State) apply(index wire.Index, c *Command) Result {
+	switch {
 	case c.Register != nil:
 		return s.register(c.Register)
 	case c.Create != nil:
@@ -190,23 +222,24 @@ func (s *State) Apply(index wire.Index, c *Command) Result {
 		return s.bury(c.Bury)
 	case c.Reform != nil:
 		return s.reform(c.Reform)
+	case c.Join != nil:
+		return s.join(c.Join)
+	case c.SetNode != nil:
+		return s.setNode(c.SetNode)
+	case c.RemoveNode != nil:
+		return s.removeNode(c.RemoveNode)
+	case c.SetLevel != nil:
+		return s.setLevel(c.SetLevel)
+	case c.Move != nil:
+		return s.move(c.Move)
+	case c.Reconfigured != nil:
+		return s.reconfigured(c.Reconfigured)
+	case c.Lost != nil:
+		return s.lost(c.Lost)
+	case c.SetPlacement != nil:
+		return s.setPlacement(c.SetPlacement)
 	}
 	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
-}
-
-func (s *State) register(c *Register) Result {
-	if s.ClusterID == uuid.Nil {
-		s.ClusterID = c.ClusterID
-	}
-	boots := uint64(1)
-	if old := s.Nodes[c.Node]; old != nil {
-		if old.Store != c.Store {
-			return refuse(wire.CodeInvalidSetting, "node %d is registered with another data directory", c.Node)
-		}
-		boots = old.Boots + 1
-	}
-	s.Nodes[c.Node] = &Node{ID: c.Node, Store: c.Store, Address: c.Address, Boots: boots}
-	return Result{Changed: true}
 }
 
 func (s *State) create(index wire.Index, c *Create) Result {
@@ -214,6 +247,9 @@ func (s *State) create(index wire.Index, c *Create) Result {
 		return Result{Err: err}
 	}
 	if d := s.Destinations[c.Name]; d != nil {
+		if d.ID == c.ID && c.ID != uuid.Nil {
+			return Result{Destination: d} // sent again: the answer was lost
+		}
 		return refuse(wire.CodeAlreadyExists, "%s %q exists", d.Kind, c.Name)
 	}
 	if len(s.Destinations) >= MaxDestinations {
@@ -225,22 +261,30 @@ func (s *State) create(index wire.Index, c *Create) Result {
 	if int(c.Settings.Partitions) != len(c.PartitionIDs) {
 		return refuse(wire.CodeInvalidSetting, "%d partitions with %d identities", c.Settings.Partitions, len(c.PartitionIDs))
 	}
-	if held := s.replicasOn(c.Node); held+len(c.PartitionIDs) > MaxPartitionsPerNode {
-		return refuse(wire.CodeTooMany, "node %d would hold %d partitions; its limit is %d", c.Node, held+len(c.PartitionIDs), MaxPartitionsPerNode)
+	added, err := s.checkPlacement(c)
+	if err != nil {
+		return Result{Err: err}
 	}
 	d := &Destination{
 		Name: c.Name, ID: c.ID, Kind: c.Kind, Settings: c.Settings, Version: index,
 		SlotVersion: 1, Slots: evenSlots(c.Settings.Partitions),
 	}
 	for number, id := range c.PartitionIDs {
-		d.Partitions = append(d.Partitions, Partition{
-			Number: uint32(number), ID: id, Incarnation: 1,
-			Replicas: []Replica{{ID: s.NextReplicaID, Node: c.Node, State: ReplicaNew}},
-		})
-		s.NextReplicaID++
+		p := Partition{Number: uint32(number), ID: id, Incarnation: 1}
+		for _, node := range c.nodesOf(number) {
+			p.Replicas = append(p.Replicas, Replica{ID: s.NextReplicaID, Node: node, State: ReplicaNew})
+			s.NextReplicaID++
+		}
+		if c.Placement != nil {
+			p.found()
+			p.Preferred = p.Replicas[0].Node
+		}
+		d.Partitions = append(d.Partitions, p)
 	}
 	s.put(d)
-	s.held[c.Node] += len(d.Partitions)
+	for node, n := range added {
+		s.held[node] += n
+	}
 	return Result{Destination: d, Changed: true}
 }
 
@@ -338,6 +382,9 @@ func nodesOf(d *Destination) []uint32 {
 }
 
 func (s *State) bury(c *Bury) Result {
+	if c.Replicas != nil {
+		return s.buryReplicas(c)
+	}
 	old := s.Deleted[c.ID]
 	if old == nil || !slices.Contains(old.Nodes, c.Node) {
 		return Result{}
@@ -375,29 +422,6 @@ func (s *State) reform(c *Reform) Result {
 	return refuse(wire.CodeDestinationGone, "partition %d of destination %s was deleted", c.Partition, c.Destination)
 }
 
-func (s *State) activate(c *Activate) Result {
-	changed := false
-	for _, d := range s.Destinations {
-		var fresh *Destination
-		for i := range d.Partitions {
-			for j, r := range d.Partitions[i].Replicas {
-				if r.State != ReplicaNew || !slices.Contains(c.Replicas, r.ID) {
-					continue
-				}
-				if fresh == nil {
-					fresh = d.clone()
-				}
-				fresh.Partitions[i].Replicas[j].State = ReplicaActive
-			}
-		}
-		if fresh != nil {
-			s.put(fresh)
-			changed = true
-		}
-	}
-	return Result{Changed: changed}
-}
-
 // clone copies a destination deeply enough to change its partitions.
 func (d *Destination) clone() *Destination {
 	c := *d
@@ -426,33 +450,6 @@ func (s *State) openProducer(c *OpenProducer) Result {
 	return Result{Producer: p}
 }
 
-func (s *State) resetMemory(c *ResetMemory) Result {
-	names := make([]string, 0, len(s.Destinations))
-	for name := range s.Destinations {
-		names = append(names, name)
-	}
-	slices.Sort(names) // replica IDs are handed out in this order on every node
-	s.held = nil
-	changed := false
-	for _, name := range names {
-		d := s.Destinations[name]
-		if d.Settings.Storage != wire.StorageMemory {
-			continue
-		}
-		d = d.clone()
-		for i := range d.Partitions {
-			p := &d.Partitions[i]
-			p.cut(0)
-			p.FirstTerm += termsPerIncarnation
-			p.Replicas = []Replica{{ID: s.NextReplicaID, Node: c.Node, State: ReplicaNew}}
-			s.NextReplicaID++
-		}
-		s.put(d)
-		changed = true
-	}
-	return Result{Changed: changed}
-}
-
 // ValidateSettings checks the settings of a destination and fills in defaults.
 func ValidateSettings(kind wire.DestinationKind, s *wire.Settings) error {
 	bad := func(format string, args ...any) error {
@@ -467,8 +464,8 @@ func ValidateSettings(kind wire.DestinationKind, s *wire.Settings) error {
 	if s.Replicas == 0 {
 		s.Replicas = 1
 	}
-	if s.Replicas > 1 {
-		return bad("replicas %d: this cluster has one node; use --replicas 1", s.Replicas)
+	if s.Replicas > MaxReplicas {
+		return bad("replicas %d is above %d, the limit", s.Replicas, MaxReplicas)
 	}
 	if s.Storage > wire.StorageMemory {
 		return bad("storage %d is unknown", s.Storage)
@@ -553,6 +550,9 @@ func (s *State) check() error {
 		if n == nil || n.ID != id {
 			return fmt.Errorf("node %d is not itself", id)
 		}
+	}
+	if s.NextMetaReplicaID == 1 {
+		return errors.New("the next replica of the metadata is the founder's")
 	}
 	for name, d := range s.Destinations {
 		if d == nil || d.Name != name {

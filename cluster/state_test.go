@@ -61,6 +61,11 @@ func TestRefusedCommandsChangeNothingAndSayWhy(t *testing.T) {
 	long := settings(1)
 	long.RetentionTimeMs = 0
 	many := settings(1_000_000_000)
+	placed := func(replicas uint8, nodes ...uint32) Command {
+		s := settings(1)
+		s.Replicas = replicas
+		return Command{MinimumVersion: 2, Create: &Create{Name: "x", Kind: wire.Queue, Settings: s, ID: id(8), PartitionIDs: ids(1), Placement: [][]uint32{nodes}}}
+	}
 	three := settings(1)
 	three.Replicas = 3
 	for name, c := range map[string]struct {
@@ -72,6 +77,10 @@ func TestRefusedCommandsChangeNothingAndSayWhy(t *testing.T) {
 		"no partitions":                {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: settings(0)}}, wire.CodeInvalidSetting},
 		"a billion partitions":         {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: many}}, wire.CodeInvalidSetting},
 		"more replicas than nodes":     {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: three, PartitionIDs: ids(1)}}, wire.CodeInvalidSetting},
+		"two replicas on one node":     {placed(2, 1, 1), wire.CodeInvalidSetting},
+		"a replica on no member":       {placed(2, 1, 9), wire.CodeInvalidRequest},
+		"fewer places than replicas":   {placed(3, 1), wire.CodeInvalidSetting},
+		"more replicas than the limit": {placed(8, 1, 2, 3, 4, 5, 6, 7, 8), wire.CodeInvalidSetting},
 		"retention of nothing":         {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: long, PartitionIDs: ids(1)}}, wire.CodeInvalidSetting},
 		"an unknown kind":              {Command{Create: &Create{Name: "x", Kind: 9, Settings: settings(1), PartitionIDs: ids(1)}}, wire.CodeInvalidSetting},
 		"too few identities":           {Command{Create: &Create{Name: "x", Kind: wire.Queue, Settings: settings(2), PartitionIDs: ids(1)}}, wire.CodeInvalidSetting},
@@ -228,12 +237,12 @@ func TestSavedStateRestoresToEqualBytes(t *testing.T) {
 }
 
 func TestMetadataOfANewerVersionIsRefused(t *testing.T) {
-	for _, newer := range []string{`{"version": 2}`, `{"version":2,"nodes":["another type"]}`} {
+	for _, newer := range []string{`{"version": 3}`, `{"version":3,"nodes":["another type"]}`} {
 		err := NewState().Restore([]byte(newer))
 		require.ErrorIs(t, err, log.ErrTooNew)
 		require.NotErrorIs(t, err, ErrState)
 	}
-	require.Panics(t, func() { NewState().Apply(1, &Command{MinimumVersion: 2}) })
+	require.Panics(t, func() { NewState().Apply(1, &Command{MinimumVersion: 3}) })
 	require.Panics(t, func() { NewState().Apply(1, &Command{}) })
 }
 

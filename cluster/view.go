@@ -20,52 +20,36 @@ const (
 	MaxPartitionsPerNode = 10_000
 	// MaxNamedProducers bounds the names of producers that are remembered.
 	MaxNamedProducers = 100_000
+	// MaxReplicas bounds the replicas of one partition.
+	MaxReplicas = 7
+	// MaxNodes bounds the nodes of a cluster.
+	MaxNodes = 64
 	// maxCuts bounds the ends of earlier incarnations of a partition that are remembered.
 	maxCuts = 16
 	// ProducerIDBlock is how many producer IDs a node takes at a time.
 	ProducerIDBlock = 1_000
 )
 
-// ReplicaState says whether a replica's directory exists.
+// ReplicaState says how far a replica has come.
 type ReplicaState string
 
 const (
 	// ReplicaNew has no directory yet: its node creates it.
 	ReplicaNew ReplicaState = "new"
-	// ReplicaActive has one; if it is missing the replica is lost and never
+	// ReplicaJoining has one, and was added to the partition later than the founders:
+	// it learns, and has no vote before its leader has made it a voter.
+	ReplicaJoining ReplicaState = "joining"
+	// ReplicaActive has one, and a vote. If it is missing the replica is lost and never
 	// created empty (RULES R10).
 	ReplicaActive ReplicaState = "active"
-)
-
-const (
-	// ReplicaJoining is to become a voter: it learns first.
-	ReplicaJoining ReplicaState = "joining"
-	// ReplicaLeaving is to be removed as soon as the configuration allows.
+	// ReplicaLeaving is to be taken out of the partition's configuration.
 	ReplicaLeaving ReplicaState = "leaving"
-	// ReplicaLost is gone with its data.
+	// ReplicaLost has lost its directory, or what it held. It is still named in the
+	// partition's configuration, until another takes its place.
 	ReplicaLost ReplicaState = "lost"
-)
-
-// Role says what a node is for. The empty one is RoleBroker.
-type Role string
-
-const (
-	// RoleBroker holds replicas.
-	RoleBroker Role = "broker"
-	// RoleGateway holds none: it forwards.
-	RoleGateway Role = "gateway"
-)
-
-// NodeState says what is wanted of a node. The empty one is NodeUp.
-type NodeState string
-
-const (
-	// NodeUp takes part.
-	NodeUp NodeState = "up"
-	// NodeDraining leads nothing and gets nothing new.
-	NodeDraining NodeState = "draining"
-	// NodeLeaving gives all its replicas away and is removed then.
-	NodeLeaving NodeState = "leaving"
+	// ReplicaLeft is out of the configuration. Its node still has to remove what is left
+	// of its directory.
+	ReplicaLeft ReplicaState = "left"
 )
 
 // Replica is one copy of a partition.
@@ -91,16 +75,18 @@ type Partition struct {
 	// FirstTerm is the term above which this incarnation elects, so that epochs rise.
 	FirstTerm wire.Term `json:"first_term"`
 	Replicas  []Replica `json:"replicas"`
-
-	// What follows is of partitions with several replicas. Founders is the first
-	// configuration; empty means Replicas[0] alone. Voters and Learners are the
-	// configuration that its leader reported last, which came with entry ConfIndex.
-	Founders  []uint64   `json:"founders,omitempty"`
+	// Founders are the replicas that the partition began with: they start with each
+	// other as voters, all others wait to hear from the leader. None means: the only
+	// replica.
+	Founders []uint64 `json:"founders,omitempty"`
+	// Voters and Learners are the configuration as its leader reported it last, as of
+	// ConfIndex of the partition's log.
 	Voters    []uint64   `json:"voters,omitempty"`
 	Learners  []uint64   `json:"learners,omitempty"`
 	ConfIndex wire.Index `json:"conf_index,omitempty"`
-	// Preferred is the node that should lead, 0 for any. Pinned forbids to move the
-	// replicas, Failback says that leadership goes back to Preferred by itself.
+	// Preferred is the node that leads first, 0 if it does not matter. With Failback it
+	// gets the leadership back when it returns, and with Pinned nobody else is given it
+	// as long as that node lives.
 	Preferred uint32 `json:"preferred,omitempty"`
 	Pinned    bool   `json:"pinned,omitempty"`
 	Failback  bool   `json:"failback,omitempty"`
@@ -163,33 +149,12 @@ type Deleted struct {
 	Nodes      []uint32  `json:"nodes"` // that have not answered yet
 }
 
-// Node is a member of the cluster.
-type Node struct {
-	ID      uint32    `json:"id"`
-	Store   uuid.UUID `json:"store"`
-	Address string    `json:"address"`
-	// Boots counts the starts of the node's process.
-	Boots uint64 `json:"boots"`
-
-	// What follows is of nodes in a cluster of several.
-	PeerAddress string    `json:"peer_address,omitempty"`
-	HTTP        string    `json:"http,omitempty"`
-	Rack        string    `json:"rack,omitempty"`
-	Role        Role      `json:"role,omitempty"`
-	State       NodeState `json:"state,omitempty"`
-	MinLevel    int       `json:"min_level,omitempty"` // feature levels its build knows
-	MaxLevel    int       `json:"max_level,omitempty"`
-	// MetaReplica is its replica of the metadata group.
-	MetaReplica uint64 `json:"meta_replica,omitempty"`
-	// Retired are data directories that the node had before, and lost.
-	Retired []uuid.UUID `json:"retired,omitempty"`
-}
-
 // View is the metadata after one applied entry. It is never changed.
 type View struct {
 	// Epoch is the index of the last entry that changed anything.
 	Epoch        wire.Index
 	ClusterID    uuid.UUID
+	Level        int            // of features that may be used, see level.go
 	Nodes        []Node         // by ID
 	Destinations []*Destination // by name
 	Deleted      []*Deleted     // by ID
@@ -274,7 +239,7 @@ func (v *View) next(s *State) *View {
 
 // baseView is a view without its destinations.
 func baseView(s *State) *View {
-	v := &View{Epoch: s.Epoch, ClusterID: s.ClusterID}
+	v := &View{Epoch: s.Epoch, ClusterID: s.ClusterID, Level: s.level()}
 	for _, n := range s.Nodes {
 		v.Nodes = append(v.Nodes, *n)
 	}

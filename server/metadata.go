@@ -61,7 +61,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 		return nil, errors.Join(fmt.Errorf("metadata: %w", err), m.records.Close(false))
 	}
 	m.owner.fenced = m.group.Fence
-	m.metadata.Bind(m.group)
+	m.metadata.Bind(m.group, metadataReplicaID)
 	m.release(false)
 	return m, nil
 }

@@ -55,6 +55,6 @@ func TestMetadataOfANewerVersionKeepsTheBrokerFromStarting(t *testing.T) {
 
 	_, err := openTestBroker(disk)
 	require.ErrorIs(t, err, log.ErrTooNew)
-	require.ErrorContains(t, err, "needs metadata version 7, this build knows 1: written by a newer version; upgrade this broker")
+	require.ErrorContains(t, err, "needs metadata version 7, this build knows 2: written by a newer version; upgrade this broker")
 	require.Zero(t, disk.OpenCount())
 }

@@ -60,7 +60,7 @@ func (n *node) openMetadata() (*metadata, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.metadata.Bind(m.group)
+	m.metadata.Bind(m.group, 1)
 	return m, nil
 }
 

@@ -1,0 +1,498 @@
+package cluster
+
+import (
+	"cmp"
+	"math"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Limits of what the controller has going on at the same time, in counts.
+const (
+	// MaxMoves bounds the partitions that are being moved.
+	MaxMoves = 8
+	// MaxTransfers bounds the leaderships that are handed over in one plan.
+	MaxTransfers = 16
+)
+
+// Times of the controller, in ticks of 100 ms.
+const (
+	// ReplaceAfterTicks is how long a node is dead before its replicas are replaced, if
+	// Controller.ReplaceAfter is 0: 5 minutes.
+	ReplaceAfterTicks = 3000
+	// settleTicks lie between a change of leaders and the next look at their balance.
+	settleTicks = 50
+	// transferTicks is how long a transfer is given before it is asked for again.
+	transferTicks = 20
+)
+
+// Health is what the controller's node knows about the others. Its functions are
+// called by Plan only.
+type Health struct {
+	// Alive reports whether a node answers.
+	Alive func(node uint32) bool
+	// DownFor is the number of ticks since a node answered last; 0 if it does.
+	DownFor func(node uint32) int
+	// Leader is the replica that leads a partition, 0 if none is known to.
+	Leader func(p *Partition) uint64
+}
+
+// Transfer asks the leader of a partition to hand its leadership to another replica.
+type Transfer struct {
+	Destination uuid.UUID
+	Partition   uint32
+	From, To    uint64 // replicas
+	Node        uint32 // that holds From
+}
+
+// Controller compares the metadata with the health of the cluster and plans what
+// brings them together. It runs beside the leader of group 0, has no clock and forgets
+// everything with that leadership: what it asks for is safe to ask for twice, and what
+// two of them ask for is decided by the metadata's log. One goroutine at a time.
+type Controller struct {
+	// ReplaceAfter is how many ticks a node is dead before its replicas are replaced.
+	ReplaceAfter int
+
+	asked   map[partitionKey]uint64 // tick of the last transfer
+	settled uint64                  // tick from which on leaders may be balanced
+}
+
+type partitionKey struct {
+	destination uuid.UUID
+	number      uint32
+}
+
+// plan is what one call of Plan knows and decides.
+type plan struct {
+	c      *Controller
+	v      *View
+	h      Health
+	tick   uint64
+	census *census
+	led    map[uint32]int // leaderships by node, as they are
+	moves  int            // partitions that are being moved
+
+	commands  []Command
+	transfers []Transfer
+}
+
+// Plan is what should be done at a tick. The commands are to be committed and the
+// transfers asked for before the next call.
+func (c *Controller) Plan(v *View, h Health, tick uint64) ([]Command, []Transfer) {
+	p := &plan{c: c, v: v, h: h, tick: tick, census: newCensus(v), led: map[uint32]int{}}
+	p.each(func(_ *Destination, part *Partition) {
+		if part.Moving() {
+			p.moves++
+		}
+		if leader := p.leader(part); leader != nil {
+			p.led[leader.Node]++
+		}
+	})
+	p.each(p.mend)
+	p.each(p.vacate)
+	p.each(p.failBack)
+	p.balanceLeaders()
+	p.balanceReplicas()
+	p.removeNodes()
+	p.raiseLevel()
+	if len(p.transfers) > 0 || p.moves > 0 {
+		c.settled = tick + settleTicks
+	}
+	return p.commands, p.transfers
+}
+
+func (p *plan) each(f func(d *Destination, part *Partition)) {
+	for _, d := range p.v.Destinations {
+		for i := range d.Partitions {
+			f(d, &d.Partitions[i])
+		}
+	}
+}
+
+func (p *plan) leader(part *Partition) *Replica {
+	if id := p.h.Leader(part); id != 0 {
+		return part.Replica(id)
+	}
+	return nil
+}
+
+func (p *plan) replaceAfter() int { return cmp.Or(p.c.ReplaceAfter, ReplaceAfterTicks) }
+
+// dead reports whether a node is given up.
+func (p *plan) dead(node uint32) bool {
+	n, member := p.v.Node(node)
+	return !member || p.h.DownFor(node) > p.replaceAfter() || n.State == NodeLeaving && !p.h.Alive(node)
+}
+
+// usable reports whether a node can take a replica now.
+func (p *plan) usable(n Node) bool { return n.holds() && p.h.Alive(n.ID) }
+
+// movable reports whether the partition's leader can carry a move out: a majority of
+// its voters is there, and a partition in the memory of one node is never moved.
+func (p *plan) movable(d *Destination, part *Partition) bool {
+	if d.Settings.Storage == wire.StorageMemory && len(part.Founders) == 0 {
+		return false
+	}
+	voters, alive := 0, 0
+	for i := range part.Replicas {
+		r := &part.Replicas[i]
+		if len(part.Voters) > 0 && !slices.Contains(part.Voters, r.ID) {
+			continue
+		}
+		voters++
+		if r.State != ReplicaLost && r.State != ReplicaLeft && p.h.Alive(r.Node) {
+			alive++
+		}
+	}
+	return alive > voters/2
+}
+
+// move plans one and reports whether it may.
+func (p *plan) move(d *Destination, part *Partition, add []uint32, remove []uint64) {
+	p.commands = append(p.commands, Command{Move: &Move{Destination: d.ID, Partition: part.Number, Add: add, Remove: remove}})
+	if len(add) > 0 {
+		p.moves++
+		for _, n := range add {
+			p.census.replicas[n]++
+		}
+	}
+}
+
+// mend replaces replicas that are lost or whose node is given up, and calls off moves
+// to such a node.
+func (p *plan) mend(d *Destination, part *Partition) {
+	if len(part.Replicas) < 2 && len(part.Founders) == 0 || !p.movable(d, part) {
+		return
+	}
+	var off, gone []uint64
+	staying := 0
+	for i := range part.Replicas {
+		r := &part.Replicas[i]
+		joins := r.State == ReplicaJoining || r.State == ReplicaNew && !part.FoundedBy(r.ID)
+		switch {
+		case joins && (p.dead(r.Node) || !p.mayStay(r.Node)):
+			off = append(off, r.ID)
+		case r.State == ReplicaLost, r.State == ReplicaActive && p.dead(r.Node):
+			gone = append(gone, r.ID)
+		case r.staying():
+			staying++
+		}
+	}
+	if len(off) > 0 {
+		p.move(d, part, nil, off)
+		return
+	}
+	if part.Moving() || p.moves >= MaxMoves {
+		return
+	}
+	switch {
+	case len(gone) > 0:
+		if add, ok := p.place(part, gone[:1]); ok {
+			p.move(d, part, []uint32{add}, gone[:1])
+		}
+	case staying < int(d.Settings.Replicas):
+		if add, ok := p.place(part, nil); ok {
+			p.move(d, part, []uint32{add}, nil)
+		}
+	}
+}
+
+// mayStay reports whether a node is not about to lose its replicas.
+func (p *plan) mayStay(node uint32) bool {
+	n, member := p.v.Node(node)
+	return member && n.Broker() && n.State != NodeLeaving
+}
+
+// place finds a node for a replica in the place of those that go. A replica that was
+// lost on a node that lives is best replaced there.
+func (p *plan) place(part *Partition, going []uint64) (uint32, bool) {
+	var nodes, taken []Node
+	for i := range part.Replicas {
+		r := &part.Replicas[i]
+		n, member := p.v.Node(r.Node)
+		if !member {
+			continue
+		}
+		if r.State == ReplicaLost && slices.Contains(going, r.ID) && p.usable(n) && part.On(n.ID) == nil {
+			return n.ID, true
+		}
+		if !slices.Contains(going, r.ID) && r.staying() {
+			taken = append(taken, n)
+		}
+	}
+	for _, n := range p.v.Nodes {
+		if p.usable(n) && p.census.replicas[n.ID] < MaxPartitionsPerNode && !slices.ContainsFunc(part.Replicas, func(r Replica) bool {
+			return r.Node == n.ID && r.State != ReplicaLost
+		}) {
+			nodes = append(nodes, n)
+		}
+	}
+	n, ok := p.census.best(part.ID, nodes, taken)
+	return n.ID, ok
+}
+
+// vacate takes leaderships from nodes that drain, and replicas too from those that
+// leave.
+func (p *plan) vacate(d *Destination, part *Partition) {
+	if leader := p.leader(part); leader != nil {
+		if n, member := p.v.Node(leader.Node); member && !n.Up() || leader.State == ReplicaLeaving {
+			p.transferToBest(d, part, leader)
+		}
+	}
+	if p.moves >= MaxMoves || part.Moving() || p.movedAlready(d, part) || !p.movable(d, part) {
+		return
+	}
+	for i := range part.Replicas {
+		r := &part.Replicas[i]
+		n, member := p.v.Node(r.Node)
+		if !member || n.State != NodeLeaving || r.State != ReplicaActive {
+			continue
+		}
+		if add, ok := p.place(part, []uint64{r.ID}); ok {
+			p.move(d, part, []uint32{add}, []uint64{r.ID})
+			return
+		}
+	}
+}
+
+func (p *plan) movedAlready(d *Destination, part *Partition) bool {
+	return slices.ContainsFunc(p.commands, func(c Command) bool {
+		return c.Move != nil && c.Move.Destination == d.ID && c.Move.Partition == part.Number
+	})
+}
+
+// transferToBest gives a leadership to the voter whose node leads least.
+func (p *plan) transferToBest(d *Destination, part *Partition, leader *Replica) {
+	var to *Replica
+	for i := range part.Replicas {
+		r := &part.Replicas[i]
+		n, member := p.v.Node(r.Node)
+		if r.ID == leader.ID || !member || !p.usable(n) || !p.votes(part, r) {
+			continue
+		}
+		if to == nil || p.led[r.Node] < p.led[to.Node] {
+			to = r
+		}
+	}
+	if to != nil {
+		p.transfer(d, part, leader, to)
+	}
+}
+
+func (p *plan) votes(part *Partition, r *Replica) bool {
+	return r.State == ReplicaActive && (len(part.Voters) == 0 || slices.Contains(part.Voters, r.ID))
+}
+
+// transfer plans one, unless the partition was asked for one a moment ago.
+func (p *plan) transfer(d *Destination, part *Partition, from, to *Replica) bool {
+	key := partitionKey{d.ID, part.Number}
+	if at, asked := p.c.asked[key]; len(p.transfers) >= MaxTransfers || asked && p.tick-at < transferTicks {
+		return false
+	}
+	if p.c.asked == nil || len(p.c.asked) > 4*MaxTransfers {
+		asked := map[partitionKey]uint64{}
+		for k, at := range p.c.asked {
+			if p.tick-at < transferTicks {
+				asked[k] = at
+			}
+		}
+		p.c.asked = asked
+	}
+	p.c.asked[key] = p.tick
+	p.transfers = append(p.transfers, Transfer{Destination: d.ID, Partition: part.Number, From: from.ID, To: to.ID, Node: from.Node})
+	p.led[from.Node]--
+	p.led[to.Node]++
+	return true
+}
+
+// failBack gives leaderships to the nodes that are to have them.
+func (p *plan) failBack(d *Destination, part *Partition) {
+	leader := p.leader(part)
+	if leader == nil || part.Preferred == 0 || leader.Node == part.Preferred || !part.Pinned && !part.Failback {
+		return
+	}
+	n, member := p.v.Node(part.Preferred)
+	if to := part.On(part.Preferred); member && p.usable(n) && to != nil && p.votes(part, to) {
+		p.transfer(d, part, leader, to)
+	}
+}
+
+// balanceLeaders lets every node that can lead have its share.
+func (p *plan) balanceLeaders() {
+	if p.tick < p.c.settled || p.moves > 0 || len(p.transfers) > 0 {
+		return
+	}
+	sum, nodes := 0, 0
+	for _, n := range p.v.Nodes {
+		if p.usable(n) {
+			sum, nodes = sum+p.led[n.ID], nodes+1
+		}
+	}
+	if nodes < 2 {
+		return
+	}
+	fair := float64(sum) / float64(nodes)
+	slack := math.Max(1, fair/10)
+	p.each(func(d *Destination, part *Partition) {
+		leader := p.leader(part)
+		if leader == nil || float64(p.led[leader.Node]) <= fair || (part.Pinned || part.Failback) && leader.Node == part.Preferred {
+			return
+		}
+		var to *Replica
+		for i := range part.Replicas {
+			r := &part.Replicas[i]
+			n, member := p.v.Node(r.Node)
+			if member && p.usable(n) && p.votes(part, r) && p.led[r.Node] < p.led[leader.Node]-1 && (to == nil || p.led[r.Node] < p.led[to.Node]) {
+				to = r
+			}
+		}
+		if to != nil && (float64(p.led[leader.Node])-fair > slack || fair-float64(p.led[to.Node]) > slack) {
+			p.transfer(d, part, leader, to)
+		}
+	})
+}
+
+// balanceReplicas moves replicas from the nodes with the most to those with the
+// fewest until nobody is more than one away from its share.
+func (p *plan) balanceReplicas() {
+	sum, nodes := 0, []Node{}
+	for _, n := range p.v.Nodes {
+		if p.usable(n) {
+			sum, nodes = sum+p.census.replicas[n.ID], append(nodes, n)
+		}
+	}
+	if len(nodes) < 2 {
+		return
+	}
+	fair := float64(sum) / float64(len(nodes))
+	p.each(func(d *Destination, part *Partition) {
+		if p.moves >= MaxMoves || part.Moving() || p.movedAlready(d, part) || !p.movable(d, part) {
+			return
+		}
+		var from *Replica
+		for i := range part.Replicas {
+			r := &part.Replicas[i]
+			if p.votes(part, r) && float64(p.census.replicas[r.Node]) > fair && p.h.Alive(r.Node) &&
+				!(part.Pinned && part.Preferred == r.Node) && (from == nil || p.census.replicas[r.Node] > p.census.replicas[from.Node]) {
+				from = r
+			}
+		}
+		if from == nil {
+			return
+		}
+		to, ok := p.place(part, []uint64{from.ID})
+		if !ok || p.census.replicas[from.Node]-p.census.replicas[to] < 2 || !p.keepsRacks(part, from, to) {
+			return
+		}
+		if float64(p.census.replicas[from.Node])-fair <= 1 && fair-float64(p.census.replicas[to]) <= 1 {
+			return
+		}
+		p.move(d, part, []uint32{to}, []uint64{from.ID})
+		p.census.replicas[from.Node]--
+	})
+}
+
+// keepsRacks reports whether a move leaves a partition on as many racks as before.
+func (p *plan) keepsRacks(part *Partition, from *Replica, to uint32) bool {
+	racks := func(skip, add uint32) int {
+		var seen []string
+		note := func(node uint32) {
+			if n, ok := p.v.Node(node); ok && n.Rack != "" && !slices.Contains(seen, n.Rack) {
+				seen = append(seen, n.Rack)
+			}
+		}
+		for i := range part.Replicas {
+			if r := &part.Replicas[i]; r.staying() && r.Node != skip {
+				note(r.Node)
+			}
+		}
+		if add != 0 {
+			note(add)
+		}
+		return len(seen)
+	}
+	return racks(from.Node, to) >= racks(0, 0)
+}
+
+// removeNodes ends the membership of nodes that have left.
+func (p *plan) removeNodes() {
+	for _, n := range p.v.Nodes {
+		if n.State != NodeLeaving {
+			continue
+		}
+		holds := false
+		p.each(func(_ *Destination, part *Partition) {
+			for _, r := range part.Replicas {
+				holds = holds || r.Node == n.ID && (r.State != ReplicaLeft || p.h.Alive(n.ID))
+			}
+		})
+		if !holds {
+			p.commands = append(p.commands, Command{RemoveNode: &RemoveNode{Node: n.ID}})
+		}
+	}
+}
+
+// raiseLevel lets new features be used once every node knows them.
+func (p *plan) raiseLevel() {
+	level := MaxLevel
+	for _, n := range p.v.Nodes {
+		level = min(level, max(n.MaxLevel, LevelAlone))
+	}
+	if len(p.v.Nodes) > 1 && level > p.v.Level {
+		p.commands = append(p.commands, Command{SetLevel: &SetLevel{Level: level}})
+	}
+}
+
+// MetaVoters is the largest number of voters of group 0. Every other node learns.
+const MetaVoters = 5
+
+// PlanMeta is the configuration that group 0 should have: an odd number of voters, on
+// different racks where there are some, and everybody else as a learner. Who votes and
+// lives goes on voting; who votes and is dead does so too until another can take its
+// place, because fewer voters would not make the group any safer. IDs are those of
+// group 0.
+func PlanMeta(v *View, voters []uint64, alive func(node uint32) bool) (wanted, learners []uint64) {
+	var candidates [3][]Node // living voters, living learners, dead voters
+	members := 0
+	for _, n := range v.Nodes {
+		votes := slices.Contains(voters, n.MetaID())
+		if n.State == NodeLeaving || !votes && !alive(n.ID) {
+			continue
+		}
+		members++
+		class := 0
+		switch {
+		case !votes:
+			class = 1
+		case !alive(n.ID):
+			class = 2
+		}
+		candidates[class] = append(candidates[class], n)
+	}
+	count := min(MetaVoters, members)
+	count -= 1 - count%2
+	var chosen []Node
+	c := &census{}
+	for _, from := range candidates {
+		for len(chosen) < count {
+			n, ok := c.best(v.ClusterID, from, chosen)
+			if !ok {
+				break
+			}
+			chosen = append(chosen, n)
+		}
+	}
+	for _, n := range chosen {
+		wanted = append(wanted, n.MetaID())
+	}
+	for _, n := range v.Nodes {
+		if id := n.MetaID(); !slices.Contains(wanted, id) {
+			learners = append(learners, id)
+		}
+	}
+	slices.Sort(wanted)
+	return wanted, learners
+}

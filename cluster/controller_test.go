@@ -1,0 +1,481 @@
+package cluster
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// world is a cluster that does what the controller asks for: partitions follow the
+// intent of the metadata as their leaders would.
+type world struct {
+	t       *testing.T
+	state   *State
+	control Controller
+	down    map[uint32]int    // ticks since a node was heard
+	leaders map[string]uint64 // by partition
+	tick    uint64
+	index   wire.Index
+
+	commands, transfers int
+}
+
+func newWorld(t *testing.T, s *State) *world {
+	w := &world{t: t, state: s, down: map[uint32]int{}, leaders: map[string]uint64{}}
+	w.elect()
+	return w
+}
+
+func keyOf(p *Partition) string { return p.ID.String() }
+
+func (w *world) alive(node uint32) bool { return w.down[node] == 0 }
+
+func (w *world) health() Health {
+	return Health{
+		Alive: w.alive, DownFor: func(n uint32) int { return w.down[n] },
+		Leader: func(p *Partition) uint64 { return w.leaders[keyOf(p)] },
+	}
+}
+
+// elect gives partitions a leader that have none, the first that lives.
+func (w *world) elect() {
+	for _, name := range w.state.names() {
+		for i := range w.state.Destinations[name].Partitions {
+			p := &w.state.Destinations[name].Partitions[i]
+			if r := p.Replica(w.leaders[keyOf(p)]); r != nil && w.alive(r.Node) && r.State != ReplicaLeft && r.State != ReplicaLost {
+				continue
+			}
+			delete(w.leaders, keyOf(p))
+			for _, r := range p.Replicas {
+				if (r.State == ReplicaActive || r.State == ReplicaLeaving) && w.alive(r.Node) {
+					w.leaders[keyOf(p)] = r.ID
+					break
+				}
+			}
+		}
+	}
+}
+
+// step is one plan and what comes of it.
+func (w *world) step() (planned int) {
+	w.tick += 10
+	for n := range w.down {
+		if w.down[n] > 0 {
+			w.down[n] += 10
+		}
+	}
+	w.elect()
+	commands, transfers := w.control.Plan(newView(w.state), w.health(), w.tick)
+	require.LessOrEqual(w.t, len(transfers), MaxTransfers)
+	for _, c := range commands {
+		apply(w.t, w.state, c)
+	}
+	w.commands, w.transfers = w.commands+len(commands), w.transfers+len(transfers)
+	moving := 0
+	for _, name := range w.state.names() {
+		d := w.state.Destinations[name]
+		for i := range d.Partitions {
+			p := &d.Partitions[i]
+			if p.Moving() {
+				moving++
+			}
+			for _, x := range transfers {
+				if x.Destination == d.ID && x.Partition == p.Number {
+					require.Equal(w.t, w.leaders[keyOf(p)], x.From)
+					require.True(w.t, w.alive(p.Replica(x.To).Node))
+					w.leaders[keyOf(p)] = x.To
+				}
+			}
+		}
+	}
+	require.LessOrEqual(w.t, moving, MaxMoves)
+	w.follow()
+	return len(commands) + len(transfers)
+}
+
+// follow lets nodes and leaders do their part.
+func (w *world) follow() {
+	for _, name := range w.state.names() {
+		d := w.state.Destinations[name]
+		for i := range d.Partitions {
+			p := &w.state.Destinations[name].Partitions[i]
+			for _, r := range p.Replicas {
+				if !w.alive(r.Node) {
+					continue
+				}
+				switch r.State {
+				case ReplicaNew:
+					apply(w.t, w.state, Command{Activate: &Activate{Replicas: []uint64{r.ID}}})
+				case ReplicaLeft:
+					apply(w.t, w.state, Command{Bury: &Bury{Node: r.Node, Replicas: []uint64{r.ID}}})
+				}
+			}
+			p = &w.state.Destinations[name].Partitions[i]
+			leader := p.Replica(w.leaders[keyOf(p)])
+			if leader == nil || !w.alive(leader.Node) || !p.Moving() {
+				continue
+			}
+			var voters []uint64
+			for _, r := range p.Replicas {
+				if r.State == ReplicaActive || r.State == ReplicaJoining && w.alive(r.Node) || r.ID == leader.ID {
+					voters = append(voters, r.ID)
+				}
+			}
+			w.index++
+			apply(w.t, w.state, Command{Reconfigured: &Reconfigured{Destination: d.ID, Partition: p.Number, Voters: voters, Index: p.ConfIndex + 1}})
+		}
+	}
+}
+
+// settle plans until nothing is left to do for a while.
+func (w *world) settle() {
+	idle := 0
+	for range 2000 {
+		if w.step() > 0 {
+			idle = 0
+		} else if idle++; idle > 20 {
+			return
+		}
+	}
+	w.t.Fatal("the controller does not come to rest")
+}
+
+// led counts the leaderships of each node, held its replicas.
+func (w *world) led() map[uint32]int {
+	count := map[uint32]int{}
+	for _, d := range w.state.Destinations {
+		for i := range d.Partitions {
+			if r := d.Partitions[i].Replica(w.leaders[keyOf(&d.Partitions[i])]); r != nil {
+				count[r.Node]++
+			}
+		}
+	}
+	return count
+}
+
+func (w *world) held() map[uint32]int {
+	count := map[uint32]int{}
+	for _, d := range w.state.Destinations {
+		for _, p := range d.Partitions {
+			for _, r := range p.Replicas {
+				count[r.Node]++
+			}
+		}
+	}
+	return count
+}
+
+// spread makes a world of n nodes with partitions placed by Spread.
+func spreadWorld(t *testing.T, n int, partitions int, replicas int) *world {
+	s := clusterOf(t, n)
+	places, err := Spread(newView(s), ids(partitions), replicas, everybody)
+	require.NoError(t, err)
+	placed(t, s, "orders", places...)
+	return newWorld(t, s)
+}
+
+func TestAHealthyClusterIsLeftAlone(t *testing.T) {
+	w := spreadWorld(t, 3, 12, 3)
+	w.settle()
+	require.Zero(t, w.commands)
+	require.Zero(t, w.transfers)
+	require.Equal(t, map[uint32]int{1: 4, 2: 4, 3: 4}, w.led())
+}
+
+func TestLeadersAreBalancedAfterANodeReturned(t *testing.T) {
+	w := spreadWorld(t, 3, 30, 3)
+	w.down[2] = 1
+	w.step()
+	require.Zero(t, w.led()[2])
+	w.down[2] = 0
+	w.settle()
+	require.Zero(t, w.commands, "nobody is replaced")
+	for n, count := range w.led() {
+		require.InDelta(t, 10, count, 1, "node %d", n)
+	}
+}
+
+func TestADeadNodeIsReplacedAfterAWhile(t *testing.T) {
+	w := spreadWorld(t, 4, 12, 3)
+	w.down[3] = 1
+	for w.down[3] <= ReplaceAfterTicks-20 {
+		w.step()
+	}
+	require.Zero(t, w.commands, "it may come back")
+	w.settle()
+	for _, p := range w.state.Destinations["orders"].Partitions {
+		active := 0
+		for _, r := range p.Replicas {
+			if r.State == ReplicaActive {
+				require.NotEqual(t, uint32(3), r.Node)
+				active++
+			}
+		}
+		require.Equal(t, 3, active)
+	}
+	w.down[3] = 0
+	w.settle()
+	require.Equal(t, 36, w.held()[1]+w.held()[2]+w.held()[3]+w.held()[4], "what was left on it is removed")
+	require.InDelta(t, 9, w.held()[3], 1)
+}
+
+func TestADeadNodeWithoutASpareIsWaitedFor(t *testing.T) {
+	w := spreadWorld(t, 3, 6, 3)
+	w.down[3] = 10 * ReplaceAfterTicks
+	w.settle()
+	require.Zero(t, w.commands)
+}
+
+func TestNothingIsMovedWithoutAMajority(t *testing.T) {
+	w := spreadWorld(t, 5, 6, 3)
+	w.down[1], w.down[2], w.down[3] = 10*ReplaceAfterTicks, 10*ReplaceAfterTicks, 10*ReplaceAfterTicks
+	commands, _ := w.control.Plan(newView(w.state), w.health(), 1)
+	for _, c := range commands {
+		p := w.state.Destinations["orders"].Partitions[c.Move.Partition]
+		alive := 0
+		for _, r := range p.Replicas {
+			if w.alive(r.Node) {
+				alive++
+			}
+		}
+		require.GreaterOrEqual(t, alive, 2)
+	}
+}
+
+func TestAWipedNodeGetsItsReplicasAnew(t *testing.T) {
+	w := spreadWorld(t, 3, 6, 3)
+	apply(t, w.state, Command{Join: joinOf(2, 9)})
+	w.settle()
+	for _, p := range w.state.Destinations["orders"].Partitions {
+		require.Len(t, p.Replicas, 3)
+		for _, r := range p.Replicas {
+			require.Equal(t, ReplicaActive, r.State)
+		}
+		require.Greater(t, p.On(2).ID, uint64(18), "under a new ID")
+	}
+}
+
+func TestADrainedNodeLeadsNothingAndKeepsItsReplicas(t *testing.T) {
+	w := spreadWorld(t, 3, 30, 3)
+	apply(t, w.state, Command{SetNode: &SetNode{Node: 2, State: NodeDraining}})
+	w.settle()
+	require.Zero(t, w.commands)
+	require.Equal(t, map[uint32]int{1: 15, 3: 15}, w.led())
+	apply(t, w.state, Command{SetNode: &SetNode{Node: 2, State: NodeUp}})
+	w.settle()
+	require.InDelta(t, 10, w.led()[2], 1)
+}
+
+func TestADecommissionedNodeGivesEverythingAway(t *testing.T) {
+	for _, replicas := range []int{1, 3} {
+		t.Run(fmt.Sprint(replicas), func(t *testing.T) {
+			w := spreadWorld(t, 4, 30, replicas)
+			apply(t, w.state, Command{SetNode: &SetNode{Node: 2, State: NodeLeaving}})
+			w.settle()
+			require.NotContains(t, w.state.Nodes, uint32(2))
+			require.NotContains(t, w.held(), uint32(2))
+			for _, n := range []uint32{1, 3, 4} {
+				require.InDelta(t, 10*replicas, w.held()[n], 1, "replicas of node %d", n)
+				require.InDelta(t, 10, w.led()[n], 1, "leaders of node %d", n)
+			}
+		})
+	}
+}
+
+func TestADeadNodeIsDecommissioned(t *testing.T) {
+	w := spreadWorld(t, 4, 12, 3)
+	w.down[2] = 50
+	apply(t, w.state, Command{SetNode: &SetNode{Node: 2, State: NodeLeaving}})
+	w.settle()
+	require.NotContains(t, w.state.Nodes, uint32(2))
+	require.Equal(t, map[uint32]int{1: 12, 3: 12, 4: 12}, w.held())
+}
+
+// R-IS-5, the planning half: a fourth node takes its share, of replicas and leaders.
+func TestR_IS_5_AFourthNodeTakesItsShare(t *testing.T) {
+	w := spreadWorld(t, 3, 40, 3)
+	apply(t, w.state, Command{Join: joinOf(4, 4)})
+	w.settle()
+	for n, count := range w.held() {
+		require.InDelta(t, 30, count, 1, "replicas of node %d", n)
+	}
+	for n, count := range w.led() {
+		require.InDelta(t, 10, count, 2, "leaders of node %d", n)
+	}
+}
+
+func TestMovesAreCalledOffWhoseTargetDied(t *testing.T) {
+	w := spreadWorld(t, 5, 1, 3)
+	p := partitionOf(w.state, "orders")
+	var spare []uint32
+	for n := range w.state.Nodes {
+		if p.On(n) == nil {
+			spare = append(spare, n)
+		}
+	}
+	apply(t, w.state, Command{Move: &Move{Destination: w.state.Destinations["orders"].ID, Add: []uint32{spare[0]}, Remove: []uint64{2}}})
+	w.down[spare[0]] = 10 * ReplaceAfterTicks
+	w.down[p.Replica(2).Node] = 0
+	commands, _ := w.control.Plan(newView(w.state), w.health(), 1)
+	require.Len(t, commands, 1)
+	require.Equal(t, []uint64{4}, commands[0].Move.Remove)
+	apply(t, w.state, commands[0])
+	require.Equal(t, ReplicaActive, partitionOf(w.state, "orders").Replica(2).State)
+}
+
+// R-SIB-23: where the leader is, after its node died and after it came back.
+func TestR_SIB_23_FailbackAndPinnedLeadersReturn(t *testing.T) {
+	for name, c := range map[string]struct {
+		set     SetPlacement
+		returns bool
+	}{
+		"preferred only": {SetPlacement{Preferred: 2}, false},
+		"failback":       {SetPlacement{Preferred: 2, Failback: true}, true},
+		"pinned":         {SetPlacement{Preferred: 2, Pinned: true}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := spreadWorld(t, 3, 1, 3)
+			c.set.Name, c.set.Kind, c.set.Partition = "orders", wire.Queue, -1
+			apply(t, w.state, Command{SetPlacement: &c.set})
+			p := func() *Partition { return partitionOf(w.state, "orders") }
+			w.leaders[keyOf(p())] = p().On(2).ID
+			w.down[2] = 1
+			w.settle()
+			require.NotZero(t, w.led()[1]+w.led()[3])
+			w.down[2] = 0
+			w.settle()
+			require.Equal(t, c.returns, w.led()[2] == 1)
+		})
+	}
+}
+
+func TestReplicasStayOnDifferentRacks(t *testing.T) {
+	s := clusterOf(t, 5)
+	for i, rack := range []string{"a", "b", "c", "c", "c"} {
+		s.Nodes[uint32(i+1)].Rack = rack
+	}
+	places, err := Spread(newView(s), ids(20), 3, everybody)
+	require.NoError(t, err)
+	placed(t, s, "orders", places...)
+	w := newWorld(t, s)
+	apply(t, s, Command{SetNode: &SetNode{Node: 4, State: NodeLeaving}})
+	w.settle()
+	for _, p := range s.Destinations["orders"].Partitions {
+		racks := map[string]bool{}
+		for _, r := range p.Replicas {
+			racks[s.Nodes[r.Node].Rack] = true
+		}
+		require.Len(t, racks, 3)
+	}
+}
+
+func TestTheLevelRisesWhenEveryNodeKnowsIt(t *testing.T) {
+	s := clusterOf(t, 2)
+	s.Level = 1
+	s.Nodes[2].MaxLevel = 1
+	w := newWorld(t, s)
+	w.step()
+	require.Equal(t, 1, s.level())
+	s.Nodes[2].MaxLevel = 2
+	w.step()
+	require.Equal(t, 2, s.level())
+}
+
+// Two controllers, of which one is deposed and sees an old view, do no harm: what they
+// ask for is refused, or is what the other asked for.
+func TestADeposedControllerDoesNoHarm(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	for range 30 {
+		w := spreadWorld(t, 5, 10, 3)
+		var old Controller
+		stale := newView(w.state)
+		dead := uint32(1 + random.IntN(5))
+		w.down[dead] = 10 * ReplaceAfterTicks
+		for range 60 {
+			if random.IntN(3) == 0 {
+				stale = newView(w.state)
+			}
+			commands, _ := old.Plan(stale, w.health(), w.tick)
+			for _, c := range commands {
+				c.stamp()
+				w.state.Apply(w.state.Epoch+1, &c)
+			}
+			w.step()
+			for _, p := range w.state.Destinations["orders"].Partitions {
+				staying := 0
+				for i := range p.Replicas {
+					if p.Replicas[i].staying() {
+						staying++
+					}
+				}
+				require.GreaterOrEqual(t, staying, 3)
+				require.LessOrEqual(t, staying, 4)
+			}
+		}
+		w.settle()
+		require.Equal(t, 30, w.held()[1]+w.held()[2]+w.held()[3]+w.held()[4]+w.held()[5]-leftOn(w.state, dead))
+	}
+}
+
+func leftOn(s *State, node uint32) int {
+	n := 0
+	for _, d := range s.Destinations {
+		for _, p := range d.Partitions {
+			for _, r := range p.Replicas {
+				if r.Node == node && r.State == ReplicaLeft {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
+func TestTheMetadataGetsOneThreeAndFiveVoters(t *testing.T) {
+	s := clusterOf(t, 7)
+	view := newView(s)
+	for name, c := range map[string]struct {
+		nodes    []uint32 // that live, of all seven
+		voters   []uint64
+		wanted   []uint64
+		learners []uint64
+	}{
+		"the founder alone":            {[]uint32{1}, []uint64{1}, []uint64{1}, []uint64{2, 3, 4, 5, 6, 7}},
+		"two of them":                  {[]uint32{1, 2}, []uint64{1}, []uint64{1}, []uint64{2, 3, 4, 5, 6, 7}},
+		"three become voters at once":  {[]uint32{1, 2, 3}, []uint64{1}, []uint64{1, 2, 3}, []uint64{4, 5, 6, 7}},
+		"one of three dies":            {[]uint32{1, 3}, []uint64{1, 2, 3}, []uint64{1, 2, 3}, []uint64{4, 5, 6, 7}},
+		"a spare takes its place":      {[]uint32{1, 3, 6}, []uint64{1, 2, 3}, []uint64{1, 3, 6}, []uint64{2, 4, 5, 7}},
+		"two of three die":             {[]uint32{1}, []uint64{1, 2, 3}, []uint64{1, 2, 3}, []uint64{4, 5, 6, 7}},
+		"four go on with three voters": {[]uint32{1, 2, 3, 7}, []uint64{1, 2, 3}, []uint64{1, 2, 3}, []uint64{4, 5, 6, 7}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wanted, learners := PlanMeta(view, c.voters, func(n uint32) bool {
+				for _, alive := range c.nodes {
+					if alive == n {
+						return true
+					}
+				}
+				return false
+			})
+			require.Equal(t, c.wanted, wanted)
+			require.Equal(t, c.learners, learners)
+		})
+	}
+	five, _ := PlanMeta(view, []uint64{1, 2, 3}, func(uint32) bool { return true })
+	require.Len(t, five, 5)
+	require.Subset(t, five, []uint64{1, 2, 3})
+	for i, rack := range []string{"a", "a", "a", "b", "c", "a", "a"} {
+		s.Nodes[uint32(i+1)].Rack = rack
+	}
+	three, _ := PlanMeta(newView(s), []uint64{1}, func(n uint32) bool { return n <= 5 && n != 2 && n != 3 })
+	require.Equal(t, []uint64{1, 4, 5}, three)
+	s.Nodes[1].State = NodeLeaving
+	rest, learners := PlanMeta(newView(s), []uint64{1, 4, 5}, func(n uint32) bool { return n <= 5 })
+	require.Len(t, rest, 3)
+	require.NotContains(t, rest, uint64(1))
+	require.Contains(t, learners, uint64(1))
+}

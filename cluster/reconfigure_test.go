@@ -1,0 +1,181 @@
+package cluster
+
+import (
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func partitionOf(s *State, name string) *Partition { return &s.Destinations[name].Partitions[0] }
+
+func states(p *Partition) map[uint64]ReplicaState {
+	m := map[uint64]ReplicaState{}
+	for _, r := range p.Replicas {
+		m[r.ID] = r.State
+	}
+	return m
+}
+
+func TestCreatedReplicasFoundTheirPartition(t *testing.T) {
+	s := clusterOf(t, 3)
+	d := placed(t, s, "orders", []uint32{2, 3, 1})
+	p := d.Partitions[0]
+	require.Equal(t, []Replica{{1, 2, ReplicaActive}, {2, 3, ReplicaActive}, {3, 1, ReplicaActive}}, p.Replicas)
+	require.Equal(t, []uint64{1, 2, 3}, p.Founders)
+	require.Equal(t, []uint64{1, 2, 3}, p.Voters)
+	require.Equal(t, uint32(2), p.Preferred)
+	require.True(t, p.FoundedBy(3))
+	require.False(t, p.FoundedBy(4))
+
+	again := s.Apply(50, &Command{Create: &Create{Name: "orders", Kind: wire.Queue, ID: d.ID}})
+	require.NoError(t, again.Err, "sent again because the answer was lost")
+	require.Same(t, d, again.Destination)
+	require.ErrorIs(t, s.Apply(50, &Command{Create: &Create{Name: "orders", Kind: wire.Queue, ID: id(77)}}).Err, wire.CodeAlreadyExists)
+}
+
+// A move, step by step: what each party may rely on is in the states.
+func TestAMoveGoesThroughAllItsStates(t *testing.T) {
+	s := clusterOf(t, 4)
+	d := placed(t, s, "orders", []uint32{1, 2, 3})
+	report := func(index wire.Index, voters, learners []uint64) Result {
+		return apply(t, s, Command{Reconfigured: &Reconfigured{Destination: d.ID, Voters: voters, Learners: learners, Index: index}})
+	}
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Add: []uint32{4}, Remove: []uint64{2}}})
+	require.Equal(t, map[uint64]ReplicaState{1: "active", 2: "leaving", 3: "active", 4: "new"}, states(partitionOf(s, "orders")))
+	require.True(t, partitionOf(s, "orders").Moving())
+	require.ErrorContains(t, s.Apply(50, &Command{Move: &Move{Destination: d.ID, Add: []uint32{4}}}).Err, "is being moved")
+
+	apply(t, s, Command{Activate: &Activate{Replicas: []uint64{4}}})
+	require.Equal(t, ReplicaJoining, states(partitionOf(s, "orders"))[4])
+	require.True(t, report(20, []uint64{1, 2, 3}, []uint64{4}).Changed)
+	require.Equal(t, map[uint64]ReplicaState{1: "active", 2: "leaving", 3: "active", 4: "joining"}, states(partitionOf(s, "orders")))
+	require.True(t, report(30, []uint64{1, 3, 4}, nil).Changed)
+	require.Equal(t, map[uint64]ReplicaState{1: "active", 2: "left", 3: "active", 4: "active"}, states(partitionOf(s, "orders")))
+	require.False(t, report(25, []uint64{1, 2, 3}, []uint64{4}).Changed, "a deposed leader reports what was before")
+	require.False(t, partitionOf(s, "orders").Moving())
+	require.Nil(t, partitionOf(s, "orders").On(2))
+
+	require.False(t, apply(t, s, Command{Bury: &Bury{Node: 3, Replicas: []uint64{2}}}).Changed, "another node's")
+	require.True(t, apply(t, s, Command{Bury: &Bury{Node: 2, Replicas: []uint64{2}}}).Changed)
+	require.Equal(t, map[uint64]ReplicaState{1: "active", 3: "active", 4: "active"}, states(partitionOf(s, "orders")))
+	require.Equal(t, []uint64{1, 2, 3}, partitionOf(s, "orders").Founders, "who founded it does not change")
+	require.Equal(t, 1, s.replicasOn(4))
+	require.Zero(t, s.replicasOn(2))
+}
+
+func TestAMoveIsCalledOff(t *testing.T) {
+	s := clusterOf(t, 4)
+	d := placed(t, s, "orders", []uint32{1, 2, 3})
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Add: []uint32{4}, Remove: []uint64{2}}})
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Remove: []uint64{4}}})
+	require.Equal(t, map[uint64]ReplicaState{1: "active", 2: "active", 3: "active", 4: "left"}, states(partitionOf(s, "orders")))
+	require.ErrorContains(t, s.Apply(50, &Command{Move: &Move{Destination: d.ID, Add: []uint32{4}}}).Err, "that is left",
+		"the directory of the first attempt is still there")
+	apply(t, s, Command{Bury: &Bury{Node: 4, Replicas: []uint64{4}}})
+
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Add: []uint32{4}, Remove: []uint64{2}}})
+	apply(t, s, Command{Activate: &Activate{Replicas: []uint64{5}}})
+	apply(t, s, Command{Reconfigured: &Reconfigured{Destination: d.ID, Voters: []uint64{1, 2, 3}, Learners: []uint64{5}, Index: 9}})
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Remove: []uint64{5}}})
+	require.Equal(t, map[uint64]ReplicaState{1: "active", 2: "active", 3: "active", 5: "leaving"}, states(partitionOf(s, "orders")),
+		"it is in the configuration: the leader takes it out")
+	apply(t, s, Command{Reconfigured: &Reconfigured{Destination: d.ID, Voters: []uint64{1, 2, 3}, Index: 12}})
+	require.Equal(t, ReplicaLeft, states(partitionOf(s, "orders"))[5])
+}
+
+// The only replica of a partition moves: the founder is named before there are two.
+func TestASingleReplicaMoves(t *testing.T) {
+	s := clusterOf(t, 2)
+	d := created(t, s, "orders", 1)
+	apply(t, s, Command{Activate: &Activate{Replicas: []uint64{1}}})
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Add: []uint32{2}, Remove: []uint64{1}}})
+	require.Equal(t, []uint64{1}, partitionOf(s, "orders").Founders)
+	require.True(t, partitionOf(s, "orders").FoundedBy(1))
+	require.False(t, partitionOf(s, "orders").FoundedBy(2))
+	require.ErrorIs(t, s.Apply(50, &Command{Move: &Move{Destination: d.ID, Remove: []uint64{2, 1}}}).Err, wire.CodeRefused)
+}
+
+func TestRefusedMovesChangeNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		move Move
+		code wire.ErrorCode
+	}{
+		"of no destination":       {Move{Destination: id(77)}, wire.CodeDestinationGone},
+		"of no partition":         {Move{Partition: 5}, wire.CodeDestinationGone},
+		"to nobody":               {Move{Add: []uint32{9}}, wire.CodeInvalidRequest},
+		"to a gateway":            {Move{Add: []uint32{5}}, wire.CodeInvalidRequest},
+		"to a node that drains":   {Move{Add: []uint32{4}}, wire.CodeRefused},
+		"to a node that holds it": {Move{Add: []uint32{3}, Remove: []uint64{1}}, wire.CodeRefused},
+		"of another's replica":    {Move{Remove: []uint64{77}}, wire.CodeInvalidRequest},
+		"of all replicas":         {Move{Remove: []uint64{1, 2, 3}}, wire.CodeRefused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := clusterOf(t, 4)
+			gateway := joinOf(5, 5)
+			gateway.Role = RoleGateway
+			apply(t, s, Command{Join: gateway})
+			apply(t, s, Command{SetNode: &SetNode{Node: 4, State: NodeDraining}})
+			d := placed(t, s, "orders", []uint32{1, 2, 3})
+			if c.move.Destination == uuid.Nil {
+				c.move.Destination = d.ID
+			}
+			before := s.Save(nil)
+			require.ErrorIs(t, s.Apply(50, &Command{Move: &c.move}).Err, c.code)
+			require.Equal(t, string(before), string(s.Save(nil)))
+		})
+	}
+}
+
+func TestALostReplicaIsReplacedOnItsOwnNode(t *testing.T) {
+	s := clusterOf(t, 3)
+	d := placed(t, s, "orders", []uint32{1, 2, 3})
+	require.True(t, apply(t, s, Command{Lost: &Lost{Destination: d.ID, Replica: 3, Reason: "fenced"}}).Changed)
+	require.False(t, apply(t, s, Command{Lost: &Lost{Destination: d.ID, Replica: 3}}).Changed)
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Add: []uint32{3}, Remove: []uint64{3}}})
+	require.Equal(t, map[uint64]ReplicaState{1: "active", 2: "active", 3: "lost", 4: "new"}, states(partitionOf(s, "orders")))
+	require.Equal(t, uint64(4), partitionOf(s, "orders").On(3).ID)
+
+	alone := placed(t, s, "alone", []uint32{1})
+	require.ErrorContains(t, s.Apply(50, &Command{Lost: &Lost{Destination: alone.ID, Replica: 5}}).Err, "nothing to make another from")
+}
+
+// Rule L6 with several replicas: while a majority lives, the one that died is replaced
+// under a new ID; without one the partition begins anew.
+func TestRuleL6_AReplicaInMemoryThatDiedIsReplaced(t *testing.T) {
+	s := clusterOf(t, 3)
+	m := settings(1)
+	m.Storage, m.Replicas = wire.StorageMemory, 3
+	d := apply(t, s, Command{Create: &Create{Name: "fast", Kind: wire.Queue, Settings: m, ID: id(5), PartitionIDs: ids(1), Placement: [][]uint32{{1, 2, 3}}}}).Destination
+	require.False(t, apply(t, s, Command{ResetMemory: &ResetMemory{Node: 9}}).Changed)
+	apply(t, s, Command{ResetMemory: &ResetMemory{Node: 2}})
+	p := partitionOf(s, "fast")
+	require.Equal(t, []Replica{{1, 1, "new"}, {2, 2, "lost"}, {3, 3, "new"}, {4, 2, "new"}}, p.Replicas)
+	require.Equal(t, uint32(1), p.Incarnation)
+	require.Equal(t, d.Partitions[0].Founders, p.Founders)
+
+	apply(t, s, Command{ResetMemory: &ResetMemory{Node: 3}})
+	p = partitionOf(s, "fast")
+	require.Equal(t, []Replica{{5, 1, "new"}, {6, 2, "new"}, {7, 3, "new"}}, p.Replicas)
+	require.Equal(t, uint32(2), p.Incarnation)
+	require.Equal(t, wire.Term(1024), p.FirstTerm)
+	require.Equal(t, []uint64{5, 6, 7}, p.Founders)
+	require.Equal(t, []uint64{5, 6, 7}, p.Voters)
+}
+
+// R-SIB-23: the policies are settings of partitions.
+func TestR_SIB_23_PlacementIsSetForOneOrAllPartitions(t *testing.T) {
+	s := clusterOf(t, 3)
+	placed(t, s, "orders", []uint32{1, 2, 3}, []uint32{2, 3, 1})
+	apply(t, s, Command{SetPlacement: &SetPlacement{Name: "orders", Kind: wire.Queue, Partition: 1, Preferred: 3, Failback: true}})
+	require.Equal(t, []uint32{1, 3}, []uint32{s.Destinations["orders"].Partitions[0].Preferred, s.Destinations["orders"].Partitions[1].Preferred})
+	apply(t, s, Command{SetPlacement: &SetPlacement{Name: "orders", Kind: wire.Queue, Partition: -1, Preferred: 2, Pinned: true}})
+	for _, p := range s.Destinations["orders"].Partitions {
+		require.Equal(t, []any{uint32(2), true, false}, []any{p.Preferred, p.Pinned, p.Failback})
+	}
+	for _, bad := range []SetPlacement{{Name: "orders", Kind: wire.Queue, Partition: 2}, {Name: "orders", Kind: wire.Queue, Preferred: 9}, {Name: "orders", Kind: wire.Queue, Pinned: true}} {
+		require.Error(t, s.Apply(50, &Command{SetPlacement: &bad}).Err)
+	}
+}
