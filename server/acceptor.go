@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +9,6 @@ import (
 	"net/netip"
 	"sync"
 	"time"
-
-	"github.com/panjf2000/gnet/v2"
 
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
@@ -122,25 +119,11 @@ func (p *pace) wait() {
 // register hands an admitted connection to a loop and waits until it is there.
 func (a *acceptor) register(conn net.Conn, address netip.Addr) {
 	s := newSession(a.engine, conn, func() { a.admission.release(address) })
-	ctx := gnet.NewContext(gnet.NewNetConnContext(context.Background(), conn), s)
-	result, err := a.engine.gnet.Register(ctx)
-	if err == nil {
-		select {
-		case r := <-result:
-			err = r.Err
-		case <-a.engine.stopped:
-			err = errors.New("event loops have stopped")
-		}
-	}
-	// gnet reports no error when the loop's epoll refuses the socket.
-	if err == nil && !s.opened.Load() {
-		err = errors.New("event loop did not take the connection")
-	}
+	err := a.engine.register(conn, s)
 	a.admission.registered()
 	if err != nil {
 		a.engine.counters.registerErrors.Add(1)
 		a.engine.bad.log("registering a connection failed", slog.Any("err", err))
-		_ = conn.Close()
 		if !s.opened.Load() {
 			a.admission.release(address)
 		}

@@ -41,6 +41,7 @@ const opcodeCount = int(wire.OpReportDamage) + 1
 // counters of the session layer. All only grow, except the gauges at the top.
 type counters struct {
 	sessions atomic.Int64 // gauge: open sessions
+	peers    atomic.Int64 // gauge: open connections of the peer protocol
 	links    atomic.Int64 // gauge: open links
 	paused   atomic.Int64 // gauge: sessions whose socket is not read
 	inFlight atomic.Int64 // gauge: requests waiting for their answer

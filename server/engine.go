@@ -177,7 +177,7 @@ func (e *engine) tick() {
 			continue
 		case <-ticker.C:
 		}
-		if e.counters.sessions.Load() == 0 {
+		if e.counters.sessions.Load() == 0 && e.counters.peers.Load() == 0 {
 			continue
 		}
 		e.mu.Lock()
@@ -338,22 +338,22 @@ func (e *engine) OnTick() (time.Duration, gnet.Action) {
 // to end, whether we asked for that or gnet gave up by itself.
 func (e *engine) OnShutdown(gnet.Engine) { e.sleep() }
 
-// OnOpen implements gnet.EventHandler: the acceptor's session begins its life.
+// OnOpen implements gnet.EventHandler: what was registered begins its life.
 func (e *engine) OnOpen(c gnet.Conn) ([]byte, gnet.Action) {
-	s, ok := c.Context().(*session)
+	served, ok := c.Context().(loopConn)
 	if !ok {
 		return nil, gnet.Close // somebody found gnet's own socket
 	}
 	l := e.loopOf(c)
 	l.enter()
-	s.open(l, c)
+	served.open(l, c)
 	l.leave()
 	return nil, gnet.None
 }
 
 // OnTraffic implements gnet.EventHandler.
 func (e *engine) OnTraffic(c gnet.Conn) gnet.Action {
-	s, ok := c.Context().(*session)
+	served, ok := c.Context().(loopConn)
 	if !ok {
 		return gnet.Close
 	}
@@ -364,19 +364,19 @@ func (e *engine) OnTraffic(c gnet.Conn) gnet.Action {
 	if err != nil {
 		return gnet.Close
 	}
-	l := s.loop
+	l := served.base().loop
 	l.enter()
-	s.traffic(in)
+	served.traffic(in)
 	l.leave()
 	return gnet.None
 }
 
 // OnClose implements gnet.EventHandler.
 func (e *engine) OnClose(c gnet.Conn, err error) gnet.Action {
-	if s, ok := c.Context().(*session); ok && s.loop != nil {
-		l := s.loop
+	if served, ok := c.Context().(loopConn); ok && served.base().loop != nil {
+		l := served.base().loop
 		l.enter()
-		s.disconnected(errors.Is(err, io.EOF), err)
+		served.disconnected(errors.Is(err, io.EOF), err)
 		l.leave()
 	}
 	return gnet.None

@@ -110,8 +110,8 @@ func fuzzSession(t *testing.T, out *os.File) *session {
 	e.bad = complaints{logger: e.logger, counters: &e.counters, kinds: make(map[string]*complaintWindow)}
 	l := &loop{engine: e, sessions: make(map[*session]struct{}), running: true, epoll: -1}
 	l.wheel.init(0)
-	s := &session{engine: e, loop: l, halfClosed: true, fd: int(out.Fd()), remote: "fuzz"}
-	s.timer.session = s
+	s := &session{engine: e, halfClosed: true, remote: "fuzz"}
+	s.loop, s.fd, s.timer.conn = l, int(out.Fd()), s
 	s.release = func() { s.phase = phaseClosed }
 	return s
 }

@@ -15,7 +15,7 @@ import (
 // loop is one event loop of gnet with what we keep for it. Everything that
 // belongs to its sessions happens in callbacks of that loop, one at a time.
 //
-// Other goroutines hand it sessions that have something to do (push) and
+// Other goroutines hand it connections that have something to do (push) and
 // functions to run (post). While the loop is in a callback that costs it nothing:
 // it looks at both lists before it returns to gnet. While it sleeps, the first
 // one wakes it, once. So the answers of a turn that the loop runs inline are
@@ -29,7 +29,7 @@ type loop struct {
 	mu        sync.Mutex // guards the following, held for moments
 	running   bool       // in a callback, will look at the lists
 	triggered bool       // a wake-up is under way, will look at the lists
-	ready     []*session
+	ready     []loopConn
 	tasks     []func()
 
 	// Loop only.
@@ -40,11 +40,11 @@ type loop struct {
 	sessions  map[*session]struct{}
 	wheel     wheel
 	due       bool       // timers may be due
-	waiting   []*session // were ready, and have not had their turn
+	waiting   []loopConn // were ready, and have not had their turn
 	streams   []*session // sessions with links that could send, in turn
 	gather    gather     // scratch of a stream's write
-	kicks     []replica  // partitions whose owners need a turn
-	kicked    map[replica]struct{}
+	kicks     []kicker   // partitions whose owners need a turn
+	kicked    map[kicker]struct{}
 	kickBytes int         // of the batches that wait for these turns
 	gathering bool        // a wake-up is under way that gives the turns
 	telling   atomic.Bool // sessions are about to hear of the metadata
@@ -127,12 +127,15 @@ func (l *loop) background() bool {
 	return l.due || len(l.streams) > 0
 }
 
+// kicker is whose owner may need a turn: see replica.Kick.
+type kicker interface{ Kick(inline bool) }
+
 // kick notes that a partition has got a batch of n bytes and needs a turn.
-func (l *loop) kick(r replica, n int) {
+func (l *loop) kick(r kicker, n int) {
 	l.kickBytes += n
 	if _, ok := l.kicked[r]; !ok {
 		if l.kicked == nil {
-			l.kicked = make(map[replica]struct{})
+			l.kicked = make(map[kicker]struct{})
 		}
 		l.kicked[r] = struct{}{}
 		l.kicks = append(l.kicks, r)
@@ -234,10 +237,10 @@ func (l *loop) stream() {
 	}
 }
 
-// push tells the loop that a session has something to do. Any goroutine.
-func (l *loop) push(s *session) {
+// push tells the loop that a connection has something to do. Any goroutine.
+func (l *loop) push(c loopConn) {
 	l.mu.Lock()
-	l.ready = append(l.ready, s)
+	l.ready = append(l.ready, c)
 	l.triggerLocked()
 }
 
@@ -305,7 +308,7 @@ func (l *loop) run(task func()) {
 // fire looks at deadlines that are due.
 func (l *loop) fire() {
 	if l.due {
-		l.due = l.wheel.advance(l.now, turnTimers, func(t *timer) { t.session.checkDeadlines() })
+		l.due = l.wheel.advance(l.now, turnTimers, func(t *timer) { t.conn.checkDeadlines() })
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"sync/atomic"
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
@@ -40,14 +39,12 @@ const (
 //
 // Everything here is done by the session's loop, except where it says otherwise.
 type session struct {
+	connBase
 	engine  *engine
-	release func() // gives the place at the acceptor back, and all else; once
-	loop    *loop
+	release func()    // gives the place at the acceptor back, and all else; once
 	conn    gnet.Conn // nil once gnet has closed it
-	fd      int       // of conn, or ours if half-closed
 	remote  string
 	name    string // the client's, from HELLO
-	opened  atomic.Bool
 
 	phase      phase
 	full       bool // no further request is handled for now
@@ -62,19 +59,17 @@ type session struct {
 	dropped int     // bytes dropped while closing
 
 	// Deadlines; zero means that the clock is not running.
-	timer        timer
 	openedAt     time.Duration
 	readAt       time.Duration // last bytes
 	frameSince   time.Duration // first byte of a frame that is not complete
 	blockedSince time.Duration // the socket took nothing of what waits, since
 	closingSince time.Duration
 
-	out      outbox
-	sending  *buffer // taken from the outbox, [sent:] not written yet
-	sent     int
-	cut      cutFrame    // a DELIVER that the socket has taken a part of; before sending
-	awaiting atomic.Bool // the socket takes nothing; see writables
-	held     int         // bytes counted in counters.outbound
+	out     outbox
+	sending *buffer // taken from the outbox, [sent:] not written yet
+	sent    int
+	cut     cutFrame // a DELIVER that the socket has taken a part of; before sending
+	held    int      // bytes counted in counters.outbound
 
 	handles  []*handle // by number − 1
 	handleOf map[handleKey]*handle
@@ -93,8 +88,8 @@ type session struct {
 // newSession makes the session of an accepted connection. released is called
 // once, when the session is over.
 func newSession(e *engine, conn net.Conn, released func()) *session {
-	s := &session{engine: e, remote: conn.RemoteAddr().String(), fd: -1}
-	s.timer.session = s
+	s := &session{engine: e, remote: conn.RemoteAddr().String()}
+	s.fd, s.timer.conn = -1, s
 	s.release = func() {
 		s.release = func() {}
 		s.forget()

@@ -24,7 +24,7 @@ type wheel struct {
 type timer struct {
 	next, previous *timer
 	at             int64 // tick
-	session        *session
+	conn           loopConn
 }
 
 func (w *wheel) init(now time.Duration) {

@@ -31,7 +31,7 @@ type writables struct {
 	end   int // an eventfd
 
 	mu      sync.Mutex
-	waiting map[int]*session // by descriptor; also after they were told, until forget
+	waiting map[int]loopConn // by descriptor; also after they were told, until forget
 
 	done sync.WaitGroup
 }
@@ -46,7 +46,7 @@ func newWritables() (*writables, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("eventfd: %w", err), unix.Close(epoll))
 	}
-	w := &writables{epoll: epoll, end: end, waiting: make(map[int]*session)}
+	w := &writables{epoll: epoll, end: end, waiting: make(map[int]loopConn)}
 	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, end, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(end)}); err != nil {
 		return nil, errors.Join(fmt.Errorf("epoll_ctl: %w", err), unix.Close(end), unix.Close(epoll))
 	}
@@ -54,7 +54,7 @@ func newWritables() (*writables, error) {
 	return w, nil
 }
 
-// stop ends it. No session awaits anything any more.
+// stop ends it. No connection awaits anything any more.
 func (w *writables) stop() {
 	_, _ = unix.Write(w.end, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	w.done.Wait()
@@ -74,47 +74,49 @@ func (w *writables) run() {
 				return
 			}
 			w.mu.Lock()
-			s := w.waiting[int(event.Fd)] // or one that has got the number since: its turn does nothing
+			c := w.waiting[int(event.Fd)] // or one that has got the number since: its turn does nothing
 			w.mu.Unlock()
-			if s != nil {
-				s.awaiting.Store(false)
-				s.loop.push(s)
+			if c != nil {
+				c.base().awaiting.Store(false)
+				c.base().loop.push(c)
 			}
 		}
 	}
 }
 
-// await makes the session get a turn when its socket takes bytes, once. Until then
+// await makes the connection get a turn when its socket takes bytes, once. Until then
 // its awaiting is set. Loop only.
-func (w *writables) await(s *session) error {
-	if s.awaiting.Swap(true) {
+func (w *writables) await(c loopConn) error {
+	b := c.base()
+	if b.awaiting.Swap(true) {
 		return nil
 	}
-	event := unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLONESHOT, Fd: int32(s.fd)}
+	event := unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLONESHOT, Fd: int32(b.fd)}
 	w.mu.Lock()
-	known := w.waiting[s.fd] == s
-	w.waiting[s.fd] = s
+	known := w.waiting[b.fd] == c
+	w.waiting[b.fd] = c
 	w.mu.Unlock()
 	op := unix.EPOLL_CTL_ADD
 	if known {
 		op = unix.EPOLL_CTL_MOD
 	}
-	if err := unix.EpollCtl(w.epoll, op, s.fd, &event); err != nil {
+	if err := unix.EpollCtl(w.epoll, op, b.fd, &event); err != nil {
 		return fmt.Errorf("epoll_ctl: %w", err)
 	}
 	return nil
 }
 
-// forget is called before the session's descriptor is closed. Loop only.
-func (w *writables) forget(s *session) {
+// forget is called before the connection's descriptor is closed. Loop only.
+func (w *writables) forget(c loopConn) {
+	b := c.base()
 	w.mu.Lock()
-	known := w.waiting[s.fd] == s
+	known := w.waiting[b.fd] == c
 	if known {
-		delete(w.waiting, s.fd)
+		delete(w.waiting, b.fd)
 	}
 	w.mu.Unlock()
-	s.awaiting.Store(false)
+	b.awaiting.Store(false)
 	if known {
-		_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, s.fd, nil)
+		_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, b.fd, nil)
 	}
 }
