@@ -28,6 +28,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestF1_' -v -timeout 4h -power.cycles 10000
 	go test ./fuzz -run '^TestF16_Zombie' -v -timeout 2h -zombie.handovers 1000 -zombie.long 50
 	go test ./fuzz -run '^TestF3' -v -timeout 1h -rot.flips 10000 -rot.seed 0
+	go test ./lockstest -run '^TestF3' -v -timeout 1h -rot.flips 1000
 	go test ./server -run '^TestF11' -v -map.points 1000
 	go test ./fuzz -run '^TestF20' -v -timeout 1h -state.runs 10000
 	go test ./log -run '^TestF5' -v -timeout 4h -faultentries 300
