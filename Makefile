@@ -18,7 +18,7 @@ bench: ## micro-benchmarks of the core
 
 nightly: ## full counts: hours
 	go test -race -tags invariants -timeout 60m ./...
-	go test ./server -run '^TestAttackers$$' -v -attack.full
+	go test -tags release ./server -run '^TestAttackers$$' -v -attack.full
 	go test ./server -run '^TestF12' -v -timeout 1h -full.runs 200
 	go test ./server -run '^TestF24' -v -attack.floods 100
 	go test ./fuzz -run '^TestF24' -v -timeout 1h -fd.floods 100
