@@ -75,6 +75,12 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.delete(h, body)
 	case wire.OpInitProducer:
 		err = s.initProducer(h, body)
+	case wire.OpJoin:
+		err = s.administer(h, body, &wire.JoinRequest{})
+	case wire.OpNodeAdmin:
+		err = s.administer(h, body, &wire.NodeAdminRequest{})
+	case wire.OpPartAdmin:
+		err = s.administer(h, body, &wire.PartitionAdminRequest{})
 	case wire.OpHello:
 		err = wire.Errorf(wire.CodeMalformed, "HELLO twice")
 	default: // DELIVER and the like, which only brokers send, among them
@@ -268,6 +274,17 @@ func (s *session) admin(h wire.Header, body []byte, name string, m wire.Message)
 		}
 	}
 	s.engine.backend.Admin(m, func(response wire.Message, err error) { s.finish(h.ID, response, err) })
+}
+
+// administer hands a request about the cluster itself to the metadata.
+func (s *session) administer(h wire.Header, body []byte, m wire.Message) error {
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	if s.begin(h, inFlight{bytes: len(body)}) {
+		s.engine.backend.Admin(m, func(response wire.Message, err error) { s.finish(h.ID, response, err) })
+	}
+	return nil
 }
 
 func (s *session) openPartition(h wire.Header, body []byte) error {

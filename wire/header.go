@@ -75,7 +75,10 @@ const (
 	OpLinkClosed    Opcode = 15
 	OpEvent         Opcode = 16
 	OpReportDamage  Opcode = 17
-	// 18 to 22 are taken: JOIN, NODE_ADMIN, PARTITION_ADMIN, CLUSTER_STATUS, ALIAS.
+	OpJoin          Opcode = 18
+	OpNodeAdmin     Opcode = 19
+	OpPartAdmin     Opcode = 20
+	// 21 and 22 are taken: CLUSTER_STATUS, ALIAS.
 )
 
 var opcodeNames = [...]string{
@@ -84,7 +87,7 @@ var opcodeNames = [...]string{
 	OpProduce: "PRODUCE", OpListOffsets: "LIST_OFFSETS", OpLinkOpen: "LINK_OPEN",
 	OpLinkCredit: "LINK_CREDIT", OpLinkClose: "LINK_CLOSE", OpDeliver: "DELIVER",
 	OpLinkClosed: "LINK_CLOSED", OpEvent: "EVENT",
-	OpReportDamage: "REPORT_DAMAGE",
+	OpReportDamage: "REPORT_DAMAGE", OpJoin: "JOIN", OpNodeAdmin: "NODE_ADMIN", OpPartAdmin: "PARTITION_ADMIN",
 }
 
 // Known reports whether this build knows the opcode.

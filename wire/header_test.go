@@ -98,7 +98,7 @@ func TestParseHeaderRefuses(t *testing.T) {
 
 func TestOpcodes(t *testing.T) {
 	ranges := SupportedOpcodes()
-	require.Len(t, ranges, 17)
+	require.Len(t, ranges, 20)
 	names := map[string]bool{}
 	for i, r := range ranges {
 		require.Equal(t, Opcode(i+1), r.Opcode)
@@ -113,9 +113,9 @@ func TestOpcodes(t *testing.T) {
 		require.NotEmpty(t, r.Opcode.String())
 		names[r.Opcode.String()] = true
 	}
-	require.Len(t, names, 17)
+	require.Len(t, names, 20)
 	require.False(t, Opcode(0).Known())
-	require.False(t, Opcode(18).Known())
+	require.False(t, Opcode(21).Known())
 	require.Equal(t, "UNKNOWN", Opcode(255).String())
 }
 

@@ -244,6 +244,41 @@ var goldenMessages = []goldenMessage{
 		01 00 00 00             // handle 1
 		02 00 00 00 00 00 00 00 // offset 2
 	`},
+	{"JOIN", OpJoin, false, &JoinRequest{
+		ClusterID: [16]byte{15: 1}, Node: 2, Store: [16]byte{15: 3}, Address: "a", PeerAddress: "b", HTTP: "c", Rack: "d", Role: "e", MinLevel: 1, MaxLevel: 2,
+	}, `
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 01 // cluster
+		02 00 00 00             // node 2
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 03 // data directory
+		01 00 61                // "a"
+		01 00 62                // "b"
+		01 00 63                // "c"
+		01 00 64                // "d"
+		01 00 65                // "e"
+		01 00 02 00             // levels 1 to 2
+	`},
+	{"JOIN response", OpJoin, true, &JoinResponse{
+		ClusterID: [16]byte{15: 1}, Node: 2, MetaReplica: 3, Members: []JoinMember{{Node: 1, MetaReplica: 1, PeerAddress: "a"}},
+	}, `
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 01 // cluster
+		02 00 00 00             // node 2
+		03 00 00 00 00 00 00 00 // its replica of the metadata
+		01 00 00 00             // one other member
+		01 00 00 00             // node 1
+		01 00 00 00 00 00 00 00 // replica 1
+		01 00 61                // "a"
+	`},
+	{"NODE_ADMIN", OpNodeAdmin, false, &NodeAdminRequest{Node: 3, Action: NodeDecommission}, `
+		03 00 00 00             // node 3
+		02                      // decommission
+	`},
+	{"PARTITION_ADMIN", OpPartAdmin, false, &PartitionAdminRequest{Destination: "q", Partition: 1, Action: PartitionTransfer, From: 2, To: 3}, `
+		01 00 71                // "q"
+		01 00 00 00             // partition 1
+		01                      // transfer
+		02 00 00 00             // from node 2
+		03 00 00 00             // to node 3
+	`},
 }
 
 // fresh is a new message of the same type.

@@ -1,0 +1,180 @@
+package wire
+
+import "encoding/binary"
+
+// Administration of a cluster. Any node takes these requests; what changes the
+// metadata travels on to the node that leads it.
+
+// JOIN (18), since version 1: a node with an empty data directory asks a member to
+// take it in. The answer is all it needs to talk to the others.
+
+// JoinRequest introduces a node.
+//
+//	clusterID 16 | node u32 | store 16 | address string | peerAddress string | http string | rack string |
+//	role string | minLevel u16 | maxLevel u16
+type JoinRequest struct {
+	ClusterID   [16]byte // zero: whichever it is
+	Node        uint32   // 0: the cluster chooses
+	Store       [16]byte // of its data directory
+	Address     string   // for clients
+	PeerAddress string   // for nodes
+	HTTP        string   // for health and metrics; may be empty
+	Rack        string   // may be empty
+	Role        string   // "broker" or "gateway"; empty is the former
+	MinLevel    uint16   // range of feature levels that its build knows
+	MaxLevel    uint16
+}
+
+// Append implements Message.
+func (m *JoinRequest) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, m.ClusterID[:]...)
+	dst = le.AppendUint32(dst, m.Node)
+	dst = append(dst, m.Store[:]...)
+	for _, s := range []string{m.Address, m.PeerAddress, m.HTTP, m.Rack, m.Role} {
+		dst = appendString(dst, s)
+	}
+	dst = le.AppendUint16(dst, m.MinLevel)
+	return le.AppendUint16(dst, m.MaxLevel)
+}
+
+// Parse implements Message.
+func (m *JoinRequest) Parse(src []byte) error {
+	r := reader{src: src}
+	m.ClusterID = r.uuid()
+	m.Node = r.uint32()
+	m.Store = r.uuid()
+	m.Address, m.PeerAddress, m.HTTP, m.Rack, m.Role = r.string(), r.string(), r.string(), r.string(), r.string()
+	m.MinLevel, m.MaxLevel = r.uint16(), r.uint16()
+	return r.done("JOIN request")
+}
+
+// JoinResponse takes a node in.
+//
+//	clusterID 16 | node u32 | metaReplica u64 | count u32, each: node u32 | metaReplica u64 | peerAddress string
+type JoinResponse struct {
+	ClusterID   [16]byte
+	Node        uint32
+	MetaReplica uint64 // the node's replica of the metadata group
+	Members     []JoinMember
+}
+
+// JoinMember is another node of the cluster.
+type JoinMember struct {
+	Node        uint32
+	MetaReplica uint64
+	PeerAddress string
+}
+
+const joinMemberSize = 4 + 8 + 2
+
+// Append implements Message.
+func (m *JoinResponse) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, m.ClusterID[:]...)
+	dst = le.AppendUint32(dst, m.Node)
+	dst = le.AppendUint64(dst, m.MetaReplica)
+	dst = le.AppendUint32(dst, uint32(len(m.Members)))
+	for i := range m.Members {
+		dst = le.AppendUint32(dst, m.Members[i].Node)
+		dst = le.AppendUint64(dst, m.Members[i].MetaReplica)
+		dst = appendString(dst, m.Members[i].PeerAddress)
+	}
+	return dst
+}
+
+// Parse implements Message.
+func (m *JoinResponse) Parse(src []byte) error {
+	r := reader{src: src}
+	m.ClusterID = r.uuid()
+	m.Node = r.uint32()
+	m.MetaReplica = r.uint64()
+	m.Members = nil
+	if n := r.count(joinMemberSize); n > 0 {
+		m.Members = make([]JoinMember, n)
+		for i := range m.Members {
+			m.Members[i] = JoinMember{Node: r.uint32(), MetaReplica: r.uint64(), PeerAddress: r.string()}
+		}
+	}
+	return r.done("JOIN response")
+}
+
+// NODE_ADMIN (19), since version 1: what an operator wants of a node. It is answered
+// with an empty body once it is decided; what comes of it takes its time.
+
+// NodeAction is what should become of a node.
+type NodeAction uint8
+
+// The actions.
+const (
+	NodeUndrain      NodeAction = 0 // it takes part in everything
+	NodeDrain        NodeAction = 1 // it gives its leaderships away
+	NodeDecommission NodeAction = 2 // it gives its replicas away and is removed then
+)
+
+// NodeAdminRequest asks for an action.
+//
+//	node u32 | action u8
+type NodeAdminRequest struct {
+	Node   uint32
+	Action NodeAction
+}
+
+// Append implements Message.
+func (m *NodeAdminRequest) Append(dst []byte) []byte {
+	return append(binary.LittleEndian.AppendUint32(dst, m.Node), byte(m.Action))
+}
+
+// Parse implements Message.
+func (m *NodeAdminRequest) Parse(src []byte) error {
+	r := reader{src: src}
+	m.Node = r.uint32()
+	if m.Action = NodeAction(r.uint8()); m.Action > NodeDecommission {
+		r.fail("no such action")
+	}
+	return r.done("NODE_ADMIN request")
+}
+
+// PARTITION_ADMIN (20), since version 1: moves a replica of a partition or its
+// leadership. It is answered like NODE_ADMIN.
+
+// PartitionAction is what should be done with a partition.
+type PartitionAction uint8
+
+// The actions.
+const (
+	PartitionMove     PartitionAction = 0 // a replica from one node to another
+	PartitionTransfer PartitionAction = 1 // the leadership to a node that holds a replica, 0: any
+)
+
+// PartitionAdminRequest asks for an action.
+//
+//	destination string | partition u32 | action u8 | from u32 | to u32
+type PartitionAdminRequest struct {
+	Destination string
+	Partition   uint32
+	Action      PartitionAction
+	From, To    uint32 // nodes
+}
+
+// Append implements Message.
+func (m *PartitionAdminRequest) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = appendString(dst, m.Destination)
+	dst = le.AppendUint32(dst, m.Partition)
+	dst = append(dst, byte(m.Action))
+	dst = le.AppendUint32(dst, m.From)
+	return le.AppendUint32(dst, m.To)
+}
+
+// Parse implements Message.
+func (m *PartitionAdminRequest) Parse(src []byte) error {
+	r := reader{src: src}
+	m.Destination = r.string()
+	m.Partition = r.uint32()
+	if m.Action = PartitionAction(r.uint8()); m.Action > PartitionTransfer {
+		r.fail("no such action")
+	}
+	m.From, m.To = r.uint32(), r.uint32()
+	return r.done("PARTITION_ADMIN request")
+}
