@@ -175,8 +175,8 @@ func (f *rotField) flip(t testing.TB, random *rand.Rand) *rotRun {
 	return &rotRun{
 		rotStore: &own, t: t, random: random,
 		bit: rotBit{class: f.name, rotPlace: p, at: p.from + random.Int64N(p.to-p.from), bit: random.IntN(8)},
-		// A start ends the journal of the run before: it can rot only before that.
-		running: random.IntN(2) == 0 && !strings.HasPrefix(f.name, "journal"),
+		// A start writes what the journal holds behind the segments and ends the journal.
+		running: random.IntN(2) == 0 && !strings.HasPrefix(f.name, "journal") && (f.store.shape != rotCut || f.name != "segment: allocated tail"),
 	}
 }
 
@@ -198,7 +198,10 @@ func (r *rotRun) run() {
 			r.read(life, 1)
 			require.Equal(r.t, rotUnseen, r.outcome, "%s", r)
 		}
-		require.NoError(r.t, fs.Corrupt(r.bit.file, r.bit.at, r.bit.bit), "%s", r)
+		err := fs.Corrupt(r.bit.file, r.bit.at, r.bit.bit)
+		if !strings.HasPrefix(r.bit.class, "damaged ranges") { // the journal may have healed those, and the list is shorter
+			require.NoError(r.t, err, "%s", r)
+		}
 	}
 	r.use(life)
 	// And again: what was found is known to the next start, and what was appended
