@@ -157,6 +157,7 @@ func TestSimulationCatches_GreedyRetention(t *testing.T)              { caught(t
 func TestSimulationCatches_JournalThatIsNotSynced(t *testing.T)       { caught(t, sim.NoJournalSync, 20) }
 func TestSimulationCatches_JournalThatIsNotReplayed(t *testing.T)     { caught(t, sim.NoJournalReplay, 20) }
 func TestSimulationCatches_JournalTrimmedTooEarly(t *testing.T)       { caught(t, sim.EarlyJournalTrim, 100) }
+func TestRuleL5_Catches_ALossWithoutANewIncarnation(t *testing.T)     { caught(t, sim.NoReform, 60) }
 func TestSimulationCatches_ForgottenTrim(t *testing.T)                { caught(t, sim.ForgottenTrim, 20) }
 
 func TestF19_Catches_RetentionByTheTimeOfAClient(t *testing.T)  { caught(t, sim.ClientTime, 20) }

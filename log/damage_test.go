@@ -3,6 +3,8 @@ package log
 import (
 	"errors"
 	"io"
+	"path"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -318,4 +320,44 @@ func TestAnUnreadableListOfDamageIsMadeAgain(t *testing.T) {
 	list, _, err := parseDamage(r.readAt(r.options.Dir+"/"+damageName, 0, damageFixed+damageEntry+4))
 	require.NoError(t, err)
 	require.Len(t, list, 1)
+}
+
+// A fenced log is copied as a whole. A body below the checkpoint that turns out to be
+// damaged then costs its records, as everywhere, and not the copy.
+func TestRuleL8_AFencedLogIsCopiedWithItsDamage(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	r := durableLog(t, fs, 1<<20)
+	r.options.RecoverFence = true
+	r.checkpoint()
+	r.append(records(9, 1, 2, 50))
+	fs.Inject(func(op vfs.Op, name string) error {
+		if op == vfs.OpSync && strings.HasSuffix(name, ".segment") {
+			return errEIO
+		}
+		return nil
+	})
+	r.log.Sync()
+	r.jobs.drain()
+	require.ErrorIs(t, r.log.Err(), ErrFenced)
+	fs.Inject(nil)
+	old, from, _ := r.frame(3)
+	r.kill()
+	require.NoError(t, fs.Corrupt(old, from+wire.FrameHeaderSize+7, 2))
+	for range 2 {
+		r.open()
+		require.Equal(t, wire.Index(9), r.log.LastIndex())
+		name, _, _ := r.frame(9)
+		require.NotEqual(t, old, name)
+		r.log.Publish(9)
+		entries, err := r.readable(0)
+		require.Equal(t, []wire.Index{1, 2}, entries)
+		var damage *DamagedError
+		require.ErrorAs(t, err, &damage)
+		require.Equal(t, path.Base(name), damage.Damage.File)
+		require.Equal(t, []wire.Offset{4, 6}, []wire.Offset{damage.Damage.Base, damage.Damage.Next})
+		entries, err = r.readable(6)
+		require.NoError(t, err)
+		require.Equal(t, indexes(4, 9), entries)
+		r.close(true)
+	}
 }

@@ -384,8 +384,8 @@ func (g *journal) room(n int64) *journalFile {
 	g.mu.Lock()
 	closed := g.closed // also while syncs were waiting
 	g.mu.Unlock()
-	if closed {
-		return nil
+	if closed || n > g.bytes {
+		return nil // a single entry may be larger than a small file
 	}
 	f := g.active
 	if f == nil || f.end+n > g.bytes {

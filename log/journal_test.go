@@ -721,6 +721,20 @@ func TestF12_WithoutSpaceForAJournalLogsSyncTheirOwnFiles(t *testing.T) {
 	}
 }
 
+// A file is never written beyond the space that was taken for it, also by an entry
+// that is larger than a whole file.
+func TestF12_AnEntryLargerThanAJournalFileIsSyncedByItself(t *testing.T) {
+	f := newFleet(t, vfs.NewSimulated(1), 2).open()
+	f.round(100)
+	f.append(0, 40_000)
+	free, total, err := f.fs.Space(testDir)
+	require.NoError(t, err)
+	f.fs.SetSpace(total - free + 36<<10)
+	f.sync()
+	require.NoError(t, f.logs[0].Err())
+	require.Equal(t, wire.Index(3), f.logs[0].DurableIndex())
+}
+
 func TestF5_AJournalThatCannotBeMadeFencesNobody(t *testing.T) {
 	for _, op := range []vfs.Op{vfs.OpCreate, vfs.OpAllocate, vfs.OpWrite, vfs.OpSyncDir} {
 		f := newFleet(t, vfs.NewSimulated(1), 3).open()

@@ -116,6 +116,7 @@ func (r *recovery) copyFenced(k int) error {
 	}
 	fresh := segment.Rebuild(&l.store.env, l.o.Dir, &h, s.Allocated())
 	sc := segment.NewScanner(from.File, segment.HeaderSize, old.End(), nil)
+	link := old.Previous()
 	for sc.Position() < old.End() {
 		fh, err := sc.Header()
 		if err != nil {
@@ -123,6 +124,15 @@ func (r *recovery) copyFenced(k int) error {
 			return err
 		}
 		body, err := sc.Body(&fh)
+		if errors.Is(err, wire.ErrFrameChecksum) && r.saved != nil && fh.Index <= r.saved.Applied && l.damage.at(h.Sequence, sc.Position()) == nil {
+			// Below the checkpoint the scan has looked at headers only.
+			d := frameDamage(h.Sequence, old.FileID(), sc.Position(), link, &fh)
+			if _, err := l.damage.add(d); err != nil {
+				fresh.Release()
+				return r.corrupt(old.Name(), sc.Position(), err)
+			}
+			l.sayDamaged(&d, err)
+		}
 		if err != nil && (body == nil || l.damage.at(h.Sequence, sc.Position()) == nil) {
 			fresh.Release()
 			return err
@@ -137,6 +147,7 @@ func (r *recovery) copyFenced(k int) error {
 			return err
 		}
 		fresh.Note(&fh, sc.Position())
+		link = segment.After(&fh)
 		sc.Skip(&fh)
 	}
 	if err := to.File.Sync(); err != nil {

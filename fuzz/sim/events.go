@@ -23,6 +23,9 @@ const (
 	DiskFreed                         //
 	CacheEvicted                      // reads show what a failed sync has lost
 	ClockJump                         // by up to ten years
+	Rotten                            // a bit of a body was flipped
+	DamageFound                       // by a reader, or refused to one
+	Told                              // a reader, that what it had read is lost
 	Fenced                            // a log gave up after a storage error
 	FenceRecovered                    // and came back after a restart
 	TailCut                           // recovery dropped entries that were never confirmed
@@ -52,7 +55,7 @@ const (
 var eventNames = [EventCount]string{
 	"power cut", "power cut at a call", "power cut in recovery", "process crash", "clean stop",
 	"write error", "torn write", "sync error", "directory sync error", "allocation error", "name error",
-	"read error", "error in recovery", "disk filled", "disk freed", "cache evicted", "clock jump", "fenced",
+	"read error", "error in recovery", "disk filled", "disk freed", "cache evicted", "clock jump", "rotten body", "damage found", "reader told of a loss", "fenced",
 	"fence recovered", "tail cut", "uncertain", "segment created", "segment recycled", "segment removed",
 	"trimmed", "checkpoint written", "checkpoint restored", "directory quarantined",
 	"journal group", "journal reused", "journal found", "job interrupted", "acknowledged",

@@ -57,6 +57,9 @@ const (
 	EarlierState
 	// UnsyncedCheckpoint gives a checkpoint its name before its bytes are durable.
 	UnsyncedCheckpoint
+	// NoReform lets a partition that may have lost records with the machine go on under
+	// its old incarnation.
+	NoReform
 )
 
 // MutateFS wraps the file system as the mutant needs it.

@@ -81,7 +81,7 @@ func (n *node) reconcile() {
 				continue
 			}
 			r, err := n.openReplica(d, p, mine)
-			if errors.Is(err, vfs.ErrNoSpace) && mine.State == cluster.ReplicaNew && n.sim.faults.full {
+			if n.sim.faults.full && (errors.Is(err, vfs.ErrNoSpace) && mine.State == cluster.ReplicaNew || errors.Is(err, wire.CodeDiskFull)) {
 				n.wantsSpace = true
 				continue
 			}

@@ -26,6 +26,7 @@ type partitionModel struct {
 	// the next start.
 	lossy   bool
 	clients []*client
+	tail    follower
 	// policies are those that ever were in force.
 	policies []partition.Retention
 }
@@ -170,6 +171,7 @@ func (p *partitionModel) forget(last wire.Index) {
 		}
 	}
 	p.entries = p.entries[:last]
+	p.tail.intact = min(p.tail.intact, p.nextOffset())
 	clear(p.producers)
 	for i := range p.entries {
 		for _, b := range p.entries[i].batches {

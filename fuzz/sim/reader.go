@@ -29,8 +29,12 @@ func (s *Simulation) view() {
 	}
 }
 
-// readAll reads everything there is.
-func (s *Simulation) readAll(r *replica) { s.readFrom(r, r.state.Start(), 1<<30, r.copy) }
+// readAll reads everything there is, in pieces between what is damaged.
+func (s *Simulation) readAll(r *replica) {
+	for at, more := r.state.Start(), true; more; {
+		at, more = s.readFrom(r, at, 1<<30, r.copy)
+	}
+}
 
 func (s *Simulation) someOffset(r *replica) wire.Offset {
 	start, next := r.state.Start(), r.log.Watermark().Next
@@ -38,31 +42,33 @@ func (s *Simulation) someOffset(r *replica) wire.Offset {
 }
 
 // readFrom reads pieces of the stream at an offset and compares every frame in
-// them with the model.
-func (s *Simulation) readFrom(r *replica, offset wire.Offset, pieces int, fetch func(log.Position, int) ([]byte, log.Position, error)) {
+// them with the model. At damage it ends, and says where reading can go on.
+func (s *Simulation) readFrom(r *replica, offset wire.Offset, pieces int, fetch func(log.Position, int) ([]byte, log.Position, error)) (behind wire.Offset, damaged bool) {
 	h := &r.model.history
 	mark := r.log.Watermark()
 	at, base, err := r.log.Locate(offset)
 	if err != nil {
-		if !s.excused() && !r.gone(offset, err) {
+		if behind, damaged = s.refused(h, offset, err); !damaged && !s.excused() && !r.gone(offset, err) {
 			s.fail("%s: offset %d of [%d, %d) is not found: %v", h.name, offset, r.state.Start(), mark.Next, err)
 		}
-		return
+		return behind, damaged
 	}
 	next := base
 	var stream []byte
 	for range pieces {
 		before := r.log.Watermark()
-		piece, behind, err := fetch(at, 1+s.random.IntN(64<<10))
+		piece, after, err := fetch(at, 1+s.random.IntN(64<<10))
 		if err != nil {
-			if !s.excused() && !r.gone(next, err) {
+			if behind, damaged = s.refused(h, next, err); !damaged && !s.excused() && !r.gone(next, err) {
 				s.fail("%s: reading at %+v: %v", h.name, at, err)
 			}
-			return
+			return behind, damaged
 		}
-		ended := len(piece) == 0 && behind == at
-		stream, at = append(stream, piece...), behind
-		stream, next = s.frames(h, stream, next)
+		ended := len(piece) == 0 && after == at
+		stream, at = append(stream, piece...), after
+		if stream, next, damaged = s.frames(h, stream, next); damaged {
+			return s.report(r, next)
+		}
 		if !ended {
 			continue
 		}
@@ -75,6 +81,7 @@ func (s *Simulation) readFrom(r *replica, offset wire.Offset, pieces int, fetch 
 	if base > offset && offset < mark.Next {
 		s.fail("%s: reading from offset %d began at %d", h.name, offset, base)
 	}
+	return 0, false
 }
 
 // gone reports whether the error is right because the start has passed an offset.
@@ -83,8 +90,9 @@ func (r *replica) gone(offset wire.Offset, err error) bool {
 }
 
 // frames compares whole frames at the start of a stream, which begin at an offset,
-// with the model, and returns what is left of both.
-func (s *Simulation) frames(h *history, stream []byte, next wire.Offset) ([]byte, wire.Offset) {
+// with the model, and returns what is left of both. It ends at a body that is
+// damaged and ought to be.
+func (s *Simulation) frames(h *history, stream []byte, next wire.Offset) (rest []byte, at wire.Offset, damaged bool) {
 	for len(stream) >= wire.FrameHeaderSize {
 		f, err := wire.ParseFrameHeader(stream)
 		if err != nil {
@@ -98,6 +106,9 @@ func (s *Simulation) frames(h *history, stream []byte, next wire.Offset) ([]byte
 		if k == nil {
 			s.fail("%s: reading gave entry %d, which is not committed", h.name, f.Index)
 		}
+		if k.rotten && wire.Checksum(body) != f.BodyCRC {
+			return nil, next, true
+		}
 		if f.Kind != wire.KindRecords || f.BaseOffset != next || wire.Checksum(body) != f.BodyCRC {
 			s.fail("%s: reading offset %d gave %+v with body %08x", h.name, next, f, wire.Checksum(body))
 		}
@@ -108,7 +119,7 @@ func (s *Simulation) frames(h *history, stream []byte, next wire.Offset) ([]byte
 		next = f.NextOffset()
 		stream = stream[f.FrameSize():]
 	}
-	return stream, next
+	return stream, next, false
 }
 
 // copy fetches by ReadAt.

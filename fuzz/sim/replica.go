@@ -87,7 +87,7 @@ func (n *node) openReplica(d *cluster.Destination, p *cluster.Partition, mine *c
 	}
 	var err error
 	r.log, err = log.Open(log.Options{
-		Store: n.store, Dir: r.dir, PartitionID: p.ID, Incarnation: p.Incarnation, ReplicaID: mine.ID,
+		Store: n.store, Dir: r.dir, PartitionID: p.ID, Incarnation: p.LogIncarnation(), ReplicaID: mine.ID,
 		Existing: mine.State == cluster.ReplicaActive, RecoverFence: true, Sync: mode,
 		SegmentBytes: s.config.segmentBytes, TailBytes: s.config.tailBytes, Executor: r, Logger: s.trace.logger(),
 	})
@@ -96,6 +96,9 @@ func (n *node) openReplica(d *cluster.Destination, p *cluster.Partition, mine *c
 	}
 	if r.log.Uncertain() {
 		s.counts[Uncertain]++
+		if err := n.reform(r, d, p); err != nil {
+			return nil, errors.Join(err, r.log.Close(false))
+		}
 		r.log.SetCertain()
 	}
 	r.model.check(r.log)
