@@ -21,6 +21,7 @@ nightly: ## full counts: hours
 	go test -tags release ./server -run '^TestAttackers$$' -v -attack.full
 	go test ./server -run '^TestF12' -v -timeout 1h -full.runs 200
 	go test ./server -run '^TestF24' -v -attack.floods 100
+	go test ./server -run '^TestF23' -v -slow.consumers 1000
 	go test ./fuzz -run '^TestF24' -v -timeout 1h -fd.floods 100
 	go test ./fuzz -run '^TestSimulation' -v -timeout 8h -sim.duration 2h -sim.tries 0
 	go test ./fuzz -run '^TestFile' -v -timeout 1h -file.bytes 1073741824

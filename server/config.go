@@ -65,6 +65,7 @@ type Config struct {
 	clock        func() time.Time // nil: the machine's
 	stopPatience time.Duration
 	stallAfter   time.Duration
+	hoard        bool // see engineOptions
 }
 
 // minPendingBytes is the least that Config.PendingBytes may be: eight batches of

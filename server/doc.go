@@ -16,6 +16,10 @@
 // loop hands mapped slices of stored frames to the socket. Whoever moves the
 // watermark wakes the links that wait for it.
 //
+// What may wait for a disk runs on workers, to which each partition has a line with a
+// share of them (line.go, pool.go, reads.go). A disk that does not answer is noticed,
+// kept where it is and named (stall.go).
+//
 // broker.go keeps partitions in step with the metadata (metadata.go), timers.go
 // turns time into requests to owners, server.go starts and stops it all.
 package server

@@ -36,6 +36,8 @@ type engineOptions struct {
 	Logger      *slog.Logger
 	// descriptors overrides the process's descriptor limit in tests.
 	descriptors uint64
+	// hoard is a mutant: streams go on although the socket takes nothing.
+	hoard bool
 }
 
 // engine runs the event loops and the sessions on them.
@@ -53,6 +55,7 @@ type engine struct {
 	options  []gnet.Option
 
 	topology     atomic.Uint64 // version of the metadata that was announced last
+	hoard        bool          // see engineOptions
 	sessionReads int           // blocking reads that one session may have at work
 
 	address string
@@ -112,6 +115,7 @@ func newEngine(o engineOptions) (*engine, error) {
 	}
 	e := &engine{
 		backend: o.Backend, limits: limits, logger: o.Logger, start: time.Now(),
+		hoard:        o.hoard,
 		sessionReads: max(1, cmp.Or(o.ReadWorkers, defaultReadWorkers)/sessionReadShare),
 		started:      make(chan struct{}), stopped: make(chan struct{}),
 		yield: make(chan *loop, maxLoops), quit: make(chan struct{}),

@@ -89,6 +89,7 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 	}()
 	s.engine, err = newEngine(engineOptions{
 		Backend: s.broker, Dir: cfg.DataDir, Loops: cfg.EventLoops, Limits: cfg.Limits, ReadWorkers: cfg.ReadWorkers, Logger: cfg.Logger,
+		hoard: cfg.hoard,
 	})
 	if err != nil {
 		return err

@@ -305,7 +305,7 @@ func (s *session) pump() int {
 	if s.phase != phaseOpen || len(s.active) == 0 {
 		return 0
 	}
-	if !s.drained() || s.awaiting.Load() {
+	if (!s.drained() || s.awaiting.Load()) && !s.engine.hoard {
 		return 0 // the next turn comes when the socket takes more
 	}
 	g := &s.loop.gather
