@@ -42,7 +42,7 @@ func TestF25_Catches_AViewThatIsReleasedEarly(t *testing.T) {
 	if !invariants.Enabled {
 		t.Skip("release builds neither poison nor reserve what is released")
 	}
-	r := &race{fs: vfs.OS(), dir: t.TempDir() + "/data", fetches: 500_000, early: true}
+	r := &race{fs: vfs.OS(), dir: t.TempDir() + "/data", fetches: 1e7, early: true}
 	err := r.run(t)
 	require.Error(t, err)
 	t.Logf("caught after %d fetches: %v", r.fetched.Load(), err)
@@ -55,7 +55,7 @@ func TestF25_Catches_AMapThatGoesUnderItsReaders(t *testing.T) {
 		t.Skip("release builds do not reserve what is unmapped")
 	}
 	disk := &hastyDisk{FS: vfs.OS(), unmap: true}
-	r := &race{fs: disk, dir: t.TempDir() + "/data", fetches: 500_000}
+	r := &race{fs: disk, dir: t.TempDir() + "/data", fetches: 1e7}
 	err := r.run(t)
 	require.ErrorContains(t, err, "fault")
 	t.Logf("caught after %d fetches: %v", r.fetched.Load(), err)
@@ -65,7 +65,7 @@ func TestF25_Catches_AMapThatGoesUnderItsReaders(t *testing.T) {
 // bytes of others.
 func TestF25_Catches_AFileThatIsUsedAgainUnderItsReaders(t *testing.T) {
 	disk := &hastyDisk{FS: vfs.OS(), reuse: true}
-	r := &race{fs: disk, dir: t.TempDir() + "/data", fetches: 500_000}
+	r := &race{fs: disk, dir: t.TempDir() + "/data", fetches: 1e7}
 	err := r.run(t)
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), "fault")
@@ -75,51 +75,59 @@ func TestF25_Catches_AFileThatIsUsedAgainUnderItsReaders(t *testing.T) {
 // hastyDisk does not wait for the readers of a segment.
 type hastyDisk struct {
 	vfs.FS
-	unmap bool // the map goes when the name of the file does
+	unmap bool // its maps go when the name of a file does
 	reuse bool // another log writes into the file when its name goes
 
-	mu   sync.Mutex
-	maps map[string][]vfs.Mapping // by name
+	mu    sync.Mutex
+	files []*hastyFile
 }
 
-func (d *hastyDisk) Open(name string) (vfs.File, error) {
-	f, err := d.FS.Open(name)
+// wrap keeps a file that was opened.
+func (d *hastyDisk) wrap(f vfs.File, name string, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &hastyFile{f, d, name}, nil
-}
-
-func (d *hastyDisk) OpenReadOnly(name string) (vfs.File, error) {
-	f, err := d.FS.OpenReadOnly(name)
-	if err != nil {
-		return nil, err
-	}
-	return &hastyFile{f, d, name}, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.files = append(d.files, &hastyFile{File: f, disk: d, name: name})
+	return d.files[len(d.files)-1], nil
 }
 
 func (d *hastyDisk) Create(name string) (vfs.File, error) {
 	f, err := d.FS.Create(name)
-	if err != nil {
-		return nil, err
+	return d.wrap(f, name, err)
+}
+
+func (d *hastyDisk) Open(name string) (vfs.File, error) {
+	f, err := d.FS.Open(name)
+	return d.wrap(f, name, err)
+}
+
+func (d *hastyDisk) Rename(from, to string) error {
+	d.mu.Lock()
+	for _, f := range d.files {
+		if f.name == from {
+			f.name = to
+		}
 	}
-	return &hastyFile{f, d, name}, nil
+	d.mu.Unlock()
+	return d.FS.Rename(from, to)
 }
 
 func (d *hastyDisk) Remove(name string) error {
-	if strings.HasSuffix(name, ".segment") {
-		d.mu.Lock()
-		maps := d.maps[name]
-		delete(d.maps, name)
-		d.mu.Unlock()
-		if d.unmap {
-			for _, m := range maps {
-				_ = m.Unmap()
-			}
-		}
-		if f, err := d.FS.Open(name); err == nil && d.reuse {
+	if d.reuse && strings.HasSuffix(name, ".segment") {
+		if f, err := d.FS.Open(name); err == nil {
 			_, _ = f.WriteAt(make([]byte, 20_000), 0)
 			_ = f.Close()
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.files {
+		if f.name == name && d.unmap {
+			for _, m := range f.maps {
+				_ = m.Unmap()
+			}
 		}
 	}
 	return d.FS.Remove(name)
@@ -128,23 +136,20 @@ func (d *hastyDisk) Remove(name string) error {
 type hastyFile struct {
 	vfs.File
 	disk *hastyDisk
-	name string
+	name string // under disk.mu
+	maps []vfs.Mapping
 }
 
 // Map keeps the mapping of the file; the segment may unmap it again.
 func (f *hastyFile) Map(n int64) (vfs.Mapping, error) {
 	m, err := f.File.Map(n)
-	if err != nil || !f.disk.unmap {
-		return m, err
+	if err != nil {
+		return nil, err
 	}
-	once := &mappingOnce{Mapping: m}
 	f.disk.mu.Lock()
 	defer f.disk.mu.Unlock()
-	if f.disk.maps == nil {
-		f.disk.maps = map[string][]vfs.Mapping{}
-	}
-	f.disk.maps[f.name] = append(f.disk.maps[f.name], once)
-	return once, nil
+	f.maps = append(f.maps, &mappingOnce{Mapping: m})
+	return f.maps[len(f.maps)-1], nil
 }
 
 // mappingOnce is unmapped by whoever comes first.
@@ -377,11 +382,13 @@ func (r *race) view(stream []byte, p Position) ([]byte, Position, error) {
 	} else {
 		defer v.Release()
 	}
-	if len(slices) > 0 && r.views.Add(1)%500 == 0 {
-		// The files of a drop are removed before the next one.
-		for range 3 {
-			for first := r.oldest(); r.oldest() == first && !r.stop.Load(); {
-				time.Sleep(50 * time.Microsecond)
+	if len(slices) > 0 && r.views.Add(1)%101 == 0 {
+		// What a drop lets go is removed before the next drop.
+		dropped := next.Segment + 1
+		for r.oldest() < dropped && !r.stop.Load() {
+			time.Sleep(50 * time.Microsecond)
+			if dropped == next.Segment+1 && r.oldest() >= dropped {
+				dropped = r.oldest() + 1
 			}
 		}
 	}
