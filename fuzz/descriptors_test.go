@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -88,7 +87,6 @@ func fewDescriptors(t testing.TB, reserve, floods int, patience time.Duration) {
 	child := exec.Command(os.Args[0], "-test.run=^TestF24Broker$")
 	child.Env = append(os.Environ(), fdReserve+"="+strconv.Itoa(reserve), fdData+"="+t.TempDir())
 	child.Stderr = said
-	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdin, err := child.StdinPipe()
 	require.NoError(t, err)
 	stdout, err := child.StdoutPipe()
