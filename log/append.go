@@ -3,6 +3,7 @@ package log
 import (
 	"fmt"
 
+	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/segment"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -127,7 +128,13 @@ func (l *Log) encode(link segment.Link, entries []Entry) error {
 		default:
 			return fmt.Errorf("log %s: entry %d: %w: kind %d", l.o.Dir, e.Index, wire.ErrEntry, e.Kind)
 		}
-		h.BodyLength, h.BodyCRC = uint32(len(body)), wire.Checksum(body)
+		h.BodyLength, h.BodyCRC = uint32(len(body)), e.BodyCRC
+		if !e.Summed || invariants.Enabled {
+			h.BodyCRC = wire.Checksum(body)
+		}
+		if e.Summed && h.BodyCRC != e.BodyCRC {
+			panic(fmt.Sprintf("log %s: entry %d: the CRC of the body is %08x, not %08x as whoever appends it says", l.o.Dir, e.Index, h.BodyCRC, e.BodyCRC))
+		}
 		// Encoding sets the header CRC, which the next header needs.
 		h.Encode(l.headers[i*wire.FrameHeaderSize:][:wire.FrameHeaderSize])
 		l.frames = append(l.frames, h)
@@ -234,6 +241,7 @@ func (l *Log) write(entries []Entry, base int) error {
 		l.places.push(place{link: segment.After(h), seg: seg, end: pos, maxTimeMs: seg.MaxTimeMs()})
 		l.runs.add(h.Index, h.Term)
 		l.tail.push(entries[i])
+		l.tail.back().BodyCRC, l.tail.back().Summed = h.BodyCRC, true
 		l.tailBytes += int64(len(entries[i].Data))
 	}
 	l.written.Store(seg.Start() + seg.End())
@@ -353,6 +361,7 @@ func (l *Log) truncate(at *place) (zeroTo int64) {
 	l.runs.truncate(first)
 	for l.tail.len() > 0 && l.tail.back().Index >= first {
 		l.tailBytes -= int64(len(l.tail.back().Data))
+		l.leaving.push(*l.tail.back())
 		l.tail.truncate(l.tail.len() - 1)
 	}
 	l.synced, l.settled = min(l.synced, at.link.Index), min(l.settled, at.link.Index)

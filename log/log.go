@@ -124,6 +124,13 @@ type Entry struct {
 	Term  wire.Term
 	Kind  wire.Kind
 	Data  []byte
+	// BodyCRC is the CRC32C of the body, without the prefix, if Summed is set: whoever
+	// appends may have verified it already. The log sets both.
+	BodyCRC uint32
+	Summed  bool
+	// Pin, if there is one, says who else reads Data. Release does not give the data
+	// back before nobody does.
+	Pin *Pin
 }
 
 // HardState is what Raft must not forget. Vote is a replica ID, 0 for none.
@@ -194,6 +201,7 @@ type Log struct {
 	runs         terms        // of [startLink.Index, last], the first run may start earlier
 	tail         deque[Entry] // consecutive entries kept by reference
 	tailBytes    int64
+	leaving      deque[Entry] // out of the tail, but somebody may still read them, or they were taken back
 
 	active     *segment.Segment // last of segments, nil if there is none
 	activeFile *segment.FileRef // nil while the log sleeps
@@ -557,16 +565,49 @@ func (l *Log) Tail(lo, hi wire.Index, maxBytes uint64) ([]Entry, bool) {
 // TailBytes is the entry data in the in-memory tail.
 func (l *Log) TailBytes() int64 { return l.tailBytes }
 
+// InTail returns an entry of the in-memory tail, of which the caller may not keep
+// the pointer.
+func (l *Log) InTail(i wire.Index) (*Entry, bool) {
+	if l.tail.len() == 0 || i < l.tail.at(0).Index || i > l.tail.back().Index {
+		return nil, false
+	}
+	return l.tail.at(int(i - l.tail.at(0).Index)), true
+}
+
+// Chain is the header CRC of an entry, or of what stands before the first one. It is
+// false for an entry whose place is no longer in memory.
+func (l *Log) Chain(i wire.Index) (uint32, bool) {
+	if i == l.startLink.Index {
+		return l.startLink.Chain, true
+	}
+	p, ok := l.place(i)
+	if !ok {
+		return 0, false
+	}
+	return p.link.Chain, true
+}
+
 // Release takes entries up to upto out of the in-memory tail and hands their data
-// to recycle, which may be nil.
+// to recycle, which may be nil: that of entries with a Pin by the first call at
+// which nobody holds it, and then also that of entries which Append took back.
 func (l *Log) Release(upto wire.Index, recycle func(data []byte)) {
 	for l.tail.len() > 0 && l.tail.at(0).Index <= upto {
-		data := l.tail.at(0).Data
-		l.tailBytes -= int64(len(data))
-		l.tail.popFront()
-		if recycle != nil {
-			recycle(data)
+		e := l.tail.at(0)
+		l.tailBytes -= int64(len(e.Data))
+		switch {
+		case recycle == nil:
+		case e.Pin.Held() || l.leaving.len() > 0:
+			l.leaving.push(*e)
+		default:
+			recycle(e.Data)
 		}
+		l.tail.popFront()
+	}
+	for l.leaving.len() > 0 && !l.leaving.at(0).Pin.Held() {
+		if recycle != nil {
+			recycle(l.leaving.at(0).Data)
+		}
+		l.leaving.popFront()
 	}
 }
 

@@ -761,7 +761,9 @@ func (r *recovery) finish() error {
 	base := l.places.at(0)
 	l.watermark.Store(&Watermark{Next: base.link.Next, Index: base.link.Index, Position: base.position()})
 
-	l.hs = HardState{Term: max(r.slot.term, r.link.Term), Commit: max(min(r.slot.commit, last), base.link.Index)}
+	// What a mark calls durable was committed too, and the slot may lag far behind.
+	known := max(r.slot.commit, r.limit)
+	l.hs = HardState{Term: max(r.slot.term, r.link.Term), Commit: max(min(known, last), base.link.Index)}
 	if r.slot.term == l.hs.Term {
 		l.hs.Vote = r.slot.vote
 	}

@@ -16,5 +16,5 @@ func (p *Pin) Free() {
 	}
 }
 
-// Held reports whether anybody reads.
-func (p *Pin) Held() bool { return p.n.Load() > 0 }
+// Held reports whether anybody reads. Nobody reads without a pin.
+func (p *Pin) Held() bool { return p != nil && p.n.Load() > 0 }
