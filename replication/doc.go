@@ -20,4 +20,19 @@
 // voter campaigns once when it is opened and stays leader. What its log holds is
 // by definition committed, so recovery replays all of it before the node
 // starts.
+//
+// With several members there is a Transport for what raft wants to send and an
+// Inbox for what other nodes have for this replica; a turn empties the inbox, and
+// ticks are counted outside. Three rules make it safe. A message of another replica
+// is checked before raft sees it, because raft trusts what it is told (receive.go).
+// A leader writes its own frames before it sends the entries, so it sends their
+// checksums and never more than it has room for; promises of a follower wait for
+// its disk, as those of the leader to itself do. And the data of an entry is pinned
+// while a message refers to it, so that buffers are used again only when nobody
+// reads them (send.go, log.Pin).
+//
+// A follower that lags further than memory reaches is fed by reads of a worker
+// (feed.go). What is committed at a restart is told by the configuration, while
+// this replica is the only voter, and by the durable marks of the log otherwise
+// (replay.go).
 package replication

@@ -77,15 +77,15 @@ type StateMachine interface {
 type Config struct {
 	// ReplicaID is this replica's ID: never 0, never reused (RULES R10).
 	ReplicaID uint64
-	// Voters is the configuration a new partition starts with; ignored once a
-	// checkpoint holds one.
+	// Voters is the configuration that the group was founded with, also for a replica
+	// that was added later: the log says what changed since. Ignored once a checkpoint
+	// holds a configuration.
 	Voters []uint64
 	Log    *log.Log
 	State  StateMachine
 
 	// What follows is for groups with several members; the zero values are right for
-	// a group that is alone. Voters is nil then if the replica was added to a group
-	// that exists: it waits for the leader.
+	// a group that is alone.
 
 	// Meta says that this is the metadata group, whose replica IDs are its own.
 	Meta bool
@@ -123,6 +123,7 @@ type Group struct {
 	id              uint64
 	node            *raft.RawNode
 	log             *log.Log
+	storage         *storage
 	state           StateMachine
 	confState       raftpb.ConfState
 	checkpointBytes int64
@@ -147,6 +148,29 @@ type Group struct {
 	scratch []log.Entry
 	recycle func(data []byte)
 	fenced  error
+
+	// What follows is of groups with several members, see Config.
+	meta      bool
+	peers     map[uint64]uint32
+	nodeID    uint32
+	boot      uint32
+	transport Transport
+	inbox     *Inbox
+	fetch     func(node uint32, offer SnapshotOffer)
+	rand      func(n int) int
+	waiting   bool // Config.Waiting
+	uncertain bool // Config.HoldVotes
+	bootTerm  wire.Term
+	queue     []Message // taken from the inbox and not stepped yet, oldest first
+	sums      []bodySum // of the entries received last
+	drops     [dropReasons]uint64
+	// hurry counts the ticks to a campaign because the leader's node is dead, 0: none.
+	hurry int
+	// proposedConf is the last configuration entry that was proposed here.
+	proposedConf wire.Index
+	confIndex    wire.Index // of the last applied one
+	// Mutants: entries without pins, promises that are sent before the disk has them.
+	noPins, hasty bool
 }
 
 type pendingAppend struct {
@@ -175,6 +199,23 @@ func Open(cfg Config) (_ *Group, err error) {
 		confState:       raftpb.ConfState{Voters: cfg.Voters},
 		checkpointBytes: cfg.CheckpointBytes,
 		logger:          cfg.Logger,
+		meta:            cfg.Meta,
+		peers:           cfg.Peers,
+		nodeID:          cfg.Node,
+		boot:            cfg.Boot,
+		transport:       cfg.Transport,
+		inbox:           cfg.Inbox,
+		fetch:           cfg.Fetch,
+		rand:            cfg.Rand,
+		waiting:         cfg.Waiting,
+		uncertain:       cfg.HoldVotes,
+	}
+	if len(cfg.Voters) == 0 && cfg.Log.Checkpoint() == nil {
+		return nil, errors.New("replication: the founding configuration is missing")
+	}
+	g.storage = &storage{log: cfg.Log}
+	if cfg.Transport != nil {
+		g.storage.feed = newFeeding(cfg.Feed)
 	}
 	defer func() {
 		if r := recover(); r != nil {
@@ -194,24 +235,22 @@ func Open(cfg Config) (_ *Group, err error) {
 		g.applied, g.appliedTerm = cp.Applied, cp.Term
 		g.appliedOffset, g.appliedTimeMs = cp.NextOffset, cp.AppendTimeMs
 	}
-	if g.soleVoter() {
-		// What the only voter holds durably is what a quorum holds.
-		hard.Commit = cfg.Log.LastIndex()
-		if term, ok := cfg.Log.Term(hard.Commit); ok && hard.Term < term {
-			hard.Term = term
-		}
-	}
 	if hard.Term > MaxTerm {
 		return nil, fmt.Errorf("hard state: %d: %w", hard.Term, ErrTerm)
 	}
-	if err := g.replay(hard.Commit); err != nil {
+	if hard.Commit, err = g.replay(hard.Commit); err != nil {
 		return nil, err
 	}
+	if err := cfg.Log.LoadTail(hard.Commit + 1); err != nil {
+		return nil, err
+	}
+	g.bootTerm = hard.Term
+	g.storage.hard, g.storage.confState = hard, g.confState
 	node, err := raft.NewRawNode(&raft.Config{
 		ID:                        cfg.ReplicaID,
 		ElectionTick:              electionTicks,
 		HeartbeatTick:             heartbeatTicks,
-		Storage:                   &storage{log: cfg.Log, hard: hard, confState: g.confState},
+		Storage:                   g.storage,
 		Applied:                   uint64(g.applied),
 		AsyncStorageWrites:        true,
 		MaxSizePerMsg:             MaxMessageBytes,
@@ -240,49 +279,6 @@ func (g *Group) soleVoter() bool {
 	c := &g.confState
 	return len(c.Voters) == 1 && c.Voters[0] == g.id && len(c.VotersOutgoing) == 0
 }
-
-// replay applies (applied, commit] from the disk before the node exists.
-// Afterwards Config.Applied tells raft that they are done.
-func (g *Group) replay(commit wire.Index) error {
-	if commit <= g.applied {
-		return nil
-	}
-	err := g.log.Replay(g.applied+1, func(h wire.FrameHeader, body []byte) error {
-		if h.Index > commit {
-			return errReplayed
-		}
-		if h.Kind == wire.KindConfiguration {
-			return fmt.Errorf("index %d: membership changes cannot be replayed before raft starts", h.Index)
-		}
-		damaged := body == nil && h.BodyLength > 0
-		if damaged && h.Kind != wire.KindRecords {
-			// What a command did to the state cannot be left out.
-			return fmt.Errorf("index %d: %w: the body of a %v entry above the newest checkpoint is damaged; restore the file %s",
-				h.Index, log.ErrCorrupt, h.Kind, g.damagedFile(h.Index))
-		}
-		g.applyEntry(Entry{
-			Index: h.Index, Term: h.Term, Kind: h.Kind, RecordCount: h.RecordCount,
-			BaseOffset: h.BaseOffset, AppendTimeMs: h.AppendTimeMs, Body: body, Damaged: damaged,
-		})
-		return nil
-	})
-	if err != nil && !errors.Is(err, errReplayed) {
-		return fmt.Errorf("replay from index %d: %w", g.applied+1, err)
-	}
-	return nil
-}
-
-// damagedFile names where an entry lies that is known to be damaged.
-func (g *Group) damagedFile(i wire.Index) string {
-	for _, d := range g.log.Damage() {
-		if d.FirstIndex <= i && i <= d.LastIndex {
-			return fmt.Sprintf("%s (position %d)", d.File, d.Position)
-		}
-	}
-	return "of that entry"
-}
-
-var errReplayed = errors.New("replayed")
 
 // OnRelease names the function that gets each entry's data back once nothing
 // refers to it any more. Without one the buffers are left to the collector.
@@ -364,66 +360,16 @@ func (g *Group) Reserve(n int64) error { return g.log.Reserve(n, false) }
 // Unless it is log.ErrNotReady, a Turn after log.Store.RefreshSpace tries again.
 func (g *Group) Stalled() error { return g.noRoom }
 
-// Turn carries on with whatever inputs have arrived: finished syncs first.
+// Turn carries on with whatever inputs have arrived: finished syncs first, then
+// what the inbox holds.
 func (g *Group) Turn() {
 	if g.fenced == nil {
-		g.guard(g.advance)
-	}
-}
-
-// Tick is the passing of n times 100 ms for groups with other members.
-func (g *Group) Tick(n int) {
-	if g.fenced == nil && !g.soleVoter() {
 		g.guard(func() {
-			for range n {
-				g.node.Tick()
-			}
+			g.collect()
 			g.advance()
 		})
 	}
 }
-
-// Admit ends Config.Waiting: the replica takes part. With campaign it begins with
-// an election, which the preferred leader of a new partition does.
-func (g *Group) Admit(campaign bool) {}
-
-// SetPeers replaces the nodes of the other replicas.
-func (g *Group) SetPeers(peers map[uint64]uint32) {}
-
-// Lead is the replica that leads as far as this one knows, 0 if it knows of none,
-// and the term it knows.
-func (g *Group) Lead() (replica uint64, term wire.Term) { return 0, 0 }
-
-// Paused says that nothing may be proposed or answered for the moment although the
-// replica leads: leadership is being handed over, or has to be confirmed.
-func (g *Group) Paused() bool { return false }
-
-// Holders is how many voters are known to hold the entry at i stably, this replica
-// included.
-func (g *Group) Holders(i wire.Index) int { return 1 }
-
-// Transfer hands leadership to another voter, 0 for the best one. It is for the
-// leader; whether it succeeds shows in Lead.
-func (g *Group) Transfer(to uint64) error { return ErrNotLeading }
-
-// Reconfigure proposes a change of the configuration, one at a time. It is for the
-// leader; the outcome shows in Members.
-func (g *Group) Reconfigure(c Membership) error { return ErrNotLeading }
-
-// Members is the configuration.
-func (g *Group) Members() Members { return Members{} }
-
-// ReadIndex calls done, in a later turn, with an index that covers all that was
-// committed when it was called, once this replica has applied it and was the
-// leader all the time. It is for the leader.
-func (g *Group) ReadIndex(done func(i wire.Index, err error)) { done(0, ErrNotLeading) }
-
-// Ready reports whether the state machine is at or above the start of the log and
-// everything below it that a checkpoint covers is known to be committed (RULES R1).
-func (g *Group) Ready() bool { return true }
-
-// Quiet reports whether the group needs no ticks.
-func (g *Group) Quiet() bool { return true }
 
 // Checkpoint writes the state as of the last applied entry beside the log. The
 // work that may block happens in a job of the log.
@@ -477,7 +423,8 @@ func (g *Group) fence(err error) {
 	}
 }
 
-// advance steps what has become durable and handles every Ready until raft is quiet.
+// advance steps what has become durable and what other members have sent, and
+// handles every Ready until raft is quiet.
 func (g *Group) advance() {
 	for {
 		if err := g.log.Err(); err != nil {
@@ -485,24 +432,60 @@ func (g *Group) advance() {
 			return
 		}
 		g.stepDurable()
-		if len(g.held) == 0 {
-			if !g.node.HasReady() {
-				break
-			}
-			rd := g.node.Ready()
-			if rd.SoftState != nil && rd.RaftState != raft.StateLeader {
-				g.leading = false
-			}
-			g.held = rd.Messages
-		}
-		if !g.handle() {
+		received := g.receive()
+		// A group with other members goes on to talk to them while the log has no room.
+		if (len(g.held) == 0 || g.transport != nil) && g.node.HasReady() {
+			g.accept(g.node.Ready())
+		} else if len(g.held) == 0 && !received {
 			break
 		}
+		if g.fenced != nil || !g.handle() {
+			break
+		}
+	}
+	if g.transport != nil && g.fenced == nil {
+		g.feedFollowers()
 	}
 	if len(g.appends) > 0 {
 		g.log.Sync()
 	}
 	g.checkpointIfDue()
+}
+
+// accept takes over what raft asks for. What is written here goes before what is
+// sent about it: then the sender knows the checksums, and one without room for an
+// entry does not spread it. Everything else goes out at once; raft wants order
+// between the messages to storage only.
+func (g *Group) accept(rd raft.Ready) {
+	g.look()
+	if g.transport == nil {
+		g.held = rd.Messages
+		return
+	}
+	for i := range rd.Messages {
+		switch m := &rd.Messages[i]; m.Type {
+		case raftpb.MsgStorageAppend:
+			g.held = append(g.held, *m)
+		case raftpb.MsgApp, raftpb.MsgSnap, raftpb.MsgStorageApply:
+		default:
+			g.send(m)
+		}
+	}
+	for i := range rd.Messages {
+		switch m := &rd.Messages[i]; m.Type {
+		case raftpb.MsgApp, raftpb.MsgSnap, raftpb.MsgStorageApply:
+			g.held = append(g.held, *m)
+		}
+	}
+}
+
+// look notices that this replica leads no longer. Leadership may be lost and won
+// again between two Readys, so the term counts.
+func (g *Group) look() {
+	if g.leading {
+		status := g.node.BasicStatus()
+		g.leading = status.RaftState == raft.StateLeader && wire.Term(status.Term) == g.leadTerm
+	}
 }
 
 // checkpointIfDue asks for a checkpoint when enough was written since the last
@@ -538,7 +521,7 @@ func (g *Group) handle() bool {
 		case raftpb.MsgStorageApply:
 			g.apply(m)
 		default:
-			// A group with one voter has nobody to talk to.
+			g.send(m)
 		}
 		g.held = g.held[1:]
 	}
@@ -561,8 +544,10 @@ func (g *Group) stepDurable() {
 }
 
 func (g *Group) step(messages []raftpb.Message) {
-	for _, m := range messages {
+	for i := range messages {
+		m := messages[i]
 		if m.To != g.id {
+			g.send(&m)
 			continue
 		}
 		if err := g.node.Step(m); err != nil {
@@ -585,12 +570,18 @@ func (g *Group) append(m *raftpb.Message) error {
 			if err != nil {
 				return err
 			}
+			g.summed(&e)
 			g.scratch = append(g.scratch, e)
 		}
+		g.pin()
 	}
 	if m.Term != 0 || m.Vote != 0 || m.Commit != 0 {
 		old := g.log.HardState()
 		hard := log.HardState{Term: wire.Term(m.Term), Vote: m.Vote, Commit: wire.Index(m.Commit)}
+		if len(m.Entries) > 0 {
+			// The term comes before the entries, a commit that covers them after.
+			hard.Commit = min(hard.Commit, wire.Index(m.Entries[0].Index-1))
+		}
 		if hard != old {
 			g.log.SetHardState(hard, hard.Term != old.Term || hard.Vote != old.Vote)
 		}
@@ -599,11 +590,30 @@ func (g *Group) append(m *raftpb.Message) error {
 		if err := g.write(); err != nil {
 			return err
 		}
+		if hard := g.log.HardState(); wire.Index(m.Commit) > hard.Commit {
+			hard.Commit = wire.Index(m.Commit)
+			g.log.SetHardState(hard, false)
+		}
+	}
+	if g.hasty {
+		g.step(m.Responses)
+		return nil
 	}
 	if len(m.Responses) > 0 {
 		g.appends = append(g.appends, pendingAppend{ticket: g.log.Ticket(), responses: m.Responses})
 	}
 	return nil
+}
+
+// pin prepares the entries in scratch for being read by messages.
+func (g *Group) pin() {
+	if g.transport == nil || g.noPins {
+		return
+	}
+	pins := make([]log.Pin, len(g.scratch))
+	for i := range g.scratch {
+		g.scratch[i].Pin = &pins[i]
+	}
 }
 
 // write appends the entries in scratch. Usually whoever proposed them has asked
@@ -641,7 +651,7 @@ func logEntry(e *raftpb.Entry) (log.Entry, error) {
 	return out, nil
 }
 
-func raftEntry(e log.Entry) raftpb.Entry {
+func raftEntry(e *log.Entry) raftpb.Entry {
 	out := raftpb.Entry{Index: uint64(e.Index), Term: uint64(e.Term), Data: e.Data}
 	if e.Kind == wire.KindConfiguration {
 		out.Type = raftpb.EntryConfChangeV2
@@ -667,6 +677,7 @@ func (g *Group) apply(m *raftpb.Message) {
 				panic(fmt.Sprintf("replication: committed membership change %d does not decode: %v", e.Index, err))
 			}
 			g.confState = *g.node.ApplyConfChange(change)
+			g.confIndex = entry.Index
 		case len(e.Data) > 0:
 			var err error
 			entry.Kind, entry.RecordCount, entry.AppendTimeMs, entry.Body, err = wire.ParseEntryPrefix(e.Data)
@@ -682,8 +693,17 @@ func (g *Group) apply(m *raftpb.Message) {
 		g.leading = status.RaftState == raft.StateLeader && uint64(g.appliedTerm) == status.Term
 		g.leadTerm = g.appliedTerm
 	}
-	g.log.Release(g.applied, g.recycle)
+	if g.uncertain && g.appliedTerm > g.bootTerm {
+		// Whoever leads a later term than the one in which something may have been lost
+		// counts on nothing that was acknowledged before: what it has committed is here.
+		g.uncertain = false
+		g.log.SetCertain()
+	}
+	g.release()
 }
+
+// release gives up the memory of entries that nobody here needs any more.
+func (g *Group) release() { g.log.Release(g.kept(), g.recycle) }
 
 func (g *Group) applyEntry(e Entry) {
 	if e.Index != g.applied+1 {

@@ -19,20 +19,25 @@ const (
 	InboxBeats = 1024
 )
 
+// contents is what an inbox holds.
+type contents struct {
+	messages []Message
+	beats    []Heartbeat
+	events   []PeerEvent
+	fed      []Fed
+	fetched  []Fetched
+}
+
 // Inbox is what other goroutines have for a group until its next turn. Whoever
 // puts something in gives the group a turn afterwards. All Put methods may be
 // called on any goroutine and do not block.
 type Inbox struct {
 	buffers Buffers
 
-	mu       sync.Mutex
-	messages []Message
-	bytes    int64
-	beats    []Heartbeat
-	events   []PeerEvent
-	fed      []Fed
-	fetched  []Fetched
-	dropped  uint64
+	mu sync.Mutex
+	contents
+	bytes   int64 // of the data of messages
+	dropped uint64
 }
 
 // Fed is the result of a Feed's read for the follower To.
@@ -186,4 +191,14 @@ func (b *Inbox) Dropped() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.dropped
+}
+
+// take empties the inbox.
+func (b *Inbox) take() contents {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.contents
+	b.contents = contents{}
+	b.bytes = 0
+	return c
 }

@@ -1,0 +1,231 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/tracker"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// ErrNoTransferee is returned by Transfer if no other voter is fit to lead.
+var ErrNoTransferee = errors.New("no other voter can take over")
+
+// alone says that the group has no other member: nobody to tick for.
+func (g *Group) alone() bool {
+	c := &g.confState
+	return g.soleVoter() && len(c.Learners) == 0 && len(c.LearnersNext) == 0
+}
+
+// Tick is the passing of n times 100 ms for groups with other members.
+func (g *Group) Tick(n int) {
+	if g.fenced != nil || g.transport == nil || g.alone() || g.waiting {
+		return
+	}
+	g.guard(func() {
+		for range n {
+			g.tick()
+		}
+		g.advance()
+	})
+}
+
+func (g *Group) tick() {
+	g.ageFeeds()
+	g.release()
+	status := g.node.BasicStatus()
+	if status.RaftState != raft.StateLeader {
+		// An election would need a vote of its own, and time is what begins one.
+		if g.uncertain || !g.Ready() {
+			return
+		}
+		if g.hurry > 0 {
+			g.hurry--
+			if g.hurry == 0 && status.Lead == raft.None {
+				g.campaign()
+			}
+		}
+	}
+	g.node.Tick()
+	g.look()
+}
+
+func (g *Group) campaign() {
+	if err := g.node.Campaign(); err != nil {
+		g.logger.Warn("campaign refused", "replica", g.id, "err", err)
+	}
+}
+
+// Admit ends Config.Waiting: the replica takes part. With campaign it begins with
+// an election if its log is empty, which the preferred leader of a new partition
+// does.
+func (g *Group) Admit(campaign bool) {
+	if !g.waiting {
+		return
+	}
+	g.waiting = false
+	if campaign && g.log.LastIndex() == 0 {
+		g.Campaign()
+	}
+}
+
+// Waiting reports whether the replica does not take part before Admit.
+func (g *Group) Waiting() bool { return g.waiting }
+
+// SetPeers replaces the nodes of the other replicas. The group keeps the map, which
+// must not change any more.
+func (g *Group) SetPeers(peers map[uint64]uint32) { g.peers = peers }
+
+// event takes notice of what happened to another node.
+func (g *Group) event(e PeerEvent) {
+	status := g.node.BasicStatus()
+	switch e.Kind {
+	case PeerUnreachable, PeerDown:
+		for _, id := range g.replicasOn(e.Node) {
+			g.node.ReportUnreachable(id)
+			g.snapshotLost(id)
+		}
+		if e.Kind == PeerDown && status.Lead != raft.None && g.peers[status.Lead] == e.Node && status.RaftState == raft.StateFollower {
+			g.leaderDied(status.Lead, e.Refused)
+		}
+	case PeerUp, PeerResumed:
+	}
+}
+
+// replicasOn lists the replicas of a node in order.
+func (g *Group) replicasOn(node uint32) (ids []uint64) {
+	for id, n := range g.peers {
+		if n == node {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// leaderDied forgets a leader whose node is down, so that others may be voted for at
+// once (RULES R9). If it is dead for certain, the voters that are left campaign one
+// after the other, a tick apart, until one has won.
+func (g *Group) leaderDied(leader uint64, certain bool) {
+	if err := g.node.ForgetLeader(); err != nil {
+		g.logger.Warn("a dead leader is not forgotten", "replica", g.id, "leader", leader, "err", err)
+	}
+	if !certain || g.uncertain || !g.Ready() {
+		return
+	}
+	rank := 0
+	for _, id := range g.confState.Voters {
+		if id != leader && id < g.id {
+			rank++
+		}
+	}
+	switch {
+	case !slices.Contains(g.confState.Voters, g.id):
+	case rank == 0:
+		g.campaign()
+	default:
+		g.hurry = rank + 1 // a whole tick at least
+	}
+}
+
+// Lead is the replica that leads as far as this one knows, 0 if it knows of none,
+// and the term it knows. A leader may be named before it takes proposals.
+func (g *Group) Lead() (replica uint64, term wire.Term) {
+	if g.fenced != nil {
+		return 0, 0
+	}
+	status := g.node.BasicStatus()
+	return status.Lead, wire.Term(status.Term)
+}
+
+// Paused says that nothing may be proposed or answered for the moment although the
+// replica leads: leadership is being handed over, or has to be confirmed.
+func (g *Group) Paused() bool {
+	return g.transport != nil && g.node.BasicStatus().LeadTransferee != raft.None
+}
+
+// Holders is how many voters are known to hold the entry at i stably, this replica
+// included. It is for the leader.
+func (g *Group) Holders(i wire.Index) int {
+	if g.transport == nil || len(g.confState.Voters) == 1 && len(g.confState.VotersOutgoing) == 0 {
+		return 1
+	}
+	n := 0
+	g.node.WithProgress(func(_ uint64, typ raft.ProgressType, pr tracker.Progress) {
+		if typ == raft.ProgressTypePeer && wire.Index(pr.Match) >= i {
+			n++
+		}
+	})
+	return n
+}
+
+// Transfer hands leadership to another voter, 0 for the one that has most of the
+// log. It is for the leader; whether it succeeds, within an election timeout, shows
+// in Lead. Until then the group is Paused.
+func (g *Group) Transfer(to uint64) error {
+	if err := g.Err(); err != nil {
+		return err
+	}
+	if g.node.BasicStatus().RaftState != raft.StateLeader {
+		return ErrNotLeading
+	}
+	if to == 0 {
+		to = g.best()
+	}
+	if to == 0 || to == g.id || !slices.Contains(g.confState.Voters, to) {
+		return fmt.Errorf("%w: replica %d", ErrNoTransferee, to)
+	}
+	g.guard(func() { g.node.TransferLeader(to); g.advance() })
+	return g.fenced
+}
+
+// best is the voter other than this one that has most of the log and answers.
+func (g *Group) best() (to uint64) {
+	match := uint64(0)
+	g.node.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
+		if id != g.id && typ == raft.ProgressTypePeer && pr.RecentActive && slices.Contains(g.confState.Voters, id) && (to == 0 || pr.Match > match) {
+			to, match = id, pr.Match
+		}
+	})
+	return to
+}
+
+// distrust hands leadership on if a follower has lost what it had acknowledged to
+// this leader, which raft cannot send it again: a new term begins to count anew.
+func (g *Group) distrust(m *Message) {
+	lost := false
+	g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		lost = lost || id == m.From && m.RejectHint < pr.Match
+	})
+	if !lost || g.node.BasicStatus().LeadTransferee != raft.None {
+		return
+	}
+	to, match := uint64(0), uint64(0)
+	g.node.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
+		if id != g.id && id != m.From && typ == raft.ProgressTypePeer && pr.RecentActive && pr.Match >= match {
+			to, match = id, pr.Match
+		}
+	})
+	if to == 0 {
+		return
+	}
+	g.logger.Warn("a follower has lost entries that it had acknowledged; another replica is asked to lead", "replica", g.id, "follower", m.From, "next", to)
+	g.node.TransferLeader(to)
+}
+
+// Ready reports whether the state machine stands at or above the start of the log,
+// and all that it knows is known to be committed (RULES R1).
+func (g *Group) Ready() bool {
+	return !g.installing() && g.node.BasicStatus().Commit >= uint64(g.applied)
+}
+
+// Quiet reports whether the group needs no ticks.
+func (g *Group) Quiet() bool { return g.transport == nil || g.alone() }
+
+// ReadIndex calls done, in a later turn, with an index that covers all that was
+// committed when it was called, once this replica has applied it and was the
+// leader all the time. It is for the leader.
+func (g *Group) ReadIndex(done func(i wire.Index, err error)) { done(0, ErrNotLeading) }
