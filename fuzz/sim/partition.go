@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"math"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -84,26 +85,32 @@ func (p *partitionModel) trimmed(e replication.Entry, before, start wire.Offset)
 	// A time that lies in the future by more than this is not believed: records that
 	// are of before a jump of the clock go by when that was noticed.
 	believed := e.AppendTimeMs + 3600_000
-	left, newest := int64(0), int64(math.MinInt64)
-	for i := range p.entries[:e.Index-1] {
-		switch k := &p.entries[i]; {
-		case k.base >= start:
-			left += k.bytes
-		case k.next() > before && k.timeMs <= believed:
+	entries := p.entries[:e.Index-1]
+	left := int64(0) // bytes behind the entry at hand
+	excused := make([]bool, len(p.policies))
+	for i := range excused {
+		excused[i] = true
+	}
+	newest := int64(math.MinInt64)
+	const headers = 16 << 10 // of segments, which count too
+	for i := len(entries) - 1; i >= 0; i-- {
+		k := &entries[i]
+		if k.base < start && k.next() > before && k.timeMs <= believed {
+			// Each went because it was old, or because enough was left behind it.
 			newest = max(newest, k.timeMs)
+			for n, policy := range p.policies {
+				old := policy.Age > 0 && k.timeMs <= e.AppendTimeMs-policy.Age.Milliseconds()
+				excused[n] = excused[n] && (old || policy.Bytes > 0 && left+headers >= policy.Bytes)
+			}
 		}
+		left += k.bytes
 	}
 	p.sim.counts[Trimmed]++
-	p.sim.trace.add("%s: records from offset %d to %d go, %d bytes are left", p.name, before, start, left)
-	const headers = 16 << 10 // of segments, which count too
-	for _, policy := range p.policies {
-		old := policy.Age > 0 && newest <= e.AppendTimeMs-policy.Age.Milliseconds()
-		if old || policy.Bytes > 0 && left+headers >= policy.Bytes {
-			return
-		}
+	p.sim.trace.add("%s: records from offset %d to %d go", p.name, before, start)
+	if !slices.Contains(excused, true) {
+		p.sim.fail("%s: records from offset %d to %d go, the newest of %d ms; it is %d ms, and no policy of %+v asks for that",
+			p.name, before, start, newest, e.AppendTimeMs, p.policies)
 	}
-	p.sim.fail("%s: records from offset %d to %d go, the newest of %d ms; it is %d ms, %d bytes are left, and no policy of %+v asks for that",
-		p.name, before, start, newest, e.AppendTimeMs, left, p.policies)
 }
 
 // unpatched is where the part of a batch begins that the broker may not change.
