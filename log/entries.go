@@ -29,6 +29,7 @@ func (l *Log) LoadTail(from wire.Index) error {
 			return fmt.Errorf("log %s: entry %d: %w: its body is damaged, and it is not known to be committed", l.o.Dir, h.Index, ErrCorrupt)
 		}
 		e := frameEntry(&h, body)
+		e.Loaded = true
 		l.tail.push(e)
 		l.tailBytes += int64(len(e.Data))
 		if l.tailBytes > maxLoadedTail {

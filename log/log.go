@@ -128,6 +128,8 @@ type Entry struct {
 	// appends may have verified it already. The log sets both.
 	BodyCRC uint32
 	Summed  bool
+	// Loaded says that the log itself has made Data, at a start: it is not given back.
+	Loaded bool
 	// Pin, if there is one, says who else reads Data. Release does not give the data
 	// back before nobody does.
 	Pin *Pin
@@ -595,7 +597,7 @@ func (l *Log) Release(upto wire.Index, recycle func(data []byte)) {
 		e := l.tail.at(0)
 		l.tailBytes -= int64(len(e.Data))
 		switch {
-		case recycle == nil:
+		case recycle == nil || e.Loaded:
 		case e.Pin.Held() || l.leaving.len() > 0:
 			l.leaving.push(*e)
 		default:
@@ -604,8 +606,8 @@ func (l *Log) Release(upto wire.Index, recycle func(data []byte)) {
 		l.tail.popFront()
 	}
 	for l.leaving.len() > 0 && !l.leaving.at(0).Pin.Held() {
-		if recycle != nil {
-			recycle(l.leaving.at(0).Data)
+		if e := l.leaving.at(0); recycle != nil && !e.Loaded {
+			recycle(e.Data)
 		}
 		l.leaving.popFront()
 	}

@@ -179,6 +179,22 @@ func (a *account) recycle(data []byte) {
 	recycle(data)
 }
 
+// Buffers are the memory of entries that another replica has sent, out of the same
+// pools as those proposed here and on the same account. Any goroutine may use them.
+type Buffers struct{ account *account }
+
+// Get returns a buffer of length n that the caller owns until it is given to Put or
+// to Partition.Recycle, or nil if the memory budget has no room.
+func (b Buffers) Get(n int) []byte {
+	if !b.account.take(int64(bufferCapacity(n))) {
+		return nil
+	}
+	return newBuffer(n)[:n]
+}
+
+// Put takes a buffer back that nothing refers to any more.
+func (b Buffers) Put(data []byte) { b.account.recycle(data) }
+
 // recycle takes entry data back into the pool. Nothing may refer to it any more.
 func recycle(data []byte) {
 	for class, capacity := range bufferClasses {

@@ -145,3 +145,18 @@ func TestMemoryComesBackHoweverItEnds(t *testing.T) {
 		})
 	}
 }
+
+func TestBuffersOfReceivedEntriesAreOnTheAccount(t *testing.T) {
+	memory := NewMemory(16 << 10)
+	p := New(Config{State: NewState(), Memory: memory})
+	b := p.Buffers()
+	first := b.Get(100)
+	require.Len(t, first, 100)
+	require.Equal(t, int64(4<<10), memory.Used())
+	second := b.Get(4 << 10)
+	require.NotNil(t, second)
+	require.Nil(t, b.Get(100), "there is no room for a third")
+	b.Put(first)
+	p.Recycle(second)
+	require.Zero(t, memory.Used())
+}

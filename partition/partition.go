@@ -173,6 +173,9 @@ func (p *Partition) Recycle(data []byte) {
 	}
 }
 
+// Buffers is where the data of entries goes that another replica sends.
+func (p *Partition) Buffers() Buffers { return Buffers{&p.account} }
+
 // Forget gives back all memory that the partition has taken, after Close and once
 // its log, which may hold entries for good if it was fenced, is closed too.
 func (p *Partition) Forget() { p.account.give(p.account.held.Load()) }
