@@ -55,7 +55,7 @@ var allowedModules = map[string][]string{
 	"log":         {},
 	"partition":   {},
 	"replication": {"go.etcd.io/raft/v3"},
-	"cluster":     {"github.com/google/uuid"},
+	"cluster":     {"github.com/google/uuid", "github.com/cespare/xxhash/v2"},
 	"client":      {"github.com/klauspost/compress", "github.com/cespare/xxhash/v2"},
 }
 
