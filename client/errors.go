@@ -161,7 +161,7 @@ func transient(code wire.ErrorCode) bool { return code.Retriable() && !full(code
 
 // full reports whether the code says that there is no space, which may last.
 func full(code wire.ErrorCode) bool {
-	return code == wire.CodeDiskFull || code == wire.CodeMemoryFull
+	return code == wire.CodeDiskFull || code == wire.CodeMemoryFull || code == wire.CodePartitionFull
 }
 
 // sessionLost reports whether err is the death of a session that the Conn will

@@ -214,8 +214,8 @@ func DeliveryTimeout(d time.Duration) ProducerOption {
 	return func(o *producerOptions) { o.deliveryTimeout = d }
 }
 
-// WaitForSpace says whether records that are refused because disk or memory is full
-// are sent again until the delivery timeout, as after other refusals that may pass.
+// WaitForSpace says whether records that are refused because disk, memory or their
+// partition is full are sent again until the delivery timeout, as after other refusals that may pass.
 // With false they fail at once. Default: true.
 func WaitForSpace(on bool) ProducerOption { return func(o *producerOptions) { o.waitForSpace = on } }
 

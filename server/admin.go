@@ -85,18 +85,39 @@ func (b *broker) Describe(d *cluster.Destination) wire.DestinationInfo {
 		number := d.Partitions[i].Number
 		if r := b.local(d.ID, number); r != nil {
 			info.Partitions[i] = r.info()
-			continue
+		} else {
+			b.mu.RLock()
+			failed := b.failed[replicaKey{d.ID, number}]
+			b.mu.RUnlock()
+			state := wire.PartitionStarting
+			if failed != nil {
+				state = wire.PartitionFenced
+			}
+			info.Partitions[i] = wire.PartitionInfo{Number: number, Leader: b.identity.NodeID, State: state, Problem: problem(failed)}
 		}
-		b.mu.RLock()
-		failed := b.failed[replicaKey{d.ID, number}]
-		b.mu.RUnlock()
-		state := wire.PartitionStarting
-		if failed != nil {
-			state = wire.PartitionFenced
-		}
-		info.Partitions[i] = wire.PartitionInfo{Number: number, Leader: b.identity.NodeID, State: state, Problem: problem(failed)}
+		info.Partitions[i].Replicas, info.Partitions[i].Weight = describeReplicas(&d.Partitions[i]), 1
 	}
 	return info
+}
+
+// describeReplicas are a partition's copies as METADATA shows them.
+func describeReplicas(p *cluster.Partition) []wire.ReplicaInfo {
+	replicas := make([]wire.ReplicaInfo, 0, len(p.Replicas))
+	for _, r := range p.Replicas {
+		if state, ok := replicaStates[r.State]; ok {
+			replicas = append(replicas, wire.ReplicaInfo{Replica: r.ID, Node: r.Node, State: state})
+		}
+	}
+	return replicas
+}
+
+// replicaStates are the states of those that are part of their partition still.
+var replicaStates = map[cluster.ReplicaState]wire.ReplicaState{
+	cluster.ReplicaNew:     wire.ReplicaNew,
+	cluster.ReplicaActive:  wire.ReplicaActive,
+	cluster.ReplicaJoining: wire.ReplicaJoining,
+	cluster.ReplicaLeaving: wire.ReplicaLeaving,
+	cluster.ReplicaLost:    wire.ReplicaLost,
 }
 
 // Info implements backend.

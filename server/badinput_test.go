@@ -430,7 +430,7 @@ func TestBadInputCatalogue(t *testing.T) {
 			keeps(bad, 6, wire.CodeTooMany)
 			bad.send(wire.OpMetadata, 7, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: make([]string, 1_000_000)})
 			keeps(bad, 7, wire.CodeTooMany)
-			bad.write(append(header(19, wire.OpMetadata, 0, 2, 8), byte(wire.MetadataNamed), 0, 0, 0xff, 0xff, 0xff, 0xff))
+			bad.write(append(header(19, wire.OpMetadata, 0, wire.OpMetadata.Version(), 8), byte(wire.MetadataNamed), 0, 0, 0xff, 0xff, 0xff, 0xff))
 			f := bad.answer(8)
 			require.Contains(t, []wire.ErrorCode{wire.CodeTooMany, wire.CodeMalformed}, f.code())
 		}},
@@ -476,7 +476,7 @@ func TestBadInputCatalogue(t *testing.T) {
 			go func() {
 				var b []byte
 				for i := range uint32(requests) {
-					wire.PutHeader(request, wire.Header{Length: uint32(len(request) - 4), Opcode: wire.OpMetadata, Version: 2, ID: i})
+					wire.PutHeader(request, wire.Header{Length: uint32(len(request) - 4), Opcode: wire.OpMetadata, Version: wire.OpMetadata.Version(), ID: i})
 					b = append(b, request...)
 				}
 				_, _ = bad.conn.Write(b)

@@ -181,12 +181,27 @@ func (s *session) metadata(h wire.Header, body []byte) error {
 	}
 	view := s.engine.backend.View()
 	response := wire.MetadataResponse{Version: uint64(view.Epoch)}
-	for _, n := range view.Nodes {
-		response.Nodes = append(response.Nodes, wire.Node{ID: n.ID, Address: n.Address})
+	for i := range view.Nodes {
+		response.Nodes = append(response.Nodes, describeNode(&view.Nodes[i]))
 	}
 	s.describePage(&response, wanted(view, &m))
 	s.reply(h.Opcode, h.ID, &response)
 	return nil
+}
+
+// describeNode is a member as METADATA shows it.
+func describeNode(n *cluster.Node) wire.Node {
+	info := wire.Node{ID: n.ID, Address: n.Address, Rack: n.Rack, Alive: true, Level: uint16(n.MaxLevel)}
+	if !n.Broker() {
+		info.Role = wire.RoleGateway
+	}
+	switch n.State {
+	case cluster.NodeDraining:
+		info.State = wire.NodeDraining
+	case cluster.NodeLeaving:
+		info.State = wire.NodeLeaving
+	}
+	return info
 }
 
 // wanted is what a METADATA request asks for, by name, each once.

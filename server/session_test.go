@@ -184,7 +184,7 @@ func TestAdministrationAndMetadata(t *testing.T) {
 	c.send(wire.OpMetadata, 4, &wire.MetadataRequest{Scope: wire.MetadataAll})
 	var all wire.MetadataResponse
 	c.ok(c.answer(4), &all)
-	require.Equal(t, []wire.Node{{ID: 1, Address: "127.0.0.1:7400"}}, all.Nodes)
+	require.Equal(t, []wire.Node{{ID: 1, Address: "127.0.0.1:7400", Alive: true}}, all.Nodes)
 	require.Len(t, all.Destinations, 1)
 	require.Equal(t, created.ID, all.Destinations[0].ID)
 	c.send(wire.OpMetadata, 5, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{"nothing"}})
@@ -219,7 +219,7 @@ func TestMetadataComesInPages(t *testing.T) {
 			f := c.answer(5)
 			var m wire.MetadataResponse
 			c.ok(f, &m)
-			require.Equal(t, []wire.Node{{ID: 1, Address: "127.0.0.1:7400"}}, m.Nodes)
+			require.Equal(t, []wire.Node{{ID: 1, Address: "127.0.0.1:7400", Alive: true}}, m.Nodes)
 			require.Less(t, len(f.body), 3*wire.MetadataPageBytes)
 			for _, d := range m.Destinations {
 				got = append(got, d.Name)

@@ -2,7 +2,7 @@ package wire
 
 import "encoding/binary"
 
-// CREATE (4) and ALTER (5), version 1, and DELETE (6), version 2: administration of
+// CREATE (4), ALTER (5) and DELETE (6), version 2: administration of
 // destinations. Version 1 of DELETE did not say which destination of the name. CREATE and ALTER are answered with DestinationInfo, DELETE with an
 // empty body, each after the change is committed.
 

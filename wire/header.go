@@ -101,9 +101,13 @@ func (o Opcode) String() string {
 }
 
 // Version is the version of the opcode's body that this build writes and reads:
-// 2 for METADATA, DELETE and INIT_PRODUCER, which have changed once, 1 for all others.
+// 3 for METADATA, which has changed twice, 2 for CREATE, ALTER, DELETE and
+// INIT_PRODUCER, which have changed once, 1 for all others.
 func (o Opcode) Version() uint16 {
-	if o == OpMetadata || o == OpDelete || o == OpInitProducer {
+	switch o {
+	case OpMetadata:
+		return 3
+	case OpCreate, OpAlter, OpDelete, OpInitProducer:
 		return 2
 	}
 	return 1

@@ -103,7 +103,10 @@ func TestOpcodes(t *testing.T) {
 	for i, r := range ranges {
 		require.Equal(t, Opcode(i+1), r.Opcode)
 		version := uint16(1)
-		if r.Opcode == OpMetadata || r.Opcode == OpDelete || r.Opcode == OpInitProducer {
+		switch r.Opcode {
+		case OpMetadata:
+			version = 3
+		case OpCreate, OpAlter, OpDelete, OpInitProducer:
 			version = 2
 		}
 		require.Equal(t, version, r.Min)

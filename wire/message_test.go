@@ -46,7 +46,9 @@ var goldenDestination = DestinationInfo{
 	SlotVersion: 2,
 	Slots:       []SlotRun{{0, 0}, {8192, 1}},
 	Partitions: []PartitionInfo{
-		{Number: 1, Leader: 2, Epoch: 3, State: PartitionActive, StartOffset: 4, NextOffset: 5, Bytes: 6, Damaged: 7, Problem: "no"},
+		{Number: 1, Leader: 2, Epoch: 3, State: PartitionActive, StartOffset: 4, NextOffset: 5, Bytes: 6, Damaged: 7, Problem: "no",
+			Replicas: []ReplicaInfo{{Replica: 8, Node: 2, State: ReplicaActive}, {Replica: 9, Node: 3, State: ReplicaJoining}},
+			Flags:    PartitionFull, Weight: 10},
 	},
 }
 
@@ -70,6 +72,15 @@ const goldenDestinationHex = `
 	06 00 00 00 00 00 00 00 // 6 bytes
 	07 00 00 00             // 7 damaged ranges
 	02 00 6e 6f             // "no"
+	02 00 00 00             // 2 replicas
+	08 00 00 00 00 00 00 00 // replica 8
+	02 00 00 00             // on node 2
+	01                      // active
+	09 00 00 00 00 00 00 00 // replica 9
+	03 00 00 00             // on node 3
+	02                      // joining
+	01                      // full
+	0a                      // weight 10
 `
 
 var goldenMessages = []goldenMessage{
@@ -119,7 +130,7 @@ var goldenMessages = []goldenMessage{
 	{"METADATA response", OpMetadata, true,
 		&MetadataResponse{
 			Version:      5,
-			Nodes:        []Node{{1, "h:1"}},
+			Nodes:        []Node{{ID: 1, Address: "h:1", Rack: "r", Role: RoleGateway, State: NodeDraining, Alive: true, Level: 2}},
 			Destinations: []DestinationInfo{goldenDestination},
 			Next:         "q",
 		}, `
@@ -127,6 +138,11 @@ var goldenMessages = []goldenMessage{
 		01 00 00 00             // 1 node
 		01 00 00 00             // node 1
 		03 00 68 3a 31          // "h:1"
+		01 00 72                // rack "r"
+		01                      // gateway
+		01                      // draining
+		01                      // alive
+		02 00                   // level 2
 		01 00 00 00             // 1 destination
 	` + goldenDestinationHex + `
 		01 00 71                // the next page is after "q"

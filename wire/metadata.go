@@ -5,9 +5,9 @@ import (
 	"sort"
 )
 
-// METADATA (3), version 2: which nodes and destinations exist, who leads what, and
-// how keys map to partitions. Version 1 had no pages and no way to ask for the
-// nodes alone.
+// METADATA (3), version 3: which nodes and destinations exist, who leads what, where
+// the replicas are, and how keys map to partitions. Version 1 had no pages and no way
+// to ask for the nodes alone, version 2 only the addresses of nodes, and no replicas.
 
 // DestinationKind says what a destination is.
 type DestinationKind uint8
@@ -194,10 +194,64 @@ func (s PartitionState) String() string {
 	return "unknown"
 }
 
+// ReplicaState says what a replica of a partition is about.
+type ReplicaState uint8
+
+const (
+	// ReplicaNew has no directory yet.
+	ReplicaNew ReplicaState = 0
+	// ReplicaActive has a vote, and may lead.
+	ReplicaActive ReplicaState = 1
+	// ReplicaJoining copies what the others hold and has no vote yet.
+	ReplicaJoining ReplicaState = 2
+	// ReplicaLeaving is being removed.
+	ReplicaLeaving ReplicaState = 3
+	// ReplicaLost has lost what it held and is to be replaced.
+	ReplicaLost ReplicaState = 4
+)
+
+func (s ReplicaState) String() string {
+	switch s {
+	case ReplicaNew:
+		return "new"
+	case ReplicaActive:
+		return "active"
+	case ReplicaJoining:
+		return "joining"
+	case ReplicaLeaving:
+		return "leaving"
+	case ReplicaLost:
+		return "lost"
+	}
+	return "unknown"
+}
+
+// ReplicaInfo is one copy of a partition.
+//
+//	replica u64 | node u32 | state u8
+type ReplicaInfo struct {
+	Replica uint64 // its ID, never used again
+	Node    uint32
+	State   ReplicaState
+}
+
+const replicaInfoSize = 8 + 4 + 1
+
+// PartitionFlags are reasons not to send records without a key to a partition that
+// serves. Bits that this build does not know are kept.
+type PartitionFlags uint8
+
+const (
+	// PartitionFull says that it holds as much as its destination allows.
+	PartitionFull PartitionFlags = 1 << 0
+	// PartitionSendDisabled says that an operator has closed it to new records.
+	PartitionSendDisabled PartitionFlags = 1 << 1
+)
+
 // PartitionInfo is one partition as the answering node sees it.
 //
 //	number u32 | leader u32 | epoch u32 | state u8 | startOffset u64 | nextOffset u64 | bytes u64 |
-//	damaged u32 | problem string
+//	damaged u32 | problem string | count u32, each: replica | flags u8 | weight u8
 type PartitionInfo struct {
 	Number      uint32
 	Leader      uint32 // node ID, 0 if none is known
@@ -208,9 +262,12 @@ type PartitionInfo struct {
 	Bytes       uint64 // size of the log on the leader, including what retention may drop
 	Damaged     uint32 // ranges of offsets that answer CORRUPT
 	Problem     string // why the partition does not serve, for people; empty while it does
+	Replicas    []ReplicaInfo
+	Flags       PartitionFlags
+	Weight      uint8 // its share of the records without a key, relative to the others'; 0 counts as 1
 }
 
-const partitionInfoMinSize = 4 + 4 + 4 + 1 + 8 + 8 + 8 + 4 + 2
+const partitionInfoMinSize = 4 + 4 + 4 + 1 + 8 + 8 + 8 + 4 + 2 + 4 + 1 + 1
 
 // DestinationInfo describes a destination. It is the answer to CREATE and ALTER
 // and an element of the answer to METADATA.
@@ -235,7 +292,7 @@ const destinationInfoMinSize = 2 + 16 + 1 + 8 + settingsSize + 4 + 4 + 4
 func (m *DestinationInfo) Size() int {
 	size := destinationInfoMinSize + len(m.Name) + len(m.Slots)*slotRunSize + len(m.Partitions)*partitionInfoMinSize
 	for i := range m.Partitions {
-		size += len(m.Partitions[i].Problem)
+		size += len(m.Partitions[i].Problem) + len(m.Partitions[i].Replicas)*replicaInfoSize
 	}
 	return size
 }
@@ -266,6 +323,13 @@ func (m *DestinationInfo) Append(dst []byte) []byte {
 		dst = le.AppendUint64(dst, p.Bytes)
 		dst = le.AppendUint32(dst, p.Damaged)
 		dst = appendString(dst, p.Problem)
+		dst = le.AppendUint32(dst, uint32(len(p.Replicas)))
+		for _, replica := range p.Replicas {
+			dst = le.AppendUint64(dst, replica.Replica)
+			dst = le.AppendUint32(dst, replica.Node)
+			dst = append(dst, byte(replica.State))
+		}
+		dst = append(dst, byte(p.Flags), p.Weight)
 	}
 	return dst
 }
@@ -309,9 +373,25 @@ func (m *DestinationInfo) read(r *reader) {
 				Bytes:       r.uint64(),
 				Damaged:     r.uint32(),
 				Problem:     r.string(),
+				Replicas:    r.replicas(),
+				Flags:       PartitionFlags(r.uint8()),
+				Weight:      r.uint8(),
 			}
 		}
 	}
+}
+
+// replicas reads those of one partition.
+func (r *reader) replicas() []ReplicaInfo {
+	n := r.count(replicaInfoSize)
+	if n == 0 {
+		return nil
+	}
+	replicas := make([]ReplicaInfo, n)
+	for i := range replicas {
+		replicas[i] = ReplicaInfo{Replica: r.uint64(), Node: r.uint32(), State: ReplicaState(r.uint8())}
+	}
+	return replicas
 }
 
 // MetadataScope says which destinations METADATA is asked about. The nodes are
@@ -374,19 +454,90 @@ func (m *MetadataRequest) Parse(src []byte) error {
 	return r.done("METADATA request")
 }
 
-// Node is one broker of the cluster.
+// NodeRole says what a node is for.
+type NodeRole uint8
+
+const (
+	// RoleBroker holds replicas of partitions.
+	RoleBroker NodeRole = 0
+	// RoleGateway serves clients and holds none.
+	RoleGateway NodeRole = 1
+)
+
+func (r NodeRole) String() string {
+	switch r {
+	case RoleBroker:
+		return "broker"
+	case RoleGateway:
+		return "gateway"
+	}
+	return "unknown"
+}
+
+// NodeState says what an operator wants of a node.
+type NodeState uint8
+
+const (
+	// NodeUp takes part in everything.
+	NodeUp NodeState = 0
+	// NodeDraining gives its leaderships away.
+	NodeDraining NodeState = 1
+	// NodeLeaving gives its replicas away and is removed then.
+	NodeLeaving NodeState = 2
+)
+
+func (s NodeState) String() string {
+	switch s {
+	case NodeUp:
+		return "up"
+	case NodeDraining:
+		return "draining"
+	case NodeLeaving:
+		return "leaving"
+	}
+	return "unknown"
+}
+
+// Node is one member of the cluster.
+//
+//	id u32 | address string | rack string | role u8 | state u8 | alive bool | level u16
 type Node struct {
 	ID      uint32
 	Address string // host:port for clients
+	Rack    string // may be empty
+	Role    NodeRole
+	State   NodeState
+	Alive   bool   // the answering node hears it
+	Level   uint16 // the highest feature level that its build can work at
 }
 
-const nodeMinSize = 4 + 2
+const nodeMinSize = 4 + 2 + 2 + 1 + 1 + 1 + 2
+
+func (m *Node) append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = le.AppendUint32(dst, m.ID)
+	dst = appendString(dst, m.Address)
+	dst = appendString(dst, m.Rack)
+	dst = append(dst, byte(m.Role), byte(m.State))
+	dst = appendBool(dst, m.Alive)
+	return le.AppendUint16(dst, m.Level)
+}
+
+func (m *Node) read(r *reader) {
+	m.ID = r.uint32()
+	m.Address = r.string()
+	m.Rack = r.string()
+	m.Role = NodeRole(r.uint8())
+	m.State = NodeState(r.uint8())
+	m.Alive = r.bool()
+	m.Level = r.uint16()
+}
 
 // MetadataResponse answers MetadataRequest. Names that do not exist are left out,
 // a name given twice is answered once, and destinations come by name, in the order
 // of bytes. A destination that exists through all pages is in exactly one.
 //
-//	version u64 | count u32, each: id u32 | address string | count u32, each: destination | next string
+//	version u64 | count u32, each: node | count u32, each: destination | next string
 type MetadataResponse struct {
 	Version      uint64 // of the cluster's metadata; raised by every change
 	Nodes        []Node
@@ -400,8 +551,7 @@ func (m *MetadataResponse) Append(dst []byte) []byte {
 	dst = le.AppendUint64(dst, m.Version)
 	dst = le.AppendUint32(dst, uint32(len(m.Nodes)))
 	for i := range m.Nodes {
-		dst = le.AppendUint32(dst, m.Nodes[i].ID)
-		dst = appendString(dst, m.Nodes[i].Address)
+		dst = m.Nodes[i].append(dst)
 	}
 	dst = le.AppendUint32(dst, uint32(len(m.Destinations)))
 	for i := range m.Destinations {
@@ -418,7 +568,7 @@ func (m *MetadataResponse) Parse(src []byte) error {
 	if n := r.count(nodeMinSize); n > 0 {
 		m.Nodes = make([]Node, n)
 		for i := range m.Nodes {
-			m.Nodes[i] = Node{ID: r.uint32(), Address: r.string()}
+			m.Nodes[i].read(&r)
 		}
 	}
 	if n := r.count(destinationInfoMinSize); n > 0 {
