@@ -169,6 +169,19 @@ func (e *examination) freeSpace() finding {
 			fmt.Sprintf("there is room for %s more, less than a tenth of what is stored: retention that lets it grow further ends in DISK_FULL", formatSize(room)),
 			"shorten the retention of destinations (lockstep queue alter NAME --retention-bytes SIZE), or give the disk more space"}
 	}
+	if m.limit.err != nil {
+		f := unknown(check, m.limit.err)
+		f.Found = fmt.Sprintf("%s; what retention allows is unknown: %v", found, m.limit.err)
+		return f
+	}
+	if m.limit.value > 0 {
+		found += fmt.Sprintf("; retention lets destinations grow to %s", formatSize(m.limit.value))
+	}
+	if room := free - least; m.limit.value > m.stored.value+room {
+		return finding{severityWarning, check, found,
+			fmt.Sprintf("that is %s more than there is room for: producers get DISK_FULL before retention removes anything", formatSize(m.limit.value-m.stored.value-room)),
+			"shorten the retention of destinations (lockstep queue alter NAME --retention-bytes SIZE), or give the disk more space"}
+	}
 	return finding{Severity: severityOK, Check: check, Found: found}
 }
 

@@ -36,6 +36,7 @@ type machine struct {
 	format reading[int]    // 0: no broker has used it yet
 	holder reading[holder]
 	stored reading[int64] // bytes that the data directory takes
+	limit  reading[int64] // bytes that retention by size lets the destinations there grow to
 	kind   reading[vfs.Kind]
 	space  reading[space]
 	syncs  reading[[]time.Duration] // one for each write of the probe, sorted
@@ -80,6 +81,9 @@ func lookAt(ctx context.Context, dir string) *machine {
 	m.format = read(server.DataFormat(dir))
 	m.holder.value.held, m.holder.value.process, m.holder.err = vfs.Locked(filepath.Join(dir, "lock"))
 	m.stored = read(bytesBelow(ctx, dir))
+	if m.format.err == nil && m.format.value > 0 {
+		m.limit = read(server.RetainedBytes(dir))
+	}
 	m.kind = read(vfs.KindOf(m.place.value))
 	m.space.value.free, m.space.value.total, m.space.err = vfs.OS().Space(m.place.value)
 	m.syncs = read(probeSyncs(ctx, m.place.value))

@@ -118,6 +118,13 @@ func TestDoctorFindings(t *testing.T) {
 			"shorten the retention of destinations (lockstep queue alter NAME --retention-bytes SIZE), or give the disk more space"},
 		{"a tenth of the data is room enough", func(m *machine, _ *server.Config) { m.space.value.free, m.stored.value = 13<<30, 80<<30 },
 			"ok", "free space", "13 GiB of 100 GiB; records are refused below 5 GiB; 80 GiB are stored", ""},
+		{"retention that fits", func(m *machine, _ *server.Config) { m.limit.value, m.stored.value = 60<<30, 20<<30 },
+			"ok", "free space", "50 GiB of 100 GiB; records are refused below 5 GiB; 20 GiB are stored; retention lets destinations grow to 60 GiB", ""},
+		{"retention beyond the disk", func(m *machine, _ *server.Config) { m.limit.value, m.stored.value = 70<<30, 20<<30 },
+			"warning", "free space", "50 GiB of 100 GiB; records are refused below 5 GiB; 20 GiB are stored; retention lets destinations grow to 70 GiB",
+			"shorten the retention of destinations (lockstep queue alter NAME --retention-bytes SIZE), or give the disk more space"},
+		{"retention unknown", func(m *machine, _ *server.Config) { m.limit.err = silent }, "note", "free space",
+			"50 GiB of 100 GiB; records are refused below 5 GiB; what retention allows is unknown: no answer", askAgain},
 
 		{"a slow disk", func(m *machine, _ *server.Config) { m.syncs.value = syncTimes(100, time.Millisecond, 2) },
 			"warning", "sync", "p50 1ms, p99 1s for a durable write of 4 KiB (100 writes)",
@@ -268,6 +275,7 @@ func TestDoctorTakesTheSettingsOfServe(t *testing.T) {
 func TestDoctorOnThisMachine(t *testing.T) {
 	address, data := startServer(t)
 	must(t, at(address, "a\n"), "queue", "create", "orders")
+	must(t, at(address, ""), "topic", "create", "events", "--partitions", "3", "--retention-bytes", "2GiB")
 	names := func() []string {
 		list, err := vfs.OS().List(data)
 		require.NoError(t, err)
@@ -282,6 +290,7 @@ func TestDoctorOnThisMachine(t *testing.T) {
 	require.Equal(t, server.FormatVersion, m.format.value)
 	require.Equal(t, holder{held: true, process: os.Getpid()}, m.holder.value)
 	require.Positive(t, m.stored.value)
+	require.Equal(t, reading[int64]{value: 3 * 2 << 30}, m.limit)
 	require.Positive(t, m.space.value.free)
 	require.NotEmpty(t, m.syncs.value)
 	require.Positive(t, m.descriptors.value.Cur)

@@ -49,6 +49,37 @@ func Inspect(fs vfs.FS, dir string, fn func(InspectedFrame) error) error {
 	return nil
 }
 
+// Replay gives the state of a log that is not open, as far as it can be read: restore
+// gets the newest whole checkpoint's state, if there is one, and apply what lies above
+// it, up to the first damage. Like Inspect it changes nothing and needs no lock; beside
+// a running broker it may miss the last entries. Errors of restore and apply end it.
+func Replay(fs vfs.FS, dir string, restore func(state []byte) error, apply func(InspectedFrame) error) error {
+	var newest *savedCheckpoint
+	for _, name := range checkpointNames {
+		b, err := readFile(fs, path.Join(dir, name), maxCheckpointBytes+checkpointFixed+4)
+		if err != nil {
+			continue
+		}
+		if c, _, err := parseCheckpoint(b); err == nil && (newest == nil || c.Applied > newest.Applied) {
+			newest = c
+		}
+	}
+	next := wire.Index(1)
+	if newest != nil {
+		if err := restore(newest.State); err != nil {
+			return err
+		}
+		next = newest.Applied + 1
+	}
+	return Inspect(fs, dir, func(f InspectedFrame) error {
+		if f.Problem != nil || f.Header.Index != next {
+			return nil // below the checkpoint, or no longer a continuation
+		}
+		next++
+		return apply(f)
+	})
+}
+
 // inspectNames lists the segments: by the manifest, or if that is unreadable by
 // their names.
 func inspectNames(fs vfs.FS, dir string) ([]string, *manifest, error) {
