@@ -24,6 +24,7 @@ import (
 
 	"github.com/lockstepmq/lockstep/cli"
 	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -399,6 +400,9 @@ func TestF16_ZombieProducers(t *testing.T) {
 }
 
 func TestF16_Catches_EpochsThatNobodyChecks(t *testing.T) {
+	if !invariants.Enabled {
+		t.Skip("release builds cannot ignore them")
+	}
 	z := newZombies(t, zombieSeeded(t), "epochs")
 	for n := range 20 {
 		z.handover()
@@ -412,6 +416,9 @@ func TestF16_Catches_EpochsThatNobodyChecks(t *testing.T) {
 }
 
 func TestF16_Catches_SequencesThatNobodyChecks(t *testing.T) {
+	if !invariants.Enabled {
+		t.Skip("release builds cannot ignore them")
+	}
 	z := newZombies(t, zombieSeeded(t), "sequences")
 	for n := range 40 {
 		z.broker.kill()

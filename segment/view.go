@@ -252,11 +252,25 @@ func (s *Segment) noteWindow(w window) {
 	}
 }
 
+// mapsRefused is set by RefuseMaps.
+var (
+	mapsRefused    atomic.Bool
+	errMapsRefused = errors.New("maps are refused")
+)
+
+// RefuseMaps lets no further file be mapped, as if the system had no maps left, or
+// brings them back: everything is then read by pread. It is for tests, and does nothing
+// in release builds.
+func RefuseMaps(refuse bool) { mapsRefused.Store(refuse) }
+
 // mapping returns the map with a reference, mapping the file at its full
 // capacity if necessary, which may block.
 func (s *Segment) mapping() (*mapRef, error) {
 	if m := s.mapped.Load(); m != nil && m.acquire() {
 		return m, nil
+	}
+	if invariants.Enabled && mapsRefused.Load() {
+		return nil, fmt.Errorf("segment %s: map: %w", s.name, errMapsRefused)
 	}
 	f, err := s.File()
 	if err != nil {
