@@ -402,7 +402,6 @@ func TestOutcomesOfRefusals(t *testing.T) {
 		wire.CodeDiskFull: stored, wire.CodeMemoryFull: stored, wire.CodePartitionFull: stored, wire.CodeNotController: stored, wire.CodeMailboxFull: stored, wire.CodeUnavailable: stored,
 		wire.CodeNotLeader: stored, wire.CodeWrongPartition: stored, wire.CodeUnknownHandle: stored,
 		wire.CodeOutOfSequence: stored, wire.CodeUnknownProducer: stored,
-		wire.CodePartitionFull: stored, wire.CodeNotController: stored,
 	}
 	for _, info := range wire.ErrorTable()[1:] {
 		want, known := wants[info.Code]
