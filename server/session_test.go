@@ -220,7 +220,7 @@ func TestMetadataComesInPages(t *testing.T) {
 			var m wire.MetadataResponse
 			c.ok(f, &m)
 			require.Equal(t, []wire.Node{{ID: 1, Address: "127.0.0.1:7400", Alive: true}}, m.Nodes)
-			require.Less(t, len(f.body), 3*wire.MetadataPageBytes)
+			require.Less(t, len(f.body), 4*wire.MetadataPageBytes)
 			for _, d := range m.Destinations {
 				got = append(got, d.Name)
 			}

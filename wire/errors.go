@@ -247,9 +247,30 @@ func (c ErrorCode) Error() string {
 type Error struct {
 	Code   ErrorCode
 	Detail string
-	// Next is where reading can go on, for CodeCorrupt and CodeDataLost on a link; 0
-	// if there is no such place, and with other codes.
+	// Next is where reading can go on, for CodeCorrupt and CodeDataLost on a link, and
+	// who leads for CodeNotLeader, see Leader; 0 if there is no such place, and with
+	// other codes.
 	Next Offset
+}
+
+// NotLeader is the answer of a node that does not lead a partition. It names the node
+// that does and that one's epoch, 0 and 0 if no leader is known.
+func NotLeader(node, epoch uint32) *Error {
+	e := &Error{Code: CodeNotLeader, Next: Offset(node)<<32 | Offset(epoch), Detail: "no leader of the partition is known for now"}
+	if node != 0 {
+		e.Detail = fmt.Sprintf("node %d leads the partition", node)
+	}
+	return e
+}
+
+// Leader is who leads the partition as CodeNotLeader says it: a node and its epoch, 0
+// and 0 if it names none, and with other codes. Of several answers the one with the
+// highest epoch counts.
+func (e *Error) Leader() (node, epoch uint32) {
+	if e.Code != CodeNotLeader {
+		return 0, 0
+	}
+	return uint32(e.Next >> 32), uint32(e.Next)
 }
 
 // Errorf makes an *Error.

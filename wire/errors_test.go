@@ -92,6 +92,24 @@ func TestErrorsAreFoundByTheirCode(t *testing.T) {
 	require.EqualError(t, &Error{Code: CodeErased}, "ERASED: the records at this offset were acknowledged and erased")
 }
 
+func TestNotLeaderNamesTheLeader(t *testing.T) {
+	src := (&ErrorBody{Code: CodeNotLeader, Next: 0x0000000700000003}).Append(nil)
+	var m ErrorBody
+	require.NoError(t, m.Parse(src))
+	var e *Error
+	require.ErrorAs(t, m.Err(), &e)
+	node, epoch := e.Leader()
+	require.Equal(t, uint32(7), node)
+	require.Equal(t, uint32(3), epoch)
+	require.Equal(t, NotLeader(7, 3).Next, e.Next)
+	require.EqualError(t, NotLeader(7, 3), "NOT_LEADER: node 7 leads the partition")
+	require.EqualError(t, NotLeader(0, 0), "NOT_LEADER: no leader of the partition is known for now")
+
+	node, epoch = (&Error{Code: CodeCorrupt, Next: 0x0000000700000003}).Leader()
+	require.Zero(t, node)
+	require.Zero(t, epoch)
+}
+
 func TestUnknownCodesBecomeUnknown(t *testing.T) {
 	for _, code := range []int16{int16(len(errorTable)), 999, -1, -32768} {
 		src := (&ErrorBody{Code: ErrorCode(code), Detail: "news"}).Append(nil)

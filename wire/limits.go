@@ -40,7 +40,7 @@ const (
 	MaxMetadataNames = 1 << 10
 	// MetadataPageBytes is where a page of METADATA ends: with the destination that
 	// reaches it. The largest destination, 1,024 partitions and a run for each key
-	// slot, is below three times as much.
+	// slot, is below four times as much.
 	MetadataPageBytes = 64 << 10
 	// MaxDetailBytes is the longest detail text of an error or event, in bytes.
 	// Longer texts are cut when they are written.
