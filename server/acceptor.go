@@ -25,11 +25,13 @@ const (
 	maxAcceptPause = time.Second
 )
 
-// acceptor accepts client connections and hands those it admits to the loops.
+// acceptor accepts the connections of a port and hands those it admits to the loops.
 // It survives what kills gnet's own: running out of descriptors.
 type acceptor struct {
 	engine    *engine
 	listener  net.Listener
+	serve     func(conn net.Conn, released func()) loopConn
+	peers     bool // it is the port for peers: one beyond a cap gets no error frame
 	admission admission
 	tokens    chan struct{} // one for each connection that may be registering
 	goodbyes  chan struct{} // one for each refused connection that may linger
@@ -37,13 +39,29 @@ type acceptor struct {
 	done      sync.WaitGroup
 }
 
-// newAcceptor takes ownership of the listener.
+// newAcceptor makes the acceptor of the port for clients. It takes ownership of the
+// listener.
 func newAcceptor(e *engine, listener net.Listener) *acceptor {
 	return &acceptor{
 		engine: e, listener: listener,
+		serve:     func(conn net.Conn, released func()) loopConn { return newSession(e, conn, released) },
 		admission: admission{limits: &e.limits, storage: vfs.Descriptors, addresses: make(map[netip.Addr]int)},
 		tokens:    make(chan struct{}, e.limits.Registering),
 		goodbyes:  make(chan struct{}, goodbyes),
+		quit:      make(chan struct{}),
+	}
+}
+
+// newPeerAcceptor makes the acceptor of the port for other nodes. What it may hold is
+// set aside from what clients may: they cannot keep nodes apart by their number. It
+// takes ownership of the listener, and must be called before clients are accepted.
+func newPeerAcceptor(p *peerSet, listener net.Listener) *acceptor {
+	limits := p.engine.limits.setAside(peerConnections)
+	return &acceptor{
+		engine: p.engine, listener: listener, peers: true,
+		serve:     func(conn net.Conn, released func()) loopConn { return newPeerConn(p, conn, nil, released) },
+		admission: admission{limits: &limits, storage: func() int { return 0 }, addresses: make(map[netip.Addr]int)},
+		tokens:    make(chan struct{}, limits.Registering),
 		quit:      make(chan struct{}),
 	}
 }
@@ -118,13 +136,13 @@ func (p *pace) wait() {
 
 // register hands an admitted connection to a loop and waits until it is there.
 func (a *acceptor) register(conn net.Conn, address netip.Addr) {
-	s := newSession(a.engine, conn, func() { a.admission.release(address) })
-	err := a.engine.register(conn, s)
+	c := a.serve(conn, func() { a.admission.release(address) })
+	err := a.engine.register(conn, c)
 	a.admission.registered()
 	if err != nil {
 		a.engine.counters.registerErrors.Add(1)
 		a.engine.bad.log("registering a connection failed", slog.Any("err", err))
-		if !s.opened.Load() {
+		if !c.base().opened.Load() {
 			a.admission.release(address)
 		}
 	}
@@ -140,6 +158,10 @@ func (a *acceptor) refuse(conn net.Conn, address netip.Addr, reason error) {
 		a.engine.counters.refusedTotal.Add(1)
 	}
 	a.engine.bad.log("connection refused", slog.String("address", address.String()), slog.Any("reason", reason))
+	if a.peers {
+		_ = conn.Close()
+		return
+	}
 	select {
 	case a.goodbyes <- struct{}{}:
 	default:

@@ -117,6 +117,9 @@ const (
 	// registers all that are there before it looks at its sockets.
 	acceptBatch  = 16
 	acceptPeriod = time.Millisecond
+	// peerConnections is how many connections the port for other nodes serves: one for
+	// each node, and the forwarded sessions of clients.
+	peerConnections = 1024
 	// slowTick is the granularity of all deadlines.
 	slowTick = 100 * time.Millisecond
 )
@@ -189,6 +192,19 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 		}
 	}
 	return l, nil
+}
+
+// setAside takes the descriptors of n connections, or of a quarter of all if that is
+// less, out of what clients may use, and returns the limits of those who use them.
+func (l *Limits) setAside(n int) Limits {
+	aside := *l
+	n = min(n, max(l.descriptors/4, 1))
+	aside.Connections, aside.ConnectionsPerAddress = n, n
+	aside.descriptors = n + (aside.Registering+1)*(registeringDescriptors-1)
+	l.descriptors = max(l.descriptors-n, registeringDescriptors)
+	l.Connections = min(l.Connections, l.descriptors-registeringDescriptors+1)
+	l.ConnectionsPerAddress = min(l.ConnectionsPerAddress, l.Connections)
+	return aside
 }
 
 // descriptorLimit is the process's limit of open files, RLIMIT_NOFILE.

@@ -127,7 +127,8 @@ func (m *PeerFetch) Parse(src []byte) error {
 //	ACK    offset u64
 //
 // The CRC covers the data. A chunk that is out of order, too long or damaged ends
-// the transfer; whoever wants it asks again.
+// the transfer; whoever wants it asks again. An ACK of 2^64 - 1 says that no more is
+// wanted.
 
 const peerChunkFixed = 16
 
