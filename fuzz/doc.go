@@ -7,6 +7,8 @@
 // one step at a time, and compares what comes back with a model that saw every
 // acknowledgement. FuzzRecovery damages the files of a small log. The crash test
 // (TestKill) ends the real broker with SIGKILL under load. TestF1 shuts a real file
-// system down under a real log. Each has mutants: the same run with one protection
+// system down under a real log. TestF16 stops producers of one name as processes and
+// lets them go on after their successors. TestMetamorphic carries out the same
+// operations in different ways. Each has mutants: the same run with one protection
 // taken away, which it must catch.
 package fuzz

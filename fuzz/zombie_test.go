@@ -166,7 +166,8 @@ func startHolder(t *testing.T, number uint32, address string, timeout time.Durat
 	t.Helper()
 	h := &holder{number: number, ended: make(chan struct{}), acks: map[written]place{}}
 	h.command = exec.Command(os.Args[0])
-	h.command.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s %v", roleVariable, roleHolder, number, address, timeout))
+	h.command.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s %v", roleVariable, roleHolder, number, address, timeout),
+		"GORACE=atexit_sleep_ms=0") // or the race detector makes each end take a second
 	var err error
 	h.stdin, err = h.command.StdinPipe()
 	require.NoError(t, err)
