@@ -25,7 +25,7 @@ type Checkpoint struct {
 // two names. All integers are little-endian.
 //
 //	+--------------------------------+--------+--------+-----------+
-//	| magic "LKCHECK\n"              | version| zero   |incarnation|   0
+//	| magic "LKCHECK\n"              | version| flags  |incarnation|   0
 //	+--------------------------------+--------+--------+-----------+
 //	| partition ID, 16 bytes                                       |  16
 //	+--------------------------------+-----------------------------+
@@ -45,7 +45,9 @@ type Checkpoint struct {
 //	+--------------------------------------------------------------+
 //
 // Position and chain are those of the log behind the entry at Applied: recovery
-// starts there. The magic and the version keep their place, and the CRC is last,
+// starts there. Flag 1 says that the checkpoint came from another replica, see
+// Install: its position is segment 0 and, as the byte, the index before the first
+// entry of the log that it belongs to. The magic and the version keep their place, and the CRC is last,
 // in every version.
 const (
 	checkpointMagic   = "LKCHECK\n"
@@ -54,6 +56,8 @@ const (
 
 	// maxCheckpointBytes bounds a checkpoint file.
 	maxCheckpointBytes = 1 << 30
+
+	checkpointTransferred = 1 << 0
 )
 
 var checkpointNames = [2]string{"checkpoint.0", "checkpoint.1"}
@@ -64,6 +68,9 @@ type savedCheckpoint struct {
 	position Position
 	chain    uint32
 	timeMs   int64
+	// transferred says that another replica wrote it: it may lie above the end of the
+	// log, and says nothing about where the log stands.
+	transferred bool
 }
 
 // link is what the entry behind the checkpoint continues from.
@@ -76,7 +83,11 @@ func (c *savedCheckpoint) append(dst []byte, id segment.Identity) []byte {
 	le := binary.LittleEndian
 	dst = append(dst, checkpointMagic...)
 	dst = le.AppendUint16(dst, checkpointVersion)
-	dst = le.AppendUint16(dst, 0)
+	flags := uint16(0)
+	if c.transferred {
+		flags |= checkpointTransferred
+	}
+	dst = le.AppendUint16(dst, flags)
 	dst = le.AppendUint32(dst, id.Incarnation)
 	dst = append(dst, id.PartitionID[:]...)
 	dst = le.AppendUint64(dst, uint64(c.Applied))
@@ -104,7 +115,7 @@ func parseCheckpoint(src []byte) (*savedCheckpoint, segment.Identity, error) {
 	le := binary.LittleEndian
 	id.Incarnation = le.Uint32(src[12:])
 	copy(id.PartitionID[:], src[16:])
-	c := &savedCheckpoint{}
+	c := &savedCheckpoint{transferred: le.Uint16(src[10:])&checkpointTransferred != 0}
 	c.Applied = wire.Index(le.Uint64(src[32:]))
 	c.Term = wire.Term(le.Uint64(src[40:]))
 	c.NextOffset = wire.Offset(le.Uint64(src[48:]))

@@ -195,6 +195,8 @@ type Log struct {
 	written   atomic.Int64  // bytes of the log since it was opened at its first segment
 	trimmed   atomic.Int64  // of those, bytes in segments that were dropped
 	damage    damages
+	// savedCheckpoint is the newest checkpoint file.
+	savedCheckpoint atomic.Pointer[SavedCheckpoint]
 
 	// The rest is the owner's.
 	startLink    segment.Link // before the first entry
@@ -233,6 +235,8 @@ type Log struct {
 	saving      *checkpointJob
 	savedBytes  int64 // written, when the newest checkpoint was taken
 	fenceSaving bool
+	installErr  error                 // of the last installation, which passes
+	holds       map[uint64]wire.Index // entries behind them stay, see HoldStart
 
 	syncing    *syncJob // the one in flight
 	syncJob    syncJob

@@ -254,6 +254,9 @@ func (r *recovery) readCheckpoints() error {
 				err = r.corrupt(name, 0, err)
 			}
 		}
+		if err == nil && c.transferred && r.manifest.start.Index < wire.Index(c.position.Byte) {
+			continue // it belongs to a log that was not installed any more
+		}
 		if err != nil {
 			var corrupt *CorruptionError
 			if !errors.As(err, &corrupt) {
@@ -266,8 +269,10 @@ func (r *recovery) readCheckpoints() error {
 		switch {
 		case r.saved == nil:
 			r.saved, l.newestName = c, n
+			l.noteSaved(n, b, &c.Checkpoint)
 		case c.Applied > r.saved.Applied:
 			l.older, r.saved, l.newestName = r.saved.Applied, c, n
+			l.noteSaved(n, b, &c.Checkpoint)
 		default:
 			l.older = c.Applied
 		}
@@ -377,7 +382,7 @@ func (r *recovery) scan() error {
 			break // there was nothing in it
 		}
 	}
-	if r.saved != nil && l.places.len() == 0 && r.saved.Applied != r.link.Index {
+	if r.saved != nil && !r.saved.transferred && l.places.len() == 0 && r.saved.Applied != r.link.Index {
 		name := manifestName
 		if len(r.found) > 0 {
 			name = r.found[r.at].name()
@@ -393,7 +398,7 @@ func (r *recovery) scan() error {
 // scanStart finds the segment and position at which the newest checkpoint stands;
 // -1 if that is the start of the log.
 func (r *recovery) scanStart() (int, int64, error) {
-	if r.saved == nil || r.saved.Applied == 0 {
+	if r.saved == nil || r.saved.Applied == 0 || r.saved.transferred {
 		return -1, 0, nil
 	}
 	c := r.saved
@@ -633,7 +638,7 @@ func (r *recovery) knownDurable() {
 	if r.l.o.Sync == SyncQuorum {
 		r.limit = max(r.limit, r.slot.commit)
 	}
-	if r.saved != nil {
+	if r.saved != nil && !r.saved.transferred {
 		r.limit = max(r.limit, r.saved.Applied)
 	}
 	if r.journaled != nil {

@@ -160,12 +160,22 @@ func (l *Log) droppable() int {
 	n := 0
 	for n+1 < len(list) && n < l.sealed() {
 		next := list[n+1].Previous()
-		if next.Next > start || next.Index > l.older || list[n].Sequence() >= w.Position.Segment {
+		if next.Next > start || next.Index > l.older || l.holdsAbove(next.Index) || list[n].Sequence() >= w.Position.Segment {
 			break
 		}
 		n++
 	}
 	return n
+}
+
+// holdsAbove says that somebody needs an entry at or below i.
+func (l *Log) holdsAbove(i wire.Index) bool {
+	for _, held := range l.holds {
+		if held < i {
+			return true
+		}
+	}
+	return false
 }
 
 // sealed is the number of segments whose sparse index is written.

@@ -16,6 +16,7 @@ type checkpointJob struct {
 	written    int64 // Log.written when it was asked for
 	submitted  bool
 	ran        bool
+	content    []byte
 	err        error
 }
 
@@ -90,8 +91,8 @@ func (j *checkpointJob) run() error {
 	if c.Save != nil {
 		c.State = c.Save(nil)
 	}
-	content := c.append(nil, l.id)
-	err := l.store.withReserve(func() error { return replaceFile(l.fs, l.o.Dir, checkpointNames[j.name], content) })
+	j.content = c.append(nil, l.id)
+	err := l.store.withReserve(func() error { return replaceFile(l.fs, l.o.Dir, checkpointNames[j.name], j.content) })
 	if err != nil {
 		return fmt.Errorf("checkpoint at %d: %w", c.Applied, err)
 	}
@@ -133,6 +134,7 @@ func (j *checkpointJob) Done() {
 	}
 	l.older, l.newest, l.newestName = l.newest, j.checkpoint.Applied, j.name
 	l.savedBytes = j.written
+	l.noteSaved(j.name, j.content, &j.checkpoint.Checkpoint)
 	if l.checkpoint != nil {
 		kept := *l.checkpoint
 		kept.State, kept.ConfState = nil, nil

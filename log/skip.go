@@ -93,7 +93,7 @@ func (s *skipping) readCheckpoints() error {
 		if errors.Is(err, ErrTooNew) {
 			return fmt.Errorf("%s: %w", path.Join(s.dir, name), err)
 		}
-		if err == nil && id == s.manifest.Identity && c.Applied > 0 {
+		if err == nil && id == s.manifest.Identity && c.Applied > 0 && !c.transferred {
 			s.checkpoints = append(s.checkpoints, c)
 		}
 	}
