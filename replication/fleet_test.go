@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -66,6 +67,9 @@ type member struct {
 	frozen bool // its jobs do not run
 	config func(*Config)
 	reads  int // of its feed
+
+	fetches int            // of checkpoints
+	garble  func(*Fetched) // changes what was fetched
 }
 
 // fleet is a group of several members and the network between them.
@@ -77,7 +81,9 @@ type fleet struct {
 	wires    []envelope
 	cut      map[[2]uint64]bool // from, to
 	segment  int64
-	options  func(*log.Options)
+	// checkpoint is Config.CheckpointBytes.
+	checkpoint int64
+	options    func(*log.Options)
 }
 
 type envelope struct {
@@ -136,7 +142,7 @@ func (m *member) open() {
 	m.inbox = NewInbox(m.pool)
 	cfg := Config{
 		ReplicaID: m.id, Voters: f.founders, Log: m.log, State: m.state, Node: uint32(m.id), Boot: 1,
-		Peers: f.peersOf(m.id), Transport: m, Inbox: m.inbox, Feed: m,
+		Peers: f.peersOf(m.id), Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch, CheckpointBytes: f.checkpoint,
 	}
 	if m.config != nil {
 		m.config(&cfg)
@@ -165,6 +171,31 @@ func (m *member) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) boo
 	return true
 }
 
+// fetch is Config.Fetch.
+func (m *member) fetch(node uint32, offer SnapshotOffer) {
+	m.fetches++
+	m.exec.jobs = append(m.exec.jobs, &fetchJob{m: m, from: m.f.members[uint64(node)], fetched: Fetched{Offer: offer}})
+}
+
+type fetchJob struct {
+	m, from *member
+	fetched Fetched
+}
+
+func (j *fetchJob) Run() {
+	f := j.m.f
+	if j.from == nil || j.from.down || f.cut[[2]uint64{j.from.id, j.m.id}] {
+		j.fetched.Err = errors.New("connection lost")
+		return
+	}
+	j.fetched.Content, j.fetched.Err = j.from.log.ReadCheckpoint()
+	if j.m.garble != nil {
+		j.m.garble(&j.fetched)
+	}
+}
+
+func (j *fetchJob) Done() { j.m.inbox.PutFetched(j.fetched) }
+
 type fedJob struct {
 	m *member
 	f Fed
@@ -173,7 +204,8 @@ type fedJob struct {
 func (j fedJob) Run()  {}
 func (j fedJob) Done() { j.m.inbox.PutFed(j.f) }
 
-// crash stops a member's process; with power its machine too.
+// crash stops a member's process; with power its machine too. The others notice that
+// the connection is gone, not more.
 func (m *member) crash(power bool) {
 	if power {
 		m.files.Crash()
@@ -181,6 +213,17 @@ func (m *member) crash(power bool) {
 		m.files.CrashKeepAll()
 	}
 	m.down = true
+	for _, id := range m.f.ids() {
+		m.f.lost(id, m.id)
+	}
+}
+
+// lost tells a member that its connection to another one has ended.
+func (f *fleet) lost(id, other uint64) {
+	if m := f.members[id]; !m.down && id != other {
+		m.inbox.PutEvent(PeerEvent{Kind: PeerUnreachable, Node: uint32(other)})
+		m.group.Turn()
+	}
 }
 
 // work runs the jobs of a member.
@@ -254,6 +297,7 @@ func (f *fleet) isolate(ids ...uint64) {
 		for _, b := range f.ids() {
 			if slices.Contains(ids, a) != slices.Contains(ids, b) {
 				f.cut[[2]uint64{a, b}] = true
+				f.lost(a, b)
 			}
 		}
 	}

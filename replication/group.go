@@ -118,7 +118,8 @@ type Config struct {
 
 // Group is one replica of one Raft group. All methods are owner only.
 //
-// Invariant: checkpoint.applied ≤ applied ≤ commit ≤ log.LastIndex.
+// Invariant: checkpoint.applied ≤ applied ≤ commit ≤ log.LastIndex, but after a
+// snapshot applied is above the others until they have caught up (see Ready).
 type Group struct {
 	id              uint64
 	node            *raft.RawNode
@@ -131,6 +132,7 @@ type Group struct {
 	logger          *slog.Logger
 
 	applied       wire.Index
+	raftApplied   wire.Index // the last that raft has handed over: below applied after a snapshot
 	appliedTerm   wire.Term
 	appliedOffset wire.Offset // next offset after the last applied entry
 	appliedTimeMs int64
@@ -168,7 +170,12 @@ type Group struct {
 	hurry int
 	// proposedConf is the last configuration entry that was proposed here.
 	proposedConf wire.Index
-	confIndex    wire.Index // of the last applied one
+	confIndex    wire.Index    // of the last applied one
+	install      *installation // nil: none
+	restored     func()
+	offers       map[uint64]int // ticks since a follower was offered a snapshot
+	// wantCheckpoint says that a snapshot could be offered if there were a newer one.
+	wantCheckpoint bool
 	// Mutants: entries without pins, promises that are sent before the disk has them.
 	noPins, hasty bool
 }
@@ -225,15 +232,9 @@ func Open(cfg Config) (_ *Group, err error) {
 	}()
 	hard := cfg.Log.HardState()
 	if cp := cfg.Log.Checkpoint(); cp != nil {
-		g.confState = raftpb.ConfState{}
-		if err := g.confState.Unmarshal(cp.ConfState); err != nil {
-			return nil, fmt.Errorf("checkpoint at index %d: configuration: %w", cp.Applied, err)
+		if err := g.restore(cp); err != nil {
+			return nil, err
 		}
-		if err := cfg.State.Restore(cp.State); err != nil {
-			return nil, fmt.Errorf("checkpoint at index %d: state: %w", cp.Applied, err)
-		}
-		g.applied, g.appliedTerm = cp.Applied, cp.Term
-		g.appliedOffset, g.appliedTimeMs = cp.NextOffset, cp.AppendTimeMs
 	}
 	if hard.Term > MaxTerm {
 		return nil, fmt.Errorf("hard state: %d: %w", hard.Term, ErrTerm)
@@ -245,13 +246,15 @@ func Open(cfg Config) (_ *Group, err error) {
 		return nil, err
 	}
 	g.bootTerm = hard.Term
-	g.storage.hard, g.storage.confState = hard, g.confState
+	// A checkpoint that was fetched may be ahead of the log.
+	g.raftApplied = min(g.applied, hard.Commit)
+	g.storage.hard, g.storage.confState, g.storage.offer = hard, g.confState, g.offerSnapshot
 	node, err := raft.NewRawNode(&raft.Config{
 		ID:                        cfg.ReplicaID,
 		ElectionTick:              electionTicks,
 		HeartbeatTick:             heartbeatTicks,
 		Storage:                   g.storage,
-		Applied:                   uint64(g.applied),
+		Applied:                   uint64(g.raftApplied),
 		AsyncStorageWrites:        true,
 		MaxSizePerMsg:             MaxMessageBytes,
 		MaxCommittedSizePerReady:  MaxApplyBytes,
@@ -269,8 +272,8 @@ func Open(cfg Config) (_ *Group, err error) {
 		return nil, fmt.Errorf("replication: %w", err)
 	}
 	g.node = node
-	if g.applied > 0 {
-		g.log.Publish(g.applied)
+	if g.raftApplied > 0 {
+		g.log.Publish(g.raftApplied)
 	}
 	return g, nil
 }
@@ -374,7 +377,7 @@ func (g *Group) Turn() {
 // Checkpoint writes the state as of the last applied entry beside the log. The
 // work that may block happens in a job of the log.
 func (g *Group) Checkpoint() {
-	if g.applied == 0 || g.log.CheckpointPending() || g.Err() != nil {
+	if g.applied == 0 || g.applied > g.raftApplied || g.log.CheckpointPending() || g.Err() != nil {
 		return
 	}
 	conf, err := g.confState.Marshal()
@@ -445,6 +448,10 @@ func (g *Group) advance() {
 	}
 	if g.transport != nil && g.fenced == nil {
 		g.feedFollowers()
+		if g.wantCheckpoint && !g.log.CheckpointPending() {
+			g.wantCheckpoint = false
+			g.Checkpoint()
+		}
 	}
 	if len(g.appends) > 0 {
 		g.log.Sync()
@@ -578,12 +585,20 @@ func (g *Group) append(m *raftpb.Message) error {
 	if m.Term != 0 || m.Vote != 0 || m.Commit != 0 {
 		old := g.log.HardState()
 		hard := log.HardState{Term: wire.Term(m.Term), Vote: m.Vote, Commit: wire.Index(m.Commit)}
+		if m.Snapshot != nil {
+			hard.Commit = old.Commit // the log that it is about comes with the snapshot
+		}
 		if len(m.Entries) > 0 {
 			// The term comes before the entries, a commit that covers them after.
 			hard.Commit = min(hard.Commit, wire.Index(m.Entries[0].Index-1))
 		}
 		if hard != old {
 			g.log.SetHardState(hard, hard.Term != old.Term || hard.Vote != old.Vote)
+		}
+	}
+	if m.Snapshot != nil {
+		if err := g.replace(m); err != nil {
+			return err
 		}
 	}
 	if len(m.Entries) > 0 {
@@ -666,6 +681,10 @@ func (g *Group) apply(m *raftpb.Message) {
 	g.log.Publish(wire.Index(m.Entries[len(m.Entries)-1].Index))
 	for i := range m.Entries {
 		e := &m.Entries[i]
+		g.raftApplied = wire.Index(e.Index)
+		if g.raftApplied <= g.applied {
+			continue // the state of a fetched checkpoint has it
+		}
 		entry := Entry{
 			Index: wire.Index(e.Index), Term: wire.Term(e.Term), Kind: wire.KindNoOp,
 			BaseOffset: g.appliedOffset, AppendTimeMs: g.appliedTimeMs,
@@ -703,7 +722,7 @@ func (g *Group) apply(m *raftpb.Message) {
 }
 
 // release gives up the memory of entries that nobody here needs any more.
-func (g *Group) release() { g.log.Release(g.kept(), g.recycle) }
+func (g *Group) release() { g.log.Release(min(g.raftApplied, g.kept()), g.recycle) }
 
 func (g *Group) applyEntry(e Entry) {
 	if e.Index != g.applied+1 {

@@ -35,6 +35,7 @@ func (g *Group) Tick(n int) {
 
 func (g *Group) tick() {
 	g.ageFeeds()
+	g.ageOffers()
 	g.release()
 	status := g.node.BasicStatus()
 	if status.RaftState != raft.StateLeader {

@@ -23,7 +23,9 @@ import (
 // lost: every quorum of the next configuration needs this replica, or one that has
 // all of its log.
 func (g *Group) replay(known wire.Index) (commit wire.Index, err error) {
-	commit = max(known, g.applied)
+	// A checkpoint that was fetched may lie above the end of the log. What the log holds
+	// below it came from leaders that had all of it, so it is committed.
+	commit = max(known, min(g.applied, g.log.LastIndex()))
 	alone := g.soleVoter()
 	if !alone && known <= g.applied || g.applied >= g.log.LastIndex() {
 		return commit, nil

@@ -1,26 +1,250 @@
 package replication
 
 import (
+	"errors"
+	"fmt"
+	"slices"
+
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
+// A follower behind the start of the log gets a snapshot: where the log starts, and
+// a checkpoint at or above that place (RULES R1). The message only offers it; the
+// follower fetches the checkpoint, and raft sees the message when it is there. Then
+// the log is replaced by one that begins at the start, and the entries from there on
+// come as usual. Those up to the checkpoint are in its state already: they are
+// written and not applied. Until the commit has reached the checkpoint the replica is
+// not Ready: it neither campaigns nor serves.
+
+// SnapshotGrace is how many ticks the log keeps its start for a follower that was
+// offered a snapshot.
+const SnapshotGrace = 6000
+
+// errNotWanted is why an installation ends that raft has no use for.
+var errNotWanted = errors.New("raft has no use for it any more")
+
+// installation is a snapshot on its way into this replica.
+type installation struct {
+	offer   SnapshotOffer
+	leader  uint64 // that offered last
+	content []byte // of the checkpoint file, nil while it is fetched
+}
+
 // installing says that a snapshot is being fetched or put in place.
-func (g *Group) installing() bool { return false }
+func (g *Group) installing() bool { return g.install != nil }
 
-// describe adds to a MsgSnap what the follower fetches.
-func (g *Group) describe(m *Message) bool { return false }
+// offerSnapshot is what raft is told of: the start of the log, if the newest
+// checkpoint lies at or above it and knows all members. A log that starts with its
+// first entry needs none, it is fed as a whole.
+func (g *Group) offerSnapshot() (raftpb.Snapshot, bool) {
+	start, saved := g.log.Start(), g.log.SavedCheckpoint()
+	if start.Index == 0 {
+		return raftpb.Snapshot{}, false
+	}
+	var conf raftpb.ConfState
+	if saved == nil || saved.Applied < start.Index || conf.Unmarshal(saved.ConfState) != nil || !sameMembers(&conf, &g.confState) {
+		g.wantCheckpoint = true
+		return raftpb.Snapshot{}, false
+	}
+	return raftpb.Snapshot{Metadata: raftpb.SnapshotMetadata{Index: uint64(start.Index), Term: uint64(start.Term), ConfState: conf}}, true
+}
 
-// offered takes notice of a leader's offer.
+func sameMembers(a, b *raftpb.ConfState) bool {
+	return slices.Equal(a.Voters, b.Voters) && slices.Equal(a.Learners, b.Learners) &&
+		slices.Equal(a.VotersOutgoing, b.VotersOutgoing) && slices.Equal(a.LearnersNext, b.LearnersNext)
+}
+
+// describe adds to a MsgSnap what the follower fetches, and holds the start of the
+// log. It is false if that has moved in the meantime.
+func (g *Group) describe(m *Message) bool {
+	start, saved := g.log.Start(), g.log.SavedCheckpoint()
+	if m.Message.Snapshot == nil || m.Message.Snapshot.Metadata.Index != uint64(start.Index) {
+		g.node.ReportSnapshot(m.To, raft.SnapshotFailure)
+		return false
+	}
+	m.Message.Snapshot = nil
+	m.Snapshot = &SnapshotOffer{
+		From: m.From, To: m.To, Term: wire.Term(m.Term), Start: start,
+		Applied: saved.Applied, Size: saved.Size, CRC: saved.CRC, ConfState: saved.ConfState,
+	}
+	if g.offers == nil {
+		g.offers = make(map[uint64]int)
+	}
+	g.offers[m.To] = 0
+	g.log.HoldStart(m.To, start.Index)
+	g.logger.Info("snapshot offered", "replica", g.id, "follower", m.To, "start", start.Index, "checkpoint", saved.Applied)
+	return true
+}
+
+// Snapshots is how many followers are being sent a snapshot.
+func (g *Group) Snapshots() int { return len(g.offers) }
+
+// ageOffers is called with every tick: what is not needed any more, or too old, no
+// longer holds the start of the log.
+func (g *Group) ageOffers() {
+	if len(g.offers) == 0 {
+		return
+	}
+	sending := map[uint64]bool{}
+	if g.node.BasicStatus().RaftState == raft.StateLeader {
+		g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+			// Until it is in step it may still need entries right behind the start.
+			sending[id] = pr.State != tracker.StateReplicate
+		})
+	}
+	for id := range g.offers {
+		g.offers[id]++
+		if !sending[id] || g.offers[id] > SnapshotGrace {
+			delete(g.offers, id)
+			g.log.FreeStart(id)
+			g.node.ReportSnapshot(id, raft.SnapshotFailure) // nothing if there is none
+		}
+	}
+}
+
+// snapshotLost says that a follower may have missed an offer.
+func (g *Group) snapshotLost(id uint64) { g.node.ReportSnapshot(id, raft.SnapshotFailure) }
+
+// snapshotStatus is a follower's word about a snapshot that it was offered.
+func (g *Group) snapshotStatus(m *Message, status *raft.BasicStatus) {
+	if status.RaftState == raft.StateLeader && m.Term == status.Term && m.Reject {
+		g.node.ReportSnapshot(m.From, raft.SnapshotFailure)
+	}
+}
+
+// offered takes notice of a leader's offer. It reports whether raft can deal with
+// the message at once: then nothing needs to be fetched.
 func (g *Group) offered(m *Message, status *raft.BasicStatus) bool {
-	g.drop(m, DropRoom)
+	o := m.Snapshot
+	var conf raftpb.ConfState
+	switch {
+	case o == nil || m.Term < status.Term || o.Start.Index == 0 || o.Start.Term > wire.Term(m.Term) || o.Applied < o.Start.Index || conf.Unmarshal(o.ConfState) != nil:
+		g.drop(m, DropEntry)
+		return false
+	case g.install != nil:
+		g.install.leader = m.From // whoever waits for an answer now
+		return false
+	}
+	here, ok := g.log.Term(o.Start.Index)
+	if wire.Index(status.Commit) >= o.Start.Index || ok && here == o.Start.Term {
+		m.Message.Snapshot = &raftpb.Snapshot{Metadata: raftpb.SnapshotMetadata{Index: uint64(o.Start.Index), Term: uint64(o.Start.Term), ConfState: conf}}
+		return true
+	}
+	node, known := g.peers[m.From]
+	if g.fetch == nil || !known {
+		g.drop(m, DropAddress)
+		return false
+	}
+	if m.Term > status.Term {
+		// Whoever offers leads: a heartbeat says so to raft, the offer itself waits.
+		g.input(raftpb.Message{Type: raftpb.MsgHeartbeat, To: g.id, From: m.From, Term: m.Term})
+	}
+	offer := *o
+	offer.From, offer.To, offer.Term = m.From, g.id, wire.Term(m.Term)
+	g.install = &installation{offer: offer, leader: m.From}
+	g.logger.Info("snapshot is fetched", "replica", g.id, "from", m.From, "start", o.Start.Index, "checkpoint", o.Applied)
+	g.fetch(node, offer)
 	return false
 }
 
-// fetched takes a checkpoint that was offered.
-func (g *Group) fetched(f Fetched) {}
+// fetched takes a checkpoint that was offered and lets raft see the offer.
+func (g *Group) fetched(f Fetched) {
+	in := g.install
+	if in == nil || in.content != nil || f.Offer.Start != in.offer.Start || f.Offer.From != in.offer.From {
+		return
+	}
+	conf, err := g.judge(&f)
+	if err != nil {
+		g.abortInstall(err)
+		return
+	}
+	in.content = f.Content
+	start := in.offer.Start
+	g.input(raftpb.Message{
+		Type: raftpb.MsgSnap, To: g.id, From: in.offer.From, Term: uint64(in.offer.Term),
+		Snapshot: &raftpb.Snapshot{Metadata: raftpb.SnapshotMetadata{Index: uint64(start.Index), Term: uint64(start.Term), ConfState: conf}},
+	})
+	if g.node.BasicStatus().Commit != uint64(start.Index) {
+		g.abortInstall(errNotWanted)
+	}
+}
 
-// snapshotStatus is a follower's word about a snapshot that it was offered.
-func (g *Group) snapshotStatus(m *Message, status *raft.BasicStatus) {}
+// judge says whether a checkpoint that was fetched fits its offer.
+func (g *Group) judge(f *Fetched) (conf raftpb.ConfState, err error) {
+	if f.Err != nil {
+		return conf, f.Err
+	}
+	offer := &g.install.offer
+	c, err := g.log.ParseCheckpoint(f.Content)
+	if err != nil {
+		return conf, err
+	}
+	if c.Applied < offer.Start.Index {
+		return conf, fmt.Errorf("checkpoint at %d for a log from %d on", c.Applied, offer.Start.Index)
+	}
+	if err := conf.Unmarshal(c.ConfState); err != nil {
+		return conf, fmt.Errorf("checkpoint at %d: configuration: %w", c.Applied, err)
+	}
+	// Raft drops a snapshot without a word that does not know its receiver.
+	if !slices.Contains(slices.Concat(conf.Voters, conf.Learners, conf.VotersOutgoing), g.id) {
+		return conf, fmt.Errorf("checkpoint at %d does not know replica %d", c.Applied, g.id)
+	}
+	if term := g.node.BasicStatus().Term; term != uint64(offer.Term) {
+		return conf, fmt.Errorf("offered in term %d, now it is %d", offer.Term, term)
+	}
+	return conf, nil
+}
 
-// snapshotLost says that a follower may have missed an offer.
-func (g *Group) snapshotLost(id uint64) {}
+// abortInstall gives up what was offered and tells the leader, who offers anew.
+func (g *Group) abortInstall(cause error) {
+	in := g.install
+	g.install = nil
+	g.logger.Warn("snapshot is not installed", "replica", g.id, "from", in.leader, "start", in.offer.Start.Index, "err", cause)
+	g.send(&raftpb.Message{Type: raftpb.MsgSnapStatus, To: in.leader, From: g.id, Term: g.node.BasicStatus().Term, Reject: true})
+}
+
+// replace puts the snapshot of a MsgStorageAppend in the place of log and state.
+func (g *Group) replace(m *raftpb.Message) error {
+	in := g.install
+	if in == nil || uint64(in.offer.Start.Index) != m.Snapshot.Metadata.Index {
+		return fmt.Errorf("raft wants a snapshot at %d that was not fetched", m.Snapshot.Metadata.Index)
+	}
+	if err := g.log.Install(in.offer.Start, in.content); err != nil {
+		return err
+	}
+	cp := g.log.Checkpoint()
+	if err := g.restore(cp); err != nil {
+		return err
+	}
+	g.raftApplied = in.offer.Start.Index
+	g.install = nil
+	g.logger.Info("snapshot installed", "replica", g.id, "start", in.offer.Start.Index, "checkpoint", cp.Applied)
+	if g.restored != nil {
+		g.restored()
+	}
+	return nil
+}
+
+// restore makes the state that of a checkpoint.
+func (g *Group) restore(cp *log.Checkpoint) error {
+	g.confState = raftpb.ConfState{}
+	if err := g.confState.Unmarshal(cp.ConfState); err != nil {
+		return fmt.Errorf("checkpoint at index %d: configuration: %w", cp.Applied, err)
+	}
+	if err := g.state.Restore(cp.State); err != nil {
+		return fmt.Errorf("checkpoint at index %d: state: %w", cp.Applied, err)
+	}
+	g.confIndex = 0
+	g.applied, g.appliedTerm = cp.Applied, cp.Term
+	g.appliedOffset, g.appliedTimeMs = cp.NextOffset, cp.AppendTimeMs
+	return nil
+}
+
+// OnRestore names the function that is called when the state was replaced by that of
+// a fetched checkpoint, in a turn.
+func (g *Group) OnRestore(f func()) { g.restored = f }

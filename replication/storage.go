@@ -17,9 +17,10 @@ type storage struct {
 	hard      log.HardState // as of the start; raft asks once
 	confState raftpb.ConfState
 	feed      *feeding // nil for a group that is alone
-	// behind says that raft was last refused an entry below the start of the log: only
-	// then it is told of a snapshot.
-	behind bool
+	// absent says that raft was last refused entries that are in the log and not in
+	// memory: then no snapshot is needed. Otherwise raft asks for one by itself, because
+	// the follower is behind the start of the log.
+	absent bool
 	offer  func() (raftpb.Snapshot, bool)
 }
 
@@ -32,8 +33,8 @@ func (s *storage) InitialState() (raftpb.HardState, raftpb.ConfState, error) {
 }
 
 func (s *storage) Entries(lo, hi, maxBytes uint64) ([]raftpb.Entry, error) {
-	s.behind = wire.Index(lo) < s.log.FirstIndex()
-	if s.behind {
+	s.absent = false
+	if wire.Index(lo) < s.log.FirstIndex() {
 		return nil, raft.ErrCompacted
 	}
 	entries, ok := s.log.Tail(wire.Index(lo), wire.Index(hi), maxBytes)
@@ -41,6 +42,7 @@ func (s *storage) Entries(lo, hi, maxBytes uint64) ([]raftpb.Entry, error) {
 		entries, ok = s.feed.entries(wire.Index(lo), wire.Index(hi), maxBytes)
 	}
 	if !ok {
+		s.absent = true
 		return nil, raft.ErrCompacted // not in memory: raft keeps its state and asks again
 	}
 	out := make([]raftpb.Entry, len(entries))
@@ -54,7 +56,6 @@ func (s *storage) Term(i uint64) (uint64, error) {
 	term, ok := s.log.Term(wire.Index(i))
 	if !ok {
 		if wire.Index(i) < s.log.FirstIndex() {
-			s.behind = true
 			return 0, raft.ErrCompacted
 		}
 		return 0, raft.ErrUnavailable
@@ -69,8 +70,9 @@ func (s *storage) FirstIndex() (uint64, error) { return uint64(s.log.FirstIndex(
 // not in memory, which passes, or because the follower is behind the start of the
 // log.
 func (s *storage) Snapshot() (raftpb.Snapshot, error) {
-	if s.behind && s.offer != nil {
-		s.behind = false
+	absent := s.absent
+	s.absent = false
+	if !absent && s.offer != nil {
 		if snapshot, ok := s.offer(); ok {
 			return snapshot, nil
 		}

@@ -68,8 +68,6 @@ func TestThreeReplicasFollowerFarBehindIsFedFromTheLog(t *testing.T) {
 	f.segment = 64 << 10
 	l := f.lead(1)
 	f.members[3].crash(false)
-	l.inbox.PutEvent(PeerEvent{Kind: PeerUnreachable, Node: 3})
-	l.group.Turn()
 	for i := range 400 {
 		l.propose(fmt.Sprintf("%03d %02000d", i, i))
 		f.settle()

@@ -1,0 +1,216 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// aTrimmedFleet is three replicas of which 3 is down and so far behind that the
+// others no longer hold what it lacks.
+func aTrimmedFleet(t *testing.T) (*fleet, *member) {
+	f := newFleet(t)
+	f.founders, f.segment, f.checkpoint = []uint64{1, 2, 3}, 64<<10, 100<<10
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l := f.lead(1)
+	l.propose("first")
+	f.settle()
+	f.members[3].crash(false)
+	f.fill(l, 300)
+	return f, l
+}
+
+// fill appends records and trims all but the last of them everywhere.
+func (f *fleet) fill(l *member, n int) {
+	f.t.Helper()
+	for i := range n {
+		l.propose(fmt.Sprintf("%03d %02000d", i, i))
+		f.settle()
+	}
+	f.tick(12)
+	for _, id := range f.ids() {
+		if m := f.members[id]; !m.down {
+			m.log.Trim(m.log.NextOffset() - 5)
+			m.log.MarkIdle()
+			f.settle()
+		}
+	}
+	require.Greater(f.t, l.log.FirstIndex(), wire.Index(n/2))
+}
+
+// caughtUp makes sure that a member has the state of the leader and the end of its log.
+func (f *fleet) caughtUp(m, l *member) {
+	f.t.Helper()
+	require.NoError(f.t, m.group.Err())
+	require.True(f.t, m.group.Ready())
+	require.Equal(f.t, l.group.Applied(), m.group.Applied())
+	require.Equal(f.t, l.log.NextOffset(), m.log.NextOffset())
+	ours, theirs := l.frames(), m.frames()
+	n := min(len(ours), len(theirs))
+	require.Positive(f.t, n)
+	require.Equal(f.t, ours[len(ours)-n:], theirs[len(theirs)-n:])
+}
+
+func TestRuleR1_AFollowerBehindTheStartGetsASnapshot(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	m.open()
+	f.tick(10)
+	require.Equal(t, 1, m.fetches)
+	require.Zero(t, l.group.Snapshots())
+	f.caughtUp(m, l)
+	require.Equal(t, l.log.FirstIndex(), m.log.FirstIndex())
+	require.Contains(t, m.state.applied[0], "restored ")
+	require.NotContains(t, m.state.applied[1:], "first", "nothing is applied twice")
+
+	// It takes part again: with the leader gone it is needed for the quorum.
+	l.crash(true)
+	next := f.elect()
+	next.propose("after")
+	f.settle()
+	f.tick(3)
+	require.Equal(t, "after", m.state.applied[len(m.state.applied)-1])
+	// And its log opens like any other.
+	m.crash(true)
+	m.open()
+	f.tick(10)
+	f.caughtUp(m, f.leader())
+}
+
+func TestRuleR1_ALearnerThatWasAddedLaterGetsASnapshotThatKnowsIt(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	require.NoError(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}))
+	f.settle()
+	m := f.add(4)
+	f.tick(10)
+	f.caughtUp(m, l)
+	require.Equal(t, []uint64{4}, m.group.Members().Learners)
+	require.NoError(t, l.group.Reconfigure(Membership{Promote: []uint64{4}, Remove: []uint64{3}}))
+	f.settle()
+	f.tick(3)
+	require.Equal(t, []uint64{1, 2, 4}, m.group.Members().Voters)
+	require.Empty(t, m.group.Members().Outgoing)
+}
+
+// While a replica's log has not caught up with the checkpoint that it was given, it
+// does not campaign, and does not serve.
+func TestRuleR1_NobodyCampaignsBelowItsCheckpoint(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	m.open()
+	for range 10_000 {
+		if m.fetches == 1 && !m.group.installing() && m.group.Applied() > m.log.LastIndex() {
+			break
+		}
+		if len(f.wires) == 0 {
+			f.members[1].group.Tick(1)
+		} else {
+			f.deliver()
+		}
+		for _, id := range f.ids() {
+			f.members[id].work()
+		}
+	}
+	require.Greater(t, m.group.Applied(), m.log.LastIndex(), "the checkpoint is ahead of the log")
+	require.False(t, m.group.Ready())
+	f.isolate(3)
+	f.wires = nil
+	for range 100 {
+		m.group.Tick(1)
+		require.Empty(t, f.wires)
+	}
+	m.crash(true)
+	m.open()
+	require.Greater(t, m.group.Applied(), m.log.LastIndex())
+	require.False(t, m.group.Ready(), "a restart does not change that")
+	for range 100 {
+		m.group.Tick(1)
+		require.Empty(t, f.wires)
+	}
+	f.heal()
+	f.tick(20)
+	f.caughtUp(m, l)
+}
+
+func TestRuleR1_ASnapshotThatArrivesDamagedIsFetchedAgain(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	m.open()
+	m.garble = func(f *Fetched) {
+		switch m.fetches {
+		case 1:
+			f.Content[len(f.Content)/2] ^= 4
+		case 2:
+			f.Err = errors.New("took too long")
+		case 3:
+			f.Content = f.Content[:len(f.Content)-1]
+		}
+	}
+	f.tick(30)
+	require.Equal(t, 4, m.fetches)
+	f.caughtUp(m, l)
+}
+
+func TestRuleR1_ALeaderThatDiesWhileItSendsASnapshotIsReplaced(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	m.open()
+	m.frozen = true
+	f.tick(4)
+	require.True(t, m.group.installing())
+	require.Equal(t, 1, l.group.Snapshots())
+	l.crash(false)
+	m.frozen = false
+	f.tick(60)
+	next := f.leader()
+	require.NotNil(t, next)
+	f.caughtUp(m, next)
+}
+
+// A machine that stops at any moment of an installation comes back with the old log
+// or the new one, and catches up.
+func TestF20_AReplicaThatStopsWhileASnapshotIsInstalledCatchesUp(t *testing.T) {
+	for stop := int64(1); stop < 60; stop += 4 {
+		f, l := aTrimmedFleet(t)
+		m := f.members[3]
+		m.open()
+		m.files.StopAt(m.files.Ops() + stop)
+		f.tick(8)
+		m.files.StopAt(0)
+		m.crash(true)
+		m.open()
+		f.tick(12)
+		f.caughtUp(m, l)
+	}
+}
+
+// A long absence after the start has moved twice, with the leader changing: 20 rounds
+// from one seed.
+func TestF18_AFollowerComesBackAgainAndAgain(t *testing.T) {
+	f, _ := aTrimmedFleet(t)
+	for round := range 6 {
+		f.members[3].open()
+		f.tick(15)
+		l := f.leader()
+		require.NotNil(t, l, "round %d", round)
+		f.caughtUp(f.members[3], l)
+		if l.id != 3 {
+			require.NoError(t, l.group.Transfer(3-l.id))
+			f.settle()
+		}
+		l = f.leader()
+		if l.id == 3 {
+			require.NoError(t, l.group.Transfer(1))
+			f.settle()
+			l = f.leader()
+		}
+		f.members[3].crash(round%2 == 0)
+		f.fill(l, 150)
+	}
+}
