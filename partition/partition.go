@@ -50,6 +50,11 @@ type Proposer interface {
 	NextOffset() wire.Offset
 	// Propose takes ownership of data and returns once it is in the log.
 	Propose(data []byte) (wire.Index, error)
+	// Paused says that proposals would be dropped for the moment although this replica
+	// leads: what waits stays where it is.
+	Paused() bool
+	// Holders is how many replicas are known to hold the committed entry at i.
+	Holders(i wire.Index) int
 }
 
 // Log is what the owner's shell needs of the partition's log. *log.Log is one.
@@ -64,7 +69,8 @@ type Log interface {
 }
 
 // Receiver learns the outcome of an Append, once, except for AcksNone, where it
-// learns nothing. It is called in an owner's turn and must not block.
+// learns nothing. It is called in an owner's turn and must not block. With NOT_LEADER
+// the receipt's BaseOffset says who leads, as wire.Error.Next does.
 type Receiver interface {
 	Appended(tag uint64, receipt wire.Receipt, code wire.ErrorCode)
 }
@@ -124,6 +130,7 @@ type Partition struct {
 	overlay  map[int64]*overlay
 	spare    []*overlay
 	term     wire.Term // of the pending entries
+	applied  wire.Index
 }
 
 type pending struct {
@@ -197,10 +204,28 @@ func (p *Partition) SetPolicy(r Retention, synced bool) {
 	p.retention, p.synced = r, synced
 }
 
-// Reject answers everything that waits in the mailbox with the reason err.
+// Reject answers everything that waits and was not proposed with the reason err. It is
+// for replicas that do not lead.
 func (p *Partition) Reject(err error) {
+	if p.heldNext == len(p.held) && p.mailbox.waiting() == 0 {
+		return
+	}
+	code := codeOf(err)
+	var known *wire.Error
+	var r wire.Receipt
+	if code == wire.CodeNotLeader && errors.As(err, &known) {
+		r.BaseOffset = known.Next
+	}
+	p.rejectWaiting(r, code)
+}
+
+// rejectWaiting answers everything that waits and was not proposed.
+func (p *Partition) rejectWaiting(r wire.Receipt, code wire.ErrorCode) {
+	for ; p.heldNext < len(p.held); p.heldNext++ {
+		p.refuse(p.held[p.heldNext], r, code)
+	}
 	for _, d := range p.mailbox.take(nil) {
-		p.refuse(d, codeOf(err))
+		p.refuse(d, r, code)
 	}
 }
 
@@ -223,7 +248,7 @@ func (p *Partition) Turn(nowMs int64) (again bool) {
 		p.abandon(wire.CodeUnavailable)
 		p.term = term
 	}
-	if !leading {
+	if !leading || p.proposer.Paused() {
 		return false
 	}
 	if p.heldNext == len(p.held) {
@@ -243,7 +268,7 @@ func (p *Partition) Turn(nowMs int64) (again bool) {
 				return false
 			}
 			p.heldNext++
-			p.refuse(d, codeOf(err))
+			p.refuse(d, wire.Receipt{}, codeOf(err))
 			continue
 		}
 		p.heldNext++
@@ -362,7 +387,7 @@ func (p *Partition) answerDuplicate(b *placed, o *overlay, known *producer, next
 	}
 	if known != nil && known.epoch == b.info.ProducerEpoch {
 		if offset, ok := known.find(b.info.BaseSequence, count); ok {
-			r := p.receipt(offset, term, known.lastMs)
+			r := p.receipt(offset, term, known.lastMs, p.applied)
 			r.Duplicate = true
 			b.answer(r, wire.CodeOK)
 			return
@@ -375,9 +400,11 @@ func (p *Partition) answerDuplicate(b *placed, o *overlay, known *producer, next
 	b.answer(wire.Receipt{}, wire.CodeDuplicate) // so old that its offset is forgotten
 }
 
-func (p *Partition) receipt(offset wire.Offset, term wire.Term, appendTimeMs int64) wire.Receipt {
+// receipt is for a record that is committed at index or below it.
+func (p *Partition) receipt(offset wire.Offset, term wire.Term, appendTimeMs int64, index wire.Index) wire.Receipt {
 	return wire.Receipt{
-		BaseOffset: offset, Epoch: uint32(term), AppendTimeMs: appendTimeMs, Replicas: 1, Synced: p.synced && offset >= p.weak,
+		BaseOffset: offset, Epoch: uint32(term), AppendTimeMs: appendTimeMs, Replicas: uint8(p.proposer.Holders(index)),
+		Synced: p.synced && offset >= p.weak,
 	}
 }
 
@@ -386,9 +413,7 @@ func (p *Partition) answerLeader(d *draft, base wire.Offset, term wire.Term, now
 	for i := range d.batches {
 		b := &d.batches[i]
 		if b.acks == wire.AcksLeader {
-			r := p.receipt(base, term, nowMs)
-			r.Synced = false
-			b.answer(r, wire.CodeOK)
+			b.answer(wire.Receipt{BaseOffset: base, Epoch: uint32(term), AppendTimeMs: nowMs, Replicas: 1}, wire.CodeOK)
 			b.receiver = nil
 		}
 		base += wire.Offset(b.info.RecordCount)
@@ -405,6 +430,7 @@ func (b *placed) answer(r wire.Receipt, code wire.ErrorCode) {
 // Apply takes one committed entry into the state and answers the senders whose
 // batches it holds.
 func (p *Partition) Apply(e Entry) {
+	p.applied = e.Index
 	switch e.Kind {
 	case wire.KindRecords:
 		if e.Damaged {
@@ -428,9 +454,11 @@ func (p *Partition) committed(e Entry) {
 	d := p.pending[0].draft
 	p.pending = shift(p.pending)
 	offset := e.BaseOffset
+	receipt := p.receipt(offset, e.Term, e.AppendTimeMs, e.Index)
 	for i := range d.batches {
 		b := &d.batches[i]
-		r := p.receipt(offset, e.Term, e.AppendTimeMs)
+		r := receipt
+		r.BaseOffset, r.Synced = offset, p.synced && offset >= p.weak
 		if b.info.ProducerID >= 0 {
 			p.land(b.info.ProducerID, r)
 		}
@@ -508,9 +536,9 @@ func (p *Partition) withdraw(d *draft, data []byte, code wire.ErrorCode) {
 }
 
 // refuse answers a draft that was never proposed.
-func (p *Partition) refuse(d *draft, code wire.ErrorCode) {
+func (p *Partition) refuse(d *draft, r wire.Receipt, code wire.ErrorCode) {
 	for i := range d.batches {
-		d.batches[i].answer(wire.Receipt{}, code)
+		d.batches[i].answer(r, code)
 	}
 	p.account.recycle(d.data)
 	p.account.free(d)
@@ -544,12 +572,7 @@ func (p *Partition) Refuse(code wire.ErrorCode) { p.mailbox.close(code) }
 func (p *Partition) Close(code wire.ErrorCode) {
 	p.mailbox.close(code)
 	p.abandon(code)
-	for ; p.heldNext < len(p.held); p.heldNext++ {
-		p.refuse(p.held[p.heldNext], code)
-	}
-	for _, d := range p.mailbox.take(nil) {
-		p.refuse(d, code)
-	}
+	p.rejectWaiting(wire.Receipt{}, code)
 }
 
 // Idle reports whether nothing is waiting or on its way.

@@ -29,8 +29,19 @@ type fakeLog struct {
 	retain    wire.Offset
 	maxAge    time.Duration // of the last call of RetentionPoint
 	maxBytes  int64
+	paused    bool
+	holders   int                 // 0 means 1
+	asked     map[wire.Index]bool // of Holders
 }
 
+func (f *fakeLog) Paused() bool { return f.paused }
+func (f *fakeLog) Holders(i wire.Index) int {
+	if f.asked == nil {
+		f.asked = map[wire.Index]bool{}
+	}
+	f.asked[i] = true
+	return max(f.holders, 1)
+}
 func (f *fakeLog) Leading() (wire.Term, bool) { return f.term, !f.following }
 func (f *fakeLog) NextOffset() wire.Offset    { return f.next }
 func (f *fakeLog) Reserve(n int64, _ bool) error {
@@ -144,6 +155,76 @@ func duplicate(tag uint64, offset wire.Offset) outcome {
 }
 
 func refused(tag uint64, code wire.ErrorCode) outcome { return outcome{tag: tag, code: code} }
+
+// R-X-11: the receipt says how many replicas are known to hold the batch.
+func TestR_X_11_ReceiptsCountTheReplicas(t *testing.T) {
+	h := newHarness(t)
+	first := h.send(1, 0, 0, 1)
+	leader := h.sendAcks(-1, 0, 0, 1, wire.AcksLeader)
+	require.False(t, h.part.Turn(1000))
+	require.Equal(t, []outcome{{leader, wire.Receipt{BaseOffset: 1, Epoch: 3, AppendTimeMs: 1000, Replicas: 1}, wire.CodeOK}}, h.got.take(), "the leader alone, and in memory")
+	h.log.holders = 2
+	h.log.commit(1)
+	want := ok(first, 0)
+	want.receipt.Replicas = 2
+	require.Equal(t, []outcome{want}, h.got.take())
+	require.Equal(t, map[wire.Index]bool{1: true}, h.log.asked)
+
+	// A duplicate lies at or below what was applied last.
+	h.send(2, 0, 0, 1)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	h.got.take()
+	clear(h.log.asked)
+	h.log.holders = 3
+	again := h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	want = duplicate(again, 0)
+	want.receipt.Replicas = 3
+	require.Equal(t, []outcome{want}, h.got.take())
+	require.Equal(t, map[wire.Index]bool{2: true}, h.log.asked)
+}
+
+// While leadership is handed over raft drops proposals: nothing is proposed that
+// would have to be answered as unknown.
+func TestNothingIsProposedWhileThePartitionIsPaused(t *testing.T) {
+	h := newHarness(t)
+	first := h.send(1, 0, 0, 1)
+	h.part.Turn(1000)
+	h.log.paused = true
+	second := h.send(1, 0, 1, 1)
+	require.False(t, h.part.Turn(1000))
+	require.Len(t, h.log.proposed, 1)
+	require.Empty(t, h.got.take())
+
+	// The transfer fails: it goes on where it was.
+	h.log.paused = false
+	h.log.commit(1)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	require.Equal(t, []outcome{ok(first, 0), ok(second, 1)}, h.got.take())
+}
+
+// A replica that leads no longer answers what it did not propose as certain, and says
+// who leads.
+func TestWhatWasNotProposedIsRejectedWithTheLeader(t *testing.T) {
+	h := newHarness(t)
+	h.log.reserve = log.ErrNotReady
+	held := h.send(1, 0, 0, 1)
+	h.part.Turn(1000) // takes it out of the mailbox, and has no room for it yet
+	waits := h.send(1, 0, 1, 1)
+	require.Empty(t, h.got.take())
+
+	h.log.following = true
+	h.part.Turn(1000)
+	require.Empty(t, h.got.take(), "nobody has said yet who leads")
+	h.part.Reject(wire.NotLeader(7, 4))
+	hint := wire.Receipt{BaseOffset: 7<<32 | 4}
+	require.Equal(t, []outcome{{held, hint, wire.CodeNotLeader}, {waits, hint, wire.CodeNotLeader}}, h.got.take())
+	require.True(t, h.part.Idle())
+	h.part.Reject(wire.NotLeader(7, 4))
+	require.Empty(t, h.got.take())
+}
 
 func TestBatchesThatWaitTogetherBecomeOneEntry(t *testing.T) {
 	h := newHarness(t)
