@@ -55,6 +55,8 @@ type engine struct {
 	options  []gnet.Option
 
 	topology     atomic.Uint64 // version of the metadata that was announced last
+	routes       atomic.Uint64 // rises with all that may send requests elsewhere
+	leadersMoved atomic.Bool   // the sessions have not heard of new leaders yet
 	hoard        bool          // see engineOptions
 	sessionReads int           // blocking reads that one session may have at work
 
@@ -181,6 +183,9 @@ func (e *engine) tick() {
 			continue
 		case <-ticker.C:
 		}
+		if e.leadersMoved.Swap(false) {
+			e.tell(newsOfLeaders)
+		}
 		if e.counters.sessions.Load() == 0 && e.counters.peers.Load() == 0 {
 			continue
 		}
@@ -271,18 +276,42 @@ func (e *engine) drain(ctx context.Context) {
 // changes in a row cost does not multiply with the number of sessions. Any goroutine.
 func (e *engine) announceTopology(version uint64) {
 	e.topology.Store(version)
+	e.routes.Add(1)
+	e.tell(newsOfMetadata)
+}
+
+// announceLeaders says that partitions have other leaders. Requests follow them at
+// once, links as soon as they have something to do; the sessions that want to know are
+// told with the next slow tick: a node that fails may lead thousands. Any goroutine.
+func (e *engine) announceLeaders() {
+	e.routes.Add(1)
+	e.leadersMoved.Store(true)
+}
+
+// news is what sessions are told.
+type news uint8
+
+const (
+	newsOfMetadata news = iota
+	newsOfLeaders       // for sessions with FeatureTopologyEvents
+	newsKinds
+)
+
+func (e *engine) tell(n news) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, l := range e.loops {
-		if l.telling.Swap(true) {
+		if l.telling[n].Swap(true) {
 			continue
 		}
 		l.post(func() {
-			l.telling.Store(false)
+			l.telling[n].Store(false)
 			event := wire.Event{Kind: wire.EventTopologyChanged, Version: e.topology.Load()}
 			for s := range l.sessions {
 				s.topologyChanged()
-				s.tell(&event)
+				if n == newsOfMetadata || s.features&wire.FeatureTopologyEvents != 0 {
+					s.tell(&event)
+				}
 			}
 		})
 	}

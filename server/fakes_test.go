@@ -30,13 +30,14 @@ type fakeBackend struct {
 	clusterID uuid.UUID
 	metadata  *cluster.Metadata
 
-	mu       sync.Mutex
-	index    wire.Index
-	replicas map[replicaID]*fakeReplica
-	producer int64
-	panicOn  string                 // name of a destination whose CREATE panics
-	hold     bool                   // administration is never answered
-	blocking atomic.Pointer[func()] // called before each blocking read
+	mu        sync.Mutex
+	index     wire.Index
+	replicas  map[replicaID]*fakeReplica
+	elsewhere map[replicaID]route // partitions that other nodes lead
+	producer  int64
+	panicOn   string                 // name of a destination whose CREATE panics
+	hold      bool                   // administration is never answered
+	blocking  atomic.Pointer[func()] // called before each blocking read
 }
 
 type replicaID struct {
@@ -47,7 +48,7 @@ type replicaID struct {
 const fakeNode = 1
 
 func newFakeBackend() *fakeBackend {
-	b := &fakeBackend{clusterID: uuid.New(), metadata: cluster.NewMetadata(nil), replicas: make(map[replicaID]*fakeReplica)}
+	b := &fakeBackend{clusterID: uuid.New(), metadata: cluster.NewMetadata(nil), replicas: make(map[replicaID]*fakeReplica), elsewhere: make(map[replicaID]route)}
 	b.apply(cluster.Command{Register: &cluster.Register{ClusterID: b.clusterID, Node: fakeNode, Store: uuid.New(), Address: "127.0.0.1:7400"}})
 	return b
 }
@@ -116,8 +117,25 @@ func (b *fakeBackend) Partition(destination [16]byte, number uint32) (replica, e
 }
 
 func (b *fakeBackend) Route(destination [16]byte, number uint32) (route, error) {
+	b.mu.Lock()
+	elsewhere := b.elsewhere[replicaID{destination, number}]
+	b.mu.Unlock()
+	if elsewhere != (route{}) {
+		return elsewhere, nil
+	}
 	r, err := b.Partition(destination, number)
-	return route{local: r, node: 1}, err
+	return route{local: r, node: fakeNode, epoch: 1}, err
+}
+
+// lead makes another node lead a partition, or this one again: node 0.
+func (b *fakeBackend) lead(name string, number, node, epoch uint32) {
+	d, _ := b.View().Destination(name)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	id := replicaID{d.ID, number}
+	if delete(b.elsewhere, id); node != 0 {
+		b.elsewhere[id] = route{node: node, epoch: epoch}
+	}
 }
 
 func (b *fakeBackend) Admin(request wire.Message, reply func(wire.Message, error)) {
@@ -725,12 +743,13 @@ func newDiscardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // discardBackend answers appends at once and keeps nothing. What may block is never done.
 type discardBackend struct{ *fakeBackend }
 
-func (b *discardBackend) Partition(destination [16]byte, number uint32) (replica, error) {
-	r, err := b.fakeBackend.Partition(destination, number)
+func (b *discardBackend) Route(destination [16]byte, number uint32) (route, error) {
+	r, err := b.fakeBackend.Route(destination, number)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
-	return &discardReplica{replica: r}, nil
+	r.local = &discardReplica{replica: r.local}
+	return r, nil
 }
 
 type discardReplica struct {

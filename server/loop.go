@@ -45,9 +45,9 @@ type loop struct {
 	gather    gather     // scratch of a stream's write
 	kicks     []kicker   // partitions whose owners need a turn
 	kicked    map[kicker]struct{}
-	kickBytes int         // of the batches that wait for these turns
-	gathering bool        // a wake-up is under way that gives the turns
-	telling   atomic.Bool // sessions are about to hear of the metadata
+	kickBytes int                    // of the batches that wait for these turns
+	gathering bool                   // a wake-up is under way that gives the turns
+	telling   [newsKinds]atomic.Bool // sessions are about to hear of it
 }
 
 func newLoop(e *engine, c gnet.Conn) *loop {

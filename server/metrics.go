@@ -119,6 +119,7 @@ var (
 	metricPaused     = prometheus.NewDesc("lockstep_sessions_paused", "Sessions whose socket is not read because a limit is reached.", nil, nil)
 	metricInFlight   = prometheus.NewDesc("lockstep_requests_in_flight", "Requests that wait for their answer.", nil, nil)
 	metricRequests   = prometheus.NewDesc("lockstep_requests_total", "Requests by opcode.", []string{"opcode"}, nil)
+	metricRedirects  = prometheus.NewDesc("lockstep_redirects_total", "Answers and links that sent a client to another node: NOT_LEADER.", nil, nil)
 	metricErrors     = prometheus.NewDesc("lockstep_errors_total", "Error answers by code.", []string{"code"}, nil)
 	metricClosed     = prometheus.NewDesc("lockstep_sessions_closed_total", "Ended sessions by reason.", []string{"reason"}, nil)
 	metricAccepted   = prometheus.NewDesc("lockstep_connections_accepted_total", "Connections admitted.", nil, nil)
@@ -134,7 +135,7 @@ var (
 // Describe implements prometheus.Collector.
 func (s *sessionCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricSessions, metricLinks, metricPaused, metricInFlight, metricRequests, metricErrors, metricClosed,
+		metricSessions, metricLinks, metricPaused, metricInFlight, metricRequests, metricRedirects, metricErrors, metricClosed,
 		metricAccepted, metricRefused, metricBytesIn, metricBytesOut, metricStream, metricSessionLog,
 		metricUnfinished, metricUnread,
 	} {
@@ -171,6 +172,7 @@ func (s *sessionCollector) Collect(ch chan<- prometheus.Metric) {
 			count(metricErrors, n, wire.ErrorCode(i).String())
 		}
 	}
+	count(metricRedirects, c.errors[wire.CodeNotLeader].Load())
 	for i := range c.closed {
 		count(metricClosed, c.closed[i].Load(), closeReason(i).String())
 	}

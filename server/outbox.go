@@ -173,7 +173,12 @@ func (s *session) finish(id uint32, m wire.Message, err error) {
 // allocates nothing.
 func (s *session) Appended(tag uint64, receipt wire.Receipt, code wire.ErrorCode) {
 	id := uint32(tag)
-	if code != wire.CodeOK {
+	switch code {
+	case wire.CodeOK:
+	case wire.CodeNotLeader:
+		s.finish(id, nil, wire.NotLeader(uint32(receipt.BaseOffset>>32), uint32(receipt.BaseOffset)))
+		return
+	default:
 		s.finish(id, nil, code)
 		return
 	}

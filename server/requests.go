@@ -19,12 +19,21 @@ type handle struct {
 	number  uint32
 	key     handleKey
 	replica replica
+	routes  uint64        // the engine's, as of which the replica leads
 	view    *cluster.View // destination is as of this one
 	dest    *cluster.Destination
 	limits  wire.BatchLimits
-	// appended is what the partition got from this session in this callback, in
-	// bytes. While it is not 0 the handle is in session.touched.
+	// appended is what the replica got from this session in this callback, in bytes.
+	// While it is not 0 the handle is in session.touched.
 	appended int
+}
+
+// kick gives the replica's owner its turn if it has got something.
+func (t *handle) kick(l *loop) {
+	if t.appended > 0 {
+		l.kick(t.replica, t.appended)
+		t.appended = 0
+	}
 }
 
 type handleKey struct {
@@ -143,6 +152,7 @@ func (s *session) hello(h wire.Header, body []byte) {
 		return
 	}
 	s.name = m.ClientName[:min(len(m.ClientName), wire.MaxNameBytes)]
+	s.features = m.Features & (wire.FeatureFollowsRedirects | wire.FeatureTopologyEvents)
 	s.phase = phaseOpen
 	s.out.mu.Lock()
 	s.out.requests = make(map[uint32]inFlight)
@@ -150,7 +160,7 @@ func (s *session) hello(h wire.Header, body []byte) {
 	l := &s.engine.limits
 	s.loop.wheel.schedule(&s.timer, s.loop.now+l.IdleTimeout)
 	s.reply(h.Opcode, h.ID, &wire.HelloResponse{
-		Version: min(m.MaxVersion, wire.MaxProtocolVersion), ClusterID: info.ClusterID, NodeID: info.NodeID, ServerVersion: info.Version,
+		Version: min(m.MaxVersion, wire.MaxProtocolVersion), Features: s.features, ClusterID: info.ClusterID, NodeID: info.NodeID, ServerVersion: info.Version,
 		MaxFrameBytes: wire.MaxFrameBytes, MaxRecordBytes: wire.MaxRecordBytes,
 		MaxInFlightRequests: uint32(l.InFlightRequests), MaxInFlightBytes: uint32(l.InFlightBytes),
 		IdleTimeoutMs: uint32(l.IdleTimeout.Milliseconds()), Opcodes: wire.SupportedOpcodes(),
@@ -338,7 +348,8 @@ func (s *session) openHandle(name string, number uint32) (*handle, error) {
 	if number >= uint32(len(d.Partitions)) {
 		return nil, wire.Errorf(wire.CodeUnknownPartition, "%v %q has partitions 0 to %d, not %d", d.Kind, name, len(d.Partitions)-1, number)
 	}
-	r, err := s.engine.backend.Partition(d.ID, number)
+	routes := s.engine.routes.Load()
+	r, err := s.route(d.ID, number)
 	if err != nil {
 		return nil, err
 	}
@@ -355,14 +366,24 @@ func (s *session) openHandle(name string, number uint32) (*handle, error) {
 		}
 		s.handleOf[key] = t
 	}
-	t.replica = r
-	t.bind(view, d)
+	t.kick(s.loop)
+	t.bind(view, d, r.local, routes)
 	return t, nil
 }
 
-// bind notes what the metadata says about the destination.
-func (t *handle) bind(view *cluster.View, d *cluster.Destination) {
-	t.view, t.dest = view, d
+// route is where requests of this session for a partition go. NOT_LEADER tells the
+// client where it should go itself.
+func (s *session) route(destination [16]byte, number uint32) (route, error) {
+	r, err := s.engine.backend.Route(destination, number)
+	if err == nil && r.local == nil {
+		err = wire.NotLeader(r.node, r.epoch)
+	}
+	return r, err
+}
+
+// bind notes what the metadata says about the destination, and who leads the partition.
+func (t *handle) bind(view *cluster.View, d *cluster.Destination, r replica, routes uint64) {
+	t.view, t.dest, t.replica, t.routes = view, d, r, routes
 	t.limits = wire.BatchLimits{
 		MaxRecordBytes: cmp.Or(int(d.Settings.MaxRecordBytes), wire.DefaultMaxRecordBytes),
 		RequireIndex: d.Settings.RecordIndex == wire.RecordIndexOn ||
@@ -382,23 +403,23 @@ func (s *session) handle(number uint32) (*handle, error) {
 	return t, nil
 }
 
-// refresh brings a handle up to date with the metadata, which costs a pointer
-// comparison while nothing changes.
+// refresh brings a handle up to date with the metadata and the leaders, which costs
+// two comparisons while nothing changes.
 func (s *session) refresh(t *handle) error {
-	view := s.engine.backend.View()
-	if view == t.view {
+	view, routes := s.engine.backend.View(), s.engine.routes.Load()
+	if view == t.view && routes == t.routes {
 		return nil
 	}
 	d, ok := view.DestinationByID(t.key.destination)
 	if !ok {
 		return wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted", t.dest.Name)
 	}
-	r, err := s.engine.backend.Partition(t.key.destination, t.key.partition)
+	r, err := s.route(t.key.destination, t.key.partition)
 	if err != nil {
 		return err
 	}
-	t.replica = r
-	t.bind(view, d)
+	t.kick(s.loop)
+	t.bind(view, d, r.local, routes)
 	return nil
 }
 

@@ -15,10 +15,9 @@ import (
 type backend interface {
 	// View is the metadata as of now. It is immutable.
 	View() *cluster.View
-	// Partition finds a partition that this node serves. Errors are a *wire.Error:
-	// UNKNOWN_PARTITION, PARTITION_FENCED, UNAVAILABLE.
-	Partition(destination [16]byte, number uint32) (replica, error)
-	// Route says where requests for a partition go. Errors are those of Partition.
+	// Route says where requests for a partition go. Errors are a *wire.Error:
+	// UNKNOWN_PARTITION, PARTITION_FENCED, UNAVAILABLE. An answer holds until the
+	// engine hears of other metadata or leaders.
 	Route(destination [16]byte, number uint32) (route, error)
 	// Admin carries out a *wire.CreateRequest, *wire.AlterRequest,
 	// *wire.DeleteRequest or *wire.InitProducerRequest. reply is called once, on

@@ -46,6 +46,8 @@ type session struct {
 	remote  string
 	name    string // the client's, from HELLO
 
+	features uint64 // that the client asked for and gets
+
 	phase      phase
 	full       bool // no further request is handled for now
 	paused     bool // the socket is not read
@@ -275,8 +277,7 @@ func guessProtocol(b []byte) string {
 // kick lets the loop give the owners of the partitions that got batches their turn.
 func (s *session) kick() {
 	for _, h := range s.touched {
-		s.loop.kick(h.replica, h.appended)
-		h.appended = 0
+		h.kick(s.loop)
 	}
 	clear(s.touched)
 	s.touched = s.touched[:0]

@@ -35,6 +35,7 @@ type link struct {
 	session *session
 	id      uint32
 	handle  *handle
+	replica replica // that it streams from
 	log     partitionLog
 	credit  int64 // bytes of stream that may be sent
 	at      log.Position
@@ -114,9 +115,10 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 		return nil
 	}
 	s.opening++
-	records := t.replica.Log()
+	r := t.replica
+	records := r.Log()
 	var at log.Position
-	s.blocking(t.replica, func() (err error) {
+	s.blocking(r, func() (err error) {
 		at, _, err = records.Locate(m.Offset)
 		return err
 	}, func(err error) {
@@ -132,22 +134,22 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 			s.finish(h.ID, nil, why.Err())
 			return
 		}
-		s.startLink(h.ID, t, records, at, m.Credit)
+		s.startLink(h.ID, t, r, at, m.Credit)
 	})
 	return nil
 }
 
 // startLink answers LINK_OPEN and begins to send.
-func (s *session) startLink(id uint32, t *handle, records partitionLog, at log.Position, credit uint32) {
+func (s *session) startLink(id uint32, t *handle, r replica, at log.Position, credit uint32) {
 	s.nextLink++
-	k := &link{session: s, id: s.nextLink, handle: t, log: records, at: at}
+	k := &link{session: s, id: s.nextLink, handle: t, replica: r, log: r.Log(), at: at}
 	k.grant(credit)
 	if s.links == nil {
 		s.links = make(map[uint32]*link)
 	}
 	s.links[k.id] = k
 	s.engine.counters.links.Add(1)
-	info := t.replica.info()
+	info := r.info()
 	s.finish(id, &wire.LinkOpenResponse{Link: k.id, StartOffset: info.StartOffset, NextOffset: info.NextOffset}, nil)
 	s.run(k)
 }
@@ -202,7 +204,7 @@ func (s *session) forgetLink(k *link) {
 	k.closed = true
 	if k.parked {
 		k.parked = false
-		k.handle.replica.Unpark(k)
+		k.replica.Unpark(k)
 	}
 	delete(s.links, k.id)
 	s.engine.counters.links.Add(-1)
@@ -216,14 +218,25 @@ func (s *session) closeLinks() {
 	s.active = nil
 }
 
-// topologyChanged looks at links whose destination may be gone.
+// topologyChanged looks at links whose destination may be gone, or led from elsewhere.
 func (s *session) topologyChanged() {
 	defer s.recovered("looking at new metadata")
 	for _, k := range s.links {
-		if err := s.refresh(k.handle); errors.Is(err, wire.CodeDestinationGone) {
-			s.closeLink(k, errorBody(err))
-		}
+		s.follow(k)
 	}
+}
+
+// follow closes a link whose partition is not served from where it streams any more,
+// and reports whether it goes on.
+func (s *session) follow(k *link) bool {
+	err := s.refresh(k.handle)
+	if err == nil && k.replica != k.handle.replica {
+		err = wire.Errorf(wire.CodeUnavailable, "the partition was opened anew")
+	}
+	if err != nil {
+		s.closeLink(k, errorBody(err))
+	}
+	return err == nil
 }
 
 // turnPieces bounds the pieces of one write.
@@ -331,13 +344,12 @@ func (s *session) next(k *link, g *gather) (more bool) {
 	if k.closed || k.loading {
 		return false
 	}
-	if k.handle.replica.State() == wire.PartitionFenced {
-		why := k.handle.replica.info().Problem
-		s.closeLink(k, wire.ErrorBody{Code: wire.CodePartitionFenced, Detail: cmp.Or(why, "the partition stopped after a storage error")})
+	if !s.follow(k) {
 		return false
 	}
-	if err := s.refresh(k.handle); errors.Is(err, wire.CodeDestinationGone) {
-		s.closeLink(k, errorBody(err))
+	if k.replica.State() == wire.PartitionFenced {
+		why := k.replica.info().Problem
+		s.closeLink(k, wire.ErrorBody{Code: wire.CodePartitionFenced, Detail: cmp.Or(why, "the partition stopped after a storage error")})
 		return false
 	}
 	mark := k.log.Watermark()
@@ -390,7 +402,7 @@ func (s *session) next(k *link, g *gather) (more bool) {
 // park waits for the watermark. It returns true if that has moved already.
 func (s *session) park(k *link) (more bool) {
 	k.parked = true
-	if !k.handle.replica.Park(k) {
+	if !k.replica.Park(k) {
 		k.parked = false
 		return true
 	}
@@ -465,7 +477,7 @@ func (s *session) takeBack(p *piece) {
 		return
 	}
 	if k.parked {
-		k.handle.replica.Unpark(k)
+		k.replica.Unpark(k)
 		k.parked = false
 	}
 	if i := slices.Index(s.active, k); i >= 0 {
@@ -548,7 +560,7 @@ func (s *session) load(k *link) {
 	s.engine.counters.cold.Add(1)
 	k.loading = true
 	at, records := k.at, k.log
-	s.blocking(k.handle.replica, func() error { return records.Populate(at, populateBytes) }, func(err error) {
+	s.blocking(k.replica, func() error { return records.Populate(at, populateBytes) }, func(err error) {
 		k.loading = false
 		switch {
 		case k.closed:
@@ -570,7 +582,7 @@ func (s *session) warm(k *link) {
 	}
 	k.warming = true
 	at, records := k.warm, k.log
-	s.blocking(k.handle.replica, func() error { return records.Populate(at, populateBytes) }, func(err error) {
+	s.blocking(k.replica, func() error { return records.Populate(at, populateBytes) }, func(err error) {
 		k.warming = false
 		if err == nil { // otherwise the link meets the error itself
 			k.warm.Byte += populateBytes
@@ -587,7 +599,7 @@ func (s *session) read(k *link) {
 	var mark *log.Watermark
 	var next log.Position
 	var reached wire.Offset
-	s.blocking(k.handle.replica, func() (err error) {
+	s.blocking(k.replica, func() (err error) {
 		mark = records.Watermark()
 		b = newBuffer(size)
 		n := 0

@@ -22,7 +22,7 @@ const (
 type HelloRequest struct {
 	MinVersion uint16 // range of protocol versions the client speaks
 	MaxVersion uint16
-	Features   uint64 // bits the client understands; none are defined yet
+	Features   uint64 // bits the client understands; those that the broker does not know are ignored
 	ClientName string // for logs and metrics; may be empty
 	ClusterID  string // the cluster this client was connected to before; empty at first
 }
