@@ -31,6 +31,10 @@
 // while a message refers to it, so that buffers are used again only when nobody
 // reads them (send.go, log.Pin).
 //
+// A group in which nothing happens sleeps (quiet.go), a leader whose disk stalls hands
+// leadership on (lead.go), and reads that must see everything acknowledged before
+// them wait until a quorum has confirmed the leader (readindex.go).
+//
 // A follower that lags further than memory reaches is fed by reads of a worker
 // (feed.go). What is committed at a restart is told by the configuration, while
 // this replica is the only voter, and by the durable marks of the log otherwise

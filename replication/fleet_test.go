@@ -385,7 +385,7 @@ func (f *fleet) equal() {
 			first = m
 			continue
 		}
-		require.Equal(f.t, first.frames(), m.frames(), "replicas %d and %d", first.id, id)
+		require.True(f.t, slices.Equal(first.frames(), m.frames()), "replicas %d and %d hold different frames, %d and %d", first.id, id, len(first.frames()), len(m.frames()))
 		require.Equal(f.t, first.group.Applied(), m.group.Applied(), "replicas %d and %d", first.id, id)
 		require.Equal(f.t, first.log.Watermark().Next, m.log.Watermark().Next)
 	}

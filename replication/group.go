@@ -176,8 +176,16 @@ type Group struct {
 	offers       map[uint64]int // ticks since a follower was offered a snapshot
 	// wantCheckpoint says that a snapshot could be offered if there were a newer one.
 	wantCheckpoint bool
-	// Mutants: entries without pins, promises that are sent before the disk has them.
-	noPins, hasty bool
+	quiet          bool            // see Quiet
+	still          int             // ticks in which nothing happened
+	down           map[uint32]bool // nodes that are known to be down
+	reads          []reading
+	readNumber     uint64
+	unconfirmed    bool // leadership is asked for after this process stood still
+	stalled        stall
+	// Mutants: entries without pins, promises that are sent before the disk has them,
+	// leaders that wait for their disk for ever.
+	noPins, hasty, noEscape bool
 }
 
 type pendingAppend struct {
@@ -290,6 +298,7 @@ func (g *Group) OnRelease(f func(data []byte)) { g.recycle = f }
 // Campaign starts an election. The outcome shows in later turns.
 func (g *Group) Campaign() {
 	if g.fenced == nil {
+		g.wake()
 		g.guard(func() {
 			if err := g.node.Campaign(); err != nil {
 				g.logger.Warn("campaign refused", "err", err)
@@ -340,6 +349,7 @@ func (g *Group) Propose(data []byte) (wire.Index, error) {
 	if len(g.held) > 0 {
 		return 0, fmt.Errorf("%w: %w", ErrProposalDropped, log.ErrNotReady)
 	}
+	g.wake()
 	index := g.NextIndex()
 	err := ErrProposalDropped
 	g.guard(func() {
@@ -423,6 +433,7 @@ func (g *Group) fence(err error) {
 	if g.fenced == nil {
 		g.fenced = err
 		g.leading = false
+		g.answerReads()
 	}
 }
 
@@ -448,6 +459,7 @@ func (g *Group) advance() {
 	}
 	if g.transport != nil && g.fenced == nil {
 		g.feedFollowers()
+		g.answerReads()
 		if g.wantCheckpoint && !g.log.CheckpointPending() {
 			g.wantCheckpoint = false
 			g.Checkpoint()
@@ -465,6 +477,9 @@ func (g *Group) advance() {
 // between the messages to storage only.
 func (g *Group) accept(rd raft.Ready) {
 	g.look()
+	if len(rd.ReadStates) > 0 {
+		g.confirmed(rd.ReadStates)
+	}
 	if g.transport == nil {
 		g.held = rd.Messages
 		return

@@ -61,7 +61,8 @@ func NewInbox(buffers Buffers) *Inbox { return &Inbox{buffers: buffers} }
 
 // Put takes a message and copies all that it refers to. It returns false if the
 // inbox or the buffers are full: the message is dropped, which its sender makes
-// good by itself.
+// good by itself. If there are buffers for some of its entries, it takes those at
+// the front: they are a message too, and so even a small budget gets on.
 func (b *Inbox) Put(m *Message) bool {
 	size := int64(0)
 	for i := range m.Entries {
@@ -81,8 +82,10 @@ func (b *Inbox) Put(m *Message) bool {
 	kept, ok := b.own(m)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for i := len(kept.Entries); i < len(m.Entries); i++ {
+		b.bytes -= int64(len(m.Entries[i].Data))
+	}
 	if !ok {
-		b.bytes -= size
 		b.dropped++
 		return false
 	}
@@ -90,7 +93,8 @@ func (b *Inbox) Put(m *Message) bool {
 	return true
 }
 
-// own copies a message with all it refers to.
+// own copies a message with all it refers to, or as many of its entries as there is
+// room for; false if that is none.
 func (b *Inbox) own(m *Message) (kept Message, ok bool) {
 	kept = *m
 	kept.pins = nil
@@ -115,8 +119,11 @@ func (b *Inbox) own(m *Message) (kept Message, ok bool) {
 		}
 		data := b.get(len(e.Data))
 		if data == nil {
-			b.giveBack(kept.Entries[:i])
-			return kept, false
+			kept.Entries = kept.Entries[:i]
+			if len(kept.Checks) > i {
+				kept.Checks = kept.Checks[:i]
+			}
+			return kept, i > 0
 		}
 		copy(data, e.Data)
 		e.Data = data

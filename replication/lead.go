@@ -22,14 +22,17 @@ func (g *Group) alone() bool {
 
 // Tick is the passing of n times 100 ms for groups with other members.
 func (g *Group) Tick(n int) {
-	if g.fenced != nil || g.transport == nil || g.alone() || g.waiting {
+	if g.fenced != nil || g.waiting || g.Quiet() {
 		return
 	}
 	g.guard(func() {
 		for range n {
-			g.tick()
+			if !g.quiet {
+				g.tick()
+			}
 		}
 		g.advance()
+		g.fallAsleep(n) // behind the last heartbeats, which would wake the others
 	})
 }
 
@@ -52,6 +55,12 @@ func (g *Group) tick() {
 	}
 	g.node.Tick()
 	g.look()
+	for i := range g.reads {
+		g.reads[i].ticks++
+	}
+	if status.RaftState == raft.StateLeader {
+		g.escapeStall()
+	}
 }
 
 func (g *Group) campaign() {
@@ -78,21 +87,37 @@ func (g *Group) Waiting() bool { return g.waiting }
 
 // SetPeers replaces the nodes of the other replicas. The group keeps the map, which
 // must not change any more.
-func (g *Group) SetPeers(peers map[uint64]uint32) { g.peers = peers }
+func (g *Group) SetPeers(peers map[uint64]uint32) {
+	g.peers = peers
+	g.wake()
+}
 
 // event takes notice of what happened to another node.
 func (g *Group) event(e PeerEvent) {
 	status := g.node.BasicStatus()
+	g.wake()
 	switch e.Kind {
 	case PeerUnreachable, PeerDown:
 		for _, id := range g.replicasOn(e.Node) {
 			g.node.ReportUnreachable(id)
 			g.snapshotLost(id)
 		}
+		if e.Kind == PeerDown {
+			if g.down == nil {
+				g.down = make(map[uint32]bool)
+			}
+			g.down[e.Node] = true
+		}
 		if e.Kind == PeerDown && status.Lead != raft.None && g.peers[status.Lead] == e.Node && status.RaftState == raft.StateFollower {
 			g.leaderDied(status.Lead, e.Refused)
 		}
-	case PeerUp, PeerResumed:
+	case PeerUp:
+		delete(g.down, e.Node)
+	case PeerResumed:
+		if g.leading && !g.alone() {
+			g.unconfirmed = true
+			g.ReadIndex(func(wire.Index, error) { g.unconfirmed = false })
+		}
 	}
 }
 
@@ -145,7 +170,7 @@ func (g *Group) Lead() (replica uint64, term wire.Term) {
 // Paused says that nothing may be proposed or answered for the moment although the
 // replica leads: leadership is being handed over, or has to be confirmed.
 func (g *Group) Paused() bool {
-	return g.transport != nil && g.node.BasicStatus().LeadTransferee != raft.None
+	return g.transport != nil && (g.unconfirmed || g.node.BasicStatus().LeadTransferee != raft.None)
 }
 
 // Holders is how many voters are known to hold the entry at i stably, this replica
@@ -179,8 +204,44 @@ func (g *Group) Transfer(to uint64) error {
 	if to == 0 || to == g.id || !slices.Contains(g.confState.Voters, to) {
 		return fmt.Errorf("%w: replica %d", ErrNoTransferee, to)
 	}
+	g.wake()
 	g.guard(func() { g.node.TransferLeader(to); g.advance() })
 	return g.fenced
+}
+
+// stallTicks is for how many ticks a leader waits for its disk before it asks
+// another replica to lead.
+const stallTicks = 20
+
+// stall is a leader's oldest append that is not durable, or not written yet.
+type stall struct {
+	ticket uint64
+	held   bool
+	ticks  int
+}
+
+// escapeStall hands leadership over when the disk does not answer, or has no room:
+// commits need no disk here, but answers do. It is called with every tick of a
+// leader.
+func (g *Group) escapeStall() {
+	now := stall{held: len(g.held) > 0}
+	if len(g.appends) > 0 {
+		now.ticket = g.appends[0].ticket
+	}
+	if now == (stall{}) || now.ticket != g.stalled.ticket || now.held != g.stalled.held {
+		g.stalled = now
+		return
+	}
+	if g.noEscape {
+		return
+	}
+	if g.stalled.ticks++; g.stalled.ticks%stallTicks != 0 || g.node.BasicStatus().LeadTransferee != raft.None {
+		return
+	}
+	if to := g.best(); to != 0 {
+		g.logger.Warn("the disk does not answer; another replica is asked to lead", "replica", g.id, "next", to, "ticks", g.stalled.ticks)
+		g.node.TransferLeader(to)
+	}
 }
 
 // best is the voter other than this one that has most of the log and answers.
@@ -222,11 +283,3 @@ func (g *Group) distrust(m *Message) {
 func (g *Group) Ready() bool {
 	return !g.installing() && g.node.BasicStatus().Commit >= uint64(g.applied)
 }
-
-// Quiet reports whether the group needs no ticks.
-func (g *Group) Quiet() bool { return g.transport == nil || g.alone() }
-
-// ReadIndex calls done, in a later turn, with an index that covers all that was
-// committed when it was called, once this replica has applied it and was the
-// leader all the time. It is for the leader.
-func (g *Group) ReadIndex(done func(i wire.Index, err error)) { done(0, ErrNotLeading) }

@@ -103,6 +103,7 @@ func (g *Group) Reconfigure(c Membership) error {
 	if err := g.viable(next.Voters); err != nil {
 		return err
 	}
+	g.wake()
 	index := g.NextIndex()
 	g.guard(func() {
 		if err = g.node.ProposeConfChange(change); err == nil {

@@ -57,6 +57,9 @@ func (g *Group) collect() {
 		return
 	}
 	in := g.inbox.take()
+	if len(in.messages) > 0 || len(in.fetched) > 0 {
+		g.wake()
+	}
 	for _, e := range in.events {
 		g.event(e)
 	}
@@ -340,6 +343,17 @@ func (g *Group) beat(h *Heartbeat) {
 	if ok, reason := g.admissible(&m, &status); !ok {
 		g.drop(&m, reason)
 		return
+	}
+	switch {
+	case h.Wake:
+		g.wake()
+		return
+	case h.Quiet:
+		if g.sleepWith(h) {
+			return
+		}
+	case !h.Response || len(h.Context) > 0:
+		g.wake()
 	}
 	if m.Type == raftpb.MsgHeartbeat && m.Term >= status.Term && h.Commit > g.lastIndex() {
 		switch {

@@ -1,0 +1,265 @@
+package replication
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// asleep is a fleet whose group sleeps.
+func asleep(t *testing.T) (*fleet, *member) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	f.sleep()
+	return f, l
+}
+
+func (f *fleet) sleep() {
+	f.t.Helper()
+	f.tick(2*quietTicks + electionTicks)
+	for _, id := range f.ids() {
+		if m := f.members[id]; !m.down {
+			require.True(f.t, m.group.Quiet(), "replica %d", id)
+		}
+	}
+}
+
+func TestRuleR8_AnIdleGroupSleepsAndWakes(t *testing.T) {
+	f, l := asleep(t)
+	for range 100 {
+		for _, id := range f.ids() {
+			f.members[id].group.Tick(1)
+		}
+		require.Empty(t, f.wires, "nobody says anything")
+	}
+	l.propose("b")
+	f.settle()
+	for _, id := range f.ids() {
+		require.False(t, f.members[id].group.Quiet(), "replica %d", id)
+	}
+	f.tick(3)
+	f.equal()
+	f.sleep()
+	require.NoError(t, l.group.Transfer(2))
+	f.settle()
+	require.Equal(t, uint64(2), f.leader().id)
+	f.sleep()
+	f.equal()
+}
+
+func TestRuleR8_AGroupDoesNotSleepWhileAMemberLacksSomething(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	f.members[3].crash(false)
+	l.propose("a")
+	f.settle()
+	f.tick(100)
+	require.False(t, l.group.Quiet())
+	require.False(t, f.members[2].group.Quiet())
+	f.members[3].open()
+	f.sleep()
+}
+
+func TestRuleR8_AReplicaThatComesBackWakesItsLeader(t *testing.T) {
+	f, l := asleep(t)
+	m := f.members[3]
+	m.crash(false)
+	f.sleep2(l)
+	m.open()
+	f.tick(25)
+	leader, _ := m.group.Lead()
+	require.Equal(t, l.id, leader)
+	require.Same(t, l, f.leader(), "it does not disturb")
+	f.sleep()
+}
+
+// sleep2 lets time pass in which nobody learns of a member that is gone.
+func (f *fleet) sleep2(l *member) {
+	require.False(f.t, l.group.Quiet(), "a lost connection wakes")
+	f.tick(5)
+}
+
+// A leader's heartbeat that sends others to sleep may get lost, or find a follower
+// that is not as far as the leader thinks.
+func TestRuleR8_AFollowerThatMissesTheNightfallWakesTheOthers(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	for range 100 {
+		for _, id := range f.ids() {
+			f.members[id].group.Tick(1)
+		}
+		kept := f.wires[:0:0]
+		for _, e := range f.wires {
+			if e.beat == nil || !e.beat.Quiet || e.to != 2 {
+				kept = append(kept, e)
+			}
+		}
+		f.wires = kept
+		f.settle()
+		if l.group.Quiet() {
+			break
+		}
+	}
+	require.True(t, l.group.Quiet())
+	require.False(t, f.members[2].group.Quiet())
+	f.sleep()
+	require.Same(t, l, f.leader())
+	f.equal()
+}
+
+func TestRuleR9_ADeadLeaderOfASleepingGroupIsReplacedAtOnce(t *testing.T) {
+	f, l := asleep(t)
+	l.crash(false)
+	for _, id := range []uint64{2, 3} {
+		f.members[id].inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1, Refused: true})
+		f.members[id].group.Turn()
+	}
+	f.settle()
+	require.Equal(t, uint64(2), f.leader().id)
+}
+
+// A node that only fell silent is waited for: its leader is forgotten, and time
+// elects another.
+func TestRuleR9_ASilentLeaderOfASleepingGroupIsReplacedByTime(t *testing.T) {
+	f, l := asleep(t)
+	f.isolate(1)
+	f.settle()
+	for _, id := range []uint64{2, 3} {
+		f.members[id].inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1})
+		f.members[id].group.Turn()
+	}
+	l.inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 2})
+	l.inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 3})
+	l.group.Turn()
+	f.tick(21)
+	require.Contains(t, []uint64{2, 3}, f.leader().id)
+	_, leads := l.group.Leading()
+	require.False(t, leads, "the old one has noticed")
+}
+
+// A read is told an index that covers what was committed, by a leader that a quorum
+// has confirmed.
+func TestReadsAreConfirmedByAQuorum(t *testing.T) {
+	f, l := asleep(t)
+	index := l.propose("b")
+	f.settle()
+	var got wire.Index
+	l.group.ReadIndex(func(i wire.Index, err error) { require.NoError(t, err); got = i })
+	require.Zero(t, got, "nobody has answered yet")
+	f.settle()
+	require.Equal(t, index, got, "without a tick")
+
+	var errs []error
+	f.members[2].group.ReadIndex(func(_ wire.Index, err error) { errs = append(errs, err) })
+	require.ErrorIs(t, errs[0], ErrNotLeading)
+
+	// A deposed leader that does not know it yet gets no confirmation.
+	f.isolate(1)
+	l.group.ReadIndex(func(_ wire.Index, err error) { errs = append(errs, err) })
+	f.members[2].inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1, Refused: true})
+	f.members[3].inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1, Refused: true})
+	f.members[2].group.Turn()
+	f.members[3].group.Turn()
+	f.settle()
+	require.Equal(t, uint64(2), f.leaderAmong(2, 3).id)
+	require.Len(t, errs, 1, "not answered")
+	f.tick(2 * electionTicks)
+	require.Len(t, errs, 2)
+	require.Error(t, errs[1])
+}
+
+// leaderAmong is the leader of some members.
+func (f *fleet) leaderAmong(ids ...uint64) *member {
+	for _, id := range ids {
+		if _, leads := f.members[id].group.Leading(); leads {
+			return f.members[id]
+		}
+	}
+	return nil
+}
+
+func TestRuleR8_ALeaderThatStoodStillIsConfirmedFirst(t *testing.T) {
+	f, l := asleep(t)
+	l.inbox.PutEvent(PeerEvent{Kind: PeerResumed})
+	l.group.Turn()
+	require.True(t, l.group.Paused())
+	f.settle()
+	require.False(t, l.group.Paused())
+}
+
+// stalledDisk freezes the disk of a leader and returns after how many ticks another
+// one answers, 0 if none does.
+func stalledDisk(t *testing.T, mutant bool) int {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.group.noEscape = mutant
+	l.propose("a")
+	f.settle()
+	f.tick(3)
+	l.frozen = true
+	l.propose("b")
+	f.settle()
+	for ticks := 1; ticks <= 50; ticks++ {
+		f.tick(1)
+		if next := f.leaderAmong(2, 3); next != nil {
+			next.propose("c")
+			f.settle()
+			require.Equal(t, []string{"a", "b", "c"}, next.applied())
+			l.frozen = false
+			f.settle()
+			f.tick(5)
+			f.equal()
+			return ticks
+		}
+	}
+	return 0
+}
+
+func TestF13_AStalledDiskCostsTheLeadershipWithinFiveSeconds(t *testing.T) {
+	ticks := stalledDisk(t, false)
+	t.Logf("another replica leads after %d ticks of 100 ms", ticks)
+	require.Positive(t, ticks)
+}
+
+func TestF13_Catches_ALeaderThatWaitsForItsDisk(t *testing.T) {
+	require.Zero(t, stalledDisk(t, true))
+}
+
+// slowFollower freezes the disk of a follower whose memory is limited and returns
+// how many buffers it had at most.
+func slowFollower(t *testing.T, limit int) (most int) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	m := f.members[3]
+	m.pool.limit = limit
+	m.frozen = true
+	for i := range 300 {
+		l.propose(fmt.Sprintf("%03d %0500d", i, i))
+		f.settle()
+		if i%10 == 0 {
+			f.tick(1)
+		}
+		most = max(most, m.pool.out)
+	}
+	require.Len(t, l.applied(), 300, "two of three are enough")
+	m.frozen = false
+	f.settle()
+	f.tick(20)
+	f.equal()
+	return most
+}
+
+func TestF22_AFollowerWhoseDiskIsSlowHoldsABudget(t *testing.T) {
+	require.LessOrEqual(t, slowFollower(t, 16), 16)
+}
+
+func TestF22_Catches_AFollowerWithoutABudget(t *testing.T) {
+	require.Greater(t, slowFollower(t, 0), 16)
+}
