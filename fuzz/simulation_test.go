@@ -35,7 +35,7 @@ func TestSimulation(t *testing.T) {
 		result := simulate(t, sim.Options{Seed: *simSeed, Steps: *simSteps, Calls: *simCalls})
 		t.Log("trace:\n" + strings.Join(result.Trace, "\n"))
 		if result.Err != nil {
-			complain(t, *simSeed, result)
+			complain(t, sim.Options{Seed: *simSeed, Steps: *simSteps}, result)
 		}
 		return
 	}
@@ -45,7 +45,7 @@ func TestSimulation(t *testing.T) {
 	run := func(seed uint64) {
 		result := simulate(t, sim.Options{Seed: seed, Steps: *simSteps})
 		if result.Err != nil {
-			complain(t, seed, result)
+			complain(t, sim.Options{Seed: seed, Steps: *simSteps}, result)
 		}
 		counts.Add(&result.Counts)
 		seeds++
@@ -71,11 +71,12 @@ const minSeeds = 60
 const shrinkFor = 20 * time.Second
 
 // complain shrinks a failing run and prints what a person needs to replay it.
-func complain(t *testing.T, seed uint64, result *sim.Result) {
+func complain(t *testing.T, o sim.Options, result *sim.Result) {
 	t.Helper()
 	deadline := time.Now().Add(shrinkFor)
-	small, shrunk := sim.Shrink(sim.Options{Seed: seed, Steps: *simSteps}, func() bool {
-		cryptotest.SetGlobalRandom(t, seed)
+	cryptotest.SetGlobalRandom(t, o.Seed)
+	small, shrunk := sim.Shrink(o, func() bool {
+		cryptotest.SetGlobalRandom(t, o.Seed)
 		return time.Now().Before(deadline)
 	})
 	kept := 0
@@ -86,9 +87,13 @@ func complain(t *testing.T, seed uint64, result *sim.Result) {
 	}
 	const lines = 150
 	tail := shrunk.Trace[max(0, len(shrunk.Trace)-lines):]
-	t.Fatalf("seed %d, step %d: %v\nreplay: go test ./fuzz -run 'TestSimulation$' -seed %d -sim.steps %d -v\n"+
+	replay := fmt.Sprintf("'TestSimulation$' -seed %d -sim.steps %d", o.Seed, o.Steps)
+	if o.Machines > 0 {
+		replay = fmt.Sprintf("'TestFleet$' -fleet.seed %d -fleet.steps %d -fleet.machines %d", o.Seed, o.Steps, o.Machines)
+	}
+	t.Fatalf("seed %d, step %d: %v\nreplay: go test ./fuzz -run %s -v\n"+
 		"shrunk to %d steps, which end with: %v\nthe newest %d of %d lines of its trace:\n%s",
-		seed, result.Step, result.Err, seed, *simSteps, kept, shrunk.Err, len(tail), len(shrunk.Trace), strings.Join(tail, "\n"))
+		o.Seed, result.Step, result.Err, replay, kept, shrunk.Err, len(tail), len(shrunk.Trace), strings.Join(tail, "\n"))
 }
 
 var simCallsTried = flag.Int64("sim.tries", 10, "how many storage calls TestSimulationOfEveryCall picks for each fault; 0 takes all")

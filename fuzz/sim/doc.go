@@ -19,6 +19,18 @@
 // bytes when readers read them, and knows what each of them promises. After every
 // restart the log is read from its first byte and compared.
 //
+// With Options.Machines there are several machines, each with a disk of its own, and
+// a network between them (fleet.go). Each holds a replica of one partition: log,
+// partition and consensus are the real ones and talk in the bytes of the peer
+// protocol; metadata is left out, since who the replicas are is given. Frames are
+// dropped, doubled, reordered, damaged and held back, links are cut both ways or one
+// way, processes stand still. The model (fleet_truth.go) is one for all replicas and
+// all their lives: an entry is learned when the first replica applies it, and then
+// every replica has this one. Beside it stands what each replica has promised to the
+// others, its votes and the entries that it said are durable: that is looked for
+// whenever it starts again, so that a promise that was made too early is noticed at
+// the first power cut and not only when it takes a quorum.
+//
 // A Mutant takes one protection away, by a wrapper around the disk or the state
 // machine, never by a switch in the real code. The simulation must find each.
 //

@@ -60,6 +60,11 @@ const (
 	// NoReform lets a partition that may have lost records with the machine go on under
 	// its old incarnation.
 	NoReform
+
+	// Those that follow are for several machines.
+
+	// AckBeforeQuorum acknowledges what the leader alone has.
+	AckBeforeQuorum
 )
 
 // MutateFS wraps the file system as the mutant needs it.

@@ -27,8 +27,11 @@ const startMs = 1_700_000_000_000
 // Options say what to run.
 type Options struct {
 	Seed   uint64
-	Steps  int // 0 = DefaultSteps
+	Steps  int // 0 = DefaultSteps, or DefaultFleetSteps
 	Mutant Mutant
+	// Machines is how many there are, each with a replica of one partition. 0 means one
+	// whole node.
+	Machines int
 	// Quiet leaves all faults out but the one that the next fields ask for.
 	Quiet bool
 	// CutAt cuts the power at that storage call of the disk, FailAt lets it fail;
@@ -52,6 +55,7 @@ type Result struct {
 	Hash   uint64
 	Trace  []string // the newest lines
 	Counts
+	Fleet FleetCounts // of several machines
 }
 
 // Violation is a broken promise.
@@ -109,6 +113,9 @@ type Simulation struct {
 
 // Run carries out one simulation.
 func Run(o Options) *Result {
+	if o.Machines > 0 {
+		return runFleet(o)
+	}
 	if o.Steps == 0 {
 		o.Steps = DefaultSteps
 	}

@@ -1,0 +1,164 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// DefaultFleetSteps is how long one run of a fleet is.
+const DefaultFleetSteps = 6000
+
+// fleet is one run with several machines, each with a disk of its own that holds a
+// replica of the same partition, and the network between them. Log, partition and
+// consensus are the real ones and talk in the bytes of the peer protocol. Metadata
+// is left out: who the replicas are is given.
+type fleet struct {
+	options Options
+	config  fleetConfig
+	random  *rand.Rand
+	trace   trace
+	counts  FleetCounts
+
+	violation *Violation
+	step      int
+	members   []*member
+	network   network
+	truth     truth
+	clients   []*producer
+	attempts  map[uint64]*sending
+	batches   map[int64]*batch // by number
+
+	lastBatch, lastAttempt uint64
+}
+
+// fleetConfig is what a seed chooses for a whole run.
+type fleetConfig struct {
+	segmentBytes    int64
+	tailBytes       int64
+	checkpointBytes int64
+	journalLogs     int
+	feeds           int   // percent of the reads for followers that are taken on
+	lazy            int   // percent of the messages that wait unencoded
+	queue           int   // frames that a link holds; what is sent beyond is dropped
+	weights         []int // of the actions
+}
+
+// runFleet carries out one simulation of several machines.
+func runFleet(o Options) *Result {
+	if o.Steps == 0 {
+		o.Steps = DefaultFleetSteps
+	}
+	f := &fleet{options: o, trace: newTrace(), attempts: map[uint64]*sending{}, batches: map[int64]*batch{}}
+	f.truth = truth{fleet: f, leaders: map[wire.Term]uint64{}, producers: map[int64]*landing{}}
+	f.draw(-1)
+	f.config = f.drawConfig()
+	for i := range o.Machines {
+		f.members = append(f.members, newMember(f, uint64(i+1)))
+	}
+	f.network = newNetwork(f)
+	for i := range 1 + f.random.IntN(4) {
+		f.clients = append(f.clients, &producer{fleet: f, id: int64(i + 1)})
+	}
+	f.run()
+	return &Result{Err: f.violation, Step: f.step, Hash: f.trace.hash.Sum64(), Trace: f.trace.all(), Fleet: f.counts}
+}
+
+func (f *fleet) draw(step int) {
+	f.random = rand.New(rand.NewPCG(f.options.Seed, uint64(step)))
+}
+
+func (f *fleet) drawConfig() fleetConfig {
+	pick := func(of ...int64) int64 { return of[f.random.IntN(len(of))] }
+	c := fleetConfig{
+		segmentBytes:    pick(64<<10, 64<<10, 128<<10, 1<<20),
+		tailBytes:       pick(0, 0, 64<<10, 256<<10),
+		checkpointBytes: pick(16<<10, 64<<10, 256<<10),
+		journalLogs:     int(pick(1, 1, 1000)),
+		feeds:           int(pick(50, 90, 100)),
+		lazy:            int(pick(0, 50, 90)),
+		queue:           int(pick(5, 40, 200)),
+	}
+	danger := int(pick(1, 2, 4, 8))
+	for _, a := range fleetActions {
+		w := a.weight * 10
+		switch {
+		case a.kind == fault && f.options.Quiet:
+			w = 0
+		case a.kind == fault:
+			w = a.weight * danger
+		}
+		if a.kind != usual {
+			w *= int(pick(0, 1, 1, 1, 3))
+		}
+		c.weights = append(c.weights, w)
+	}
+	return c
+}
+
+// fail ends the run with a broken promise.
+func (f *fleet) fail(format string, args ...any) { panic(f.broken(format, args...)) }
+
+// broken is fail for places that must return: the run ends after the step.
+func (f *fleet) broken(format string, args ...any) *Violation {
+	v := &Violation{What: fmt.Sprintf(format, args...), kind: format}
+	if f.violation == nil {
+		f.violation = v
+		f.trace.add("VIOLATION: %s", v.What)
+	}
+	return v
+}
+
+// run goes through the steps, then ends all faults and lets everything come to its
+// end.
+func (f *fleet) run() {
+	defer func() {
+		switch r := recover().(type) {
+		case nil, *Violation:
+		default:
+			if f.violation == nil {
+				f.violation = &Violation{What: fmt.Sprintf("panic: %v\n%s", r, debug.Stack()), kind: "panic"}
+				f.trace.add("VIOLATION: panic: %v", r)
+			}
+		}
+	}()
+	for _, m := range f.members {
+		m.start()
+	}
+	for f.step = 0; f.step < f.options.Steps && f.violation == nil; f.step++ {
+		if f.step < len(f.options.Skip) && f.options.Skip[f.step] {
+			continue
+		}
+		f.draw(f.step)
+		f.act()
+		for _, m := range f.members {
+			if m.up && m.stopped() {
+				f.counts[FleetPowerCutAtCall]++
+				m.powerCut()
+			}
+		}
+	}
+	if f.violation == nil {
+		f.draw(f.options.Steps)
+		f.finish()
+	}
+}
+
+func (f *fleet) act() {
+	total := 0
+	for _, w := range f.config.weights {
+		total += w
+	}
+	at := f.random.IntN(total)
+	for i, w := range f.config.weights {
+		if at -= w; at < 0 {
+			fleetActions[i].do(f)
+			return
+		}
+	}
+}
+
+// quorum is how many voters are a majority.
+func (f *fleet) quorum() int { return len(f.members)/2 + 1 }

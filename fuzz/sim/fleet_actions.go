@@ -1,0 +1,300 @@
+package sim
+
+import (
+	"slices"
+
+	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// fleetAction is one kind of step of a fleet.
+type fleetAction struct {
+	name   string
+	weight int
+	kind   actionKind
+	do     func(*fleet)
+}
+
+// fleetActions are what a step may be. It is filled in by init because the actions
+// refer to it.
+var fleetActions []fleetAction
+
+func init() {
+	fleetActions = []fleetAction{
+		{"deliver", 900, usual, (*fleet).deliver},
+		{"run a job", 400, usual, (*fleet).runJob},
+		{"take a turn", 200, usual, func(f *fleet) { f.someone().turn() }},
+		{"produce", 250, usual, (*fleet).produce},
+		{"tick", 130, usual, (*fleet).tick},
+		{"start", 40, usual, (*fleet).restart},
+		{"resume", 30, usual, (*fleet).resume},
+		{"heal", 10, usual, (*fleet).heal},
+		{"read", 20, swarming, (*fleet).read},
+		{"checkpoint", 10, swarming, (*fleet).checkpoint},
+		{"idle mark", 10, swarming, (*fleet).idleMark},
+		{"transfer", 6, swarming, (*fleet).transfer},
+		{"drop", 30, fault, (*fleet).drop},
+		{"duplicate", 20, fault, (*fleet).duplicate},
+		{"reorder", 20, fault, (*fleet).reorder},
+		{"damage", 30, fault, (*fleet).damage},
+		{"cut a link", 3, fault, func(f *fleet) { f.cut(true) }},
+		{"cut one way", 3, fault, func(f *fleet) { f.cut(false) }},
+		{"isolate", 3, fault, (*fleet).isolate},
+		{"silence", 3, fault, (*fleet).silence},
+		{"pause", 4, fault, (*fleet).pause},
+		{"crash", 3, fault, func(f *fleet) { f.alive(func(m *member) { m.crash() }) }},
+		{"power cut", 4, fault, func(f *fleet) { f.alive(func(m *member) { m.powerCut() }) }},
+		{"power cut at a call", 4, fault, (*fleet).cutPowerSoon},
+		{"blackout", 1, fault, (*fleet).blackout},
+		{"clean stop", 2, fault, func(f *fleet) { f.alive(func(m *member) { m.stop() }) }},
+	}
+}
+
+func (f *fleet) someone() *member { return f.members[f.random.IntN(len(f.members))] }
+
+// alive does something to a member that is up, and not paused, if the one that was
+// picked is.
+func (f *fleet) alive(do func(*member)) {
+	if m := f.someone(); m.up && !m.paused {
+		do(m)
+	}
+}
+
+// deliver takes a frame off a link. Usually the receiver takes a turn then.
+func (f *fleet) deliver() {
+	links := f.network.busy()
+	if len(links) == 0 {
+		return
+	}
+	l := links[f.random.IntN(len(links))]
+	l.deliver()
+	if f.random.IntN(4) > 0 {
+		l.to.turn()
+	}
+}
+
+func (f *fleet) runJob() {
+	var busy []*member
+	for _, m := range f.members {
+		if m.up && !m.paused && len(m.jobs) > 0 {
+			busy = append(busy, m)
+		}
+	}
+	if len(busy) == 0 {
+		return
+	}
+	m := busy[f.random.IntN(len(busy))]
+	m.work(f.random.IntN(len(m.jobs)))
+	if f.random.IntN(4) > 0 {
+		m.turn()
+	}
+}
+
+func (f *fleet) produce() {
+	f.clients[f.random.IntN(len(f.clients))].act()
+}
+
+// tick lets time pass on one machine; their clocks differ.
+func (f *fleet) tick() {
+	f.alive(func(m *member) {
+		n := 1 + f.random.IntN(2)
+		m.nowMs += int64(n) * 100
+		m.group.Tick(n)
+		m.look()
+	})
+}
+
+func (f *fleet) restart() {
+	if m := f.someone(); !m.up {
+		m.start()
+	}
+}
+
+func (f *fleet) pause() {
+	f.alive(func(m *member) {
+		f.trace.add("%s stands still", m)
+		f.counts[FleetPaused]++
+		m.paused = true
+	})
+}
+
+func (f *fleet) resume() {
+	if m := f.someone(); m.up && m.paused {
+		f.trace.add("%s goes on", m)
+		m.paused = false
+		m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerResumed})
+	}
+}
+
+func (f *fleet) heal() {
+	for _, l := range f.network.links {
+		if l.cut {
+			f.counts[FleetHealed]++
+			l.cut = false
+		}
+	}
+}
+
+// cut ends what two members hear of each other, or one of the other.
+func (f *fleet) cut(both bool) {
+	l := f.network.links[f.random.IntN(len(f.network.links))]
+	f.counts[FleetCutOneWay]++
+	f.cutLink(l)
+	if both {
+		f.counts[FleetCut]++
+		f.cutLink(f.network.link(l.to.id, l.from.id))
+	}
+}
+
+func (f *fleet) cutLink(l *link) {
+	f.trace.add("the way from %d to %d is cut", l.from.id, l.to.id)
+	l.cut = true
+	if f.random.IntN(2) == 0 {
+		l.clear()
+	}
+}
+
+// isolate cuts a member off from all others, preferably one that leads.
+func (f *fleet) isolate() {
+	m := f.someone()
+	for _, other := range f.members {
+		if lead, _ := other.lead(); lead == other.id && f.random.IntN(2) == 0 {
+			m = other
+		}
+	}
+	f.counts[FleetCut]++
+	for _, l := range f.network.links {
+		if l.from == m || l.to == m {
+			f.cutLink(l)
+		}
+	}
+}
+
+// silence lets a member suppose that another one is dead, rightly or not.
+func (f *fleet) silence() {
+	a, b := f.someone(), f.someone()
+	if a != b && a.up {
+		f.counts[FleetSilent]++
+		a.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: uint32(b.id)})
+	}
+}
+
+// onLink picks a link that has something.
+func (f *fleet) onLink(do func(*link)) {
+	if l := f.network.links[f.random.IntN(len(f.network.links))]; len(l.parcels) > 0 {
+		do(l)
+	}
+}
+
+func (f *fleet) drop() {
+	f.onLink(func(l *link) {
+		f.counts[FleetDropped]++
+		l.drop(f.random.IntN(len(l.parcels)))
+	})
+}
+
+func (f *fleet) duplicate() {
+	f.onLink(func(l *link) {
+		f.counts[FleetDuplicated]++
+		i := f.random.IntN(len(l.parcels))
+		l.parcels[i].encode()
+		at := i + f.random.IntN(len(l.parcels)-i)
+		l.parcels = slices.Insert(l.parcels, at, parcel{frame: slices.Clone(l.parcels[i].frame)})
+	})
+}
+
+func (f *fleet) reorder() {
+	f.onLink(func(l *link) {
+		if len(l.parcels) > 1 {
+			f.counts[FleetReordered]++
+			i, j := f.random.IntN(len(l.parcels)), f.random.IntN(len(l.parcels))
+			l.parcels[i], l.parcels[j] = l.parcels[j], l.parcels[i]
+		}
+	})
+}
+
+// damage flips a bit of an entry on its way. What stands around the entries is under
+// the protection of the connection only.
+func (f *fleet) damage() {
+	f.onLink(func(l *link) {
+		p := &l.parcels[f.random.IntN(len(l.parcels))]
+		if p.message == nil || len(p.message.Entries) == 0 {
+			return
+		}
+		length := 0
+		for i := range p.message.Entries {
+			length += len(p.message.Entries[i].Data)
+		}
+		if length == 0 {
+			return
+		}
+		p.encode()
+		f.counts[FleetDamaged]++
+		p.frame[len(p.frame)-1-f.random.IntN(length)] ^= 1 << f.random.IntN(8)
+	})
+}
+
+func (f *fleet) cutPowerSoon() {
+	f.alive(func(m *member) {
+		m.stopAt = m.disk.Ops() + 1 + int64(f.random.IntN(20))
+		m.disk.StopAt(m.stopAt)
+	})
+}
+
+// blackout cuts the power of all machines at once.
+func (f *fleet) blackout() {
+	f.counts[FleetBlackout]++
+	for _, m := range f.members {
+		if m.up {
+			m.powerCut()
+		}
+	}
+}
+
+func (f *fleet) checkpoint() {
+	f.alive(func(m *member) { m.group.Checkpoint() })
+}
+
+func (f *fleet) idleMark() {
+	f.alive(func(m *member) {
+		if m.part.Idle() {
+			m.log.MarkIdle()
+		}
+	})
+}
+
+func (f *fleet) transfer() {
+	f.alive(func(m *member) {
+		if _, leading := m.group.Leading(); leading {
+			f.counts[FleetTransferred]++
+			_ = m.group.Transfer(0)
+			m.look()
+		}
+	})
+}
+
+// read compares readable entries of any replica with the truth.
+func (f *fleet) read() {
+	f.alive(func(m *member) {
+		mark := m.log.Watermark()
+		first := m.log.FirstIndex()
+		if mark.Index < first || m.stopped() {
+			return
+		}
+		from := first + wire.Index(f.random.IntN(int(mark.Index-first)+1))
+		entries, err := m.log.Entries(from, 32<<10)
+		if m.stopped() {
+			return
+		}
+		if err != nil || len(entries) == 0 {
+			f.fail("%s: entries from %d on, of %d readable ones: %v", m, from, mark.Index, err)
+		}
+		f.counts[FleetRead]++
+		for i := range entries {
+			e := &entries[i]
+			if k := f.truth.at(e.Index); k == nil || k.term != e.Term || k.body != e.BodyCRC {
+				f.fail("%s: entry %d of term %d, body %08x, is readable; committed is %v", m, e.Index, e.Term, e.BodyCRC, k)
+			}
+		}
+	})
+}

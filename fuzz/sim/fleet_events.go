@@ -1,0 +1,59 @@
+package sim
+
+// FleetEvent is something that simulations of several machines must have seen happen
+// before their silence means anything.
+type FleetEvent int
+
+// Faults first, then what the replicas did, then what clients were told.
+const (
+	FleetPowerCut           FleetEvent = iota // of one machine
+	FleetPowerCutAtCall                       // at a storage call in the middle of an operation
+	FleetBlackout                             // of all machines at once
+	FleetCrash                                // of a process
+	FleetCleanStop                            //
+	FleetPaused                               // a process stood still
+	FleetDropped                              // a frame was lost
+	FleetDuplicated                           // a frame came twice
+	FleetReordered                            // a frame overtook others
+	FleetDamaged                              // a bit of an entry was flipped on the way
+	FleetCut                                  // a link, both ways
+	FleetCutOneWay                            //
+	FleetHealed                               //
+	FleetOverflow                             // a queue was full
+	FleetDownSeen                             // a dead process was told to another
+	FleetSilent                               // a node was supposed to be dead
+	FleetDelivered                            // frames
+	FleetReplicated                           // frames with entries
+	FleetElected                              // terms with a leader
+	FleetTransferred                          // leadership was handed over, or tried to
+	FleetTakenBack                            // promised entries that a later leader replaced
+	FleetFed                                  // reads for followers that lag
+	FleetCommitted                            // entries
+	FleetCheckpointRestored                   //
+	FleetRead                                 // reads that compared at least one entry
+	FleetTimeout                              // a client waited in vain
+	FleetRefused                              // batches
+	FleetAcknowledged                         // batches
+	FleetDuplicate                            // receipts with the duplicate flag
+	FleetEventCount                           // number of events
+)
+
+var fleetEventNames = [FleetEventCount]string{
+	"power cut", "power cut at a call", "blackout", "process crash", "clean stop", "pause",
+	"frame dropped", "frame duplicated", "frame reordered", "entry damaged on the way", "link cut", "link cut one way", "network healed", "queue overflow",
+	"death seen", "silence", "frame delivered", "frame with entries", "term with a leader", "transfer", "promised entry taken back",
+	"read for a lagging follower", "entry committed", "checkpoint restored", "read", "client timeout",
+	"batch refused", "batch acknowledged", "duplicate detected",
+}
+
+func (e FleetEvent) String() string { return fleetEventNames[e] }
+
+// FleetCounts says how often each event happened.
+type FleetCounts [FleetEventCount]int64
+
+// Add adds another run's counts.
+func (c *FleetCounts) Add(other *FleetCounts) {
+	for i := range c {
+		c[i] += other[i]
+	}
+}

@@ -1,0 +1,165 @@
+package sim
+
+import (
+	"fmt"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// finish ends all faults. Then a leader must be found, everything that was sent must
+// be acknowledged, and all replicas must hold the same bytes: once as they are, and
+// once more after the power of all machines was cut, which takes all that was not
+// promised.
+func (f *fleet) finish() {
+	for _, m := range f.members {
+		m.stopAt = 0
+		m.disk.StopAt(0)
+		m.paused = false
+	}
+	if f.random.IntN(2) == 0 {
+		f.trace.add("the end begins with a blackout")
+		f.darkness()
+	}
+	f.settle()
+	f.equal()
+	f.trace.add("the end: the power is cut, and everything promised is there")
+	f.darkness()
+	f.settle()
+	f.equal()
+	for number := int64(1); number <= int64(f.lastBatch); number++ {
+		if b := f.batches[number]; b.originals > 0 && !b.landed {
+			f.fail("batch %d of producer %d was acknowledged and is nowhere", number, b.producer.ID)
+		}
+	}
+}
+
+// darkness cuts the power of all machines; nothing survives but what was promised.
+func (f *fleet) darkness() {
+	for _, m := range f.members {
+		if m.up {
+			m.machineBoot++
+			m.disk.CrashLoseAll()
+			m.ended(false)
+		}
+	}
+}
+
+// settleTicks is how long a healthy group takes at most to come to rest, in ticks
+// of 100 ms.
+const settleTicks = 300
+
+// settle lets time pass until a leader has committed all that clients have sent and
+// everybody knows.
+func (f *fleet) settle() {
+	f.heal()
+	for _, m := range f.members {
+		if !m.up {
+			m.start()
+		}
+	}
+	for tick := range settleTicks {
+		for _, c := range f.clients {
+			if c.flying > 0 && tick%20 == 19 {
+				c.leave() // an attempt was lost with the mailbox of an old leader
+			}
+			if len(c.queue) > 0 {
+				if c.flying == 0 {
+					c.draining = true
+				}
+				c.act()
+			}
+		}
+		f.exhaust()
+		if f.settled() {
+			return
+		}
+		for _, m := range f.members {
+			m.nowMs += 100
+			m.group.Tick(1)
+			m.look()
+		}
+	}
+	state := ""
+	for _, m := range f.members {
+		lead, term := m.group.Lead()
+		state += fmt.Sprintf("\n%s: term %d led by %d, %d entries, %d applied, stalled %v, %+v", m, term, lead, m.log.LastIndex(), m.group.Applied(), m.group.Stalled(), m.group.Drops())
+	}
+	f.fail("the group does not come to rest within %d ticks; %d batches are unanswered; %d entries are committed%s", settleTicks, f.unanswered(), f.truth.last(), state)
+}
+
+func (f *fleet) unanswered() (n int) {
+	for _, c := range f.clients {
+		n += len(c.queue)
+	}
+	return n
+}
+
+// settled reports whether everybody has applied everything and nobody waits.
+func (f *fleet) settled() bool {
+	leaders := 0
+	for _, m := range f.members {
+		if _, leading := m.group.Leading(); leading {
+			leaders++
+		}
+		if m.group.Applied() != f.truth.last() || m.log.LastIndex() != f.truth.last() {
+			return false
+		}
+	}
+	return leaders == 1 && f.unanswered() == 0
+}
+
+// exhaust runs jobs and turns and delivers frames until nothing is left to do without
+// the passing of time.
+func (f *fleet) exhaust() {
+	for round := 0; ; round++ {
+		if round == 100_000 {
+			f.fail("the members do not come to rest")
+		}
+		again := false
+		for _, m := range f.members {
+			for len(m.jobs) > 0 {
+				m.work(0)
+				again = true
+			}
+			again = m.turn() || again || len(m.jobs) > 0
+		}
+		for _, l := range f.network.links {
+			for len(l.parcels) > 0 {
+				l.deliver()
+				again = true
+			}
+		}
+		if !again {
+			return
+		}
+	}
+}
+
+// equal compares the logs of all replicas byte for byte, what is local to each aside,
+// with one another and with the truth.
+func (f *fleet) equal() {
+	headers := make([]wire.FrameHeader, f.truth.last()+1)
+	for _, m := range f.members {
+		next := m.log.FirstIndex()
+		err := m.log.Replay(next, func(h wire.FrameHeader, body []byte) error {
+			k := f.truth.at(h.Index)
+			if h.Index != next || k == nil || k.term != h.Term || k.base != h.BaseOffset || k.count != h.RecordCount || k.body != h.BodyCRC || wire.Checksum(body) != h.BodyCRC {
+				f.fail("%s: entry %d is %+v where %d is expected; committed is %v", m, h.Index, h, next, k)
+			}
+			next++
+			h.Local = 0
+			if first := &headers[h.Index]; first.Index == 0 {
+				*first = h
+			} else if *first != h {
+				f.fail("%s: the header of entry %d is %+v; another replica has %+v", m, h.Index, h, *first)
+			}
+			return nil
+		})
+		if err != nil {
+			f.fail("%s: its log does not read: %v", m, err)
+		}
+		if next != f.truth.last()+1 {
+			f.fail("%s: its log ends before entry %d; %d are committed", m, next, f.truth.last())
+		}
+	}
+}

@@ -1,0 +1,371 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// memberMemory bounds what a replica holds of records on their way, in bytes.
+const memberMemory = 64 << 20
+
+// member is one replica on a machine of its own. Its node has the number of its
+// replica.
+type member struct {
+	fleet *fleet
+	id    uint64
+	disk  *vfs.Simulated
+	fs    vfs.FS // the disk, or what a mutant makes of it
+	nowMs int64
+
+	machineBoot int // lives of the machine
+	life        int // lives of the process
+	up          bool
+	paused      bool // the process stands still
+	stopAt      int64
+
+	store  *log.Store
+	jobs   []log.Job
+	log    *log.Log
+	inbox  *replication.Inbox
+	group  *replication.Group
+	part   *partition.Partition
+	state  *partition.State
+	memory *partition.Memory
+	mark   *log.Watermark
+
+	// What others were promised, over all lives: the last entry with its term, the
+	// votes, the newest term. And the last entry that was applied here.
+	promised     wire.Index
+	promisedTerm wire.Term
+	votes        map[wire.Term]uint64
+	shown        wire.Term
+	applied      wire.Index
+}
+
+func newMember(f *fleet, id uint64) *member {
+	m := &member{fleet: f, id: id, disk: vfs.NewSimulated(f.options.Seed<<4 + id), nowMs: startMs + f.random.Int64N(100_000), votes: map[wire.Term]uint64{}}
+	m.fs = f.options.Mutant.MutateFS(m.disk)
+	return m
+}
+
+func (m *member) String() string { return fmt.Sprintf("replica %d", m.id) }
+
+// start brings the process up and compares what it finds with what was promised.
+func (m *member) start() {
+	f := m.fleet
+	m.life++
+	m.jobs, m.paused = nil, false
+	f.trace.add("%s starts: life %d, boot %d of its machine", m, m.life, m.machineBoot)
+	if err := m.open(); err != nil {
+		if m.stopped() {
+			m.powerCut()
+			return
+		}
+		f.fail("%s does not open: %v", m, err)
+	}
+	m.up = true
+	f.trace.add("%s is up: %d entries, %d committed, term %d, vote %d", m, m.log.LastIndex(), m.group.Applied(), m.log.HardState().Term, m.log.HardState().Vote)
+}
+
+func (m *member) open() (err error) {
+	f := m.fleet
+	if err := m.disk.MkdirAll(dataDir); err != nil {
+		return err
+	}
+	m.store, err = log.OpenStore(log.StoreOptions{
+		FS: m.fs, Dir: dataDir, UUID: [16]byte{0xd1, 15: byte(m.id)}, BootID: fmt.Sprintf("boot-%d", m.machineBoot),
+		MinFreeBytes: -1, ReserveBytes: -1, Executor: m, JournalBytes: 64 << 10, JournalLogs: f.config.journalLogs, Logger: f.trace.logger(),
+	})
+	if err != nil {
+		return err
+	}
+	opened, err := log.Open(log.Options{
+		Store: m.store, Dir: dataDir + "/partitions/p-0", PartitionID: [16]byte{1}, Incarnation: 1, ReplicaID: m.id,
+		Existing: m.applied > 0, Sync: log.SyncQuorum, SegmentBytes: f.config.segmentBytes, TailBytes: f.config.tailBytes,
+		Executor: m, Logger: f.trace.logger(),
+	})
+	if err != nil {
+		return err
+	}
+	m.log = opened
+	m.kept()
+	m.memory = partition.NewMemory(memberMemory)
+	m.state = partition.NewState()
+	m.part = partition.New(partition.Config{Log: m.log, State: m.state, Synced: true, Memory: m.memory})
+	m.inbox = replication.NewInbox(m.part.Buffers())
+	voters, peers := make([]uint64, 0, len(f.members)), map[uint64]uint32{}
+	for i := range f.options.Machines {
+		id := uint64(i + 1)
+		voters = append(voters, id)
+		if id != m.id {
+			peers[id] = uint32(id)
+		}
+	}
+	m.group, err = replication.Open(replication.Config{
+		ReplicaID: m.id, Voters: voters, Peers: peers, Node: uint32(m.id), Boot: uint32(m.life),
+		Log: m.log, State: &fleetMachine{State: m.state, m: m}, Transport: m, Inbox: m.inbox, Feed: m,
+		CheckpointBytes: f.config.checkpointBytes, Logger: f.trace.logger(),
+	})
+	if err != nil {
+		return err
+	}
+	m.group.OnRelease(m.recycle)
+	m.part.Bind(m.group)
+	if c := m.log.Checkpoint(); c != nil && m.group.Applied() == c.Applied {
+		f.truth.state(m.id, c.Applied, m.state.Save(nil))
+	}
+	m.mark = m.log.Watermark()
+	return nil
+}
+
+// recycle takes the memory of an entry back and makes it unreadable: whoever still
+// refers to it sees foreign bytes.
+func (m *member) recycle(data []byte) {
+	whole := data[:cap(data)]
+	for i := range whole {
+		whole[i] = 0xEE
+	}
+	m.part.Recycle(data)
+}
+
+// fleetMachine is the state machine of a replica as its group sees it, with the
+// model looking on.
+type fleetMachine struct {
+	*partition.State
+	m *member
+}
+
+func (s *fleetMachine) Apply(e replication.Entry) {
+	s.m.fleet.truth.apply(s.m.id, e)
+	s.m.part.Apply(partition.Entry(e))
+	s.m.applied = max(s.m.applied, e.Index)
+	s.m.fleet.truth.state(s.m.id, e.Index, s.State.Save(nil))
+}
+
+func (s *fleetMachine) Restore(state []byte) error {
+	s.m.fleet.counts[FleetCheckpointRestored]++
+	return s.State.Restore(state)
+}
+
+// kept checks that a log that was just opened holds what its replica had promised,
+// whatever happened to the process or the machine (RULES R2, R3).
+func (m *member) kept() {
+	f := m.fleet
+	hard := m.log.HardState()
+	term, ok := m.log.Term(m.promised)
+	if m.promised > 0 && m.promised >= m.log.FirstIndex() && (!ok || term != m.promisedTerm) {
+		f.fail("%s had promised entry %d of term %d; after its restart its log ends at entry %d, and that one is of term %d",
+			m, m.promised, m.promisedTerm, m.log.LastIndex(), term)
+	}
+	for i := m.log.FirstIndex(); i <= m.applied; i++ {
+		if term, ok := m.log.Term(i); !ok || term != f.truth.at(i).term {
+			f.fail("%s had applied entry %d of term %d; after its restart its log ends at entry %d, and that one is of term %d",
+				m, i, f.truth.at(i).term, m.log.LastIndex(), term)
+		}
+	}
+	if hard.Term < m.shown {
+		f.fail("%s had told others of term %d; after its restart it knows of term %d", m, m.shown, hard.Term)
+	}
+	if vote, voted := m.votes[hard.Term]; voted && hard.Vote != vote {
+		f.fail("%s had voted for %d in term %d; after its restart its vote is %d", m, vote, hard.Term, hard.Vote)
+	}
+}
+
+// promise takes notice of what a message tells others about this replica's disk.
+func (m *member) promise(message *replication.Message) {
+	kind := replication.KindOf(message.Type)
+	term := wire.Term(message.Term)
+	switch {
+	case kind == wire.PeerKindAppend:
+		m.fleet.truth.leads(m.id, term)
+	case message.Type == raftpb.MsgVoteResp && !message.Reject:
+		if other, voted := m.votes[term]; voted && other != message.To {
+			m.fleet.fail("%s votes for %d in term %d, and has voted for %d", m, message.To, term, other)
+		}
+		m.votes[term] = message.To
+		m.shown = max(m.shown, term)
+	case message.Type == raftpb.MsgAppResp && !message.Reject:
+		m.shown = max(m.shown, term)
+		m.withdrawn()
+		index := wire.Index(message.Index)
+		if at, ok := m.log.Term(index); ok && index >= m.promised {
+			m.promised, m.promisedTerm = index, at
+		}
+	}
+}
+
+// look takes notice of what a turn has left.
+func (m *member) look() {
+	f := m.fleet
+	if err := m.group.Err(); err != nil {
+		if m.stopped() {
+			return
+		}
+		f.fail("%s is fenced: %v", m, err)
+	}
+	if term, leading := m.group.Leading(); leading {
+		f.truth.leads(m.id, term)
+	}
+	m.withdrawn()
+	mark := m.log.Watermark()
+	if mark.Index < m.mark.Index || mark.Next < m.mark.Next || mark.Index > f.truth.last() {
+		f.fail("%s: high watermark moved from %+v to %+v; %d entries are committed", m, *m.mark, *mark, f.truth.last())
+	}
+	m.mark = mark
+}
+
+// withdrawn takes notice of entries that a later leader has taken back although they
+// were promised to an earlier one. What was applied stays.
+func (m *member) withdrawn() {
+	f := m.fleet
+	if at, ok := m.log.Term(m.promised); m.promised < m.log.FirstIndex() || ok && at == m.promisedTerm {
+		return
+	}
+	if k := f.truth.at(m.promised); k != nil && k.term == m.promisedTerm {
+		f.fail("%s takes back entry %d of term %d, which is committed", m, m.promised, m.promisedTerm)
+	}
+	f.counts[FleetTakenBack]++
+	m.promised = min(m.promised, m.applied)
+	m.promisedTerm, _ = m.log.Term(m.promised)
+}
+
+// holds reports whether an entry is durable here as far as the replica has said.
+func (m *member) holds(i wire.Index, term wire.Term) bool {
+	if m.promised >= i && m.promisedTerm >= term {
+		return true
+	}
+	at, ok := m.log.Term(i)
+	return m.up && m.log.DurableIndex() >= i && ok && at == term
+}
+
+// lead is who leads as far as this member knows.
+func (m *member) lead() (uint64, wire.Term) {
+	if !m.up {
+		return 0, 0
+	}
+	return m.group.Lead()
+}
+
+// turn is one turn of the owner.
+func (m *member) turn() (again bool) {
+	if !m.up || m.paused {
+		return false
+	}
+	m.group.Turn()
+	if m.group.Err() == nil {
+		again = m.part.Turn(m.nowMs)
+	}
+	m.look()
+	return again
+}
+
+// Submit implements log.Executor.
+func (m *member) Submit(j log.Job) { m.jobs = append(m.jobs, j) }
+
+// work runs one waiting job.
+func (m *member) work(i int) {
+	j := m.jobs[i]
+	m.jobs = append(m.jobs[:i:i], m.jobs[i+1:]...)
+	m.fleet.trace.add("%s runs %T", m, j)
+	j.Run()
+	j.Done()
+}
+
+// Read implements replication.Feed.
+func (m *member) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) bool {
+	if m.fleet.random.IntN(100) >= m.fleet.config.feeds {
+		return false
+	}
+	m.fleet.counts[FleetFed]++
+	m.jobs = append(m.jobs, &feedJob{m: m, log: l, to: to, first: first, max: maxBytes})
+	return true
+}
+
+type feedJob struct {
+	m     *member
+	log   *log.Log
+	to    uint64
+	first wire.Index
+	max   int
+	fed   replication.Fed
+}
+
+func (j *feedJob) Run() {
+	j.fed = replication.Fed{To: j.to, First: j.first}
+	j.fed.Entries, j.fed.Err = j.log.Entries(j.first, j.max)
+}
+
+func (j *feedJob) Done() { j.m.inbox.PutFed(j.fed) }
+
+// stopped reports whether the power of the machine is gone.
+func (m *member) stopped() bool { return m.stopAt > 0 && m.disk.Ops() >= m.stopAt }
+
+// powerCut is the end of the process and of everything that was not synced.
+func (m *member) powerCut() {
+	m.fleet.trace.add("%s: the power is cut", m)
+	m.fleet.counts[FleetPowerCut]++
+	m.machineBoot++
+	m.disk.Crash()
+	m.ended(false)
+}
+
+// crash is the end of the process alone. The port is closed at once, which the
+// others may notice.
+func (m *member) crash() {
+	m.fleet.trace.add("%s crashes", m)
+	m.fleet.counts[FleetCrash]++
+	m.disk.StopAt(0)
+	m.disk.CrashKeepAll()
+	m.ended(true)
+}
+
+func (m *member) ended(refused bool) {
+	if m.up {
+		m.withdrawn()
+	}
+	m.up, m.paused, m.stopAt, m.jobs = false, false, 0, nil
+	m.fleet.network.gone(m, refused)
+	for _, c := range m.fleet.clients {
+		if c.at == m {
+			c.leave()
+		}
+	}
+}
+
+// stop ends the process in order.
+func (m *member) stop() {
+	f := m.fleet
+	f.trace.add("%s stops in order", m)
+	m.part.Close(wire.CodeShuttingDown)
+	m.group.Checkpoint()
+	for round := 0; len(m.jobs) > 0; round++ {
+		if round == 10_000 {
+			f.fail("%s does not stop", m)
+		}
+		m.work(0)
+		m.group.Turn()
+	}
+	m.look()
+	err := m.log.Close(m.group.Err() == nil)
+	for len(m.jobs) > 0 {
+		m.work(0)
+	}
+	if err = errors.Join(err, m.store.Close()); err != nil && !m.stopped() {
+		f.fail("%s does not stop: %v", m, err)
+	}
+	if m.stopped() {
+		m.powerCut()
+		return
+	}
+	f.counts[FleetCleanStop]++
+	m.disk.CrashKeepAll()
+	m.ended(true)
+}
