@@ -28,10 +28,13 @@ type accumulator struct {
 	producer  *Producer
 	partition uint32
 
-	session    *session // where batches go; nil: not attached
-	handle     uint32   // of the partition in that session
-	opening    *session // OPEN_PARTITION is on its way there
-	listed     *session // registered with that session's writer
+	leader     leadership
+	session    *session  // where batches go; nil: not attached
+	handle     uint32    // of the partition in that session
+	opening    *session  // OPEN_PARTITION is on its way there
+	openAt     time.Time // not before, after a refusal
+	askAt      time.Time // when to ask who leads if there is no session with the leader; zero: there is
+	listed     *session  // registered with that session's writer
 	queue      batchQueue
 	open       *batch    // takes records: the last of the queue, or nil
 	inFlight   int       // batches taken and not settled

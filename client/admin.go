@@ -211,6 +211,7 @@ func (c *Conn) Nodes(ctx context.Context) (nodes []Node, version uint64, err err
 	if err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNodes}, &response, true); err != nil {
 		return nil, 0, fmt.Errorf("list nodes: %w", err)
 	}
+	c.learn(&response)
 	return response.Nodes, response.Version, nil
 }
 
@@ -224,6 +225,7 @@ func (c *Conn) describe(ctx context.Context, name string) (*wire.DestinationInfo
 	if err != nil {
 		return nil, fmt.Errorf("destination %q: %w", name, err)
 	}
+	c.learn(&response)
 	for i := range response.Destinations {
 		if response.Destinations[i].Name == name {
 			return &response.Destinations[i], nil
@@ -259,13 +261,13 @@ func (q OffsetQuery) request(handle uint32) *wire.ListOffsetsRequest {
 
 // Offsets answers a query for every partition of a destination.
 func (c *Conn) Offsets(ctx context.Context, destination string, q OffsetQuery) (map[uint32]uint64, error) {
-	l, err := c.layout(ctx, destination)
-	if err != nil {
-		return nil, err
-	}
-	offsets := make(map[uint32]uint64, len(l.partitions))
+	offsets := make(map[uint32]uint64)
 	for {
-		missing, err := c.someOffsets(ctx, destination, q, l.partitions, offsets)
+		l, err := c.layout(ctx, destination)
+		if err != nil {
+			return nil, err
+		}
+		missing, err := c.someOffsets(ctx, destination, q, l, offsets)
 		if err == nil {
 			return offsets, nil
 		}
@@ -279,16 +281,16 @@ func (c *Conn) Offsets(ctx context.Context, destination string, q OffsetQuery) (
 	}
 }
 
-// someOffsets asks for what offsets still lacks, on one session, all requests
-// on their way at once. It returns the partition that failed.
-func (c *Conn) someOffsets(ctx context.Context, destination string, q OffsetQuery, partitions []uint32, offsets map[uint32]uint64) (uint32, error) {
-	s, err := c.session(ctx)
-	if err != nil {
-		return 0, err
-	}
+// someOffsets asks the leaders for what offsets still lacks, all requests on their way
+// at once. It returns the partition that failed.
+func (c *Conn) someOffsets(ctx context.Context, destination string, q OffsetQuery, l *layout, offsets map[uint32]uint64) (uint32, error) {
 	asked := make(map[uint32]pending)
-	for _, n := range partitions {
+	for i, n := range l.partitions {
 		if _, ok := offsets[n]; !ok {
+			s, err := c.sessionWith(ctx, l.leaders[i].node)
+			if err != nil {
+				return n, err
+			}
 			asked[n] = s.send(wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: destination, Partition: n})
 		}
 	}
@@ -297,7 +299,7 @@ func (c *Conn) someOffsets(ctx context.Context, destination string, q OffsetQuer
 		if err := p.wait(ctx, &opened); err != nil {
 			return n, err
 		}
-		asked[n] = s.send(wire.OpListOffsets, q.request(opened.Handle))
+		asked[n] = p.s.send(wire.OpListOffsets, q.request(opened.Handle))
 	}
 	for n, p := range asked {
 		var answer wire.ListOffsetsResponse

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -13,11 +12,14 @@ import (
 )
 
 // Conn is a client's connection to a cluster. It holds one session with one of
-// the brokers and replaces it when it breaks; every broker accepts every
-// request. All methods may be called concurrently.
+// the brokers, the home, and replaces it when it breaks; every broker accepts every
+// request. What is for the leader of a partition goes straight there, over sessions
+// that come and go with the leaders (nodes.go). All methods may be called
+// concurrently.
 type Conn struct {
 	options   connOptions
 	addresses []string
+	clusterID string // of the first handshake, which is that of Connect
 	events    *dispatcher
 	topology  topology
 	ctx       context.Context // done when Close is called
@@ -25,11 +27,12 @@ type Conn struct {
 	wg        sync.WaitGroup
 
 	mu        sync.Mutex
-	current   *session      // the newest session, dead or alive; nil never
-	changed   chan struct{} // closed and replaced when current or err changes
+	current   *session // the home, dead or alive; nil never
+	nodes     map[uint32]*node
+	version   uint64        // of the metadata that nodes are from
+	changed   chan struct{} // closed and replaced when a session begins or ends, or err changes
 	err       error         // why there will be no other session
 	lastErr   error         // of the newest attempt to connect
-	clusterID string        // of the first handshake
 	closing   bool
 	producers map[*Producer]struct{}
 	readers   map[*Reader]struct{}
@@ -37,8 +40,9 @@ type Conn struct {
 
 // Connect opens a connection to a cluster. servers is a list of brokers,
 // "lockstep://host:port,host:port", the scheme being optional. They are tried
-// once each, in this order; the first that answers is used. If none does, the
-// errors of all of them are returned, joined.
+// once each, in any order (see InOrder); the first that answers is used. If none
+// does, the errors of all of them are returned, joined. One that answers is enough
+// to find all the others.
 //
 // ctx bounds connecting only. Errors: ErrAddress, ErrVersion, ErrProtocol, the
 // dialer's errors, or what the broker answered.
@@ -55,26 +59,28 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Conn, error)
 		options:   o,
 		addresses: addresses,
 		changed:   make(chan struct{}),
+		nodes:     make(map[uint32]*node),
 		producers: make(map[*Producer]struct{}),
 		readers:   make(map[*Reader]struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	s, err := c.openAny(ctx)
+	s, err := c.openAny(ctx, false)
 	if err != nil {
 		c.cancel()
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	c.events = newDispatcher(o.events)
+	c.clusterID = s.hello.ClusterID
 	c.install(s)
 	c.wg.Add(1)
-	go c.keepConnected(s)
+	go c.keepHome(s)
 	return c, nil
 }
 
-// openAny tries every address once.
-func (c *Conn) openAny(ctx context.Context) (*session, error) {
+// openAny tries every address once. lost says that there was a home before.
+func (c *Conn) openAny(ctx context.Context, lost bool) (*session, error) {
 	var errs []error
-	for _, address := range c.addresses {
+	for _, address := range c.servers(lost) {
 		s, err := open(ctx, &c.options, address, c.clusterID, c.brokerEvent)
 		if err == nil {
 			return s, nil
@@ -87,43 +93,36 @@ func (c *Conn) openAny(ctx context.Context) (*session, error) {
 	return nil, errors.Join(errs...)
 }
 
-// install makes a session the current one and starts it: the listener hears of
-// the connection before it hears of anything that came over it.
+// install makes a new session the home.
 func (c *Conn) install(s *session) {
 	c.mu.Lock()
 	c.current = s
 	c.lastErr = nil
-	c.clusterID = s.hello.ClusterID
-	close(c.changed)
-	c.changed = make(chan struct{})
+	c.tellChanged()
 	c.mu.Unlock()
-	c.options.logger.Info("connected", "server", s.address, "node", s.hello.NodeID, "cluster", s.hello.ClusterID)
-	c.events.send(Connected{Address: s.address, Node: s.hello.NodeID})
-	s.start()
+	c.run(s)
+	c.askMembers(s)
 }
 
-// keepConnected watches over the current session and replaces it when it dies.
-func (c *Conn) keepConnected(s *session) {
+// keepHome replaces the home when it has died: by the session with another node, if
+// there is one, because that is done at once, else by a new one.
+func (c *Conn) keepHome(s *session) {
 	defer c.wg.Done()
 	var pause time.Duration
 	for {
 		opened := time.Now()
-		c.keepAlive(s)
-		s.wg.Wait()
-		s.mu.Lock()
-		err := s.err
-		s.mu.Unlock()
-		c.options.logger.Log(context.Background(), levelOf(err), "disconnected", "server", s.address, "node", s.hello.NodeID, "error", err)
-		c.events.send(Disconnected{Address: s.address, Node: s.hello.NodeID, Err: err})
+		<-s.ended
 		if c.ctx.Err() != nil {
 			c.end(ErrClosed)
 			return
 		}
 		if !c.options.reconnect {
+			s.mu.Lock()
+			err := s.err
+			s.mu.Unlock()
 			c.end(&lostError{err})
 			return
 		}
-		c.topology.forget() // leaders and slots may have moved unseen
 		if time.Since(opened) > c.options.backoffMax {
 			pause = 0
 		}
@@ -131,7 +130,6 @@ func (c *Conn) keepConnected(s *session) {
 			c.end(ErrClosed)
 			return
 		}
-		c.install(s)
 	}
 }
 
@@ -152,7 +150,9 @@ func (c *Conn) keepAlive(s *session) {
 	ticker := time.NewTicker(max(interval, time.Millisecond))
 	defer ticker.Stop()
 	var received, sent uint64
-	silent := 0 // intervals since a ping was sent in which nothing came
+	silent := 0          // intervals since a ping was sent in which nothing came
+	used := time.Now()   // last, by a producer or reader
+	looked := time.Now() // for that
 	for {
 		select {
 		case <-s.done:
@@ -163,6 +163,14 @@ func (c *Conn) keepAlive(s *session) {
 			<-s.done
 			return
 		case <-ticker.C:
+		}
+		if now := time.Now(); now.Sub(looked) > c.options.unused/4 {
+			if looked = now; !c.unused(s) {
+				used = now
+			} else if now.Sub(used) > c.options.unused {
+				s.fail(errUnused)
+				return
+			}
 		}
 		r, w := s.received.Load(), s.sent.Load()
 		quiet, idle := r == received, w == sent
@@ -192,22 +200,28 @@ type ignored struct{}
 func (ignored) answered(*session, []byte, error) {}
 func (ignored) lost(*session, error)             {}
 
-// reconnect tries all servers, round after round, until one answers. It returns
-// nil when the Conn is closed. pause is the one before the next round: none at
-// first, so that a short break stays short, and none again after a session that
-// lasted. A broker that ends every session at once is not asked without pause.
+// reconnect tries all servers, round after round, until one answers, and makes it
+// the home. It returns nil when the Conn is closed. pause is the one before the next
+// round: none at first, so that a short break stays short, and none again after a
+// session that lasted. A broker that ends every session at once is not asked without
+// pause.
 func (c *Conn) reconnect(pause *time.Duration) *session {
 	for {
+		if s := c.adopt(); s != nil {
+			c.options.logger.Info("the home is another node now", "server", s.address, "node", s.hello.NodeID)
+			return s
+		}
 		if *pause > 0 {
-			jittered := *pause - time.Duration(rand.Int64N(int64(*pause)/2+1))
-			c.options.logger.Info("reconnecting after a pause", "pause", jittered)
-			if c.pause(c.ctx, jittered) != nil {
+			p := jittered(*pause)
+			c.options.logger.Info("reconnecting after a pause", "pause", p)
+			if c.pause(c.ctx, p) != nil {
 				return nil
 			}
 		}
-		*pause = min(max(2**pause, c.options.backoffMin), c.options.backoffMax)
-		s, err := c.openAny(c.ctx)
+		*pause = c.options.longer(*pause)
+		s, err := c.openAny(c.ctx, true)
 		if err == nil {
+			c.install(s)
 			return s
 		}
 		c.options.logger.Warn("reconnect failed", "error", err)
@@ -221,8 +235,7 @@ func (c *Conn) reconnect(pause *time.Duration) *session {
 func (c *Conn) end(err error) {
 	c.mu.Lock()
 	c.err = err
-	close(c.changed)
-	c.changed = make(chan struct{})
+	c.tellChanged()
 	c.mu.Unlock()
 }
 
@@ -235,10 +248,11 @@ func (c *Conn) session(ctx context.Context) (*session, error) {
 		if err != nil {
 			return nil, err
 		}
-		select {
-		case <-s.done:
-		default:
+		if alive(s) != nil {
 			return s, nil
+		}
+		if lastErr != nil && !c.options.redirect {
+			return nil, &lostError{lastErr}
 		}
 		select {
 		case <-changed:
@@ -251,17 +265,49 @@ func (c *Conn) session(ctx context.Context) (*session, error) {
 	}
 }
 
+// sessionWith returns a live session with a node, or with the home, and waits for it
+// as long as ctx allows, but not for a node that cannot be reached: that is
+// wire.CodeUnavailable.
+func (c *Conn) sessionWith(ctx context.Context, node uint32) (*session, error) {
+	late := time.NewTimer(c.options.dialTimeout)
+	defer late.Stop()
+	for {
+		home, changed, err := c.peek()
+		if err != nil {
+			return nil, err
+		}
+		if home == nil {
+			if _, err := c.session(ctx); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if s := c.sessionTo(node); s != nil {
+			return s, nil
+		}
+		c.mu.Lock()
+		n := c.nodes[node]
+		dialing := n != nil && n.dialing
+		c.mu.Unlock()
+		if !dialing {
+			return nil, wire.Errorf(wire.CodeUnavailable, "node %d, which leads the partition, cannot be reached", node)
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			return nil, wire.Errorf(wire.CodeUnavailable, "node %d, which leads the partition, does not answer", node)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
 // peek is session without waiting: s is nil while there is none, changed is
-// closed when that may be different.
+// closed when that, or what sessionTo returns, may be different.
 func (c *Conn) peek() (s *session, changed <-chan struct{}, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	select {
-	case <-c.current.done:
-		return nil, c.changed, c.err
-	default:
-		return c.current, c.changed, c.err
-	}
+	return alive(c.current), c.changed, c.err
 }
 
 // connectError is why the newest attempt to connect failed, nil while connected.
@@ -280,7 +326,12 @@ func (c *Conn) brokerEvent(e wire.Event) {
 		for p := range c.producers {
 			poke(p.wake)
 		}
+		for r := range c.readers {
+			poke(r.wake)
+		}
+		home := c.current
 		c.mu.Unlock()
+		c.askMembers(home)
 		c.events.send(TopologyChanged{Epoch: e.Version})
 	default:
 		c.options.logger.Info("event from the broker", "kind", e.Kind.String(), "destination", e.Destination, "detail", e.Detail)
@@ -318,7 +369,9 @@ func (c *Conn) Close() error {
 	for _, p := range producers {
 		errs = append(errs, p.Close(ctx))
 	}
-	c.cancel()
+	c.mu.Lock()
+	c.cancel() // sessionTo starts no goroutine from here on
+	c.mu.Unlock()
 	c.wg.Wait()
 	c.events.close()
 	return errors.Join(errs...)
@@ -328,7 +381,7 @@ func (c *Conn) Close() error {
 type Info struct {
 	ClusterID      string
 	Node           uint32 // the broker's node ID
-	Address        string // the broker's address, as given to Connect
+	Address        string // the broker's address, as given to Connect or learned
 	ServerVersion  string
 	Connected      bool // false: this is the session that was lost last
 	MaxRecordBytes int  // largest encoded record the broker takes

@@ -114,7 +114,7 @@ func TestAdministration(t *testing.T) {
 	require.Equal(t, uint64(3), all[0].Partitions[2].NextOffset)
 	nodes, version, err := c.Nodes(ctx)
 	require.NoError(t, err)
-	require.Equal(t, []Node{{ID: 1, Address: b.address()}}, nodes)
+	require.Equal(t, []Node{{ID: 1, Address: b.address(), Alive: true}}, nodes)
 	require.Equal(t, uint64(42), version)
 	require.NoError(t, c.Ping(ctx))
 	info := c.Info()
@@ -305,7 +305,7 @@ func TestR_WLS_6_NoCallOutlivesADeadConnection(t *testing.T) {
 func TestKeepaliveKeepsAnIdleConnection(t *testing.T) {
 	pings := make(chan struct{}, 100)
 	b := startBroker(t, func(b *fakeBroker) {
-		b.hello.IdleTimeoutMs = 15
+		b.hello.IdleTimeoutMs = 150
 		b.script = func(q *fakeRequest) bool {
 			if q.header.Opcode == wire.OpPing {
 				pings <- struct{}{}
@@ -314,7 +314,7 @@ func TestKeepaliveKeepsAnIdleConnection(t *testing.T) {
 		}
 	})
 	c := connect(t, b, WithReconnect(false))
-	for range 10 {
+	for range 5 {
 		<-pings
 	}
 	require.NoError(t, c.Ping(testContext(t)))

@@ -199,8 +199,11 @@ func (a *accumulator) judge(b *batch, behind bool) (verdict, time.Duration) {
 		a.detach()
 		return again, a.backoff(b.refusal)
 	case wire.CodeNotLeader:
-		p.wantLayout = true
 		a.detach()
+		if a.leader.follow(b.refusal) {
+			return again, 0
+		}
+		p.wantLayout = true
 		return again, a.backoff(b.refusal)
 	default:
 		if code.Retriable() && (p.options.waitForSpace || !full(code)) {
@@ -241,7 +244,16 @@ func (a *accumulator) expire(now time.Time) {
 		return
 	}
 	b := a.queue.at(0)
-	if b.builder.Count() == 0 || now.Sub(b.started) < p.options.deliveryTimeout {
+	if b.builder.Count() == 0 {
+		return
+	}
+	if !p.conn.options.redirect {
+		if err := p.conn.connectError(); err != nil {
+			a.giveUp(&lostError{err})
+			return
+		}
+	}
+	if now.Sub(b.started) < p.options.deliveryTimeout {
 		return
 	}
 	cause := fmt.Errorf("%w after %v", ErrDeliveryTimeout, p.options.deliveryTimeout)
@@ -251,6 +263,11 @@ func (a *accumulator) expire(now time.Time) {
 	if err := p.conn.connectError(); err != nil {
 		cause = fmt.Errorf("%w: not connected: %w", cause, err)
 	}
+	a.giveUp(cause)
+}
+
+// giveUp fails everything in the partition.
+func (a *accumulator) giveUp(cause error) {
 	a.failFrom(0, cause)
 	if a.draining {
 		a.resolve()

@@ -1,9 +1,9 @@
 // Package client is the Go client of a Lockstep cluster: it sends records, reads
 // them, and administers destinations.
 //
-// Connect opens a Conn: one session to one of the brokers, which accepts requests
-// for all of them, and another one when it breaks. From a Conn come Producers and
-// Readers, each for one destination, and the administrative calls.
+// Connect opens a Conn: one session to one of the brokers, the home, which accepts
+// requests for all of them, and another one when it breaks. From a Conn come Producers
+// and Readers, each for one destination, and the administrative calls.
 //
 //	conn, err := client.Connect(ctx, "lockstep://127.0.0.1:7400")
 //	p, err := conn.Producer(ctx, "orders")
@@ -20,6 +20,12 @@
 // becomes of a batch (delivery.go), and every record's caller is told (batch.go).
 // What is out of the ordinary, new sessions, timeouts and identities, is the work of
 // one goroutine per producer (upkeep.go).
+//
+// In a cluster records go straight to the leaders of their partitions and come
+// straight from there. Who leads what comes from METADATA, from brokers that refuse
+// what is not theirs and name the leader, and from events (topology.go); where the
+// nodes are, and the sessions with them, is nodes.go. When a leader is lost, what is
+// unanswered goes to the next one under the same identity and sequence.
 //
 // The other way, the session's reader copies stored frames into memory of the
 // stream they belong to (stream.go), and Next walks down from frame to batch to
@@ -41,8 +47,7 @@
 // # What is not done here
 //
 // Groups, acknowledgements and redelivery; TLS and authentication (WithDialer is the
-// place for TLS); direct sessions to the leaders of partitions, where a cluster has
-// several nodes. A Reader reads the partitions that exist when it is opened.
+// place for TLS). A Reader reads the partitions that exist when it is opened.
 //
 // # Locks
 //

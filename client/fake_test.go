@@ -20,8 +20,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeBroker is a broker of one process and no disk: it speaks wire over loopback
 // TCP, keeps partitions as the bytes of stored frames, recognises resends, and
-// lets a test's script see every request first.
+// lets a test's script see every request first. Several of them are the nodes of a
+// cluster, see startCluster.
 type fakeBroker struct {
+	*fakeStore
 	t        testing.TB
 	listener net.Listener
 	hello    wire.HelloResponse
@@ -29,21 +31,43 @@ type fakeBroker struct {
 
 	scripting sync.Mutex // held while a script runs: scripts need no locks of their own
 
+	// These are guarded by the store's mu, as it is.
+	script    func(*fakeRequest) bool // true: the script has dealt with it
+	onConnect func(net.Conn) bool     // true: it has dealt with the connection
+	conns     map[*fakeConn]struct{}
+	accepted  int
+	produced  int // PRODUCEs
+	forwarded int // requests for partitions that others lead
+	refused   int // those of clients that go there themselves
+	closed    bool
+	wg        sync.WaitGroup
+	rack      string
+	role      wire.NodeRole
+}
+
+// fakeStore is what the brokers of a cluster share: one log for each partition.
+type fakeStore struct {
 	mu           sync.Mutex
-	script       func(*fakeRequest) bool // true: the script has dealt with it
-	onConnect    func(net.Conn) bool     // true: it has dealt with the connection
+	brokers      []*fakeBroker
+	version      uint64 // of the metadata
 	destinations map[string]*fakeDestination
 	order        []string
 	handles      []*fakePartition // the same in every session
-	conns        map[*fakeConn]struct{}
-	accepted     int
 	nextProducer int64
 	names        map[string]wire.InitProducerResponse
 	holders      map[string]uint64 // of names
-	closed       bool
-	wg           sync.WaitGroup
 	reports      []wire.ReportDamage
 	incarnation  uint32 // of all partitions, less 1
+}
+
+func newFakeStore() *fakeStore {
+	return &fakeStore{
+		version:      42,
+		destinations: make(map[string]*fakeDestination),
+		names:        make(map[string]wire.InitProducerResponse),
+		holders:      make(map[string]uint64),
+		nextProducer: 100,
+	}
 }
 
 type fakeDestination struct {
@@ -64,7 +88,14 @@ type fakePartition struct {
 	links       map[*fakeLink]struct{}
 	batches     []wire.BatchInfo // in the order of their appending
 	clock       int64
+	leader      uint32 // node; 0: none
+	elections   uint32
+	flags       wire.PartitionFlags
+	weight      uint8
 }
+
+// epoch is the term of the partition's leader.
+func (p *fakePartition) epoch() uint32 { return fakeTerm + p.elections }
 
 type fakeFrame struct {
 	position   int
@@ -87,6 +118,7 @@ type fakeConn struct {
 	// takeover, set by a script, serves the rest of the connection.
 	takeover func()
 	last     uint32 // link ID
+	features uint64 // of the client
 }
 
 type fakeLink struct {
@@ -112,35 +144,42 @@ type fakeRequest struct {
 // startBroker starts a broker that is stopped with the test.
 func startBroker(t testing.TB, configure ...func(*fakeBroker)) *fakeBroker {
 	t.Helper()
+	return startNode(t, newFakeStore(), configure...)
+}
+
+// startNode starts a broker that has a store in common with others.
+func startNode(t testing.TB, store *fakeStore, configure ...func(*fakeBroker)) *fakeBroker {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
+	store.mu.Lock()
 	b := &fakeBroker{
-		t:        t,
-		listener: listener,
-		piece:    wire.MaxDeliverBytes,
+		fakeStore: store,
+		t:         t,
+		listener:  listener,
+		piece:     wire.MaxDeliverBytes,
 		hello: wire.HelloResponse{
-			Version: 1, ClusterID: "cluster-a", NodeID: 1, ServerVersion: "fake",
+			Version: 1, ClusterID: "cluster-a", NodeID: uint32(len(store.brokers) + 1), ServerVersion: "fake",
 			MaxFrameBytes: wire.MaxFrameBytes, MaxRecordBytes: wire.DefaultMaxRecordBytes,
 			MaxInFlightRequests: 1024, MaxInFlightBytes: 64 << 20, IdleTimeoutMs: 60_000,
 			Opcodes: wire.SupportedOpcodes(),
 		},
-		destinations: make(map[string]*fakeDestination),
-		conns:        make(map[*fakeConn]struct{}),
-		names:        make(map[string]wire.InitProducerResponse),
-		holders:      make(map[string]uint64),
-		nextProducer: 100,
+		conns: make(map[*fakeConn]struct{}),
 	}
+	store.brokers = append(store.brokers, b)
+	store.mu.Unlock()
 	for _, f := range configure {
 		f(b)
 	}
 	b.wg.Add(1)
-	go b.accept()
+	go b.accept(listener)
 	t.Cleanup(b.stop)
 	return b
 }
 
 func (b *fakeBroker) address() string { return b.listener.Addr().String() }
 
+// stop ends the broker as a crash would: connections are reset.
 func (b *fakeBroker) stop() {
 	b.mu.Lock()
 	b.closed = true
@@ -148,6 +187,17 @@ func (b *fakeBroker) stop() {
 	b.listener.Close()
 	b.dropConns()
 	b.wg.Wait()
+}
+
+// restart starts a broker that was stopped, at its old address.
+func (b *fakeBroker) restart() {
+	listener, err := net.Listen("tcp", b.address())
+	require.NoError(b.t, err)
+	b.mu.Lock()
+	b.listener, b.closed = listener, false
+	b.mu.Unlock()
+	b.wg.Add(1)
+	go b.accept(listener)
 }
 
 // connections counts the connections that were accepted.
@@ -201,6 +251,7 @@ func (b *fakeBroker) createLocked(name string, kind Kind, settings wire.Settings
 		p := &fakePartition{
 			destination: d, number: uint32(n), handle: uint32(len(b.handles) + 1),
 			producers: make(map[int64]*fakeProducer), links: make(map[*fakeLink]struct{}), clock: 1_000_000,
+			leader: b.brokers[n%len(b.brokers)].hello.NodeID,
 		}
 		d.partitions = append(d.partitions, p)
 		b.handles = append(b.handles, p)
@@ -217,9 +268,12 @@ func (d *fakeDestination) describe() wire.DestinationInfo {
 	info.Partitions = nil
 	for _, p := range d.partitions {
 		info.Partitions = append(info.Partitions, wire.PartitionInfo{
-			Number: p.number, Leader: 1, Epoch: fakeTerm, State: wire.PartitionActive,
-			StartOffset: p.start, NextOffset: p.next, Bytes: uint64(len(p.log)),
+			Number: p.number, Leader: p.leader, Epoch: p.epoch(), State: wire.PartitionActive,
+			StartOffset: p.start, NextOffset: p.next, Bytes: uint64(len(p.log)), Flags: p.flags, Weight: p.weight,
 		})
+		if p.leader == 0 {
+			info.Partitions[p.number].State = wire.PartitionUnavailable
+		}
 	}
 	return info
 }
@@ -232,10 +286,10 @@ func (d *fakeDestination) indexed() bool {
 		d.info.Settings.RecordIndex == wire.RecordIndexDefault && d.info.Kind == wire.Queue
 }
 
-func (b *fakeBroker) accept() {
+func (b *fakeBroker) accept(listener net.Listener) {
 	defer b.wg.Done()
 	for {
-		conn, err := b.listener.Accept()
+		conn, err := listener.Accept()
 		if err != nil {
 			return
 		}
@@ -324,9 +378,30 @@ func (q *fakeRequest) reply(m wire.Message) {
 }
 
 // refuse answers it with an error.
-func (q *fakeRequest) refuse(code wire.ErrorCode) {
+func (q *fakeRequest) refuse(code wire.ErrorCode) { q.redirect(code, 0, 0) }
+
+// redirect answers it with an error that names a leader.
+func (q *fakeRequest) redirect(code wire.ErrorCode, node, epoch uint32) {
 	q.conn.send(wire.Header{Opcode: q.header.Opcode, Flags: wire.FlagResponse | wire.FlagError, Version: q.header.Opcode.Version(), ID: q.header.ID},
-		&wire.ErrorBody{Code: code, Detail: "by the test"})
+		&wire.ErrorBody{Code: code, Detail: "by the test", Next: wire.Offset(node)<<32 | wire.Offset(epoch)})
+}
+
+// elsewhere reports whether another broker leads the partition, and refuses the
+// request then, unless the client expects that it is passed on.
+func (q *fakeRequest) elsewhere(p *fakePartition) bool {
+	switch {
+	case p.leader == q.b.hello.NodeID:
+		return false
+	case p.leader == 0:
+		q.refuse(wire.CodeUnavailable)
+	case q.conn.features&wire.FeatureFollowsRedirects == 0:
+		q.b.forwarded++
+		return false
+	default:
+		q.b.refused++
+		q.redirect(wire.CodeNotLeader, p.leader, p.epoch())
+	}
+	return true
 }
 
 func (c *fakeConn) send(h wire.Header, m wire.Message) {
@@ -350,6 +425,10 @@ func (q *fakeRequest) handle() {
 	defer b.mu.Unlock()
 	switch q.header.Opcode {
 	case wire.OpHello:
+		var m wire.HelloRequest
+		if q.parse(&m) {
+			q.conn.features = m.Features
+		}
 		hello := b.hello
 		q.reply(&hello)
 	case wire.OpPing:
@@ -414,12 +493,19 @@ func (q *fakeRequest) handle() {
 			return
 		}
 		p := d.partitions[m.Partition]
+		if q.elsewhere(p) {
+			return
+		}
 		q.reply(&wire.OpenPartitionResponse{
-			Handle: p.handle, DestinationID: d.info.ID, Epoch: fakeTerm, StartOffset: p.start, NextOffset: p.next,
+			Handle: p.handle, DestinationID: d.info.ID, Epoch: p.epoch(), StartOffset: p.start, NextOffset: p.next,
 			SlotVersion: d.info.SlotVersion, RecordIndex: d.indexed(), MaxRecordBytes: wire.DefaultMaxRecordBytes,
 			Incarnation: b.incarnation + 1,
 		})
 	case wire.OpProduce:
+		b.produced++
+		if h := q.produce.Handle; h != 0 && int(h) <= len(b.handles) && q.produce.Acks != wire.AcksNone && q.elsewhere(b.handles[h-1]) {
+			return
+		}
 		q.answerProduce(q.applyLocked())
 	case wire.OpListOffsets:
 		q.listOffsets()
@@ -459,7 +545,10 @@ func (q *fakeRequest) metadata() {
 		names = slices.Clone(q.b.order)
 	}
 	slices.Sort(names)
-	response := wire.MetadataResponse{Version: 42, Nodes: []wire.Node{{ID: 1, Address: q.b.address()}}}
+	response := wire.MetadataResponse{Version: q.b.version}
+	for _, b := range q.b.brokers {
+		response.Nodes = append(response.Nodes, wire.Node{ID: b.hello.NodeID, Address: b.address(), Alive: !b.closed, Rack: b.rack, Role: b.role})
+	}
 	for _, name := range names {
 		d := q.b.destinations[name]
 		if d == nil || name <= m.After {
@@ -478,6 +567,9 @@ func (q *fakeRequest) listOffsets() {
 	var m wire.ListOffsetsRequest
 	q.parse(&m)
 	p := q.b.handles[m.Handle-1]
+	if q.elsewhere(p) {
+		return
+	}
 	offset := p.next
 	switch m.Kind {
 	case wire.OffsetEarliest:
@@ -487,13 +579,16 @@ func (q *fakeRequest) listOffsets() {
 			offset = p.frames[i].base
 		}
 	}
-	q.reply(&wire.ListOffsetsResponse{Offset: offset, Epoch: fakeTerm})
+	q.reply(&wire.ListOffsetsResponse{Offset: offset, Epoch: p.epoch()})
 }
 
 func (q *fakeRequest) linkOpen() {
 	var m wire.LinkOpenRequest
 	q.parse(&m)
 	p := q.b.handles[m.Handle-1]
+	if q.elsewhere(p) {
+		return
+	}
 	if m.Offset < p.start || m.Offset > p.next {
 		q.refuse(wire.CodeOutOfRange)
 		return
@@ -593,7 +688,7 @@ func (q *fakeRequest) applyLocked() (wire.Receipt, wire.ErrorCode) {
 		}
 		known.next += int32(info.RecordCount)
 	}
-	r := wire.Receipt{Handle: m.Handle, BaseOffset: p.next, Epoch: fakeTerm, AppendTimeMs: p.clock, Replicas: 1, Synced: m.Acks == wire.AcksQuorum}
+	r := wire.Receipt{Handle: m.Handle, BaseOffset: p.next, Epoch: p.epoch(), AppendTimeMs: p.clock, Replicas: 1, Synced: m.Acks == wire.AcksQuorum}
 	if known != nil {
 		known.old[info.BaseSequence] = r
 	}
@@ -608,7 +703,7 @@ func (q *fakeRequest) applyLocked() (wire.Receipt, wire.ErrorCode) {
 // append stores a batch as a frame of its own.
 func (p *fakePartition) append(index, batch []byte, records uint32) {
 	batch = append([]byte(nil), batch...)
-	wire.PatchBatch(batch, p.next, fakeTerm)
+	wire.PatchBatch(batch, p.next, int32(p.epoch()))
 	p.frames = append(p.frames, fakeFrame{position: len(p.log), base: p.next, next: p.next + wire.Offset(records), timeMs: p.clock})
 	p.appendFrame(wire.KindRecords, wire.AppendBodyBatch(nil, index, batch), records)
 	p.next += wire.Offset(records)
@@ -619,7 +714,7 @@ func (p *fakePartition) append(index, batch []byte, records uint32) {
 func (p *fakePartition) appendFrame(kind wire.Kind, body []byte, records uint32) {
 	p.index++
 	h := wire.FrameHeader{
-		Kind: kind, RecordCount: records, Term: fakeTerm, Index: p.index, BaseOffset: p.next, AppendTimeMs: p.clock,
+		Kind: kind, RecordCount: records, Term: wire.Term(p.epoch()), Index: p.index, BaseOffset: p.next, AppendTimeMs: p.clock,
 		BodyLength: uint32(len(body)), BodyCRC: wire.Checksum(body), PrevCRC: p.prev, Local: 0xabcdef,
 	}
 	frame := make([]byte, h.FrameSize())
@@ -670,6 +765,45 @@ func (b *fakeBroker) batchInfos(destination string, partition int) []wire.BatchI
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return append([]wire.BatchInfo(nil), b.destinations[destination].partitions[partition].batches...)
+}
+
+// startCluster starts brokers with one store: node 1 is the first of them. Partitions
+// are led by the nodes in turn.
+func startCluster(t testing.TB, nodes int, configure ...func(*fakeBroker)) []*fakeBroker {
+	t.Helper()
+	store := newFakeStore()
+	for range nodes {
+		startNode(t, store, configure...)
+	}
+	return store.brokers
+}
+
+// elect makes a node the leader of a partition, 0: nobody. The one before closes its
+// links. tell says whether clients hear of it at once.
+func (b *fakeBroker) elect(d *fakeDestination, partition int, node uint32, tell bool) {
+	b.mu.Lock()
+	p := d.partitions[partition]
+	p.leader = node
+	if node != 0 {
+		p.elections++
+	}
+	b.version++
+	for l := range p.links {
+		if node != 0 && l.conn.features&wire.FeatureFollowsRedirects != 0 && l.conn.b.hello.NodeID != node {
+			delete(l.conn.links, l.id)
+			delete(p.links, l)
+			l.conn.send(wire.Header{Opcode: wire.OpLinkClosed, Version: 1, ID: l.id},
+				&wire.LinkClosed{Code: wire.CodeNotLeader, Next: wire.Offset(node)<<32 | wire.Offset(p.epoch())})
+		}
+	}
+	e := wire.Event{Kind: wire.EventTopologyChanged, Version: b.version}
+	brokers := b.brokers
+	b.mu.Unlock()
+	for _, other := range brokers {
+		if tell {
+			other.sendEvent(e)
+		}
+	}
 }
 
 // sendEvent pushes an event to all sessions.

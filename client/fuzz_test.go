@@ -19,9 +19,9 @@ import (
 func FuzzStream(f *testing.F) {
 	for _, codec := range []Codec{NoCompression, Snappy, Zstd} {
 		p := &fakePartition{destination: &fakeDestination{}, links: map[*fakeLink]struct{}{}}
-		(&fakeBroker{}).fill(p, codec, 2, 3)
+		(&fakeBroker{fakeStore: newFakeStore()}).fill(p, codec, 2, 3)
 		p.appendFrame(wire.KindControl, []byte("control"), 0)
-		(&fakeBroker{}).fill(p, codec, 1)
+		(&fakeBroker{fakeStore: newFakeStore()}).fill(p, codec, 1)
 		f.Add([]byte{0}, p.log)
 		f.Add([]byte{63, 0, 6, 200}, p.log)
 	}

@@ -42,7 +42,7 @@ func open(ctx context.Context, o *connOptions, address, clusterID string, onEven
 	conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	r := bufio.NewReaderSize(conn, readBufferBytes)
-	hello, err := shakeHands(conn, r, o.name, clusterID)
+	hello, err := shakeHands(conn, r, o, clusterID)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -58,11 +58,12 @@ func open(ctx context.Context, o *connOptions, address, clusterID string, onEven
 }
 
 // shakeHands sends the preface and HELLO and reads the answer.
-func shakeHands(conn net.Conn, r *bufio.Reader, name, clusterID string) (hello wire.HelloResponse, err error) {
+func shakeHands(conn net.Conn, r *bufio.Reader, o *connOptions, clusterID string) (hello wire.HelloResponse, err error) {
 	out := wire.AppendFrame([]byte(wire.Preface), wire.Header{Opcode: wire.OpHello, Version: wire.OpHello.Version(), ID: 1}, &wire.HelloRequest{
 		MinVersion: wire.MinProtocolVersion,
 		MaxVersion: wire.MaxProtocolVersion,
-		ClientName: name,
+		Features:   o.features(),
+		ClientName: o.name,
 		ClusterID:  clusterID,
 	})
 	if _, err := conn.Write(out); err != nil {

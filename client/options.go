@@ -34,14 +34,19 @@ const (
 type Option func(*connOptions)
 
 type connOptions struct {
-	logger      *slog.Logger
-	name        string
-	events      func(Event)
-	reconnect   bool
-	backoffMin  time.Duration
-	backoffMax  time.Duration
-	dialTimeout time.Duration
-	dialer      func(ctx context.Context, address string) (net.Conn, error)
+	logger       *slog.Logger
+	name         string
+	events       func(Event)
+	reconnect    bool
+	redirect     bool
+	inOrder      bool
+	retryList    string
+	retryServers []string
+	backoffMin   time.Duration
+	backoffMax   time.Duration
+	dialTimeout  time.Duration
+	unused       time.Duration // after which a session that nobody uses is closed
+	dialer       func(ctx context.Context, address string) (net.Conn, error)
 }
 
 func newConnOptions(opts []Option) (connOptions, error) {
@@ -49,9 +54,11 @@ func newConnOptions(opts []Option) (connOptions, error) {
 		logger:      slog.New(slog.DiscardHandler),
 		name:        "lockstep-go",
 		reconnect:   true,
+		redirect:    true,
 		backoffMin:  50 * time.Millisecond,
 		backoffMax:  2 * time.Second,
 		dialTimeout: 3 * time.Second,
+		unused:      unusedTimeout,
 	}
 	for _, opt := range opts {
 		opt(&o)
@@ -68,8 +75,37 @@ func newConnOptions(opts []Option) (connOptions, error) {
 	if o.dialTimeout <= 0 {
 		return o, fmt.Errorf("option WithDialTimeout: %v is not positive", o.dialTimeout)
 	}
+	if o.retryList != "" {
+		var err error
+		if o.retryServers, err = parseAddresses(o.retryList); err != nil {
+			return o, fmt.Errorf("option RetryServers: %w", err)
+		}
+	}
 	return o, nil
 }
+
+// features are what the client tells a broker that it can do.
+func (o *connOptions) features() uint64 {
+	if !o.redirect {
+		return wire.FeatureTopologyEvents
+	}
+	return wire.FeatureFollowsRedirects | wire.FeatureTopologyEvents
+}
+
+// AllowRedirect says whether the client goes where brokers send it: to the leaders of
+// partitions, and to members of the cluster that Connect was not given. With false it
+// speaks to one of the servers that it was given and to nobody else, and that one
+// passes on what is for others; when it is lost and none of the others given answers,
+// calls fail, also those to send, until one does. Default: true.
+func AllowRedirect(on bool) Option { return func(o *connOptions) { o.redirect = on } }
+
+// RetryServers is a second list of brokers, tried in its order after the one given to
+// Connect.
+func RetryServers(servers string) Option { return func(o *connOptions) { o.retryList = servers } }
+
+// InOrder tries the servers given to Connect in their order, where clients otherwise
+// spread over them.
+func InOrder() Option { return func(o *connOptions) { o.inOrder = true } }
 
 // WithLogger sets the logger for connects, disconnects and retries. Default: none.
 func WithLogger(l *slog.Logger) Option { return func(o *connOptions) { o.logger = l } }

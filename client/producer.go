@@ -98,7 +98,7 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 	}
 	p.kind = p.layout.kind
 	for i, n := range p.layout.partitions {
-		p.lanes = append(p.lanes, &accumulator{producer: p, partition: n})
+		p.lanes = append(p.lanes, &accumulator{producer: p, partition: n, leader: p.layout.leaders[i]})
 		if o.fixed && n == o.partition {
 			p.fixedLane = i
 		}

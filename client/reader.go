@@ -44,6 +44,9 @@ type Reader struct {
 	active   int       // streams that are not done
 	err      error     // what Next returns when all that was received is returned
 	retryAt  time.Time
+	want     bool   // to know who leads
+	asking   bool   // METADATA is on its way
+	seen     uint64 // generation of the topology before it was asked for
 	free     []*chunk
 	freeSize int64         // bytes of free
 	located  chan struct{} // closed when all streams are located, or on an error
@@ -110,8 +113,9 @@ func (c *Conn) newReader(ctx context.Context, destination string, opts []ReaderO
 		if !slices.Contains(l.partitions, n) {
 			return nil, fmt.Errorf("%w: %d", ErrUnknownPartition, n)
 		}
-		r.streams = append(r.streams, &stream{reader: r, partition: n})
+		r.streams = append(r.streams, &stream{reader: r, partition: n, leader: l.leaders[slices.Index(l.partitions, n)]})
 	}
+	r.seen = l.generation
 	r.active, r.missing = len(r.streams), len(r.streams)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()
@@ -429,13 +433,7 @@ func (r *Reader) upkeep(destination [16]byte) {
 		var pause time.Duration
 		if s != nil {
 			dead = s.done
-			if pause = time.Until(r.retryAt); pause <= 0 {
-				for _, st := range r.streams {
-					if st.session == nil && st.opening != s && !st.done && r.err == nil {
-						st.open(s, destination)
-					}
-				}
-			}
+			pause = r.tend(s, destination, time.Now())
 		}
 		r.mu.Unlock()
 
@@ -454,6 +452,78 @@ func (r *Reader) upkeep(destination [16]byte) {
 	}
 }
 
+// tend opens links to the leaders of partitions, and asks the home, s, who they are,
+// if that is in doubt. It returns when to look again, 0 for not before something else
+// happens. r.mu is held.
+func (r *Reader) tend(s *session, destination [16]byte, now time.Time) time.Duration {
+	if pause := until(r.retryAt, now); pause > 0 && now.Before(r.retryAt) {
+		return pause
+	}
+	var pause time.Duration
+	for _, st := range r.streams {
+		if st.session != nil || st.done || r.err != nil {
+			continue
+		}
+		r.want = r.want || r.seen != r.conn.topology.generation.Load()
+		leader := r.conn.sessionTo(st.leader.node)
+		switch {
+		case leader == nil:
+			if pause = leaderPause; st.asked {
+				r.want = true // perhaps there is another leader
+			}
+			st.asked = !st.asked
+		case st.opening != leader:
+			st.open(leader, destination)
+		}
+	}
+	if r.want && !r.asking && r.err == nil {
+		r.ask(s)
+	}
+	return pause
+}
+
+// ask asks the home who leads the partitions. r.mu is held.
+func (r *Reader) ask(s *session) {
+	r.want, r.asking = false, true
+	r.seen = r.conn.topology.generation.Load()
+	reply := &leadersReply{r}
+	if _, err := s.request(wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{r.destination}}, reply); err != nil {
+		r.asking = false
+	}
+}
+
+// leadersReply waits for the answer to ask.
+type leadersReply struct{ r *Reader }
+
+func (l *leadersReply) answered(_ *session, body []byte, err error) {
+	r := l.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asking = false
+	var response wire.MetadataResponse
+	if err == nil {
+		err = response.Parse(body)
+	}
+	if err != nil {
+		r.want = true
+		r.later(err)
+		return
+	}
+	r.conn.learn(&response)
+	for i := range response.Destinations {
+		for _, p := range response.Destinations[i].Partitions {
+			for _, st := range r.streams {
+				if st.partition == p.Number {
+					st.leader.learn(leadership{p.Leader, p.Epoch})
+				}
+			}
+		}
+	}
+	poke(r.wake)
+}
+
+func (l *leadersReply) lost(s *session, err error) { l.answered(s, nil, err) }
+
 // linkReply is a waiter that calls a function with Reader.mu held.
 type linkReply struct {
 	st   *stream
@@ -470,13 +540,18 @@ func (l *linkReply) answered(_ *session, body []byte, err error) {
 func (l *linkReply) lost(s *session, err error) { l.answered(s, nil, err) }
 
 // ask sends a request for the stream; then gets the parsed answer with Reader.mu
-// held. Errors go to refused.
+// held. Errors go to refused. When the leader has changed meanwhile nobody cares for the
+// answer, and a link that was opened is closed.
 func (st *stream) ask(s *session, op wire.Opcode, request, response wire.Message, then func()) {
 	handle := func(body []byte, err error) {
 		if err == nil {
 			err = response.Parse(body)
 		}
 		switch {
+		case st.opening != s:
+			if link, ok := response.(*wire.LinkOpenResponse); ok && err == nil {
+				s.tell(wire.OpLinkClose, link.Link, &wire.LinkClose{})
+			}
 		case err != nil:
 			st.opening = nil
 			if r := st.reader; r.ctx.Err() == nil {

@@ -172,7 +172,7 @@ func TestInflatingIsBounded(t *testing.T) {
 func TestDamageNeverBecomesARecord(t *testing.T) {
 	for _, codec := range []Codec{NoCompression, Snappy} {
 		t.Run(codec.String(), func(t *testing.T) {
-			model := &fakeBroker{}
+			model := &fakeBroker{fakeStore: newFakeStore()}
 			d := &fakeDestination{}
 			p := &fakePartition{destination: d, links: map[*fakeLink]struct{}{}}
 			want := model.fill(p, codec, 2, 3)
@@ -328,7 +328,7 @@ func TestADamagedHeaderNamesNoPlaceToGoOn(t *testing.T) {
 // What was received whole before a damaged header is returned, although the rest of
 // the delivery that holds both is still on its way when the damage is found.
 func TestRecordsBeforeADamagedHeaderAreReturned(t *testing.T) {
-	model := &fakeBroker{}
+	model := &fakeBroker{fakeStore: newFakeStore()}
 	p := &fakePartition{destination: &fakeDestination{}, links: map[*fakeLink]struct{}{}}
 	want := model.fill(p, NoCompression, 1, 1, 1, 1)[:2]
 	damaged := p.frames[2].position
@@ -404,7 +404,7 @@ func TestRuleL5_AReaderLearnsThatWhatItReadIsLost(t *testing.T) {
 }
 
 func TestGapsAndRepetitionsInTheStreamAreCorruption(t *testing.T) {
-	model := &fakeBroker{}
+	model := &fakeBroker{fakeStore: newFakeStore()}
 	p := &fakePartition{destination: &fakeDestination{}, links: map[*fakeLink]struct{}{}}
 	model.fill(p, NoCompression, 1, 1, 1)
 	frame := func(i int) []byte {

@@ -45,7 +45,8 @@ type session struct {
 	received atomic.Uint64 // frames, for the keepalive
 	sent     atomic.Uint64 // writes, for the keepalive
 	wake     chan struct{} // capacity 1, for the writer
-	done     chan struct{} // closed when the session has died and all who waited know
+	done     chan struct{} // closed when the session has died and all waiters know
+	ended    chan struct{} // closed when the Conn and its listener know as well
 	wg       sync.WaitGroup
 
 	writing sync.Mutex // the right to gather and write; before a Producer's mutex
@@ -82,6 +83,7 @@ func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.H
 		input:   input,
 		wake:    make(chan struct{}, 1),
 		done:    make(chan struct{}),
+		ended:   make(chan struct{}),
 		waiters: make(map[uint32]waiter),
 		links:   make(map[uint32]*stream),
 	}
@@ -100,7 +102,8 @@ func (s *session) start() {
 }
 
 // fail ends the session; only the first error counts. All who wait have been
-// told when it returns, or, if another goroutine was first, soon after.
+// told when it returns, or, if another goroutine was first, soon after. Streams are
+// told by the reader when it ends.
 func (s *session) fail(err error) {
 	s.mu.Lock()
 	if s.err != nil {
@@ -108,17 +111,14 @@ func (s *session) fail(err error) {
 		return
 	}
 	s.err = err
-	waiters, links := s.waiters, s.links
-	s.waiters, s.links, s.ready = nil, nil, nil
+	waiters := s.waiters
+	s.waiters, s.ready = nil, nil
 	s.mu.Unlock()
 
 	s.conn.Close()
 	lost := &lostError{err}
 	for _, w := range waiters {
 		w.lost(s, lost)
-	}
-	for _, l := range links {
-		l.lost(s, lost)
 	}
 	close(s.done)
 }
@@ -190,9 +190,7 @@ func (s *session) enqueue(a *accumulator) {
 // reader, before it looks at the next frame.
 func (s *session) attachLink(link uint32, st *stream) {
 	s.mu.Lock()
-	if s.err == nil {
-		s.links[link] = st
-	}
+	s.links[link] = st
 	s.mu.Unlock()
 }
 
@@ -210,9 +208,17 @@ func (s *session) readLoop(r *bufio.Reader) {
 	for {
 		if err := s.readFrame(r); err != nil {
 			s.fail(err)
-			return
+			break
 		}
 		s.received.Add(1)
+	}
+	// Only now a stream may go on in another session: its assembly has one user.
+	s.mu.Lock()
+	links := s.links
+	s.links = nil
+	s.mu.Unlock()
+	for _, st := range links {
+		st.lost(s)
 	}
 }
 

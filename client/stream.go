@@ -40,12 +40,14 @@ const (
 //
 // A stream thus holds at most that much and the region that is being read.
 // Fields are guarded by Reader.mu, except the assembly, which belongs to the
-// session's reader: there is never more than one, because a Conn opens a session
-// only after the goroutines of the last one have ended.
+// session's reader: there is never more than one, because it is the reader of the old
+// session that says, between two frames or when it ends, that the link is gone.
 type stream struct {
 	reader    *Reader
 	partition uint32
 
+	leader  leadership
+	asked   bool     // the last time there was no session with the leader
 	session *session // the link's; nil: there is none
 	opening *session // one is being opened there
 	link    uint32
@@ -329,8 +331,8 @@ func (st *stream) closed(s *session, err error) {
 	poke(r.wake)
 }
 
-// lost is called when the session died.
-func (st *stream) lost(s *session, _ error) {
+// lost is called by the session's reader when it ends.
+func (st *stream) lost(s *session) {
 	r := st.reader
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -359,7 +361,10 @@ func (st *stream) refused(err error) {
 		var known *wire.Error
 		errors.As(err, &known)
 		r.fail(&CorruptError{Partition: st.partition, Offset: uint64(st.next), Next: uint64(known.Next), Err: err})
+	case code == wire.CodeNotLeader && st.leader.follow(err):
+		poke(r.wake)
 	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle:
+		r.want = r.want || code == wire.CodeNotLeader || code == wire.CodeUnavailable
 		r.later(err)
 	default:
 		r.fail(fmt.Errorf("partition %d: %w", st.partition, err))

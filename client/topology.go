@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -14,13 +15,44 @@ type topology struct{ generation atomic.Uint64 }
 
 func (t *topology) forget() { t.generation.Add(1) }
 
+// leadership is who leads a partition, as far as a lane or stream knows: the highest
+// epoch that anybody told of.
+type leadership struct {
+	node  uint32 // 0: not known; the home is asked then
+	epoch uint32
+}
+
+// learn takes over what a broker says in METADATA, unless something newer is known.
+func (l *leadership) learn(said leadership) {
+	if said.node != 0 && said.epoch >= l.epoch {
+		*l = said
+	}
+}
+
+// follow takes over what a refusal says, and reports whether it says where to go: to
+// a leader of a newer epoch than all that are known, or to the one that is known, whom
+// the batch or the link before this one has found out about.
+func (l *leadership) follow(refusal error) bool {
+	var e *wire.Error
+	if !errors.As(refusal, &e) {
+		return false
+	}
+	node, epoch := e.Leader()
+	if node == 0 || epoch < l.epoch {
+		return false
+	}
+	*l = leadership{node, epoch}
+	return true
+}
+
 // layout is what a producer or reader knows about a destination. It is immutable.
 type layout struct {
 	generation     uint64 // of the topology before it was asked for
 	id             [16]byte
 	kind           Kind
-	partitions     []uint32 // numbers
-	slots          []uint32 // for each key slot, the place of its partition in partitions
+	partitions     []uint32     // numbers
+	leaders        []leadership // of partitions
+	slots          []uint32     // for each key slot, the place of its partition in partitions
 	slotVersion    uint32
 	recordIndex    bool
 	maxRecordBytes int
@@ -59,6 +91,7 @@ func newLayout(generation uint64, info *wire.DestinationInfo) (*layout, error) {
 		n := info.Partitions[i].Number
 		place[n] = uint32(i)
 		l.partitions = append(l.partitions, n)
+		l.leaders = append(l.leaders, leadership{info.Partitions[i].Leader, info.Partitions[i].Epoch})
 	}
 	if len(l.partitions) == 0 || len(info.Slots) == 0 || info.Slots[0].FirstSlot != 0 {
 		return nil, wire.Errorf(wire.CodeUnavailable, "destination %q has no partitions yet", info.Name)

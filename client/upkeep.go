@@ -34,7 +34,7 @@ func (p *Producer) upkeep() {
 			dead = s.done
 			p.tend(s)
 		}
-		next := p.checkTimes(time.Now())
+		next := p.checkTimes(time.Now(), s != nil)
 		p.announce()
 		p.unlockAndFinish()
 
@@ -54,10 +54,14 @@ func (p *Producer) upkeep() {
 }
 
 // checkTimes ends pauses and expires batches. It returns when to look again, 0
-// for not before something else happens.
-func (p *Producer) checkTimes(now time.Time) (next time.Duration) {
+// for not before something else happens. connected says whether tend has anybody to
+// ask.
+func (p *Producer) checkTimes(now time.Time, connected bool) (next time.Duration) {
 	for _, a := range p.lanes {
 		a.expire(now)
+		if connected {
+			next = shorter(shorter(next, until(a.openAt, now)), until(a.askAt, now))
+		}
 		if a.paused && !a.resumeAt.IsZero() {
 			if left := a.resumeAt.Sub(now); left > 0 {
 				next = shorter(next, left)
@@ -66,8 +70,8 @@ func (p *Producer) checkTimes(now time.Time) (next time.Duration) {
 			}
 		}
 	}
-	if !p.retryAt.IsZero() {
-		next = shorter(next, max(p.retryAt.Sub(now), time.Millisecond))
+	if connected {
+		next = shorter(next, until(p.retryAt, now))
 	}
 	if p.ticking = p.bufferedRecords > 0; p.ticking {
 		next = shorter(next, max(min(p.options.deliveryTimeout/16, time.Second), time.Millisecond))
@@ -92,15 +96,35 @@ func (p *Producer) announce() {
 
 // shorter is the smaller of two times, of which 0 means never.
 func shorter(a, b time.Duration) time.Duration {
-	if a == 0 {
-		return b
+	if a == 0 || b == 0 {
+		return max(a, b)
 	}
 	return min(a, b)
 }
 
-// tend asks the broker for whatever is missing.
+// until is the time until then, at least 1 ms; 0 if then is zero, which means never.
+func until(then, now time.Time) time.Duration {
+	if then.IsZero() {
+		return 0
+	}
+	return max(then.Sub(now), time.Millisecond)
+}
+
+// tend asks for whatever is missing: the home, s, and the leaders of partitions.
 func (p *Producer) tend(s *session) {
 	now := time.Now()
+	p.askHome(s, now)
+	for i, a := range p.lanes {
+		if a.queue.len() > 0 || len(p.lanes) <= eagerOpens && (!p.options.fixed || i == p.fixedLane) {
+			a.attach(now)
+		} else {
+			a.openAt, a.askAt = time.Time{}, time.Time{}
+		}
+	}
+}
+
+// askHome asks for an identity and for the layout, if need be.
+func (p *Producer) askHome(s *session, now time.Time) {
 	if now.Before(p.retryAt) {
 		return
 	}
@@ -116,17 +140,37 @@ func (p *Producer) tend(s *session) {
 			p.gotLayout(generation, body, err)
 		})
 	}
-	for i, a := range p.lanes {
-		if a.session != nil && a.session != s && a.inFlight == 0 {
-			a.session, a.listed = nil, nil
-		}
-		wanted := a.queue.len() > 0 || len(p.lanes) <= eagerOpens && (!p.options.fixed || i == p.fixedLane)
-		if a.session == nil && a.inFlight == 0 && a.opening != s && wanted {
-			a.opening = s
-			p.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: p.destination, Partition: a.partition},
-				func(s *session, body []byte, err error) { a.opened(s, body, err) })
-		}
+}
+
+// attach opens the partition where its leader is, if that is another session than the
+// one that the lane is attached to. What is in flight stays where it is until it is
+// answered or lost: a leader that was deposed refuses it.
+func (a *accumulator) attach(now time.Time) {
+	p := a.producer
+	if a.inFlight > 0 && a.session != nil || now.Before(a.openAt) {
+		return
 	}
+	a.openAt = time.Time{}
+	s := p.conn.sessionTo(a.leader.node)
+	if s == nil {
+		switch {
+		case a.askAt.IsZero():
+			a.askAt = now.Add(leaderPause)
+		case !now.Before(a.askAt):
+			a.askAt = now.Add(leaderPause)
+			p.wantLayout = true // perhaps there is another leader
+			poke(p.wake)
+		}
+		a.session, a.listed = nil, nil
+		return
+	}
+	a.askAt = time.Time{}
+	if a.session == s || a.opening == s || a.inFlight > 0 {
+		return
+	}
+	a.session, a.listed = nil, nil
+	a.opening = s
+	p.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: p.destination, Partition: a.partition}, a.opened)
 }
 
 // reply is a waiter that calls a function with p.mu held.
@@ -204,6 +248,7 @@ func (p *Producer) gotLayout(generation uint64, body []byte, err error) {
 	}
 	var l *layout
 	if err == nil {
+		p.conn.learn(&response)
 		err = wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", p.destination)
 		for i := range response.Destinations {
 			if response.Destinations[i].Name == p.destination {
@@ -239,6 +284,7 @@ func (p *Producer) install(l *layout) {
 		if lanes[i] = byNumber[n]; lanes[i] == nil {
 			lanes[i] = &accumulator{producer: p, partition: n}
 		}
+		lanes[i].leader.learn(l.leaders[i])
 		delete(byNumber, n)
 		if p.options.fixed && n == p.options.partition {
 			p.fixedLane = i
@@ -276,9 +322,10 @@ func (p *Producer) install(l *layout) {
 // opened handles the answer to OPEN_PARTITION.
 func (a *accumulator) opened(s *session, body []byte, err error) {
 	p := a.producer
-	if a.opening == s {
-		a.opening = nil
+	if a.opening != s {
+		return // another node leads by now
 	}
+	a.opening = nil
 	var r wire.OpenPartitionResponse
 	if err == nil {
 		err = r.Parse(body)
@@ -288,17 +335,27 @@ func (a *accumulator) opened(s *session, body []byte, err error) {
 	}
 	switch code := codeOf(err); {
 	case err == nil:
-		a.session, a.handle = s, r.Handle
+		a.session, a.handle, a.openAt = s, r.Handle, time.Time{}
 		if r.RecordIndex != p.layout.recordIndex || r.SlotVersion != p.layout.slotVersion {
 			p.wantLayout = true
 		}
 		a.signal()
 	case code == wire.CodeDestinationGone:
 		p.fail(err)
+	case code == wire.CodeNotLeader && a.leader.follow(err):
 	case code == 0 || code.Retriable():
-		p.later(err)
+		p.wantLayout = p.wantLayout || code == wire.CodeNotLeader || code == wire.CodeUnavailable
+		a.openLater(err)
 	default:
 		a.failFrom(0, err)
-		p.later(err)
+		a.openLater(err)
+	}
+}
+
+// openLater puts off the next attempt to open the partition after an error, unless
+// that was the death of the session.
+func (a *accumulator) openLater(err error) {
+	if !errors.Is(err, ErrDisconnected) {
+		a.openAt = time.Now().Add(retryPause)
 	}
 }
