@@ -2,7 +2,6 @@ package server
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/lockstepmq/lockstep/log"
@@ -32,10 +31,12 @@ type catchUp struct {
 	now   func() int64                // ns, as monotonic
 	after func(time.Duration, func()) // runs later
 	ask   func(node uint32, op wire.PeerOp, body []byte, then func(wire.ErrorCode, []byte))
-	work  atomic.Int32 // reads at work, or waiting for their time
+	done  sync.WaitGroup
 
-	mu   sync.Mutex
-	next int64 // when the next read is in time, by the rate
+	mu      sync.Mutex
+	work    int   // reads at work, or waiting for their time
+	next    int64 // when the next read is in time, by the rate
+	stopped bool
 }
 
 // newCatchUp makes it. ask is a request to another node.
@@ -48,11 +49,31 @@ func newCatchUp(pool *blockingPool, busy func() bool, ask func(uint32, wire.Peer
 
 // begin takes a place among the streams.
 func (c *catchUp) begin() bool {
-	if c.work.Add(1) > catchUpStreams {
-		c.work.Add(-1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped || c.work == catchUpStreams {
 		return false
 	}
+	c.work++
+	c.done.Add(1)
 	return true
+}
+
+// end gives it back.
+func (c *catchUp) end() {
+	c.mu.Lock()
+	c.work--
+	c.mu.Unlock()
+	c.done.Done()
+}
+
+// stop waits for the reads at work, and lets no other begin: the logs are about to be
+// closed. It takes as long as the rate holds up what waits, half a second at most.
+func (c *catchUp) stop() {
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
+	c.done.Wait()
 }
 
 // delay is how long a read of n bytes has to wait for its time.
@@ -71,7 +92,7 @@ func (c *catchUp) delay(n int) time.Duration {
 func (c *catchUp) paced(n int, read func()) {
 	run := func() {
 		c.line.submit(func() {
-			defer c.work.Add(-1)
+			defer c.end()
 			read()
 		})
 	}

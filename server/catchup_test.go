@@ -68,10 +68,11 @@ func TestCatchUpBoundsItsStreams(t *testing.T) {
 	for _, f := range later {
 		f()
 	}
-	eventually(t, "room", func() bool { return c.work.Load() == 0 })
+	c.done.Wait()
 	require.True(t, g.Read(l, 2, 1, 1<<20))
 	later[len(later)-1]()
-	eventually(t, "room", func() bool { return c.work.Load() == 0 })
+	c.stop()
+	require.False(t, g.Read(l, 2, 1, 1<<20), "the logs are about to be closed")
 }
 
 func TestCatchUpFetchesCheckpoints(t *testing.T) {

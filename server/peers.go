@@ -552,11 +552,12 @@ func (n *peerNode) wanted() string {
 // keepDialing connects to the node whenever there is no connection.
 func (n *peerNode) keepDialing() {
 	pause := minDialPause
+	said := "" // of what went wrong, since the last connection
 	var began time.Time
 	for n.ctx.Err() == nil {
 		address := n.wanted()
 		if address == "" {
-			pause = minDialPause
+			pause, said = minDialPause, ""
 			n.sleep(maxDialPause)
 			continue
 		}
@@ -575,7 +576,10 @@ func (n *peerNode) keepDialing() {
 		}
 		if !errors.Is(err, wire.CodeDuplicate) && !errors.Is(err, errPeerReplaced) && n.ctx.Err() == nil {
 			n.set.counters.dialErrors.Add(1)
-			n.set.engine.bad.log("a node cannot be reached; trying again", slog.Int("node", int(n.id)), slog.String("address", address), slog.Any("err", err))
+			if text := err.Error(); text != said {
+				said = text
+				n.set.logger.Warn("a node cannot be reached; trying again until it can", "node", n.id, "address", address, "err", err)
+			}
 		}
 		n.sleep(pause)
 		pause = min(2*pause, maxDialPause)
