@@ -178,12 +178,19 @@ func (c *peerConn) traffic(in []byte) {
 	}
 }
 
-// keep appends bytes to rest, which grows with what has arrived and never ahead of it.
+// keep appends bytes to rest, which grows with what has arrived. Of a frame on an open
+// connection a quarter must be there before all of it gets room: a message of 1 MiB
+// comes in several reads and would be copied with each doubling.
 func (c *peerConn) keep(in []byte) {
-	if c.phase < peerClosing && len(in) > 0 {
-		c.rest = c.rest.room(len(in))
-		c.rest.bytes = append(c.rest.bytes, in...)
+	if c.phase >= peerClosing || len(in) == 0 {
+		return
 	}
+	n := len(in)
+	if have := c.rest.size() + n; c.phase == peerOpen && have < c.need && 4*have >= c.need {
+		n = c.need - c.rest.size()
+	}
+	c.rest = c.rest.room(n)
+	c.rest.bytes = append(c.rest.bytes, in...)
 }
 
 // frame handles the frame at the start of b if it is there completely, and returns
