@@ -127,6 +127,25 @@ func (d *damages) forget(last wire.Index) {
 	d.list.Store(&kept)
 }
 
+// cut drops what lies behind the end of the log, which recovery has moved back: other
+// frames come to lie there.
+func (d *damages) cut(last segment.Link, end Position) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var kept []Damage
+	for _, f := range d.all() {
+		if f.LastIndex > last.Index {
+			d.unsaid = true
+			if f.FirstIndex > last.Index {
+				continue
+			}
+			f.End, f.LastIndex, f.Next = end.Byte, last.Index, last.Next
+		}
+		kept = append(kept, f)
+	}
+	d.list.Store(&kept)
+}
+
 // heal drops one frame, which continues link, from the list: recovery has found it
 // elsewhere. Of a run, what lies before and behind it stays.
 func (d *damages) heal(sequence uint64, pos int64, link segment.Link, h *wire.FrameHeader) {

@@ -276,6 +276,54 @@ func TestRuleL8_ADamagedTailThatWasNotDurableIsCut(t *testing.T) {
 	require.Empty(t, r.log.Damage())
 }
 
+// Where records are not synced, the machine may take damaged ones with it. What is
+// written in their place is whole, and stays so when it is torn in its turn.
+func TestRuleL8_DamageBehindALostEndIsForgotten(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	r := newRig(t, fs, func(o *Options) { o.Sync = SyncOS }).open()
+	r.term(1)
+	for i := wire.Index(1); i <= 8; i++ {
+		r.append(records(i, 1, 2, 50))
+		r.commit()
+		if i == 5 {
+			r.log.SyncNow()
+			r.jobs.drain()
+		}
+	}
+	for _, i := range []wire.Index{2, 5, 6, 8} {
+		name, from, _ := r.frame(i)
+		require.NoError(t, fs.Corrupt(name, from+wire.FrameHeaderSize+7, 2))
+		d, err := r.log.Verify(wire.Offset(2*i - 2))
+		require.NoError(t, err)
+		require.NotNil(t, d)
+	}
+	require.Len(t, r.log.Damage(), 3, "5 and 6 are one range")
+	fs.CrashLoseAll()
+	for _, c := range []struct {
+		boot string
+		last wire.Index
+	}{{"boot-2", 5}, {"boot-3", 6}} { // a new term is synced, and with it the first entry of it
+		r.boot = c.boot
+		r.open()
+		require.Equal(t, c.last, r.log.LastIndex())
+		runs := r.log.Damage()
+		require.Len(t, runs, 2)
+		_, from, to := r.frame(5)
+		require.Equal(t, []int64{from, to}, []int64{runs[1].Position, runs[1].End})
+		require.Equal(t, []wire.Offset{2, 4, 8, 10}, []wire.Offset{runs[0].Base, runs[0].Next, runs[1].Base, runs[1].Next})
+		term := r.log.HardState().Term + 1
+		r.term(term)
+		for i := c.last + 1; i <= 9; i++ {
+			r.append(records(i, term, 2, 50))
+			r.commit()
+		}
+		entries, err := r.readable(10)
+		require.NoError(t, err)
+		require.Equal(t, []wire.Index{6, 7, 8, 9}, entries)
+		fs.CrashLoseAll()
+	}
+}
+
 func TestDamageGoldenBytes(t *testing.T) {
 	id := segment.Identity{PartitionID: testPartition, Incarnation: 3}
 	list := []Damage{{

@@ -749,6 +749,8 @@ func (r *recovery) quarantineStrangers() error {
 // finish sets what the owner starts with.
 func (r *recovery) finish() error {
 	l := r.l
+	end := l.places.at(l.places.len() - 1)
+	l.damage.cut(end.link, end.position())
 	l.damage.rename(r.segments)
 	if l.damage.unsaid {
 		l.saveDamage()
