@@ -324,6 +324,32 @@ func (h *hardStates) find(identity [16]byte) *slot {
 	return h.slots[identity]
 }
 
+// storeUUID reads the UUID of the store in dir and changes nothing.
+func storeUUID(fs vfs.FS, dir string) (uuid [16]byte, err error) {
+	name := path.Join(dir, hardStateName)
+	f, err := fs.OpenReadOnly(name)
+	if err != nil {
+		return uuid, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var b [statePage + slotSize]byte
+	if n, err := f.ReadAt(b[:], 0); n < len(b) {
+		return uuid, fmt.Errorf("%s: read: %w", name, err)
+	}
+	uuid, _, errA := parseStateHeader(b[:])
+	if errA == nil {
+		return uuid, nil
+	}
+	uuid, _, err = parseStateHeader(b[statePage:])
+	if errors.Is(errA, ErrTooNew) || errors.Is(err, ErrTooNew) {
+		return uuid, fmt.Errorf("%s: %w", name, errors.Join(errA, err))
+	}
+	if err != nil {
+		return uuid, &CorruptionError{File: name, Cause: fmt.Errorf("both headers: %w", errA)}
+	}
+	return uuid, nil
+}
+
 // take gives a replica without a slot one. It may block, to grow the file, for
 // which withSpace takes the space.
 func (h *hardStates) take(identity [16]byte, withSpace func(func() error) error) (*slot, error) {

@@ -134,13 +134,32 @@ func (g *journal) path(sequence uint64) string {
 // logs was opened, or was removed by a committed command: then it has no
 // hard-state slot any more, and a log gets into the journal only with one.
 func (g *journal) open() error {
-	s := g.store
-	g.seed = wire.Checksum(s.states.uuid[:])
-	names, err := s.fs.List(s.join(journalName))
+	states := g.store.states
+	err := g.find(states.uuid, func(identity [16]byte) bool { return states.rotten > 0 || states.find(identity) != nil })
 	if err != nil {
 		return err
 	}
 	var empty []*journalFile
+	for _, f := range g.old {
+		if !f.isHeld() {
+			empty = append(empty, f)
+		}
+	}
+	for _, f := range empty {
+		g.old = without(g.old, f)
+	}
+	return g.remove(empty)
+}
+
+// find reads the files of earlier runs of the store uuid and keeps what they hold of
+// the logs named by keep.
+func (g *journal) find(uuid [16]byte, keep func(identity [16]byte) bool) error {
+	s := g.store
+	g.seed = wire.Checksum(uuid[:])
+	names, err := s.fs.List(s.join(journalName))
+	if err != nil {
+		return err
+	}
 	for _, name := range names {
 		sequence, ok := parseJournalName(name)
 		if !ok {
@@ -156,7 +175,7 @@ func (g *journal) open() error {
 		}
 		scan, err := scanJournal(f.file, sequence, g.seed, f.end, func(r journalRecord, pos int64, frames []byte) {
 			f.index[r.identity] = append(f.index[r.identity], journalSpan{pos, r.length, r.fresh, r.fileID})
-			if s.states.rotten > 0 || s.states.find(r.identity) != nil {
+			if keep(r.identity) {
 				f.kept[r.identity] = true
 			}
 		})
@@ -166,14 +185,8 @@ func (g *journal) open() error {
 		if scan.damaged > 0 {
 			s.logger.Warn("the sync journal is damaged; logs that miss entries will say so", "file", g.path(sequence), "blocks", scan.damaged)
 		}
-		if !f.isHeld() {
-			empty = append(empty, f)
-		}
 	}
-	for _, f := range empty {
-		g.old = without(g.old, f)
-	}
-	return g.remove(empty)
+	return nil
 }
 
 func without(list []*journalFile, f *journalFile) []*journalFile {

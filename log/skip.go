@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"log/slog"
 	"math/bits"
 	"path"
 
@@ -20,6 +21,9 @@ import (
 // to that value. Their bodies stay as they are and do not match, which makes
 // the gap an ordinary range of damaged bodies: readers get CORRUPT and the offset
 // behind it, everything else is served and the log is written to.
+//
+// What the store's sync journal has of the log is no gap: its frames are written to
+// their places first, as a start would do.
 //
 // The chain value of the last new header must be the one that the next frame names.
 // A CRC can be met by choosing any 32 bits that it covers: the body's checksum.
@@ -54,6 +58,11 @@ func Skip(fs vfs.FS, data, dir string) (gaps []Damage, err error) {
 	if err := s.readHeaders(); err != nil {
 		return nil, err
 	}
+	g, err := s.readJournal(data)
+	defer g.abort()
+	if err != nil {
+		return nil, fmt.Errorf("sync journal: %w", err)
+	}
 	s.link = s.manifest.start
 	for k := range s.found {
 		if err := s.segment(k); err != nil {
@@ -73,6 +82,7 @@ type skipping struct {
 	manifest    *manifest
 	checkpoints []*savedCheckpoint
 	found       []foundSegment // with frames
+	journaled   *journaled     // nil if the journal holds nothing of the log
 	link        segment.Link
 	gaps        []Damage
 	buffer      []byte
@@ -121,6 +131,44 @@ func (s *skipping) readHeaders() error {
 	return nil
 }
 
+// readJournal finds what the store's journal holds of the log. The caller ends the
+// journal with abort, also after an error. A copy of a log without the rest of its
+// store has none.
+func (s *skipping) readJournal(data string) (*journal, error) {
+	g := newJournal(&Store{o: StoreOptions{Dir: data}, fs: s.fs, logger: slog.New(slog.DiscardHandler)})
+	identity := slotIdentity(s.manifest.Identity, s.manifest.replicaID)
+	uuid, err := storeUUID(s.fs, data)
+	if err == nil {
+		err = g.find(uuid, func(id [16]byte) bool { return id == identity })
+	}
+	if err == nil {
+		s.journaled, err = g.read(identity)
+	}
+	return g, ignoreMissing(err)
+}
+
+// restore writes the journal's frame that continues the log in segment k at pos, and
+// returns its size, or 0 if there is none.
+func (s *skipping) restore(k int, file vfs.File, pos int64) (int64, error) {
+	f := &s.found[k]
+	if k+1 < len(s.found) && s.found[k+1].header.Previous == s.link {
+		return 0, nil
+	}
+	m, ok := s.journaled.after(s.link, f.fileID)
+	if size := m.header.FrameSize(); !ok || pos+size > f.size {
+		return 0, nil
+	}
+	b := make([]byte, m.header.FrameSize())
+	if n, err := m.file.file.ReadAt(b, m.pos); n < len(b) {
+		return 0, fmt.Errorf("sync journal %s: position %d: read: %w", journalFileName(m.file.sequence), m.pos, err)
+	}
+	if _, err := file.WriteAt(b, pos); err != nil {
+		return 0, fmt.Errorf("segment %s: position %d: write: %w", f.name(), pos, err)
+	}
+	s.link = segment.After(&m.header)
+	return int64(len(b)), nil
+}
+
 func (s *skipping) corrupt(f *foundSegment, pos int64, cause error) error {
 	return &CorruptionError{File: path.Join(s.dir, f.name()), Position: pos, Cause: cause}
 }
@@ -138,6 +186,7 @@ func (s *skipping) segment(k int) (err error) {
 	defer func() { err = errors.Join(err, file.Close()) }()
 	sum, _ := segment.ReadSparse(s.fs, s.dir, f.header) // nil if it cannot be read
 	before := len(s.gaps)
+	restored := false
 	sc := segment.NewScanner(file, segment.HeaderSize, f.size, s.buffer)
 	defer func() { s.buffer = sc.Buffer() }()
 	for {
@@ -158,6 +207,15 @@ func (s *skipping) segment(k int) (err error) {
 			if index, prev, e := sc.PrevOf(); e == nil && index == s.link.Index+1 && prev == s.link.Chain {
 				return fmt.Errorf("segment %s: position %d: %w: %w", f.name(), pos, ErrTooNew, err)
 			}
+		}
+		n, e := s.restore(k, file, pos)
+		if e != nil {
+			return e
+		}
+		if n > 0 {
+			restored = true
+			sc = segment.NewScanner(file, pos+n, f.size, sc.Buffer())
+			continue
 		}
 		end, after, ok, e := s.continuation(k, sum, sc)
 		if e != nil {
@@ -181,7 +239,7 @@ func (s *skipping) segment(k int) (err error) {
 		}
 		sc = segment.NewScanner(file, end, f.size, sc.Buffer())
 	}
-	if len(s.gaps) == before {
+	if len(s.gaps) == before && !restored {
 		return nil
 	}
 	return file.Sync()

@@ -2,6 +2,7 @@ package log
 
 import (
 	"math/rand/v2"
+	"path"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -228,4 +229,38 @@ func TestRuleL8_SkippingLostSectors(t *testing.T) {
 	}
 	t.Logf("%d entries lost", lost)
 	require.Positive(t, lost)
+}
+
+// What the segments have lost and the sync journal has is no gap.
+func TestRuleL8_SkippingKeepsWhatTheJournalHas(t *testing.T) {
+	f := newFleet(t, vfs.NewSimulated(1), 2).open()
+	for range 5 {
+		f.round(100)
+		for _, l := range f.logs {
+			l.Publish(l.LastIndex())
+		}
+	}
+	f.fs.CrashKeepAll()
+	dir := testDir + "/partitions/p-0"
+	names, err := f.fs.List(dir)
+	require.NoError(t, err)
+	segmentName := path.Join(dir, names[0])
+	frame := wire.FrameSize(100)
+	file, err := f.fs.Open(segmentName)
+	require.NoError(t, err)
+	require.NoError(t, file.ZeroRange(segment.HeaderSize+3*frame, 2*frame)) // entries 4 and 5
+	require.NoError(t, file.Close())
+	require.NoError(t, f.fs.Corrupt(segmentName, segment.HeaderSize+20, 1)) // the first entry is in the segment only
+	require.ErrorIs(t, f.tryOpen(), ErrCorrupt)
+	require.NoError(t, f.store.Close())
+
+	gaps, err := Skip(f.fs, testDir, dir)
+	require.NoError(t, err)
+	require.Len(t, gaps, 1)
+	require.Equal(t, []wire.Index{1, 1}, []wire.Index{gaps[0].FirstIndex, gaps[0].LastIndex})
+	f.fs.CrashLoseAll()
+	require.NoError(t, f.tryOpen())
+	require.Equal(t, wire.Index(6), f.logs[0].LastIndex())
+	require.Len(t, f.logs[0].Damage(), 1)
+	require.Equal(t, wire.Index(1), f.logs[0].Damage()[0].LastIndex)
 }
