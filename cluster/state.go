@@ -93,6 +93,13 @@ func (c *Command) stamp() {
 	}
 }
 
+// Repeatable reports whether a command may be applied twice: the second time it
+// changes nothing that matters, and its result is as good.
+func (c *Command) Repeatable() bool {
+	return c.Register != nil || c.Create != nil || c.Activate != nil || c.AllocateIDs != nil || c.ResetMemory != nil || c.Bury != nil ||
+		c.Join != nil || c.SetNode != nil || c.Reconfigured != nil || c.Lost != nil || c.SetPlacement != nil
+}
+
 // Create makes a destination.
 type Create struct {
 	Name         string               `json:"name"`

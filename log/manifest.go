@@ -166,3 +166,18 @@ func readFile(fs vfs.FS, name string, limit int64) ([]byte, error) {
 	}
 	return b, err
 }
+
+// ReplicaIn is the replica whose log a directory holds. It blocks and changes nothing.
+// Errors: fs.ErrNotExist if there is no manifest, ErrTooNew, or what is wrong with it.
+func ReplicaIn(fs vfs.FS, dir string) (uint64, error) {
+	name := path.Join(dir, manifestName)
+	b, err := readFile(fs, name, manifestFixed+maxSegments*manifestEntry+4)
+	if err != nil {
+		return 0, err
+	}
+	m, err := parseManifest(b)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", name, err)
+	}
+	return m.replicaID, nil
+}

@@ -34,6 +34,12 @@ func (b *broker) Admin(request wire.Message, reply func(wire.Message, error)) {
 		})
 	case *wire.InitProducerRequest:
 		b.initProducer(m, reply)
+	case *wire.JoinRequest:
+		b.takeIn(m, reply)
+	case *wire.NodeAdminRequest:
+		b.nodeAdmin(m, reply)
+	case *wire.PartitionAdminRequest:
+		b.partitionAdmin(m, reply)
 	default:
 		reply(nil, &wire.Error{Code: wire.CodeUnsupported, Detail: fmt.Sprintf("%T", request)})
 	}
@@ -57,7 +63,122 @@ func (b *broker) create(m *wire.CreateRequest, reply func(wire.Message, error)) 
 	for i := range c.PartitionIDs {
 		c.PartitionIDs[i] = uuid.New()
 	}
+	if v := b.View(); len(v.Nodes) > 1 {
+		if m.Settings.Replicas == 0 {
+			c.Settings.Replicas = b.autoReplicas(v)
+		}
+		c.Placement, err = cluster.Spread(v, c.PartitionIDs, int(c.Settings.Replicas), func(n cluster.Node) bool { return b.reachable(n.ID) })
+		if err != nil {
+			reply(nil, err)
+			return
+		}
+	}
 	b.submit(cluster.Command{Create: c}, b.replyWithDestination(reply))
+}
+
+// autoReplicas is how many replicas a destination gets that does not say: three where
+// there are nodes for them.
+func (b *broker) autoReplicas(v *cluster.View) uint8 {
+	brokers := 0
+	for i := range v.Nodes {
+		if v.Nodes[i].Broker() && v.Nodes[i].Up() {
+			brokers++
+		}
+	}
+	if brokers >= 3 {
+		return 3
+	}
+	return 1
+}
+
+// nodeAdmin carries out what an operator wants of a node.
+func (b *broker) nodeAdmin(m *wire.NodeAdminRequest, reply func(wire.Message, error)) {
+	state := [...]cluster.NodeState{wire.NodeUndrain: cluster.NodeUp, wire.NodeDrain: cluster.NodeDraining, wire.NodeDecommission: cluster.NodeLeaving}[m.Action]
+	if m.Action == wire.NodeDecommission {
+		if err := b.majorityWithout(m.Node); err != nil {
+			reply(nil, err)
+			return
+		}
+	}
+	b.submit(cluster.Command{SetNode: &cluster.SetNode{Node: m.Node, State: state}}, func(r cluster.Result) {
+		if r.Err != nil {
+			reply(nil, r.Err)
+			return
+		}
+		reply(&wire.Empty{}, nil)
+	})
+}
+
+// majorityWithout refuses to let a node go if most of the others are not there: what is
+// left could decide nothing, not even to take it back.
+func (b *broker) majorityWithout(node uint32) error {
+	others, alive := 0, 0
+	for _, n := range b.View().Nodes {
+		if n.ID == node || n.State == cluster.NodeLeaving {
+			continue
+		}
+		others++
+		if b.reachable(n.ID) {
+			alive++
+		}
+	}
+	if alive <= others/2 {
+		return wire.Errorf(wire.CodeRefused, "without node %d only %d of %d nodes could be reached, no majority; start others first", node, alive, others)
+	}
+	return nil
+}
+
+// partitionAdmin moves a replica or a leadership.
+func (b *broker) partitionAdmin(m *wire.PartitionAdminRequest, reply func(wire.Message, error)) {
+	d, ok := b.View().Destination(m.Destination)
+	if !ok {
+		reply(nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", m.Destination))
+		return
+	}
+	if m.Partition >= uint32(len(d.Partitions)) {
+		reply(nil, wire.Errorf(wire.CodeUnknownPartition, "%s %q has partitions 0 to %d", d.Kind, d.Name, len(d.Partitions)-1))
+		return
+	}
+	p := &d.Partitions[m.Partition]
+	if m.Action == wire.PartitionTransfer {
+		b.adminTransfer(d, p, m.To, reply)
+		return
+	}
+	from := p.On(m.From)
+	if from == nil {
+		reply(nil, wire.Errorf(wire.CodeInvalidRequest, "node %d holds no replica of %s/%d", m.From, d.Name, p.Number))
+		return
+	}
+	b.submit(cluster.Command{Move: &cluster.Move{Destination: d.ID, Partition: p.Number, Add: []uint32{m.To}, Remove: []uint64{from.ID}}}, func(r cluster.Result) {
+		if r.Err != nil {
+			reply(nil, r.Err)
+			return
+		}
+		reply(&wire.Empty{}, nil)
+	})
+}
+
+func (b *broker) adminTransfer(d *cluster.Destination, p *cluster.Partition, to uint32, reply func(wire.Message, error)) {
+	l, known := b.hints.of(p)
+	if !known || b.network == nil {
+		reply(nil, wire.Errorf(wire.CodeUnavailable, "%s/%d has no leader that could hand over", d.Name, p.Number))
+		return
+	}
+	target := uint64(0)
+	if to != 0 {
+		r := p.On(to)
+		if r == nil || r.State != cluster.ReplicaActive {
+			reply(nil, wire.Errorf(wire.CodeInvalidRequest, "node %d holds no replica of %s/%d that could lead", to, d.Name, p.Number))
+			return
+		}
+		target = r.ID
+	}
+	if target == l.Replica {
+		reply(&wire.Empty{}, nil)
+		return
+	}
+	b.transfer(l.node, l.Replica, target)
+	reply(&wire.Empty{}, nil)
 }
 
 // replyWithDestination answers once this node's replicas follow the change.
@@ -82,22 +203,38 @@ func (b *broker) Describe(d *cluster.Destination) wire.DestinationInfo {
 		SlotVersion: d.SlotVersion, Slots: d.Slots, Partitions: make([]wire.PartitionInfo, len(d.Partitions)),
 	}
 	for i := range d.Partitions {
-		number := d.Partitions[i].Number
-		if r := b.local(d.ID, number); r != nil {
-			info.Partitions[i] = r.info()
-		} else {
-			b.mu.RLock()
-			failed := b.failed[replicaKey{d.ID, number}]
-			b.mu.RUnlock()
-			state := wire.PartitionStarting
-			if failed != nil {
-				state = wire.PartitionFenced
-			}
-			info.Partitions[i] = wire.PartitionInfo{Number: number, Leader: b.identity.NodeID, State: state, Problem: problem(failed)}
-		}
+		info.Partitions[i] = b.describePartition(d, &d.Partitions[i])
 		info.Partitions[i].Replicas, info.Partitions[i].Weight = describeReplicas(&d.Partitions[i]), 1
 	}
 	return info
+}
+
+// describePartition is the state of a partition: as its leader has it if that is here,
+// else as its leader says, else as far as this node knows.
+func (b *broker) describePartition(d *cluster.Destination, p *cluster.Partition) wire.PartitionInfo {
+	r := b.local(d.ID, p.Number)
+	if r != nil && (r.inbox == nil || r.Leading()) {
+		return r.info()
+	}
+	if l, ok := b.hints.of(p); ok {
+		return wire.PartitionInfo{
+			Number: p.Number, Leader: l.node, Epoch: l.Epoch, State: l.State, StartOffset: l.Start, NextOffset: l.Next, Bytes: l.Bytes,
+		}
+	}
+	if r != nil {
+		return r.info()
+	}
+	if p.On(b.identity.NodeID) == nil {
+		return wire.PartitionInfo{Number: p.Number, State: wire.PartitionStarting}
+	}
+	b.mu.RLock()
+	failed := b.failed[replicaKey{d.ID, p.Number}]
+	b.mu.RUnlock()
+	state := wire.PartitionStarting
+	if failed != nil {
+		state = wire.PartitionFenced
+	}
+	return wire.PartitionInfo{Number: p.Number, Leader: b.identity.NodeID, State: state, Problem: problem(failed)}
 }
 
 // describeReplicas are a partition's copies as METADATA shows them.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,22 +39,30 @@ type broker struct {
 	clock    func() time.Time
 	logger   *slog.Logger
 
+	network network // nil if the broker runs alone, as the next
+	catchUp *catchUp
+	hints   hints
+	nodes   nodeWatch
+
 	mu       sync.RWMutex
 	replicas map[replicaKey]*partitionReplica
-	settled  wire.Index // metadata epoch that the replicas are in step with
+	byID     map[uint64]*partitionReplica // the same
+	settled  wire.Index                   // metadata epoch that the replicas are in step with
 	settling []settleWaiter
 	failed   map[replicaKey]error // replicas that did not open
 
 	gone   []*partitionReplica // retired, not closed yet
 	goneAt *cluster.View       // that does not name them
 	unsaid atomic.Bool         // the metadata has to be told something again
+	reset  atomic.Bool         // the metadata knows that what was in memory is gone
 
-	dirty  chan struct{} // the metadata changed
-	untidy chan struct{} // there is something to remove
-	stops  chan struct{} // close has stopped something
-	viewed func(*cluster.View)
-	cancel context.CancelFunc
-	done   sync.WaitGroup
+	dirty        chan struct{} // the metadata changed
+	untidy       chan struct{} // there is something to remove
+	stops        chan struct{} // close has stopped something
+	viewed       func(*cluster.View)
+	leadersMoved func()
+	cancel       context.CancelFunc
+	done         sync.WaitGroup
 
 	producers producerIDs
 	damage    damageCounters
@@ -83,7 +92,7 @@ func openBroker(cfg Config) (*broker, error) {
 		turns: [2]*turnPool{newTurnPool(), newTurnPool()}, jobs: byStorage(cfg.StorageWorkers), reads: byStorage(cfg.ReadWorkers),
 		shared:   storeExecutor{newLine(newBlockingPool(1))},
 		pending:  partition.NewMemory(cfg.PendingBytes),
-		replicas: make(map[replicaKey]*partitionReplica), failed: make(map[replicaKey]error),
+		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error),
 		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
 	b.journalStall = stall{lines: [2]*line{b.shared.line}, turn: new(atomic.Int64)}
@@ -117,8 +126,15 @@ func (b *broker) open(ctx context.Context) error {
 	if err := b.disk.RefreshSpace(); err != nil {
 		return fmt.Errorf("free space: %w", err)
 	}
-	if b.identity, err = loadIdentity(b.cfg.fs, b.cfg.DataDir); err != nil {
+	if b.identity, err = loadIdentity(&b.cfg); err != nil {
 		return err
+	}
+	if b.cfg.connect != nil {
+		if b.network, err = b.cfg.connect(b); err != nil {
+			return err
+		}
+		busy := func() bool { return b.pending.Used() > 0 }
+		b.catchUp = newCatchUp(newBlockingPool(catchUpStreams), busy, b.network.Request)
 	}
 	b.memory, err = log.OpenStore(log.StoreOptions{
 		FS: b.cfg.memoryFS, Dir: memoryDir, BootID: b.cfg.bootID, Memory: true, Reap: newLine(b.jobs[wire.StorageMemory]).submit, Logger: b.logger,
@@ -129,20 +145,55 @@ func (b *broker) open(ctx context.Context) error {
 	if b.meta, err = openMetadata(b); err != nil {
 		return err
 	}
+	b.introduce(b.View())
 	b.done.Go(func() { b.keepInStep(ctx) })
 	b.done.Go(func() { b.keepTidy(ctx) })
 	b.done.Go(func() { b.keepTime(ctx) })
 	b.done.Go(func() { b.keepScrubbing(ctx) })
 	b.done.Go(func() { b.keepWatch(ctx) })
+	if b.network != nil {
+		b.done.Go(func() { b.keepControl(ctx) })
+	}
 	b.meta.schedule()
-	return b.join()
+	if b.network != nil && b.known() {
+		// The others may be down, and partitions need no metadata to elect.
+		b.done.Go(func() {
+			for b.register() != nil && pause(ctx, joinPause) {
+			}
+		})
+	} else if err := b.register(); err != nil {
+		return err
+	}
+	settled := make(chan struct{})
+	b.whenSettled(b.View().Epoch, func() { close(settled) })
+	<-settled
+	return nil
 }
 
-// join announces this node in the metadata and waits until its partitions are open.
-func (b *broker) join() error {
-	result := b.command(cluster.Command{Register: &cluster.Register{
-		ClusterID: b.identity.ClusterID, Node: b.identity.NodeID, Store: b.identity.StoreID, Address: b.cfg.Listen,
-	}})
+// known reports whether the metadata knows this node, as far as it is here.
+func (b *broker) known() bool {
+	v := b.View()
+	node, ok := v.Node(b.identity.NodeID)
+	return ok && node.Store == b.identity.StoreID && len(v.Nodes) > 1
+}
+
+// register announces this node in the metadata.
+func (b *broker) register() error {
+	c := &cluster.Register{
+		ClusterID: b.identity.ClusterID, Node: b.identity.NodeID, Store: b.identity.StoreID, Address: cmp.Or(b.cfg.Advertise, b.cfg.Listen),
+		PeerAddress: b.cfg.PeerAdvertise, Rack: b.cfg.Rack, Role: cluster.Role(b.cfg.Role),
+	}
+	if b.network != nil {
+		c.MinLevel, c.MaxLevel = cluster.MinLevel, cluster.MaxLevel
+		if b.cfg.HTTP != "off" {
+			c.HTTP = b.cfg.HTTP
+		}
+	}
+	result := b.command(cluster.Command{Register: c})
+	for until := time.Now().Add(joinPatience); b.network != nil && errors.Is(result.Err, wire.CodeUnavailable) && time.Now().Before(until); {
+		b.logger.Info("waiting for the metadata", "err", result.Err)
+		result = b.command(cluster.Command{Register: c})
+	}
 	switch {
 	case result.Err == nil:
 	case errors.Is(result.Err, wire.CodeDiskFull) && b.registered():
@@ -155,9 +206,8 @@ func (b *broker) join() error {
 	if result.Err != nil && !(errors.Is(result.Err, wire.CodeDiskFull) && b.registered()) {
 		return fmt.Errorf("reset memory partitions: %w", result.Err)
 	}
-	settled := make(chan struct{})
-	b.whenSettled(b.View().Epoch, func() { close(settled) })
-	<-settled
+	b.reset.Store(true)
+	b.metadataChanged(nil)
 	return nil
 }
 
@@ -168,19 +218,6 @@ func (b *broker) registered() bool {
 	node, ok := v.Node(b.identity.NodeID)
 	return ok && node.Store == b.identity.StoreID && node.Address == b.cfg.Listen &&
 		!slices.ContainsFunc(v.Destinations, func(d *cluster.Destination) bool { return d.Settings.Storage == wire.StorageMemory })
-}
-
-// command submits a metadata change and waits for its result.
-func (b *broker) command(c cluster.Command) cluster.Result {
-	result := make(chan cluster.Result, 1)
-	b.submit(c, func(r cluster.Result) { result <- r })
-	return <-result
-}
-
-// submit queues a metadata change. reply must not block.
-func (b *broker) submit(c cluster.Command, reply func(cluster.Result)) {
-	b.meta.metadata.Submit(c, reply)
-	b.meta.schedule()
 }
 
 // View implements backend.
@@ -215,6 +252,7 @@ func (b *broker) keepInStep(ctx context.Context) {
 		case <-b.dirty:
 		}
 		v := b.View()
+		b.introduce(v)
 		b.reconcile(v)
 		b.mu.Lock()
 		b.settled = v.Epoch
@@ -259,10 +297,11 @@ func (b *broker) retryFailed() {
 	}
 }
 
-// onView names who hears of every metadata change that this node follows.
-func (b *broker) onView(f func(*cluster.View)) {
+// onView names who hears of every metadata change that this node follows, and of
+// partitions that have another leader.
+func (b *broker) onView(f func(*cluster.View), leadersMoved func()) {
 	b.mu.Lock()
-	b.viewed = f
+	b.viewed, b.leadersMoved = f, leadersMoved
 	b.mu.Unlock()
 }
 
@@ -280,9 +319,9 @@ func (b *broker) reconcile(v *cluster.View) {
 	for _, d := range v.Destinations {
 		for i := range d.Partitions {
 			p := &d.Partitions[i]
-			mine := replicaOn(p, b.identity.NodeID)
-			if mine == nil {
-				continue
+			mine := p.On(b.identity.NodeID)
+			if mine == nil || d.Settings.Storage == wire.StorageMemory && len(p.Founders) > 0 && !b.reset.Load() {
+				continue // of what was in memory the IDs change first
 			}
 			key := replicaKey{d.ID, p.Number}
 			wanted[key] = mine.ID
@@ -296,6 +335,7 @@ func (b *broker) reconcile(v *cluster.View) {
 					r.settings.Store(&settings)
 					r.ask(requestSettings)
 				}
+				r.follow(p)
 				if mine.State == cluster.ReplicaNew {
 					created = append(created, r)
 				}
@@ -318,11 +358,14 @@ func (b *broker) reconcile(v *cluster.View) {
 		defer b.mu.Unlock()
 		if err != nil {
 			b.failed[key] = err
+			if errors.Is(err, log.ErrCorrupt) || errors.Is(err, log.ErrFenced) || errors.Is(err, log.ErrMissing) {
+				b.lost(p, d.ID, mine.ID, err)
+			}
 			b.logger.Error("partition does not open; it stays down until its cause is mended and the broker restarts",
 				"partition", fmt.Sprintf("%s/%d", d.Name, p.Number), "err", corruptAdvice(err, b.partitionDir(d.Settings.Storage, d.ID, p.Number)))
 			return
 		}
-		b.replicas[key] = r
+		b.replicas[key], b.byID[mine.ID] = r, r
 		if mine.State == cluster.ReplicaNew {
 			opened[i] = r
 		}
@@ -336,7 +379,7 @@ func (b *broker) confirm(replicas []*partitionReplica) {
 	var said []*partitionReplica
 	c := &cluster.Activate{}
 	for _, r := range replicas {
-		if r != nil && r.storage == wire.StorageDisk && !r.confirming.Swap(true) {
+		if r != nil && (r.storage == wire.StorageDisk || len(r.intent.Load().Founders) > 0) && !r.confirming.Swap(true) {
 			said = append(said, r)
 			c.Replicas = append(c.Replicas, r.replicaID)
 		}
@@ -356,15 +399,6 @@ func (b *broker) confirm(replicas []*partitionReplica) {
 	})
 }
 
-func replicaOn(p *cluster.Partition, node uint32) *cluster.Replica {
-	for i := range p.Replicas {
-		if p.Replicas[i].Node == node {
-			return &p.Replicas[i]
-		}
-	}
-	return nil
-}
-
 // retire takes replicas that the metadata no longer names out of service. From
 // here on they take no records; keepTidy does what takes long.
 func (b *broker) retire(wanted map[replicaKey]uint64, v *cluster.View) {
@@ -374,6 +408,7 @@ func (b *broker) retire(wanted map[replicaKey]uint64, v *cluster.View) {
 		if id, ok := wanted[key]; !ok || id != r.replicaID {
 			gone = append(gone, r)
 			delete(b.replicas, key)
+			delete(b.byID, r.replicaID)
 		}
 	}
 	for key := range b.failed {
@@ -412,7 +447,60 @@ func (b *broker) keepTidy(ctx context.Context) {
 			b.logger.Error("the memory of removed partitions stays", "err", err)
 		}
 		b.bury(v)
+		b.buryLeft(v)
 	}
+}
+
+// buryLeft removes the directories of replicas that have left their partitions, which
+// the partition's leader and the metadata have decided, and says so.
+func (b *broker) buryLeft(v *cluster.View) {
+	c := &cluster.Bury{Node: b.identity.NodeID}
+	for _, d := range v.Destinations {
+		for i := range d.Partitions {
+			p := &d.Partitions[i]
+			for _, left := range p.Replicas {
+				if left.Node != b.identity.NodeID || left.State != cluster.ReplicaLeft {
+					continue
+				}
+				if err := b.removeReplica(d, p, left.ID); err != nil {
+					b.logger.Error("the directory of a replica that left stays until the next start", "partition", fmt.Sprintf("%s/%d", d.Name, p.Number), "err", err)
+					continue
+				}
+				c.Replicas = append(c.Replicas, left.ID)
+			}
+		}
+	}
+	if len(c.Replicas) == 0 {
+		return
+	}
+	b.submit(cluster.Command{Bury: c}, func(result cluster.Result) {
+		if result.Err != nil {
+			b.unsaid.Store(true)
+			b.logger.Warn("metadata does not know yet that replicas are removed; it is told again", "replicas", len(c.Replicas), "err", result.Err)
+		}
+	})
+}
+
+// removeReplica removes the directory of one replica, if it is there and its own.
+func (b *broker) removeReplica(d *cluster.Destination, p *cluster.Partition, replica uint64) error {
+	if d.Settings.Storage == wire.StorageMemory {
+		return nil // it went with the replica
+	}
+	dir := b.partitionDir(wire.StorageDisk, d.ID, p.Number)
+	owner, err := log.ReplicaIn(b.cfg.fs, dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && owner != replica {
+		return nil
+	}
+	if err != nil {
+		b.logger.Warn("whose directory it is cannot be read; the metadata says that it is to go", "dir", dir, "err", err)
+		if p.On(b.identity.NodeID) != nil {
+			return nil // another replica lives there, or will
+		}
+	}
+	if err := b.disk.Quarantine(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return b.disk.PurgeQuarantine()
 }
 
 // remove closes a retired replica. Its directory stays, bury removes it; memory has
@@ -504,7 +592,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 			logger: b.logger.With("partition", fmt.Sprintf("%s/%d", d.Name, p.Number)),
 		},
 		destination: d.ID, name: fmt.Sprintf("%s/%d", d.Name, p.Number), number: p.Number,
-		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID,
+		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID, broker: b,
 		reads: newLine(b.reads[settings.Storage]), clock: b.clock, metadata: b.meta.metadata,
 		stopped: make(chan struct{}), damage: &b.damage,
 	}
@@ -515,16 +603,25 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	}
 	r.hold()
 	r.settings.Store(&settings)
-	var err error
-	r.records, err = log.Open(log.Options{
+	r.intent.Store(p)
+	options := log.Options{
 		Store: store, Dir: dir, PartitionID: p.ID, Incarnation: p.LogIncarnation(), ReplicaID: mine.ID,
-		Existing: mine.State == cluster.ReplicaActive, RecoverFence: true,
+		Existing: mine.State != cluster.ReplicaNew, RecoverFence: len(p.Replicas) == 1,
 		Sync: syncMode(settings.Sync), SegmentBytes: int64(settings.SegmentBytes), Executor: &r.owner, Logger: r.logger,
-	})
+	}
+	var err error
+	r.records, err = log.Open(options)
+	if errors.Is(err, log.ErrIdentity) && mine.State == cluster.ReplicaNew && settings.Storage == wire.StorageDisk && len(p.Replicas) > 1 {
+		// An earlier replica of the partition was lost here, and this one takes its place.
+		if err = store.Quarantine(dir); err == nil {
+			r.records, err = log.Open(options)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	if r.records.Uncertain() {
+	single := len(p.Replicas) == 1
+	if r.records.Uncertain() && single {
 		if err := b.reform(r); err != nil {
 			return nil, errors.Join(err, r.records.Close(false))
 		}
@@ -537,8 +634,15 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		Log: r.records, State: r.state, Retention: retentionOf(&settings),
 		Synced: synced(&settings), Memory: b.pending,
 	})
+	if b.network != nil {
+		r.inbox = replication.NewInbox(r.part.Buffers())
+		r.waits = !single && mine.State == cluster.ReplicaNew && p.FoundedBy(mine.ID)
+	}
+	feed, fetch := b.lagging(false, r.inbox, r.schedule)
 	r.group, err = replication.Open(replication.Config{
-		ReplicaID: mine.ID, Voters: []uint64{mine.ID}, Log: r.records,
+		ReplicaID: mine.ID, Voters: founders(p), Log: r.records,
+		Peers: peersOf(p, mine.ID), Node: b.identity.NodeID, Transport: b.transport(), Inbox: r.inbox,
+		Feed: feed, Fetch: fetch, HoldVotes: r.records.Uncertain() && !single, Waiting: r.waits,
 		State: &stateMachine{r.state, r.part}, CheckpointBytes: b.cfg.CheckpointBytes, Logger: r.logger,
 	})
 	if err != nil {
@@ -548,7 +652,11 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.group.OnRelease(r.part.Recycle)
 	r.part.Bind(r.group)
 	r.start.Store(uint64(r.state.Start()))
-	if r.records.LastIndex() > 0 {
+	r.alone = votesAlone(r.group, mine.ID)
+	r.campaigned = !r.alone
+	if !r.alone {
+		r.ask(requestIntent)
+	} else if r.records.LastIndex() > 0 {
 		r.ask(requestActivate)
 	} else {
 		r.status.Store(uint32(wire.PartitionActive)) // elected at the first record
@@ -580,6 +688,21 @@ func (b *broker) Partition(destination [16]byte, number uint32) (replica, error)
 	return nil, &wire.Error{Code: wire.CodeUnavailable, Detail: "the partition is being opened"}
 }
 
+// replicaByID finds a replica by its ID.
+func (b *broker) replicaByID(id uint64) *partitionReplica {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.byID[id]
+}
+
+// transport is what groups send through, nil if there is nobody to send to.
+func (b *broker) transport() replication.Transport {
+	if b.network == nil {
+		return nil
+	}
+	return b.network
+}
+
 // local is the replica of a partition on this node, or nil.
 func (b *broker) local(destination uuid.UUID, number uint32) *partitionReplica {
 	b.mu.RLock()
@@ -604,6 +727,9 @@ var errWedged = errors.New("shutdown is stuck; what was acknowledged is safe, th
 // must be gone. It gives up when nothing has stopped for stopPatience: then
 // goroutines and the lock of the directory stay until the process ends.
 func (b *broker) close() error {
+	if b.network != nil {
+		b.network.stop()
+	}
 	b.cancel()
 	finished := make(chan error, 1)
 	go func() { finished <- b.closeAll() }()
@@ -659,6 +785,9 @@ func (b *broker) closeAll() error {
 	b.stopped()
 	for _, reads := range b.reads {
 		reads.wait()
+	}
+	if b.catchUp != nil {
+		b.catchUp.line.pool.wait()
 	}
 	b.shared.pool.wait() // hands syncs back to their owners
 	for _, jobs := range b.jobs {

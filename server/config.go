@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -24,6 +25,24 @@ type Config struct {
 	AllowNetworkFS bool
 	// Listen is the address for clients. Default "127.0.0.1:7400".
 	Listen string
+	// NodeID is this node's ID in its cluster, which an empty DataDir gets. Default: 1
+	// for the founder, whatever the cluster chooses for a node that joins.
+	NodeID uint32
+	// PeerListen is the address for other nodes. Default: none, the broker runs alone.
+	PeerListen string
+	// Join are client addresses of members of the cluster that an empty DataDir joins.
+	// Default: none, an empty DataDir founds a cluster.
+	Join []string
+	// Role is "broker" or "gateway", which holds no partitions. Default "broker".
+	Role string
+	// Rack names what fails together: replicas are spread over racks. Default: none.
+	Rack string
+	// Advertise and PeerAdvertise are what clients and other nodes connect to. Default:
+	// what is listened on.
+	Advertise, PeerAdvertise string
+	// ReplaceAfter is how long a node is dead before its replicas are made anew on
+	// others. Default 5 min.
+	ReplaceAfter time.Duration
 	// Bootstrap allows an empty DataDir to become a new cluster where Listen is not
 	// a loopback address (RULES R10): a node that was wiped must not found a second one.
 	Bootstrap bool
@@ -66,6 +85,34 @@ type Config struct {
 	stopPatience time.Duration
 	stallAfter   time.Duration
 	hoard        bool // see engineOptions
+	// connect makes the connections to other nodes; nil: the broker runs alone.
+	connect func(b *broker) (network, error)
+}
+
+// checkCluster checks the fields that say how the node is part of a cluster.
+func (c *Config) checkCluster() error {
+	for _, f := range []struct{ name, address string }{
+		{"peer-listen", c.PeerListen}, {"advertise", c.Advertise}, {"peer-advertise", c.PeerAdvertise},
+	} {
+		if f.address == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(f.address); err != nil {
+			return fmt.Errorf("%s address %q: %w; give host:port", f.name, f.address, err)
+		}
+	}
+	for _, address := range c.Join {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return fmt.Errorf("join address %q: %w; give host:port", address, err)
+		}
+	}
+	switch role := cluster.Role(c.Role); {
+	case role != "" && role != cluster.RoleBroker && role != cluster.RoleGateway:
+		return fmt.Errorf("role %q is neither %s nor %s", c.Role, cluster.RoleBroker, cluster.RoleGateway)
+	case c.PeerListen == "" && (len(c.Join) > 0 || role == cluster.RoleGateway):
+		return errors.New("a node of a cluster needs an address for the others; give one with --peer-listen")
+	}
+	return nil
 }
 
 // minPendingBytes is the least that Config.PendingBytes may be: eight batches of
@@ -102,12 +149,16 @@ func (c Config) withDefaults() (Config, error) {
 			return c, fmt.Errorf("http address %q: %w; give host:port, or off", c.HTTP, err)
 		}
 	}
+	if err := c.checkCluster(); err != nil {
+		return c, err
+	}
 	for _, f := range []struct {
 		name  string
 		value int64
 	}{
 		{"MemoryBytes", c.MemoryBytes}, {"PendingBytes", c.PendingBytes}, {"EventLoops", int64(c.EventLoops)}, {"StorageWorkers", int64(c.StorageWorkers)},
 		{"ReadWorkers", int64(c.ReadWorkers)}, {"CheckpointBytes", c.CheckpointBytes}, {"RetentionPeriod", int64(c.RetentionPeriod)},
+		{"ReplaceAfter", int64(c.ReplaceAfter)},
 	} {
 		if f.value < 0 {
 			return c, fmt.Errorf("%s is negative", f.name)

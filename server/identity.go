@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/vfs"
 )
 
@@ -25,17 +27,36 @@ type identity struct {
 	ClusterID     uuid.UUID `json:"cluster_id"`
 	NodeID        uint32    `json:"node_id"`
 	StoreID       uuid.UUID `json:"store_id"`
+	// Of a node that has joined: its replica of group 0, and the members that there
+	// were, who know the others.
+	MetaReplica uint64   `json:"meta_replica,omitempty"`
+	Members     []member `json:"members,omitempty"`
 }
 
-// loadIdentity reads DATA/node.json or, in a directory that never held data,
-// draws a new identity and makes it durable.
-func loadIdentity(files vfs.FS, dir string) (identity, error) {
-	id, err := readIdentity(files, dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return createIdentity(files, dir, path.Join(dir, "node.json"))
-	}
-	if errors.Is(err, ErrNewerFormat) {
+// member is another node, as the answer to JOIN named it.
+type member struct {
+	Node        uint32    `json:"node"`
+	Store       uuid.UUID `json:"store"`
+	MetaReplica uint64    `json:"meta_replica"`
+	PeerAddress string    `json:"peer_address"`
+}
+
+// metaID is the node's replica of group 0.
+func (id *identity) metaID() uint64 { return cmp.Or(id.MetaReplica, cluster.FounderMetaID) }
+
+// loadIdentity reads DATA/node.json or, in a directory that never held data, gets a
+// new identity and makes it durable: as the founder of a cluster, or from the members
+// of the one that it joins.
+func loadIdentity(cfg *Config) (identity, error) {
+	id, err := readIdentity(cfg.fs, cfg.DataDir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return createIdentity(cfg)
+	case errors.Is(err, ErrNewerFormat):
 		err = fmt.Errorf("%w; start the newer version, or choose another --data", err)
+	case err == nil && cfg.NodeID != 0 && cfg.NodeID != id.NodeID:
+		err = fmt.Errorf("%s belongs to node %d, not %d; start it with --node-id %d, or choose another --data",
+			path.Join(cfg.DataDir, "node.json"), id.NodeID, cfg.NodeID, id.NodeID)
 	}
 	return id, err
 }
@@ -54,20 +75,8 @@ func DataFormat(dir string) (int, error) {
 // readIdentity returns fs.ErrNotExist if there is none.
 func readIdentity(files vfs.FS, dir string) (identity, error) {
 	name := path.Join(dir, "node.json")
-	f, err := files.OpenReadOnly(name)
+	b, err := readSmall(files, name)
 	if err != nil {
-		return identity{}, err
-	}
-	defer f.Close()
-	size, err := f.Size()
-	if err != nil {
-		return identity{}, err
-	}
-	if size > 64<<10 {
-		return identity{}, fmt.Errorf("%s: %d bytes is no identity", name, size)
-	}
-	b := make([]byte, size)
-	if _, err := f.ReadAt(b, 0); err != nil {
 		return identity{}, err
 	}
 	id, err := parseIdentity(b)
@@ -102,31 +111,92 @@ func parseIdentity(b []byte) (identity, error) {
 	return id, nil
 }
 
-func createIdentity(files vfs.FS, dir, name string) (identity, error) {
-	id := identity{FormatVersion: FormatVersion, ClusterID: uuid.New(), NodeID: 1, StoreID: uuid.New()}
-	if names, err := files.List(path.Join(dir, "meta")); err == nil && len(names) > 0 {
-		return id, fmt.Errorf("%s is missing although %s holds metadata; restore it from a copy", name, path.Join(dir, "meta"))
+func createIdentity(cfg *Config) (identity, error) {
+	name, meta := path.Join(cfg.DataDir, "node.json"), path.Join(cfg.DataDir, "meta")
+	if names, err := cfg.fs.List(meta); err == nil && len(names) > 0 {
+		return identity{}, fmt.Errorf("%s is missing although %s holds metadata; restore it from a copy", name, meta)
 	}
-	b, err := json.MarshalIndent(&id, "", "  ")
+	if len(cfg.Join) == 0 {
+		id := identity{FormatVersion: FormatVersion, ClusterID: uuid.New(), NodeID: cmp.Or(cfg.NodeID, 1), StoreID: uuid.New()}
+		return id, writeDurably(cfg.fs, name, &id)
+	}
+	store, err := joiningStore(cfg)
+	if err != nil {
+		return identity{}, err
+	}
+	id, err := askToJoin(cfg, store)
 	if err != nil {
 		return id, err
+	}
+	if err := writeDurably(cfg.fs, name, &id); err != nil {
+		return id, err
+	}
+	return id, cfg.fs.Remove(path.Join(cfg.DataDir, joiningName))
+}
+
+// joiningName is where a node that asks to join keeps the UUID of its data directory:
+// when it asks again after a crash, the cluster knows it by that.
+const joiningName = "joining.json"
+
+func joiningStore(cfg *Config) (uuid.UUID, error) {
+	name := path.Join(cfg.DataDir, joiningName)
+	var saved struct {
+		StoreID uuid.UUID `json:"store_id"`
+	}
+	b, err := readSmall(cfg.fs, name)
+	if err == nil && json.Unmarshal(b, &saved) == nil && saved.StoreID != uuid.Nil {
+		return saved.StoreID, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return uuid.Nil, err
+	}
+	saved.StoreID = uuid.New()
+	return saved.StoreID, writeDurably(cfg.fs, name, &saved)
+}
+
+// writeDurably replaces a file by the JSON of v.
+func writeDurably(files vfs.FS, name string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
 	}
 	temp := name + ".new"
 	if err := files.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return id, err
+		return err
 	}
 	f, err := files.Create(temp)
 	if err != nil {
-		return id, err
+		return err
 	}
 	if _, err := f.WriteAt(append(b, '\n'), 0); err != nil {
-		return id, errors.Join(err, f.Close())
+		return errors.Join(err, f.Close())
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return id, err
+		return err
 	}
 	if err := files.Rename(temp, name); err != nil {
-		return id, err
+		return err
 	}
-	return id, files.SyncDir(dir)
+	return files.SyncDir(path.Dir(name))
 }
+
+// readSmall reads a file of at most maxIdentityBytes.
+func readSmall(files vfs.FS, name string) ([]byte, error) {
+	f, err := files.OpenReadOnly(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	if size > maxIdentityBytes {
+		return nil, fmt.Errorf("%s: %d bytes is no identity", name, size)
+	}
+	b := make([]byte, size)
+	_, err = f.ReadAt(b, 0)
+	return b, err
+}
+
+const maxIdentityBytes = 64 << 10

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"sync/atomic"
 
 	"github.com/lockstepmq/lockstep/cluster"
@@ -15,6 +16,8 @@ import (
 // metadataReplica is this node's replica of group 0.
 type metadataReplica struct {
 	owner
+	peering
+	broker     *broker
 	records    *log.Log
 	group      *replication.Group
 	metadata   *cluster.Metadata
@@ -30,17 +33,32 @@ type metadataReplica struct {
 	marked atomic.Pointer[log.Watermark] // for which it was asked last
 	idle   atomic.Bool                   // it is asked for
 
+	leads      atomic.Bool // this node leads the metadata
+	others     atomic.Bool // there are other voters
+	handOver   atomic.Bool // somebody else should lead
+	leaderless int         // ticks without a leader; owner only, as the next
+	sinceLook  int         // ticks since the configuration was looked at
+	seenView   *cluster.View
+
 	stopOnce bool // owner only
 }
 
-// metadataReplicaID is the replica of group 0 on a one-node cluster.
-const metadataReplicaID = 1
+const (
+	// metaLookTicks lie between two looks at the configuration of group 0.
+	metaLookTicks = 5
+	// maxLeaderlessTicks is how long a command waits for a leader to be known.
+	maxLeaderlessTicks = 50
+)
 
 func openMetadata(b *broker) (*metadataReplica, error) {
 	m := &metadataReplica{
 		owner:    owner{turns: b.turns[wire.StorageDisk], disk: newLine(b.jobs[wire.StorageDisk]), logger: b.logger.With("partition", "metadata")},
 		metadata: cluster.NewMetadata(b.metadataChanged),
 		stopped:  make(chan struct{}),
+		broker:   b,
+	}
+	if b.network != nil {
+		m.inbox = replication.NewInbox(nil)
 	}
 	m.owner.turn = m.turn
 	m.stall = stall{lines: [2]*line{m.owner.disk}, turn: &m.owner.began}
@@ -48,26 +66,33 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 	var err error
 	m.records, err = log.Open(log.Options{
 		Store: b.disk, Dir: path.Join(b.cfg.DataDir, "meta"), PartitionID: b.identity.ClusterID, Incarnation: 1,
-		ReplicaID: metadataReplicaID, Sync: log.SyncQuorum, SegmentBytes: 4 << 20, RecoverFence: true, Executor: &m.owner, Logger: b.logger,
+		ReplicaID: b.identity.metaID(), Sync: log.SyncQuorum, SegmentBytes: 4 << 20, RecoverFence: true, Executor: &m.owner, Logger: b.logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("metadata: %w", err)
 	}
+	feed, fetch := b.lagging(true, m.inbox, m.schedule)
 	m.group, err = replication.Open(replication.Config{
-		ReplicaID: metadataReplicaID, Voters: []uint64{metadataReplicaID}, Log: m.records, State: m.metadata,
+		ReplicaID: b.identity.metaID(), Voters: []uint64{cluster.FounderMetaID}, Log: m.records, State: m.metadata,
+		Meta: true, Node: b.identity.NodeID, Transport: b.transport(), Inbox: m.inbox, Peers: b.metaPeers(m.metadata.View()), Feed: feed, Fetch: fetch,
 		CheckpointBytes: 1 << 20, Logger: b.logger,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("metadata: %w", err), m.records.Close(false))
 	}
 	m.owner.fenced = m.group.Fence
-	m.metadata.Bind(m.group, metadataReplicaID)
+	m.metadata.Bind(m.group, b.identity.metaID())
+	m.campaigned = !votesAlone(m.group, b.identity.metaID())
 	m.release(false)
 	return m, nil
 }
 
 func (m *metadataReplica) turn() (again bool) {
 	m.finishJobs()
+	ticks := m.takeTicks()
+	if ticks > 0 {
+		m.group.Tick(ticks)
+	}
 	m.group.Turn()
 	if m.stopping.Load() {
 		m.finishStop()
@@ -93,6 +118,9 @@ func (m *metadataReplica) turn() (again bool) {
 		m.metadata.Reject(&wire.Error{Code: codeOfLack(lack), Detail: fmt.Sprintf("metadata: %v", lack)})
 	}
 	m.metadata.Turn()
+	if m.inbox != nil {
+		m.lookAround(ticks)
+	}
 	if m.idle.Load() {
 		m.records.MarkIdle()
 		m.idle.Store(false)
@@ -103,9 +131,97 @@ func (m *metadataReplica) turn() (again bool) {
 	return false
 }
 
-// tick asks for the durable mark once nothing was committed between two ticks:
+// lookAround is what group 0 does beside its work when it has other members.
+func (m *metadataReplica) lookAround(ticks int) {
+	leader, _ := m.group.Lead()
+	_, leading := m.group.Leading()
+	if v := m.metadata.View(); v != m.seenView {
+		m.seenView = v
+		m.group.SetPeers(m.broker.metaPeers(v))
+	}
+	if m.leads.Swap(leading) != leading && leading {
+		m.logger.Info("this node leads the metadata")
+	}
+	if m.leaderless += ticks; leader != 0 {
+		m.leaderless = 0
+	}
+	if m.leaderless > maxLeaderlessTicks {
+		m.leaderless = 0
+		m.metadata.Reject(&wire.Error{Code: wire.CodeUnavailable, Detail: "the metadata has no leader: most of the nodes that vote on it cannot be reached"})
+	}
+	if leading && m.handOver.Swap(false) && m.others.Load() {
+		if err := m.group.Transfer(0); err != nil && m.broker.network != nil {
+			m.logger.Info("the metadata's leadership is not handed over", "err", err)
+		}
+		return
+	}
+	if m.sinceLook += ticks; leading && m.sinceLook >= metaLookTicks && !m.group.Paused() {
+		m.sinceLook = 0
+		m.reconfigure()
+	}
+}
+
+// reconfigure brings the configuration of group 0 to what it should be, one step at a
+// time.
+func (m *metadataReplica) reconfigure() {
+	v, self := m.metadata.View(), m.broker.identity.metaID()
+	members := m.group.Members()
+	if len(members.Outgoing) > 0 || len(v.Nodes) == 0 {
+		return
+	}
+	m.others.Store(len(members.Voters) > 1)
+	wanted, learners := cluster.PlanMeta(v, members.Voters, m.broker.lively)
+	if len(wanted) == 0 {
+		return
+	}
+	var change replication.Membership
+	for _, id := range slices.Concat(wanted, learners) {
+		if !slices.Contains(members.Voters, id) && !slices.Contains(members.Learners, id) {
+			change.AddLearners = append(change.AddLearners, id)
+		}
+	}
+	if len(change.AddLearners) == 0 {
+		for _, id := range wanted {
+			if !slices.Contains(members.Voters, id) {
+				change.Promote = append(change.Promote, id)
+			}
+		}
+		for _, id := range slices.Concat(members.Voters, members.Learners) {
+			votes := slices.Contains(members.Voters, id)
+			if !slices.Contains(wanted, id) && (votes || !slices.Contains(learners, id)) {
+				change.Remove = append(change.Remove, id)
+			}
+		}
+	}
+	if slices.Contains(change.Remove, self) {
+		if len(change.Promote) == 0 || len(members.Voters) > 1 {
+			if err := m.group.Transfer(0); err != nil {
+				m.logger.Warn("the metadata's leadership is not handed over yet", "err", err)
+			}
+			return
+		}
+		change.Remove = slices.DeleteFunc(change.Remove, func(id uint64) bool { return id == self })
+	}
+	if len(change.AddLearners)+len(change.Promote)+len(change.Remove) == 0 {
+		return
+	}
+	switch err := m.group.Reconfigure(change); {
+	case err == nil:
+		m.logger.Info("the metadata changes its members", "learners", change.AddLearners, "promote", change.Promote, "remove", change.Remove)
+	case !errors.Is(err, replication.ErrBusy):
+		m.logger.Debug("the metadata cannot change its members yet", "err", err)
+	}
+}
+
+// votesAlone reports whether a replica is the only voter of its group.
+func votesAlone(g *replication.Group, id uint64) bool {
+	members := g.Members()
+	return len(members.Voters) == 1 && members.Voters[0] == id && len(members.Outgoing) == 0
+}
+
+// tickMark asks for the durable mark once nothing was committed between two ticks:
 // without it, rot in the last command would be taken for a torn tail.
-func (m *metadataReplica) tick() {
+func (m *metadataReplica) tickMark() {
 	mark := m.records.Watermark()
 	if mark != m.seen {
 		m.seen = mark
@@ -155,4 +271,13 @@ func (m *metadataReplica) stop() error {
 	<-m.stopped
 	defer m.release(true)
 	return recovered(m.logger, "closing", func() error { return m.records.Close(m.group.Err() == nil) })
+}
+
+// Kick implements kicker.
+func (m *metadataReplica) Kick(inline bool) {
+	if inline && !m.broker.diskStalled.Load() {
+		m.runInline()
+	} else {
+		m.schedule()
+	}
 }

@@ -52,7 +52,7 @@ func TestDataFormatIsReadWithoutTouching(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, names)
 
-	made, err := loadIdentity(vfs.OS(), dir)
+	made, err := loadIdentity(&Config{fs: vfs.OS(), DataDir: dir})
 	require.NoError(t, err)
 	format, err = DataFormat(dir)
 	require.NoError(t, err)

@@ -24,7 +24,7 @@ func (b *broker) readiness() Readiness {
 	for _, d := range b.View().Destinations {
 		for i := range d.Partitions {
 			p := &d.Partitions[i]
-			if replicaOn(p, b.identity.NodeID) == nil {
+			if p.On(b.identity.NodeID) == nil {
 				continue
 			}
 			r.Total++

@@ -23,6 +23,8 @@ import (
 // goroutine.
 type partitionReplica struct {
 	owner
+	peering
+	broker      *broker
 	destination uuid.UUID
 	name        string // "orders/3", for logs
 	number      uint32
@@ -65,6 +67,18 @@ type partitionReplica struct {
 	spareParked map[waiter]struct{}
 	settings    atomic.Pointer[wire.Settings]
 
+	// Of a replica that is not the only one of its partition, and has others to talk to.
+	intent   atomic.Pointer[cluster.Partition] // as of the newest metadata
+	leads    atomic.Bool                       // leads, as of the last turn
+	waits    bool                              // for its `active` to be committed (RULES R10); owner only, as the next
+	follows  *cluster.Partition                // the intent that was carried out
+	sinceFix int                               // ticks since the configuration was compared with the intent
+	fixed    bool                              // they are the same
+	alone    bool                              // the only voter
+	reports  atomic.Bool                       // a report of the configuration is on its way
+	transfer atomic.Uint64                     // replica that somebody wants to lead
+	orphaned int                               // ticks without a leader
+
 	diskStalled *atomic.Bool          // the broker's; nil for a partition in memory
 	damage      *damageCounters       // the broker's
 	condemned   atomic.Pointer[error] // damage that the owner has to stop for
@@ -80,6 +94,8 @@ const (
 	requestSettings
 	requestCheckpoint
 	requestStop
+	requestIntent   // the metadata says something else about the partition's replicas
+	requestTransfer // hand the leadership over
 )
 
 // checkpointsKept is how many checkpoints a log keeps: so many have to be written
@@ -93,6 +109,10 @@ func (r *partitionReplica) turn() (again bool) {
 	if r.stopping {
 		r.finishStop()
 		return false
+	}
+	ticks := r.takeTicks()
+	if ticks > 0 {
+		r.group.Tick(ticks)
 	}
 	r.group.Turn()
 	if asked&requestStop != 0 {
@@ -116,6 +136,9 @@ func (r *partitionReplica) turn() (again bool) {
 		asked |= requestRetain // whoever shortens retention wants the space now
 	}
 	lack := r.group.Stalled()
+	if r.inbox != nil {
+		r.takePart(asked, ticks)
+	}
 	if !r.campaigned && (asked&requestActivate != 0 || r.part.Waiting() > 0) {
 		lack = r.activate()
 	}
@@ -163,9 +186,13 @@ func (r *partitionReplica) activate() error {
 
 // observe publishes what other goroutines read and wakes who waits for it.
 func (r *partitionReplica) observe(idleMark bool) {
-	if term, leading := r.group.Leading(); leading && r.epoch.Load() != uint32(term) {
+	term, leading := r.group.Leading()
+	if leading && r.epoch.Load() != uint32(term) {
 		r.epoch.Store(uint32(term))
 		r.status.CompareAndSwap(uint32(wire.PartitionStarting), uint32(wire.PartitionActive))
+	}
+	if r.inbox != nil {
+		r.showLead(leading)
 	}
 	r.start.Store(uint64(r.state.Start()))
 	if mark := r.records.Watermark(); mark != r.mark {
@@ -200,6 +227,10 @@ func (r *partitionReplica) fence(err error) {
 		r.logger.Error("partition fenced; it stays down until its cause is mended and the broker restarts", "err", corruptAdvice(err, r.dir))
 		r.part.Close(wire.CodePartitionFenced)
 		r.wake()
+		if r.inbox != nil {
+			r.showLead(false)
+			r.broker.lost(r.intent.Load(), r.destination, r.replicaID, err)
+		}
 	}
 }
 
@@ -269,6 +300,11 @@ func (r *partitionReplica) finish() error {
 // in the dedupe table, and the batches of whoever gets it later would be taken for
 // duplicates.
 func (r *partitionReplica) Append(a partition.Append) error {
+	if r.inbox != nil && !r.Leading() {
+		if l, ok := r.broker.hints.of(r.intent.Load()); ok && l.node != r.node {
+			return wire.NotLeader(l.node, l.Epoch)
+		}
+	}
 	if id := a.Info.ProducerID; id >= 0 && !r.metadata.HandedOut(id) {
 		return wire.Errorf(wire.CodeUnknownProducer, "producer ID %d was never handed out; ask for one", id)
 	}
@@ -331,7 +367,8 @@ func (r *partitionReplica) Blocking(f func()) {
 // Epoch implements replica.
 func (r *partitionReplica) Epoch() uint32 { return r.epoch.Load() }
 
-// Leading implements replica.
+// Leading implements replica. A partition that nobody else has a replica of is led
+// from here even before its first election, which comes with its first record.
 func (r *partitionReplica) Leading() bool { return r.State() == wire.PartitionActive }
 
 // State implements replica.
@@ -341,8 +378,12 @@ func (r *partitionReplica) State() wire.PartitionState {
 
 // info describes the partition to clients.
 func (r *partitionReplica) info() wire.PartitionInfo {
+	leader := r.node
+	if r.inbox != nil && !r.Leading() {
+		leader = 0
+	}
 	return wire.PartitionInfo{
-		Number: r.number, Leader: r.node, Epoch: r.Epoch(), State: r.State(),
+		Number: r.number, Leader: leader, Epoch: r.Epoch(), State: r.State(),
 		StartOffset: r.StartOffset(), NextOffset: r.records.Watermark().Next,
 		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.records.Damage())), Problem: cmp.Or(problem(r.Err()), r.stall.problem()),
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ type Server struct {
 	broker   *broker
 	engine   *engine
 	acceptor *acceptor
+	peers    *acceptor // of connections from other nodes; nil if the broker runs alone
 	admin    *adminServer
 	addr     net.Addr
 
@@ -65,10 +67,66 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{addr: listener.Addr(), done: make(chan struct{})}
 	cfg.Listen = listener.Addr().String()
+	cfg.Advertise = cmp.Or(cfg.Advertise, cfg.Listen)
+	var peers net.Listener
+	if cfg.PeerListen != "" && cfg.connect == nil {
+		peers, err = (&net.ListenConfig{}).Listen(ctx, tcpOf(cfg.PeerListen), cfg.PeerListen)
+		if err != nil {
+			return nil, errors.Join(listenError(cfg.PeerListen, "--peer-listen", err), listener.Close())
+		}
+		cfg.PeerListen = peers.Addr().String()
+		cfg.connect = func(b *broker) (network, error) { return s.connect(b, peers) }
+	}
+	cfg.PeerAdvertise = cmp.Or(cfg.PeerAdvertise, cfg.PeerListen)
 	if err := s.start(cfg, listener); err != nil {
+		if peers != nil {
+			_ = peers.Close()
+		}
 		return nil, errors.Join(err, listener.Close())
 	}
 	return s, nil
+}
+
+// connect begins to talk to other nodes, as soon as this one knows who it is. That
+// takes event loops.
+func (s *Server) connect(b *broker, listener net.Listener) (network, error) {
+	if err := s.runEngine(b); err != nil {
+		return nil, err
+	}
+	set := newPeerSet(peerOptions{Engine: s.engine, Handler: b, Logger: b.logger, Self: peerSelf{
+		Cluster: b.identity.ClusterID, Store: b.identity.StoreID, Node: b.identity.NodeID, Boot: uint64(b.clock().UnixNano()),
+		MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel, ClientAddress: b.cfg.Advertise, PeerAddress: b.cfg.PeerAdvertise,
+	}})
+	s.peers = newPeerAcceptor(set, listener)
+	s.peers.run()
+	return set, nil
+}
+
+// disconnect ends the connections to other nodes. The event loops still run.
+func (s *Server) disconnect() {
+	if s.peers != nil {
+		s.peers.stop()
+		s.peers = nil
+	}
+	if n := s.broker.network; n != nil {
+		n.stop()
+	}
+}
+
+// runEngine starts the event loops. Nobody has a session before clients are accepted.
+func (s *Server) runEngine(b *broker) (err error) {
+	cfg := &b.cfg
+	s.engine, err = newEngine(engineOptions{
+		Backend: b, Dir: cfg.DataDir, Loops: cfg.EventLoops, Limits: cfg.Limits, ReadWorkers: cfg.ReadWorkers, Logger: cfg.Logger,
+		hoard: cfg.hoard,
+	})
+	if err == nil {
+		err = s.engine.run()
+	}
+	if err != nil {
+		s.engine = nil
+	}
+	return err
 }
 
 func (s *Server) start(cfg Config, listener net.Listener) (err error) {
@@ -79,32 +137,36 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 	if cfg.Limits, err = cfg.Limits.withDefaults(descriptors); err != nil {
 		return err
 	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		if s.peers != nil {
+			s.peers.stop()
+		}
+		if s.broker != nil {
+			err = errors.Join(err, s.broker.close())
+		}
+		if s.engine != nil {
+			err = errors.Join(err, s.engine.stop(context.Background()))
+		}
+	}()
 	if s.broker, err = openBroker(cfg); err != nil {
 		return explainOpen(cfg.DataDir, err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.broker.close())
+	if s.engine == nil {
+		if err = s.runEngine(s.broker); err != nil {
+			return err
 		}
-	}()
-	s.engine, err = newEngine(engineOptions{
-		Backend: s.broker, Dir: cfg.DataDir, Loops: cfg.EventLoops, Limits: cfg.Limits, ReadWorkers: cfg.ReadWorkers, Logger: cfg.Logger,
-		hoard: cfg.hoard,
-	})
-	if err != nil {
-		return err
-	}
-	if err = s.engine.run(); err != nil {
-		return err
 	}
 	if cfg.HTTP != "off" {
 		if s.admin, err = startAdmin(cfg.HTTP, s.broker, &sessionCollector{&s.engine.counters}); err != nil {
-			return errors.Join(err, s.engine.stop(context.Background()))
+			return err
 		}
 	}
 	s.broker.onView(func(v *cluster.View) {
 		s.engine.announceTopology(uint64(v.Epoch))
-	})
+	}, s.engine.announceLeaders)
 	s.acceptor = newAcceptor(s.engine, listener)
 	s.acceptor.run()
 	go s.watch()
@@ -163,7 +225,9 @@ func (s *Server) shutDown(ctx context.Context, cause error) error {
 			s.broker.logger.Error("the broker stops", "err", cause)
 		}
 		s.acceptor.stop()
-		s.broker.onView(nil)
+		s.broker.onView(nil, nil)
+		s.broker.handOver()
+		s.disconnect()
 		s.err = errors.Join(cause, s.engine.stop(ctx), s.broker.close())
 		if s.admin != nil {
 			s.err = errors.Join(s.err, s.admin.stop(ctx))
@@ -250,10 +314,10 @@ func checkBootstrap(cfg Config, addr net.Addr) error {
 	case err == nil && cfg.Bootstrap:
 		cfg.Logger.Warn("the data directory is not empty: --bootstrap has no effect; leave it out, so that a lost disk is noticed", "data", cfg.DataDir)
 		return nil
-	case !errors.Is(err, fs.ErrNotExist) || cfg.Bootstrap || tcp != nil && tcp.IP.IsLoopback():
+	case !errors.Is(err, fs.ErrNotExist) || cfg.Bootstrap || len(cfg.Join) > 0 || tcp != nil && tcp.IP.IsLoopback():
 		return nil // what else may be wrong is found when the file is read
 	}
-	return fmt.Errorf("data directory %s is empty, and on %s, which other machines reach, a new cluster is founded only with --bootstrap; "+
+	return fmt.Errorf("data directory %s is empty, and on %s, which other machines reach, a new cluster is founded only with --bootstrap, and another one is joined with --join; "+
 		"if this node had data before, mount or restore its directory instead", cfg.DataDir, addr)
 }
 

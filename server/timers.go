@@ -65,8 +65,14 @@ func (b *broker) keepTime(ctx context.Context) {
 			sinceRetention = 0
 			every |= requestRetain
 		}
-		b.meta.tick()
+		b.meta.tickMark()
+		if b.meta.tick() {
+			b.meta.schedule()
+		}
 		b.each(func(r *partitionReplica) {
+			if r.tick() {
+				r.schedule()
+			}
 			var ask uint32
 			if n := r.restless.Load(); n > 0 && r.restless.CompareAndSwap(n, n-1) && n == 1 {
 				ask |= requestIdleMark
@@ -81,6 +87,11 @@ func (b *broker) keepTime(ctx context.Context) {
 				r.ask(ask)
 			}
 		})
+		if b.network != nil {
+			b.watchNodes()
+			b.announce()
+			b.network.Tick()
+		}
 	}
 }
 

@@ -51,7 +51,8 @@ func (m *JoinRequest) Parse(src []byte) error {
 
 // JoinResponse takes a node in.
 //
-//	clusterID 16 | node u32 | metaReplica u64 | count u32, each: node u32 | metaReplica u64 | peerAddress string
+//	clusterID 16 | node u32 | metaReplica u64 | count u32, each: node u32 | store 16 |
+//	metaReplica u64 | peerAddress string
 type JoinResponse struct {
 	ClusterID   [16]byte
 	Node        uint32
@@ -62,11 +63,12 @@ type JoinResponse struct {
 // JoinMember is another node of the cluster.
 type JoinMember struct {
 	Node        uint32
+	Store       [16]byte
 	MetaReplica uint64
 	PeerAddress string
 }
 
-const joinMemberSize = 4 + 8 + 2
+const joinMemberSize = 4 + 16 + 8 + 2
 
 // Append implements Message.
 func (m *JoinResponse) Append(dst []byte) []byte {
@@ -77,6 +79,7 @@ func (m *JoinResponse) Append(dst []byte) []byte {
 	dst = le.AppendUint32(dst, uint32(len(m.Members)))
 	for i := range m.Members {
 		dst = le.AppendUint32(dst, m.Members[i].Node)
+		dst = append(dst, m.Members[i].Store[:]...)
 		dst = le.AppendUint64(dst, m.Members[i].MetaReplica)
 		dst = appendString(dst, m.Members[i].PeerAddress)
 	}
@@ -93,7 +96,7 @@ func (m *JoinResponse) Parse(src []byte) error {
 	if n := r.count(joinMemberSize); n > 0 {
 		m.Members = make([]JoinMember, n)
 		for i := range m.Members {
-			m.Members[i] = JoinMember{Node: r.uint32(), MetaReplica: r.uint64(), PeerAddress: r.string()}
+			m.Members[i] = JoinMember{Node: r.uint32(), Store: r.uuid(), MetaReplica: r.uint64(), PeerAddress: r.string()}
 		}
 	}
 	return r.done("JOIN response")

@@ -274,13 +274,14 @@ var goldenMessages = []goldenMessage{
 		01 00 02 00             // levels 1 to 2
 	`},
 	{"JOIN response", OpJoin, true, &JoinResponse{
-		ClusterID: [16]byte{15: 1}, Node: 2, MetaReplica: 3, Members: []JoinMember{{Node: 1, MetaReplica: 1, PeerAddress: "a"}},
+		ClusterID: [16]byte{15: 1}, Node: 2, MetaReplica: 3, Members: []JoinMember{{Node: 1, Store: [16]byte{15: 4}, MetaReplica: 1, PeerAddress: "a"}},
 	}, `
 		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 01 // cluster
 		02 00 00 00             // node 2
 		03 00 00 00 00 00 00 00 // its replica of the metadata
 		01 00 00 00             // one other member
 		01 00 00 00             // node 1
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 04 // its data directory
 		01 00 00 00 00 00 00 00 // replica 1
 		01 00 61                // "a"
 	`},

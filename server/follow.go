@@ -1,0 +1,275 @@
+package server
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// What a replica does about other replicas of its partition: the metadata says which
+// there should be, the leader changes the configuration step by step and reports
+// what it has become.
+
+// intentTicks lie between two comparisons of intent and configuration.
+const intentTicks = 5
+
+// follow takes over what the metadata says about the partition. Any goroutine.
+func (r *partitionReplica) follow(p *cluster.Partition) {
+	if old := r.intent.Swap(p); old != p && r.inbox != nil {
+		r.ask(requestIntent)
+	}
+}
+
+// hasPeerOn reports whether a node holds another replica of the partition.
+func (r *partitionReplica) hasPeerOn(node uint32) bool {
+	p := r.intent.Load()
+	return p != nil && slices.ContainsFunc(p.Replicas, func(o cluster.Replica) bool { return o.Node == node && o.ID != r.replicaID })
+}
+
+// takePart is the part of a turn that concerns other replicas. Owner only.
+func (r *partitionReplica) takePart(asked uint32, ticks int) {
+	p := r.intent.Load()
+	if p != r.follows {
+		r.follows = p
+		r.group.SetPeers(peersOf(p, r.replicaID))
+		if mine := p.Replica(r.replicaID); r.waits && mine != nil && mine.State != cluster.ReplicaNew {
+			r.waits = false
+			r.group.Admit(false)
+		}
+		if r.alone && !r.campaigned && p.Moving() {
+			r.requests.Or(requestActivate) // it has to lead to let others in
+			r.schedule()
+		}
+		r.sinceFix, r.fixed = intentTicks, false
+	}
+	_, leading := r.group.Leading()
+	r.quiet.Store(r.group.Quiet() && (r.fixed || !leading))
+	leader, term := r.group.Lead()
+	if r.orphaned += ticks; leader != 0 || r.alone {
+		r.orphaned = 0
+	}
+	if p.Preferred == r.node && leader == 0 && r.records.LastIndex() == 0 && r.orphaned >= firstElectionTicks && slices.Contains(founders(p), r.replicaID) && mostAreThere(p) {
+		r.orphaned = 0
+		r.group.Campaign() // the first leader is the one that is preferred
+	}
+	switch {
+	case leading || r.alone:
+	case leader != 0 && leader != r.replicaID:
+		if other := p.Replica(leader); other != nil {
+			r.part.Reject(wire.NotLeader(other.Node, uint32(term)))
+		}
+	case r.orphaned > silentLeaderTicks:
+		r.part.Reject(&wire.Error{Code: wire.CodeUnavailable, Detail: "the partition has no leader: most of its replicas cannot be reached"})
+	}
+	if !leading {
+		return
+	}
+	if asked&requestTransfer != 0 {
+		r.handOver(r.transfer.Swap(0))
+	}
+	if r.sinceFix += ticks; !r.fixed && r.sinceFix >= intentTicks && !r.group.Paused() {
+		r.reconfigure(p)
+	}
+}
+
+// firstElectionTicks is how long the preferred leader of a new partition gives the others
+// to hear that they may vote.
+const firstElectionTicks = 2
+
+// mostAreThere reports whether a majority of a new partition may vote.
+func mostAreThere(p *cluster.Partition) bool {
+	active := 0
+	for _, o := range p.Replicas {
+		if o.State == cluster.ReplicaActive {
+			active++
+		}
+	}
+	return active > len(founders(p))/2
+}
+
+// silentLeaderTicks is how long records wait for a leader before they are refused.
+const silentLeaderTicks = 10
+
+// showLead publishes whether this replica leads. Owner only.
+func (r *partitionReplica) showLead(leading bool) {
+	if r.alone && !r.campaigned && r.down.Load() == nil {
+		leading = true // nobody else can
+	}
+	if r.leads.Swap(leading) == leading {
+		return
+	}
+	if leading {
+		r.status.CompareAndSwap(uint32(wire.PartitionStarting), uint32(wire.PartitionActive))
+	} else {
+		r.status.CompareAndSwap(uint32(wire.PartitionActive), uint32(wire.PartitionStarting))
+	}
+	r.broker.leadChanged(r)
+	r.wake() // links learn that the leader is elsewhere
+}
+
+// handOver begins to hand the leadership to another replica, 0 for the best.
+func (r *partitionReplica) handOver(to uint64) {
+	for _, o := range r.intent.Load().Replicas {
+		// In a group that sleeps raft has not heard of anybody lately.
+		if to == 0 && o.ID != r.replicaID && o.State == cluster.ReplicaActive && r.broker.network.Alive(o.Node) {
+			to = o.ID
+		}
+	}
+	if err := r.group.Transfer(to); err != nil {
+		r.logger.Warn("the leadership is not handed over", "to", to, "err", err)
+	}
+}
+
+// reconfigure takes one step from the configuration to the intent, and reports to the
+// metadata what the configuration has become.
+func (r *partitionReplica) reconfigure(p *cluster.Partition) {
+	members := r.group.Members()
+	if len(members.Outgoing) > 0 {
+		return
+	}
+	r.sinceFix = 0
+	r.alone = len(members.Voters) == 1 && members.Voters[0] == r.replicaID
+	change, transfer := stepTowards(p, r.replicaID, &members)
+	switch {
+	case transfer:
+		r.handOver(0)
+	case len(change.AddLearners)+len(change.Promote)+len(change.Remove) > 0:
+		switch err := r.group.Reconfigure(change); {
+		case err == nil:
+			r.logger.Info("the partition changes its replicas", "learners", change.AddLearners, "promote", change.Promote, "remove", change.Remove)
+		case !errors.Is(err, replication.ErrBusy):
+			r.logger.Debug("the partition cannot change its replicas yet", "err", err)
+		}
+		return
+	}
+	if reported(p, &members) {
+		r.fixed = !p.Moving()
+		return
+	}
+	if r.reports.Swap(true) {
+		return
+	}
+	report := &cluster.Reconfigured{
+		Destination: r.destination, Partition: r.number, Voters: members.Voters, Learners: members.Learners, Index: r.group.Applied(),
+	}
+	r.broker.submit(cluster.Command{Reconfigured: report}, func(result cluster.Result) {
+		r.reports.Store(false)
+		if result.Err != nil {
+			r.logger.Warn("metadata does not know yet that the partition changed its replicas; it is told again", "err", result.Err)
+		}
+	})
+}
+
+// reported reports whether the metadata knows the configuration, and has drawn its
+// conclusions from it.
+func reported(p *cluster.Partition, members *replication.Members) bool {
+	if !sameIDs(p.Voters, members.Voters) || !sameIDs(p.Learners, members.Learners) {
+		return len(p.Founders) == 0 // the metadata names no voters of a partition that has one replica
+	}
+	for _, o := range p.Replicas {
+		in := slices.Contains(members.Voters, o.ID) || slices.Contains(members.Learners, o.ID)
+		if !in && (o.State == cluster.ReplicaLeaving || o.State == cluster.ReplicaLost) || o.State == cluster.ReplicaJoining && slices.Contains(members.Voters, o.ID) {
+			return false
+		}
+	}
+	return true
+}
+
+func sameIDs(a, b []uint64) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(a, b)
+}
+
+// stepTowards is the next change of a partition's configuration towards its intent, as
+// its leader self sees it. With transfer the leader has to go first.
+//
+// Who leaves, or is lost, is taken out together with the promotion of who takes its
+// place, so that the partition is never left with fewer voters than it has replicas.
+func stepTowards(p *cluster.Partition, self uint64, members *replication.Members) (change replication.Membership, transfer bool) {
+	member := func(id uint64) bool {
+		return slices.Contains(members.Voters, id) || slices.Contains(members.Learners, id)
+	}
+	var out []uint64 // that may go
+	pending := false // somebody is on the way in
+	promotable := true
+	for _, o := range p.Replicas {
+		switch o.State {
+		case cluster.ReplicaNew:
+			pending = pending || !p.FoundedBy(o.ID)
+		case cluster.ReplicaJoining:
+			switch {
+			case !member(o.ID):
+				change.AddLearners = append(change.AddLearners, o.ID)
+			case slices.Contains(members.Learners, o.ID):
+				change.Promote = append(change.Promote, o.ID)
+				i := slices.IndexFunc(members.Progress, func(g replication.Progress) bool { return g.Replica == o.ID })
+				promotable = promotable && i >= 0 && members.Progress[i].InStep
+			}
+		case cluster.ReplicaLeaving:
+			if member(o.ID) {
+				out = append(out, o.ID)
+			}
+		case cluster.ReplicaLost:
+			if member(o.ID) && (slices.Contains(members.Learners, o.ID) || spare(p, members)) {
+				out = append(out, o.ID)
+			}
+		}
+	}
+	if len(change.AddLearners) > 0 {
+		return replication.Membership{AddLearners: change.AddLearners[:1]}, false
+	}
+	if pending || !promotable {
+		return replication.Membership{}, false
+	}
+	// A replica that the metadata has forgotten is no member either.
+	for _, id := range slices.Concat(members.Voters, members.Learners) {
+		if o := p.Replica(id); o == nil || o.State == cluster.ReplicaLeft {
+			out = append(out, id)
+		}
+	}
+	change.Remove = out
+	if !slices.Contains(out, self) {
+		return change, false
+	}
+	// The leader cannot take itself out. Whoever is promoted may lead after that.
+	change.Remove = slices.DeleteFunc(slices.Clone(out), func(id uint64) bool { return id == self })
+	if len(change.Promote)+len(change.Remove) > 0 {
+		return change, false
+	}
+	return replication.Membership{}, len(members.Voters) > 1
+}
+
+// spare reports whether the partition has a voter, or is about to get one, for every
+// replica that was lost: a lost one is only a vote missing, and taking it out of three
+// would leave two, of which both are needed.
+func spare(p *cluster.Partition, members *replication.Members) bool {
+	lost, extra := 0, 0
+	for _, o := range p.Replicas {
+		if o.State == cluster.ReplicaLost && slices.Contains(members.Voters, o.ID) {
+			lost++
+		}
+		if o.State == cluster.ReplicaJoining && slices.Contains(members.Learners, o.ID) {
+			extra++
+		}
+	}
+	return extra > 0 || len(members.Voters)-lost >= len(p.Founders)
+}
+
+// lost says in the metadata that a replica of several cannot go on: another takes its
+// place. With one replica there is nothing to make another from.
+func (b *broker) lost(p *cluster.Partition, destination [16]byte, replica uint64, cause error) {
+	if b.network == nil || p == nil || len(p.Replicas) < 2 || errors.Is(cause, log.ErrTooNew) {
+		return
+	}
+	b.submit(cluster.Command{Lost: &cluster.Lost{Destination: destination, Partition: p.Number, Replica: replica, Reason: cause.Error()}}, func(r cluster.Result) {
+		if r.Err != nil {
+			b.logger.Warn("metadata does not know that a replica is lost", "replica", replica, "err", r.Err)
+		}
+	})
+}

@@ -1,0 +1,68 @@
+package server
+
+import (
+	"sync"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// hints is who leads which partition, as the leaders themselves say. It is no
+// metadata: a new leader announces itself to all nodes, the highest epoch wins, and a
+// hint makes nobody serve, only the group of a replica does.
+type hints struct {
+	mu     sync.RWMutex
+	leader map[uint64]hint // by replica
+}
+
+// hint is what a leader says of itself.
+type hint struct {
+	node uint32
+	wire.PeerLeader
+}
+
+// note takes what a node says. It reports whether anybody leads now who did not.
+func (h *hints) note(node uint32, leaders []wire.PeerLeader) (changed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.leader == nil {
+		h.leader = make(map[uint64]hint)
+	}
+	for _, l := range leaders {
+		old, known := h.leader[l.Replica]
+		switch {
+		case l.Epoch == 0:
+			delete(h.leader, l.Replica)
+			changed = changed || known
+		case !known || l.Epoch >= old.Epoch:
+			h.leader[l.Replica] = hint{node, l}
+			changed = changed || !known || l.Epoch != old.Epoch || l.State != old.State || l.Full != old.Full || l.SendDisabled != old.SendDisabled
+		}
+	}
+	return changed
+}
+
+// forgetNode forgets what a dead node has said.
+func (h *hints) forgetNode(node uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, l := range h.leader {
+		if l.node == node {
+			delete(h.leader, id)
+		}
+	}
+}
+
+// of is the hint of the partition's leader: of those of its replicas the one with the
+// highest epoch.
+func (h *hints) of(p *cluster.Partition) (best hint, ok bool) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for i := range p.Replicas {
+		l, known := h.leader[p.Replicas[i].ID]
+		if known && l.node == p.Replicas[i].Node && (!ok || l.Epoch > best.Epoch) {
+			best, ok = l, true
+		}
+	}
+	return best, ok
+}

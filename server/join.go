@@ -1,0 +1,169 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+const (
+	// joinPatience bounds the attempts of a node to be taken in, and to announce itself.
+	joinPatience = 60 * time.Second
+	// joinTimeout bounds one attempt.
+	joinTimeout = 15 * time.Second
+	// joinPause lies between two rounds of attempts.
+	joinPause = 500 * time.Millisecond
+)
+
+// askToJoin asks the members named in cfg.Join, one after the other, to take this node
+// in, until one does, one refuses for good, or joinPatience is over.
+func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
+	for _, address := range cfg.Join {
+		if sameAddress(address, cfg.Listen) || sameAddress(address, cfg.Advertise) || sameAddress(address, cfg.PeerListen) {
+			return identity{}, fmt.Errorf("--join %s is the address of this node itself; name a member of the cluster to join", address)
+		}
+	}
+	request := &wire.JoinRequest{
+		Node: cfg.NodeID, Store: store, Address: cfg.Advertise, PeerAddress: cfg.PeerAdvertise, HTTP: cfg.HTTP,
+		Rack: cfg.Rack, Role: cfg.Role, MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+	}
+	if cfg.HTTP == "off" {
+		request.HTTP = ""
+	}
+	var last error
+	for until := time.Now().Add(joinPatience); ; time.Sleep(joinPause) {
+		for _, address := range cfg.Join {
+			answer, err := joinVia(address, request)
+			var known *wire.Error
+			switch {
+			case err == nil:
+				return joined(answer, store), nil
+			case errors.As(err, &known) && !known.Code.Info().Retriable:
+				return identity{}, fmt.Errorf("join via %s: %w", address, err)
+			}
+			last = fmt.Errorf("join via %s: %w", address, err)
+		}
+		if time.Now().After(until) {
+			return identity{}, fmt.Errorf("%w; nobody took this node in for %s: is one of the members running, and can most of them reach each other?", last, joinPatience)
+		}
+		cfg.Logger.Info("waiting to be taken in", "err", last)
+	}
+}
+
+func joined(answer *wire.JoinResponse, store uuid.UUID) identity {
+	id := identity{FormatVersion: FormatVersion, ClusterID: answer.ClusterID, NodeID: answer.Node, StoreID: store, MetaReplica: answer.MetaReplica}
+	for _, m := range answer.Members {
+		id.Members = append(id.Members, member{Node: m.Node, Store: m.Store, MetaReplica: m.MetaReplica, PeerAddress: m.PeerAddress})
+	}
+	return id
+}
+
+// joinVia asks one member. It speaks as much of the client protocol as that takes.
+func joinVia(address string, request *wire.JoinRequest) (*wire.JoinResponse, error) {
+	conn, err := net.DialTimeout("tcp", address, joinTimeout)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(joinTimeout)); err != nil {
+		return nil, err
+	}
+	out := []byte(wire.Preface)
+	out = wire.AppendFrame(out, wire.Header{Opcode: wire.OpHello, Version: wire.OpHello.Version(), ID: 1}, &wire.HelloRequest{
+		MinVersion: wire.MinProtocolVersion, MaxVersion: wire.MaxProtocolVersion, ClientName: "joining node",
+	})
+	out = wire.AppendFrame(out, wire.Header{Opcode: wire.OpJoin, Version: wire.OpJoin.Version(), ID: 2}, request)
+	if _, err := conn.Write(out); err != nil {
+		return nil, err
+	}
+	var hello wire.HelloResponse
+	if err := readAnswer(conn, 1, &hello); err != nil {
+		return nil, err
+	}
+	var answer wire.JoinResponse
+	return &answer, readAnswer(conn, 2, &answer)
+}
+
+// maxJoinAnswer bounds an answer to a joining node, in bytes.
+const maxJoinAnswer = 1 << 20
+
+// readAnswer reads the answer to a request. Frames that are none are skipped.
+func readAnswer(conn net.Conn, id uint32, m wire.Message) error {
+	for {
+		head := make([]byte, wire.HeaderSize)
+		if _, err := io.ReadFull(conn, head); err != nil {
+			return fmt.Errorf("no answer, is that the client address of a broker? %w", err)
+		}
+		h, err := wire.ParseHeader(head)
+		if err != nil {
+			return err
+		}
+		if h.BodySize() > maxJoinAnswer {
+			return wire.Errorf(wire.CodeTooLarge, "an answer of %d bytes", h.BodySize())
+		}
+		body := make([]byte, h.BodySize())
+		if _, err := io.ReadFull(conn, body); err != nil {
+			return err
+		}
+		switch {
+		case h.Flags&wire.FlagError != 0 && (h.ID == id || h.Opcode == wire.OpEvent):
+			var e wire.ErrorBody
+			if err := e.Parse(body); err != nil {
+				return err
+			}
+			return &wire.Error{Code: e.Code, Detail: e.Detail}
+		case h.Flags&wire.FlagResponse != 0 && h.ID == id:
+			return m.Parse(body)
+		}
+	}
+}
+
+// sameAddress reports whether two addresses are the same place on this machine.
+func sameAddress(a, b string) bool {
+	if a == b && a != "" {
+		return true
+	}
+	one, err := net.ResolveTCPAddr("tcp", a)
+	if err != nil {
+		return false
+	}
+	other, err := net.ResolveTCPAddr("tcp", b)
+	if err != nil || one.Port != other.Port || one.Port == 0 {
+		return false
+	}
+	local := func(ip net.IP) bool { return ip == nil || ip.IsLoopback() || ip.IsUnspecified() }
+	return one.IP.Equal(other.IP) || local(one.IP) && local(other.IP)
+}
+
+// join takes a node in, or says why not. It is asked of any member.
+func (b *broker) takeIn(m *wire.JoinRequest, reply func(wire.Message, error)) {
+	if b.network == nil {
+		reply(nil, &wire.Error{Code: wire.CodeRefused, Detail: "this broker runs alone: start it with --peer-listen to let others join"})
+		return
+	}
+	c := cluster.Command{Join: &cluster.Join{
+		ClusterID: m.ClusterID, Node: m.Node, Store: m.Store, Address: m.Address, PeerAddress: m.PeerAddress, HTTP: m.HTTP,
+		Rack: m.Rack, Role: cluster.Role(m.Role), MinLevel: int(m.MinLevel), MaxLevel: int(m.MaxLevel), Alive: b.reachable(m.Node),
+	}}
+	b.submit(c, func(r cluster.Result) {
+		if r.Err != nil {
+			reply(nil, r.Err)
+			return
+		}
+		v := b.View()
+		answer := &wire.JoinResponse{ClusterID: v.ClusterID, Node: r.Node.ID, MetaReplica: r.Node.MetaID()}
+		for _, n := range v.Nodes {
+			if n.ID != r.Node.ID {
+				answer.Members = append(answer.Members, wire.JoinMember{Node: n.ID, Store: n.Store, MetaReplica: n.MetaID(), PeerAddress: n.PeerAddress})
+			}
+		}
+		reply(answer, nil)
+	})
+}
