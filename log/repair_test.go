@@ -1,0 +1,93 @@
+package log
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// damagedLog is a log of eight entries, each in a segment of its own, of which 3 and 4
+// are damaged, and the bodies of its frames before that.
+func damagedLog(t *testing.T) (*rig, *vfs.Simulated, []FrameBody) {
+	fs := vfs.NewSimulated(1)
+	r := durableLog(t, fs, 400)
+	entries, err := r.log.Entries(1, 1<<20)
+	require.NoError(t, err)
+	require.Len(t, entries, 8)
+	var bodies []FrameBody
+	for i := range entries {
+		bodies = append(bodies, entries[i].FrameBody())
+	}
+	var at []int64
+	var names []string
+	for i := wire.Index(3); i <= 4; i++ {
+		name, from, _ := r.frame(i)
+		names, at = append(names, name), append(at, from)
+	}
+	r.kill()
+	for i := range names {
+		require.NoError(t, fs.Corrupt(names[i], at[i]+wire.FrameHeaderSize+7, 2))
+	}
+	r.open()
+	r.log.Publish(8)
+	_, err = r.readable(0)
+	require.ErrorIs(t, err, ErrCorrupt)
+	return r, fs, bodies
+}
+
+func TestRuleL8_DamagedBodiesAreRepaired(t *testing.T) {
+	r, _, bodies := damagedLog(t)
+	n, err := r.log.Repair([]FrameBody{{Index: 3, Body: bodies[3].Body}, {Index: 4, Body: bodies[3].Body[1:]}, {Index: 1, Body: []byte("x")}})
+	require.NoError(t, err)
+	require.Zero(t, n, "none of them is the body of a damaged frame")
+	require.NotEmpty(t, r.log.Damage())
+
+	n, err = r.log.Repair(bodies[2:3])
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	entries, err := r.readable(0)
+	require.Equal(t, []wire.Index{1, 2, 3}, entries)
+	require.ErrorIs(t, err, ErrCorrupt, "4 is damaged still")
+	n, err = r.log.Repair(bodies)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Empty(t, r.log.Damage())
+	entries, err = r.readable(0)
+	require.NoError(t, err)
+	require.Equal(t, []wire.Index{1, 2, 3, 4, 5, 6, 7, 8}, entries)
+
+	// It stays so.
+	r.kill()
+	r.open()
+	r.log.Publish(8)
+	require.Empty(t, r.log.Damage())
+	entries, err = r.readable(0)
+	require.NoError(t, err)
+	require.Len(t, entries, 8)
+}
+
+// A repair that is not on the disk is none: the frame stays on the list.
+func TestRuleL8_ARepairThatFailsChangesNothing(t *testing.T) {
+	for _, op := range []vfs.Op{vfs.OpWrite, vfs.OpSync} {
+		r, fs, bodies := damagedLog(t)
+		before := r.log.Damage()
+		fail := errors.New("no")
+		fs.Inject(func(o vfs.Op, name string) error {
+			if o == op {
+				return fail
+			}
+			return nil
+		})
+		n, err := r.log.Repair(bodies)
+		require.ErrorIs(t, err, fail)
+		require.Zero(t, n)
+		require.Equal(t, before, r.log.Damage())
+		fs.Inject(nil)
+		_, err = r.readable(0)
+		require.ErrorIs(t, err, ErrCorrupt)
+	}
+}
