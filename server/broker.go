@@ -759,6 +759,9 @@ func (b *broker) stillOpen() string {
 
 func (b *broker) closeAll() error {
 	b.done.Wait()
+	if b.catchUp != nil {
+		b.catchUp.stop()
+	}
 	var replicas []*partitionReplica
 	b.each(func(r *partitionReplica) { replicas = append(replicas, r) })
 	replicas = append(replicas, b.gone...)
@@ -785,9 +788,6 @@ func (b *broker) closeAll() error {
 	b.stopped()
 	for _, reads := range b.reads {
 		reads.wait()
-	}
-	if b.catchUp != nil {
-		b.catchUp.line.pool.wait()
 	}
 	b.shared.pool.wait() // hands syncs back to their owners
 	for _, jobs := range b.jobs {

@@ -37,7 +37,7 @@ func tcpOf(address string) string {
 }
 
 // startAdmin serves HTTP on addr until stop.
-func startAdmin(addr string, b *broker, sessions prometheus.Collector) (*adminServer, error) {
+func startAdmin(addr string, b *broker, more ...prometheus.Collector) (*adminServer, error) {
 	listener, err := net.Listen(tcpOf(addr), addr)
 	if err != nil {
 		return nil, fmt.Errorf("%w, or switch HTTP off with --http off", listenError(addr, "--http", err))
@@ -48,9 +48,7 @@ func startAdmin(addr string, b *broker, sessions prometheus.Collector) (*adminSe
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&brokerCollector{b},
 	)
-	if sessions != nil {
-		registry.MustRegister(sessions)
-	}
+	registry.MustRegister(more...)
 	listener = &fewConnections{Listener: listener, places: make(chan struct{}, httpConnections), closed: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/vfs"
@@ -24,7 +26,8 @@ type Server struct {
 	broker   *broker
 	engine   *engine
 	acceptor *acceptor
-	peers    *acceptor // of connections from other nodes; nil if the broker runs alone
+	peers    *peerSet  // connections to other nodes; nil if the broker runs alone
+	peerPort *acceptor // of theirs; likewise
 	admin    *adminServer
 	addr     net.Addr
 
@@ -93,23 +96,25 @@ func (s *Server) connect(b *broker, listener net.Listener) (network, error) {
 	if err := s.runEngine(b); err != nil {
 		return nil, err
 	}
-	set := newPeerSet(peerOptions{Engine: s.engine, Handler: b, Logger: b.logger, Self: peerSelf{
+	s.peers = newPeerSet(peerOptions{Engine: s.engine, Handler: b, Logger: b.logger, Self: peerSelf{
 		Cluster: b.identity.ClusterID, Store: b.identity.StoreID, Node: b.identity.NodeID, Boot: uint64(b.clock().UnixNano()),
 		MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel, ClientAddress: b.cfg.Advertise, PeerAddress: b.cfg.PeerAdvertise,
 	}})
-	s.peers = newPeerAcceptor(set, listener)
-	s.peers.run()
-	return set, nil
+	s.peerPort = newPeerAcceptor(s.peers, listener)
+	s.peerPort.run()
+	return s.peers, nil
 }
 
-// disconnect ends the connections to other nodes. The event loops still run.
+// disconnect ends the connections to other nodes. The event loops still run. The port
+// is closed first: who has lost its connection and finds it closed knows that this
+// process is gone, and does not wait for a word from it.
 func (s *Server) disconnect() {
-	if s.peers != nil {
+	switch {
+	case s.peers != nil:
+		s.peerPort.stop()
 		s.peers.stop()
-		s.peers = nil
-	}
-	if n := s.broker.network; n != nil {
-		n.stop()
+	case s.broker != nil && s.broker.network != nil:
+		s.broker.network.stop()
 	}
 }
 
@@ -141,9 +146,7 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 		if err == nil {
 			return
 		}
-		if s.peers != nil {
-			s.peers.stop()
-		}
+		s.disconnect()
 		if s.broker != nil {
 			err = errors.Join(err, s.broker.close())
 		}
@@ -160,7 +163,11 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 		}
 	}
 	if cfg.HTTP != "off" {
-		if s.admin, err = startAdmin(cfg.HTTP, s.broker, &sessionCollector{&s.engine.counters}); err != nil {
+		more := []prometheus.Collector{&sessionCollector{&s.engine.counters}}
+		if s.peers != nil {
+			more = append(more, &peerCollector{s.peers})
+		}
+		if s.admin, err = startAdmin(cfg.HTTP, s.broker, more...); err != nil {
 			return err
 		}
 	}
@@ -191,6 +198,14 @@ func (s *Server) watch() {
 
 // Addr is the address clients connect to.
 func (s *Server) Addr() string { return s.addr.String() }
+
+// PeerAddr is the address other nodes connect to, empty if the broker runs alone.
+func (s *Server) PeerAddr() string {
+	if s.peerPort == nil {
+		return ""
+	}
+	return s.peerPort.listener.Addr().String()
+}
 
 // HTTPAddr is the address of health and metrics, empty if they are off.
 func (s *Server) HTTPAddr() string {
