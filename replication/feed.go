@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"slices"
+
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
@@ -24,21 +26,34 @@ const (
 // entries without saying for whom; what is not in memory is noted, read by a worker,
 // and raft is made to ask again.
 type feeding struct {
-	source Feed                 // nil: followers get what is in memory only
-	wanted []wire.Index         // asked for and not there, since the last look
-	ranges map[uint64]feedRange // by follower
+	source Feed         // nil: followers get what is in memory only
+	wanted []wire.Index // asked for and not there, since the last look
+	ranges []feedRange  // at most one for each follower
 }
 
 // feedRange is what is in memory, or on its way, for one follower.
 type feedRange struct {
+	to      uint64
 	first   wire.Index
 	entries []log.Entry // nil while they are being read
 	reading bool
 	ticks   int // since the read was asked for
 }
 
-func newFeeding(source Feed) *feeding {
-	return &feeding{source: source, ranges: make(map[uint64]feedRange)}
+func newFeeding(source Feed) *feeding { return &feeding{source: source} }
+
+// of is the range for a follower, nil if there is none.
+func (f *feeding) of(to uint64) *feedRange {
+	for i := range f.ranges {
+		if f.ranges[i].to == to {
+			return &f.ranges[i]
+		}
+	}
+	return nil
+}
+
+func (f *feeding) drop(to uint64) {
+	f.ranges = slices.DeleteFunc(f.ranges, func(r feedRange) bool { return r.to == to })
 }
 
 // entries answers from what was read. If it is not there, that is noted.
@@ -64,11 +79,16 @@ func (f *feeding) entries(lo, hi wire.Index, maxBytes uint64) ([]log.Entry, bool
 	return nil, false
 }
 
-// entry finds one entry in what was read.
-func (f *feeding) entry(i wire.Index) (*log.Entry, bool) {
+// find finds an entry of raft in what was read. Ranges for several followers may hold
+// the same entry, each with memory of its own.
+func (f *feeding) find(e *raftpb.Entry) (*log.Entry, bool) {
+	i := wire.Index(e.Index)
 	for _, r := range f.ranges {
-		if i >= r.first && i < r.first+wire.Index(len(r.entries)) {
-			return &r.entries[i-r.first], true
+		if i < r.first || i >= r.first+wire.Index(len(r.entries)) {
+			continue
+		}
+		if kept := &r.entries[i-r.first]; sameEntry(kept, e) {
+			return kept, true
 		}
 	}
 	return nil, false
@@ -90,11 +110,12 @@ func (g *Group) feedFollowers() {
 			if wire.Index(pr.Next) != lo || id == g.id {
 				continue
 			}
-			if r := f.ranges[id]; r.reading && r.ticks < feedPatience {
+			if r := f.of(id); r != nil && r.reading && r.ticks < feedPatience {
 				return
 			}
 			if f.source.Read(g.log, id, lo, FeedBytes) {
-				f.ranges[id] = feedRange{first: lo, reading: true}
+				f.drop(id)
+				f.ranges = append(f.ranges, feedRange{to: id, first: lo, reading: true})
 			}
 			return
 		}
@@ -106,15 +127,16 @@ func (g *Group) feedFollowers() {
 // given only if raft thinks so already: the next real one does it otherwise.
 func (g *Group) fed(r Fed) {
 	f := g.storage.feed
-	if old := f.ranges[r.To]; !old.reading || old.first != r.First {
+	asked := f.of(r.To)
+	if asked == nil || !asked.reading || asked.first != r.First {
 		return
 	}
-	delete(f.ranges, r.To)
 	if r.Err != nil || len(r.Entries) == 0 {
 		g.logger.Warn("entries for a follower cannot be read", "replica", g.id, "follower", r.To, "first", r.First, "err", r.Err)
+		f.drop(r.To)
 		return
 	}
-	f.ranges[r.To] = feedRange{first: r.First, entries: r.Entries}
+	asked.reading, asked.entries, asked.ticks = false, r.Entries, 0
 	status := g.node.BasicStatus()
 	active := false
 	g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
@@ -127,14 +149,11 @@ func (g *Group) fed(r Fed) {
 
 // ageFeeds is called with every tick.
 func (g *Group) ageFeeds() {
-	for id, r := range g.storage.feed.ranges {
-		r.ticks++
-		if r.ticks > 2*feedPatience {
-			delete(g.storage.feed.ranges, id)
-			continue
-		}
-		g.storage.feed.ranges[id] = r
+	f := g.storage.feed
+	for i := range f.ranges {
+		f.ranges[i].ticks++
 	}
+	f.ranges = slices.DeleteFunc(f.ranges, func(r feedRange) bool { return r.ticks > 2*feedPatience })
 }
 
 // kept is the last entry that no follower in step waits for, within TailKeepBytes.

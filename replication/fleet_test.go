@@ -84,6 +84,8 @@ type fleet struct {
 	// checkpoint is Config.CheckpointBytes.
 	checkpoint int64
 	options    func(*log.Options)
+	// machine makes a state machine in the place of a journal.
+	machine func() StateMachine
 }
 
 type envelope struct {
@@ -138,10 +140,14 @@ func (m *member) open() {
 	m.log, err = log.Open(options)
 	require.NoError(f.t, err)
 	m.state = &journal{}
+	var state StateMachine = m.state
+	if f.machine != nil {
+		state = f.machine()
+	}
 	m.pool = &pool{}
 	m.inbox = NewInbox(m.pool)
 	cfg := Config{
-		ReplicaID: m.id, Voters: f.founders, Log: m.log, State: m.state, Node: uint32(m.id), Boot: 1,
+		ReplicaID: m.id, Voters: f.founders, Log: m.log, State: state, Node: uint32(m.id), Boot: 1,
 		Peers: f.peersOf(m.id), Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch, CheckpointBytes: f.checkpoint,
 	}
 	if m.config != nil {
@@ -245,11 +251,7 @@ func (f *fleet) deliver() {
 	f.wires = f.wires[1:]
 	to := f.members[e.to]
 	if lost := to == nil || to.down || f.members[e.from].down || f.cut[[2]uint64{e.from, e.to}]; !lost {
-		if e.beat != nil {
-			to.inbox.PutBeat(*e.beat)
-		} else {
-			to.inbox.Put(e.message)
-		}
+		f.hand(to, e)
 	}
 	if e.message != nil {
 		e.message.Done()
@@ -257,6 +259,22 @@ func (f *fleet) deliver() {
 	if to != nil && !to.down {
 		to.group.Turn()
 	}
+}
+
+// hand puts a message into an inbox, through the bytes of its frame.
+func (f *fleet) hand(to *member, e envelope) {
+	if e.beat != nil {
+		b := PeerBeat(e.beat)
+		to.inbox.PutBeat(HeartbeatOf(&b))
+		return
+	}
+	frame := AppendFrame(nil, e.message)
+	for i := range e.message.Entries {
+		frame = append(frame, e.message.Entries[i].Data...)
+	}
+	var d Decoder
+	err := d.Decode(KindOf(e.message.Type), frame[wire.HeaderSize:], func(m *Message) { to.inbox.Put(m) })
+	require.NoError(f.t, err)
 }
 
 // settle delivers and works until nothing is left to do.

@@ -572,7 +572,8 @@ func (g *Group) step(messages []raftpb.Message) {
 			g.send(&m)
 			continue
 		}
-		if err := g.node.Step(m); err != nil {
+		// A replica that was removed may still hear of its own promises.
+		if err := g.node.Step(m); err != nil && !errors.Is(err, raft.ErrStepPeerNotFound) {
 			panic(fmt.Sprintf("replication: raft refused its own %s: %v", m.Type, err))
 		}
 	}

@@ -52,7 +52,7 @@ func (g *Group) replay(known wire.Index) (commit wire.Index, err error) {
 			}
 			g.confState, g.confIndex = next, h.Index
 			alone = g.soleVoter()
-			body = nil
+			h.Kind, body = wire.KindNoOp, nil // to the state machine it is none of its own
 		}
 		g.applyEntry(Entry{
 			Index: h.Index, Term: h.Term, Kind: h.Kind, RecordCount: h.RecordCount,

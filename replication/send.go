@@ -62,7 +62,7 @@ func (g *Group) sum(m *Message) bool {
 		e := &m.Entries[i]
 		kept, ok := g.log.InTail(wire.Index(e.Index))
 		if !ok || !sameEntry(kept, e) {
-			if kept, ok = g.storage.feed.entry(wire.Index(e.Index)); !ok || !sameEntry(kept, e) {
+			if kept, ok = g.storage.feed.find(e); !ok {
 				m.Done()
 				return false
 			}

@@ -123,7 +123,10 @@ func (g *Group) offered(m *Message, status *raft.BasicStatus) bool {
 	o := m.Snapshot
 	var conf raftpb.ConfState
 	switch {
-	case o == nil || m.Term < status.Term || o.Start.Index == 0 || o.Start.Term > wire.Term(m.Term) || o.Applied < o.Start.Index || conf.Unmarshal(o.ConfState) != nil:
+	case m.Term < status.Term:
+		g.drop(m, DropTerm)
+		return false
+	case o == nil || o.Start.Index == 0 || o.Start.Term > wire.Term(m.Term) || o.Applied < o.Start.Index || conf.Unmarshal(o.ConfState) != nil:
 		g.drop(m, DropEntry)
 		return false
 	case g.install != nil:
