@@ -41,7 +41,8 @@ Every flag can also be set by the environment variable shown beside it and in th
 file that --config names; flags win over variables, and those over the file. What
 comes out, and from where, shows: lockstep config show.`,
 		Example: `  lockstep serve
-  lockstep serve --data /var/lib/lockstep --listen 0.0.0.0:7400 --bootstrap`,
+  lockstep serve --data /var/lib/lockstep --listen 0.0.0.0:7400 --bootstrap
+  lockstep serve --data d2 --listen 127.0.0.1:7410 --peer-listen 127.0.0.1:7411 --http off --join 127.0.0.1:7400`,
 		Args: exactArgs(),
 	}
 	s := addServeFlags(c.Flags())
@@ -74,6 +75,7 @@ type serveFlags struct {
 	cfg                      server.Config
 	minFree, memory, pending sizeFlag
 	handshake, idle, scrub   durationFlag
+	replace                  durationFlag
 	logLevel, logFormat      *choiceFlag
 }
 
@@ -82,6 +84,7 @@ func addServeFlags(flags *pflag.FlagSet) *serveFlags {
 	s := &serveFlags{
 		handshake: durationFlag{value: 5 * time.Second}, idle: durationFlag{value: 60 * time.Second},
 		scrub:    durationFlag{value: 24 * time.Hour, unlimited: true},
+		replace:  durationFlag{value: 5 * time.Minute},
 		logLevel: newChoice("info", "debug", "info", "warn", "error"), logFormat: newChoice("text", "text", "json"),
 	}
 	flags.SortFlags = false
@@ -91,6 +94,14 @@ func addServeFlags(flags *pflag.FlagSet) *serveFlags {
 	flags.StringVar(&s.cfg.Listen, "listen", defaultServer, "address for clients, as `host:port`; port 0 = any free one")
 	flags.StringVar(&s.cfg.HTTP, "http", defaultHTTP, "address of /healthz and /metrics, as `host:port`, or off")
 	flags.BoolVar(&s.cfg.Bootstrap, "bootstrap", false, "found a new cluster if the directory is empty; on loopback that needs no saying")
+	flags.StringVar(&s.cfg.PeerListen, "peer-listen", "", "address for other brokers, as `host:port`; empty = this one runs alone")
+	flags.StringSliceVar(&s.cfg.Join, "join", nil, "client `address` of a member of the cluster that an empty directory joins; may be given more than once")
+	flags.Uint32Var(&s.cfg.NodeID, "node-id", 0, "`number` of this node in its cluster, for an empty directory; 0 = 1 for the founder, else whichever is free")
+	flags.StringVar(&s.cfg.Role, "role", "broker", "broker, or gateway: it serves clients and holds no partitions")
+	flags.StringVar(&s.cfg.Rack, "rack", "", "`name` of what fails together with this node; replicas are spread over racks")
+	flags.StringVar(&s.cfg.Advertise, "advertise", "", "`address` that clients connect to, if it is another than --listen")
+	flags.StringVar(&s.cfg.PeerAdvertise, "peer-advertise", "", "`address` that other brokers connect to, if it is another than --peer-listen")
+	flags.Var(&s.replace, "replace-after", "make the replicas of a dead node anew on others after a `duration`")
 	flags.Var(s.logLevel, "log-level", "least important messages that are logged")
 	flags.Var(s.logFormat, "log-format", "how the log on stderr looks")
 	flags.IntVar(&s.cfg.Limits.Connections, "max-connections", 0, "`number` of client connections at once; 0 = 65536, or what the descriptor limit allows")
@@ -118,7 +129,7 @@ func (s *serveFlags) config(a *app, c *cobra.Command) (server.Config, error) {
 	if err := checkServeFlags(c, cfg); err != nil {
 		return cfg, err
 	}
-	for name, d := range map[string]durationFlag{"handshake-timeout": s.handshake, "idle-timeout": s.idle} {
+	for name, d := range map[string]durationFlag{"handshake-timeout": s.handshake, "idle-timeout": s.idle, "replace-after": s.replace} {
 		if d.value < time.Millisecond {
 			return cfg, usagef(c, "%s: %s is too short", setting(c, name), d.String())
 		}
@@ -127,7 +138,7 @@ func (s *serveFlags) config(a *app, c *cobra.Command) (server.Config, error) {
 		return cfg, usagef(c, "%s: %s is too short", setting(c, "scrub-interval"), s.scrub.String())
 	}
 	cfg.MinFreeBytes, cfg.MemoryBytes, cfg.PendingBytes = s.minFree.bytes, s.memory.bytes, s.pending.bytes
-	cfg.ScrubInterval = s.scrub.value
+	cfg.ScrubInterval, cfg.ReplaceAfter = s.scrub.value, s.replace.value
 	cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = s.handshake.value, s.idle.value
 	return cfg, nil
 }

@@ -179,7 +179,7 @@ func TestServeFoundsAClusterOnlyWhenTold(t *testing.T) {
 	refused := startChild(t, "--data", dir, "--listen", "0.0.0.0:0")
 	require.Empty(t, refused.address)
 	require.Equal(t, 1, refused.command.ProcessState.ExitCode())
-	require.Regexp(t, `^lockstep: data directory `+dir+` is empty, and on 0\.0\.0\.0:\d+, which other machines reach, a new cluster is founded only with --bootstrap; `+
+	require.Regexp(t, `^lockstep: data directory `+dir+` is empty, and on 0\.0\.0\.0:\d+, which other machines reach, a new cluster is founded only with --bootstrap, and another one is joined with --join; `+
 		"if this node had data before, mount or restore its directory instead\n$", refused.log.String())
 	names, err := os.ReadDir(dir)
 	require.NoError(t, err)
