@@ -44,7 +44,9 @@ type acceptor struct {
 func newAcceptor(e *engine, listener net.Listener) *acceptor {
 	return &acceptor{
 		engine: e, listener: listener,
-		serve:     func(conn net.Conn, released func()) loopConn { return newSession(e, conn, released) },
+		serve: func(conn net.Conn, released func()) loopConn {
+			return newSession(e, conn.RemoteAddr().String(), released)
+		},
 		admission: admission{limits: &e.limits, storage: vfs.Descriptors, addresses: make(map[netip.Addr]int)},
 		tokens:    make(chan struct{}, e.limits.Registering),
 		goodbyes:  make(chan struct{}, goodbyes),

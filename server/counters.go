@@ -40,13 +40,14 @@ const opcodeCount = int(wire.OpPartAdmin) + 1
 
 // counters of the session layer. All only grow, except the gauges at the top.
 type counters struct {
-	sessions atomic.Int64 // gauge: open sessions
-	peers    atomic.Int64 // gauge: open connections of the peer protocol
-	links    atomic.Int64 // gauge: open links
-	paused   atomic.Int64 // gauge: sessions whose socket is not read
-	inFlight atomic.Int64 // gauge: requests waiting for their answer
-	inbound  atomic.Int64 // gauge: bytes of memory for unfinished frames
-	outbound atomic.Int64 // gauge: bytes of memory for replies that sockets did not take
+	sessions  atomic.Int64 // gauge: open sessions
+	peers     atomic.Int64 // gauge: open connections of the peer protocol
+	links     atomic.Int64 // gauge: open links
+	paused    atomic.Int64 // gauge: sessions whose socket is not read
+	inFlight  atomic.Int64 // gauge: requests waiting for their answer
+	upstreams atomic.Int64 // gauge: connections to other nodes for forwarding
+	inbound   atomic.Int64 // gauge: bytes of memory for unfinished frames
+	outbound  atomic.Int64 // gauge: bytes of memory for replies that sockets did not take
 
 	accepted         atomic.Uint64               // connections admitted
 	refusedTotal     atomic.Uint64               // connections beyond the cap or the descriptor limit
@@ -57,6 +58,7 @@ type counters struct {
 	panics           atomic.Uint64               // recovered panics
 	requests         [opcodeCount]atomic.Uint64  // by opcode; 0 counts the unknown ones
 	errors           [64]atomic.Uint64           // error answers by code
+	forwarded        atomic.Uint64               // requests handed on to other nodes
 	bytesIn          atomic.Uint64               // read from sockets
 	bytesOut         atomic.Uint64               // handed to sockets or to gnet
 	streamBytes      atomic.Uint64               // of these, stored frames on links

@@ -56,7 +56,11 @@ func (s *session) reportDamage(h wire.Header, body []byte) error {
 		s.engine.counters.countError(errorBody(err).Code)
 		return nil
 	}
-	t.replica.ReportDamage(m.Offset)
+	if t.replica == nil {
+		s.forward(h, t, body, false)
+	} else {
+		t.replica.ReportDamage(m.Offset)
+	}
 	return nil
 }
 

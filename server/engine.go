@@ -66,6 +66,10 @@ type engine struct {
 	writables *writables // since run
 
 	gnet    gnet.Engine
+	dialing context.Context // of connections to other nodes, until stop
+	hangUp  context.CancelFunc
+	dials   sync.WaitGroup
+
 	started chan struct{} // closed once all loops run
 	stopped chan struct{} // closed once gnet.Run has returned
 	err     error         // of gnet.Run, valid after stopped
@@ -123,6 +127,7 @@ func newEngine(o engineOptions) (*engine, error) {
 		yield: make(chan *loop, maxLoops), quit: make(chan struct{}),
 		loops: make(map[gnet.EventLoop]*loop),
 	}
+	e.dialing, e.hangUp = context.WithCancel(context.Background())
 	e.bad = complaints{logger: o.Logger, counters: &e.counters, perSec: limits.LogLines, kinds: make(map[string]*complaintWindow)}
 	path, err := filepath.Abs(filepath.Join(o.Dir, "loops.sock"))
 	if err != nil {
@@ -205,6 +210,7 @@ func (e *engine) now() time.Duration { return time.Since(e.start) }
 // tells the clients and answers what is in flight, until ctx is done.
 func (e *engine) stop(ctx context.Context) error {
 	e.drain(ctx)
+	e.hangUp()
 	e.sleep()
 	ended, cancel := context.WithCancel(context.Background())
 	go func() {
@@ -213,6 +219,7 @@ func (e *engine) stop(ctx context.Context) error {
 	}()
 	_ = e.gnet.Stop(ended) // polls every 500 ms; ended tells it sooner
 	<-e.stopped
+	e.dials.Wait()
 	close(e.quit)
 	e.clock.Wait()
 	e.mu.Lock()

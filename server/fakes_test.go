@@ -28,6 +28,7 @@ import (
 // partitions that are a slice of bytes.
 type fakeBackend struct {
 	clusterID uuid.UUID
+	node      uint32 // 0 means fakeNode
 	metadata  *cluster.Metadata
 
 	mu        sync.Mutex
@@ -84,14 +85,18 @@ func (b *fakeBackend) apply(c cluster.Command) {
 
 // create makes a destination.
 func (b *fakeBackend) create(kind wire.DestinationKind, name string, partitions uint32) {
+	b.apply(createCommand(kind, name, partitions))
+}
+
+func createCommand(kind wire.DestinationKind, name string, partitions uint32) cluster.Command {
 	ids := make([]uuid.UUID, partitions)
 	for i := range ids {
 		ids[i] = uuid.New()
 	}
-	b.apply(cluster.Command{Create: &cluster.Create{
+	return cluster.Command{Create: &cluster.Create{
 		Name: name, Kind: kind, ID: uuid.New(), PartitionIDs: ids, Node: fakeNode,
 		Settings: wire.Settings{Partitions: partitions, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited},
-	}})
+	}}
 }
 
 // replica finds a partition by name.
@@ -170,6 +175,12 @@ func (b *fakeBackend) admin(request wire.Message, reply func(wire.Message, error
 		}
 		b.apply(cluster.Command{Delete: &cluster.Delete{Name: m.Name, Kind: m.Kind, ID: m.ID}})
 		reply(&wire.DeleteResponse{}, nil)
+	case *wire.JoinRequest, *wire.NodeAdminRequest, *wire.PartitionAdminRequest:
+		reply(&wire.Empty{}, nil)
+	case *wire.AlterRequest:
+		d, _ := b.View().Destination(m.Name)
+		info := b.Describe(d)
+		reply(&info, nil)
 	case *wire.InitProducerRequest:
 		b.mu.Lock()
 		b.producer++
@@ -191,8 +202,10 @@ func (b *fakeBackend) Describe(d *cluster.Destination) wire.DestinationInfo {
 	return info
 }
 
+func (b *fakeBackend) Alive(uint32) bool { return true }
+
 func (b *fakeBackend) Info() serverInfo {
-	return serverInfo{ClusterID: b.clusterID.String(), NodeID: fakeNode, Version: "test"}
+	return serverInfo{ClusterID: b.clusterID.String(), NodeID: max(b.node, fakeNode), Version: "test"}
 }
 
 // fakeReplica appends in the callers' goroutines and keeps its log in memory.
@@ -500,12 +513,18 @@ type testNode struct {
 	acceptor *acceptor
 	address  string
 	log      *lockedBuffer
+	stopped  bool // by the test
 }
 
 // startNode runs a session layer on a loopback port until the test ends.
 func startNode(t *testing.T, limits Limits, change ...func(*engineOptions)) *testNode {
 	t.Helper()
-	n := &testNode{t: t, backend: newFakeBackend(), log: &lockedBuffer{}}
+	return startNodeOf(t, newFakeBackend(), limits, change...)
+}
+
+func startNodeOf(t *testing.T, backend *fakeBackend, limits Limits, change ...func(*engineOptions)) *testNode {
+	t.Helper()
+	n := &testNode{t: t, backend: backend, log: &lockedBuffer{}}
 	o := engineOptions{
 		Backend: n.backend, Dir: t.TempDir(), Loops: 1, Limits: limits,
 		Logger: slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -525,10 +544,13 @@ func startNode(t *testing.T, limits Limits, change ...func(*engineOptions)) *tes
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		n.acceptor.stop()
-		require.NoError(t, n.engine.stop(ctx))
+		if !n.stopped {
+			n.acceptor.stop()
+			require.NoError(t, n.engine.stop(ctx))
+		}
 		require.Zero(t, n.engine.counters.sessions.Load(), "sessions are left")
 		require.Zero(t, n.engine.counters.links.Load(), "links are left")
+		require.Zero(t, n.engine.counters.upstreams.Load(), "connections to other nodes are left")
 		require.Zero(t, n.engine.counters.inFlight.Load(), "requests are left")
 		require.Zero(t, n.engine.counters.inbound.Load(), "unfinished frames are left")
 		require.Zero(t, n.engine.counters.outbound.Load(), "replies are left")

@@ -40,8 +40,19 @@ func (b *connBase) base() *connBase { return b }
 // register hands a connection to a loop and waits until it is there. On an error the
 // socket is closed; open may have been called all the same.
 func (e *engine) register(conn net.Conn, c loopConn) error {
-	ctx := gnet.NewContext(gnet.NewNetConnContext(context.Background(), conn), c)
-	result, err := e.gnet.Register(ctx)
+	return e.enroll(nil, conn, c)
+}
+
+// enroll is register for a loop of the caller's choice; nil is any.
+func (e *engine) enroll(l *loop, conn net.Conn, c loopConn) error {
+	var result <-chan gnet.RegisteredResult
+	var err error
+	ctx := gnet.NewContext(context.Background(), c)
+	if l != nil {
+		result, err = l.gnet.Enroll(ctx, conn)
+	} else {
+		result, err = e.gnet.Register(gnet.NewNetConnContext(ctx, conn))
+	}
 	if err == nil {
 		select {
 		case r := <-result:

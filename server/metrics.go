@@ -120,6 +120,8 @@ var (
 	metricInFlight   = prometheus.NewDesc("lockstep_requests_in_flight", "Requests that wait for their answer.", nil, nil)
 	metricRequests   = prometheus.NewDesc("lockstep_requests_total", "Requests by opcode.", []string{"opcode"}, nil)
 	metricRedirects  = prometheus.NewDesc("lockstep_redirects_total", "Answers and links that sent a client to another node: NOT_LEADER.", nil, nil)
+	metricForwarded  = prometheus.NewDesc("lockstep_forwarded_total", "Requests of clients handed on to the nodes that lead their partitions.", nil, nil)
+	metricUpstreams  = prometheus.NewDesc("lockstep_upstreams", "Connections to other nodes that carry forwarded sessions.", nil, nil)
 	metricErrors     = prometheus.NewDesc("lockstep_errors_total", "Error answers by code.", []string{"code"}, nil)
 	metricClosed     = prometheus.NewDesc("lockstep_sessions_closed_total", "Ended sessions by reason.", []string{"reason"}, nil)
 	metricAccepted   = prometheus.NewDesc("lockstep_connections_accepted_total", "Connections admitted.", nil, nil)
@@ -135,7 +137,7 @@ var (
 // Describe implements prometheus.Collector.
 func (s *sessionCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricSessions, metricLinks, metricPaused, metricInFlight, metricRequests, metricRedirects, metricErrors, metricClosed,
+		metricSessions, metricLinks, metricPaused, metricInFlight, metricRequests, metricRedirects, metricForwarded, metricUpstreams, metricErrors, metricClosed,
 		metricAccepted, metricRefused, metricBytesIn, metricBytesOut, metricStream, metricSessionLog,
 		metricUnfinished, metricUnread,
 	} {
@@ -172,6 +174,8 @@ func (s *sessionCollector) Collect(ch chan<- prometheus.Metric) {
 			count(metricErrors, n, wire.ErrorCode(i).String())
 		}
 	}
+	gauge(metricUpstreams, c.upstreams.Load())
+	count(metricForwarded, c.forwarded.Load())
 	count(metricRedirects, c.errors[wire.CodeNotLeader].Load())
 	for i := range c.closed {
 		count(metricClosed, c.closed[i].Load(), closeReason(i).String())

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/binary"
 	"sync"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -85,6 +86,13 @@ func (o *outbox) fullLocked(l *Limits) bool {
 	return len(o.requests) >= l.InFlightRequests || o.bytes >= l.InFlightBytes || o.pending.size()+o.unsent >= l.OutboxBytes
 }
 
+// unread is how many bytes wait for the client to take them.
+func (o *outbox) unread() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.pending.size() + o.unsent
+}
+
 // roomLocked reports whether every cap is at most half used: reading resumes.
 func (o *outbox) roomLocked(l *Limits) bool {
 	return len(o.requests) <= l.InFlightRequests/2 && o.bytes <= l.InFlightBytes/2 && o.pending.size()+o.unsent <= l.OutboxBytes/2
@@ -167,6 +175,55 @@ func (s *session) finish(id uint32, m wire.Message, err error) {
 	if notify {
 		s.loop.push(s)
 	}
+}
+
+// answer answers a request in flight with what another node has answered: a body, or
+// with FlagError an ErrorBody. A receipt gets the client's handle. Loop only.
+func (s *session) answer(id uint32, flags wire.Flags, body []byte) {
+	o := &s.out
+	o.mu.Lock()
+	r, ok := o.takeLocked(id)
+	if !ok {
+		o.mu.Unlock()
+		return
+	}
+	flags &= wire.FlagError
+	at := o.pending.size() + wire.HeaderSize
+	o.appendLocked(wire.Header{Opcode: r.opcode, Flags: wire.FlagResponse | flags, Version: r.opcode.Version(), ID: id}, body)
+	if r.opcode == wire.OpProduce && flags == 0 && len(body) >= 4 {
+		binary.LittleEndian.PutUint32(o.pending.bytes[at:], r.handle)
+	}
+	notify := o.notifyLocked()
+	o.mu.Unlock()
+	s.engine.counters.inFlight.Add(-1)
+	if flags != 0 && len(body) >= 2 {
+		s.engine.counters.countError(wire.ErrorCode(binary.LittleEndian.Uint16(body)))
+	}
+	if notify {
+		s.loop.push(s)
+	}
+}
+
+// pass queues a frame of another node. Loop only.
+func (s *session) pass(h wire.Header, body []byte) {
+	o := &s.out
+	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return
+	}
+	o.appendLocked(h, body)
+	notify := o.notifyLocked()
+	o.mu.Unlock()
+	if notify {
+		s.loop.push(s)
+	}
+}
+
+func (o *outbox) appendLocked(h wire.Header, body []byte) {
+	h.Length = wire.FrameLength(len(body))
+	o.pending = o.pending.room(wire.HeaderSize + len(body))
+	o.pending.bytes = append(wire.AppendHeader(o.pending.bytes, h), body...)
 }
 
 // Appended implements partition.Receiver: the tag is the correlation ID. It

@@ -77,6 +77,8 @@ type peerConn struct {
 	batch  peerBatch
 	openAt time.Duration
 
+	successor *session // that serves the connection, if it is a client's that another node forwards
+
 	// Scratch.
 	decoder replication.Decoder
 	beats   wire.PeerBeats
@@ -176,6 +178,9 @@ func (c *peerConn) traffic(in []byte) {
 		c.rest.free()
 		c.rest = nil
 	}
+	if c.successor != nil {
+		c.successor.traffic(in)
+	}
 }
 
 // keep appends bytes to rest, which grows with what has arrived. Of a frame on an open
@@ -240,8 +245,8 @@ func (c *peerConn) preface(b []byte) (used, size int) {
 			return 0, len(wire.PeerPreface)
 		}
 		if start == wire.ForwardPreface {
-			c.bad(errors.New("forwarded sessions are not served here"))
-			return 0, 0
+			c.forwarded()
+			return n, 0
 		}
 	case start == wire.Preface[:n]:
 		c.bad(errors.New("that is the protocol of the port for clients; connect there"))

@@ -222,7 +222,6 @@ func TestRow40_OtherProtocolsOnThePeerPort(t *testing.T) {
 		{"HTTP", []byte("GET / HTTP/1.1\r\n\r\n"), "HTTP"},
 		{"TLS", []byte{0x16, 3, 1, 2, 0, 1, 0, 1}, "TLS"},
 		{"garbage", bytes.Repeat([]byte{0xa5}, 100), "not the peer protocol"},
-		{"a forwarded session", []byte(wire.ForwardPreface), "forwarded"},
 		{"a frame header that nobody wrote", header(func(b []byte) { b[12] ^= 1 }), "checksum"},
 		{"a long HELLO", append([]byte(wire.PeerPreface), wire.AppendPeerFrame(nil, wire.PeerKindHello, 0, &wire.PeerHello{ClientAddress: strings.Repeat("x", 5000)})...), "before WELCOME"},
 		{"heartbeats before HELLO", wire.AppendPeerFrame([]byte(wire.PeerPreface), wire.PeerKindHeartbeats, 0, &wire.PeerBeats{}), "before HELLO"},

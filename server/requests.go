@@ -18,8 +18,9 @@ import (
 type handle struct {
 	number  uint32
 	key     handleKey
-	replica replica
-	routes  uint64        // the engine's, as of which the replica leads
+	replica replica       // of this node, nil while another leads
+	node    uint32        // that leads
+	routes  uint64        // the engine's, as of which it does
 	view    *cluster.View // destination is as of this one
 	dest    *cluster.Destination
 	limits  wire.BatchLimits
@@ -136,11 +137,20 @@ func (s *session) hello(h wire.Header, body []byte) {
 		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "HELLO version %d; this broker understands version %d", h.Version, h.Opcode.Version()))
 		return
 	}
+	if s.forwarded {
+		s.helloForwarded(h, body)
+		return
+	}
 	var m wire.HelloRequest
 	if err := m.Parse(body); err != nil {
 		s.fail(h.Opcode, h.ID, err)
 		return
 	}
+	s.greet(h, &m)
+}
+
+// greet answers HELLO.
+func (s *session) greet(h wire.Header, m *wire.HelloRequest) {
 	if m.MinVersion > wire.MaxProtocolVersion || m.MaxVersion < wire.MinProtocolVersion || m.MinVersion > m.MaxVersion {
 		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "the client speaks versions %d to %d, this broker %d to %d",
 			m.MinVersion, m.MaxVersion, wire.MinProtocolVersion, wire.MaxProtocolVersion))
@@ -192,7 +202,7 @@ func (s *session) metadata(h wire.Header, body []byte) error {
 	view := s.engine.backend.View()
 	response := wire.MetadataResponse{Version: uint64(view.Epoch)}
 	for i := range view.Nodes {
-		response.Nodes = append(response.Nodes, describeNode(&view.Nodes[i]))
+		response.Nodes = append(response.Nodes, describeNode(&view.Nodes[i], s.engine.backend.Alive(view.Nodes[i].ID)))
 	}
 	s.describePage(&response, wanted(view, &m))
 	s.reply(h.Opcode, h.ID, &response)
@@ -200,8 +210,8 @@ func (s *session) metadata(h wire.Header, body []byte) error {
 }
 
 // describeNode is a member as METADATA shows it.
-func describeNode(n *cluster.Node) wire.Node {
-	info := wire.Node{ID: n.ID, Address: n.Address, Rack: n.Rack, Alive: true, Level: uint16(n.MaxLevel)}
+func describeNode(n *cluster.Node, alive bool) wire.Node {
+	info := wire.Node{ID: n.ID, Address: n.Address, Rack: n.Rack, Alive: alive, Level: uint16(n.MaxLevel)}
 	if !n.Broker() {
 		info.Role = wire.RoleGateway
 	}
@@ -325,6 +335,12 @@ func (s *session) openPartition(h wire.Header, body []byte) error {
 		s.refuse(h.Opcode, h.ID, err)
 		return nil
 	}
+	if handle.replica == nil {
+		if s.begin(h, inFlight{bytes: len(body)}) {
+			s.forward(h, handle, body, true)
+		}
+		return nil
+	}
 	info := handle.replica.info()
 	s.reply(h.Opcode, h.ID, &wire.OpenPartitionResponse{
 		Handle: handle.number, DestinationID: handle.dest.ID, Epoch: info.Epoch,
@@ -367,23 +383,27 @@ func (s *session) openHandle(name string, number uint32) (*handle, error) {
 		s.handleOf[key] = t
 	}
 	t.kick(s.loop)
-	t.bind(view, d, r.local, routes)
+	t.bind(view, d, r, routes)
 	return t, nil
 }
 
 // route is where requests of this session for a partition go. NOT_LEADER tells the
-// client where it should go itself.
+// client where it should go itself, or that nobody can.
 func (s *session) route(destination [16]byte, number uint32) (route, error) {
 	r, err := s.engine.backend.Route(destination, number)
-	if err == nil && r.local == nil {
+	switch {
+	case err != nil || r.local != nil:
+	case r.node == 0 || s.features&wire.FeatureFollowsRedirects != 0:
 		err = wire.NotLeader(r.node, r.epoch)
+	case s.hops >= wire.MaxForwardHops:
+		err = errCircle(s.hops)
 	}
 	return r, err
 }
 
 // bind notes what the metadata says about the destination, and who leads the partition.
-func (t *handle) bind(view *cluster.View, d *cluster.Destination, r replica, routes uint64) {
-	t.view, t.dest, t.replica, t.routes = view, d, r, routes
+func (t *handle) bind(view *cluster.View, d *cluster.Destination, r route, routes uint64) {
+	t.view, t.dest, t.replica, t.node, t.routes = view, d, r.local, r.node, routes
 	t.limits = wire.BatchLimits{
 		MaxRecordBytes: cmp.Or(int(d.Settings.MaxRecordBytes), wire.DefaultMaxRecordBytes),
 		RequireIndex: d.Settings.RecordIndex == wire.RecordIndexOn ||
@@ -419,7 +439,7 @@ func (s *session) refresh(t *handle) error {
 		return err
 	}
 	t.kick(s.loop)
-	t.bind(view, d, r.local, routes)
+	t.bind(view, d, r, routes)
 	return nil
 }
 
@@ -431,7 +451,17 @@ func (s *session) produce(h wire.Header, body []byte) error {
 	if !m.Acks.Valid() {
 		return wire.Errorf(wire.CodeMalformed, "acks is %d", m.Acks)
 	}
-	t, info, err := s.checkBatch(&m)
+	t, err := s.handle(m.Handle)
+	if err == nil && t.replica == nil {
+		if m.Acks == wire.AcksNone || s.begin(h, inFlight{handle: m.Handle, bytes: len(body)}) {
+			s.forward(h, t, body, m.Acks != wire.AcksNone)
+		}
+		return nil
+	}
+	var info wire.BatchInfo
+	if err == nil {
+		info, err = t.checkBatch(&m)
+	}
 	if m.Acks == wire.AcksNone {
 		if err == nil {
 			err = t.replica.Append(partition.Append{Batch: m.Batch, Index: m.Index, Info: info, Acks: m.Acks, Receiver: s})
@@ -468,29 +498,24 @@ func (s *session) touch(t *handle, n int) {
 	t.appended += max(n, 1)
 }
 
-// checkBatch finds the partition of a produce request and judges the batch. It
-// allocates only for an error.
-func (s *session) checkBatch(m *wire.ProduceRequest) (*handle, wire.BatchInfo, error) {
-	t, err := s.handle(m.Handle)
-	if err != nil {
-		return nil, wire.BatchInfo{}, err
-	}
+// checkBatch judges the batch of a produce request. It allocates only for an error.
+func (t *handle) checkBatch(m *wire.ProduceRequest) (wire.BatchInfo, error) {
 	if m.Keyed {
 		owner, ok := wire.SlotPartition(t.dest.Slots, m.Slot)
 		if !ok || m.SlotVersion != t.dest.SlotVersion || owner != t.key.partition {
-			return nil, wire.BatchInfo{}, wire.Errorf(wire.CodeWrongPartition, "slot %d of slot map %d is not of partition %d in slot map %d",
+			return wire.BatchInfo{}, wire.Errorf(wire.CodeWrongPartition, "slot %d of slot map %d is not of partition %d in slot map %d",
 				m.Slot, m.SlotVersion, t.key.partition, t.dest.SlotVersion)
 		}
 	}
 	info, err := wire.ValidateBatch(m.Batch, m.Index, t.limits)
 	if err != nil {
-		return nil, info, err
+		return info, err
 	}
 	// Only batches that reach a quorum are deduplicated (RULES R4).
 	if m.Acks != wire.AcksQuorum && info.ProducerID >= 0 {
-		return nil, info, wire.Errorf(wire.CodeInvalidRequest, "a batch with acks=%v must not carry a producer ID", m.Acks)
+		return info, wire.Errorf(wire.CodeInvalidRequest, "a batch with acks=%v must not carry a producer ID", m.Acks)
 	}
-	return t, info, nil
+	return info, nil
 }
 
 func (s *session) listOffsets(h wire.Header, body []byte) error {
@@ -507,6 +532,12 @@ func (s *session) listOffsets(h wire.Header, body []byte) error {
 	t, err := s.handle(m.Handle)
 	if err != nil {
 		s.refuse(h.Opcode, h.ID, err)
+		return nil
+	}
+	if t.replica == nil {
+		if s.begin(h, inFlight{bytes: len(body)}) {
+			s.forward(h, t, body, true)
+		}
 		return nil
 	}
 	info := t.replica.info()

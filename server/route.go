@@ -13,7 +13,7 @@ type route struct {
 // Route finds where requests for a partition go.
 func (b *broker) Route(destination [16]byte, number uint32) (route, error) {
 	r, err := b.Partition(destination, number)
-	if b.network != nil && (err != nil || r.State() == wire.PartitionStarting) {
+	if b.network != nil && (err != nil || !r.Leading()) {
 		d, ok := b.View().DestinationByID(destination)
 		if ok && number < uint32(len(d.Partitions)) {
 			p := &d.Partitions[number]
@@ -21,7 +21,7 @@ func (b *broker) Route(destination [16]byte, number uint32) (route, error) {
 			switch {
 			case known && l.node != b.identity.NodeID:
 				return route{node: l.node, epoch: l.Epoch}, nil
-			case err == nil && len(p.Replicas) > 1, err != nil && p.On(b.identity.NodeID) == nil:
+			case err == nil && len(p.Replicas) > 1 && r.State() == wire.PartitionStarting, err != nil && p.On(b.identity.NodeID) == nil:
 				return route{}, nil // nobody leads, as far as is known here
 			}
 		}
@@ -31,3 +31,6 @@ func (b *broker) Route(destination [16]byte, number uint32) (route, error) {
 	}
 	return route{local: r, node: b.identity.NodeID, epoch: r.Epoch()}, nil
 }
+
+// Alive implements backend.
+func (b *broker) Alive(node uint32) bool { return b.reachable(node) }

@@ -22,7 +22,7 @@ func TestR_IS_3_NodesThatDoNotLeadSayWhoDoes(t *testing.T) {
 	n := startNode(t, Limits{})
 	n.backend.create(wire.Topic, "events", 2)
 	numbered(n.backend.replica("events", 0), 10, 100)
-	c := dialOpen(t, n.address)
+	c := dialFollowing(t, n.address)
 	h := c.open("events", 0)
 	idle := c.link(h, 0, 0)        // waits for credit
 	parked := c.link(h, 0, 64<<20) // waits at the end

@@ -25,6 +25,8 @@ type backend interface {
 	Admin(request wire.Message, reply func(response wire.Message, err error))
 	// Describe is a destination as clients see it, with the state of its partitions.
 	Describe(d *cluster.Destination) wire.DestinationInfo
+	// Alive reports whether a node is this one, or one that can be talked to.
+	Alive(node uint32) bool
 	// Info is who we are.
 	Info() serverInfo
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
@@ -46,7 +45,9 @@ type session struct {
 	remote  string
 	name    string // the client's, from HELLO
 
-	features uint64 // that the client asked for and gets
+	features  uint64 // that the client asked for and gets
+	forwarded bool   // another node hands its requests on
+	hops      uint8  // nodes that do so, one to the other
 
 	phase      phase
 	full       bool // no further request is handled for now
@@ -85,12 +86,16 @@ type session struct {
 	reading int           // at work or in their partition's line
 
 	active []*link // links that could send, in turn
+
+	upstreams      map[uint32]*upstream      // to other nodes, by ID
+	dirty          []*upstream               // have something to write
+	forwardedLinks map[uint32]*forwardedLink // by the client's ID, which those in links do not have
 }
 
 // newSession makes the session of an accepted connection. released is called
 // once, when the session is over.
-func newSession(e *engine, conn net.Conn, released func()) *session {
-	s := &session{engine: e, remote: conn.RemoteAddr().String()}
+func newSession(e *engine, remote string, released func()) *session {
+	s := &session{engine: e, remote: remote}
 	s.fd, s.timer.conn = -1, s
 	s.release = func() {
 		s.release = func() {}
@@ -281,6 +286,9 @@ func (s *session) kick() {
 	}
 	clear(s.touched)
 	s.touched = s.touched[:0]
+	if len(s.dirty) > 0 {
+		s.flushUpstreams()
+	}
 }
 
 // turn does what others, or the session itself, have left to do: write what
@@ -341,6 +349,9 @@ func (s *session) flush() (room bool) {
 			s.hold(0)
 			if len(s.active) == 0 {
 				s.blockedSince = 0
+			}
+			if len(s.upstreams) > 0 {
+				s.resumeUpstreams()
 			}
 			return room
 		}
@@ -657,6 +668,7 @@ func (s *session) forget() {
 		_ = unix.Close(s.fd)
 	}
 	s.closeLinks()
+	s.dropUpstreams()
 	s.cut.release()
 	s.phase = phaseClosed
 	s.conn, s.fd = nil, -1

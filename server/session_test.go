@@ -779,7 +779,7 @@ func TestSteadyProduceDoesNotAllocate(t *testing.T) {
 	conn, peer := net.Pipe()
 	defer conn.Close()
 	defer peer.Close()
-	s := newSession(e, conn, func() {})
+	s := newSession(e, conn.RemoteAddr().String(), func() {})
 	l := &loop{engine: e, sessions: make(map[*session]struct{}), running: true}
 	l.wheel.init(0)
 	s.loop, s.phase = l, phaseOpen

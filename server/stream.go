@@ -92,11 +92,15 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 		return nil
 	}
 	t, err := s.handle(m.Handle)
-	if err == nil && len(s.links)+s.opening >= s.engine.limits.Links {
-		err = wire.Errorf(wire.CodeTooMany, "%d links are open; one connection may have %d", len(s.links), s.engine.limits.Links)
+	if open := len(s.links) + len(s.forwardedLinks); err == nil && open+s.opening >= s.engine.limits.Links {
+		err = wire.Errorf(wire.CodeTooMany, "%d links are open; one connection may have %d", open, s.engine.limits.Links)
 	}
 	if err != nil {
 		s.finish(h.ID, nil, err)
+		return nil
+	}
+	if t.replica == nil {
+		s.forward(h, t, body, true)
 		return nil
 	}
 	info := t.replica.info()
@@ -170,6 +174,8 @@ func (s *session) linkCredit(h wire.Header, body []byte) error {
 		if !k.parked && !k.loading {
 			s.run(k)
 		}
+	} else if k := s.forwardedLinks[h.ID]; k != nil {
+		k.up.control(h.Opcode, k.remote, body)
 	}
 	return nil
 }
@@ -180,6 +186,10 @@ func (s *session) linkClose(h wire.Header, body []byte) error {
 		return err
 	}
 	k := s.links[h.ID]
+	if f := s.forwardedLinks[h.ID]; f != nil {
+		f.up.control(h.Opcode, f.remote, nil) // LINK_CLOSED comes from there
+		return nil
+	}
 	if k == nil {
 		s.linkClosed(h.ID, wire.ErrorBody{Code: wire.CodeUnknownLink})
 		return nil
@@ -215,6 +225,9 @@ func (s *session) closeLinks() {
 	for _, k := range s.links {
 		s.forgetLink(k)
 	}
+	for _, k := range s.forwardedLinks {
+		s.forgetForwarded(k)
+	}
 	s.active = nil
 }
 
@@ -224,13 +237,20 @@ func (s *session) topologyChanged() {
 	for _, k := range s.links {
 		s.follow(k)
 	}
+	for _, k := range s.forwardedLinks {
+		s.followForwarded(k)
+	}
 }
 
 // follow closes a link whose partition is not served from where it streams any more,
 // and reports whether it goes on.
 func (s *session) follow(k *link) bool {
 	err := s.refresh(k.handle)
-	if err == nil && k.replica != k.handle.replica {
+	switch {
+	case err != nil || k.replica == k.handle.replica:
+	case k.handle.replica == nil:
+		err = wire.NotLeader(k.handle.node, 0)
+	default:
 		err = wire.Errorf(wire.CodeUnavailable, "the partition was opened anew")
 	}
 	if err != nil {

@@ -40,12 +40,16 @@ func (m *HelloRequest) Append(dst []byte) []byte {
 // Parse implements Message.
 func (m *HelloRequest) Parse(src []byte) error {
 	r := reader{src: src}
+	m.read(&r)
+	return r.done("HELLO request")
+}
+
+func (m *HelloRequest) read(r *reader) {
 	m.MinVersion = r.uint16()
 	m.MaxVersion = r.uint16()
 	m.Features = r.uint64()
 	m.ClientName = r.string()
 	m.ClusterID = r.string()
-	return r.done("HELLO request")
 }
 
 // HelloResponse accepts a session.

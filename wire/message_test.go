@@ -91,6 +91,19 @@ var goldenMessages = []goldenMessage{
 		03 00 61 70 70          // "app"
 		02 00 63 31             // "c1"
 	`},
+	{"HELLO request of a forwarded session", OpHello, false,
+		&ForwardRequest{
+			HelloRequest: HelloRequest{MinVersion: 1, MaxVersion: 2, Features: 3, ClientName: "app", ClusterID: "c1"},
+			Node:         4, Hops: 2, ClientAddress: "h:1",
+		}, `
+		01 00 02 00             // versions 1 to 2
+		03 00 00 00 00 00 00 00 // features
+		03 00 61 70 70          // "app"
+		02 00 63 31             // "c1"
+		04 00 00 00             // node 4
+		02                      // it is the second that forwards
+		03 00 68 3a 31          // "h:1"
+	`},
 	{"HELLO response", OpHello, true,
 		&HelloResponse{
 			Version: 1, Features: 2, ClusterID: "c1", NodeID: 7, ServerVersion: "v0",
