@@ -136,6 +136,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.logCommand(),
 		a.doctorCommand(),
 		a.configCommand(),
+		a.devCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
 	)

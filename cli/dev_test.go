@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// freePorts finds a base port with the ports of n nodes free above it. Somebody may
+// take one until they are used: the caller tries again.
+func freePorts(t *testing.T, n int) int {
+	t.Helper()
+	for base := 20000 + os.Getpid()%1000*10; base < 32000; base += maxDevNodes * devPorts {
+		free := true
+		for port := base; port < base+n*devPorts; port++ {
+			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if free = err == nil; !free {
+				break
+			}
+			l.Close()
+		}
+		if free {
+			return base
+		}
+	}
+	t.Fatal("no ports are free")
+	return 0
+}
+
+func devState(t *testing.T, dir string) []string {
+	t.Helper()
+	var nodes []struct {
+		State string
+		PID   int
+	}
+	require.NoError(t, json.Unmarshal([]byte(must(t, shell{}, "dev", "status", "--dir", dir, "-o", "json")), &nodes))
+	var states []string
+	for _, n := range nodes {
+		require.Equal(t, n.State == devStopped, n.PID == 0)
+		states = append(states, n.State)
+	}
+	return states
+}
+
+func TestDevRunsKillsStartsAndStopsNodes(t *testing.T) {
+	t.Setenv(childVariable, "1")
+	dir := filepath.Join(t.TempDir(), "it's mine")
+	port := freePorts(t, 1)
+	run := func(args ...string) outcome {
+		return shell{}.run(context.Background(), append([]string{"dev"}, append(args, "--dir", dir)...)...)
+	}
+	t.Cleanup(func() { run("down") })
+	require.Equal(t, outcome{1, "", "lockstep: there is no cluster in " + dir + "; start one with: lockstep dev up --nodes 3 --dir " + shellWord(dir) + "\n"}, run("status"))
+
+	up := run("up", "--detach", "--base-port", fmt.Sprint(port))
+	require.Equal(t, 0, up.code, up.stderr)
+	server := fmt.Sprintf("127.0.0.1:%d", port)
+	require.Equal(t, fmt.Sprintf("lockstep dev: 1 node ready in %s; try: lockstep queue create orders --server %s; stop with: lockstep dev down --dir %s\n", dir, server, shellWord(dir)), up.stderr)
+	must(t, at(server, ""), "queue", "create", "orders")
+	require.Equal(t, []string{devRunning}, devState(t, dir))
+	again := run("up", "--detach")
+	require.Equal(t, 1, again.code)
+	require.Contains(t, again.stderr, "1 of 1 nodes in "+dir+" run already")
+	require.Contains(t, run("start", "1").stderr, "node 1 runs already, as process ")
+	require.Contains(t, run("kill", "2").stderr, "there is no node 2: the cluster in "+dir+" has 1 node")
+	require.Equal(t, 2, run("kill", "x").code)
+
+	require.Equal(t, 0, run("kill", "1").code)
+	require.Equal(t, []string{devStopped}, devState(t, dir))
+	require.Equal(t, outcome{1, "", "lockstep: node 1 does not run; start it with: lockstep dev start 1\n"}, run("kill", "n1"))
+	started := run("start", "1")
+	require.Equal(t, 0, started.code, started.stderr)
+	require.Contains(t, must(t, at(server, ""), "queue", "ls"), "orders")
+
+	require.Equal(t, 0, run("down").code)
+	require.Equal(t, []string{devStopped}, devState(t, dir))
+	require.Contains(t, run("up", "--nodes", "2").stderr, "the cluster in "+dir+" has 1 node; leave --nodes out")
+
+	require.Equal(t, 0, run("down", "--purge").code)
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+// Without --detach the nodes' logs are printed, and an interrupt ends them.
+func TestDevUpPrintsTheLogsUntilItIsInterrupted(t *testing.T) {
+	t.Setenv(childVariable, "1")
+	dir := t.TempDir()
+	ctx, interrupt := context.WithCancelCause(context.Background())
+	var stderr lockedBuffer
+	ended := make(chan int)
+	go func() {
+		ended <- shell{}.app(discard{}, &stderr).run(ctx, []string{"dev", "up", "--dir", dir, "--base-port", fmt.Sprint(freePorts(t, 1))})
+	}()
+	require.Eventually(t, func() bool {
+		return strings.Contains(stderr.String(), "n1 | lockstep: ready on 127.0.0.1:") && strings.Contains(stderr.String(), "lockstep dev: 1 node ready")
+	}, 60*time.Second, 10*time.Millisecond)
+	interrupt(errInterrupted)
+	require.Equal(t, 0, <-ended)
+	require.Equal(t, []string{devStopped}, devState(t, dir))
+}
+
+func TestDevTellsANodeFromAnotherProcessWithItsPID(t *testing.T) {
+	_, started, err := processState(os.Getpid())
+	require.NoError(t, err)
+	require.Equal(t, devRunning, (&devNode{PID: os.Getpid(), Started: started}).state())
+	require.Equal(t, devStopped, (&devNode{PID: os.Getpid(), Started: started + 1}).state())
+	require.Equal(t, devStopped, (&devNode{}).state())
+}
