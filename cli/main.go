@@ -137,6 +137,9 @@ func (a *app) rootCommand() *cobra.Command {
 		a.doctorCommand(),
 		a.configCommand(),
 		a.devCommand(),
+		a.clusterCommand(),
+		a.nodeCommand(),
+		a.partitionCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
 	)

@@ -108,7 +108,11 @@ type PartitionInfo struct {
 	Bytes       uint64 // size of the log on the leader
 	Damaged     uint32 // ranges of offsets that are damaged and cannot be read
 	Problem     string // why the partition does not serve; empty while it does
+	Replicas    []Replica
 }
+
+// Replica is one copy of a partition and where it is.
+type Replica = wire.ReplicaInfo
 
 func decodeDestination(info *wire.DestinationInfo) Destination {
 	d := Destination{
@@ -127,6 +131,7 @@ func decodeDestination(info *wire.DestinationInfo) Destination {
 			State:       p.State,
 			Damaged:     p.Damaged,
 			Problem:     p.Problem,
+			Replicas:    p.Replicas,
 			StartOffset: uint64(p.StartOffset),
 			NextOffset:  uint64(p.NextOffset),
 			Bytes:       p.Bytes,

@@ -1,0 +1,271 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// clusterPoll is how often a command that waits for the cluster looks at it.
+const clusterPoll = 200 * time.Millisecond
+
+func (a *app) clusterCommand() *cobra.Command {
+	c := a.group(&cobra.Command{
+		Use:   "cluster",
+		Short: "Look at the cluster as a whole",
+		Example: `  lockstep cluster status
+  lockstep cluster health --watch --exit-when-healthy`,
+	})
+	a.clientFlags(c)
+	c.AddCommand(a.clusterStatusCommand(), a.clusterHealthCommand())
+	return c
+}
+
+// clusterJSON is the cluster as -o json prints it, as one broker saw it.
+type clusterJSON struct {
+	Version      uint64     `json:"version"`
+	Healthy      bool       `json:"healthy"`
+	Problems     []string   `json:"problems"`
+	Nodes        []nodeJSON `json:"nodes"`
+	Destinations int        `json:"destinations"`
+	Partitions   int        `json:"partitions"`
+}
+
+type nodeJSON struct {
+	Node     uint32 `json:"node"`
+	Address  string `json:"address"`
+	Rack     string `json:"rack"`
+	Role     string `json:"role"`
+	State    string `json:"state"`
+	Alive    bool   `json:"alive"`
+	Leaders  int    `json:"leaders"`
+	Replicas int    `json:"replicas"`
+}
+
+// askCluster asks a broker for the cluster.
+func askCluster(ctx context.Context, conn *client.Conn) (*clusterJSON, []client.Destination, error) {
+	nodes, version, err := conn.Nodes(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	destinations, err := conn.Destinations(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return judgeCluster(version, nodes, destinations), destinations, nil
+}
+
+// judgeCluster counts what each node has, and lists what is not as it should be.
+func judgeCluster(version uint64, nodes []client.Node, destinations []client.Destination) *clusterJSON {
+	out := &clusterJSON{Version: version, Problems: []string{}, Destinations: len(destinations)}
+	for _, n := range nodes {
+		out.Nodes = append(out.Nodes, nodeJSON{
+			Node: n.ID, Address: n.Address, Rack: n.Rack, Role: n.Role.String(), State: n.State.String(), Alive: n.Alive,
+		})
+	}
+	problem := func(format string, args ...any) { out.Problems = append(out.Problems, fmt.Sprintf(format, args...)) }
+	node := func(id uint32) *nodeJSON {
+		i := slices.IndexFunc(out.Nodes, func(n nodeJSON) bool { return n.Node == id })
+		if i < 0 {
+			return &nodeJSON{Node: id}
+		}
+		return &out.Nodes[i]
+	}
+	for _, d := range destinations {
+		for _, p := range d.Partitions {
+			out.Partitions++
+			name := fmt.Sprintf("%s/%d", d.Name, p.Number)
+			switch {
+			case p.Problem != "":
+				problem("partition %s is %s: %s", name, p.State, oneLine(p.Problem))
+			case p.State == wire.PartitionFenced:
+				problem("partition %s is %s", name, p.State)
+			case p.Leader == 0 && len(p.Replicas) > 1:
+				problem("partition %s has no leader", name)
+			case p.Damaged > 0:
+				problem("partition %s has %s", name, plural(int64(p.Damaged), "damaged range"))
+			}
+			if p.Leader != 0 {
+				node(p.Leader).Leaders++
+			}
+			for _, r := range p.Replicas {
+				n := node(r.Node)
+				n.Replicas++
+				if r.State == wire.ReplicaJoining || r.State == wire.ReplicaLeaving || r.State == wire.ReplicaLost {
+					problem("partition %s: its replica on node %d is %s", name, r.Node, r.State)
+				}
+			}
+		}
+	}
+	for _, n := range out.Nodes {
+		switch {
+		case !n.Alive && n.Replicas > 0:
+			problem("node %d (%s) does not answer; %s are on it", n.Node, n.Address, plural(int64(n.Replicas), "replica"))
+		case !n.Alive:
+			problem("node %d (%s) does not answer", n.Node, n.Address)
+		case n.State != wire.NodeUp.String() && n.Leaders > 0:
+			problem("node %d is %s and still leads %s", n.Node, n.State, plural(int64(n.Leaders), "partition"))
+		}
+	}
+	out.Healthy = len(out.Problems) == 0
+	return out
+}
+
+func (a *app) clusterStatusCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "status",
+		Aliases: []string{"show"},
+		Short:   "Show the nodes of the cluster, what they hold, and what is not as it should be",
+		Example: `  lockstep cluster status
+  lockstep cluster status -o json`,
+		Args: exactArgs(),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			s, _, err := askCluster(ctx, conn)
+			if err != nil {
+				return &failure{doing: "look at the cluster", err: err}
+			}
+			if output.value == "json" {
+				return a.printJSON(s)
+			}
+			if err := a.printNodes(s.Nodes); err != nil {
+				return err
+			}
+			text := fmt.Sprintf("\n%s, %s, %s; metadata version %d\n", plural(int64(len(s.Nodes)), "node"),
+				plural(int64(s.Destinations), "destination"), plural(int64(s.Partitions), "partition"), s.Version)
+			_, err = fmt.Fprint(a.stdout, text, healthText(s))
+			return outputError(err)
+		})
+	}
+	return c
+}
+
+// maxProblems bounds how many problems are printed; -o json has all.
+const maxProblems = 20
+
+func healthText(s *clusterJSON) string {
+	if s.Healthy {
+		return "healthy\n"
+	}
+	lines := s.Problems[:min(len(s.Problems), maxProblems)]
+	text := "not healthy:\n  " + strings.Join(lines, "\n  ") + "\n"
+	if more := len(s.Problems) - len(lines); more > 0 {
+		text += fmt.Sprintf("  and %s more\n", plural(int64(more), "problem"))
+	}
+	return text
+}
+
+func (a *app) clusterHealthCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "health",
+		Short: "Tell whether every node answers and every partition has its leader and replicas",
+		Long: `Tell whether every node answers and every partition has its leader and its replicas. The
+exit code is 1 if not. With --watch it goes on and prints what changes; a cluster that
+does not answer is one that is not healthy.`,
+		Example: `  lockstep cluster health
+  lockstep cluster health --watch --exit-when-healthy`,
+		Args: exactArgs(),
+	}
+	watch := c.Flags().Bool("watch", false, "go on, and print it again when it changes")
+	exit := c.Flags().Bool("exit-when-healthy", false, "with --watch: end once the cluster is healthy")
+	timeout := durationFlag{unlimited: true}
+	c.Flags().Var(&timeout, "timeout", "with --watch: give up after a `duration`; 0 = never")
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if (*exit || timeout.value > 0) && !*watch {
+			return usagef(c, "flags --exit-when-healthy and --timeout need --watch")
+		}
+		if !*watch {
+			return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+				s, _, err := askCluster(ctx, conn)
+				if err != nil {
+					return &failure{doing: "look at the cluster", err: err}
+				}
+				return a.printHealth(s, output.value)
+			})
+		}
+		return a.watchHealth(c.Context(), *exit, timeout.value, output.value)
+	}
+	return c
+}
+
+func (a *app) printHealth(s *clusterJSON, output string) error {
+	if output == "json" {
+		if err := a.printJSON(s); err != nil {
+			return err
+		}
+	} else if _, err := fmt.Fprint(a.stdout, healthText(s)); err != nil {
+		return outputError(err)
+	}
+	if !s.Healthy {
+		return fmt.Errorf("the cluster has %s; wait for it with: lockstep cluster health --watch --exit-when-healthy", plural(int64(len(s.Problems)), "problem"))
+	}
+	return nil
+}
+
+// watchHealth prints the health whenever it changes.
+func (a *app) watchHealth(ctx context.Context, exit bool, timeout time.Duration, output string) error {
+	end := make(<-chan time.Time)
+	if timeout > 0 {
+		end = time.After(timeout)
+	}
+	tick := time.NewTicker(clusterPoll)
+	defer tick.Stop()
+	var conn *client.Conn
+	defer func() {
+		if conn != nil {
+			conn.Close()
+		}
+	}()
+	for last := ""; ; {
+		s, err := a.healthOnce(ctx, &conn)
+		if err != nil {
+			s = &clusterJSON{Problems: []string{oneLine(a.explain(&failure{doing: "look at the cluster", err: err}))}}
+		}
+		if text := healthText(s); text != last && ctx.Err() == nil {
+			last = text
+			if err := a.printHealth(s, output); errors.Is(err, errOutputClosed) {
+				return err
+			}
+		}
+		if exit && s.Healthy {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return interruptedOr(ctx, ctx.Err())
+		case <-end:
+			return fmt.Errorf("the cluster is not healthy after %s", formatDuration(timeout))
+		case <-tick.C:
+		}
+	}
+}
+
+// healthOnce asks over a connection that it makes where there is none, and gives up
+// where it fails.
+func (a *app) healthOnce(ctx context.Context, conn **client.Conn) (*clusterJSON, error) {
+	if *conn == nil {
+		var err error
+		if *conn, err = a.connect(ctx, client.WithReconnect(false)); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	s, _, err := askCluster(ctx, *conn)
+	if err != nil {
+		(*conn).Close()
+		*conn = nil
+	}
+	return s, err
+}

@@ -1,0 +1,115 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// threeNodes is a healthy cluster with one queue of two partitions.
+func threeNodes() ([]client.Node, []client.Destination) {
+	nodes := []client.Node{
+		{ID: 1, Address: "a:1", Alive: true}, {ID: 2, Address: "b:1", Alive: true, Rack: "r2"}, {ID: 3, Address: "c:1", Alive: true, Role: wire.RoleGateway},
+	}
+	replicas := func() []client.Replica {
+		return []client.Replica{{Replica: 5, Node: 1, State: wire.ReplicaActive}, {Replica: 6, Node: 2, State: wire.ReplicaActive}}
+	}
+	d := client.Destination{Name: "orders", Kind: client.Queue, Partitions: []client.PartitionInfo{
+		{Number: 0, Leader: 1, State: wire.PartitionActive, Replicas: replicas()},
+		{Number: 1, Leader: 2, State: wire.PartitionActive, Replicas: replicas()},
+	}}
+	return nodes, []client.Destination{d}
+}
+
+func TestHealthNamesWhatIsWrong(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(nodes []client.Node, orders []client.PartitionInfo)
+		want   []string
+	}{
+		{"nothing", func([]client.Node, []client.PartitionInfo) {}, []string{}},
+		{"a dead node", func(n []client.Node, _ []client.PartitionInfo) { n[1].Alive = false }, []string{"node 2 (b:1) does not answer; 2 replicas are on it"}},
+		{"a dead gateway", func(n []client.Node, _ []client.PartitionInfo) { n[2].Alive = false }, []string{"node 3 (c:1) does not answer"}},
+		{"no leader", func(_ []client.Node, p []client.PartitionInfo) { p[1].Leader = 0 }, []string{"partition orders/1 has no leader"}},
+		{"a partition of one replica that nobody wrote to", func(_ []client.Node, p []client.PartitionInfo) {
+			p[1].Leader, p[1].Replicas = 0, p[1].Replicas[:1]
+		}, []string{}},
+		{"a fence", func(_ []client.Node, p []client.PartitionInfo) {
+			p[0].State, p[0].Problem = wire.PartitionFenced, "disk\nerror"
+		}, []string{"partition orders/0 is fenced: disk; error"}},
+		{"damage", func(_ []client.Node, p []client.PartitionInfo) { p[0].Damaged = 2 }, []string{"partition orders/0 has 2 damaged ranges"}},
+		{"a replica that moves", func(_ []client.Node, p []client.PartitionInfo) {
+			p[0].Replicas[0].State, p[0].Replicas[1].State = wire.ReplicaLeaving, wire.ReplicaJoining
+		}, []string{"partition orders/0: its replica on node 1 is leaving", "partition orders/0: its replica on node 2 is joining"}},
+		{"a draining node that leads", func(n []client.Node, _ []client.PartitionInfo) { n[0].State = wire.NodeDraining },
+			[]string{"node 1 is draining and still leads 1 partition"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			nodes, destinations := threeNodes()
+			c.change(nodes, destinations[0].Partitions)
+			got := judgeCluster(7, nodes, destinations)
+			require.Equal(t, c.want, got.Problems)
+			require.Equal(t, len(c.want) == 0, got.Healthy)
+		})
+	}
+}
+
+func TestNodesAreCountedWithWhatTheyHold(t *testing.T) {
+	got := judgeCluster(threeNodesAt(7))
+	require.Equal(t, &clusterJSON{Version: 7, Healthy: true, Problems: []string{}, Destinations: 1, Partitions: 2, Nodes: []nodeJSON{
+		{Node: 1, Address: "a:1", Role: "broker", State: "up", Alive: true, Leaders: 1, Replicas: 2},
+		{Node: 2, Address: "b:1", Rack: "r2", Role: "broker", State: "up", Alive: true, Leaders: 1, Replicas: 2},
+		{Node: 3, Address: "c:1", Role: "gateway", State: "up", Alive: true},
+	}}, got)
+}
+
+func threeNodesAt(version uint64) (uint64, []client.Node, []client.Destination) {
+	nodes, destinations := threeNodes()
+	return version, nodes, destinations
+}
+
+func TestClusterCommandsOnOneNode(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "orders", "--partitions", "2")
+	must(t, at(address, "a\nb\n"), "produce", "orders", "--partition", "0")
+
+	require.Equal(t, "healthy\n", must(t, sh, "cluster", "health"))
+	require.Equal(t, "healthy\n", must(t, sh, "cluster", "health", "--watch", "--exit-when-healthy"))
+	var s clusterJSON
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "cluster", "status", "-o", "json")), &s))
+	require.True(t, s.Healthy)
+	require.Equal(t, 2, s.Partitions)
+	require.Equal(t, []nodeJSON{{Node: 1, Address: address, Role: "broker", State: "up", Alive: true, Leaders: s.Nodes[0].Leaders, Replicas: 2}}, s.Nodes)
+	require.Regexp(t, `^NODE +ADDRESS +RACK +ROLE +STATE +LEADERS +REPLICAS\n +1 +`+address+` +- +broker +up +\d +2\n\n1 node, 1 destination, 2 partitions; metadata version \d+\nhealthy\n$`,
+		must(t, sh, "cluster", "status"))
+	require.Regexp(t, `(?m)^orders/0 +1 +1 +active +1 +0 +2$`, must(t, sh, "partition", "ls", "orders"))
+	var partitions []replicatedJSON
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "partition", "ls", "-o", "json")), &partitions))
+	require.Len(t, partitions, 2)
+	require.Len(t, partitions[0].Replicas, 1)
+
+	for _, c := range []struct {
+		args []string
+		code int
+	}{
+		{[]string{"node", "decommission", "1"}, 1},
+		{[]string{"node", "drain", "9"}, 1},
+		{[]string{"node", "drain", "x"}, 2},
+		{[]string{"partition", "move", "orders"}, 2},
+		{[]string{"partition", "move", "orders/0"}, 2},
+		{[]string{"partition", "move", "orders/0", "--from", "1", "--to", "2"}, 1},
+		{[]string{"partition", "transfer-leader", "nope/0"}, 1},
+		{[]string{"cluster", "health", "--exit-when-healthy"}, 2},
+	} {
+		got := sh.run(context.Background(), c.args...)
+		require.Equal(t, c.code, got.code, "%v: %s", c.args, got.stderr)
+		require.Empty(t, got.stdout)
+		t.Log(got.stderr)
+	}
+}

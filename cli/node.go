@@ -1,0 +1,156 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+)
+
+func (a *app) nodeCommand() *cobra.Command {
+	c := a.group(&cobra.Command{
+		Use:        "node",
+		SuggestFor: []string{"nodes", "broker", "brokers"},
+		Short:      "List, drain and remove nodes of the cluster",
+		Example: `  lockstep node ls
+  lockstep node drain 2 --wait`,
+	})
+	a.clientFlags(c)
+	c.AddCommand(
+		a.nodeLsCommand(),
+		a.nodeAdminCommand(client.NodeDrain, "drain", "Give a node's leaderships away, as before its restart", "drained",
+			func(n *nodeJSON) bool { return n == nil || n.Leaders == 0 }),
+		a.nodeAdminCommand(client.NodeUndrain, "undrain", "Let a node take part in everything again", "back",
+			func(n *nodeJSON) bool { return n == nil || n.State == "up" }),
+		a.nodeAdminCommand(client.NodeDecommission, "decommission", "Give a node's replicas to others and remove it from the cluster", "removed",
+			func(n *nodeJSON) bool { return n == nil }),
+	)
+	return c
+}
+
+func (a *app) nodeLsCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the nodes of the cluster",
+		Example: `  lockstep node ls
+  lockstep node ls -o json`,
+		Args: exactArgs(),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			s, _, err := askCluster(ctx, conn)
+			if err != nil {
+				return &failure{doing: "list nodes", err: err}
+			}
+			if output.value == "json" {
+				return a.printJSON(s.Nodes)
+			}
+			return a.printNodes(s.Nodes)
+		})
+	}
+	return c
+}
+
+func (a *app) printNodes(nodes []nodeJSON) error {
+	var rows [][]string
+	for _, n := range nodes {
+		state := n.State
+		if !n.Alive {
+			state += ", does not answer"
+		}
+		rack := n.Rack
+		if rack == "" {
+			rack = "-"
+		}
+		rows = append(rows, []string{fmt.Sprint(n.Node), n.Address, rack, n.Role, state, strconv.Itoa(n.Leaders), strconv.Itoa(n.Replicas)})
+	}
+	return a.printTable([]string{"node", "address", "rack", "role", "state", "leaders", "replicas"}, rows, "node", "leaders", "replicas")
+}
+
+// nodeAdminCommand makes the command for one action; done says of the node, nil once
+// it is gone, whether the action is complete.
+func (a *app) nodeAdminCommand(action client.NodeAction, verb, short, outcome string, done func(*nodeJSON) bool) *cobra.Command {
+	c := &cobra.Command{
+		Use:   verb + " NODE",
+		Short: short,
+		Example: fmt.Sprintf(`  lockstep node %[1]s 2
+  lockstep node %[1]s 2 --wait`, verb),
+		Args: exactArgs("NODE"),
+	}
+	wait := c.Flags().Bool("wait", false, "return when it is done and not when it is decided")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		id, err := nodeID(c, args[0])
+		if err != nil {
+			return err
+		}
+		doing := fmt.Sprintf("%s node %d", verb, id)
+		return a.withCluster(c, func(ctx context.Context, conn *client.Conn) error {
+			if err := conn.AdministerNode(ctx, id, action); err != nil {
+				return &failure{doing: doing, err: err}
+			}
+			if !*wait {
+				fmt.Fprintf(a.stderr, "node %d is to be %s; see how far it is with: lockstep cluster status\n", id, outcome)
+				return nil
+			}
+			err := awaitCluster(ctx, conn, func(s *clusterJSON, _ []client.Destination) bool {
+				i := slices.IndexFunc(s.Nodes, func(n nodeJSON) bool { return n.Node == id })
+				if i < 0 {
+					return done(nil)
+				}
+				return done(&s.Nodes[i])
+			})
+			if err != nil {
+				return &failure{doing: doing, err: err}
+			}
+			fmt.Fprintf(a.stderr, "node %d is %s\n", id, outcome)
+			return nil
+		})
+	}
+	return c
+}
+
+func nodeID(c *cobra.Command, word string) (uint32, error) {
+	id, err := strconv.ParseUint(strings.TrimPrefix(word, "n"), 10, 32)
+	if err != nil || id == 0 {
+		return 0, usagef(c, "%q is no node; write its number, as lockstep node ls shows it", word)
+	}
+	return uint32(id), nil
+}
+
+// withCluster is withConn for a command that waits as long as the user does.
+func (a *app) withCluster(c *cobra.Command, fn func(ctx context.Context, conn *client.Conn) error) error {
+	conn, err := a.connect(c.Context(), a.sayReconnect())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return interruptedOr(c.Context(), fn(c.Context(), conn))
+}
+
+// awaitCluster asks until the cluster is as done wants it.
+func awaitCluster(ctx context.Context, conn *client.Conn, done func(*clusterJSON, []client.Destination) bool) error {
+	tick := time.NewTicker(clusterPoll)
+	defer tick.Stop()
+	for {
+		s, destinations, err := askCluster(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if done(s, destinations) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,213 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func (a *app) partitionCommand() *cobra.Command {
+	c := a.group(&cobra.Command{
+		Use:        "partition",
+		SuggestFor: []string{"partitions", "replica", "shard"},
+		Short:      "List partitions with their replicas, and move them",
+		Example: `  lockstep partition ls
+  lockstep partition transfer-leader orders/0 --to 2`,
+	})
+	a.clientFlags(c)
+	c.AddCommand(a.partitionLsCommand(), a.partitionMoveCommand(), a.partitionTransferCommand())
+	return c
+}
+
+// replicatedJSON is a partition as partition ls prints it.
+type replicatedJSON struct {
+	Destination string `json:"destination"`
+	partitionJSON
+	Replicas []replicaJSON `json:"replicas"`
+}
+
+type replicaJSON struct {
+	Replica uint64 `json:"replica"`
+	Node    uint32 `json:"node"`
+	State   string `json:"state"`
+}
+
+func (a *app) partitionLsCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "ls [DEST]",
+		Aliases: []string{"list"},
+		Short:   "List the partitions of all destinations or of one",
+		Example: `  lockstep partition ls
+  lockstep partition ls orders -o json`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeDestinations(0),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			var all []client.Destination
+			var err error
+			if len(args) == 1 {
+				var d client.Destination
+				if d, err = conn.Destination(ctx, args[0]); err != nil {
+					return &failure{doing: "list partitions of", destination: args[0], err: err}
+				}
+				all = []client.Destination{d}
+			} else if all, err = conn.Destinations(ctx); err != nil {
+				return &failure{doing: "list partitions", err: err}
+			}
+			objects, rows := []replicatedJSON{}, [][]string(nil)
+			for _, d := range all {
+				for i, j := range describe(d).Partitions {
+					o := replicatedJSON{Destination: d.Name, partitionJSON: j, Replicas: []replicaJSON{}}
+					var replicas []string
+					for _, r := range d.Partitions[i].Replicas {
+						o.Replicas = append(o.Replicas, replicaJSON{Replica: r.Replica, Node: r.Node, State: r.State.String()})
+						text := fmt.Sprint(r.Node)
+						if r.State != wire.ReplicaActive {
+							text += " (" + r.State.String() + ")"
+						}
+						replicas = append(replicas, text)
+					}
+					objects = append(objects, o)
+					leader := "none"
+					if j.Leader != 0 {
+						leader = fmt.Sprint(j.Leader)
+					}
+					rows = append(rows, []string{
+						fmt.Sprintf("%s/%d", d.Name, j.Partition), leader, fmt.Sprint(j.Epoch), stateText(j), strings.Join(replicas, ", "),
+						fmt.Sprint(j.StartOffset), fmt.Sprint(j.NextOffset),
+					})
+				}
+			}
+			if output.value == "json" {
+				return a.printJSON(objects)
+			}
+			return a.printTable([]string{"partition", "leader", "epoch", "state", "replicas on", "start", "next"}, rows, "leader", "epoch", "start", "next")
+		})
+	}
+	return c
+}
+
+// partitionArgument parses DEST/N.
+func partitionArgument(c *cobra.Command, word string) (destination string, number uint32, err error) {
+	i := strings.LastIndexByte(word, '/')
+	if i > 0 {
+		n, err := strconv.ParseUint(word[i+1:], 10, 32)
+		if err == nil {
+			return word[:i], uint32(n), nil
+		}
+	}
+	return "", 0, usagef(c, "%q is no partition; write destination and number, as in orders/0", word)
+}
+
+// findPartition is a partition of a list, nil if it is not there.
+func findPartition(all []client.Destination, destination string, number uint32) *client.PartitionInfo {
+	for _, d := range all {
+		for i := range d.Partitions {
+			if d.Name == destination && d.Partitions[i].Number == number {
+				return &d.Partitions[i]
+			}
+		}
+	}
+	return nil
+}
+
+func (a *app) partitionMoveCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "move DEST/N",
+		Short: "Move a replica of a partition from one node to another",
+		Example: `  lockstep partition move orders/0 --from 1 --to 4
+  lockstep partition move orders/0 --from 1 --to 4 --wait`,
+		Args: exactArgs("DEST/N"),
+	}
+	from := c.Flags().Uint32("from", 0, "`node` that holds the replica")
+	to := c.Flags().Uint32("to", 0, "`node` that gets it")
+	wait := c.Flags().Bool("wait", false, "return when it is done and not when it is decided")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		destination, number, err := partitionArgument(c, args[0])
+		if err != nil {
+			return err
+		}
+		if *from == 0 || *to == 0 || *from == *to {
+			return usagef(c, "flags --from and --to: two nodes are needed, as lockstep partition ls and lockstep node ls show them")
+		}
+		return a.withCluster(c, func(ctx context.Context, conn *client.Conn) error {
+			doing := fmt.Sprintf("move %s from node %d to node %d", args[0], *from, *to)
+			if err := conn.MoveReplica(ctx, destination, number, *from, *to); err != nil {
+				return &failure{doing: doing, err: err}
+			}
+			if !*wait {
+				fmt.Fprintf(a.stderr, "%s is to move from node %d to node %d; see how far it is with: lockstep partition ls %s\n", args[0], *from, *to, shellWord(destination))
+				return nil
+			}
+			err := awaitCluster(ctx, conn, func(_ *clusterJSON, all []client.Destination) bool {
+				p := findPartition(all, destination, number)
+				if p == nil {
+					return true
+				}
+				gone := !slices.ContainsFunc(p.Replicas, func(r client.Replica) bool { return r.Node == *from })
+				return gone && slices.ContainsFunc(p.Replicas, func(r client.Replica) bool { return r.Node == *to && r.State == wire.ReplicaActive })
+			})
+			if err != nil {
+				return &failure{doing: doing, err: err}
+			}
+			fmt.Fprintf(a.stderr, "moved %s from node %d to node %d\n", args[0], *from, *to)
+			return nil
+		})
+	}
+	return c
+}
+
+func (a *app) partitionTransferCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "transfer-leader DEST/N",
+		Short: "Give the leadership of a partition to another of its replicas",
+		Example: `  lockstep partition transfer-leader orders/0
+  lockstep partition transfer-leader orders/0 --to 2`,
+		Args: exactArgs("DEST/N"),
+	}
+	to := c.Flags().Uint32("to", 0, "`node` that shall lead; 0 = any other that holds a replica")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		destination, number, err := partitionArgument(c, args[0])
+		if err != nil {
+			return err
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			doing := "transfer the leadership of " + args[0]
+			before, err := conn.Destination(ctx, destination)
+			if err != nil {
+				return &failure{doing: doing, err: err}
+			}
+			old := uint32(0)
+			if p := findPartition([]client.Destination{before}, destination, number); p != nil {
+				old = p.Leader
+			}
+			if err := conn.TransferLeader(ctx, destination, number, *to); err != nil {
+				return &failure{doing: doing, err: err}
+			}
+			leader := uint32(0)
+			err = awaitCluster(ctx, conn, func(_ *clusterJSON, all []client.Destination) bool {
+				p := findPartition(all, destination, number)
+				if p == nil {
+					return true
+				}
+				leader = p.Leader
+				return leader != 0 && (*to != 0 && leader == *to || *to == 0 && leader != old)
+			})
+			if err != nil {
+				return &failure{doing: doing, err: err}
+			}
+			fmt.Fprintf(a.stderr, "%s is led by node %d\n", args[0], leader)
+			return nil
+		})
+	}
+	return c
+}

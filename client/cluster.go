@@ -1,0 +1,51 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// NodeAction is what AdministerNode may ask for.
+type NodeAction = wire.NodeAction
+
+// The actions.
+const (
+	NodeUndrain      = wire.NodeUndrain      // it takes part in everything again
+	NodeDrain        = wire.NodeDrain        // it gives its leaderships away
+	NodeDecommission = wire.NodeDecommission // it gives its replicas away and leaves the cluster
+)
+
+// AdministerNode asks the cluster for an action on a node. When it returns, the
+// cluster has decided to do it; Nodes and Destinations show how far it is. Errors:
+// wire.CodeRefused with the reason.
+func (c *Conn) AdministerNode(ctx context.Context, node uint32, action NodeAction) error {
+	request := wire.NodeAdminRequest{Node: node, Action: action}
+	if err := c.do(ctx, wire.OpNodeAdmin, &request, &wire.Empty{}, false); err != nil {
+		return fmt.Errorf("node %d: %w", node, err)
+	}
+	return nil
+}
+
+// MoveReplica asks the cluster to move the replica of a partition that node from holds
+// to node to. It returns when that is decided. Errors: wire.CodeRefused with the reason,
+// CodeUnknownDestination, CodeUnknownPartition.
+func (c *Conn) MoveReplica(ctx context.Context, destination string, partition, from, to uint32) error {
+	request := wire.PartitionAdminRequest{Destination: destination, Partition: partition, Action: wire.PartitionMove, From: from, To: to}
+	return c.administerPartition(ctx, &request)
+}
+
+// TransferLeader asks for the leadership of a partition to go to a node that holds a
+// replica of it; 0 is any other than the one that leads. It returns when that has begun.
+func (c *Conn) TransferLeader(ctx context.Context, destination string, partition, to uint32) error {
+	request := wire.PartitionAdminRequest{Destination: destination, Partition: partition, Action: wire.PartitionTransfer, To: to}
+	return c.administerPartition(ctx, &request)
+}
+
+func (c *Conn) administerPartition(ctx context.Context, request *wire.PartitionAdminRequest) error {
+	if err := c.do(ctx, wire.OpPartAdmin, request, &wire.Empty{}, false); err != nil {
+		return fmt.Errorf("partition %s/%d: %w", request.Destination, request.Partition, err)
+	}
+	return nil
+}
