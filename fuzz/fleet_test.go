@@ -68,7 +68,7 @@ func TestFleet(t *testing.T) {
 
 // minFleetSeeds is how many seeds TestFleet tries however slow they are: enough for
 // every kind of event to come up.
-const minFleetSeeds = 20
+const minFleetSeeds = 40
 
 // TestFleetIsDeterministic runs seeds twice: everything that happens is the same, or
 // no failure could be replayed.
@@ -97,6 +97,15 @@ func caughtInFleet(t *testing.T, mutant sim.Mutant, seeds uint64) {
 func TestFleetCatches_AcknowledgedBeforeAQuorumHasIt(t *testing.T) {
 	caughtInFleet(t, sim.AckBeforeQuorum, 20)
 }
-func TestFleetCatches_SyncThatDoesNothing(t *testing.T) { caughtInFleet(t, sim.NoSync, 20) }
-func TestFleetCatches_DurableTooEarly(t *testing.T)     { caughtInFleet(t, sim.LateSync, 20) }
-func TestFleetCatches_HardStateNotWritten(t *testing.T) { caughtInFleet(t, sim.NoHardState, 20) }
+func TestFleetCatches_SyncThatDoesNothing(t *testing.T)   { caughtInFleet(t, sim.NoSync, 20) }
+func TestFleetCatches_DurableTooEarly(t *testing.T)       { caughtInFleet(t, sim.LateSync, 20) }
+func TestFleetCatches_HardStateNotWritten(t *testing.T)   { caughtInFleet(t, sim.NoHardState, 20) }
+func TestFleetCatches_ForgedPromise(t *testing.T)         { caughtInFleet(t, sim.ForgedPromise, 20) }
+func TestFleetCatches_ForgedVote(t *testing.T)            { caughtInFleet(t, sim.ForgedVote, 20) }
+func TestF10_Catches_AWipedReplicaThatVotes(t *testing.T) { caughtInFleet(t, sim.WipedReplica, 40) }
+func TestF14_Catches_StaleReads(t *testing.T)             { caughtInFleet(t, sim.StaleRead, 40) }
+func TestF14_Catches_DirtyReads(t *testing.T)             { caughtInFleet(t, sim.DirtyRead, 60) }
+func TestF20_Catches_ForgottenProducers(t *testing.T)     { caughtInFleet(t, sim.ForgottenProducers, 20) }
+func TestF20_Catches_CheckpointsOfEarlierStates(t *testing.T) {
+	caughtInFleet(t, sim.EarlierState, 20)
+}

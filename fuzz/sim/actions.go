@@ -28,6 +28,8 @@ const (
 	swarming
 	// fault is swarming, and left out of quiet runs.
 	fault
+	// mending ones end a fault: in some runs soon, in others late.
+	mending
 )
 
 // actions are what a step may be. They find the node running. It is a variable

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 
+	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -24,6 +25,7 @@ type fleet struct {
 
 	violation *Violation
 	step      int
+	settling  bool // no more faults
 	members   []*member
 	network   network
 	truth     truth
@@ -39,6 +41,7 @@ type fleetConfig struct {
 	segmentBytes    int64
 	tailBytes       int64
 	checkpointBytes int64
+	retention       partition.Retention
 	journalLogs     int
 	feeds           int   // percent of the reads for followers that are taken on
 	lazy            int   // percent of the messages that wait unencoded
@@ -76,6 +79,7 @@ func (f *fleet) drawConfig() fleetConfig {
 		segmentBytes:    pick(64<<10, 64<<10, 128<<10, 1<<20),
 		tailBytes:       pick(0, 0, 64<<10, 256<<10),
 		checkpointBytes: pick(16<<10, 64<<10, 256<<10),
+		retention:       partition.Retention{Bytes: pick(0, 20<<10, 20<<10, 150<<10)},
 		journalLogs:     int(pick(1, 1, 1000)),
 		feeds:           int(pick(50, 90, 100)),
 		lazy:            int(pick(0, 50, 90)),
@@ -89,8 +93,10 @@ func (f *fleet) drawConfig() fleetConfig {
 			w = 0
 		case a.kind == fault:
 			w = a.weight * danger
+		case a.kind == mending:
+			w = a.weight * int(pick(1, 3, 10))
 		}
-		if a.kind != usual {
+		if a.kind != usual && a.kind != mending {
 			w *= int(pick(0, 1, 1, 1, 3))
 		}
 		c.weights = append(c.weights, w)

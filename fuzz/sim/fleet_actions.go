@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"errors"
 	"slices"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/replication"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -26,22 +28,26 @@ func init() {
 		{"take a turn", 200, usual, func(f *fleet) { f.someone().turn() }},
 		{"produce", 250, usual, (*fleet).produce},
 		{"tick", 130, usual, (*fleet).tick},
-		{"start", 40, usual, (*fleet).restart},
-		{"resume", 30, usual, (*fleet).resume},
-		{"heal", 10, usual, (*fleet).heal},
+		{"start", 40, mending, (*fleet).restart},
+		{"resume", 30, mending, (*fleet).resume},
+		{"heal", 10, mending, (*fleet).heal},
 		{"read", 20, swarming, (*fleet).read},
 		{"checkpoint", 10, swarming, (*fleet).checkpoint},
 		{"idle mark", 10, swarming, (*fleet).idleMark},
+		{"retention", 10, swarming, func(f *fleet) { f.alive(func(m *member) { m.part.Retain(m.nowMs) }) }},
+		{"confirm", 15, swarming, (*fleet).confirm},
+		{"rest", 1, swarming, (*fleet).rest},
 		{"transfer", 6, swarming, (*fleet).transfer},
 		{"drop", 30, fault, (*fleet).drop},
 		{"duplicate", 20, fault, (*fleet).duplicate},
-		{"reorder", 20, fault, (*fleet).reorder},
-		{"damage", 30, fault, (*fleet).damage},
+		{"reorder", 30, fault, (*fleet).reorder},
+		{"damage", 80, fault, (*fleet).damage},
 		{"cut a link", 3, fault, func(f *fleet) { f.cut(true) }},
 		{"cut one way", 3, fault, func(f *fleet) { f.cut(false) }},
 		{"isolate", 3, fault, (*fleet).isolate},
 		{"silence", 3, fault, (*fleet).silence},
 		{"pause", 4, fault, (*fleet).pause},
+		{"stand still for long", 1, fault, (*fleet).standStill},
 		{"crash", 3, fault, func(f *fleet) { f.alive(func(m *member) { m.crash() }) }},
 		{"power cut", 4, fault, func(f *fleet) { f.alive(func(m *member) { m.powerCut() }) }},
 		{"power cut at a call", 4, fault, (*fleet).cutPowerSoon},
@@ -96,12 +102,7 @@ func (f *fleet) produce() {
 
 // tick lets time pass on one machine; their clocks differ.
 func (f *fleet) tick() {
-	f.alive(func(m *member) {
-		n := 1 + f.random.IntN(2)
-		m.nowMs += int64(n) * 100
-		m.group.Tick(n)
-		m.look()
-	})
+	f.alive(func(m *member) { m.tick(1 + f.random.IntN(2)) })
 }
 
 func (f *fleet) restart() {
@@ -123,7 +124,33 @@ func (f *fleet) resume() {
 		f.trace.add("%s goes on", m)
 		m.paused = false
 		m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerResumed})
+		if f.random.IntN(2) == 0 {
+			f.ask(m) // before it hears what has happened
+		}
 	}
+}
+
+// standStill pauses a leader until the others have another one, and lets it go on
+// before it hears of that.
+func (f *fleet) standStill() {
+	m := f.someone()
+	if lead, _ := m.lead(); lead != m.id || m.paused {
+		return
+	}
+	f.counts[FleetPaused]++
+	f.trace.add("%s stands still for long", m)
+	m.paused = true
+	for range 30 {
+		for _, other := range f.members {
+			if other.up && !other.paused && !other.stopped() {
+				other.tick(1)
+			}
+		}
+		f.exhaust()
+		f.produce()
+	}
+	m.paused = false
+	f.ask(m)
 }
 
 func (f *fleet) heal() {
@@ -150,7 +177,7 @@ func (f *fleet) cutLink(l *link) {
 	f.trace.add("the way from %d to %d is cut", l.from.id, l.to.id)
 	l.cut = true
 	if f.random.IntN(2) == 0 {
-		l.clear()
+		f.network.lose(l.from, l.to)
 	}
 }
 
@@ -174,7 +201,7 @@ func (f *fleet) isolate() {
 func (f *fleet) silence() {
 	a, b := f.someone(), f.someone()
 	if a != b && a.up {
-		f.counts[FleetSilent]++
+		a.silent[b] = max(a.silent[b], silenceTicks)
 		a.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: uint32(b.id)})
 	}
 }
@@ -188,8 +215,10 @@ func (f *fleet) onLink(do func(*link)) {
 
 func (f *fleet) drop() {
 	f.onLink(func(l *link) {
-		f.counts[FleetDropped]++
-		l.drop(f.random.IntN(len(l.parcels)))
+		if i := f.random.IntN(len(l.parcels)); !l.parcels[i].offers() {
+			f.counts[FleetDropped]++
+			l.drop(i)
+		}
 	})
 }
 
@@ -283,13 +312,18 @@ func (f *fleet) read() {
 		}
 		from := first + wire.Index(f.random.IntN(int(mark.Index-first)+1))
 		entries, err := m.log.Entries(from, 32<<10)
-		if m.stopped() {
+		var gone *log.OutOfRangeError
+		if m.stopped() || errors.As(err, &gone) && from < m.log.FirstIndex() {
 			return
 		}
 		if err != nil || len(entries) == 0 {
 			f.fail("%s: entries from %d on, of %d readable ones: %v", m, from, mark.Index, err)
 		}
 		f.counts[FleetRead]++
+		if f.options.Mutant == DirtyRead {
+			f.truth.dirty, f.truth.dirtyTerm = m.log.LastIndex(), 0
+			f.truth.dirtyTerm, _ = m.log.Term(f.truth.dirty)
+		}
 		for i := range entries {
 			e := &entries[i]
 			if k := f.truth.at(e.Index); k == nil || k.term != e.Term || k.body != e.BodyCRC {
@@ -297,4 +331,49 @@ func (f *fleet) read() {
 			}
 		}
 	})
+}
+
+// confirm asks a leader how far its log is committed, for a read that must see
+// everything that anybody knows of.
+func (f *fleet) confirm() {
+	f.alive(f.ask)
+}
+
+func (f *fleet) ask(m *member) {
+	if _, leading := m.group.Leading(); !leading {
+		return
+	}
+	seen := f.truth.seen
+	done := func(i wire.Index, err error) {
+		if err != nil {
+			return
+		}
+		f.counts[FleetConfirmed]++
+		if i < seen {
+			f.fail("%s confirms a read at entry %d; entry %d was known to be committed before it was asked", m, i, seen)
+		}
+		if applied := m.group.Applied(); i > applied {
+			f.fail("%s confirms a read at entry %d and has applied %d", m, i, applied)
+		}
+		f.truth.seen = max(f.truth.seen, i)
+	}
+	if f.options.Mutant == StaleRead {
+		done(m.group.Applied(), nil)
+		return
+	}
+	m.group.ReadIndex(done)
+	m.look()
+}
+
+// rest lets some seconds pass in which nobody produces and nothing fails, so that the
+// group goes to sleep.
+func (f *fleet) rest() {
+	for range 60 {
+		for _, m := range f.members {
+			if m.up && !m.paused && !m.stopped() {
+				m.tick(1)
+			}
+		}
+		f.exhaust()
+	}
 }

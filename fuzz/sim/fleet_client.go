@@ -106,7 +106,7 @@ func (c *producer) fresh() *batch {
 	case 0:
 		size = f.random.IntN(20_000)
 	case 1:
-		records, size = 1, f.random.IntN(int(f.config.segmentBytes)/2)
+		records, size = 1, f.random.IntN(int(f.config.segmentBytes)*5/4)
 	}
 	f.lastBatch++
 	b := newBatch(f.lastBatch, wire.ProducerIdentity{ID: c.id, Sequence: c.sequence}, wire.AcksQuorum, records, size)
@@ -172,6 +172,7 @@ func (c *producer) Appended(tag uint64, r wire.Receipt, code wire.ErrorCode) {
 	case !r.Synced && f.options.Mutant != AckBeforeQuorum:
 		f.fail("%s: batch %d is acknowledged and not synced", c, b.number)
 	}
+	f.truth.seen = max(f.truth.seen, b.index)
 	if r.Duplicate {
 		f.counts[FleetDuplicate]++
 	} else if b.originals++; b.originals > 1 {

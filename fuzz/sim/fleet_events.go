@@ -26,10 +26,13 @@ const (
 	FleetReplicated                           // frames with entries
 	FleetElected                              // terms with a leader
 	FleetTransferred                          // leadership was handed over, or tried to
-	FleetTakenBack                            // promised entries that a later leader replaced
+	FleetTakenBack                            // entries that a later leader replaced
 	FleetFed                                  // reads for followers that lag
 	FleetCommitted                            // entries
 	FleetCheckpointRestored                   //
+	FleetInstalled                            // a replica got the checkpoint of another one
+	FleetQuiet                                // ticks that a sleeping group did not need
+	FleetConfirmed                            // reads that a quorum has confirmed
 	FleetRead                                 // reads that compared at least one entry
 	FleetTimeout                              // a client waited in vain
 	FleetRefused                              // batches
@@ -41,8 +44,8 @@ const (
 var fleetEventNames = [FleetEventCount]string{
 	"power cut", "power cut at a call", "blackout", "process crash", "clean stop", "pause",
 	"frame dropped", "frame duplicated", "frame reordered", "entry damaged on the way", "link cut", "link cut one way", "network healed", "queue overflow",
-	"death seen", "silence", "frame delivered", "frame with entries", "term with a leader", "transfer", "promised entry taken back",
-	"read for a lagging follower", "entry committed", "checkpoint restored", "read", "client timeout",
+	"death seen", "silence", "frame delivered", "frame with entries", "term with a leader", "transfer", "entry taken back",
+	"read for a lagging follower", "entry committed", "checkpoint restored", "snapshot installed", "tick slept", "read confirmed", "read", "client timeout",
 	"batch refused", "batch acknowledged", "duplicate detected",
 }
 

@@ -11,6 +11,7 @@ import (
 // once more after the power of all machines was cut, which takes all that was not
 // promised.
 func (f *fleet) finish() {
+	f.settling = true
 	for _, m := range f.members {
 		m.stopAt = 0
 		m.disk.StopAt(0)
@@ -74,9 +75,7 @@ func (f *fleet) settle() {
 			return
 		}
 		for _, m := range f.members {
-			m.nowMs += 100
-			m.group.Tick(1)
-			m.look()
+			m.tick(1)
 		}
 	}
 	state := ""
@@ -117,13 +116,16 @@ func (f *fleet) exhaust() {
 		}
 		again := false
 		for _, m := range f.members {
+			if !m.up || m.paused || m.stopped() {
+				continue
+			}
 			for len(m.jobs) > 0 {
 				m.work(0)
 				again = true
 			}
 			again = m.turn() || again || len(m.jobs) > 0
 		}
-		for _, l := range f.network.links {
+		for _, l := range f.network.busy() {
 			for len(l.parcels) > 0 {
 				l.deliver()
 				again = true

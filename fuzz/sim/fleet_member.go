@@ -47,7 +47,11 @@ type member struct {
 	promisedTerm wire.Term
 	votes        map[wire.Term]uint64
 	shown        wire.Term
-	applied      wire.Index
+	applied      wire.Index // and is in the log
+
+	last     wire.Index // of the log, as of the last turn, and its term
+	lastTerm wire.Term
+	silent   map[*member]int // ticks for which another one was not heard
 }
 
 func newMember(f *fleet, id uint64) *member {
@@ -99,7 +103,7 @@ func (m *member) open() (err error) {
 	m.kept()
 	m.memory = partition.NewMemory(memberMemory)
 	m.state = partition.NewState()
-	m.part = partition.New(partition.Config{Log: m.log, State: m.state, Synced: true, Memory: m.memory})
+	m.part = partition.New(partition.Config{Log: m.log, State: m.state, Synced: true, Memory: m.memory, Retention: f.config.retention})
 	m.inbox = replication.NewInbox(m.part.Buffers())
 	voters, peers := make([]uint64, 0, len(f.members)), map[uint64]uint32{}
 	for i := range f.options.Machines {
@@ -111,19 +115,32 @@ func (m *member) open() (err error) {
 	}
 	m.group, err = replication.Open(replication.Config{
 		ReplicaID: m.id, Voters: voters, Peers: peers, Node: uint32(m.id), Boot: uint32(m.life),
-		Log: m.log, State: &fleetMachine{State: m.state, m: m}, Transport: m, Inbox: m.inbox, Feed: m,
+		Log: m.log, State: &fleetMachine{State: m.state, m: m}, Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch,
 		CheckpointBytes: f.config.checkpointBytes, Logger: f.trace.logger(),
 	})
 	if err != nil {
 		return err
 	}
 	m.group.OnRelease(m.recycle)
+	m.group.OnRestore(m.restored)
 	m.part.Bind(m.group)
 	if c := m.log.Checkpoint(); c != nil && m.group.Applied() == c.Applied {
 		f.truth.state(m.id, c.Applied, m.state.Save(nil))
 	}
 	m.mark = m.log.Watermark()
+	m.last, m.silent = 0, make(map[*member]int)
 	return nil
+}
+
+// restored is called when a checkpoint of another replica has replaced the log and the
+// state.
+func (m *member) restored() {
+	f := m.fleet
+	f.counts[FleetInstalled]++
+	m.part.Bind(m.group)
+	f.truth.state(m.id, m.group.Applied(), m.state.Save(nil))
+	start := m.log.Start()
+	m.applied, m.promised, m.promisedTerm = start.Index, start.Index, start.Term
 }
 
 // recycle takes the memory of an entry back and makes it unreadable: whoever still
@@ -140,10 +157,22 @@ func (m *member) recycle(data []byte) {
 // model looking on.
 type fleetMachine struct {
 	*partition.State
-	m *member
+	m      *member
+	before func([]byte) []byte // EarlierState: the state before the entry applied last
+}
+
+func (s *fleetMachine) Snapshot() func(dst []byte) []byte {
+	if s.m.fleet.options.Mutant == EarlierState && s.before != nil {
+		return s.before
+	}
+	return s.State.Snapshot()
 }
 
 func (s *fleetMachine) Apply(e replication.Entry) {
+	if s.m.fleet.options.Mutant == EarlierState {
+		saved := s.State.Save(nil)
+		s.before = func(dst []byte) []byte { return append(dst, saved...) }
+	}
 	s.m.fleet.truth.apply(s.m.id, e)
 	s.m.part.Apply(partition.Entry(e))
 	s.m.applied = max(s.m.applied, e.Index)
@@ -152,6 +181,9 @@ func (s *fleetMachine) Apply(e replication.Entry) {
 
 func (s *fleetMachine) Restore(state []byte) error {
 	s.m.fleet.counts[FleetCheckpointRestored]++
+	if s.m.fleet.options.Mutant == ForgottenProducers {
+		state = withoutProducers(state)
+	}
 	return s.State.Restore(state)
 }
 
@@ -215,6 +247,11 @@ func (m *member) look() {
 		f.truth.leads(m.id, term)
 	}
 	m.withdrawn()
+	if at, ok := m.log.Term(m.last); m.last >= m.log.FirstIndex() && (!ok || at != m.lastTerm) {
+		f.counts[FleetTakenBack]++
+	}
+	m.last = m.log.LastIndex()
+	m.lastTerm, _ = m.log.Term(m.last)
 	mark := m.log.Watermark()
 	if mark.Index < m.mark.Index || mark.Next < m.mark.Next || mark.Index > f.truth.last() {
 		f.fail("%s: high watermark moved from %+v to %+v; %d entries are committed", m, *m.mark, *mark, f.truth.last())
@@ -232,7 +269,6 @@ func (m *member) withdrawn() {
 	if k := f.truth.at(m.promised); k != nil && k.term == m.promisedTerm {
 		f.fail("%s takes back entry %d of term %d, which is committed", m, m.promised, m.promisedTerm)
 	}
-	f.counts[FleetTakenBack]++
 	m.promised = min(m.promised, m.applied)
 	m.promisedTerm, _ = m.log.Term(m.promised)
 }
@@ -267,6 +303,41 @@ func (m *member) turn() (again bool) {
 	return again
 }
 
+// hears reports whether two members can talk to each other now.
+func (m *member) hears(other *member) bool {
+	n := &m.fleet.network
+	return other.up && !other.paused && !n.link(m.id, other.id).cut && !n.link(other.id, m.id).cut
+}
+
+// silenceTicks is for how long a node says nothing before it is taken for dead.
+const silenceTicks = 10
+
+// tick lets time pass. It also is what the connections between nodes tell: who was
+// not heard for a while, and who is back.
+func (m *member) tick(n int) {
+	m.nowMs += int64(n) * 100
+	for _, other := range m.fleet.members {
+		switch was := m.silent[other]; {
+		case other == m:
+		case m.hears(other):
+			if m.silent[other] = 0; was >= silenceTicks {
+				m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUp, Node: uint32(other.id)})
+			}
+		default:
+			if m.silent[other] = was + n; was < silenceTicks && was+n >= silenceTicks {
+				m.fleet.counts[FleetSilent]++
+				m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: uint32(other.id)})
+			}
+		}
+	}
+	if m.group.Quiet() {
+		m.fleet.counts[FleetQuiet]++
+	} else {
+		m.group.Tick(n)
+	}
+	m.look()
+}
+
 // Submit implements log.Executor.
 func (m *member) Submit(j log.Job) { m.jobs = append(m.jobs, j) }
 
@@ -288,6 +359,27 @@ func (m *member) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) boo
 	m.jobs = append(m.jobs, &feedJob{m: m, log: l, to: to, first: first, max: maxBytes})
 	return true
 }
+
+// fetch is replication.Config.Fetch: a job carries over what the other side's newest
+// checkpoint is then.
+func (m *member) fetch(node uint32, offer replication.SnapshotOffer) {
+	m.jobs = append(m.jobs, &fetchJob{m: m, from: m.fleet.members[node-1], fetched: replication.Fetched{Offer: offer}})
+}
+
+type fetchJob struct {
+	m, from *member
+	fetched replication.Fetched
+}
+
+func (j *fetchJob) Run() {
+	if f := j.m.fleet; !j.m.hears(j.from) || f.random.IntN(8) == 0 && !f.settling {
+		j.fetched.Err = errors.New("the connection is lost")
+		return
+	}
+	j.fetched.Content, j.fetched.Err = j.from.log.ReadCheckpoint()
+}
+
+func (j *fetchJob) Done() { j.m.inbox.PutFetched(j.fetched) }
 
 type feedJob struct {
 	m     *member
@@ -314,6 +406,12 @@ func (m *member) powerCut() {
 	m.fleet.counts[FleetPowerCut]++
 	m.machineBoot++
 	m.disk.Crash()
+	if m.fleet.options.Mutant == WipedReplica && m.fleet.random.IntN(2) == 0 {
+		m.disk = vfs.NewSimulated(uint64(m.life)<<8 + m.id)
+		m.fs = m.disk
+		m.applied, m.promised, m.promisedTerm, m.shown = 0, 0, 0, 0
+		clear(m.votes)
+	}
 	m.ended(false)
 }
 

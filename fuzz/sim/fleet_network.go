@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"go.etcd.io/raft/v3/raftpb"
+
 	"github.com/lockstepmq/lockstep/replication"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -52,6 +54,7 @@ func (n *network) link(from, to uint64) *link {
 func (m *member) Send(node uint32, message *replication.Message) {
 	f := m.fleet
 	m.promise(message)
+	m.forge(message)
 	l := f.network.link(m.id, uint64(node))
 	if len(l.parcels) >= f.config.queue {
 		f.counts[FleetOverflow]++
@@ -63,6 +66,20 @@ func (m *member) Send(node uint32, message *replication.Message) {
 	if f.random.IntN(100) >= f.config.lazy {
 		l.parcels[len(l.parcels)-1].encode()
 	}
+}
+
+// forge answers a message in the place of its receiver, as some mutants do.
+func (m *member) forge(message *replication.Message) {
+	answer := raftpb.Message{From: message.To, To: m.id, Term: message.Term}
+	switch {
+	case m.fleet.options.Mutant == ForgedPromise && message.Type == raftpb.MsgApp && len(message.Entries) > 0:
+		answer.Type, answer.Index = raftpb.MsgAppResp, message.Entries[len(message.Entries)-1].Index
+	case m.fleet.options.Mutant == ForgedVote && message.Type == raftpb.MsgVote:
+		answer.Type = raftpb.MsgVoteResp
+	default:
+		return
+	}
+	m.inbox.Put(&replication.Message{Message: answer})
 }
 
 // Beat implements replication.Transport.
@@ -105,6 +122,27 @@ func (l *link) clear() {
 	for len(l.parcels) > 0 {
 		l.drop(0)
 	}
+}
+
+// lose is the end of the connection between two members, which both notice.
+func (n *network) lose(a, b *member) {
+	n.link(a.id, b.id).clear()
+	n.link(b.id, a.id).clear()
+	for _, end := range [][2]*member{{a, b}, {b, a}} {
+		if end[0].up {
+			end[0].inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: uint32(end[1].id)})
+		}
+	}
+}
+
+// offers reports whether a parcel is of the kind that is sent once: it gets lost with
+// the connection only.
+func (p *parcel) offers() bool {
+	if p.message != nil {
+		return p.message.Type == raftpb.MsgSnap
+	}
+	h, err := wire.ParsePeerHeader(p.frame)
+	return err == nil && h.Kind == wire.PeerKindSnapshot
 }
 
 // deliver takes the oldest parcel off a link and hands it to the receiver's inbox.
@@ -160,11 +198,11 @@ func (n *network) gone(m *member, refused bool) {
 		switch {
 		case l.to == m:
 			l.clear()
-			if !l.from.up || l.cut || n.fleet.random.IntN(3) == 0 {
+			if !l.from.up {
 				continue
 			}
 			l.from.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: uint32(m.id)})
-			if refused && n.fleet.random.IntN(2) == 0 {
+			if refused && !l.cut && n.fleet.random.IntN(2) == 0 {
 				n.fleet.counts[FleetDownSeen]++
 				l.from.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: uint32(m.id), Refused: true})
 			}

@@ -16,6 +16,11 @@ type truth struct {
 	entries   []known
 	leaders   map[wire.Term]uint64 // who has led a term
 	producers map[int64]*landing
+	// seen is the last entry that somebody outside knows to be committed.
+	seen wire.Index
+	// dirty is an entry that a DirtyRead saw.
+	dirty     wire.Index
+	dirtyTerm wire.Term
 }
 
 func (t *truth) last() wire.Index { return wire.Index(len(t.entries)) }
@@ -64,6 +69,9 @@ func (t *truth) apply(id uint64, e replication.Entry) {
 		t.fleet.fail("entry %d has term %d after term %d", e.Index, now.term, previous.term)
 	case now.base != previous.next():
 		t.fleet.fail("entry %d begins at offset %d; the next one is %d", e.Index, now.base, previous.next())
+	}
+	if e.Index == t.dirty && e.Term != t.dirtyTerm {
+		t.fleet.fail("entry %d of term %d was read; committed is %s", e.Index, t.dirtyTerm, &now)
 	}
 	t.entries = append(t.entries, now)
 	t.fleet.counts[FleetCommitted]++

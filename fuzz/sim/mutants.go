@@ -65,6 +65,16 @@ const (
 
 	// AckBeforeQuorum acknowledges what the leader alone has.
 	AckBeforeQuorum
+	// StaleRead lets a leader answer reads without asking whether it still leads.
+	StaleRead
+	// DirtyRead shows readers what is not committed.
+	DirtyRead
+	// WipedReplica lets a replica whose disk is lost go on under its old ID.
+	WipedReplica
+	// ForgedPromise lets a leader believe that what it has sent is durable there.
+	ForgedPromise
+	// ForgedVote lets a candidate believe that it gets every vote.
+	ForgedVote
 )
 
 // MutateFS wraps the file system as the mutant needs it.
