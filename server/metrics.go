@@ -26,6 +26,7 @@ var (
 	metricScrubbed   = prometheus.NewDesc("lockstep_scrubbed_bytes_total", "Bytes that the scrubber has verified.", nil, nil)
 	metricPasses     = prometheus.NewDesc("lockstep_scrub_passes_total", "Complete passes of the scrubber.", nil, nil)
 	metricScrubFails = prometheus.NewDesc("lockstep_scrub_errors_total", "Reads of the scrubber that failed, or found a broken chain.", nil, nil)
+	metricRepaired   = prometheus.NewDesc("lockstep_damage_repaired_total", "Damaged frames that were written again from another replica.", nil, nil)
 	metricReformed   = prometheus.NewDesc("lockstep_partitions_cut_back_total", "Partitions that may have lost unsynced records with the machine, since this process started.", nil, nil)
 	metricStalls     = prometheus.NewDesc("lockstep_storage_stalls", "Partitions, metadata and journal included, that wait for a disk that has stalled.", nil, nil)
 	metricStallTime  = prometheus.NewDesc("lockstep_storage_stall_seconds", "How long a partition has waited for a disk that has stalled; of the longest only, at most 20.", []string{"partition"}, nil)
@@ -43,7 +44,7 @@ var (
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree, metricStalls, metricStallTime,
-		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricReformed,
+		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricReformed,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
 		ch <- d
@@ -77,6 +78,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		count(metricReports, n, result)
 	}
 	count(metricScrubbed, damage.scrubbed.Load())
+	count(metricRepaired, damage.repaired.Load())
 	count(metricPasses, damage.passes.Load())
 	count(metricScrubFails, damage.failures.Load())
 	states := map[wire.PartitionState]int{

@@ -135,6 +135,18 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 			records = r.records
 		}
 		b.catchUp.checkpoint(records, wire.Index(m.From), reply)
+	case wire.PeerFetchFrames:
+		var m wire.PeerFetch
+		if err := m.Parse(body); err != nil {
+			reply(wire.CodeMalformed, []byte(err.Error()))
+			return
+		}
+		r := b.replicaByID(m.Replica)
+		if r == nil {
+			reply(wire.CodeUnavailable, []byte("the replica is not here"))
+			return
+		}
+		b.catchUp.frames(r.records, wire.Index(m.From), wire.Index(m.To), reply)
 	case wire.PeerTransfer:
 		var m wire.PeerFetch
 		if err := m.Parse(body); err != nil {

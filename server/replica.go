@@ -68,6 +68,7 @@ type partitionReplica struct {
 	settings    atomic.Pointer[wire.Settings]
 
 	// Of a replica that is not the only one of its partition, and has others to talk to.
+	mending  mending
 	intent   atomic.Pointer[cluster.Partition] // as of the newest metadata
 	leads    atomic.Bool                       // leads, as of the last turn
 	waits    bool                              // for its `active` to be committed (RULES R10); owner only, as the next

@@ -77,6 +77,9 @@ func (b *broker) keepTime(ctx context.Context) {
 			if n := r.restless.Load(); n > 0 && r.restless.CompareAndSwap(n, n-1) && n == 1 {
 				ask |= requestIdleMark
 			}
+			if every&requestSync != 0 && len(r.records.Damage()) > 0 {
+				b.repair(r)
+			}
 			if every&requestSync != 0 && r.settings.Load().Sync == wire.SyncInterval {
 				ask |= requestSync
 			}

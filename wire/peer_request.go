@@ -120,6 +120,56 @@ func (m *PeerFetch) Parse(src []byte) error {
 	return r.done("peer FETCH")
 }
 
+// PeerFrame is the body of the stored frame of one entry.
+type PeerFrame struct {
+	Index Index
+	Body  []byte // a view when parsed
+}
+
+// PeerFrames answers FETCH_FRAMES.
+//
+//	count u32 | zero u32 | count × { index u64 | length u32 | zero u32 | body }
+type PeerFrames struct{ Frames []PeerFrame }
+
+const peerFrameSize = 16
+
+// Append implements Message.
+func (m *PeerFrames) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = le.AppendUint32(dst, uint32(len(m.Frames)))
+	dst = le.AppendUint32(dst, 0)
+	for i := range m.Frames {
+		dst = le.AppendUint64(dst, uint64(m.Frames[i].Index))
+		dst = le.AppendUint32(dst, uint32(len(m.Frames[i].Body)))
+		dst = le.AppendUint32(dst, 0)
+		dst = append(dst, m.Frames[i].Body...)
+	}
+	return dst
+}
+
+// Parse implements Message.
+func (m *PeerFrames) Parse(src []byte) error {
+	r := reader{src: src}
+	n := r.uint32()
+	peerReserved(&r, r.uint32())
+	if uint64(n)*peerFrameSize > uint64(len(r.src)) {
+		r.fail("count is larger than the bytes that follow")
+		n = 0
+	}
+	m.Frames = nil
+	for range n {
+		f := PeerFrame{Index: Index(r.uint64())}
+		length := r.uint32()
+		peerReserved(&r, r.uint32())
+		f.Body = r.bytes(int(length))
+		if r.fault != "" {
+			break
+		}
+		m.Frames = append(m.Frames, f)
+	}
+	return r.done("peer FRAMES")
+}
+
 // CHUNK (11), ACK (12): a piece of what a REQUEST asked for, and how far the one
 // who asked has it. The number is that of the REQUEST.
 //

@@ -165,6 +165,20 @@ func TestPeerBodiesThatEndAnywhere(t *testing.T) {
 	var parsed PeerFetch
 	require.NoError(t, parsed.Parse(want))
 	require.Equal(t, fetch, parsed)
+	frames := PeerFrames{Frames: []PeerFrame{{Index: 5, Body: []byte("ab")}, {Index: 7}}}
+	want = unhex(t, `
+		02 00 00 00 00 00 00 00
+		05 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00 61 62
+		07 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+	`)
+	require.Equal(t, want, frames.Append(nil))
+	var got PeerFrames
+	require.NoError(t, got.Parse(want))
+	require.Equal(t, frames, got)
+	for n := range want {
+		require.ErrorIs(t, got.Parse(want[:n:n]), CodeMalformed, "cut at %d", n)
+	}
+	require.ErrorIs(t, got.Parse([]byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0}), CodeMalformed)
 }
 
 func TestPeerFrameGolden(t *testing.T) {
@@ -278,6 +292,9 @@ func FuzzPeerFrame(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
 		_, _ = ParsePeerHeader(body)
+		if frames := new(PeerFrames); frames.Parse(body) == nil {
+			require.Equal(t, body, frames.Append(nil))
+		}
 		empty := peerKinds[PeerKind(kind)]
 		if empty == nil {
 			return
