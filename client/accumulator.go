@@ -28,29 +28,34 @@ type accumulator struct {
 	producer  *Producer
 	partition uint32
 
-	leader     leadership
-	session    *session  // where batches go; nil: not attached
-	handle     uint32    // of the partition in that session
-	opening    *session  // OPEN_PARTITION is on its way there
-	openAt     time.Time // not before, after a refusal
-	askAt      time.Time // when to ask who leads if there is no session with the leader; zero: there is
-	listed     *session  // registered with that session's writer
-	queue      batchQueue
-	open       *batch    // takes records: the last of the queue, or nil
-	inFlight   int       // batches taken and not settled
-	flying     int       // records in them
-	taken      time.Time // when the last batch that was taken began
-	lone       int       // batches taken one after the other that held one record each
-	draining   bool
-	paused     bool      // until resumeAt, or until a new layout
-	resumeAt   time.Time // zero: the new layout resumes it
-	failures   int       // refusals in a row, for the backoff
-	stall      error     // the refusal that made it stall; nil once a batch is stored
-	announced  bool      // stall was told to the Conn's listener
-	untold     int       // batches given up whose callers do not know yet
-	cause      error     // why they were given up
-	sequence   int32     // of the next record that is stamped
-	lingerTime *time.Timer
+	leader      leadership
+	session     *session  // where batches go; nil: not attached
+	handle      uint32    // of the partition in that session
+	opening     *session  // OPEN_PARTITION is on its way there
+	openAt      time.Time // not before, after a refusal
+	askAt       time.Time // when to ask who leads if there is no session with the leader; zero: there is
+	away        bool      // the session was lost, and there is no other yet
+	since       time.Time // when one was first missed; zero: there is one, or none is needed
+	unreachable bool      // that is long ago
+	told        bool      // to the Conn's listener
+	share       float64   // records without a key that it has had, over its weight
+	listed      *session  // registered with that session's writer
+	queue       batchQueue
+	open        *batch    // takes records: the last of the queue, or nil
+	inFlight    int       // batches taken and not settled
+	flying      int       // records in them
+	taken       time.Time // when the last batch that was taken began
+	lone        int       // batches taken one after the other that held one record each
+	draining    bool
+	paused      bool      // until resumeAt, or until a new layout
+	resumeAt    time.Time // zero: the new layout resumes it
+	failures    int       // refusals in a row, for the backoff
+	stall       error     // the refusal that made it stall; nil once a batch is stored
+	announced   bool      // stall was told to the Conn's listener
+	untold      int       // batches given up whose callers do not know yet
+	cause       error     // why they were given up
+	sequence    int32     // of the next record that is stamped
+	lingerTime  *time.Timer
 }
 
 // batchQueue is a queue of batches that keeps its memory.
@@ -303,10 +308,12 @@ func nextSequence(sequence int32, records int) int32 {
 }
 
 // stalled reports whether records would have to wait here for trouble to pass.
-func (a *accumulator) stalled() bool { return a.draining || a.paused || a.failures > 0 }
+func (a *accumulator) stalled() bool {
+	return a.draining || a.paused || a.failures > 0 || a.away || a.unreachable
+}
 
 // detach makes the upkeep open the partition again.
 func (a *accumulator) detach() {
-	a.session, a.listed = nil, nil
+	a.session, a.listed, a.away = nil, nil, true
 	poke(a.producer.wake)
 }

@@ -100,6 +100,7 @@ func (c *Conn) install(s *session) {
 	c.lastErr = nil
 	c.tellChanged()
 	c.mu.Unlock()
+	c.events.send(Connected{Address: s.address, Node: s.hello.NodeID})
 	c.run(s)
 	c.askMembers(s)
 }
@@ -209,6 +210,7 @@ func (c *Conn) reconnect(pause *time.Duration) *session {
 	for {
 		if s := c.adopt(); s != nil {
 			c.options.logger.Info("the home is another node now", "server", s.address, "node", s.hello.NodeID)
+			c.events.send(Connected{Address: s.address, Node: s.hello.NodeID})
 			return s
 		}
 		if *pause > 0 {
@@ -333,6 +335,8 @@ func (c *Conn) brokerEvent(e wire.Event) {
 		c.mu.Unlock()
 		c.askMembers(home)
 		c.events.send(TopologyChanged{Epoch: e.Version})
+	case wire.EventDestinationUnavailable:
+		c.events.send(DestinationUnavailable{Destination: e.Destination, Detail: e.Detail})
 	default:
 		c.options.logger.Info("event from the broker", "kind", e.Kind.String(), "destination", e.Destination, "detail", e.Detail)
 	}

@@ -201,6 +201,7 @@ func (a *accumulator) judge(b *batch, behind bool) (verdict, time.Duration) {
 	case wire.CodeNotLeader:
 		a.detach()
 		if a.leader.follow(b.refusal) {
+			p.choices.home = 0
 			return again, 0
 		}
 		p.wantLayout = true

@@ -24,7 +24,8 @@
 // In a cluster records go straight to the leaders of their partitions and come
 // straight from there. Who leads what comes from METADATA, from brokers that refuse
 // what is not theirs and name the leader, and from events (topology.go); where the
-// nodes are, and the sessions with them, is nodes.go. When a leader is lost, what is
+// nodes are, and the sessions with them, is nodes.go. Which partition gets a record
+// without a key is decided in balance.go. When a leader is lost, what is
 // unanswered goes to the next one under the same identity and sequence.
 //
 // The other way, the session's reader copies stored frames into memory of the

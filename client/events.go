@@ -3,20 +3,41 @@ package client
 import "sync"
 
 // Event is something that happened to a Conn or one of its producers: Connected,
-// Disconnected, TopologyChanged, ProducerStalled or ProducerResumed.
+// Disconnected, NodeLost, DestinationUnavailable, TopologyChanged, ProducerStalled or
+// ProducerResumed.
 type Event interface{ event() }
 
-// Connected is sent after every successful handshake, the first included.
+// Connected is sent when the Conn has a home: a broker that it is connected to for all
+// that is not for the leader of a partition. The first is included.
 type Connected struct {
-	Address string // as given to Connect
+	Address string // as given to Connect, or learned
 	Node    uint32 // the broker's node ID
 }
 
-// Disconnected is sent when an established connection was lost or closed.
+// Disconnected is sent when the connection to the home was lost or closed:
+// CONNECTION_LOST.
 type Disconnected struct {
 	Address string
 	Node    uint32
 	Err     error // why; ErrClosed after Close
+}
+
+// NodeLost is sent when the connection to another node than the home was lost, of one
+// that leads partitions which are in use.
+type NodeLost struct {
+	Address string
+	Node    uint32
+	Err     error // why
+}
+
+// DestinationUnavailable is sent when the leader of a partition that is in use cannot be
+// reached or is not known for a second, or when the broker says that the destination
+// cannot be served: DESTINATION_UNAVAILABLE. The connection stays, and the partition is
+// looked for. It may be sent more than once.
+type DestinationUnavailable struct {
+	Destination string
+	Partition   uint32
+	Detail      string // of the broker, if it says so; then Partition is 0
 }
 
 // TopologyChanged is sent when the broker announces a new cluster topology:
@@ -40,11 +61,13 @@ type ProducerResumed struct {
 	Partition   uint32
 }
 
-func (Connected) event()       {}
-func (Disconnected) event()    {}
-func (TopologyChanged) event() {}
-func (ProducerStalled) event() {}
-func (ProducerResumed) event() {}
+func (Connected) event()              {}
+func (Disconnected) event()           {}
+func (NodeLost) event()               {}
+func (DestinationUnavailable) event() {}
+func (TopologyChanged) event()        {}
+func (ProducerStalled) event()        {}
+func (ProducerResumed) event()        {}
 
 // eventLimit bounds the events that wait for a slow listener. When it is
 // reached the oldest event is dropped: the newest state is what counts.

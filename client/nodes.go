@@ -115,11 +115,10 @@ func (c *Conn) dial(n *node, id uint32, address string) {
 	c.run(s)
 }
 
-// run starts a session and whoever watches over it: the listener hears of the
-// connection before it hears of anything that came over it.
+// run starts a session and whoever watches over it. Of a home the listener has heard
+// before, so that it hears of it before it hears of anything that came over it.
 func (c *Conn) run(s *session) {
 	c.options.logger.Info("connected", "server", s.address, "node", s.hello.NodeID, "cluster", s.hello.ClusterID)
-	c.events.send(Connected{Address: s.address, Node: s.hello.NodeID})
 	s.start()
 	c.wg.Add(1)
 	go c.watch(s)
@@ -135,7 +134,15 @@ func (c *Conn) watch(s *session) {
 	err := s.err
 	s.mu.Unlock()
 	c.options.logger.Log(context.Background(), levelOf(err), "disconnected", "server", s.address, "node", s.hello.NodeID, "error", err)
-	c.events.send(Disconnected{Address: s.address, Node: s.hello.NodeID, Err: err})
+	c.mu.Lock()
+	home := c.current == s
+	c.mu.Unlock()
+	switch {
+	case home:
+		c.events.send(Disconnected{Address: s.address, Node: s.hello.NodeID, Err: err})
+	case !errors.Is(err, errUnused) && !errors.Is(err, ErrClosed):
+		c.events.send(NodeLost{Address: s.address, Node: s.hello.NodeID, Err: err})
+	}
 	c.topology.forget() // leaders and slots may have moved unseen
 	c.mu.Lock()
 	if n := c.nodes[s.hello.NodeID]; n != nil && n.session == s {

@@ -167,6 +167,10 @@ type producerOptions struct {
 	fixed              bool
 	partition          uint32
 	name               string
+	policy             Policy
+	affinity           AffinityScope
+	localPreference    bool
+	spill              bool
 }
 
 func newProducerOptions(opts []ProducerOption) (producerOptions, error) {
@@ -179,6 +183,8 @@ func newProducerOptions(opts []ProducerOption) (producerOptions, error) {
 		acks:               AcksQuorum,
 		idempotent:         true,
 		waitForSpace:       true,
+		localPreference:    true,
+		spill:              true,
 	}
 	for _, opt := range opts {
 		opt(&o)
@@ -198,6 +204,12 @@ func newProducerOptions(opts []ProducerOption) (producerOptions, error) {
 		return o, fmt.Errorf("option Compression: unknown codec %d", o.codec)
 	case !o.acks.Valid():
 		return o, fmt.Errorf("option Acks: unknown level %d", o.acks)
+	}
+	switch {
+	case o.policy > Random:
+		return o, fmt.Errorf("option Balance: unknown policy %d", o.policy)
+	case o.affinity > PerProducer:
+		return o, fmt.Errorf("option Affinity: unknown scope %d", o.affinity)
 	}
 	if o.acks != AcksQuorum {
 		o.idempotent = false // RULES R4: idempotence is part of quorum
@@ -267,6 +279,27 @@ func Idempotent(on bool) ProducerOption { return func(o *producerOptions) { o.id
 func Partition(n uint32) ProducerOption {
 	return func(o *producerOptions) { o.fixed, o.partition = true, n }
 }
+
+// Balance sets how partitions are chosen for records without a key. Default: Weighted.
+func Balance(policy Policy) ProducerOption { return func(o *producerOptions) { o.policy = policy } }
+
+// Affinity sets for how long records without a key stay with the partition that was
+// chosen. Default: PerMessage.
+func Affinity(scope AffinityScope) ProducerOption {
+	return func(o *producerOptions) { o.affinity = scope }
+}
+
+// LocalPreference says whether records without a key go to partitions that are led by
+// the broker the client is connected to, as long as one of them takes records.
+// Default: true.
+func LocalPreference(on bool) ProducerOption {
+	return func(o *producerOptions) { o.localPreference = on }
+}
+
+// Spill says whether records without a key whose partition has no leader for a while,
+// or refuses them, are given to another one if they are known not to be stored. With
+// false they wait where they are. Default: true.
+func Spill(on bool) ProducerOption { return func(o *producerOptions) { o.spill = on } }
 
 // ProducerName gives the producer an identity that outlives the process:
 // opening a name fences whoever used it before. Default: anonymous.

@@ -16,9 +16,10 @@ const slotShift = 64 - 14
 //
 // A fixed partition comes first. A record with a key goes where the slot of its
 // key lies, so that all records of a key are in one partition, in order. Records
-// without a key stick to one partition until their batch is on its way, then to
-// the next in turn: whole batches are spread, not single records. A partition
-// that does not take records at the moment is passed over if another one does.
+// without a key stick to one partition until their batch is on its way, then
+// another is chosen (balance.go): whole batches are spread, not single records. A
+// partition that does not take records at the moment is passed over if another one
+// does.
 //
 // The caller holds p.mu.
 func (p *Producer) route(r *Record, charge int64) (a *accumulator, keyHash uint64, keyed bool) {
@@ -33,17 +34,14 @@ func (p *Producer) route(r *Record, charge int64) (a *accumulator, keyHash uint6
 		return p.lanes[p.layout.slots[keyHash>>slotShift]], keyHash, true
 	}
 	a = p.lanes[p.sticky]
-	if p.stuck && !a.hasRoom(charge) || a.stalled() {
-		for range p.layout.partitions {
-			p.sticky = (p.sticky + 1) % len(p.layout.partitions)
-			if !p.lanes[p.sticky].stalled() {
-				break
-			}
-		}
+	if (p.stuck && !a.hasRoom(charge) || a.stalled()) && p.options.affinity != PerProducer {
+		p.sticky = p.choose()
 		a = p.lanes[p.sticky]
-		p.stuck = false
 	}
 	p.stuck = true
+	if !p.choices.equal {
+		a.share += 1 / float64(p.layout.weights[p.sticky])
+	}
 	return a, 0, false
 }
 

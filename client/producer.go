@@ -47,7 +47,10 @@ type Producer struct {
 	lanes     []*accumulator // one for each of layout.partitions
 	fixedLane int
 	sticky    int  // lane of records without a key
-	stuck     bool // one went there since it was chosen
+	stuck     bool // one went there already
+	choices   choices
+	share     float64   // of the lane that was chosen last, when it was
+	lookAt    time.Time // when the layout is asked for because some partitions take no records
 
 	identity     wire.ProducerIdentity // without sequence
 	holder       uint64                // of the name: this Producer and nobody else
@@ -106,6 +109,8 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 	if o.fixed && p.lanes[p.fixedLane].partition != o.partition {
 		return nil, fmt.Errorf("%w: %d", ErrUnknownPartition, o.partition)
 	}
+	p.spread(c.Info().Node)
+	p.begin()
 	if o.idempotent {
 		var r wire.InitProducerResponse
 		if err := c.do(ctx, wire.OpInitProducer, p.init(false), &r, true); err != nil {

@@ -52,6 +52,9 @@ type layout struct {
 	kind           Kind
 	partitions     []uint32     // numbers
 	leaders        []leadership // of partitions
+	takes          []bool       // which of them records without a key may go to
+	weights        []uint8      // of partitions, at least 1
+	partial        bool         // some do not take records
 	slots          []uint32     // for each key slot, the place of its partition in partitions
 	slotVersion    uint32
 	recordIndex    bool
@@ -92,6 +95,9 @@ func newLayout(generation uint64, info *wire.DestinationInfo) (*layout, error) {
 		place[n] = uint32(i)
 		l.partitions = append(l.partitions, n)
 		l.leaders = append(l.leaders, leadership{info.Partitions[i].Leader, info.Partitions[i].Epoch})
+		l.takes = append(l.takes, takes(&info.Partitions[i]))
+		l.weights = append(l.weights, max(info.Partitions[i].Weight, 1))
+		l.partial = l.partial || !l.takes[i]
 	}
 	if len(l.partitions) == 0 || len(info.Slots) == 0 || info.Slots[0].FirstSlot != 0 {
 		return nil, wire.Errorf(wire.CodeUnavailable, "destination %q has no partitions yet", info.Name)

@@ -35,6 +35,7 @@ func (p *Producer) upkeep() {
 			p.tend(s)
 		}
 		next := p.checkTimes(time.Now(), s != nil)
+		p.spill(time.Now())
 		p.announce()
 		p.unlockAndFinish()
 
@@ -71,7 +72,7 @@ func (p *Producer) checkTimes(now time.Time, connected bool) (next time.Duration
 		}
 	}
 	if connected {
-		next = shorter(next, until(p.retryAt, now))
+		next = shorter(shorter(next, until(p.retryAt, now)), until(p.lookAt, now))
 	}
 	if p.ticking = p.bufferedRecords > 0; p.ticking {
 		next = shorter(next, max(min(p.options.deliveryTimeout/16, time.Second), time.Millisecond))
@@ -89,6 +90,11 @@ func (p *Producer) announce() {
 				p.conn.events.send(ProducerStalled{Destination: p.destination, Partition: a.partition, Err: a.stall})
 			} else {
 				p.conn.events.send(ProducerResumed{Destination: p.destination, Partition: a.partition})
+			}
+		}
+		if a.unreachable != a.told {
+			if a.told = a.unreachable; a.told {
+				p.conn.events.send(DestinationUnavailable{Destination: p.destination, Partition: a.partition})
 			}
 		}
 	}
@@ -114,11 +120,15 @@ func until(then, now time.Time) time.Duration {
 func (p *Producer) tend(s *session) {
 	now := time.Now()
 	p.askHome(s, now)
+	if s.hello.NodeID != p.choices.home {
+		p.spread(s.hello.NodeID)
+	}
 	for i, a := range p.lanes {
 		if a.queue.len() > 0 || len(p.lanes) <= eagerOpens && (!p.options.fixed || i == p.fixedLane) {
 			a.attach(now)
 		} else {
-			a.openAt, a.askAt = time.Time{}, time.Time{}
+			a.openAt, a.askAt, a.since = time.Time{}, time.Time{}, time.Time{}
+			a.away, a.unreachable = false, false
 		}
 	}
 }
@@ -129,6 +139,9 @@ func (p *Producer) askHome(s *session, now time.Time) {
 		return
 	}
 	p.retryAt = time.Time{}
+	if !p.lookAt.IsZero() && !now.Before(p.lookAt) {
+		p.lookAt, p.wantLayout = time.Time{}, true
+	}
 	if p.renew && p.stamped == 0 && !p.renewing {
 		p.renewing = true
 		p.ask(s, wire.OpInitProducer, p.init(true), p.gotIdentity)
@@ -152,6 +165,14 @@ func (a *accumulator) attach(now time.Time) {
 	}
 	a.openAt = time.Time{}
 	s := p.conn.sessionTo(a.leader.node)
+	if s != nil && a.session == s {
+		return
+	}
+	if a.since.IsZero() {
+		a.since = now
+	} else if now.Sub(a.since) >= unreachableAfter {
+		a.unreachable = true
+	}
 	if s == nil {
 		switch {
 		case a.askAt.IsZero():
@@ -161,16 +182,22 @@ func (a *accumulator) attach(now time.Time) {
 			p.wantLayout = true // perhaps there is another leader
 			poke(p.wake)
 		}
-		a.session, a.listed = nil, nil
+		a.leave()
 		return
 	}
 	a.askAt = time.Time{}
-	if a.session == s || a.opening == s || a.inFlight > 0 {
+	if a.opening == s || a.inFlight > 0 {
 		return
 	}
-	a.session, a.listed = nil, nil
+	a.leave()
 	a.opening = s
 	p.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: p.destination, Partition: a.partition}, a.opened)
+}
+
+// leave takes the lane from its session.
+func (a *accumulator) leave() {
+	a.away = a.away || a.session != nil
+	a.session, a.listed = nil, nil
 }
 
 // reply is a waiter that calls a function with p.mu held.
@@ -295,6 +322,11 @@ func (p *Producer) install(l *layout) {
 	}
 	p.lanes = lanes
 	p.sticky = min(p.sticky, len(l.partitions)-1)
+	p.spread(p.choices.home)
+	p.lookAt = time.Time{}
+	if l.partial && !p.options.fixed {
+		p.lookAt = time.Now().Add(layoutPause)
+	}
 
 	var moved []*batch
 	for _, a := range lanes {
@@ -335,7 +367,8 @@ func (a *accumulator) opened(s *session, body []byte, err error) {
 	}
 	switch code := codeOf(err); {
 	case err == nil:
-		a.session, a.handle, a.openAt = s, r.Handle, time.Time{}
+		a.session, a.handle, a.openAt, a.since = s, r.Handle, time.Time{}, time.Time{}
+		a.away, a.unreachable = false, false
 		if r.RecordIndex != p.layout.recordIndex || r.SlotVersion != p.layout.slotVersion {
 			p.wantLayout = true
 		}
@@ -343,6 +376,7 @@ func (a *accumulator) opened(s *session, body []byte, err error) {
 	case code == wire.CodeDestinationGone:
 		p.fail(err)
 	case code == wire.CodeNotLeader && a.leader.follow(err):
+		p.choices.home = 0
 	case code == 0 || code.Retriable():
 		p.wantLayout = p.wantLayout || code == wire.CodeNotLeader || code == wire.CodeUnavailable
 		a.openLater(err)
