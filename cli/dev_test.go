@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -114,4 +115,62 @@ func TestDevTellsANodeFromAnotherProcessWithItsPID(t *testing.T) {
 	require.Equal(t, devRunning, (&devNode{PID: os.Getpid(), Started: started}).state())
 	require.Equal(t, devStopped, (&devNode{PID: os.Getpid(), Started: started + 1}).state())
 	require.Equal(t, devStopped, (&devNode{}).state())
+}
+
+// Three processes, of which one is killed with SIGKILL while a producer and a consumer
+// are at work: both go on, and every record arrives once.
+func TestDevThreeNodesSurviveAKill(t *testing.T) {
+	t.Setenv(childVariable, "1")
+	dir := t.TempDir()
+	run := func(args ...string) outcome {
+		return shell{}.run(context.Background(), append([]string{"dev"}, append(args, "--dir", dir)...)...)
+	}
+	t.Cleanup(func() { run("down") })
+	up := run("up", "--nodes", "3", "--detach", "--base-port", fmt.Sprint(freePorts(t, 3)))
+	require.Equal(t, 0, up.code, up.stderr)
+	d, err := loadDev(dir)
+	require.NoError(t, err)
+	server := d.clients()
+	must(t, at(server, ""), "queue", "create", "orders", "--partitions", "6", "--replicas", "3")
+	must(t, at(server, ""), "cluster", "health", "--watch", "--exit-when-healthy", "--timeout", "60s")
+
+	const records = 3000
+	lines, input := io.Pipe()
+	produced := make(chan outcome, 1)
+	go func() {
+		var out, log lockedBuffer
+		a := at(server, "").app(&out, &log)
+		a.stdin = lines
+		code := a.run(context.Background(), []string{"produce", "orders", "--server", server})
+		produced <- outcome{code, out.String(), log.String()}
+	}()
+	consumed := make(chan outcome, 1)
+	go func() {
+		consumed <- at(server, "").run(context.Background(), "consume", "orders", "--from", "earliest", "-c", fmt.Sprint(records), "--server", server)
+	}()
+	for i := range records {
+		if i == records/3 {
+			require.Equal(t, 0, run("kill", "2").code)
+		}
+		if i == 2*records/3 {
+			started := run("start", "2")
+			require.Equal(t, 0, started.code, started.stderr)
+		}
+		_, err := fmt.Fprintf(input, "record %d\n", i)
+		require.NoError(t, err)
+	}
+	require.NoError(t, input.Close())
+	result := <-produced
+	require.Equal(t, 0, result.code, result.stderr)
+	result = <-consumed
+	require.Equal(t, 0, result.code, result.stderr)
+	seen := map[string]int{}
+	for _, line := range strings.Split(strings.TrimSuffix(result.stdout, "\n"), "\n") {
+		seen[line]++
+	}
+	require.Len(t, seen, records)
+	for i := range records {
+		require.Equal(t, 1, seen[fmt.Sprintf("record %d", i)])
+	}
+	must(t, at(server, ""), "cluster", "health", "--watch", "--exit-when-healthy", "--timeout", "60s")
 }
