@@ -52,14 +52,34 @@ type Summary struct {
 	ServerAnonymousBytes *float64 `json:"server_anonymous_bytes,omitempty"`
 }
 
+// Check returns an ErrOption if Compare would refuse the options. It measures
+// nothing: who has several workloads to compare asks before the first.
+func (w Workload) Check(o CompareOptions) error {
+	if o.Rounds < 1 || o.Rounds > maxRounds {
+		return optionError("rounds %d: 1 to %d", o.Rounds, maxRounds)
+	}
+	if !(o.Scale > 0) || o.Scale > 100 {
+		return optionError("scale %v: above 0, at most 100", o.Scale)
+	}
+	if w.Reference == "" {
+		if !slices.Equal(o.Subjects, []string{string(Lockstep)}) {
+			return optionError("%s stands beside its goals; compare it with nothing", w.Name)
+		}
+		return nil
+	}
+	for _, name := range o.Subjects {
+		if _, _, err := w.against(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Compare measures a workload against all subjects in turns, A B A B, each time
 // with a process of its own, and reports medians.
 func Compare(ctx context.Context, w Workload, o CompareOptions) (*Comparison, error) {
-	if o.Rounds < 1 || o.Rounds > maxRounds {
-		return nil, optionError("rounds %d: 1 to %d", o.Rounds, maxRounds)
-	}
-	if !(o.Scale > 0) || o.Scale > 100 {
-		return nil, optionError("scale %v: above 0, at most 100", o.Scale)
+	if err := w.Check(o); err != nil {
+		return nil, err
 	}
 	if w.Reference == "" {
 		return w.compareFigures(ctx, o)
@@ -87,7 +107,7 @@ func Compare(ctx context.Context, w Workload, o CompareOptions) (*Comparison, er
 		for i := range ratios {
 			a, b := found[0][i], found[last][i]
 			ratios[i] = a.RecordsPerS / b.RecordsPerS
-			if w.kind == latencyWorkload {
+			if w.OpenLoop() {
 				ratios[i] = a.P50Us / b.P50Us
 			}
 		}
@@ -102,9 +122,6 @@ func Compare(ctx context.Context, w Workload, o CompareOptions) (*Comparison, er
 
 // compareFigures measures a workload without a reference.
 func (w Workload) compareFigures(ctx context.Context, o CompareOptions) (*Comparison, error) {
-	if !slices.Equal(o.Subjects, []string{string(Lockstep)}) {
-		return nil, optionError("%s stands beside its goals; compare it with nothing", w.Name)
-	}
 	c := &Comparison{Workload: w.Name, About: w.About, Rounds: o.Rounds}
 	values := make(map[string][]float64)
 	for range o.Rounds {
@@ -142,7 +159,7 @@ func (w Workload) against(name string) (Workload, Subject, error) {
 	if err != nil {
 		return w, "", optionError("there is nothing named %q to compare with; use floor, floor-log or another workload", name)
 	}
-	if other.Reference == "" || (other.kind == latencyWorkload) != (w.kind == latencyWorkload) {
+	if other.Reference == "" || other.OpenLoop() != w.OpenLoop() {
 		return w, "", optionError("%s and %s measure different things", w.Name, other.Name)
 	}
 	return other, Lockstep, nil

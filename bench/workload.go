@@ -83,6 +83,10 @@ type Workload struct {
 	duration   time.Duration
 }
 
+// OpenLoop reports whether records are sent at a fixed rate: then latencies are
+// compared, and less is better.
+func (w Workload) OpenLoop() bool { return w.kind == latencyWorkload }
+
 // Workloads are all of them.
 var Workloads = []Workload{
 	{Name: "W1", About: "produce 1 KiB, page cache, 2 × 2,048 outstanding", Reference: "floor-log", Goal: 0.9,

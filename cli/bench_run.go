@@ -2,9 +2,9 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -136,17 +136,20 @@ func (f *compareFlags) run(c *cobra.Command, names []string, subjects func(bench
 		if err != nil {
 			return usagef(c, "%v", err)
 		}
+		if err := w.Check(f.options(subjects(w))); err != nil {
+			return usagef(c, "%v", err)
+		}
 		workloads = append(workloads, w)
+	}
+	if f.dir != "" {
+		if info, err := os.Stat(f.dir); err != nil || !info.IsDir() {
+			return usagef(c, "--dir %s is no directory; make it first", f.dir)
+		}
 	}
 	found := make([]*bench.Comparison, 0, len(workloads))
 	for _, w := range workloads {
 		fmt.Fprintf(a.stderr, "%s: %s\n", w.Name, w.About)
-		r, err := bench.Compare(c.Context(), w, bench.CompareOptions{
-			Subjects: subjects(w), Rounds: f.rounds, Scale: f.scale, Dir: f.dir, Start: a.startSubject,
-		})
-		if errors.Is(err, bench.ErrOption) {
-			return usagef(c, "%v", err)
-		}
+		r, err := bench.Compare(c.Context(), w, f.options(subjects(w)))
 		if err != nil {
 			return interruptedOr(c.Context(), &failure{doing: "bench", err: err})
 		}
@@ -156,6 +159,11 @@ func (f *compareFlags) run(c *cobra.Command, names []string, subjects func(bench
 		return a.printJSON(found)
 	}
 	return a.printComparisons(found)
+}
+
+// options are those of the flags for what stands beside each other.
+func (f *compareFlags) options(subjects []string) bench.CompareOptions {
+	return bench.CompareOptions{Subjects: subjects, Rounds: f.rounds, Scale: f.scale, Dir: f.dir, Start: f.app.startSubject}
 }
 
 // startSubject starts what a workload is run against, as a child process.
@@ -251,7 +259,11 @@ func (a *app) printComparisons(all []*bench.Comparison) error {
 			if i == 0 && c.Ratio != nil {
 				ratio = fmt.Sprintf("%.2f", *c.Ratio)
 				if c.Goal > 0 {
-					ratio += fmt.Sprintf(" (goal %.2f)", c.Goal)
+					bound := "≥"
+					if w, err := bench.FindWorkload(c.Workload); err == nil && w.OpenLoop() {
+						bound = "≤"
+					}
+					ratio += fmt.Sprintf(" (goal %s %.2f)", bound, c.Goal)
 				}
 			}
 			rows = append(rows, []string{

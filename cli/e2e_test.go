@@ -409,10 +409,11 @@ func TestBenchmarksOnAnEmbeddedBroker(t *testing.T) {
 }
 
 // The broker is a process of its own, which is stopped, killed and started again.
+// This is a hundredth of what make figures takes.
 func TestBenchRunFindsFiguresThatAreNoRates(t *testing.T) {
 	t.Setenv(childVariable, "1")
 	dir := t.TempDir()
-	out := must(t, shell{}, "bench", "run", "restart", "idle-partitions", "idle-clients", "--scale", "0.001", "--rounds", "1", "--dir", dir, "--json")
+	out := must(t, shell{}, "bench", "run", "restart", "idle-partitions", "idle-clients", "--scale", "0.01", "--rounds", "1", "--dir", dir, "--json")
 	var found []bench.Comparison
 	require.NoError(t, json.Unmarshal([]byte(out), &found))
 	require.Len(t, found, 3)
@@ -433,23 +434,40 @@ func TestBenchRunFindsFiguresThatAreNoRates(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, left, "the broker's directory is removed")
 
-	got := shell{}.run(t.Context(), "bench", "run", "restart", "--vs", "floor")
-	require.Equal(t, 2, got.code)
-	require.Contains(t, got.stderr, "lockstep: invalid option: restart stands beside its goals; compare it with nothing (see lockstep bench run --help)")
+}
+
+// What cannot be compared is refused before anything is measured: a run of all
+// workloads takes half an hour.
+func TestBenchRunChecksAllWorkloadsFirst(t *testing.T) {
+	for _, test := range []struct{ arguments, message string }{
+		{"W1 restart --vs floor", "restart stands beside its goals; compare it with nothing"},
+		{"W1 W3 --vs floor-log", "W3 reads what is stored: compare it with floor"},
+		{"W1 --rounds 0", "rounds 0: 1 to 100"},
+		{"W1 W99", `there is no workload "W99"; there are W1, `},
+		{"W1 --dir /no/such/directory", "--dir /no/such/directory is no directory; make it first"},
+	} {
+		got := shell{}.run(t.Context(), append([]string{"bench", "run"}, strings.Fields(test.arguments)...)...)
+		require.Equal(t, 2, got.code, test.arguments)
+		require.Contains(t, got.stderr, test.message)
+		require.Equal(t, 1, strings.Count(got.stderr, "\n"), got.stderr)
+	}
 }
 
 func TestRatesAndFiguresArePrintedApart(t *testing.T) {
 	var out bytes.Buffer
 	ratio := 0.5
 	require.NoError(t, shell{}.app(&out, io.Discard).printComparisons([]*bench.Comparison{
-		{Workload: "W7", Subjects: []bench.Summary{{Subject: "lockstep", RecordsPerS: 10}}, Ratio: &ratio},
+		{Workload: "W7", Subjects: []bench.Summary{{Subject: "lockstep", RecordsPerS: 10}}, Ratio: &ratio, Goal: 0.8},
+		{Workload: "W4", Subjects: []bench.Summary{{Subject: "lockstep", RecordsPerS: 10}}, Ratio: &ratio, Goal: 1.5},
 		{Workload: "restart", Figures: []bench.Figure{{Name: "clean_start", Unit: "s", Value: 0.25, Goal: 2}}},
 		{Workload: "idle-clients", Figures: []bench.Figure{
 			{Name: "resident_growth", Unit: "bytes", Value: 1 << 20, Goal: 50 << 20}, {Name: "cpu_at_rest", Unit: "ms/s", Value: 1.5},
 		}},
 	}))
-	_, figures, found := strings.Cut(out.String(), "\n\n")
+	rates, figures, found := strings.Cut(out.String(), "\n\n")
 	require.True(t, found, out.String())
+	require.Contains(t, rates, "0.50 (goal ≥ 0.80)\n")
+	require.True(t, strings.HasSuffix(rates, "0.50 (goal ≤ 1.50)"), "a latency: %s", rates)
 	require.Equal(t, `WORKLOAD      FIGURE           VALUE     GOAL
 restart       clean_start      0.250 s   at most 2.000 s
 idle-clients  resident_growth  1.0 MiB   at most 50.0 MiB
