@@ -28,7 +28,8 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestFile' -v -timeout 1h -file.bytes 1073741824
 	go test ./fuzz -run '^TestKill' -v -timeout 4h -kill.cycles 10000
 	go test ./fuzz -run '^TestF1_' -v -timeout 4h -power.cycles 10000
-	go test ./fuzz -run '^TestF16_Zombie' -v -timeout 2h -zombie.handovers 1000 -zombie.long 50
+	go test ./fuzz -run '^TestF16_Zombie' -v -timeout 8h -count 10 -zombie.handovers 200 -zombie.long 2
+	go test ./server -run '^TestF13_AStalledPartition' -v -stall.for 30s
 	go test ./fuzz -run '^TestF3' -v -timeout 1h -rot.flips 10000 -rot.seed 0
 	go test ./lockstest -run '^TestF3' -v -timeout 1h -rot.flips 1000
 	go test ./server -run '^TestF11' -v -map.points 1000

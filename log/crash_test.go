@@ -89,13 +89,14 @@ func TestF6_CrashAtAnyPointLeavesADurablePrefix(t *testing.T) {
 			if testing.Short() {
 				seeds /= 10
 			}
-			shared := uint64(0)
+			shared, boots := uint64(0), 0
 			for seed := range seeds {
 				m := newCrashModel(t, uint64(seed), mode)
 				m.crashes()
 				shared += m.shared
+				boots += m.boots
 			}
-			t.Logf("%d syncs by the journal", shared)
+			t.Logf("seeds 0 to %d: %d power cuts, %d syncs by the journal", seeds-1, boots, shared)
 			if mode == SyncQuorum {
 				require.NotZero(t, shared)
 			}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"flag"
 	"io"
 	"log/slog"
 	"net/http"
@@ -19,6 +20,8 @@ import (
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
+
+var stallFor = flag.Duration("stall.for", 0, "how long the disk of a partition stalls at least in TestF13_AStalledPartition")
 
 // stallRig is a broker on a simulated disk of which parts can stall.
 type stallRig struct {
@@ -173,6 +176,7 @@ func aStalledPartition(t testing.TB, patience time.Duration, mutate func(stalled
 	}
 
 	directory := path.Base(stalled.dir)
+	began := time.Now()
 	r.stall(func(op vfs.Op, name string) bool { return op != vfs.OpWrite && strings.Contains(name, directory) })
 	const sent = 20
 	for id := range uint32(sent) {
@@ -180,7 +184,7 @@ func aStalledPartition(t testing.TB, patience time.Duration, mutate func(stalled
 		eventually(t, "the stall is known", stalled.stall.stalled)
 		require.EqualValues(t, 2, stalled.active.Load(), "jobs: a sync, and space to be taken ahead")
 	}
-	for range stallRounds {
+	for round := 0; round < stallRounds || time.Since(began) < *stallFor; round++ {
 		for _, u := range users {
 			u.once(small)
 		}
@@ -198,7 +202,7 @@ func aStalledPartition(t testing.TB, patience time.Duration, mutate func(stalled
 	require.Contains(t, r.log.String(), "the disk of a partition has stalled")
 	require.Contains(t, r.log.String(), "partition=stalled/0")
 
-	lasted := r.inside.Load()
+	calls, lasted := r.inside.Load(), time.Since(began)
 	r.release()
 	for id := range uint32(sent) {
 		require.Equal(t, wire.CodeOK, victim.c.answer(100+id).code())
@@ -211,8 +215,8 @@ func aStalledPartition(t testing.TB, patience time.Duration, mutate func(stalled
 	for _, u := range users {
 		before, during = append(before, u.waits[:stallRounds]...), append(during, u.waits[stallRounds:]...)
 	}
-	t.Logf("%d calls stalled; meanwhile %d records of others produced and consumed, produce p99 %v, before %v",
-		lasted, len(during), percentile(during, 0.99), percentile(before, 0.99))
+	t.Logf("%d calls stalled for %v; meanwhile %d records of others produced and consumed, produce p99 %v, before %v",
+		calls, lasted.Round(time.Millisecond), len(during), percentile(during, 0.99), percentile(before, 0.99))
 }
 
 // RELIABILITY F13: the files of one partition are on a disk that has stalled. Others
