@@ -79,9 +79,9 @@ func powerCuts(t *testing.T, kind fileSystem) {
 	})
 }
 
-// TestF1_PowerCutsCatch_NoSync shows that the cuts are real: without fdatasync
+// TestF1_Catches_NoSync shows that the cuts are real: without fdatasync
 // something acknowledged is lost within ten of them.
-func TestF1_PowerCutsCatch_NoSync(t *testing.T) {
+func TestF1_Catches_NoSync(t *testing.T) {
 	withPrivateMounts(t, ext4, func(t *testing.T) {
 		p := newPowerRun(t, ext4)
 		p.mutant = sim.NoSync
