@@ -30,6 +30,10 @@ func NewState() *State { return &State{producers: newProducers()} }
 // Start is the first offset that readers may ask for.
 func (s *State) Start() wire.Offset { return s.start }
 
+// Forgotten is one past the highest producer ID that was forgotten here: who begins
+// with an ID below it, and without an epoch, is refused. It never falls. Owner only.
+func (s *State) Forgotten() int64 { return s.producers.forgotten }
+
 // applyRecords takes the batches of one entry into the dedupe table.
 func (s *State) applyRecords(base wire.Offset, count uint32, appendTimeMs int64, body []byte) {
 	offset := base

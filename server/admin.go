@@ -267,8 +267,17 @@ func (b *broker) Info() serverInfo {
 type producerIDs struct {
 	mu        sync.Mutex
 	next, end int64
+	forgotten int64 // what some partition has forgotten lies below it
 	fetching  bool
 	waiting   []func(int64, error)
+}
+
+// skip leaves out the IDs that a partition may have forgotten: whoever got one would
+// be refused there. Names take theirs from behind the block, so these may lie in it.
+func (p *producerIDs) skip(forgotten int64) {
+	p.mu.Lock()
+	p.forgotten = max(p.forgotten, forgotten)
+	p.mu.Unlock()
 }
 
 func (b *broker) initProducer(m *wire.InitProducerRequest, reply func(wire.Message, error)) {
@@ -298,7 +307,7 @@ func (b *broker) initProducer(m *wire.InitProducerRequest, reply func(wire.Messa
 func (b *broker) producerID(then func(int64, error)) {
 	p := &b.producers
 	p.mu.Lock()
-	if p.next < p.end {
+	if p.next = max(p.next, p.forgotten); p.next < p.end {
 		id := p.next
 		p.next++
 		p.mu.Unlock()
@@ -320,6 +329,7 @@ func (b *broker) gotProducerIDs(r cluster.Result) {
 	p.fetching = false
 	if r.Err == nil {
 		p.next, p.end = r.FirstID, r.FirstID+cluster.ProducerIDBlock
+		p.forgotten = min(p.forgotten, p.next) // nothing higher was handed out
 	}
 	waiting := p.waiting
 	p.waiting = nil

@@ -594,7 +594,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		destination: d.ID, name: fmt.Sprintf("%s/%d", d.Name, p.Number), number: p.Number,
 		identity: *p, replicaID: mine.ID, dir: dir, storage: settings.Storage, node: b.identity.NodeID, broker: b,
 		reads: newLine(b.reads[settings.Storage]), clock: b.clock, metadata: b.meta.metadata,
-		stopped: make(chan struct{}), damage: &b.damage,
+		stopped: make(chan struct{}), damage: &b.damage, producers: &b.producers,
 	}
 	r.owner.turn = r.turn
 	r.stall = stall{lines: [2]*line{r.owner.disk, r.reads}, turn: &r.owner.began}

@@ -26,6 +26,12 @@ func (c *setClock) advance(d time.Duration) { c.ms.Add(d.Milliseconds()) }
 // segments of 1 MiB, on a clock of its own.
 func clockBroker(t *testing.T) (*partitionReplica, *setClock) {
 	t.Helper()
+	_, r, clock := brokerWithClock(t)
+	return r, clock
+}
+
+func brokerWithClock(t *testing.T) (*broker, *partitionReplica, *setClock) {
+	t.Helper()
 	clock := &setClock{}
 	clock.ms.Store(1_700_000_000_000)
 	b, err := openTestBroker(vfs.NewSimulated(1), func(c *Config) { c.clock, c.RetentionPeriod = clock.now, 1000*time.Hour })
@@ -36,7 +42,7 @@ func clockBroker(t *testing.T) (*partitionReplica, *setClock) {
 	}}))
 	d, ok := b.View().Destination("orders")
 	require.True(t, ok)
-	return b.local(d.ID, 0), clock
+	return b, b.local(d.ID, 0), clock
 }
 
 // appendAt appends a record of 300 KB with a client's timestamp.
@@ -109,4 +115,43 @@ func TestF19_AClockThatGoesBackDoesNotKeepAPartitionAwake(t *testing.T) {
 	appendAt(t, r, 0)
 	clock.advance(2 * tenYears)
 	eventually(t, "idle mark", func() bool { return r.restless.Load() == 0 })
+}
+
+// A name gets its ID behind the block that others get theirs from. Once it is
+// forgotten, who asks for an ID must not get one of those that may have been here, or
+// it would be refused until the block is used up (decision 10).
+func TestF16_NobodyIsGivenAForgottenID(t *testing.T) {
+	b, r, clock := brokerWithClock(t)
+	open := func(name string) wire.InitProducerResponse {
+		t.Helper()
+		got := make(chan *wire.InitProducerResponse, 1)
+		b.Admin(&wire.InitProducerRequest{Name: name, Holder: 1}, func(m wire.Message, err error) {
+			require.NoError(t, err)
+			got <- m.(*wire.InitProducerResponse)
+		})
+		return *<-got
+	}
+	produce := func(p wire.InitProducerResponse, sequence int32) wire.ErrorCode {
+		t.Helper()
+		batch, _ := testBatch(t, "x")
+		wire.SetProducer(batch, wire.ProducerIdentity{ID: p.ProducerID, Epoch: p.Epoch, Sequence: sequence})
+		info, err := wire.ParseBatch(reseal(batch))
+		require.NoError(t, err)
+		got := make(waitingReceiver, 1)
+		require.NoError(t, r.Append(partition.Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: got}))
+		r.Kick(false)
+		return <-got
+	}
+	early := open("")
+	named := open("billing")
+	require.Greater(t, named.ProducerID, early.ProducerID)
+	require.Equal(t, wire.CodeOK, produce(early, 0))
+	require.Equal(t, wire.CodeOK, produce(named, 0))
+	clock.advance(tenYears)
+	require.Equal(t, wire.CodeOK, produce(early, 1), "who sends is not forgotten")
+	require.Equal(t, wire.CodeUnknownProducer, produce(named, 1))
+	for range 3 {
+		late := open("")
+		require.Equal(t, wire.CodeOK, produce(late, 0), "producer %d", late.ProducerID)
+	}
 }

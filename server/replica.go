@@ -54,6 +54,7 @@ type partitionReplica struct {
 
 	// Owner only.
 	campaigned bool
+	forgotten  int64          // as producers knows it
 	covering   int            // checkpoints that may still be written so that trimmed segments can go
 	mark       *log.Watermark // as of the last wake
 	stopping   bool
@@ -81,6 +82,7 @@ type partitionReplica struct {
 	orphaned int                               // ticks without a leader
 
 	diskStalled *atomic.Bool          // the broker's; nil for a partition in memory
+	producers   *producerIDs          // the broker's
 	damage      *damageCounters       // the broker's
 	condemned   atomic.Pointer[error] // damage that the owner has to stop for
 	verifying   atomic.Bool           // a reported frame is being examined
@@ -196,6 +198,10 @@ func (r *partitionReplica) observe(idleMark bool) {
 		r.showLead(leading)
 	}
 	r.start.Store(uint64(r.state.Start()))
+	if f := r.state.Forgotten(); f > r.forgotten {
+		r.forgotten = f
+		r.producers.skip(f)
+	}
 	if mark := r.records.Watermark(); mark != r.mark {
 		r.mark = mark
 		r.restless.Store(idleTicks)
