@@ -42,8 +42,10 @@ func (g *Group) tick() {
 	g.release()
 	status := g.node.BasicStatus()
 	if status.RaftState != raft.StateLeader {
-		// An election would need a vote of its own, and time is what begins one.
-		if g.uncertain || !g.Ready() {
+		g.stalled = stall{}
+		// An election would need a vote of its own, and time is what begins one; and who
+		// has no room for what it has would have none for the first entry of a term.
+		if g.uncertain || !g.Ready() || len(g.held) > 0 {
 			return
 		}
 		if g.hurry > 0 {
@@ -220,6 +222,11 @@ type stall struct {
 	ticks  int
 }
 
+// mute says that a leader has had no room for an entry for so long that it says
+// nothing any more: nobody can take over what it cannot write, so it has to be
+// deposed.
+func (g *Group) mute() bool { return g.stalled.held && g.stalled.ticks >= 2*stallTicks }
+
 // escapeStall hands leadership over when the disk does not answer, or has no room:
 // commits need no disk here, but answers do. It is called with every tick of a
 // leader.
@@ -236,6 +243,9 @@ func (g *Group) escapeStall() {
 		return
 	}
 	if g.stalled.ticks++; g.stalled.ticks%stallTicks != 0 || g.node.BasicStatus().LeadTransferee != raft.None {
+		return
+	}
+	if g.mute() {
 		return
 	}
 	if to := g.best(); to != 0 {

@@ -263,3 +263,51 @@ func TestF22_AFollowerWhoseDiskIsSlowHoldsABudget(t *testing.T) {
 func TestF22_Catches_AFollowerWithoutABudget(t *testing.T) {
 	require.Greater(t, slowFollower(t, 0), 16)
 }
+
+// A follower without room drops what it is sent and gets it again later.
+func TestRuleL10_AFollowerWithoutRoomCatchesUp(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	m := f.members[3]
+	m.files.SetSpace(1)
+	for i := range 400 {
+		l.propose(fmt.Sprintf("%03d %03000d", i, i))
+		f.settle()
+	}
+	f.tick(5)
+	require.NoError(t, m.group.Err())
+	require.Positive(t, m.group.Drops()[DropRoom])
+	require.Less(t, m.log.LastIndex(), l.log.LastIndex())
+	require.Len(t, l.applied(), 401)
+	m.files.SetSpace(0)
+	m.store.RefreshSpace()
+	f.tick(20)
+	f.equal()
+}
+
+// A replica that is elected and has no room for the first entry of its term makes
+// way for another.
+func TestRuleL10_ALeaderWithoutRoomMakesWay(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	m := f.members[1] // its log is empty: it has no segment yet
+	m.files.SetSpace(1)
+	m.group.Campaign()
+	f.settle()
+	require.Nil(t, f.leader())
+	f.tick(5)
+	leader, _ := f.members[2].group.Lead()
+	require.Equal(t, uint64(1), leader, "elected, and in the way")
+	f.tick(100)
+	next := f.leader()
+	require.NotNil(t, next)
+	require.NotEqual(t, uint64(1), next.id)
+	next.propose("a")
+	f.settle()
+	require.Equal(t, []string{"a"}, next.applied())
+	m.files.SetSpace(0)
+	m.store.RefreshSpace()
+	f.tick(20)
+	f.equal()
+}

@@ -22,7 +22,7 @@ func EntryCheck(kind wire.Kind, bodyCRC uint32, data []byte) uint32 {
 // send hands a message of raft to the transport.
 func (g *Group) send(m *raftpb.Message) {
 	node, known := g.peers[m.To]
-	if g.transport == nil || !known {
+	if g.transport == nil || !known || g.mute() {
 		return // a member whose node is not known yet, or not any more
 	}
 	switch m.Type {

@@ -61,8 +61,11 @@ func TestRuleR1_AFollowerBehindTheStartGetsASnapshot(t *testing.T) {
 	f, l := aTrimmedFleet(t)
 	m := f.members[3]
 	m.open()
+	restored := 0
+	m.group.OnRestore(func() { restored++ })
 	f.tick(10)
 	require.Equal(t, 1, m.fetches)
+	require.Equal(t, 1, restored)
 	require.Zero(t, l.group.Snapshots())
 	f.caughtUp(m, l)
 	require.Equal(t, l.log.FirstIndex(), m.log.FirstIndex())

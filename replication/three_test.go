@@ -363,6 +363,34 @@ func TestRuleL5_AnUncertainReplicaDoesNotVote(t *testing.T) {
 	f.elect()
 }
 
+// A follower in mode os that lost with its machine what it had acknowledged cannot be
+// fed again by the leader that counts on it: another one leads, and makes it whole.
+func TestRuleL5_ALeaderHandsOverWhenAFollowerHasLostWhatItAcknowledged(t *testing.T) {
+	f := newFleet(t)
+	f.mode, f.founders = log.SyncOS, []uint64{1, 2, 3}
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l := f.lead(1)
+	for i := range 20 {
+		l.propose(fmt.Sprintf("record %d", i))
+	}
+	f.settle()
+	f.tick(3)
+	m := f.members[3]
+	had := m.log.LastIndex()
+	m.files.CrashLoseAll()
+	m.crash(false)
+	m.config = func(c *Config) { c.HoldVotes = true }
+	m.open()
+	require.Less(t, m.log.LastIndex(), had)
+	f.tick(15)
+	require.NoError(t, m.group.Err())
+	require.NotEqual(t, uint64(1), f.leader().id)
+	f.equal()
+	require.False(t, m.group.uncertain)
+}
+
 // The founding replicas take no part before their existence is made known.
 func TestRuleR10_AWaitingReplicaTakesNoPart(t *testing.T) {
 	f := newFleet(t)

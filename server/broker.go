@@ -650,8 +650,12 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	}
 	r.owner.fenced = r.group.Fence
 	r.group.OnRelease(r.part.Recycle)
-	r.part.Bind(r.group)
-	r.start.Store(uint64(r.state.Start()))
+	bind := func() {
+		r.part.Bind(r.group)
+		r.start.Store(uint64(r.state.Start()))
+	}
+	bind()
+	r.group.OnRestore(bind) // the start is in the state, the log learns it here
 	r.alone = votesAlone(r.group, mine.ID)
 	r.campaigned = !r.alone
 	if !r.alone {
