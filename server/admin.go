@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -190,10 +191,34 @@ func (b *broker) replyWithDestination(reply func(wire.Message, error)) func(clus
 		}
 		d := r.Destination
 		b.whenSettled(d.Version, func() {
-			info := b.Describe(d)
-			reply(&info, nil)
+			b.whenLed(d, time.Now().Add(leaderPatience), func() {
+				info := b.Describe(d)
+				reply(&info, nil)
+			})
 		})
 	}
+}
+
+const (
+	// leaderPatience bounds the wait for the leaders of a new destination. It exists
+	// without them.
+	leaderPatience = 2 * time.Second
+	// leaderPause lies between two looks.
+	leaderPause = 10 * time.Millisecond
+)
+
+// whenLed calls then when every partition of a destination has a leader that this node
+// knows, or patience is over. A broker that runs alone does not wait.
+func (b *broker) whenLed(d *cluster.Destination, until time.Time, then func()) {
+	if b.network != nil && time.Now().Before(until) {
+		for i := range d.Partitions {
+			if _, known := b.hints.of(&d.Partitions[i]); !known {
+				time.AfterFunc(leaderPause, func() { b.whenLed(d, until, then) })
+				return
+			}
+		}
+	}
+	then()
 }
 
 // Describe implements backend: a destination with the state of its partitions.

@@ -4,12 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -145,4 +147,224 @@ func TestClusterOfThreeBrokersForms(t *testing.T) {
 		require.Len(t, p.Replicas, 3)
 	}
 	require.Equal(t, cluster.LevelCluster, v.Level)
+}
+
+// held counts the replicas of a destination on each node, those on their way not.
+func (c *crew) held(node uint32, name string) map[uint32]int {
+	held := map[uint32]int{}
+	d, ok := c.broker(node).View().Destination(name)
+	if !ok {
+		return held
+	}
+	for _, p := range d.Partitions {
+		for _, r := range p.Replicas {
+			if r.State != cluster.ReplicaActive {
+				held[0]++
+			}
+			held[r.Node]++
+		}
+	}
+	return held
+}
+
+// fill appends n records to every partition of a destination, wherever it is led.
+func (c *crew) fill(name string, n int) {
+	c.t.Helper()
+	for node := range c.servers {
+		d, ok := c.broker(node).View().Destination(name)
+		require.True(c.t, ok)
+		for i := range d.Partitions {
+			for range n {
+				c.append(d, uint32(i))
+			}
+		}
+		return
+	}
+}
+
+// append appends one record and waits for it, following the leader.
+func (c *crew) append(d *cluster.Destination, number uint32) {
+	c.t.Helper()
+	batch, index := testBatch(c.t, "value")
+	info, err := wire.ValidateBatch(batch, index, wire.BatchLimits{MaxRecordBytes: wire.DefaultMaxRecordBytes})
+	require.NoError(c.t, err)
+	c.await("an append to "+d.Name, func() bool {
+		for node := range c.servers {
+			r, err := c.broker(node).Route(d.ID, number)
+			if err != nil || r.local == nil {
+				continue
+			}
+			done := make(chan wire.ErrorCode, 1)
+			if r.local.Append(partition.Append{Batch: batch, Index: index, Info: info, Acks: wire.AcksQuorum, Receiver: codeReceiver(done)}) != nil {
+				continue
+			}
+			r.local.Kick(false)
+			if <-done == wire.CodeOK {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+type codeReceiver chan wire.ErrorCode
+
+func (r codeReceiver) Appended(_ uint64, _ wire.Receipt, code wire.ErrorCode) { r <- code }
+
+// same waits until all replicas of a destination hold at least n records.
+func (c *crew) same(name string, n wire.Offset) {
+	c.t.Helper()
+	for node, s := range c.servers {
+		c.await("every replica has what was acknowledged", func() bool {
+			d, _ := s.broker.View().Destination(name)
+			for i := range d.Partitions {
+				if mine := d.Partitions[i].On(node); mine == nil {
+					continue
+				}
+				r := s.broker.local(d.ID, uint32(i))
+				if r == nil || r.records.Watermark().Next < n {
+					return false
+				}
+			}
+			return true
+		})
+	}
+}
+
+// R-IS-5, small: a fourth node joins and takes its share of replicas and leaders.
+func TestR_IS_5_AFourthNodeJoinsAndTakesItsShare(t *testing.T) {
+	c := newCrew(t, 3)
+	c.create(1, "orders", 12, 3)
+	c.fill("orders", 3)
+	c.start(4)
+	c.await("replicas are spread over four nodes", func() bool {
+		held := c.held(1, "orders")
+		return held[0] == 0 && held[1] <= 10 && held[2] <= 10 && held[3] <= 10 && held[4] >= 8
+	})
+	c.same("orders", 3)
+	c.fill("orders", 1)
+	c.same("orders", 4)
+	c.await("the new node leads its share", func() bool { return c.leaders(2, "orders")[4] >= 2 })
+}
+
+func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
+	c := newCrew(t, 4)
+	c.create(1, "orders", 8, 3)
+	c.create(1, "single", 4, 1)
+	c.fill("orders", 2)
+	c.fill("single", 2)
+	_, err := c.ask(3, &wire.NodeAdminRequest{Node: 2, Action: wire.NodeDrain})
+	require.NoError(t, err)
+	c.await("a drained node leads nothing", func() bool { return c.leaders(3, "orders")[2] == 0 })
+	_, err = c.ask(3, &wire.NodeAdminRequest{Node: 2, Action: wire.NodeUndrain})
+	require.NoError(t, err)
+	_, err = c.ask(1, &wire.NodeAdminRequest{Node: 2, Action: wire.NodeDecommission})
+	require.NoError(t, err)
+	c.await("a node that left is no member", func() bool {
+		_, member := c.broker(1).View().Node(2)
+		return !member
+	})
+	require.Zero(t, c.held(1, "orders")[2]+c.held(1, "single")[2])
+	c.stop(2)
+	c.fill("orders", 1)
+	c.same("orders", 3)
+	c.fill("single", 1)
+	_, err = c.ask(1, &wire.NodeAdminRequest{Node: 3, Action: wire.NodeDecommission})
+	require.ErrorIs(t, err, wire.CodeRefused)
+	require.ErrorContains(t, err, "wants 3 replicas, and 2 brokers would be left")
+}
+
+// RELIABILITY F10: the disk of one of three nodes is wiped. Started again under its ID,
+// the node gets its replicas anew, under other IDs, and holds what the others hold.
+func TestF10_AWipedNodeIsReplaced(t *testing.T) {
+	c := newCrew(t, 3)
+	c.create(1, "orders", 3, 3)
+	c.fill("orders", 5)
+	before := map[uint64]bool{}
+	d, _ := c.broker(1).View().Destination("orders")
+	for _, p := range d.Partitions {
+		before[p.On(3).ID] = true
+	}
+	c.stop(3)
+	c.dirs[3] = ""
+	c.fill("orders", 1)
+	c.start(3)
+	c.await("every replica of the node is another one", func() bool {
+		held := c.held(1, "orders")
+		return held[0] == 0 && held[1] == 3 && held[2] == 3 && held[3] == 3
+	})
+	d, _ = c.broker(1).View().Destination("orders")
+	for _, p := range d.Partitions {
+		require.False(t, before[p.On(3).ID])
+	}
+	c.same("orders", 6)
+	c.fill("orders", 1)
+	c.same("orders", 7)
+}
+
+func TestJoiningIsRefusedWithTheReason(t *testing.T) {
+	c := newCrew(t, 2)
+	refused := func(says string, change func(*Config)) {
+		t.Helper()
+		cfg := c.config(9)
+		change(&cfg)
+		_, err := Start(t.Context(), cfg)
+		require.ErrorContains(t, err, says)
+	}
+	refused("node 2 is a member with another data directory, and alive", func(cfg *Config) { cfg.NodeID = 2 })
+	refused("has the address", func(cfg *Config) { cfg.Advertise, cfg.Join = c.servers[1].Addr(), []string{c.servers[2].Addr()} })
+	refused("is the address of this node itself", func(cfg *Config) {
+		cfg.Advertise = "127.0.0.1:7999"
+		cfg.Join = []string{"localhost:7999"}
+	})
+	refused("needs an address for the others", func(cfg *Config) { cfg.PeerListen = "" })
+	refused("belongs to node 1, not 5", func(cfg *Config) {
+		cfg.NodeID = 5
+		dir := t.TempDir()
+		b, err := os.ReadFile(filepath.Join(c.dirs[1], "node.json"))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "node.json"), b, 0o600))
+		cfg.DataDir = dir
+	})
+
+	alone, err := Start(t.Context(), Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, alone.Close(t.Context())) }()
+	refused("this broker runs alone", func(cfg *Config) { cfg.Join = []string{alone.Addr()} })
+	require.Len(t, c.broker(1).View().Nodes, 2)
+}
+
+// A gateway serves clients and holds nothing.
+func TestAGatewayHoldsNoReplicas(t *testing.T) {
+	c := newCrew(t, 2)
+	c.change = func(cfg *Config) { cfg.Role = string(cluster.RoleGateway) }
+	c.start(3)
+	c.change = nil
+	info := c.create(3, "orders", 4, 2)
+	require.Len(t, info.Partitions, 4)
+	c.fill("orders", 1)
+	require.Zero(t, c.held(1, "orders")[3])
+	_, err := c.ask(3, &wire.CreateRequest{Name: "more", Kind: wire.Queue, Settings: wire.Settings{
+		Partitions: 1, Replicas: 3, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+	}})
+	require.ErrorContains(t, err, "replicas 3: the cluster has 2 brokers that can take one")
+	c.await("leaders are known on the gateway", func() bool { return c.leaders(3, "orders")[0] == 0 })
+	n, _ := c.broker(1).View().Node(3)
+	require.Equal(t, cluster.RoleGateway, n.Role)
+}
+
+// The node that leads the metadata dies; another does, and nodes come back to it.
+func TestTheMetadataSurvivesItsLeader(t *testing.T) {
+	c := newCrew(t, 3)
+	c.await("three nodes vote", func() bool { return c.broker(1).meta.others.Load() })
+	c.stop(1)
+	c.create(2, "orders", 3, 1)
+	c.start(1)
+	c.await("the first node has caught up", func() bool {
+		_, ok := c.broker(1).View().Destination("orders")
+		return ok
+	})
+	c.create(1, "more", 1, 3)
+	c.fill("more", 2)
+	c.same("more", 2)
 }
