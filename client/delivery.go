@@ -168,8 +168,10 @@ const (
 func (a *accumulator) judge(b *batch, behind bool) (verdict, time.Duration) {
 	p := a.producer
 	switch {
-	case b.refusal == nil && (!b.uncertain || p.options.idempotent):
+	case b.refusal == nil && (!b.uncertain || p.options.idempotent) && p.conn.options.reconnect:
 		return again, 0 // lost
+	case b.refusal == nil:
+		return failed, 0 // a resend could be a duplicate, or nobody wants one
 	case b.uncertain && !p.options.idempotent:
 		return failed, 0 // a resend could be a duplicate
 	}

@@ -134,6 +134,11 @@ func (e *CorruptError) Error() string {
 
 func (e *CorruptError) Unwrap() []error { return []error{ErrCorrupt, e.Err} }
 
+// errUnreachable says that the leader of a partition is not found.
+func errUnreachable(destination string, partition uint32) error {
+	return wire.Errorf(wire.CodeUnavailable, "the leader of %q partition %d is not known or does not answer", destination, partition)
+}
+
 // codeOf is the broker's error code behind err, or 0 if err is not an answer.
 func codeOf(err error) wire.ErrorCode {
 	var e *wire.Error

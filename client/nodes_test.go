@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -480,4 +481,73 @@ func TestR_IS_2_RetryServersComeAfterTheOthers(t *testing.T) {
 	require.NoError(t, c.Close())
 	_, err = Connect(testContext(t), nodes[0].address(), RetryServers("nowhere"))
 	require.ErrorContains(t, err, "RetryServers")
+}
+
+// R-WLS-6, R-WLS-10: without reconnecting no call waits for a leader that is gone, or
+// silent: it fails within the detection time, and the session with the home stays.
+func TestR_WLS_6_NoCallOutlivesADeadLeader(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		break_ func(*fakeRequest)
+		want   error
+	}{
+		{"reset", func(q *fakeRequest) { q.conn.drop() }, ErrDisconnected},
+		{"silence", func(*fakeRequest) {}, ErrKeepalive},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			nodes := startCluster(t, 2, func(b *fakeBroker) { b.hello.IdleTimeoutMs = 150 })
+			d := nodes[0].create("d", Topic, 2)
+			log := newEventLog()
+			conn := connect(t, nodes[0], WithReconnect(false), WithEvents(log.add))
+			p := newTestProducer(t, conn, "d", Partition(1))
+			r := newTestReader(t, conn, "d", Partitions(1))
+			sendOneByOne(t, p, 1)
+			_, err := r.Next(testContext(t))
+			require.NoError(t, err)
+			reading := make(chan error)
+			go func() { _, err := r.Next(context.Background()); reading <- err }()
+			broken := false
+			nodes[1].setScript(func(q *fakeRequest) bool {
+				if q.header.Opcode == wire.OpProduce {
+					nodes[0].elect(d, 1, 0, true)
+					broken = true
+					c.break_(q)
+				}
+				return broken
+			})
+			_, err = p.Send(context.Background(), &Record{Value: []byte("x")})
+			require.ErrorIs(t, err, ErrDisconnected)
+			require.ErrorIs(t, err, c.want)
+			require.Equal(t, Unknown, outcomeOf(t, err))
+			require.ErrorIs(t, <-reading, ErrDisconnected)
+			log.await(t, func(e Event) bool { lost, ok := e.(NodeLost); return ok && errors.Is(lost.Err, c.want) })
+
+			nodes[1].stop()
+			_, err = p.Send(context.Background(), &Record{Value: []byte("y")})
+			require.ErrorIs(t, err, wire.CodeUnavailable)
+			require.Equal(t, NotSent, outcomeOf(t, err))
+			require.NoError(t, conn.Ping(testContext(t)))
+
+			nodes[0].elect(d, 1, 1, true)
+			_, err = p.Send(testContext(t), &Record{Value: []byte("z")})
+			require.NoError(t, err)
+		})
+	}
+}
+
+// A reader whose partition has no leader says so and waits.
+func TestAReaderWaitsForALeader(t *testing.T) {
+	nodes := startCluster(t, 2)
+	d := nodes[0].create("d", Topic, 2)
+	log := newEventLog()
+	c := connect(t, nodes[0], WithEvents(log.add))
+	r := newTestReader(t, c, "d", Partitions(1))
+	nodes[1].stop()
+	nodes[0].elect(d, 1, 0, true)
+	log.await(t, func(e Event) bool { return e == DestinationUnavailable{Destination: "d", Partition: 1} })
+	want := nodes[0].fill(d.partitions[1], NoCompression, 1)
+	nodes[0].elect(d, 1, 1, true)
+	rec, err := r.Next(testContext(t))
+	require.NoError(t, err)
+	require.Equal(t, want[0], string(rec.Value))
 }

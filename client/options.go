@@ -120,8 +120,10 @@ func WithName(name string) Option { return func(o *connOptions) { o.name = name 
 func WithEvents(listener func(Event)) Option { return func(o *connOptions) { o.events = listener } }
 
 // WithReconnect says whether a lost connection is replaced. With false, every
-// outstanding and later call fails with ErrDisconnected as soon as the
-// connection is lost. Default: true.
+// outstanding and later call fails with ErrDisconnected as soon as the connection to
+// the home is lost; when that to the leader of a partition is lost, what is outstanding
+// there does, and later calls fail with wire.CodeUnavailable if no leader is found
+// within a second. Default: true.
 func WithReconnect(on bool) Option { return func(o *connOptions) { o.reconnect = on } }
 
 // WithReconnectBackoff sets the pause between reconnect attempts: min at first,

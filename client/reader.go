@@ -466,13 +466,10 @@ func (r *Reader) tend(s *session, destination [16]byte, now time.Time) time.Dura
 		}
 		r.want = r.want || r.seen != r.conn.topology.generation.Load()
 		leader := r.conn.sessionTo(st.leader.node)
-		switch {
-		case leader == nil:
-			if pause = leaderPause; st.asked {
-				r.want = true // perhaps there is another leader
-			}
-			st.asked = !st.asked
-		case st.opening != leader:
+		pause = leaderPause
+		if missed := st.missed(now); leader == nil {
+			r.want = r.want || missed >= leaderPause // perhaps there is another leader
+		} else if st.opening != leader {
 			st.open(leader, destination)
 		}
 	}
@@ -480,6 +477,24 @@ func (r *Reader) tend(s *session, destination [16]byte, now time.Time) time.Dura
 		r.ask(s)
 	}
 	return pause
+}
+
+// missed is for how long the stream has had no link. After a while that is told, and
+// ends the reader if nobody is to reconnect. r.mu is held.
+func (st *stream) missed(now time.Time) time.Duration {
+	if st.since.IsZero() {
+		st.since = now
+	}
+	r := st.reader
+	missed := now.Sub(st.since)
+	if missed >= unreachableAfter && !st.told {
+		st.told = true
+		r.conn.events.send(DestinationUnavailable{Destination: r.destination, Partition: st.partition})
+		if !r.conn.options.reconnect {
+			r.fail(errUnreachable(r.destination, st.partition))
+		}
+	}
+	return missed
 }
 
 // ask asks the home who leads the partitions. r.mu is held.
@@ -640,6 +655,7 @@ func (st *stream) openLink(s *session, handle, incarnation uint32) {
 			return
 		}
 		st.session, st.link, st.handle = s, link.Link, handle
+		st.since, st.told = time.Time{}, false
 		st.incarnation = incarnation
 		st.granted, st.received, st.taken = r.window, 0, 0
 		st.old = st.unreadBytes()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -47,9 +48,10 @@ type stream struct {
 	partition uint32
 
 	leader  leadership
-	asked   bool     // the last time there was no session with the leader
-	session *session // the link's; nil: there is none
-	opening *session // one is being opened there
+	since   time.Time // when a link was first missed; zero: there is one
+	told    bool      // that this is long ago, to the Conn's listener
+	session *session  // the link's; nil: there is none
+	opening *session  // one is being opened there
 	link    uint32
 	handle  uint32 // of the partition, in session
 	located bool   // next, from and end are known
@@ -338,6 +340,12 @@ func (st *stream) lost(s *session) {
 	defer r.mu.Unlock()
 	if st.session == s {
 		st.session = nil
+		if !r.conn.options.reconnect {
+			s.mu.Lock()
+			err := s.err
+			s.mu.Unlock()
+			r.fail(&lostError{err})
+		}
 	}
 	poke(r.wake)
 }

@@ -172,6 +172,9 @@ func (a *accumulator) attach(now time.Time) {
 		a.since = now
 	} else if now.Sub(a.since) >= unreachableAfter {
 		a.unreachable = true
+		if !p.conn.options.reconnect && a.queue.len() > 0 && now.Sub(a.queue.at(0).started) >= unreachableAfter {
+			a.giveUp(errUnreachable(p.destination, a.partition))
+		}
 	}
 	if s == nil {
 		switch {
