@@ -46,7 +46,8 @@ var builtIn string
 type brokerProcess struct {
 	t       *testing.T
 	binary  string
-	role    string // of the binary, if that is this test's
+	role    string   // of the binary, if that is this test's
+	args    []string // further ones
 	data    string
 	address string
 	command *exec.Cmd
@@ -77,8 +78,8 @@ func newBroker(t *testing.T) *brokerProcess {
 // start begins a life of the broker without waiting for it to be ready.
 func (b *brokerProcess) start() {
 	b.t.Helper()
-	b.command = exec.Command(b.binary, "serve", "--data", b.data, "--listen", b.address, "--http", "off",
-		"--min-free-bytes", "1MiB", "--log-level", "warn", "--stop-with-stdin")
+	b.command = exec.Command(b.binary, append([]string{"serve", "--data", b.data, "--listen", b.address, "--http", "off",
+		"--min-free-bytes", "1MiB", "--log-level", "warn", "--stop-with-stdin"}, b.args...)...)
 	if b.role != "" {
 		b.command.Env = append(os.Environ(), roleVariable+"="+b.role)
 	}

@@ -1,0 +1,190 @@
+package fuzz
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+var (
+	clusterFaults = flag.Int("cluster.faults", 4, "how often TestClusterOfProcesses kills or stops brokers")
+	clusterSeed   = flag.Uint64("cluster.seed", 0, "draws victims and moments; 0 takes the clock's")
+)
+
+// Figures of TestClusterOfProcesses.
+const (
+	clusterNodes    = 3
+	clusterProgress = 40               // records that must be acknowledged before and during each fault
+	clusterPatience = 40 * time.Second // for that; it is no claim, only the end of hope
+)
+
+// freeAddress is a port that is free now; nobody else on this machine should take it
+// soon.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// clusterProcess is a cluster of real brokers on one machine.
+type clusterProcess struct {
+	t     *testing.T
+	nodes []*brokerProcess
+}
+
+func newClusterProcess(t *testing.T) *clusterProcess {
+	t.Helper()
+	c := &clusterProcess{t: t}
+	for i := range clusterNodes {
+		b := newBroker(t)
+		b.args = []string{"--node-id", fmt.Sprint(i + 1), "--peer-listen", freeAddress(t)}
+		for _, other := range c.nodes {
+			b.args = append(b.args, "--join", other.address)
+		}
+		b.start()
+		_ = b.connect().Close()
+		c.nodes = append(c.nodes, b)
+	}
+	return c
+}
+
+func (c *clusterProcess) connect() *client.Conn {
+	c.t.Helper()
+	var addresses []string
+	for _, b := range c.nodes {
+		addresses = append(addresses, b.address)
+	}
+	ctx, cancel := context.WithTimeout(c.t.Context(), startTimeout)
+	defer cancel()
+	conn, err := client.Connect(ctx, strings.Join(addresses, ","), client.WithReconnectBackoff(5*time.Millisecond, 50*time.Millisecond))
+	require.NoError(c.t, err)
+	c.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// create makes a destination on all nodes as soon as they are there.
+func (c *clusterProcess) create(conn *client.Conn, name string) {
+	c.t.Helper()
+	var err error
+	require.Eventually(c.t, func() bool {
+		_, err = conn.CreateDestination(c.t.Context(), client.Destination{
+			Name: name, Kind: wire.Topic,
+			Settings: client.Settings{Partitions: killPartitions, Replicas: clusterNodes, SegmentBytes: 1 << 20},
+		})
+		return err == nil
+	}, startTimeout, 50*time.Millisecond)
+	require.NoError(c.t, err)
+}
+
+// progress waits until producers have got some more receipts.
+func (c *clusterProcess) progress(producers []*killProducer) time.Duration {
+	c.t.Helper()
+	began := time.Now()
+	want := map[*killProducer]uint64{}
+	for _, p := range producers {
+		want[p] = p.acknowledged() + clusterProgress
+	}
+	require.Eventually(c.t, func() bool {
+		for _, p := range producers {
+			if p.acknowledged() < want[p] {
+				return false
+			}
+		}
+		return true
+	}, clusterPatience, 5*time.Millisecond, "two of three brokers are enough to go on")
+	return time.Since(began)
+}
+
+// acknowledged is how many receipts a producer has got.
+func (p *killProducer) acknowledged() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.verified + uint64(len(p.receipts))
+}
+
+// TestClusterOfProcesses kills or stops one of three real brokers at random moments
+// under load and goes on only when records are acknowledged without it; at times it
+// kills all of them. Each
+// acknowledged record must be readable at the offset that its receipt said, once, in
+// the order in which its producer sent it (RELIABILITY F2, F16).
+func TestClusterOfProcesses(t *testing.T) {
+	seed := *clusterSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("cluster.seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	c := newClusterProcess(t)
+	conn := c.connect()
+	const name = "cluster"
+	c.create(conn, name)
+	var logs []*partitionLog
+	for p := range uint32(killPartitions) {
+		logs = append(logs, &partitionLog{destination: name, partition: p})
+	}
+	running, stop := context.WithCancel(t.Context())
+	defer stop()
+	var producers []*killProducer
+	for k := range uint32(killProducers) {
+		p := &killProducer{id: k, receipts: map[uint64]place{}}
+		producers = append(producers, p)
+		p.start(t, running, c.connect(), name)
+	}
+	var worst time.Duration
+	stops, all := 0, 0
+	for range *clusterFaults {
+		c.progress(producers)
+		time.Sleep(time.Duration(random.Int64N(int64(100 * time.Millisecond)))) // a random moment
+		victim := c.nodes[random.IntN(clusterNodes)]
+		switch random.IntN(6) {
+		case 0:
+			all++
+			for _, b := range c.nodes {
+				b.kill()
+			}
+			for _, b := range c.nodes {
+				b.start()
+			}
+			c.progress(producers)
+		case 1, 2:
+			stops++
+			require.NoError(t, victim.command.Process.Signal(syscall.SIGSTOP))
+			worst = max(worst, c.progress(producers))
+			require.NoError(t, victim.command.Process.Signal(syscall.SIGCONT))
+		default:
+			victim.kill()
+			worst = max(worst, c.progress(producers))
+			victim.start()
+		}
+		_ = victim.connect().Close()
+		verify(t, conn, logs, producers)
+	}
+	stop()
+	for _, p := range producers {
+		p.finish(t)
+	}
+	verify(t, conn, logs, producers)
+	var sent, read uint64
+	for _, p := range producers {
+		sent += p.sent
+		require.Equal(t, p.sent, p.verified, "producer %d: every record is acknowledged in the end", p.id)
+	}
+	for _, l := range logs {
+		read += l.next
+	}
+	require.Equal(t, sent, read, "records sent and records read")
+	t.Logf("%d kills, %d of all, %d stops, %d records, at worst %v without %d receipts for everybody", *clusterFaults-stops-all, all, stops, sent, worst.Round(time.Millisecond), clusterProgress)
+}
