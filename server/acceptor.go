@@ -55,10 +55,10 @@ func newAcceptor(e *engine, listener net.Listener) *acceptor {
 }
 
 // newPeerAcceptor makes the acceptor of the port for other nodes. What it may hold is
-// set aside from what clients may: they cannot keep nodes apart by their number. It
-// takes ownership of the listener, and must be called before clients are accepted.
+// set aside from what clients may (engineOptions.PeerPort): they cannot keep nodes
+// apart by their number. It takes ownership of the listener.
 func newPeerAcceptor(p *peerSet, listener net.Listener) *acceptor {
-	limits := p.engine.limits.setAside(peerConnections)
+	limits := p.engine.peerLimits
 	return &acceptor{
 		engine: p.engine, listener: listener, peers: true,
 		serve:     func(conn net.Conn, released func()) loopConn { return newPeerConn(p, conn, nil, released) },

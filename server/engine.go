@@ -30,6 +30,9 @@ type engineOptions struct {
 	// on two cores a second loop costs six times the latency at the 99.9th percentile.
 	Loops  int
 	Limits Limits
+	// PeerPort says that there is a port for other nodes, whose connections are taken
+	// out of Limits.
+	PeerPort bool
 	// ReadWorkers is how many blocking reads may run at once; a session gets its
 	// share of them. Default 16.
 	ReadWorkers int
@@ -46,13 +49,15 @@ type engineOptions struct {
 // descriptors. So it gets a unix socket that nobody connects to, and our acceptor
 // registers what it has admitted.
 type engine struct {
-	backend  backend
-	limits   Limits
-	logger   *slog.Logger
-	counters counters
-	bad      complaints
-	start    time.Time
-	options  []gnet.Option
+	backend backend
+	limits  Limits
+	// peerLimits are those of the port for other nodes.
+	peerLimits Limits
+	logger     *slog.Logger
+	counters   counters
+	bad        complaints
+	start      time.Time
+	options    []gnet.Option
 
 	topology     atomic.Uint64 // version of the metadata that was announced last
 	routes       atomic.Uint64 // rises with all that may send requests elsewhere
@@ -119,8 +124,13 @@ func newEngine(o engineOptions) (*engine, error) {
 	if o.Loops < 0 || o.Loops > maxLoops {
 		return nil, fmt.Errorf("event loops: %d is not between 1 and %d", o.Loops, maxLoops)
 	}
+	rest := limits
+	peerLimits := rest.setAside(peerConnections)
+	if o.PeerPort {
+		limits = rest
+	}
 	e := &engine{
-		backend: o.Backend, limits: limits, logger: o.Logger, start: time.Now(),
+		backend: o.Backend, limits: limits, peerLimits: peerLimits, logger: o.Logger, start: time.Now(),
 		hoard:        o.hoard,
 		sessionReads: max(1, cmp.Or(o.ReadWorkers, defaultReadWorkers)/sessionReadShare),
 		started:      make(chan struct{}), stopped: make(chan struct{}),

@@ -45,6 +45,8 @@ type peerOptions struct {
 	Handler peerHandler
 	Self    peerSelf
 	Logger  *slog.Logger
+	// Known is called once, when it is first known who the other nodes are. Default: nothing.
+	Known func()
 }
 
 // peerSet is the connections to all other nodes, one for each. It carries the
@@ -72,6 +74,7 @@ type peerSet struct {
 
 	mu      sync.Mutex
 	stopped bool
+	known   func()                     // nil once it was called
 	leading map[uint64]wire.PeerLeader // what this node has announced
 }
 
@@ -100,7 +103,7 @@ type peerCounters struct {
 
 // newPeerSet makes a set without members. stop ends it.
 func newPeerSet(o peerOptions) *peerSet {
-	p := &peerSet{engine: o.Engine, handler: o.Handler, self: o.Self, logger: o.Logger, leading: make(map[uint64]wire.PeerLeader)}
+	p := &peerSet{engine: o.Engine, handler: o.Handler, self: o.Self, logger: o.Logger, known: o.Known, leading: make(map[uint64]wire.PeerLeader)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.nodes.Store(&map[uint32]*peerNode{})
 	return p
@@ -148,6 +151,10 @@ func (p *peerSet) SetMembers(members []peerMember) {
 		if nodes[id] != n {
 			n.remove(errPeerRemoved)
 		}
+	}
+	if p.known != nil {
+		p.known()
+		p.known = nil
 	}
 }
 

@@ -96,12 +96,13 @@ func (s *Server) connect(b *broker, listener net.Listener) (network, error) {
 	if err := s.runEngine(b); err != nil {
 		return nil, err
 	}
-	s.peers = newPeerSet(peerOptions{Engine: s.engine, Handler: b, Logger: b.logger, Self: peerSelf{
+	// Others wait in the kernel's queue until the metadata says who they are.
+	known := func() { s.peerPort.run() }
+	s.peers = newPeerSet(peerOptions{Engine: s.engine, Handler: b, Logger: b.logger, Known: known, Self: peerSelf{
 		Cluster: b.identity.ClusterID, Store: b.identity.StoreID, Node: b.identity.NodeID, Boot: uint64(b.clock().UnixNano()),
 		MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel, ClientAddress: b.cfg.Advertise, PeerAddress: b.cfg.PeerAdvertise,
 	}})
 	s.peerPort = newPeerAcceptor(s.peers, listener)
-	s.peerPort.run()
 	return s.peers, nil
 }
 
@@ -122,7 +123,7 @@ func (s *Server) disconnect() {
 func (s *Server) runEngine(b *broker) (err error) {
 	cfg := &b.cfg
 	s.engine, err = newEngine(engineOptions{
-		Backend: b, Dir: cfg.DataDir, Loops: cfg.EventLoops, Limits: cfg.Limits, ReadWorkers: cfg.ReadWorkers, Logger: cfg.Logger,
+		Backend: b, PeerPort: cfg.PeerListen != "", Dir: cfg.DataDir, Loops: cfg.EventLoops, Limits: cfg.Limits, ReadWorkers: cfg.ReadWorkers, Logger: cfg.Logger,
 		hoard: cfg.hoard,
 	})
 	if err == nil {
