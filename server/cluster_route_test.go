@@ -1,0 +1,78 @@
+package server
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// retried sends a request until it is not answered with one of the errors that pass.
+func retried(t *testing.T, c *rawClient, op wire.Opcode, m wire.Message) rawFrame {
+	t.Helper()
+	var f rawFrame
+	id := uint32(1000)
+	eventually(t, fmt.Sprintf("an answer to %v", op), func() bool {
+		id++
+		c.send(op, id, m)
+		f = c.answer(id)
+		return !f.code().Retriable()
+	})
+	return f
+}
+
+// openRetried opens a partition as soon as it has a leader.
+func openRetried(t *testing.T, c *rawClient, name string, number uint32) uint32 {
+	var m wire.OpenPartitionResponse
+	c.ok(retried(t, c, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: name, Partition: number}), &m)
+	return m.Handle
+}
+
+// Records sent to any node of a cluster arrive at the leader, whoever that is, and
+// their receipts count the replicas (R-X-11); when the leader's node stops, the same
+// session goes on with the next one.
+func TestClusterServesEveryPartitionByWayOfEveryNode(t *testing.T) {
+	c := newCrew(t, 3)
+	c.create(1, "orders", 3, 3)
+	batch, index := testBatch(t, "a")
+	for node := range c.servers {
+		client := dialOpen(t, c.servers[node].Addr())
+		for p := range uint32(3) {
+			h := openRetried(t, client, "orders", p)
+			f := retried(t, client, wire.OpProduce, &wire.ProduceRequest{Handle: h, Acks: wire.AcksQuorum, Batch: batch, Index: index})
+			var r wire.Receipt
+			client.ok(f, &r)
+			require.GreaterOrEqual(t, r.Replicas, uint8(2), "a quorum")
+			require.True(t, r.Synced)
+			require.Equal(t, h, r.Handle)
+		}
+	}
+	// Of a client that stays, the leader of partition 0 goes.
+	b := c.broker(1)
+	d, _ := b.View().Destination("orders")
+	leader := b.Describe(d).Partitions[0].Leader
+	stays := leader%3 + 1
+	client := dialOpen(t, c.servers[stays].Addr())
+	h := openRetried(t, client, "orders", 0)
+	c.stop(leader)
+	f := retried(t, client, wire.OpProduce, &wire.ProduceRequest{Handle: h, Acks: wire.AcksQuorum, Batch: batch, Index: index})
+	var r wire.Receipt
+	client.ok(f, &r)
+	require.Equal(t, uint8(2), r.Replicas)
+	require.GreaterOrEqual(t, r.BaseOffset, wire.Offset(3))
+
+	// F15: the last node alone acknowledges nothing.
+	for node := range c.servers {
+		if node != stays {
+			c.stop(node)
+		}
+	}
+	for i := range uint32(20) {
+		client.send(wire.OpProduce, 5000+i, &wire.ProduceRequest{Handle: h, Acks: wire.AcksQuorum, Batch: batch, Index: index})
+	}
+	for i := range uint32(20) {
+		require.NotEqual(t, wire.CodeOK, client.answer(5000+i).code())
+	}
+}
