@@ -39,6 +39,9 @@ type Settings struct {
 	MaxRecordBytes uint32               // largest encoded record; 0: 1 MiB
 	SegmentBytes   uint64               // size of a segment file; 0: the broker's default
 	RecordIndex    wire.RecordIndexMode // default: on for queues, off for topics
+	// ThresholdRecords and ThresholdBytes are what a partition may hold before it takes
+	// no more; 0: no threshold.
+	ThresholdRecords, ThresholdBytes uint64
 }
 
 func (s *Settings) encode() wire.Settings {
@@ -52,6 +55,8 @@ func (s *Settings) encode() wire.Settings {
 		MaxRecordBytes:  s.MaxRecordBytes,
 		SegmentBytes:    s.SegmentBytes,
 		RecordIndex:     s.RecordIndex,
+
+		ThresholdRecords: s.ThresholdRecords, ThresholdBytes: s.ThresholdBytes,
 	}
 	if s.RetentionTime == 0 {
 		w.RetentionTimeMs = wire.Unlimited
@@ -73,6 +78,8 @@ func decodeSettings(w *wire.Settings) Settings {
 		MaxRecordBytes: w.MaxRecordBytes,
 		SegmentBytes:   w.SegmentBytes,
 		RecordIndex:    w.RecordIndex,
+
+		ThresholdRecords: w.ThresholdRecords, ThresholdBytes: w.ThresholdBytes,
 	}
 	if w.RetentionTimeMs == wire.Unlimited {
 		s.RetentionTime = 0

@@ -3,6 +3,7 @@ package partition
 import (
 	"encoding/binary"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockstepmq/lockstep/log"
@@ -66,6 +67,8 @@ type Log interface {
 	Trim(start wire.Offset)
 	// RetentionPoint is where the policy would put the start; negative limits are none.
 	RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool)
+	// Bytes is the size of the log.
+	Bytes() int64
 }
 
 // Receiver learns the outcome of an Append, once, except for AcksNone, where it
@@ -102,6 +105,13 @@ type Retention struct {
 	Bytes int64         // 0 keeps everything
 }
 
+// Threshold says how much a partition may hold before it refuses more. The entry with
+// which it is reached is still taken.
+type Threshold struct {
+	Records uint64 // 0 is no threshold
+	Bytes   uint64 // 0 is no threshold
+}
+
 // Config says what a partition consists of.
 type Config struct {
 	Log          Log
@@ -110,6 +120,7 @@ type Config struct {
 	MailboxBytes int64   // 0 means DefaultMailboxBytes
 	Memory       *Memory // nil means that nothing bounds what the partitions hold together
 	Retention    Retention
+	Threshold    Threshold
 }
 
 // Partition is the owner's shell around the State of one replica. Append may be
@@ -122,6 +133,8 @@ type Partition struct {
 	proposer  Proposer
 	synced    bool
 	retention Retention
+	threshold Threshold
+	full      atomic.Bool
 	weak      wire.Offset // records below it were proposed when they needed no sync to be acknowledged
 
 	held     []*draft // taken from the mailbox, [heldNext:] not proposed yet
@@ -165,7 +178,7 @@ func New(cfg Config) *Partition {
 	}
 	p := &Partition{
 		mailbox: mailbox{limit: cfg.MailboxBytes}, account: account{memory: cfg.Memory}, log: cfg.Log, state: cfg.State,
-		synced: cfg.Synced, retention: cfg.Retention, overlay: make(map[int64]*overlay),
+		synced: cfg.Synced, retention: cfg.Retention, threshold: cfg.Threshold, overlay: make(map[int64]*overlay),
 	}
 	p.mailbox.account = &p.account
 	return p
@@ -202,6 +215,25 @@ func (p *Partition) SetPolicy(r Retention, synced bool) {
 		p.weak = p.proposer.NextOffset() // not the applied ones only: some may be on their way
 	}
 	p.retention, p.synced = r, synced
+}
+
+// SetThreshold changes how much the partition may hold.
+func (p *Partition) SetThreshold(t Threshold) { p.threshold = t }
+
+// Full reports whether the partition refuses records because it holds as many as its
+// threshold says. Any goroutine.
+func (p *Partition) Full() bool { return p.full.Load() }
+
+// checkThreshold compares what the partition holds with its threshold.
+func (p *Partition) checkThreshold() (full bool) {
+	t := &p.threshold
+	if t.Records > 0 || t.Bytes > 0 {
+		full = t.Records > 0 && uint64(p.proposer.NextOffset()-p.state.start) >= t.Records || t.Bytes > 0 && uint64(p.log.Bytes()) >= t.Bytes
+	}
+	if p.full.Load() != full {
+		p.full.Store(full)
+	}
+	return full
 }
 
 // Reject answers everything that waits and was not proposed with the reason err. It is
@@ -248,6 +280,7 @@ func (p *Partition) Turn(nowMs int64) (again bool) {
 		p.abandon(wire.CodeUnavailable)
 		p.term = term
 	}
+	full := leading && p.checkThreshold()
 	if !leading || p.proposer.Paused() {
 		return false
 	}
@@ -263,6 +296,11 @@ func (p *Partition) Turn(nowMs int64) (again bool) {
 		}
 		d := p.held[p.heldNext]
 		budget -= len(d.data)
+		if full {
+			p.heldNext++
+			p.refuse(d, wire.Receipt{}, wire.CodePartitionFull)
+			continue
+		}
 		if err := p.log.Reserve(wire.FrameSize(len(d.data)-wire.EntryPrefixSize)+ControlRoom, true); err != nil {
 			if errors.Is(err, log.ErrNotReady) {
 				return false
@@ -273,6 +311,7 @@ func (p *Partition) Turn(nowMs int64) (again bool) {
 		}
 		p.heldNext++
 		p.propose(d, term, nowMs)
+		full = p.checkThreshold()
 	}
 	// What came while drafts were held joins the entry after those on their way; if
 	// none is, because all were refused, nothing else brings the next turn.

@@ -30,10 +30,12 @@ type fakeLog struct {
 	maxAge    time.Duration // of the last call of RetentionPoint
 	maxBytes  int64
 	paused    bool
+	bytes     int64
 	holders   int                 // 0 means 1
 	asked     map[wire.Index]bool // of Holders
 }
 
+func (f *fakeLog) Bytes() int64 { return f.bytes }
 func (f *fakeLog) Paused() bool { return f.paused }
 func (f *fakeLog) Holders(i wire.Index) int {
 	if f.asked == nil {
@@ -183,6 +185,51 @@ func TestR_X_11_ReceiptsCountTheReplicas(t *testing.T) {
 	want.receipt.Replicas = 3
 	require.Equal(t, []outcome{want}, h.got.take())
 	require.Equal(t, map[wire.Index]bool{2: true}, h.log.asked)
+}
+
+// R-SIB-25: a partition that holds as much as its threshold says refuses more, for
+// certain, until there is room.
+func TestR_SIB_25_FullPartitionsRefuse(t *testing.T) {
+	h := newHarness(t)
+	h.part.SetThreshold(Threshold{Records: 3, Bytes: 1000})
+	first := h.send(1, 0, 0, 2)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	require.False(t, h.part.Full())
+	second := h.send(1, 0, 2, 2)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	require.Equal(t, []outcome{ok(first, 0), ok(second, 2)}, h.got.take(), "the entry that reaches it is taken")
+	require.True(t, h.part.Full())
+	third := h.send(1, 0, 4, 1)
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{refused(third, wire.CodePartitionFull)}, h.got.take())
+	require.True(t, wire.CodePartitionFull.Rejected() && wire.CodePartitionFull.Retriable())
+	require.Empty(t, h.log.proposed)
+
+	h.log.retain = 2
+	h.part.SetPolicy(Retention{Bytes: 1}, true)
+	h.part.Retain(1000)
+	h.log.commit(1) // the start is at 2
+	h.part.Turn(1000)
+	require.False(t, h.part.Full(), "also without records that ask")
+	third = h.send(1, 0, 4, 1)
+	h.part.Turn(1000)
+	h.log.commit(1)
+	require.Equal(t, []outcome{ok(third, 4)}, h.got.take())
+
+	// Several entries that waited together do not slip in behind the one that fills it.
+	h.part.SetThreshold(Threshold{Bytes: 1000})
+	h.log.bytes = 999
+	h.part.Turn(1000)
+	require.False(t, h.part.Full())
+	h.log.bytes = 1000
+	fourth := h.send(1, 0, 5, 1)
+	h.part.Turn(1000)
+	require.Equal(t, []outcome{refused(fourth, wire.CodePartitionFull)}, h.got.take())
+	h.part.SetThreshold(Threshold{})
+	h.part.Turn(1000)
+	require.False(t, h.part.Full())
 }
 
 // While leadership is handed over raft drops proposals: nothing is proposed that

@@ -242,9 +242,16 @@ func (b *broker) describePartition(d *cluster.Destination, p *cluster.Partition)
 		return r.info()
 	}
 	if l, ok := b.hints.of(p); ok {
-		return wire.PartitionInfo{
+		info := wire.PartitionInfo{
 			Number: p.Number, Leader: l.node, Epoch: l.Epoch, State: l.State, StartOffset: l.Start, NextOffset: l.Next, Bytes: l.Bytes,
 		}
+		if l.Full {
+			info.Flags |= wire.PartitionFull
+		}
+		if l.SendDisabled {
+			info.Flags |= wire.PartitionSendDisabled
+		}
+		return info
 	}
 	if r != nil {
 		return r.info()

@@ -632,7 +632,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.state = partition.NewState()
 	r.part = partition.New(partition.Config{
 		Log: r.records, State: r.state, Retention: retentionOf(&settings),
-		Synced: synced(&settings), Memory: b.pending,
+		Synced: synced(&settings), Memory: b.pending, Threshold: thresholdOf(&settings),
 	})
 	if b.network != nil {
 		r.inbox = replication.NewInbox(r.part.Buffers())

@@ -248,6 +248,7 @@ func (r *partitionReplica) applySettings() {
 	s := r.settings.Load()
 	r.records.SetSync(syncMode(s.Sync))
 	r.part.SetPolicy(retentionOf(s), synced(s))
+	r.part.SetThreshold(thresholdOf(s))
 }
 
 func (r *partitionReplica) beginStop() {
@@ -389,8 +390,12 @@ func (r *partitionReplica) info() wire.PartitionInfo {
 	if r.inbox != nil && !r.Leading() {
 		leader = 0
 	}
+	var flags wire.PartitionFlags
+	if r.part.Full() {
+		flags = wire.PartitionFull
+	}
 	return wire.PartitionInfo{
-		Number: r.number, Leader: leader, Epoch: r.Epoch(), State: r.State(),
+		Number: r.number, Flags: flags, Leader: leader, Epoch: r.Epoch(), State: r.State(),
 		StartOffset: r.StartOffset(), NextOffset: r.records.Watermark().Next,
 		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.records.Damage())), Problem: cmp.Or(problem(r.Err()), r.stall.problem()),
 	}
@@ -433,6 +438,10 @@ func syncMode(s wire.SyncMode) log.SyncMode {
 		return log.SyncOS
 	}
 	return log.SyncQuorum
+}
+
+func thresholdOf(s *wire.Settings) partition.Threshold {
+	return partition.Threshold{Records: s.ThresholdRecords, Bytes: s.ThresholdBytes}
 }
 
 func retentionOf(s *wire.Settings) partition.Retention {

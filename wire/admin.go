@@ -2,9 +2,10 @@ package wire
 
 import "encoding/binary"
 
-// CREATE (4), ALTER (5) and DELETE (6), version 2: administration of
-// destinations. Version 1 of DELETE did not say which destination of the name. CREATE and ALTER are answered with DestinationInfo, DELETE with an
-// empty body, each after the change is committed.
+// CREATE (4), ALTER (5) and DELETE (6), version 2: administration of destinations.
+// Version 1 of CREATE and ALTER had no thresholds, version 1 of DELETE did not say
+// which destination of the name. CREATE and ALTER are answered with DestinationInfo,
+// DELETE with an empty body, each after the change is committed.
 
 // CreateRequest creates a destination.
 //
@@ -45,6 +46,8 @@ const (
 	MaskMaxRecordBytes
 	MaskSegmentBytes
 	MaskRecordIndex
+	MaskThresholdRecords
+	MaskThresholdBytes
 
 	// MaskAll has the bits of all settings.
 	MaskAll SettingsMask = 1<<iota - 1
@@ -78,6 +81,12 @@ func (s Settings) Merge(changes Settings, mask SettingsMask) Settings {
 	}
 	if mask&MaskRecordIndex != 0 {
 		s.RecordIndex = changes.RecordIndex
+	}
+	if mask&MaskThresholdRecords != 0 {
+		s.ThresholdRecords = changes.ThresholdRecords
+	}
+	if mask&MaskThresholdBytes != 0 {
+		s.ThresholdBytes = changes.ThresholdBytes
 	}
 	return s
 }

@@ -23,6 +23,7 @@ var goldenSettings = Settings{
 	Partitions: 4, Replicas: 3, Storage: StorageMemory, Sync: SyncOS,
 	RetentionTimeMs: 86_400_000, RetentionBytes: Unlimited,
 	MaxRecordBytes: 1 << 20, SegmentBytes: 64 << 20, RecordIndex: RecordIndexOff,
+	ThresholdRecords: 8, ThresholdBytes: 9,
 }
 
 const goldenSettingsHex = `
@@ -35,6 +36,8 @@ const goldenSettingsHex = `
 	00 00 10 00             // max record 1 MiB
 	00 00 00 04 00 00 00 00 // segment 64 MiB
 	02                      // record index off
+	08 00 00 00 00 00 00 00 // full at 8 records
+	09 00 00 00 00 00 00 00 // full at 9 bytes
 `
 
 var goldenDestination = DestinationInfo{
@@ -472,13 +475,13 @@ func TestSlotPartition(t *testing.T) {
 }
 
 func TestSettingsMergeTakesWhatTheMaskNames(t *testing.T) {
-	require.Equal(t, SettingsMask(0x1ff), MaskAll)
+	require.Equal(t, SettingsMask(0x7ff), MaskAll)
 	require.Equal(t, Settings{}, Settings{}.Merge(goldenSettings, 0))
 	require.Equal(t, goldenSettings, Settings{}.Merge(goldenSettings, MaskAll))
 	require.Equal(t, Settings{RetentionBytes: Unlimited}, Settings{}.Merge(goldenSettings, MaskRetentionBytes))
 	// Each field has one bit.
 	merged := Settings{}
-	for bit := range 9 {
+	for bit := range 11 {
 		next := merged.Merge(goldenSettings, 1<<bit)
 		require.NotEqual(t, merged, next, "bit %d", bit)
 		merged = next

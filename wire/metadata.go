@@ -105,7 +105,7 @@ const Unlimited = -1
 // judged by the codec; the broker answers INVALID_SETTING.
 //
 //	partitions u32 | replicas u8 | storage u8 | sync u8 | retentionTimeMs i64 | retentionBytes i64 |
-//	maxRecordBytes u32 | segmentBytes u64 | recordIndex u8
+//	maxRecordBytes u32 | segmentBytes u64 | recordIndex u8 | thresholdRecords u64 | thresholdBytes u64
 type Settings struct {
 	Partitions      uint32
 	Replicas        uint8 // 0 = automatic
@@ -116,9 +116,13 @@ type Settings struct {
 	MaxRecordBytes  uint32 // 0 = DefaultMaxRecordBytes
 	SegmentBytes    uint64 // 0 = the broker's default
 	RecordIndex     RecordIndexMode
+	// ThresholdRecords and ThresholdBytes are what a partition may hold before it
+	// refuses more with PARTITION_FULL; 0 is no threshold.
+	ThresholdRecords uint64 `json:",omitempty"`
+	ThresholdBytes   uint64 `json:",omitempty"`
 }
 
-const settingsSize = 4 + 1 + 1 + 1 + 8 + 8 + 4 + 8 + 1
+const settingsSize = 4 + 1 + 1 + 1 + 8 + 8 + 4 + 8 + 1 + 8 + 8
 
 func (s *Settings) append(dst []byte) []byte {
 	le := binary.LittleEndian
@@ -128,7 +132,9 @@ func (s *Settings) append(dst []byte) []byte {
 	dst = le.AppendUint64(dst, uint64(s.RetentionBytes))
 	dst = le.AppendUint32(dst, s.MaxRecordBytes)
 	dst = le.AppendUint64(dst, s.SegmentBytes)
-	return append(dst, byte(s.RecordIndex))
+	dst = append(dst, byte(s.RecordIndex))
+	dst = le.AppendUint64(dst, s.ThresholdRecords)
+	return le.AppendUint64(dst, s.ThresholdBytes)
 }
 
 func (s *Settings) read(r *reader) {
@@ -141,6 +147,8 @@ func (s *Settings) read(r *reader) {
 	s.MaxRecordBytes = r.uint32()
 	s.SegmentBytes = r.uint64()
 	s.RecordIndex = RecordIndexMode(r.uint8())
+	s.ThresholdRecords = r.uint64()
+	s.ThresholdBytes = r.uint64()
 }
 
 // SlotRun maps the key slots from FirstSlot to the next run's FirstSlot, or to
