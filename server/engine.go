@@ -64,6 +64,8 @@ type engine struct {
 	leadersMoved atomic.Bool   // the sessions have not heard of new leaders yet
 	hoard        bool          // see engineOptions
 	sessionReads int           // blocking reads that one session may have at work
+	// partitionReads is how many of these may be of one partition.
+	partitionReads int
 
 	address string
 	tempDir string // removed at the end; empty unless Dir is too long for a socket
@@ -137,6 +139,7 @@ func newEngine(o engineOptions) (*engine, error) {
 		yield: make(chan *loop, maxLoops), quit: make(chan struct{}),
 		loops: make(map[gnet.EventLoop]*loop),
 	}
+	e.partitionReads = max(1, e.sessionReads/lineShare)
 	e.dialing, e.hangUp = context.WithCancel(context.Background())
 	e.bad = complaints{logger: o.Logger, counters: &e.counters, perSec: limits.LogLines, kinds: make(map[string]*complaintWindow)}
 	path, err := filepath.Abs(filepath.Join(o.Dir, "loops.sock"))

@@ -82,8 +82,9 @@ type session struct {
 	nextLink uint32
 	opening  int // LINK_OPENs in flight
 
-	reads   []sessionRead // that wait for their turn: at most two for each link, and the requests in flight
-	reading int           // at work or in their partition's line
+	reads     []sessionRead   // that wait for their turn: at most two for each link, and the requests in flight
+	reading   int             // at work or in their partition's line
+	readingOf map[replica]int // of these; without those of which there are none
 
 	active []*link // links that could send, in turn
 

@@ -318,6 +318,52 @@ func TestF13_Catches_TurnsOnLoopsDuringAStall(t *testing.T) {
 	})
 }
 
+// aSessionOfAStalledPartition has a client ask for more reads of a partition whose disk
+// has stalled than it may have at work, and then read other partitions.
+func aSessionOfAStalledPartition(t testing.TB, patience time.Duration, mutate func(*engine)) {
+	r := newStallRig(t, patience)
+	if mutate != nil {
+		mutate(r.s.engine)
+	}
+	stalled := r.create("stalled", wire.StorageDisk)
+	r.create("healthy", wire.StorageDisk)
+	r.create("memory", wire.StorageMemory)
+	small, _ := testBatch(t, strings.Repeat("x", 1000))
+	for _, name := range []string{"stalled", "healthy", "memory"} {
+		r.user(r.dial(), name).once(small)
+	}
+	directory := path.Base(stalled.dir)
+	r.stall(func(op vfs.Op, name string) bool { return op == vfs.OpRead && strings.Contains(name, directory) })
+	c := r.dial()
+	open := func(id uint32, name string) {
+		c.send(wire.OpLinkOpen, id, &wire.LinkOpenRequest{Handle: c.open(name, 0), Credit: 1})
+	}
+	const links = 8
+	for id := range uint32(links) {
+		open(100+id, "stalled")
+	}
+	for id, name := range []string{"healthy", "memory"} {
+		open(200+uint32(id), name)
+		require.Equal(t, wire.CodeOK, c.answer(200+uint32(id)).code(), name)
+	}
+	require.EqualValues(t, 1, r.inside.Load())
+	r.release()
+	for id := range uint32(links) {
+		require.Equal(t, wire.CodeOK, c.answer(100+id).code())
+	}
+}
+
+// RELIABILITY F13: also for the client that reads the stalled partition beside others.
+func TestF13_ASessionReadsOthersBesideAStalledPartition(t *testing.T) {
+	aSessionOfAStalledPartition(t, clientPatience, nil)
+}
+
+func TestF13_Catches_APartitionThatMayTakeASessionsReads(t *testing.T) {
+	caught(t, func(t testing.TB) {
+		aSessionOfAStalledPartition(t, mutantPatience, func(e *engine) { e.partitionReads = e.sessionReads })
+	})
+}
+
 func TestALineKnowsSinceWhenItsOldestTaskRuns(t *testing.T) {
 	pool := newBlockingPool(8)
 	l := newLine(pool)
