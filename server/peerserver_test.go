@@ -81,6 +81,9 @@ func TestClusterOverSockets(t *testing.T) {
 		d, _ := s.broker.View().Destination("orders")
 		return produceTo(t, s.broker.local(d.ID, number), []byte(text))
 	}
+	for _, s := range all {
+		s.broker.resumed(2 * standstill) // everybody asks, and goes on
+	}
 	for i := range 100 {
 		receipt := produce(all, uint32(i%3), fmt.Sprint("record ", i))
 		require.Equal(t, wire.Offset(i/3), receipt.BaseOffset)

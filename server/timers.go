@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/lockstepmq/lockstep/replication"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -22,6 +23,27 @@ const (
 // broker's clock may be set.
 const idleTicks = 2
 
+// standstill is from how long a gap between two ticks on others may have elected
+// leaders meanwhile: their election timeout.
+const standstill = silentTicks * tickPeriod
+
+// resumed tells all groups that this process stood still (RULES R8): who leads asks the
+// others whether that is so still before it answers. Ticks do not say it, for those of
+// a pause are not made up for.
+func (b *broker) resumed(gap time.Duration) {
+	if b.network == nil {
+		return
+	}
+	b.logger.Warn("this process has stood still; it asks who leads", "for", gap)
+	e := replication.PeerEvent{Kind: replication.PeerResumed}
+	b.meta.inbox.PutEvent(e)
+	b.meta.schedule()
+	b.each(func(r *partitionReplica) {
+		r.inbox.PutEvent(e)
+		r.schedule()
+	})
+}
+
 // keepTime turns the passing of time into requests to owners. An idle partition
 // costs it two atomic loads a tick.
 func (b *broker) keepTime(ctx context.Context) {
@@ -29,12 +51,17 @@ func (b *broker) keepTime(ctx context.Context) {
 	defer ticker.Stop()
 	var sinceSpace, sinceSync, sinceRetention, sinceRetry time.Duration
 	storeFailed := false
-	for {
+	for last := monotonic(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
+		now := monotonic()
+		if gap := time.Duration(now - last); gap > standstill {
+			b.resumed(gap)
+		}
+		last = now
 		sinceSpace += tickPeriod
 		sinceSync += tickPeriod
 		sinceRetention += tickPeriod
