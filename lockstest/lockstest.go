@@ -6,6 +6,8 @@
 //		conn, err := client.Connect(t.Context(), broker.URL())
 //		…
 //	}
+//
+// StartCluster starts several that are one cluster.
 package lockstest
 
 import (
@@ -44,6 +46,13 @@ func Configure(f func(*server.Config)) Option { return f }
 // Start runs a broker until the test ends. It fails the test if that does not work.
 func Start(t testing.TB, options ...Option) *Broker {
 	t.Helper()
+	b := newBroker(t, options)
+	b.start()
+	t.Cleanup(func() { b.stop() })
+	return b
+}
+
+func newBroker(t testing.TB, options []Option) *Broker {
 	b := &Broker{t: t, config: server.Config{
 		DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "off",
 		MinFreeBytes: -1, // a full development machine is not this test's business
@@ -52,8 +61,6 @@ func Start(t testing.TB, options ...Option) *Broker {
 	for _, o := range options {
 		o(&b.config)
 	}
-	b.start()
-	t.Cleanup(func() { b.stop() })
 	return b
 }
 
@@ -65,6 +72,9 @@ func (b *Broker) start() {
 	}
 	b.server = s
 	b.config.Listen = s.Addr() // a restart comes back where clients look for it
+	if b.config.PeerListen != "" {
+		b.config.PeerListen = s.PeerAddr()
+	}
 }
 
 func (b *Broker) stop() {
