@@ -115,12 +115,25 @@ func (j *installJob) Run() {
 	}
 	defer j.l.gate.leave()
 	j.ran = true
+	steps := []func() error{j.writeCheckpoint, func() error { return j.l.writeManifest(j.manifest) }}
+	if j.l.startFirst {
+		slices.Reverse(steps)
+	}
 	j.err = j.l.store.withReserve(func() error {
-		if err := replaceFile(j.l.fs, j.l.o.Dir, checkpointNames[j.name], j.content); err != nil {
-			return fmt.Errorf("checkpoint at %d: %w", j.saved.Applied, err)
+		for _, step := range steps {
+			if err := step(); err != nil {
+				return err
+			}
 		}
-		return j.l.writeManifest(j.manifest)
+		return nil
 	})
+}
+
+func (j *installJob) writeCheckpoint() error {
+	if err := replaceFile(j.l.fs, j.l.o.Dir, checkpointNames[j.name], j.content); err != nil {
+		return fmt.Errorf("checkpoint at %d: %w", j.saved.Applied, err)
+	}
+	return nil
 }
 
 func (j *installJob) Done() {

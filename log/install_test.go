@@ -107,11 +107,22 @@ func TestALogIsReplacedByTheStartOfAnother(t *testing.T) {
 
 // After a crash at any step there is the old log or the new one.
 func TestF20_AnInstallationIsThereAsAWholeOrNotAtAll(t *testing.T) {
+	require.NoError(t, installAndCrash(t, false))
+}
+
+func TestF20_Catches_AnInstallationThatBeginsWithTheManifest(t *testing.T) {
+	require.ErrorIs(t, installAndCrash(t, true), ErrCorrupt)
+}
+
+// installAndCrash stops an installation at every step and returns the first error of
+// a start after that.
+func installAndCrash(t *testing.T, mutant bool) error {
 	start, content, entries := aLeader(t)
 	old, installed := 0, 0
 	for stop := int64(1); ; stop++ {
 		fs := vfs.NewSimulated(uint64(stop))
 		r := behind(t, fs)
+		r.log.startFirst = mutant
 		r.sync()
 		fs.StopAt(fs.Ops() + stop)
 		err := r.install(start, content)
@@ -119,7 +130,9 @@ func TestF20_AnInstallationIsThereAsAWholeOrNotAtAll(t *testing.T) {
 		done := err == nil && r.log.Err() == nil && fs.Ops() < stop
 		fs.StopAt(0)
 		fs.Crash()
-		r.open()
+		if err := r.tryOpen(); err != nil {
+			return err
+		}
 		if r.log.FirstIndex() == 1 {
 			require.False(t, done)
 			old++
@@ -146,6 +159,7 @@ func TestF20_AnInstallationIsThereAsAWholeOrNotAtAll(t *testing.T) {
 	t.Logf("%d crashes left the old log, %d the new one", old, installed)
 	require.Positive(t, old)
 	require.Positive(t, installed)
+	return nil
 }
 
 func TestAForeignCheckpointIsRefused(t *testing.T) {

@@ -236,6 +236,7 @@ type Log struct {
 	savedBytes  int64 // written, when the newest checkpoint was taken
 	fenceSaving bool
 	installErr  error                 // of the last installation, which passes
+	startFirst  bool                  // mutant: an installation writes the manifest first
 	holds       map[uint64]wire.Index // entries behind them stay, see HoldStart
 
 	syncing    *syncJob // the one in flight
