@@ -109,8 +109,6 @@ type Config struct {
 	// Waiting says that the replica drops every message until Admit: its node has not
 	// made it known yet that the directory exists (RULES R10).
 	Waiting bool
-	// Rand returns a number in [0, n). nil: always 0.
-	Rand func(n int) int
 	// CheckpointBytes is how much log may grow before the next checkpoint. 0 means 64 MiB.
 	CheckpointBytes int64
 	Logger          *slog.Logger
@@ -159,7 +157,6 @@ type Group struct {
 	transport Transport
 	inbox     *Inbox
 	fetch     func(node uint32, offer SnapshotOffer)
-	rand      func(n int) int
 	waiting   bool // Config.Waiting
 	uncertain bool // Config.HoldVotes
 	bootTerm  wire.Term
@@ -221,7 +218,6 @@ func Open(cfg Config) (_ *Group, err error) {
 		transport:       cfg.Transport,
 		inbox:           cfg.Inbox,
 		fetch:           cfg.Fetch,
-		rand:            cfg.Rand,
 		waiting:         cfg.Waiting,
 		uncertain:       cfg.HoldVotes,
 	}
