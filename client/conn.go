@@ -44,7 +44,7 @@ type Conn struct {
 // does, the errors of all of them are returned, joined. One that answers is enough
 // to find all the others.
 //
-// ctx bounds connecting only. Errors: ErrAddress, ErrVersion, ErrProtocol, the
+// ctx bounds connecting only. Errors: ErrAddress, ErrVersion, ErrProtocol, ErrTarget, the
 // dialer's errors, or what the broker answered.
 func Connect(ctx context.Context, servers string, opts ...Option) (*Conn, error) {
 	addresses, err := parseAddresses(servers)
@@ -64,7 +64,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Conn, error)
 		readers:   make(map[*Reader]struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	s, err := c.openAny(ctx, false)
+	s, err := c.openHome(ctx, c.servers(false))
 	if err != nil {
 		c.cancel()
 		return nil, fmt.Errorf("connect: %w", err)
@@ -75,22 +75,6 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Conn, error)
 	c.wg.Add(1)
 	go c.keepHome(s)
 	return c, nil
-}
-
-// openAny tries every address once. lost says that there was a home before.
-func (c *Conn) openAny(ctx context.Context, lost bool) (*session, error) {
-	var errs []error
-	for _, address := range c.servers(lost) {
-		s, err := open(ctx, &c.options, address, c.clusterID, c.brokerEvent)
-		if err == nil {
-			return s, nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, errors.Join(errs...)
 }
 
 // install makes a new session the home.
@@ -221,7 +205,7 @@ func (c *Conn) reconnect(pause *time.Duration) *session {
 			}
 		}
 		*pause = c.options.longer(*pause)
-		s, err := c.openAny(c.ctx, true)
+		s, err := c.openHome(c.ctx, c.servers(true))
 		if err == nil {
 			c.install(s)
 			return s

@@ -163,12 +163,13 @@ func (c *Conn) tellChanged() {
 	c.changed = make(chan struct{})
 }
 
-// adopt makes the session with some node the home, if there is one.
+// adopt makes the session with some node the home, if there is one with a node that is
+// wanted.
 func (c *Conn) adopt() *session {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, n := range c.nodes {
-		if s := alive(n.session); s != nil {
+		if s := alive(n.session); s != nil && c.options.target.wants(&n.Node) {
 			c.current = s
 			c.lastErr = nil
 			c.tellChanged()

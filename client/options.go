@@ -40,6 +40,7 @@ type connOptions struct {
 	reconnect    bool
 	redirect     bool
 	inOrder      bool
+	target       target
 	retryList    string
 	retryServers []string
 	backoffMin   time.Duration
@@ -74,6 +75,9 @@ func newConnOptions(opts []Option) (connOptions, error) {
 	}
 	if o.dialTimeout <= 0 {
 		return o, fmt.Errorf("option WithDialTimeout: %v is not positive", o.dialTimeout)
+	}
+	if o.target.mode > Require {
+		return o, fmt.Errorf("options TargetNode, TargetRack: unknown mode %d", o.target.mode)
 	}
 	if o.retryList != "" {
 		var err error

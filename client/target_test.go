@@ -1,0 +1,110 @@
+package client
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// R-SIB-24: a client may prefer or require a node, or a rack, as its own.
+func TestR_SIB_24_TheHomeIsTheBrokerThatIsWanted(t *testing.T) {
+	nodes := startCluster(t, 3)
+	nodes[0].mu.Lock()
+	for i, rack := range []string{"a", "b", "c"} {
+		nodes[i].rack = rack
+	}
+	nodes[0].mu.Unlock()
+	nodes[0].create("d", Topic, 3)
+	list := nodes[0].address()
+	home := func(servers string, opts ...Option) (uint32, error) {
+		c, err := Connect(testContext(t), servers, opts...)
+		if err != nil {
+			return 0, err
+		}
+		defer c.Close()
+		p := newTestProducer(t, c, "d", LocalPreference(false))
+		require.Len(t, sendOneByOne(t, p, 3), 3, "the leaders are reached as before")
+		return c.Info().Node, nil
+	}
+	for _, c := range []struct {
+		name string
+		opt  Option
+		want uint32
+	}{
+		{"a node that was not given", TargetNode(3, Require), 3},
+		{"the node that was given", TargetNode(1, Require), 1},
+		{"a node that would be nice", TargetNode(2, Prefer), 2},
+		{"a rack", TargetRack("b", Require), 2},
+		{"a rack that would be nice", TargetRack("c", Prefer), 3},
+		{"a rack that does not exist but would be nice", TargetRack("z", Prefer), 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			node, err := home(list, c.opt)
+			require.NoError(t, err)
+			require.Equal(t, c.want, node)
+		})
+	}
+	for name, opt := range map[string]Option{"node": TargetNode(9, Require), "rack": TargetRack("z", Require)} {
+		t.Run("a "+name+" that does not exist is required", func(t *testing.T) {
+			_, err := home(list, opt)
+			require.ErrorIs(t, err, ErrTarget)
+		})
+	}
+	t.Run("without redirects only those given count", func(t *testing.T) {
+		_, err := home(list, TargetNode(3, Require), AllowRedirect(false))
+		require.ErrorIs(t, err, ErrTarget)
+		node, err := home(list+","+nodes[2].address(), TargetNode(3, Require), AllowRedirect(false))
+		require.NoError(t, err)
+		require.Equal(t, uint32(3), node)
+	})
+	_, err := Connect(testContext(t), list, TargetNode(1, 7))
+	require.ErrorContains(t, err, "TargetNode")
+
+	nodes[2].stop()
+	t.Run("one that is down", func(t *testing.T) {
+		_, err := Connect(testContext(t), list, TargetNode(3, Require))
+		require.ErrorIs(t, err, ErrTarget)
+		c := connect(t, nodes[0], TargetNode(3, Prefer))
+		require.Equal(t, uint32(1), c.Info().Node)
+	})
+}
+
+// R-SIB-24 after a loss: who requires a broker waits for it, who prefers it takes the
+// next best.
+func TestR_SIB_24_WhatIsWantedIsLookedForAfterALoss(t *testing.T) {
+	nodes := startCluster(t, 3)
+	for _, mode := range []TargetMode{Prefer, Require} {
+		c := connect(t, nodes[0], TargetNode(3, mode))
+		require.Equal(t, uint32(3), c.Info().Node)
+		nodes[2].stop()
+		switch mode {
+		case Prefer:
+			require.NoError(t, c.Ping(testContext(t)))
+			require.NotEqual(t, uint32(3), c.Info().Node)
+		case Require:
+			ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+			require.ErrorIs(t, c.Ping(ctx), context.DeadlineExceeded)
+			cancel()
+		}
+		nodes[2].restart()
+		require.NoError(t, c.Ping(testContext(t)))
+		require.Equal(t, mode == Require, c.Info().Node == 3)
+	}
+}
+
+// A broker may say something between the question and the answer.
+func TestTheAnswerAboutNodesIsFoundAmongEvents(t *testing.T) {
+	nodes := startCluster(t, 2)
+	nodes[0].setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode == wire.OpMetadata {
+			q.conn.send(wire.Header{Opcode: wire.OpEvent, Version: 1}, &wire.Event{Kind: wire.EventTopologyChanged, Version: 7})
+		}
+		return false
+	})
+	c := connect(t, nodes[0], TargetNode(2, Require))
+	require.Equal(t, uint32(2), c.Info().Node)
+}
