@@ -11,11 +11,28 @@ import (
 	"github.com/lockstepmq/lockstep/bench/floor"
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/lockstest"
+	"github.com/lockstepmq/lockstep/server"
 )
 
 // startInProcess starts subjects inside the test; bench itself starts processes.
 func startInProcess(t *testing.T) Starter {
 	return func(ctx context.Context, l Launch) (*Running, error) {
+		if l.Subject == Lockstep && l.Nodes > 1 {
+			var targets []Target
+			for i := range l.Nodes {
+				broker := lockstest.Start(t, lockstest.Configure(func(c *server.Config) {
+					c.NodeID, c.PeerListen = uint32(i+1), "127.0.0.1:0"
+					if i > 0 {
+						c.Join = []string{targets[0].Servers}
+					}
+				}))
+				pid := os.Getpid()
+				nothing := func(context.Context) (float64, error) { return 0, nil }
+				targets = append(targets, Target{Servers: broker.Addr(), ServerCPU: CPUOfProcess(pid), ServerMallocs: nothing,
+					ServerAnonymous: AnonymousOfProcess(pid), ServerResident: ResidentOfProcess(pid)})
+			}
+			return &Running{Target: Together(targets), Stop: func() error { return nil }}, nil
+		}
 		if l.Subject == Lockstep {
 			broker := lockstest.Start(t)
 			pid := os.Getpid()

@@ -26,6 +26,45 @@ func processCPU() float64 {
 
 func seconds(t unix.Timeval) float64 { return float64(t.Sec) + float64(t.Usec)/1e6 }
 
+// Together is the target of several brokers of one cluster: what they use is added up.
+func Together(brokers []Target) Target {
+	var servers []string
+	for _, b := range brokers {
+		servers = append(servers, b.Servers)
+	}
+	sum := func(of func(Target) func(context.Context) (float64, error)) func(context.Context) (float64, error) {
+		return func(ctx context.Context) (total float64, err error) {
+			for _, b := range brokers {
+				used, err := of(b)(ctx)
+				if err != nil {
+					return 0, err
+				}
+				total += used
+			}
+			return total, nil
+		}
+	}
+	bytes := func(of func(Target) func() (int64, error)) func() (int64, error) {
+		return func() (total int64, err error) {
+			for _, b := range brokers {
+				n, err := of(b)()
+				if err != nil {
+					return 0, err
+				}
+				total += n
+			}
+			return total, nil
+		}
+	}
+	return Target{
+		Servers:         strings.Join(servers, ","),
+		ServerCPU:       sum(func(t Target) func(context.Context) (float64, error) { return t.ServerCPU }),
+		ServerMallocs:   sum(func(t Target) func(context.Context) (float64, error) { return t.ServerMallocs }),
+		ServerAnonymous: bytes(func(t Target) func() (int64, error) { return t.ServerAnonymous }),
+		ServerResident:  bytes(func(t Target) func() (int64, error) { return t.ServerResident }),
+	}
+}
+
 // CPUOfProcess reads the CPU time of another process of this machine, exact to
 // the nanosecond, while it runs.
 func CPUOfProcess(pid int) func(context.Context) (float64, error) {

@@ -31,6 +31,7 @@ type Launch struct {
 	Replay  bool   // the floor that sends a mapped file
 	Sync    bool   // a floor-log that acknowledges after fdatasync
 	Dir     string // for what it stores; empty: the system's temporary directory
+	Nodes   int    // of a cluster; 0 or 1: a broker alone
 }
 
 // Running is a started subject, a process of its own.
@@ -78,6 +79,7 @@ type Workload struct {
 	inFlight   int
 	partitions uint32
 	clients    int // idle ones
+	nodes      int // of a cluster, each with a replica; 0: one
 	sync       wire.SyncMode
 	rate       float64
 	duration   time.Duration
@@ -107,6 +109,10 @@ var Workloads = []Workload{
 		kind: latencyWorkload, size: 1 << 10, rate: 10_000, duration: 5 * time.Second, sync: wire.SyncOS},
 	{Name: "W4f", About: "W4 synced before the answer", Reference: "floor",
 		kind: latencyWorkload, size: 1 << 10, rate: 10_000, duration: 5 * time.Second},
+	{Name: "W6", About: "W1 on three nodes of this machine, acknowledged by two", Reference: "W1", Goal: 0.3,
+		records: 1_000_000, size: 1 << 10, producers: 2, inFlight: 2048, sync: wire.SyncOS, nodes: 3},
+	{Name: "W6f", About: "W6 synced before the answer", Reference: "W2", Goal: 0.3,
+		records: 1_000_000, size: 1 << 10, producers: 2, inFlight: 2048, nodes: 3},
 	{Name: "W7", About: "64 connections, 100 B, one outstanding each, page cache", Reference: "floor", Goal: 0.8,
 		records: 400_000, size: 100, producers: 64, inFlight: 1, sync: wire.SyncOS},
 	{Name: "W7f", About: "W7 synced before the answer", Reference: "floor-log", Goal: 1.5,
@@ -149,9 +155,9 @@ func (w Workload) scaled(scale float64) Workload {
 func (w Workload) run(ctx context.Context, on Launch, target Target, progress Progress) (*Result, error) {
 	settings := map[string]any{
 		"workload": w.Name, "subject": on.Subject, "size": w.size,
-		"sync": w.sync.String(), "replicas": 1, "partitions": max(1, w.partitions),
+		"sync": w.sync.String(), "replicas": max(1, w.nodes), "partitions": max(1, w.partitions),
 	}
-	destination := Destination{Settings: client.Settings{Partitions: max(1, w.partitions), Sync: w.sync}}
+	destination := Destination{Settings: client.Settings{Partitions: max(1, w.partitions), Replicas: uint8(w.nodes), Sync: w.sync}}
 	produce := ProduceOptions{
 		Target: target, Destination: destination, Records: w.records, Size: w.size, Payload: PayloadRandom,
 		Acks: client.AcksQuorum, Producers: w.producers, InFlight: w.inFlight, BatchBytes: 64 << 10,
@@ -187,7 +193,7 @@ func (w Workload) run(ctx context.Context, on Launch, target Target, progress Pr
 
 // launch says what has to be started for the workload.
 func (w Workload) launch(s Subject, dir string) Launch {
-	return Launch{Subject: s, Replay: w.kind == consumeWorkload, Sync: w.sync == wire.SyncQuorumFsync, Dir: dir}
+	return Launch{Subject: s, Replay: w.kind == consumeWorkload, Sync: w.sync == wire.SyncQuorumFsync, Dir: dir, Nodes: w.nodes}
 }
 
 // touchMemory makes the machine's memory present before a run that fills the page

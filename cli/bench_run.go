@@ -172,6 +172,9 @@ func (a *app) startSubject(ctx context.Context, l bench.Launch) (*bench.Running,
 	var err error
 	switch l.Subject {
 	case bench.Lockstep:
+		if l.Nodes > 1 {
+			return a.startCluster(ctx, l)
+		}
 		child, err = a.startEmbedded(ctx, l.Dir)
 	default:
 		child, err = a.startChild(ctx, string(l.Subject), l.Dir, func(data string) []string {

@@ -47,12 +47,45 @@ type embedded struct {
 // startEmbedded starts a broker with a data directory below dir and waits until
 // it is ready.
 func (a *app) startEmbedded(ctx context.Context, dir string) (*embedded, error) {
-	return a.startChild(ctx, "embedded broker", dir, func(data string) []string {
-		return []string{
-			"serve", "--data", data, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0",
-			"--log-level", "warn", "--log-format", "text", "--stop-with-stdin",
+	return a.startChild(ctx, "embedded broker", dir, embeddedArgs)
+}
+
+func embeddedArgs(data string) []string {
+	return []string{
+		"serve", "--data", data, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0",
+		"--log-level", "warn", "--log-format", "text", "--stop-with-stdin",
+	}
+}
+
+// startCluster starts a cluster of brokers for a workload; what it uses is theirs
+// together.
+func (a *app) startCluster(ctx context.Context, l bench.Launch) (*bench.Running, error) {
+	var nodes []*embedded
+	stop := func() error {
+		var failed error
+		for _, n := range nodes {
+			failed = errors.Join(failed, n.stop())
 		}
-	})
+		return failed
+	}
+	for i := range l.Nodes {
+		n, err := a.startChild(ctx, fmt.Sprintf("embedded broker %d", i+1), l.Dir, func(data string) []string {
+			args := append(embeddedArgs(data), "--node-id", fmt.Sprint(i+1), "--peer-listen", "127.0.0.1:0")
+			if i > 0 {
+				args = append(args, "--join", nodes[0].address)
+			}
+			return args
+		})
+		if err != nil {
+			return nil, errors.Join(err, stop())
+		}
+		nodes = append(nodes, n)
+	}
+	var targets []bench.Target
+	for _, n := range nodes {
+		targets = append(targets, n.target())
+	}
+	return &bench.Running{Target: bench.Together(targets), Stop: stop}, nil
 }
 
 // startChild starts this binary with the given arguments, which get a directory
