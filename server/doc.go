@@ -20,6 +20,17 @@
 // share of them (line.go, pool.go, reads.go). A disk that does not answer is noticed,
 // kept where it is and named (stall.go).
 //
+// In a cluster the same record takes this path besides. The turn that wrote the entry
+// hands messages for the other replicas to the connections of their nodes (peers.go):
+// each has a queue (peerqueue.go), which the connection's loop empties with writev
+// (peerconn.go). On the other side the loop puts a message into the inbox of its
+// replica (inbound.go, network.go) and gives its owner a turn, like that of a producer's
+// batch; the answer goes back the same way when the entry is synced there, and the
+// leader's next turn finds it committed. Who lives is known from heartbeats
+// (liveness.go), who leads from what leaders say (hints.go), and what belongs to
+// another node's partition is sent there (route.go, forward.go). Replicas that lag or
+// have damage get what they lack from others (catchup.go, repair.go).
+//
 // broker.go keeps partitions in step with the metadata (metadata.go), timers.go
 // turns time into requests to owners, server.go starts and stops it all.
 package server

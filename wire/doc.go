@@ -2,7 +2,7 @@
 // socket, to a segment file, or into a Raft entry. It is a leaf. It knows no
 // sockets, files, goroutines or clocks, and imports only the standard library.
 //
-// Three families of layouts live here.
+// Four families of layouts live here.
 //
 //   - The protocol between client and broker. A connection starts with the
 //     Preface, then protocol frames go both ways: a Header and a body. Every
@@ -16,6 +16,10 @@
 //   - The stored frame (FrameHeader) and the prefix of a Raft entry. Consumers
 //     receive stored frames as they lie on disk, so the codec is here and not in
 //     the storage packages.
+//
+//   - The protocol between brokers of a cluster (peer.go and peer_….go): frames with a
+//     header of their own, in which entries, small messages of many Raft groups,
+//     heartbeats and requests travel.
 //
 // The path of one record: BatchBuilder.Append writes it into a batch,
 // ProduceRequest carries the batch to the broker, ValidateBatch checks it,
