@@ -49,6 +49,22 @@ func TestClusterServesEveryPartitionByWayOfEveryNode(t *testing.T) {
 			require.Equal(t, h, r.Handle)
 		}
 	}
+	// What was acknowledged is at once the end of the partition, on every node (R8).
+	for node := range c.servers {
+		client := dialOpen(t, c.servers[node].Addr())
+		for other := range c.servers {
+			writer := dialOpen(t, c.servers[other].Addr())
+			var receipt wire.Receipt
+			writer.ok(retried(t, writer, wire.OpProduce, &wire.ProduceRequest{
+				Handle: openRetried(t, writer, "orders", 1), Acks: wire.AcksQuorum, Batch: batch, Index: index,
+			}), &receipt)
+			var latest wire.ListOffsetsResponse
+			client.ok(retried(t, client, wire.OpListOffsets, &wire.ListOffsetsRequest{
+				Handle: openRetried(t, client, "orders", 1), Kind: wire.OffsetLatest,
+			}), &latest)
+			require.Equal(t, receipt.BaseOffset+1, latest.Offset)
+		}
+	}
 	// Of a client that stays, the leader of partition 0 goes.
 	b := c.broker(1)
 	d, _ := b.View().Destination("orders")
@@ -63,7 +79,7 @@ func TestClusterServesEveryPartitionByWayOfEveryNode(t *testing.T) {
 	require.Equal(t, uint8(2), r.Replicas)
 	require.GreaterOrEqual(t, r.BaseOffset, wire.Offset(3))
 
-	// F15: the last node alone acknowledges nothing.
+	// F15: the last node alone acknowledges nothing, and does not say where the end is.
 	for node := range c.servers {
 		if node != stays {
 			c.stop(node)
@@ -75,4 +91,6 @@ func TestClusterServesEveryPartitionByWayOfEveryNode(t *testing.T) {
 	for i := range uint32(20) {
 		require.NotEqual(t, wire.CodeOK, client.answer(5000+i).code())
 	}
+	client.send(wire.OpListOffsets, 6000, &wire.ListOffsetsRequest{Handle: h, Kind: wire.OffsetLatest})
+	require.NotEqual(t, wire.CodeOK, client.answer(6000).code())
 }

@@ -392,6 +392,8 @@ func (r *fakeReplica) Blocking(f func()) {
 
 func (r *fakeReplica) ReportDamage(o wire.Offset) { r.set(func() { r.reports = append(r.reports, o) }) }
 
+func (r *fakeReplica) Confirm(then func(error)) { then(nil) }
+
 func (r *fakeReplica) Epoch() uint32 { return 1 }
 
 func (r *fakeReplica) Leading() bool {

@@ -67,6 +67,8 @@ type partitionReplica struct {
 	// spareParked is an empty map that parked takes turns with. Owner only.
 	spareParked map[waiter]struct{}
 	settings    atomic.Pointer[wire.Settings]
+	confirms    confirms
+	asked       map[*[]func(error)]struct{} // taken from confirms, and not answered; owner only
 
 	// Of a replica that is not the only one of its partition, and has others to talk to.
 	mending  mending
@@ -99,6 +101,7 @@ const (
 	requestStop
 	requestIntent   // the metadata says something else about the partition's replicas
 	requestTransfer // hand the leadership over
+	requestConfirm  // reads wait for the leader to be confirmed
 )
 
 // checkpointsKept is how many checkpoints a log keeps: so many have to be written
@@ -118,6 +121,9 @@ func (r *partitionReplica) turn() (again bool) {
 		r.group.Tick(ticks)
 	}
 	r.group.Turn()
+	if asked&requestConfirm != 0 {
+		r.confirmReads()
+	}
 	if asked&requestStop != 0 {
 		r.beginStop()
 		return false
@@ -233,6 +239,7 @@ func (r *partitionReplica) fence(err error) {
 		r.shut(&wire.Error{Code: wire.CodePartitionFenced, Detail: err.Error()})
 		r.logger.Error("partition fenced; it stays down until its cause is mended and the broker restarts", "err", corruptAdvice(err, r.dir))
 		r.part.Close(wire.CodePartitionFenced)
+		r.endConfirms()
 		r.wake()
 		if r.inbox != nil {
 			r.showLead(false)
@@ -253,6 +260,7 @@ func (r *partitionReplica) applySettings() {
 
 func (r *partitionReplica) beginStop() {
 	r.stopping = true
+	r.endConfirms()
 	r.shut(&wire.Error{Code: r.stopCode})
 	r.part.Close(r.stopCode)
 	r.wake()

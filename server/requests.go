@@ -545,7 +545,14 @@ func (s *session) listOffsets(h wire.Header, body []byte) error {
 	case wire.OffsetEarliest:
 		s.reply(h.Opcode, h.ID, &wire.ListOffsetsResponse{Offset: info.StartOffset, Epoch: info.Epoch})
 	case wire.OffsetLatest:
-		s.reply(h.Opcode, h.ID, &wire.ListOffsetsResponse{Offset: info.NextOffset, Epoch: info.Epoch})
+		if !s.begin(h, inFlight{bytes: len(body)}) {
+			return nil
+		}
+		r := t.replica
+		r.Confirm(func(err error) {
+			info := r.info()
+			s.finish(h.ID, &wire.ListOffsetsResponse{Offset: info.NextOffset, Epoch: info.Epoch}, err)
+		})
 	case wire.OffsetAtTime:
 		if !s.begin(h, inFlight{bytes: len(body)}) {
 			return nil

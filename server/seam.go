@@ -59,6 +59,11 @@ type replica interface {
 	ReportDamage(o wire.Offset)
 	// Blocking runs f on a worker that may wait for the disk.
 	Blocking(f func())
+	// Confirm calls then, once, when this node is confirmed to have led the partition at
+	// some time since the call: what is readable then is all that was committed before it
+	// (RULES R8). Otherwise it says RETRY. then may be called before Confirm returns, or
+	// on any goroutine, and does not block.
+	Confirm(then func(error))
 	// Epoch is the term of the leader, 0 if none is known.
 	Epoch() uint32
 	// Leading reports whether this node leads the partition and has applied the
