@@ -278,6 +278,7 @@ func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
 // the node gets its replicas anew, under other IDs, and holds what the others hold.
 func TestF10_AWipedNodeIsReplaced(t *testing.T) {
 	c := newCrew(t, 3)
+	c.await("three nodes vote on the metadata", func() bool { return c.broker(1).meta.others.Load() })
 	c.create(1, "orders", 3, 3)
 	c.fill("orders", 5)
 	before := map[uint64]bool{}
