@@ -37,7 +37,8 @@ type Limits struct {
 	// IdleTimeout is how long a client may send nothing while it waits for
 	// nothing. Default 60 s; then it gets the error IDLE.
 	IdleTimeout time.Duration
-	// WriteTimeout is how long a client may take nothing of what waits for it.
+	// WriteTimeout is how long a client may take nothing of what waits for it, or so
+	// little that its socket does not take more: half of unsentBytes.
 	// Default 10 s; then the connection is closed.
 	WriteTimeout time.Duration
 	// LingerTimeout is how long a connection stays open for reading after its
