@@ -187,7 +187,7 @@ func (p *Producer) send(ctx context.Context, r *Record, pr promise) error {
 		return &SendError{Outcome: NotSent, Err: err}
 	}
 	s := a.list()
-	now := a.lonely() && p.options.acks != AcksNone // without answers nothing tells that the socket is free
+	now := a.lonely()
 	p.mu.Unlock()
 	switch {
 	case s == nil:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -730,4 +731,46 @@ func TestALargeRecordDoesNotWaitForABrokerThatDoesNotRead(t *testing.T) {
 	b.mu.Unlock()
 	close(goOn)
 	require.NoError(t, p.Flush(testContext(t)))
+}
+
+// What has no answer may fill the socket unseen: a sender that writes itself would
+// wait for a broker that does not read, whatever its ctx says.
+func TestBesideBatchesWithoutAnswersNoSenderWrites(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	p := newTestProducer(t, connect(t, b), "d")
+	_, errs := sendAll(t, p, nil, "a")
+	require.NoError(t, errs[0])
+
+	ours, theirs := net.Pipe() // nobody reads it
+	defer theirs.Close()
+	defer ours.Close()
+	s := newSession(ours, nil, "pipe", wire.HelloResponse{}, nil)
+	_, err := s.expect(&batch{request: wire.ProduceRequest{Acks: AcksNone}})
+	require.NoError(t, err)
+	ticket := &Ticket{done: make(chan struct{})}
+	p.mu.Lock()
+	a := p.lanes[0]
+	before := a.session
+	a.session, a.listed = s, nil
+	require.True(t, a.add(&Record{Value: []byte("b")}, 0, false, 100, promise{ticket: ticket}))
+	require.Equal(t, s, a.list())
+	p.mu.Unlock()
+	back := make(chan struct{})
+	go func() {
+		s.writeNow()
+		close(back)
+	}()
+	select {
+	case <-back:
+	case <-time.After(3 * time.Second):
+		t.Fatal("the sender waits for the socket")
+	}
+	require.Len(t, s.wake, 1, "the writer is to do it")
+	p.mu.Lock()
+	a.session, a.listed = before, nil
+	a.signal()
+	p.mu.Unlock()
+	_, err = ticket.Wait(testContext(t))
+	require.NoError(t, err)
 }

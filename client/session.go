@@ -61,6 +61,7 @@ type session struct {
 	nextID        uint32
 	inFlightBytes int64 // of unanswered batches
 	held          bool  // the writer waits for an answer because of the broker's limits
+	blind         bool  // batches without an answer were written: nothing tells whether the socket is free
 }
 
 // waiter waits for the answer to one request. Exactly one of the methods is
@@ -414,7 +415,7 @@ const nowBytes = 16 << 10
 // nobody else is writing; else the writer does.
 func (s *session) writeNow() {
 	s.mu.Lock()
-	quiet := s.err == nil && s.inFlightBytes <= nowBytes && len(s.control) == 0
+	quiet := s.err == nil && !s.blind && s.inFlightBytes <= nowBytes && len(s.control) == 0
 	s.mu.Unlock()
 	if !quiet || !s.writing.TryLock() {
 		poke(s.wake)
@@ -561,6 +562,7 @@ func (s *session) expect(b *batch) (id uint32, err error) {
 		return 0, &lostError{s.err}
 	}
 	if !b.answerable() {
+		s.blind = true
 		return 0, nil
 	}
 	s.inFlightBytes += b.size()
