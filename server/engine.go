@@ -62,6 +62,7 @@ type engine struct {
 	topology     atomic.Uint64 // version of the metadata that was announced last
 	routes       atomic.Uint64 // rises with all that may send requests elsewhere
 	leadersMoved atomic.Bool   // the sessions have not heard of new leaders yet
+	orphans      atomic.Bool   // partitions may be without a leader
 	hoard        bool          // see engineOptions
 	sessionReads int           // blocking reads that one session may have at work
 	// partitionReads is how many of these may be of one partition.
@@ -192,7 +193,7 @@ func (e *engine) run() (err error) {
 func (e *engine) tick() {
 	ticker := time.NewTicker(slowTick)
 	defer ticker.Stop()
-	for {
+	for ticks := 0; ; {
 		select {
 		case <-e.quit:
 			return
@@ -203,6 +204,10 @@ func (e *engine) tick() {
 		}
 		if e.leadersMoved.Swap(false) {
 			e.tell(newsOfLeaders)
+			e.orphans.Store(true)
+		}
+		if ticks++; ticks%orphanTicks == 0 && e.orphans.Swap(false) {
+			e.tell(newsOfOrphans)
 		}
 		if e.counters.sessions.Load() == 0 && e.counters.peers.Load() == 0 {
 			continue
@@ -314,6 +319,7 @@ type news uint8
 const (
 	newsOfMetadata news = iota
 	newsOfLeaders       // for sessions with FeatureTopologyEvents
+	newsOfOrphans       // for those too, of partitions they have open
 	newsKinds
 )
 
@@ -328,6 +334,10 @@ func (e *engine) tell(n news) {
 			l.telling[n].Store(false)
 			event := wire.Event{Kind: wire.EventTopologyChanged, Version: e.topology.Load()}
 			for s := range l.sessions {
+				if n == newsOfOrphans {
+					s.tellOrphans()
+					continue
+				}
 				s.topologyChanged()
 				if n == newsOfMetadata || s.features&wire.FeatureTopologyEvents != 0 {
 					s.tell(&event)

@@ -368,24 +368,19 @@ func TestASlowReaderBehindAnotherNodeHoldsUpNobody(t *testing.T) {
 	slow := dialOpen(t, members[0].address)
 	require.NoError(t, slow.conn.SetReadBuffer(64<<10))
 	slow.link(slow.open("events", 0), 0, 64<<20)
-	paused := func() (is bool, unread int) {
-		done := make(chan struct{})
+	paused := func() (is bool, unread int) { // of the only session
+		type state struct {
+			is     bool
+			unread int
+		}
+		seen := make(chan state, 1)
 		members[0].engine.eachSession(func(s *session) {
 			for _, u := range s.upstreams {
-				is = is || u.paused
-			}
-			unread = max(unread, s.out.unread())
-			select {
-			case done <- struct{}{}:
-			default:
+				seen <- state{u.paused, s.out.unread()}
 			}
 		})
-		<-time.After(5 * time.Millisecond)
-		select {
-		case <-done:
-		default:
-		}
-		return is, unread
+		now := <-seen
+		return now.is, now.unread
 	}
 	eventually(t, "that the leader's connection is not read", func() bool { is, _ := paused(); return is })
 	_, unread := paused()

@@ -121,6 +121,9 @@ const (
 	// peerConnections is how many connections the port for other nodes serves: one for
 	// each node, and the forwarded sessions of clients.
 	peerConnections = 1024
+	// orphanTicks is how many slow ticks lie between two looks at partitions that have no
+	// leader: one that has none at two of them is told of.
+	orphanTicks = 10
 	// slowTick is the granularity of all deadlines.
 	slowTick = 100 * time.Millisecond
 )

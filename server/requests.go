@@ -27,6 +27,9 @@ type handle struct {
 	// appended is what the replica got from this session in this callback, in bytes.
 	// While it is not 0 the handle is in session.touched.
 	appended int
+	// orphaned says that nobody led the partition at the last look, toldOf that the client
+	// was told.
+	orphaned, toldOf bool
 }
 
 // kick gives the replica's owner its turn if it has got something.

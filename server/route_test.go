@@ -112,6 +112,48 @@ func TestNewsOfLeadersGoToThoseWhoAsked(t *testing.T) {
 	require.Equal(t, uint64(43), m.Version, "the first it hears")
 }
 
+// A client that wants to know hears once of a partition that stays without a leader,
+// and again when it loses another one.
+func TestPartitionsWithoutALeaderAreToldOf(t *testing.T) {
+	n := startNode(t, Limits{})
+	n.backend.create(wire.Topic, "events", 2)
+	c := dialRaw(t, n.address)
+	c.write([]byte(wire.Preface))
+	c.send(wire.OpHello, 1, &wire.HelloRequest{MinVersion: 1, MaxVersion: 1, Features: wire.FeatureTopologyEvents})
+	require.Equal(t, wire.CodeOK, c.answer(1).code())
+	c.open("events", 0)
+	c.open("events", 1)
+	d, _ := n.backend.View().Destination("events")
+	lose := func(number uint32) {
+		n.backend.mu.Lock()
+		n.backend.elsewhere[replicaID{d.ID, number}] = route{epoch: 7}
+		n.backend.mu.Unlock()
+		n.engine.announceLeaders()
+	}
+	heard := func() wire.Event {
+		for {
+			var m wire.Event
+			require.NoError(t, m.Parse(c.read().body))
+			if m.Kind != wire.EventTopologyChanged {
+				return m
+			}
+		}
+	}
+	lose(1)
+	require.Equal(t, wire.Event{Kind: wire.EventDestinationUnavailable, Destination: "events", Detail: "partition 1 has no leader"}, heard())
+	lose(0)
+	require.Equal(t, "partition 0 has no leader", heard().Detail, "the other one is known")
+	n.backend.lead("events", 1, 0, 0)
+	n.engine.announceLeaders()
+	eventually(t, "that it is noticed", func() bool {
+		noticed := make(chan bool, 1)
+		n.engine.eachSession(func(s *session) { noticed <- !s.handles[1].toldOf })
+		return <-noticed
+	})
+	lose(1)
+	require.Equal(t, "partition 1 has no leader", heard().Detail)
+}
+
 // What a partition answers long after it was asked names the leader too.
 func TestRejectedBatchesNameTheLeader(t *testing.T) {
 	n := startNode(t, Limits{})

@@ -242,6 +242,33 @@ func (s *session) topologyChanged() {
 	}
 }
 
+// tellOrphans tells a client that wants to know of partitions that it has open and that
+// have had no leader for orphanTicks. Each is told of once, until it has one again.
+func (s *session) tellOrphans() {
+	defer s.recovered("looking for partitions without a leader")
+	if s.phase != phaseOpen || s.features&wire.FeatureTopologyEvents == 0 {
+		return
+	}
+	for _, t := range s.handles {
+		r, err := s.engine.backend.Route(t.key.destination, t.key.partition)
+		was := t.orphaned
+		t.orphaned = err == nil && r.local == nil && r.node == 0
+		if t.orphaned {
+			s.engine.orphans.Store(true) // look again
+		}
+		switch {
+		case !t.orphaned:
+			t.toldOf = false
+		case was && !t.toldOf:
+			t.toldOf = true
+			s.tell(&wire.Event{
+				Kind: wire.EventDestinationUnavailable, Version: s.engine.topology.Load(), Destination: t.dest.Name,
+				Detail: fmt.Sprintf("partition %d has no leader", t.key.partition),
+			})
+		}
+	}
+}
+
 // follow closes a link whose partition is not served from where it streams any more,
 // and reports whether it goes on.
 func (s *session) follow(k *link) bool {
