@@ -147,12 +147,25 @@ func (g *Group) fed(r Fed) {
 	}
 }
 
-// ageFeeds is called with every tick.
+// ageFeeds is called with every tick: what a follower has, or nobody asks for any
+// more, is forgotten.
 func (g *Group) ageFeeds() {
 	f := g.storage.feed
+	if len(f.ranges) == 0 {
+		return
+	}
+	if g.node.BasicStatus().RaftState != raft.StateLeader {
+		f.ranges = nil
+		return
+	}
 	for i := range f.ranges {
 		f.ranges[i].ticks++
 	}
+	g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if r := f.of(id); r != nil && !r.reading && wire.Index(pr.Match) >= r.first+wire.Index(len(r.entries))-1 {
+			f.drop(id)
+		}
+	})
 	f.ranges = slices.DeleteFunc(f.ranges, func(r feedRange) bool { return r.ticks > 2*feedPatience })
 }
 

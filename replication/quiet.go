@@ -50,7 +50,7 @@ func (g *Group) fallAsleep(n int) {
 	if g.still += n; g.still < quietTicks || !active {
 		return
 	}
-	g.quiet = true
+	g.quiet, g.storage.feed.ranges = true, nil
 	g.node.WithProgress(func(id uint64, _ raft.ProgressType, _ tracker.Progress) {
 		if node, ok := g.peers[id]; ok && id != g.id {
 			g.transport.Beat(node, Heartbeat{Meta: g.meta, To: id, From: g.id, Term: g.leadTerm, Commit: g.applied, Quiet: true})
@@ -89,6 +89,6 @@ func (g *Group) sleepWith(h *Heartbeat) bool {
 		g.call(h.From)
 		return false
 	}
-	g.quiet = true
+	g.quiet, g.storage.feed.ranges = true, nil
 	return true
 }

@@ -126,6 +126,9 @@ func (g *Group) offered(m *Message, status *raft.BasicStatus) bool {
 	case m.Term < status.Term:
 		g.drop(m, DropTerm)
 		return false
+	case status.RaftState == raft.StateLeader && m.Term == status.Term:
+		g.drop(m, DropAddress) // two leaders in one term: this is not from one
+		return false
 	case o == nil || o.Start.Index == 0 || o.Start.Term > wire.Term(m.Term) || o.Applied < o.Start.Index || conf.Unmarshal(o.ConfState) != nil:
 		g.drop(m, DropEntry)
 		return false

@@ -75,6 +75,7 @@ func TestThreeReplicasFollowerFarBehindIsFedFromTheLog(t *testing.T) {
 	f.members[3].open()
 	f.tick(10)
 	require.Positive(t, l.reads)
+	require.Empty(t, l.group.storage.feed.ranges, "what the follower has is forgotten")
 	f.equal()
 	require.Len(t, f.members[3].applied(), 400)
 }
