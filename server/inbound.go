@@ -35,13 +35,16 @@ func (c *peerConn) dispatch(h wire.PeerHeader, body []byte) error {
 	switch h.Kind {
 	case wire.PeerKindAppend, wire.PeerKindRaft, wire.PeerKindSnapshot:
 		return c.decoder.Decode(h.Kind, body, func(m *replication.Message) {
-			if k := p.handler.Message(m); k != nil {
-				n := 0
-				for i := range m.Entries {
-					n += len(m.Entries[i].Data)
-				}
-				c.loop.kick(k, n)
+			k := p.handler.Message(m)
+			if k == nil {
+				p.counters.undelivered.Add(1)
+				return
 			}
+			n := 0
+			for i := range m.Entries {
+				n += len(m.Entries[i].Data)
+			}
+			c.loop.kick(k, n)
 		})
 	case wire.PeerKindHeartbeats:
 		if err := c.beats.Parse(body); err != nil {
@@ -51,6 +54,8 @@ func (c *peerConn) dispatch(h wire.PeerHeader, body []byte) error {
 		for i := range c.beats.Beats {
 			if k := p.handler.Beat(replication.HeartbeatOf(&c.beats.Beats[i])); k != nil {
 				c.loop.kick(k, 0)
+			} else {
+				p.counters.undelivered.Add(1)
 			}
 		}
 		return nil

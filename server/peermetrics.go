@@ -48,7 +48,7 @@ func (c *peerCollector) Collect(ch chan<- prometheus.Metric) {
 	for kind, v := range map[string]uint64{
 		"connected": n.connected.Load(), "lost": n.lost.Load(), "down": n.downs.Load(), "dial-error": n.dialErrors.Load(), "refused": n.refused.Load(),
 		"bad-input": n.badInput.Load(), "unknown-frame": n.unknown.Load(), "stall": n.stalls.Load(), "dropped": n.dropped.Load(),
-		"unconnected": n.unconnected.Load(), "request": n.requests.Load(), "stray-chunk": n.strayChunks.Load(), "bad-transfer": n.badTransfers.Load(),
+		"unconnected": n.unconnected.Load(), "undelivered": n.undelivered.Load(), "request": n.requests.Load(), "stray-chunk": n.strayChunks.Load(), "bad-transfer": n.badTransfers.Load(),
 	} {
 		count(metricPeerEvents, v, kind)
 	}

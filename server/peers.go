@@ -95,6 +95,7 @@ type peerCounters struct {
 	stalls       atomic.Uint64 // times a socket took nothing
 	dropped      atomic.Uint64 // messages for which there was no room
 	unconnected  atomic.Uint64 // messages to nodes without a connection
+	undelivered  atomic.Uint64 // messages for replicas that are not here, or whose inbox is full
 	requests     atomic.Uint64
 	strayChunks  atomic.Uint64 // of transfers that nobody waits for
 	badTransfers atomic.Uint64 // ended by a chunk that did not fit

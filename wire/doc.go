@@ -9,6 +9,7 @@
 //     body is a message, one file for each request pair (hello.go, produce.go,
 //     link.go and so on), with an Append method that writes it and a Parse method
 //     that reads it. Errors are one table (errors.go).
+//
 //   - The record batch, which is Kafka's record batch of magic 2 byte for byte,
 //     and the record index that travels beside it. Producers write them with a
 //     BatchBuilder, brokers check them with ValidateBatch and set offset and epoch
