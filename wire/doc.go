@@ -14,6 +14,7 @@
 //     and the record index that travels beside it. Producers write them with a
 //     BatchBuilder, brokers check them with ValidateBatch and set offset and epoch
 //     with PatchBatch, consumers walk the records with a RecordReader.
+//
 //   - The stored frame (FrameHeader) and the prefix of a Raft entry. Consumers
 //     receive stored frames as they lie on disk, so the codec is here and not in
 //     the storage packages.
