@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -93,4 +94,29 @@ func TestClusterServesEveryPartitionByWayOfEveryNode(t *testing.T) {
 	}
 	client.send(wire.OpListOffsets, 6000, &wire.ListOffsetsRequest{Handle: h, Kind: wire.OffsetLatest})
 	require.NotEqual(t, wire.CodeOK, client.answer(6000).code())
+}
+
+// A producer ID may come from a block that another node has taken a moment ago: a
+// leader that has not heard of it yet must not make the producer take a new one.
+func TestClusterWaitsForNewsOfProducerIDs(t *testing.T) {
+	c := newCrew(t, 2)
+	c.create(1, "orders", 4, 1)
+	codes := map[bool]map[wire.ErrorCode]bool{true: {}, false: {}}
+	for node := range c.servers {
+		b := c.broker(node)
+		b.each(func(r *partitionReplica) {
+			for _, id := range []int64{5_000, 5_000_000} {
+				err := r.Append(partition.Append{Info: wire.BatchInfo{ProducerID: id}})
+				require.Error(t, err)
+				if id == 5_000_000 {
+					require.ErrorIs(t, err, wire.CodeUnknownProducer, "no node is that far ahead")
+				} else {
+					codes[b.meta.leads.Load()][wire.CodeOf(err)] = true
+				}
+			}
+		})
+	}
+	require.Equal(t, map[bool]map[wire.ErrorCode]bool{
+		true: {wire.CodeUnknownProducer: true}, false: {wire.CodeRetry: true},
+	}, codes, "by whether the node leads the metadata")
 }

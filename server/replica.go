@@ -322,6 +322,9 @@ func (r *partitionReplica) Append(a partition.Append) error {
 		}
 	}
 	if id := a.Info.ProducerID; id >= 0 && !r.metadata.HandedOut(id) {
+		if r.inbox != nil && !r.broker.meta.leads.Load() && r.metadata.HandedOut(id-cluster.MaxNodes*cluster.ProducerIDBlock) {
+			return wire.Errorf(wire.CodeRetry, "another node may have handed out producer ID %d, and its news are on their way", id)
+		}
 		return wire.Errorf(wire.CodeUnknownProducer, "producer ID %d was never handed out; ask for one", id)
 	}
 	return r.part.Append(a)
