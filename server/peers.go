@@ -184,6 +184,12 @@ func (p *peerSet) Send(node uint32, m *replication.Message) {
 		return
 	}
 	kind := replication.KindOf(m.Type)
+	if kind == 0 { // nobody asks for what would send one
+		p.counters.dropped.Add(1)
+		p.logger.Error("a message of a kind that does not travel is not sent", "type", m.Type, "to", node)
+		m.Done()
+		return
+	}
 	if kind == wire.PeerKindRaft {
 		small := replication.RaftMessage(m)
 		taken, notify := c.queue.putRaft(&small)

@@ -48,6 +48,9 @@ func TestPeersConnectTalkAndSeeEachOtherDie(t *testing.T) {
 	a.peers.Send(2, &replication.Message{Message: raftpb.Message{Type: raftpb.MsgSnap, From: 7, To: 8, Term: 3}, Snapshot: &replication.SnapshotOffer{}})
 	require.Equal(t, `MsgSnap 7->8 term 3 index 0 meta false`, next(t, b.handler.messages))
 
+	a.peers.Send(2, &replication.Message{Message: raftpb.Message{Type: raftpb.MsgReadIndex}})
+	require.Equal(t, uint64(1), a.peers.counters.dropped.Load(), "only leaders ask in this version")
+
 	// Heartbeats wait for the tick, but not those of a read.
 	a.peers.Beat(2, replication.Heartbeat{From: 7, To: 8, Term: 3})
 	a.peers.Beat(2, replication.Heartbeat{From: 9, To: 10, Term: 3, Context: []byte("read")})
