@@ -359,3 +359,22 @@ func TestR_WLS_7_ThreeEventsAreTold(t *testing.T) {
 		log.await(t, func(e Event) bool { return e == DestinationUnavailable{Destination: "d", Detail: "partition 3"} })
 	})
 }
+
+// R-MQC-4: who lost its session gets nothing from that moment on, whatever the metadata
+// says still.
+func TestR_MQC_4_ALaneWithoutASessionIsPassedOver(t *testing.T) {
+	nodes := startCluster(t, 2)
+	nodes[0].create("d", Topic, 2)
+	p := newTestProducer(t, connect(t, nodes[0]), "d", LocalPreference(false), Spill(false))
+	require.Equal(t, map[uint32]int{0: 5, 1: 5}, sendOneByOne(t, p, 10))
+	nodes[1].stop() // and nobody is elected
+	require.Eventually(t, func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.lanes[1].away
+	}, 10*time.Second, time.Millisecond)
+	require.Equal(t, map[uint32]int{0: 100}, sendOneByOne(t, p, 100))
+	nodes[1].restart()
+	for sendOneByOne(t, p, 1)[1] == 0 {
+	}
+}

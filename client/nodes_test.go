@@ -551,3 +551,61 @@ func TestAReaderWaitsForALeader(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, want[0], string(rec.Value))
 }
+
+// The answer of a leader that was asked before another one was elected comes too late,
+// and changes nothing.
+func TestAnAnswerFromAFormerLeaderIsIgnored(t *testing.T) {
+	for _, op := range []wire.Opcode{wire.OpOpenPartition, wire.OpLinkOpen} {
+		t.Run(op.String(), func(t *testing.T) {
+			nodes := startCluster(t, 2)
+			d := nodes[0].create("d", Topic, 1)
+			c := connect(t, nodes[0])
+			ctx := testContext(t)
+			asked, closed := make(chan *fakeRequest, 1), make(chan struct{}, 1)
+			nodes[0].setScript(func(q *fakeRequest) bool {
+				switch q.header.Opcode {
+				case op:
+					asked <- q
+					return true
+				case wire.OpLinkClose:
+					poke(closed)
+				}
+				return false
+			})
+			if op == wire.OpOpenPartition {
+				p := newTestProducer(t, c, "d")
+				ticket, err := p.SendAsync(ctx, &Record{Value: []byte("x")})
+				require.NoError(t, err)
+				late := <-asked
+				nodes[0].elect(d, 0, 2, true)
+				_, err = ticket.Wait(ctx)
+				require.NoError(t, err)
+				late.reply(&wire.OpenPartitionResponse{Handle: 1, DestinationID: d.info.ID})
+				require.NoError(t, c.Ping(ctx)) // it has arrived
+				_, err = p.Send(ctx, &Record{Value: []byte("y")})
+				require.NoError(t, err)
+				produced, _, _ := nodes[0].counts()
+				require.Zero(t, produced)
+				require.Equal(t, []string{"x", "y"}, nodes[0].values("d", 0))
+				return
+			}
+			opened := make(chan *Reader)
+			go func() {
+				r, err := c.Reader(ctx, "d")
+				if err != nil {
+					t.Errorf("reader: %v", err)
+				}
+				opened <- r
+			}()
+			late := <-asked
+			nodes[0].elect(d, 0, 2, true)
+			r := <-opened
+			late.reply(&wire.LinkOpenResponse{Link: 77})
+			<-closed
+			want := nodes[1].fill(d.partitions[0], NoCompression, 1)
+			rec, err := r.Next(ctx)
+			require.NoError(t, err)
+			require.Equal(t, want[0], string(rec.Value))
+		})
+	}
+}
