@@ -123,6 +123,9 @@ func workloadNames() []string {
 
 // run measures the named workloads one after another and prints them together.
 func (f *compareFlags) run(c *cobra.Command, names []string, subjects func(bench.Workload) []string) error {
+	if c.Flags().Changed("server") {
+		return usagef(c, "%s measures brokers of its own: --server has no place beside it", c.CommandPath())
+	}
 	if len(names) == 0 {
 		return usagef(c, "name a workload, or all: %s", strings.Join(workloadNames(), ", "))
 	}

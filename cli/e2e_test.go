@@ -443,6 +443,7 @@ func TestBenchRunChecksAllWorkloadsFirst(t *testing.T) {
 		{"W1 restart --vs floor", "restart stands beside its goals; compare it with nothing"},
 		{"W1 W3 --vs floor-log", "W3 reads what is stored: compare it with floor"},
 		{"W1 --rounds 0", "rounds 0: 1 to 100"},
+		{"W1 --server 127.0.0.1:7400", "measures brokers of its own: --server has no place beside it"},
 		{"W1 W99", `there is no workload "W99"; there are W1, `},
 		{"W1 --dir /no/such/directory", "--dir /no/such/directory is no directory; make it first"},
 	} {

@@ -638,9 +638,9 @@ func TestBadInputCatalogue(t *testing.T) {
 				require.InDelta(t, time.Now().UnixMilli(), receipt.AppendTimeMs, 60_000, "retention goes by the broker's time")
 			}
 		}},
-		{row: 40, name: "client frames on the peer port", why: "there is no peer port yet"},
-		{row: 41, name: "peer messages", why: "there are no peers yet"},
-		{row: 42, name: "snapshot chunks", why: "there are no peers yet"},
+		{row: 40, name: "client frames on the peer port", why: "a node without peers has no such port: TestRow40_OtherProtocolsOnThePeerPort"},
+		{row: 41, name: "peer messages", why: "this node has no peers: TestRow41_NodesThatDoNotBelongHere"},
+		{row: 42, name: "snapshot chunks", why: "this node has no peers: TestRow42_ChunksThatDoNotFit"},
 		{row: 43, name: "delete without the committed UUID", test: func(t *testing.T) {
 			bad := dialOpen(t, n.Addr())
 			settings := wire.Settings{Partitions: 1, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited}
