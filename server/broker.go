@@ -50,6 +50,7 @@ type broker struct {
 	settled  wire.Index                   // metadata epoch that the replicas are in step with
 	settling []settleWaiter
 	failed   map[replicaKey]error // replicas that did not open
+	failedID map[replicaKey]uint64
 
 	gone   []*partitionReplica // retired, not closed yet
 	goneAt *cluster.View       // that does not name them
@@ -92,7 +93,7 @@ func openBroker(cfg Config) (*broker, error) {
 		turns: [2]*turnPool{newTurnPool(), newTurnPool()}, jobs: byStorage(cfg.StorageWorkers), reads: byStorage(cfg.ReadWorkers),
 		shared:   storeExecutor{newLine(newBlockingPool(1))},
 		pending:  partition.NewMemory(cfg.PendingBytes),
-		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error),
+		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error), failedID: make(map[replicaKey]uint64),
 		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
 	b.journalStall = stall{lines: [2]*line{b.shared.line}, turn: new(atomic.Int64)}
@@ -315,6 +316,9 @@ func (b *broker) reconcile(v *cluster.View) {
 	}
 	var open []missing
 	var created []*partitionReplica // the metadata does not know yet that they exist
+	if me, ok := v.Node(b.identity.NodeID); !ok || me.Store != b.identity.StoreID {
+		return // a picture from before this directory became the node's
+	}
 	wanted := make(map[replicaKey]uint64)
 	for _, d := range v.Destinations {
 		for i := range d.Partitions {
@@ -327,6 +331,9 @@ func (b *broker) reconcile(v *cluster.View) {
 			wanted[key] = mine.ID
 			b.mu.RLock()
 			r, failed := b.replicas[key], b.failed[key]
+			if b.failedID[key] != mine.ID {
+				failed = nil // that was another replica
+			}
 			b.mu.RUnlock()
 			switch {
 			case r != nil && r.replicaID == mine.ID:
@@ -357,7 +364,7 @@ func (b *broker) reconcile(v *cluster.View) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if err != nil {
-			b.failed[key] = err
+			b.failed[key], b.failedID[key] = err, mine.ID
 			if errors.Is(err, log.ErrCorrupt) || errors.Is(err, log.ErrFenced) || errors.Is(err, log.ErrMissing) {
 				b.lost(p, d.ID, mine.ID, err)
 			}
@@ -366,6 +373,7 @@ func (b *broker) reconcile(v *cluster.View) {
 			return
 		}
 		b.replicas[key], b.byID[mine.ID] = r, r
+		delete(b.failed, key)
 		if mine.State == cluster.ReplicaNew {
 			opened[i] = r
 		}

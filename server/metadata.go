@@ -150,7 +150,7 @@ func (m *metadataReplica) lookAround(ticks int) {
 		m.metadata.Reject(&wire.Error{Code: wire.CodeUnavailable, Detail: "the metadata has no leader: most of the nodes that vote on it cannot be reached"})
 	}
 	if leading && m.handOver.Swap(false) && m.others.Load() {
-		if err := m.group.Transfer(0); err != nil && m.broker.network != nil {
+		if err := m.group.Transfer(m.successor()); err != nil && m.broker.network != nil {
 			m.logger.Info("the metadata's leadership is not handed over", "err", err)
 		}
 		return
@@ -195,7 +195,7 @@ func (m *metadataReplica) reconfigure() {
 	}
 	if slices.Contains(change.Remove, self) {
 		if len(change.Promote) == 0 || len(members.Voters) > 1 {
-			if err := m.group.Transfer(0); err != nil {
+			if err := m.group.Transfer(m.successor()); err != nil {
 				m.logger.Warn("the metadata's leadership is not handed over yet", "err", err)
 			}
 			return
@@ -211,6 +211,17 @@ func (m *metadataReplica) reconfigure() {
 	case !errors.Is(err, replication.ErrBusy):
 		m.logger.Debug("the metadata cannot change its members yet", "err", err)
 	}
+}
+
+// successor is a voter on a node that is there, 0 if there is none. Raft itself knows of
+// nobody in a group that sleeps.
+func (m *metadataReplica) successor() uint64 {
+	for _, id := range m.group.Members().Voters {
+		if node := m.broker.nodeOfMeta(id); id != m.broker.identity.metaID() && m.broker.network.Alive(node) {
+			return id
+		}
+	}
+	return 0
 }
 
 // votesAlone reports whether a replica is the only voter of its group.
