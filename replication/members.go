@@ -126,11 +126,11 @@ func (g *Group) change(c *Membership) (raftpb.ConfChangeV2, error) {
 		return out, fmt.Errorf("%w: learners are added before anything else happens", ErrMembership)
 	}
 	known := g.Members()
-	for _, id := range c.AddLearners {
+	if len(c.AddLearners) > 0 {
+		id := c.AddLearners[0] // one at a time: the rest is asked for again when this one is in
 		if id == raft.None || slices.Contains(known.Voters, id) || slices.Contains(known.Learners, id) {
 			return out, fmt.Errorf("%w: replica %d is a member already", ErrMembership, id)
 		}
-		// One at a time: the rest is asked for again when this one is in.
 		out.Changes = append(out.Changes, raftpb.ConfChangeSingle{Type: raftpb.ConfChangeAddLearnerNode, NodeID: id})
 		return out, nil
 	}
