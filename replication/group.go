@@ -381,9 +381,10 @@ func (g *Group) Turn() {
 }
 
 // Checkpoint writes the state as of the last applied entry beside the log. The
-// work that may block happens in a job of the log.
+// work that may block happens in a job of the log. While another replica's state is
+// being put in the place of this one it does nothing: the log may hold that already.
 func (g *Group) Checkpoint() {
-	if g.applied == 0 || g.applied > g.raftApplied || g.log.CheckpointPending() || g.Err() != nil {
+	if g.applied == 0 || g.applied > g.raftApplied || g.installing() || g.log.CheckpointPending() || g.Err() != nil {
 		return
 	}
 	conf, err := g.confState.Marshal()

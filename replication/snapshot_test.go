@@ -86,6 +86,31 @@ func TestRuleR1_AFollowerBehindTheStartGetsASnapshot(t *testing.T) {
 	f.caughtUp(m, f.leader())
 }
 
+// Between the end of the job that replaces the log and the turn that replaces the
+// state, the log's checkpoint is ahead of the state.
+func TestRuleR1_NoCheckpointOfTheOldStateIsWrittenBesideTheNewLog(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	m.open()
+	require.Positive(t, m.group.Applied())
+	m.frozen = true
+	for range 10 {
+		f.tick(1)
+		for len(m.exec.jobs) > 0 {
+			j := m.exec.jobs[0]
+			m.exec.jobs = m.exec.jobs[1:]
+			j.Run()
+			j.Done()
+			m.group.Checkpoint()
+			m.group.Turn()
+		}
+	}
+	m.frozen = false
+	f.tick(5)
+	require.Equal(t, 1, m.fetches)
+	f.caughtUp(m, l)
+}
+
 func TestRuleR1_ALearnerThatWasAddedLaterGetsASnapshotThatKnowsIt(t *testing.T) {
 	f, l := aTrimmedFleet(t)
 	require.NoError(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}))
