@@ -27,13 +27,14 @@ type fleet struct {
 	step      int
 	settling  bool // no more faults
 	members   []*member
+	replacing *replacement
 	network   network
 	truth     truth
 	clients   []*producer
 	attempts  map[uint64]*sending
 	batches   map[int64]*batch // by number
 
-	lastBatch, lastAttempt uint64
+	lastBatch, lastAttempt, lastReplica uint64
 }
 
 // fleetConfig is what a seed chooses for a whole run.
@@ -59,8 +60,9 @@ func runFleet(o Options) *Result {
 	f.draw(-1)
 	f.config = f.drawConfig()
 	for i := range o.Machines {
-		f.members = append(f.members, newMember(f, uint64(i+1)))
+		f.members = append(f.members, newMember(f, uint32(i+1)))
 	}
+	f.lastReplica = uint64(len(f.members))
 	f.network = newNetwork(f)
 	for i := range 1 + f.random.IntN(4) {
 		f.clients = append(f.clients, &producer{fleet: f, id: int64(i + 1)})

@@ -31,6 +31,7 @@ func init() {
 		{"start", 40, mending, (*fleet).restart},
 		{"resume", 30, mending, (*fleet).resume},
 		{"heal", 10, mending, (*fleet).heal},
+		{"reconfigure", 40, usual, (*fleet).reconfigure},
 		{"read", 20, swarming, (*fleet).read},
 		{"checkpoint", 10, swarming, (*fleet).checkpoint},
 		{"idle mark", 10, swarming, (*fleet).idleMark},
@@ -48,6 +49,7 @@ func init() {
 		{"silence", 3, fault, (*fleet).silence},
 		{"pause", 4, fault, (*fleet).pause},
 		{"stand still for long", 1, fault, (*fleet).standStill},
+		{"replace", 1, fault, (*fleet).replace},
 		{"crash", 3, fault, func(f *fleet) { f.alive(func(m *member) { m.crash() }) }},
 		{"power cut", 4, fault, func(f *fleet) { f.alive(func(m *member) { m.powerCut() }) }},
 		{"power cut at a call", 4, fault, (*fleet).cutPowerSoon},
@@ -169,12 +171,12 @@ func (f *fleet) cut(both bool) {
 	f.cutLink(l)
 	if both {
 		f.counts[FleetCut]++
-		f.cutLink(f.network.link(l.to.id, l.from.id))
+		f.cutLink(f.network.link(l.to.node, l.from.node))
 	}
 }
 
 func (f *fleet) cutLink(l *link) {
-	f.trace.add("the way from %d to %d is cut", l.from.id, l.to.id)
+	f.trace.add("the way from %d to %d is cut", l.from.node, l.to.node)
 	l.cut = true
 	if f.random.IntN(2) == 0 {
 		f.network.lose(l.from, l.to)
@@ -202,7 +204,7 @@ func (f *fleet) silence() {
 	a, b := f.someone(), f.someone()
 	if a != b && a.up {
 		a.silent[b] = max(a.silent[b], silenceTicks)
-		a.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: uint32(b.id)})
+		a.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: b.node})
 	}
 }
 
@@ -326,7 +328,7 @@ func (f *fleet) read() {
 		}
 		for i := range entries {
 			e := &entries[i]
-			if k := f.truth.at(e.Index); k == nil || k.term != e.Term || k.body != e.BodyCRC {
+			if k := f.truth.at(e.Index); k == nil || k.term != e.Term || e.Kind != wire.KindConfiguration && k.body != e.BodyCRC {
 				f.fail("%s: entry %d of term %d, body %08x, is readable; committed is %v", m, e.Index, e.Term, e.BodyCRC, k)
 			}
 		}

@@ -22,6 +22,8 @@ const (
 	FleetOverflow                             // a queue was full
 	FleetDownSeen                             // a dead process was told to another
 	FleetSilent                               // a node was supposed to be dead
+	FleetWiped                                // a disk was lost, and its replica is replaced
+	FleetReplaced                             // by a voter with a new ID
 	FleetDelivered                            // frames
 	FleetReplicated                           // frames with entries
 	FleetElected                              // terms with a leader
@@ -44,7 +46,7 @@ const (
 var fleetEventNames = [FleetEventCount]string{
 	"power cut", "power cut at a call", "blackout", "process crash", "clean stop", "pause",
 	"frame dropped", "frame duplicated", "frame reordered", "entry damaged on the way", "link cut", "link cut one way", "network healed", "queue overflow",
-	"death seen", "silence", "frame delivered", "frame with entries", "term with a leader", "transfer", "entry taken back",
+	"death seen", "silence", "disk lost", "replica replaced", "frame delivered", "frame with entries", "term with a leader", "transfer", "entry taken back",
 	"read for a lagging follower", "entry committed", "checkpoint restored", "snapshot installed", "tick slept", "read confirmed", "read", "client timeout",
 	"batch refused", "batch acknowledged", "duplicate detected",
 }

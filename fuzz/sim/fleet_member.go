@@ -16,11 +16,11 @@ import (
 // memberMemory bounds what a replica holds of records on their way, in bytes.
 const memberMemory = 64 << 20
 
-// member is one replica on a machine of its own. Its node has the number of its
-// replica.
+// member is a node with a machine of its own and one replica.
 type member struct {
 	fleet *fleet
-	id    uint64
+	node  uint32 // from 1
+	id    uint64 // of the replica: another one when the disk was lost
 	disk  *vfs.Simulated
 	fs    vfs.FS // the disk, or what a mutant makes of it
 	nowMs int64
@@ -54,8 +54,9 @@ type member struct {
 	silent   map[*member]int // ticks for which another one was not heard
 }
 
-func newMember(f *fleet, id uint64) *member {
-	m := &member{fleet: f, id: id, disk: vfs.NewSimulated(f.options.Seed<<4 + id), nowMs: startMs + f.random.Int64N(100_000), votes: map[wire.Term]uint64{}}
+func newMember(f *fleet, node uint32) *member {
+	id := uint64(node)
+	m := &member{fleet: f, node: node, id: id, disk: vfs.NewSimulated(f.options.Seed<<4 + id), nowMs: startMs + f.random.Int64N(100_000), votes: map[wire.Term]uint64{}}
 	m.fs = f.options.Mutant.MutateFS(m.disk)
 	return m
 }
@@ -85,7 +86,7 @@ func (m *member) open() (err error) {
 		return err
 	}
 	m.store, err = log.OpenStore(log.StoreOptions{
-		FS: m.fs, Dir: dataDir, UUID: [16]byte{0xd1, 15: byte(m.id)}, BootID: fmt.Sprintf("boot-%d", m.machineBoot),
+		FS: m.fs, Dir: dataDir, UUID: [16]byte{0xd1, 14: byte(m.id), 15: byte(m.node)}, BootID: fmt.Sprintf("boot-%d", m.machineBoot),
 		MinFreeBytes: -1, ReserveBytes: -1, Executor: m, JournalBytes: 64 << 10, JournalLogs: f.config.journalLogs, Logger: f.trace.logger(),
 	})
 	if err != nil {
@@ -105,16 +106,12 @@ func (m *member) open() (err error) {
 	m.state = partition.NewState()
 	m.part = partition.New(partition.Config{Log: m.log, State: m.state, Synced: true, Memory: m.memory, Retention: f.config.retention})
 	m.inbox = replication.NewInbox(m.part.Buffers())
-	voters, peers := make([]uint64, 0, len(f.members)), map[uint64]uint32{}
-	for i := range f.options.Machines {
-		id := uint64(i + 1)
-		voters = append(voters, id)
-		if id != m.id {
-			peers[id] = uint32(id)
-		}
+	var founders []uint64
+	for _, other := range f.members {
+		founders = append(founders, uint64(other.node))
 	}
 	m.group, err = replication.Open(replication.Config{
-		ReplicaID: m.id, Voters: voters, Peers: peers, Node: uint32(m.id), Boot: uint32(m.life),
+		ReplicaID: m.id, Voters: founders, Peers: m.peers(), Node: m.node, Boot: uint32(m.life),
 		Log: m.log, State: &fleetMachine{State: m.state, m: m}, Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch,
 		CheckpointBytes: f.config.checkpointBytes, Logger: f.trace.logger(),
 	})
@@ -141,6 +138,25 @@ func (m *member) restored() {
 	f.truth.state(m.id, m.group.Applied(), m.state.Save(nil))
 	start := m.log.Start()
 	m.applied, m.promised, m.promisedTerm = start.Index, start.Index, start.Term
+}
+
+// peers are the nodes of the other replicas.
+func (m *member) peers() map[uint64]uint32 {
+	peers := map[uint64]uint32{}
+	for _, other := range m.fleet.members {
+		if other != m {
+			peers[other.id] = other.node
+		}
+	}
+	return peers
+}
+
+// wipe is the loss of the disk, with all that was promised.
+func (m *member) wipe() {
+	m.disk = vfs.NewSimulated(uint64(m.life)<<8 + m.id)
+	m.fs = m.disk
+	m.applied, m.promised, m.promisedTerm, m.shown = 0, 0, 0, 0
+	clear(m.votes)
 }
 
 // recycle takes the memory of an entry back and makes it unreadable: whoever still
@@ -306,7 +322,7 @@ func (m *member) turn() (again bool) {
 // hears reports whether two members can talk to each other now.
 func (m *member) hears(other *member) bool {
 	n := &m.fleet.network
-	return other.up && !other.paused && !n.link(m.id, other.id).cut && !n.link(other.id, m.id).cut
+	return other.up && !other.paused && !n.link(m.node, other.node).cut && !n.link(other.node, m.node).cut
 }
 
 // silenceTicks is for how long a node says nothing before it is taken for dead.
@@ -321,12 +337,12 @@ func (m *member) tick(n int) {
 		case other == m:
 		case m.hears(other):
 			if m.silent[other] = 0; was >= silenceTicks {
-				m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUp, Node: uint32(other.id)})
+				m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUp, Node: other.node})
 			}
 		default:
 			if m.silent[other] = was + n; was < silenceTicks && was+n >= silenceTicks {
 				m.fleet.counts[FleetSilent]++
-				m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: uint32(other.id)})
+				m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: other.node})
 			}
 		}
 	}
@@ -407,10 +423,7 @@ func (m *member) powerCut() {
 	m.machineBoot++
 	m.disk.Crash()
 	if m.fleet.options.Mutant == WipedReplica && m.fleet.random.IntN(2) == 0 {
-		m.disk = vfs.NewSimulated(uint64(m.life)<<8 + m.id)
-		m.fs = m.disk
-		m.applied, m.promised, m.promisedTerm, m.shown = 0, 0, 0, 0
-		clear(m.votes)
+		m.wipe()
 	}
 	m.ended(false)
 }

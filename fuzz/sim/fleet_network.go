@@ -40,9 +40,9 @@ func newNetwork(f *fleet) network {
 	return n
 }
 
-func (n *network) link(from, to uint64) *link {
+func (n *network) link(from, to uint32) *link {
 	for _, l := range n.links {
-		if l.from.id == from && l.to.id == to {
+		if l.from.node == from && l.to.node == to {
 			return l
 		}
 	}
@@ -55,7 +55,7 @@ func (m *member) Send(node uint32, message *replication.Message) {
 	f := m.fleet
 	m.promise(message)
 	m.forge(message)
-	l := f.network.link(m.id, uint64(node))
+	l := f.network.link(m.node, node)
 	if len(l.parcels) >= f.config.queue {
 		f.counts[FleetOverflow]++
 		message.Done()
@@ -88,7 +88,7 @@ func (m *member) Beat(node uint32, h replication.Heartbeat) {
 	if !h.Response {
 		f.truth.leads(m.id, h.Term)
 	}
-	l := f.network.link(m.id, uint64(node))
+	l := f.network.link(m.node, node)
 	if len(l.parcels) >= f.config.queue {
 		f.counts[FleetOverflow]++
 		return
@@ -126,11 +126,11 @@ func (l *link) clear() {
 
 // lose is the end of the connection between two members, which both notice.
 func (n *network) lose(a, b *member) {
-	n.link(a.id, b.id).clear()
-	n.link(b.id, a.id).clear()
+	n.link(a.node, b.node).clear()
+	n.link(b.node, a.node).clear()
 	for _, end := range [][2]*member{{a, b}, {b, a}} {
 		if end[0].up {
-			end[0].inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: uint32(end[1].id)})
+			end[0].inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: end[1].node})
 		}
 	}
 }
@@ -201,10 +201,10 @@ func (n *network) gone(m *member, refused bool) {
 			if !l.from.up {
 				continue
 			}
-			l.from.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: uint32(m.id)})
+			l.from.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: m.node})
 			if refused && !l.cut && n.fleet.random.IntN(2) == 0 {
 				n.fleet.counts[FleetDownSeen]++
-				l.from.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: uint32(m.id), Refused: true})
+				l.from.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: m.node, Refused: true})
 			}
 		case l.from == m:
 			for i := len(l.parcels) - 1; i >= 0; i-- {

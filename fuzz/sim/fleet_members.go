@@ -1,0 +1,68 @@
+package sim
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/lockstepmq/lockstep/replication"
+)
+
+// replacement is a replica that is made anew under another ID, because its disk is
+// lost (RULES R10). What the metadata would say is kept here.
+type replacement struct{ old, id uint64 }
+
+// replace loses the disk of a member. There is one replacement at a time, so that a
+// majority of the voters always has its disk.
+func (f *fleet) replace() {
+	m := f.someone()
+	if f.replacing != nil || f.options.Mutant == WipedReplica {
+		return
+	}
+	if m.up {
+		m.powerCut()
+	}
+	f.lastReplica++
+	f.replacing = &replacement{old: m.id, id: f.lastReplica}
+	f.trace.add("%s has lost its disk; replica %d takes its place", m, f.lastReplica)
+	f.counts[FleetWiped]++
+	m.id = f.lastReplica
+	m.wipe()
+	for _, other := range f.members {
+		if other.up {
+			other.group.SetPeers(other.peers())
+		}
+	}
+}
+
+// reconfigure does what is next about a replacement: the new replica learns, becomes a
+// voter in the place of the old one, and then is one.
+func (f *fleet) reconfigure() {
+	if f.replacing == nil {
+		return
+	}
+	r := *f.replacing
+	for _, m := range f.members {
+		if !m.up || m.paused || m.stopped() {
+			continue
+		}
+		if _, leading := m.group.Leading(); !leading {
+			continue
+		}
+		var err error
+		switch members := m.group.Members(); {
+		case slices.Contains(members.Voters, r.id) && !slices.Contains(members.Voters, r.old) && len(members.Outgoing) == 0:
+			f.trace.add("replica %d has replaced %d", r.id, r.old)
+			f.counts[FleetReplaced]++
+			f.replacing = nil
+			return
+		case slices.Contains(members.Learners, r.id):
+			err = m.group.Reconfigure(replication.Membership{Promote: []uint64{r.id}, Remove: []uint64{r.old}})
+		case !slices.Contains(members.Voters, r.id):
+			err = m.group.Reconfigure(replication.Membership{AddLearners: []uint64{r.id}})
+		}
+		if err != nil && m.group.Err() == nil && !errors.Is(err, replication.ErrBusy) && !errors.Is(err, replication.ErrMembership) && !errors.Is(err, replication.ErrProposalDropped) {
+			f.fail("%s: replica %d in the place of %d: %v", m, r.id, r.old, err)
+		}
+		m.look()
+	}
+}
