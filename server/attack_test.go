@@ -248,8 +248,12 @@ func (v *victim) drip() {
 	}
 }
 
-// brokerEnvironment carries the limits of a broker, as JSON, to its process.
-const brokerEnvironment = "LOCKSTEP_TEST_BROKER"
+// brokerEnvironment carries the limits of a broker, as JSON, to its process, and
+// brokerDirectory the directory for its data.
+const (
+	brokerEnvironment = "LOCKSTEP_TEST_BROKER"
+	brokerDirectory   = "LOCKSTEP_TEST_BROKER_DIRECTORY"
+)
 
 // brokerState is what a broker's process says of itself.
 type brokerState struct {
@@ -277,7 +281,8 @@ func startBrokerProcess(t *testing.T, limits Limits) *brokerProcess {
 	encoded, err := json.Marshal(limits)
 	require.NoError(t, err)
 	p := &brokerProcess{t: t, command: exec.Command(os.Args[0], "-test.run=^TestBrokerProcess$")}
-	p.command.Env = append(os.Environ(), brokerEnvironment+"="+string(encoded), promptExit)
+	// The directory is this process's to remove: the broker's ends without looking back.
+	p.command.Env = append(os.Environ(), brokerEnvironment+"="+string(encoded), brokerDirectory+"="+t.TempDir(), promptExit)
 	p.command.Stderr = os.Stderr
 	p.stdin, err = p.command.StdinPipe()
 	require.NoError(t, err)
@@ -318,7 +323,7 @@ func TestBrokerProcess(t *testing.T) {
 	var limits Limits
 	require.NoError(t, json.Unmarshal([]byte(encoded), &limits))
 	s, err := Start(t.Context(), Config{
-		DataDir: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", HTTP: "off", Limits: limits,
+		DataDir: filepath.Join(os.Getenv(brokerDirectory), "data"), Listen: "127.0.0.1:0", HTTP: "off", Limits: limits,
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
