@@ -121,6 +121,7 @@ func (c *crew) leaders(node uint32, name string) map[uint32]int {
 }
 
 func TestClusterOfThreeBrokersForms(t *testing.T) {
+	t.Parallel()
 	c := newCrew(t, 3)
 	for node := range c.servers {
 		c.await("every node knows all of them", func() bool {
@@ -233,6 +234,7 @@ func (c *crew) same(name string, n wire.Offset) {
 
 // R-IS-5, small: a fourth node joins and takes its share of replicas and leaders.
 func TestR_IS_5_AFourthNodeJoinsAndTakesItsShare(t *testing.T) {
+	t.Parallel()
 	c := newCrew(t, 3)
 	c.create(1, "orders", 12, 3)
 	c.fill("orders", 3)
@@ -248,6 +250,7 @@ func TestR_IS_5_AFourthNodeJoinsAndTakesItsShare(t *testing.T) {
 }
 
 func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
+	t.Parallel()
 	c := newCrew(t, 4)
 	c.create(1, "orders", 8, 3)
 	c.create(1, "single", 4, 1)
@@ -277,6 +280,7 @@ func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
 // RELIABILITY F10: the disk of one of three nodes is wiped. Started again under its ID,
 // the node gets its replicas anew, under other IDs, and holds what the others hold.
 func TestF10_AWipedNodeIsReplaced(t *testing.T) {
+	t.Parallel()
 	c := newCrew(t, 3)
 	c.await("three nodes vote on the metadata", func() bool { return c.broker(1).meta.others.Load() })
 	c.create(1, "orders", 3, 3)
@@ -304,6 +308,7 @@ func TestF10_AWipedNodeIsReplaced(t *testing.T) {
 }
 
 func TestJoiningIsRefusedWithTheReason(t *testing.T) {
+	t.Parallel()
 	c := newCrew(t, 2)
 	refused := func(says string, change func(*Config)) {
 		t.Helper()
@@ -337,6 +342,7 @@ func TestJoiningIsRefusedWithTheReason(t *testing.T) {
 
 // A gateway serves clients and holds nothing.
 func TestAGatewayHoldsNoReplicas(t *testing.T) {
+	t.Parallel()
 	c := newCrew(t, 2)
 	c.change = func(cfg *Config) { cfg.Role = string(cluster.RoleGateway) }
 	c.start(3)
@@ -356,6 +362,7 @@ func TestAGatewayHoldsNoReplicas(t *testing.T) {
 
 // The node that leads the metadata dies; another does, and nodes come back to it.
 func TestTheMetadataSurvivesItsLeader(t *testing.T) {
+	t.Parallel()
 	c := newCrew(t, 3)
 	c.await("three nodes vote", func() bool { return c.broker(1).meta.others.Load() })
 	c.stop(1)
@@ -368,4 +375,56 @@ func TestTheMetadataSurvivesItsLeader(t *testing.T) {
 	c.create(1, "more", 1, 3)
 	c.fill("more", 2)
 	c.same("more", 2)
+}
+
+func TestAReplicaAndALeadershipMoveWhenAsked(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 4)
+	c.create(1, "orders", 1, 3)
+	c.fill("orders", 3)
+	d, _ := c.broker(1).View().Destination("orders")
+	spare, from := uint32(0), uint32(0)
+	for node := range c.servers {
+		if d.Partitions[0].On(node) == nil {
+			spare = node
+		} else {
+			from = node
+		}
+	}
+	_, err := c.ask(spare, &wire.PartitionAdminRequest{Destination: "orders", Action: wire.PartitionMove, From: from, To: spare})
+	require.NoError(t, err)
+	c.await("the replica is where it should be, and no trace of it where it was", func() bool {
+		d, _ := c.broker(1).View().Destination("orders")
+		p := &d.Partitions[0]
+		return len(p.Replicas) == 3 && p.On(spare) != nil && p.On(spare).State == cluster.ReplicaActive && p.On(from) == nil
+	})
+	require.NoDirExists(t, c.broker(from).partitionDir(wire.StorageDisk, d.ID, 0))
+	_, err = c.ask(from, &wire.PartitionAdminRequest{Destination: "orders", Action: wire.PartitionTransfer, To: spare})
+	require.NoError(t, err)
+	c.await("the new replica leads", func() bool { return c.leaders(from, "orders")[spare] == 1 })
+	c.fill("orders", 1)
+	c.same("orders", 4)
+	_, err = c.ask(1, &wire.PartitionAdminRequest{Destination: "orders", Action: wire.PartitionTransfer, To: from})
+	require.ErrorIs(t, err, wire.CodeInvalidRequest)
+}
+
+// Rule R10: a replica whose directory is gone is lost, and made anew under another ID;
+// it is never made empty under its own.
+func TestRuleR10_AMissingDirectoryIsALostReplica(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 3)
+	c.create(1, "orders", 2, 3)
+	c.fill("orders", 4)
+	d, _ := c.broker(1).View().Destination("orders")
+	old := d.Partitions[1].On(2).ID
+	dir := c.broker(2).partitionDir(wire.StorageDisk, d.ID, 1)
+	c.stop(2)
+	require.NoError(t, os.RemoveAll(dir))
+	c.start(2)
+	c.await("another replica has taken its place", func() bool {
+		d, _ := c.broker(1).View().Destination("orders")
+		p := &d.Partitions[1]
+		return len(p.Replicas) == 3 && p.Replica(old) == nil && p.On(2) != nil && p.On(2).State == cluster.ReplicaActive
+	})
+	c.same("orders", 4)
 }
