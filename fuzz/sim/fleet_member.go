@@ -294,6 +294,9 @@ func (m *member) holds(i wire.Index, term wire.Term) bool {
 	if m.promised >= i && m.promisedTerm >= term {
 		return true
 	}
+	if r := m.fleet.replacing; r != nil && r.id == m.id && r.promised >= i && r.promisedTerm >= term {
+		return true
+	}
 	at, ok := m.log.Term(i)
 	return m.up && m.log.DurableIndex() >= i && ok && at == term
 }

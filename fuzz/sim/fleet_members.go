@@ -5,11 +5,17 @@ import (
 	"slices"
 
 	"github.com/lockstepmq/lockstep/replication"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // replacement is a replica that is made anew under another ID, because its disk is
 // lost (RULES R10). What the metadata would say is kept here.
-type replacement struct{ old, id uint64 }
+type replacement struct {
+	old, id uint64
+	// What the old one had promised still counts for what was on its way.
+	promised     wire.Index
+	promisedTerm wire.Term
+}
 
 // replace loses the disk of a member. There is one replacement at a time, so that a
 // majority of the voters always has its disk.
@@ -22,7 +28,7 @@ func (f *fleet) replace() {
 		m.powerCut()
 	}
 	f.lastReplica++
-	f.replacing = &replacement{old: m.id, id: f.lastReplica}
+	f.replacing = &replacement{old: m.id, id: f.lastReplica, promised: m.promised, promisedTerm: m.promisedTerm}
 	f.trace.add("%s has lost its disk; replica %d takes its place", m, f.lastReplica)
 	f.counts[FleetWiped]++
 	m.id = f.lastReplica
