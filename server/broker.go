@@ -63,6 +63,7 @@ type broker struct {
 	viewed       func(*cluster.View)
 	leadersMoved func()
 	cancel       context.CancelFunc
+	closing      <-chan struct{} // closed by cancel
 	done         sync.WaitGroup
 
 	producers producerIDs
@@ -102,6 +103,7 @@ func openBroker(cfg Config) (*broker, error) {
 	}
 	var ctx context.Context
 	ctx, b.cancel = context.WithCancel(context.Background())
+	b.closing = ctx.Done()
 	if err := b.open(ctx); err != nil {
 		return nil, errors.Join(err, b.close())
 	}

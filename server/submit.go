@@ -21,11 +21,17 @@ const (
 	submitPatience = 10 * time.Second
 )
 
-// command submits a metadata change and waits for its result.
+// command submits a metadata change and waits for its result, or until the broker
+// closes: what others have to do for it may then never come.
 func (b *broker) command(c cluster.Command) cluster.Result {
 	result := make(chan cluster.Result, 1)
 	b.submit(c, func(r cluster.Result) { result <- r })
-	return <-result
+	select {
+	case r := <-result:
+		return r
+	case <-b.closing:
+		return cluster.Result{Err: &wire.Error{Code: wire.CodeShuttingDown, Detail: "the broker is stopping"}}
+	}
 }
 
 // submit has a metadata change carried out, here or on the node that leads the
