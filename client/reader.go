@@ -600,24 +600,40 @@ func (st *stream) open(s *session, destination [16]byte) {
 			st.openLink(s, opened.Handle, opened.Incarnation)
 			return
 		}
-		st.end = opened.NextOffset
-		if r.options.start != startOffset {
-			st.incarnation = opened.Incarnation
+		if !r.options.stopAtEnd && r.options.start != startLatest {
+			st.find(s, &opened)
+			return
 		}
-		switch r.options.start {
-		case startEarliest:
-			st.locate(s, &opened, opened.StartOffset)
-		case startLatest:
-			st.locate(s, &opened, opened.NextOffset)
-		case startOffset:
-			st.locate(s, &opened, wire.Offset(r.options.offset))
-		case startTime:
-			var found wire.ListOffsetsResponse
-			st.ask(s, wire.OpListOffsets, AtTime(r.options.time).request(opened.Handle), &found, func() {
-				st.locate(s, &opened, found.Offset)
-			})
-		}
+		// Opening is answered by whoever takes itself for the leader, also by one that
+		// stood still and was deposed; the end must be one that a quorum has confirmed.
+		var end wire.ListOffsetsResponse
+		st.ask(s, wire.OpListOffsets, Latest().request(opened.Handle), &end, func() {
+			opened.NextOffset = end.Offset
+			st.find(s, &opened)
+		})
 	})
+}
+
+// find finds out where the stream starts and ends.
+func (st *stream) find(s *session, opened *wire.OpenPartitionResponse) {
+	r := st.reader
+	st.end = opened.NextOffset
+	if r.options.start != startOffset {
+		st.incarnation = opened.Incarnation
+	}
+	switch r.options.start {
+	case startEarliest:
+		st.locate(s, opened, opened.StartOffset)
+	case startLatest:
+		st.locate(s, opened, opened.NextOffset)
+	case startOffset:
+		st.locate(s, opened, wire.Offset(r.options.offset))
+	case startTime:
+		var found wire.ListOffsetsResponse
+		st.ask(s, wire.OpListOffsets, AtTime(r.options.time).request(opened.Handle), &found, func() {
+			st.locate(s, opened, found.Offset)
+		})
+	}
 }
 
 // locate fixes where the stream starts.
