@@ -729,7 +729,11 @@ func TestATopologyEventRefreshesTheSlotMap(t *testing.T) {
 	p := newTestProducer(t, c, "d")
 	asked := make(chan struct{}, 10)
 	b.setScript(func(q *fakeRequest) bool {
-		if q.header.Opcode == wire.OpMetadata {
+		if q.header.Opcode != wire.OpMetadata {
+			return false
+		}
+		var m wire.MetadataRequest
+		if m.Parse(q.body) == nil && m.Scope == wire.MetadataNamed { // not for the list of nodes
 			asked <- struct{}{}
 		}
 		return false

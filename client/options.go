@@ -303,8 +303,8 @@ func LocalPreference(on bool) ProducerOption {
 }
 
 // Spill says whether records without a key whose partition has no leader for a while,
-// or refuses them, are given to another one if they are known not to be stored. With
-// false they wait where they are. Default: true.
+// or refuses them, are given to another one if they are known not to be stored. There
+// they come behind later ones. With false they wait where they are. Default: true.
 func Spill(on bool) ProducerOption { return func(o *producerOptions) { o.spill = on } }
 
 // ProducerName gives the producer an identity that outlives the process:

@@ -118,8 +118,8 @@ func (p *killProducer) acknowledged() uint64 {
 // TestClusterOfProcesses kills or stops one of three real brokers at random moments
 // under load and goes on only when records are acknowledged without it; at times it
 // kills all of them. Each
-// acknowledged record must be readable at the offset that its receipt said, once, in
-// the order in which its producer sent it (RELIABILITY F2, F16).
+// acknowledged record must be readable at the offset that its receipt said, once, and those
+// with a key in the order in which their producer sent them (RELIABILITY F2, F16).
 func TestClusterOfProcesses(t *testing.T) {
 	seed := *clusterSeed
 	if seed == 0 {
@@ -133,7 +133,7 @@ func TestClusterOfProcesses(t *testing.T) {
 	c.create(conn, name)
 	var logs []*partitionLog
 	for p := range uint32(killPartitions) {
-		logs = append(logs, &partitionLog{destination: name, partition: p})
+		logs = append(logs, &partitionLog{destination: name, partition: p, keyedOnly: true})
 	}
 	running, stop := context.WithCancel(t.Context())
 	defer stop()
