@@ -402,57 +402,49 @@ func (a *app) devStatusCommand(dir *string) *cobra.Command {
 }
 
 func (a *app) devKillCommand(dir *string) *cobra.Command {
-	c := &cobra.Command{
-		Use:   "kill NODE",
-		Short: "Kill the process of one node, as kill -9 does",
-		Example: `  lockstep dev kill 2
-  lockstep dev kill 2 --dir ./lockstep-dev`,
-		Args: exactArgs("NODE"),
-	}
-	c.RunE = func(c *cobra.Command, args []string) error {
-		return withDev(*dir, func(d *devCluster) error {
-			n, err := devNodeArgument(c, d, args[0])
-			if err != nil {
-				return err
-			}
-			if n.state() == devStopped {
-				return fmt.Errorf("node %d does not run; start it with: lockstep dev start %d", n.ID, n.ID)
-			}
-			if err := n.signal(unix.SIGKILL); err != nil {
-				return err
-			}
-			n.await(shutdownTimeout)
-			fmt.Fprintf(a.stderr, "lockstep dev: killed node %d (process %d); start it again with: lockstep dev start %d\n", n.ID, n.PID, n.ID)
-			return nil
-		})
-	}
-	return c
+	return devNodeCommand(dir, "kill", "Kill the process of one node, as kill -9 does", func(_ context.Context, d *devCluster, n *devNode) error {
+		if n.state() == devStopped {
+			return fmt.Errorf("node %d does not run; start it with: lockstep dev start %d", n.ID, n.ID)
+		}
+		if err := n.signal(unix.SIGKILL); err != nil {
+			return err
+		}
+		n.await(shutdownTimeout)
+		fmt.Fprintf(a.stderr, "lockstep dev: killed node %d (process %d); start it again with: lockstep dev start %d\n", n.ID, n.PID, n.ID)
+		return nil
+	})
 }
 
 func (a *app) devStartCommand(dir *string) *cobra.Command {
-	c := &cobra.Command{
-		Use:   "start NODE",
-		Short: "Start a node that was killed",
-		Example: `  lockstep dev start 2
-  lockstep dev start 2 --dir ./lockstep-dev`,
+	return devNodeCommand(dir, "start", "Start a node that was killed", func(ctx context.Context, d *devCluster, n *devNode) error {
+		if n.state() != devStopped {
+			return fmt.Errorf("node %d runs already, as process %d", n.ID, n.PID)
+		}
+		if err := a.devStartNode(d, n); err != nil {
+			return err
+		}
+		return a.devReady(ctx, &devCluster{dir: d.dir, Nodes: []devNode{*n}}, 1, func() {})
+	})
+}
+
+// devNodeCommand makes a command that does something to one node.
+func devNodeCommand(dir *string, verb, short string, do func(context.Context, *devCluster, *devNode) error) *cobra.Command {
+	return &cobra.Command{
+		Use:   verb + " NODE",
+		Short: short,
+		Example: fmt.Sprintf(`  lockstep dev %[1]s 2
+  lockstep dev %[1]s 2 --dir ./lockstep-dev`, verb),
 		Args: exactArgs("NODE"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return withDev(*dir, func(d *devCluster) error {
+				n, err := devNodeArgument(c, d, args[0])
+				if err != nil {
+					return err
+				}
+				return do(c.Context(), d, n)
+			})
+		},
 	}
-	c.RunE = func(c *cobra.Command, args []string) error {
-		return withDev(*dir, func(d *devCluster) error {
-			n, err := devNodeArgument(c, d, args[0])
-			if err != nil {
-				return err
-			}
-			if n.state() != devStopped {
-				return fmt.Errorf("node %d runs already, as process %d", n.ID, n.PID)
-			}
-			if err := a.devStartNode(d, n); err != nil {
-				return err
-			}
-			return a.devReady(c.Context(), &devCluster{dir: d.dir, Nodes: []devNode{*n}}, 1, func() {})
-		})
-	}
-	return c
 }
 
 func (a *app) devDownCommand(dir *string) *cobra.Command {
