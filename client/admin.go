@@ -31,7 +31,7 @@ const (
 // the default.
 type Settings struct {
 	Partitions     uint32               // 0: 1
-	Replicas       uint8                // 0: min(3, nodes)
+	Replicas       uint8                // 0: 3 if the cluster has 3 brokers, else 1
 	Storage        wire.Storage         // StorageDisk or StorageMemory
 	Sync           wire.SyncMode        // SyncQuorumFsync, SyncInterval or SyncOS
 	RetentionTime  time.Duration        // milliseconds; 0: unlimited

@@ -115,7 +115,7 @@ func holdName(number, address, timeout string) int {
 		if err == nil {
 			break
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) // the broker may be down: try again
 	}
 	var fenced atomic.Bool
 	sound, failed := context.WithCancel(ctx) // until a record fails: what is sent then is no part of the text
@@ -142,7 +142,7 @@ func holdName(number, address, timeout string) int {
 			told(err)
 		}
 		if n%zombieKeys == 0 {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // its rate, so that a handover meets it at work
 		}
 	}
 	fmt.Println("fenced")
@@ -288,7 +288,7 @@ func (z *zombies) handover() {
 	z.current = z.begin(timeout)
 	z.killBroker()
 	z.current.established(z.t, zombieBurst)
-	time.Sleep(pause)
+	time.Sleep(pause) // how long it stands still is what is tried
 	require.NoError(z.t, old.command.Process.Signal(syscall.SIGCONT))
 	z.killBroker()
 	resumed := old.acknowledged()

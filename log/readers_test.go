@@ -386,7 +386,7 @@ func (r *race) view(stream []byte, p Position) ([]byte, Position, error) {
 		// What a drop lets go is removed before the next drop.
 		dropped := next.Segment + 1
 		for r.oldest() < dropped && !r.stop.Load() {
-			time.Sleep(50 * time.Microsecond)
+			time.Sleep(50 * time.Microsecond) // the owner tells nobody when it drops
 			if dropped == next.Segment+1 && r.oldest() >= dropped {
 				dropped = r.oldest() + 1
 			}
