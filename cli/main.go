@@ -113,7 +113,7 @@ func (a *app) rootCommand() *cobra.Command {
 		Example: `  lockstep serve
   lockstep queue create orders --partitions 4`,
 		Version: version().Lockstep,
-	})
+	}) // no Set…Template here: docs/dependencies.md tells what one costs
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -121,7 +121,6 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SilenceUsage = true
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.applySettings(c) }
 	root.SetFlagErrorFunc(flagError)
-	root.SetVersionTemplate("lockstep {{.Version}}\n")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(a.helpCommand())
 	installHelp(root)
