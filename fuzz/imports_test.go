@@ -27,6 +27,7 @@ const module = "github.com/lockstepmq/lockstep"
 // those above it. A package that is not listed may not exist.
 var allowedImports = map[string][]string{
 	"internal/invariants": {},
+	"promise":             {},
 	"wire":                {},
 	"vfs":                 {"internal/invariants"},
 	"segment":             {"wire", "vfs", "internal/invariants"},
@@ -39,16 +40,17 @@ var allowedImports = map[string][]string{
 	"lockstest":           {"server", "client", "wire"},
 	"bench":               {"client", "wire", "bench/floor"},
 	"bench/floor":         {},
-	"cli":                 {"server", "client", "bench", "bench/floor", "log", "vfs", "wire"},
+	"cli":                 {"server", "client", "bench", "bench/floor", "log", "promise", "vfs", "wire"},
 	"":                    {"cli"}, // main
 	"fuzz":                {},
 	"scripts/tests":       {},
-	"fuzz/sim":            {"cluster", "replication", "partition", "log", "vfs", "wire", "internal/invariants"},
+	"fuzz/sim":            {"cluster", "replication", "partition", "log", "promise", "vfs", "wire", "internal/invariants"},
 }
 
 // allowedModules are the other modules a package may import, for those where few
 // dependencies are a promise to users or to the reader.
 var allowedModules = map[string][]string{
+	"promise":     {},
 	"wire":        {},
 	"vfs":         {"golang.org/x/sys"},
 	"segment":     {},
