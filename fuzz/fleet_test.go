@@ -103,8 +103,8 @@ func TestFleetCatches_HardStateNotWritten(t *testing.T)   { caughtInFleet(t, sim
 func TestFleetCatches_ForgedPromise(t *testing.T)         { caughtInFleet(t, sim.ForgedPromise, 20) }
 func TestFleetCatches_ForgedVote(t *testing.T)            { caughtInFleet(t, sim.ForgedVote, 20) }
 func TestF10_Catches_AWipedReplicaThatVotes(t *testing.T) { caughtInFleet(t, sim.WipedReplica, 40) }
-func TestF14_Catches_StaleReads(t *testing.T)             { caughtInFleet(t, sim.StaleRead, 40) }
-func TestF14_Catches_DirtyReads(t *testing.T)             { caughtInFleet(t, sim.DirtyRead, 60) }
+func TestF14_Catches_StaleReads(t *testing.T)             { caughtInFleet(t, sim.StaleRead, 200) }
+func TestF14_Catches_DirtyReads(t *testing.T)             { caughtInFleet(t, sim.DirtyRead, 200) }
 func TestF20_Catches_ForgottenProducers(t *testing.T)     { caughtInFleet(t, sim.ForgottenProducers, 20) }
 func TestF20_Catches_CheckpointsOfEarlierStates(t *testing.T) {
 	caughtInFleet(t, sim.EarlierState, 20)

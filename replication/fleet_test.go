@@ -79,7 +79,8 @@ type fleet struct {
 	founders []uint64
 	mode     log.SyncMode
 	wires    []envelope
-	cut      map[[2]uint64]bool // from, to
+	cut      map[[2]uint64]bool  // from, to
+	lose     func(envelope) bool // says which messages get lost, nil: none
 	segment  int64
 	// checkpoint is Config.CheckpointBytes.
 	checkpoint int64
@@ -250,7 +251,7 @@ func (f *fleet) deliver() {
 	e := f.wires[0]
 	f.wires = f.wires[1:]
 	to := f.members[e.to]
-	if lost := to == nil || to.down || f.members[e.from].down || f.cut[[2]uint64{e.from, e.to}]; !lost {
+	if lost := to == nil || to.down || f.members[e.from].down || f.cut[[2]uint64{e.from, e.to}] || f.lose != nil && f.lose(e); !lost {
 		f.hand(to, e)
 	}
 	if e.message != nil {

@@ -170,7 +170,7 @@ type Group struct {
 	confIndex    wire.Index    // of the last applied one
 	install      *installation // nil: none
 	restored     func()
-	offers       map[uint64]int // ticks since a follower was offered a snapshot
+	offers       map[uint64]*offering // by follower
 	// wantCheckpoint says that a snapshot could be offered if there were a newer one.
 	wantCheckpoint bool
 	quiet          bool            // see Quiet

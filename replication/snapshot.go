@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"go.etcd.io/raft/v3"
@@ -24,6 +25,18 @@ import (
 // SnapshotGrace is how many ticks the log keeps its start for a follower that was
 // offered a snapshot.
 const SnapshotGrace = 6000
+
+// offerTicks is after how many ticks an offer is repeated to a follower that has not
+// installed it: the message may have been lost, or dropped by a replica that was not
+// open yet or had no room, and raft itself waits for ever. Who fetches already takes no
+// notice.
+const offerTicks = 50
+
+// offering is a follower that was offered a snapshot.
+type offering struct {
+	ticks int // since the first offer
+	sent  int // since the last one
+}
 
 // errNotWanted is why an installation ends that raft has no use for.
 var errNotWanted = errors.New("raft has no use for it any more")
@@ -73,9 +86,13 @@ func (g *Group) describe(m *Message) bool {
 		Applied: saved.Applied, Size: saved.Size, CRC: saved.CRC, ConfState: saved.ConfState,
 	}
 	if g.offers == nil {
-		g.offers = make(map[uint64]int)
+		g.offers = make(map[uint64]*offering)
 	}
-	g.offers[m.To] = 0
+	if o := g.offers[m.To]; o != nil {
+		o.sent = 0
+		return true
+	}
+	g.offers[m.To] = &offering{}
 	g.log.HoldStart(m.To, start.Index)
 	g.logger.Info("snapshot offered", "replica", g.id, "follower", m.To, "start", start.Index, "checkpoint", saved.Applied)
 	return true
@@ -85,7 +102,7 @@ func (g *Group) describe(m *Message) bool {
 func (g *Group) Snapshots() int { return len(g.offers) }
 
 // ageOffers is called with every tick: what is not needed any more, or too old, no
-// longer holds the start of the log.
+// longer holds the start of the log; what was not taken up is offered again.
 func (g *Group) ageOffers() {
 	if len(g.offers) == 0 {
 		return
@@ -97,12 +114,16 @@ func (g *Group) ageOffers() {
 			sending[id] = pr.State != tracker.StateReplicate
 		})
 	}
-	for id := range g.offers {
-		g.offers[id]++
-		if !sending[id] || g.offers[id] > SnapshotGrace {
+	for _, id := range slices.Sorted(maps.Keys(g.offers)) {
+		o := g.offers[id]
+		o.ticks, o.sent = o.ticks+1, o.sent+1
+		if !sending[id] || o.ticks > SnapshotGrace {
 			delete(g.offers, id)
 			g.log.FreeStart(id)
 			g.node.ReportSnapshot(id, raft.SnapshotFailure) // nothing if there is none
+		} else if o.sent >= offerTicks {
+			o.sent = 0
+			g.node.ReportSnapshot(id, raft.SnapshotFailure) // raft offers it with its next message
 		}
 	}
 }

@@ -201,6 +201,42 @@ func TestRuleR1_ALeaderThatDiesWhileItSendsASnapshotIsReplaced(t *testing.T) {
 	f.caughtUp(m, next)
 }
 
+// An offer is one message, and raft does not repeat it. When it gets lost without the
+// connection, the follower gets another one.
+func TestRuleR1_AnOfferThatGotLostIsRepeated(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	m.open()
+	lost := 0
+	f.lose = func(e envelope) bool {
+		if e.message == nil || e.message.Snapshot == nil || lost == 2 {
+			return false
+		}
+		lost++
+		return true
+	}
+	f.tick(4 * offerTicks)
+	require.Equal(t, 2, lost)
+	require.Equal(t, 1, m.fetches)
+	require.Zero(t, l.group.Snapshots())
+	f.caughtUp(m, l)
+}
+
+// A follower that fetches a large checkpoint for long is offered it again, and does not
+// begin anew.
+func TestRuleR1_AnOfferThatIsRepeatedDoesNotDisturbTheTransfer(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	m.open()
+	m.frozen = true
+	f.tick(5 * offerTicks)
+	require.True(t, m.group.installing())
+	m.frozen = false
+	f.tick(10)
+	require.Equal(t, 1, m.fetches)
+	f.caughtUp(m, l)
+}
+
 // A machine that stops at any moment of an installation comes back with the old log
 // or the new one, and catches up.
 func TestF20_AReplicaThatStopsWhileASnapshotIsInstalledCatchesUp(t *testing.T) {

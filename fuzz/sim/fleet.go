@@ -46,6 +46,7 @@ type fleetConfig struct {
 	journalLogs     int
 	feeds           int   // percent of the reads for followers that are taken on
 	lazy            int   // percent of the messages that wait unencoded
+	lost            int   // percent of the offers of a snapshot that are lost
 	queue           int   // frames that a link holds; what is sent beyond is dropped
 	weights         []int // of the actions
 }
@@ -85,6 +86,7 @@ func (f *fleet) drawConfig() fleetConfig {
 		journalLogs:     int(pick(1, 1, 1000)),
 		feeds:           int(pick(50, 90, 100)),
 		lazy:            int(pick(0, 50, 90)),
+		lost:            int(pick(0, 20, 60)),
 		queue:           int(pick(5, 40, 200)),
 	}
 	danger := int(pick(1, 2, 4, 8))

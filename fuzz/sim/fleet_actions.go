@@ -217,10 +217,8 @@ func (f *fleet) onLink(do func(*link)) {
 
 func (f *fleet) drop() {
 	f.onLink(func(l *link) {
-		if i := f.random.IntN(len(l.parcels)); !l.parcels[i].offers() {
-			f.counts[FleetDropped]++
-			l.drop(i)
-		}
+		f.counts[FleetDropped]++
+		l.drop(f.random.IntN(len(l.parcels)))
 	})
 }
 

@@ -13,6 +13,7 @@ const (
 	FleetCleanStop                            //
 	FleetPaused                               // a process stood still
 	FleetDropped                              // a frame was lost
+	FleetOfferDropped                         // one that offers a snapshot, which raft sends once
 	FleetDuplicated                           // a frame came twice
 	FleetReordered                            // a frame overtook others
 	FleetDamaged                              // a bit of an entry was flipped on the way
@@ -45,7 +46,7 @@ const (
 
 var fleetEventNames = [FleetEventCount]string{
 	"power cut", "power cut at a call", "blackout", "process crash", "clean stop", "pause",
-	"frame dropped", "frame duplicated", "frame reordered", "entry damaged on the way", "link cut", "link cut one way", "network healed", "queue overflow",
+	"frame dropped", "snapshot offer dropped", "frame duplicated", "frame reordered", "entry damaged on the way", "link cut", "link cut one way", "network healed", "queue overflow",
 	"death seen", "silence", "disk lost", "replica replaced", "frame delivered", "frame with entries", "term with a leader", "transfer", "entry taken back",
 	"read for a lagging follower", "entry committed", "checkpoint restored", "snapshot installed", "tick slept", "read confirmed", "read", "client timeout",
 	"batch refused", "batch acknowledged", "duplicate detected",

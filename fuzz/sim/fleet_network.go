@@ -56,6 +56,12 @@ func (m *member) Send(node uint32, message *replication.Message) {
 	m.promise(message)
 	m.forge(message)
 	l := f.network.link(m.node, node)
+	if message.Type == raftpb.MsgSnap && !f.options.Quiet && !f.settling && f.random.IntN(100) < f.config.lost {
+		// Raft sends it once, and the connection stays.
+		f.counts[FleetOfferDropped]++
+		message.Done()
+		return
+	}
 	if len(l.parcels) >= f.config.queue {
 		f.counts[FleetOverflow]++
 		message.Done()
@@ -133,16 +139,6 @@ func (n *network) lose(a, b *member) {
 			end[0].inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: end[1].node})
 		}
 	}
-}
-
-// offers reports whether a parcel is of the kind that is sent once: it gets lost with
-// the connection only.
-func (p *parcel) offers() bool {
-	if p.message != nil {
-		return p.message.Type == raftpb.MsgSnap
-	}
-	h, err := wire.ParsePeerHeader(p.frame)
-	return err == nil && h.Kind == wire.PeerKindSnapshot
 }
 
 // deliver takes the oldest parcel off a link and hands it to the receiver's inbox.
