@@ -148,7 +148,15 @@ func (l *Log) AwaitsCheckpoint() bool {
 		return false
 	}
 	next := list[1].Previous()
-	return next.Next <= l.StartOffset() && next.Index > l.older
+	return l.below(next) && next.Index > l.older
+}
+
+// below says that what lies before a link is below the logical start. Entries without
+// records before the first one are not, as long as nothing was trimmed: without them
+// the log could not be given to others as a whole.
+func (l *Log) below(next segment.Link) bool {
+	start := l.StartOffset()
+	return next.Next <= start && (start > 0 || l.NextOffset() == 0)
 }
 
 // droppable is the number of segments at the head that lie below the logical
@@ -156,11 +164,10 @@ func (l *Log) AwaitsCheckpoint() bool {
 func (l *Log) droppable() int {
 	list := *l.segments.Load()
 	w := l.watermark.Load()
-	start := l.StartOffset()
 	n := 0
 	for n+1 < len(list) && n < l.sealed() {
 		next := list[n+1].Previous()
-		if next.Next > start || next.Index > l.older || l.holdsAbove(next.Index) || list[n].Sequence() >= w.Position.Segment {
+		if !l.below(next) || next.Index > l.older || l.holdsAbove(next.Index) || list[n].Sequence() >= w.Position.Segment {
 			break
 		}
 		n++

@@ -292,6 +292,38 @@ func TestRuleL2_TheEndOfTheLogIsChecked(t *testing.T) {
 	require.Contains(t, err.Error(), "entry 3 is damaged or missing, entries up to 3 were durable")
 }
 
+// A segment with the first entry of a term alone, because the first records did not fit
+// behind it, ends at offset 0, where the log starts. Without it a new replica could not
+// be given the log as a whole.
+func TestRuleL3_EntriesBeforeTheFirstRecordStayUntilSomethingIsTrimmed(t *testing.T) {
+	r := newRig(t, vfs.NewSimulated(1), func(o *Options) { o.SegmentBytes = 1000 }).open()
+	r.term(1)
+	r.append(noOp(1, 1))
+	r.commit()
+	for i := wire.Index(2); i <= 9; i++ {
+		r.append(records(i, 1, 1, 900))
+		r.commit()
+		r.checkpoint()
+	}
+	require.Equal(t, wire.Index(1), r.log.FirstIndex())
+	require.False(t, r.log.AwaitsCheckpoint())
+	r.log.Trim(3)
+	r.jobs.drain()
+	require.Equal(t, wire.Index(5), r.log.FirstIndex())
+}
+
+// A log that never held a record, as that of the metadata, goes with its checkpoints.
+func TestRuleL3_ALogWithoutRecordsIsDroppedUpToItsOlderCheckpoint(t *testing.T) {
+	r := newRig(t, vfs.NewSimulated(1), func(o *Options) { o.SegmentBytes = 1000 }).open()
+	r.term(1)
+	for i := wire.Index(1); i <= 9; i++ {
+		r.append(control(i, 1, 900))
+		r.commit()
+		r.checkpoint()
+	}
+	require.Equal(t, wire.Index(9), r.log.FirstIndex(), "one entry fits into a segment; the older checkpoint covers 8")
+}
+
 func TestRuleL3_SegmentsGoOnlyBelowTheOlderCheckpoint(t *testing.T) {
 	fs := vfs.NewSimulated(1)
 	r := newRig(t, fs, func(o *Options) { o.SegmentBytes = 1000 }).open()
