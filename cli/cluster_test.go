@@ -88,16 +88,33 @@ func TestClusterCommandsOnOneNode(t *testing.T) {
 	require.Equal(t, []nodeJSON{{Node: 1, Address: address, Role: "broker", State: "up", Alive: true, Leaders: s.Nodes[0].Leaders, Replicas: 2}}, s.Nodes)
 	require.Regexp(t, `^NODE +ADDRESS +RACK +ROLE +STATE +LEADERS +REPLICAS\n +1 +`+address+` +- +broker +up +\d +2\n\n1 node, 1 destination, 2 partitions; metadata version \d+\nhealthy\n$`,
 		must(t, sh, "cluster", "status"))
-	require.Regexp(t, `(?m)^orders/0 +1 +1 +active +1 +0 +2$`, must(t, sh, "partition", "ls", "orders"))
+	require.Regexp(t, `(?m)^orders/0 +1 +1 +active +1 +- +1 +0 +2$`, must(t, sh, "partition", "ls", "orders"))
 	var partitions []replicatedJSON
 	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "partition", "ls", "-o", "json")), &partitions))
 	require.Len(t, partitions, 2)
 	require.Len(t, partitions[0].Replicas, 1)
 
+	require.Equal(t, "altered orders/0\n", must(t, sh, "partition", "alter", "orders/0", "--weight", "3", "--send", "disabled"))
+	require.Equal(t, "altered orders\n", must(t, sh, "partition", "alter", "orders", "--preferred-leader", "1"))
+	require.Regexp(t, `(?m)^orders/0 +1 +1 +active, closed to new records +1 +1, failback +3 +0 +2$`, must(t, sh, "partition", "ls", "orders"))
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "partition", "ls", "-o", "json")), &partitions))
+	require.Equal(t, []any{uint32(1), "failback", uint8(3), true}, []any{partitions[0].Preferred, partitions[0].Policy, partitions[0].Weight, partitions[0].Closed})
+	require.Equal(t, []any{uint32(1), "failback", uint8(1), false}, []any{partitions[1].Preferred, partitions[1].Policy, partitions[1].Weight, partitions[1].Closed})
+	must(t, sh, "partition", "alter", "orders", "--preferred-leader", "0", "--send", "enabled")
+	must(t, sh, "queue", "create", "eu/7")
+	require.Equal(t, "altered eu/7\n", must(t, sh, "partition", "alter", "eu/7", "--weight", "2"), "a name that looks like a partition")
+	require.Equal(t, "altered eu/7/0\n", must(t, sh, "partition", "alter", "eu/7/0", "--weight", "2"))
+
 	for _, c := range []struct {
 		args []string
 		code int
 	}{
+		{[]string{"partition", "alter", "orders"}, 2},
+		{[]string{"partition", "alter", "orders/0", "--weight", "0"}, 2},
+		{[]string{"partition", "alter", "orders/9", "--weight", "2"}, 1},
+		{[]string{"partition", "alter", "nope/0", "--weight", "2"}, 1},
+		{[]string{"partition", "alter", "orders/0", "--preferred-leader", "2"}, 1},
+		{[]string{"partition", "alter", "orders/0", "--leader-policy", "pinned"}, 1},
 		{[]string{"node", "decommission", "1"}, 1},
 		{[]string{"node", "drain", "9"}, 1},
 		{[]string{"node", "drain", "x"}, 2},

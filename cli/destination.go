@@ -7,6 +7,7 @@ import (
 	"math"
 	"sort"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -68,6 +69,9 @@ type settingsFlags struct {
 	maxRecordBytes sizeFlag
 	storage        *choiceFlag
 	sync           *choiceFlag
+
+	thresholdRecords countFlag
+	thresholdBytes   sizeFlag
 }
 
 // newSettingsFlags adds the flags of create and alter to c, in alter those that
@@ -79,6 +83,8 @@ func newSettingsFlags(c *cobra.Command, altering bool) *settingsFlags {
 		maxRecordBytes: sizeFlag{bytes: wire.DefaultMaxRecordBytes},
 		storage:        newChoice("disk", "disk", "memory"),
 		sync:           newChoice("quorum-fsync", "quorum-fsync", "interval", "os"),
+
+		thresholdBytes: sizeFlag{bytes: -1, unlimited: true},
 	}
 	flags := c.Flags()
 	if !altering {
@@ -88,6 +94,8 @@ func newSettingsFlags(c *cobra.Command, altering bool) *settingsFlags {
 	}
 	flags.Var(&s.retentionTime, "retention-time", "drop records older than a `duration` such as 24h or 7d, or unlimited")
 	flags.Var(&s.retentionBytes, "retention-bytes", "drop the oldest records of a partition beyond a `size` such as 10GiB, or unlimited")
+	flags.Var(&s.thresholdRecords, "threshold-records", "refuse records while their partition holds a `number` of them, or unlimited")
+	flags.Var(&s.thresholdBytes, "threshold-bytes", "refuse records while their partition holds a `size` of them, or unlimited")
 	flags.Var(s.sync, "sync", "when records are synced to disk: before they are acknowledged, soon after, or when the kernel does it")
 	flags.Var(&s.maxRecordBytes, "max-record-bytes", "refuse records above a `size`, at most "+exactSize(maxRecordLimit))
 	return s
@@ -109,12 +117,15 @@ func (s *settingsFlags) read(c *cobra.Command) (client.Settings, client.Settings
 		return settings, 0, usagef(c, "flag --retention-time: %s is below 1ms; to keep records for ever write unlimited", s.retentionTime.String())
 	case flags.Changed("retention-bytes") && s.retentionBytes.bytes == 0:
 		return settings, 0, usagef(c, "flag --retention-bytes: at least 1B; to keep records however many write unlimited")
+	case flags.Changed("threshold-bytes") && s.thresholdBytes.bytes == 0:
+		return settings, 0, usagef(c, "flag --threshold-bytes: at least 1B; to hold records however many write unlimited")
 	case s.maxRecordBytes.bytes < 1 || s.maxRecordBytes.bytes > maxRecordLimit:
 		return settings, 0, usagef(c, "flag --max-record-bytes: %s is not between 1B and %s", s.maxRecordBytes.String(), exactSize(maxRecordLimit))
 	}
 	// In client.Settings zero means unlimited.
 	settings.RetentionTime = max(s.retentionTime.value, 0)
 	settings.RetentionBytes = max(s.retentionBytes.bytes, 0)
+	settings.ThresholdRecords, settings.ThresholdBytes = s.thresholdRecords.value, uint64(max(s.thresholdBytes.bytes, 0))
 	if flags.Changed("max-record-bytes") {
 		settings.MaxRecordBytes = uint32(s.maxRecordBytes.bytes)
 	}
@@ -128,6 +139,7 @@ func (s *settingsFlags) read(c *cobra.Command) (client.Settings, client.Settings
 		"partitions": wire.MaskPartitions, "replicas": wire.MaskReplicas,
 		"retention-time": wire.MaskRetentionTime, "retention-bytes": wire.MaskRetentionBytes,
 		"storage": wire.MaskStorage, "sync": wire.MaskSync, "max-record-bytes": wire.MaskMaxRecordBytes,
+		"threshold-records": wire.MaskThresholdRecords, "threshold-bytes": wire.MaskThresholdBytes,
 	} {
 		if flags.Changed(name) {
 			mask |= bit
@@ -208,20 +220,23 @@ func plural(n int64, noun string) string {
 
 // destinationJSON is a destination as -o json prints it. Absent retention means unlimited.
 type destinationJSON struct {
-	Name            string          `json:"name"`
-	Kind            string          `json:"kind"`
-	ID              string          `json:"id"`
-	Version         uint64          `json:"version"`
-	PartitionCount  uint32          `json:"partition_count"`
-	Replicas        uint8           `json:"replicas"`
-	Storage         string          `json:"storage"`
-	Sync            string          `json:"sync"`
-	RetentionTimeMs *int64          `json:"retention_time_ms,omitempty"`
-	RetentionBytes  *int64          `json:"retention_bytes,omitempty"`
-	MaxRecordBytes  uint32          `json:"max_record_bytes"`
-	Records         uint64          `json:"records"`
-	Bytes           uint64          `json:"bytes"`
-	Partitions      []partitionJSON `json:"partitions"`
+	Name            string `json:"name"`
+	Kind            string `json:"kind"`
+	ID              string `json:"id"`
+	Version         uint64 `json:"version"`
+	PartitionCount  uint32 `json:"partition_count"`
+	Replicas        uint8  `json:"replicas"`
+	Storage         string `json:"storage"`
+	Sync            string `json:"sync"`
+	RetentionTimeMs *int64 `json:"retention_time_ms,omitempty"`
+	RetentionBytes  *int64 `json:"retention_bytes,omitempty"`
+	MaxRecordBytes  uint32 `json:"max_record_bytes"`
+	// Absent thresholds mean none.
+	ThresholdRecords uint64          `json:"threshold_records,omitempty"`
+	ThresholdBytes   uint64          `json:"threshold_bytes,omitempty"`
+	Records          uint64          `json:"records"`
+	Bytes            uint64          `json:"bytes"`
+	Partitions       []partitionJSON `json:"partitions"`
 }
 
 type partitionJSON struct {
@@ -229,6 +244,8 @@ type partitionJSON struct {
 	Leader      uint32 `json:"leader"`
 	Epoch       uint32 `json:"epoch"`
 	State       string `json:"state"`
+	Full        bool   `json:"full"`
+	Closed      bool   `json:"closed"`
 	Damaged     uint32 `json:"damaged_ranges"`
 	Problem     string `json:"problem,omitempty"`
 	StartOffset uint64 `json:"start_offset"`
@@ -242,8 +259,8 @@ func describe(d client.Destination) destinationJSON {
 		Name: d.Name, Kind: d.Kind.String(), ID: uuid.UUID(d.ID).String(), Version: d.Version,
 		PartitionCount: d.Settings.Partitions, Replicas: d.Settings.Replicas,
 		Storage: d.Settings.Storage.String(), Sync: d.Settings.Sync.String(),
-		MaxRecordBytes: d.Settings.MaxRecordBytes,
-		Partitions:     make([]partitionJSON, len(d.Partitions)),
+		MaxRecordBytes: d.Settings.MaxRecordBytes, ThresholdRecords: d.Settings.ThresholdRecords, ThresholdBytes: d.Settings.ThresholdBytes,
+		Partitions: make([]partitionJSON, len(d.Partitions)),
 	}
 	if out.MaxRecordBytes == 0 {
 		out.MaxRecordBytes = wire.DefaultMaxRecordBytes
@@ -258,6 +275,7 @@ func describe(d client.Destination) destinationJSON {
 	for i, p := range d.Partitions {
 		out.Partitions[i] = partitionJSON{
 			Partition: p.Number, Leader: p.Leader, Epoch: p.Epoch, State: p.State.String(), Damaged: p.Damaged, Problem: p.Problem,
+			Full: p.Flags&wire.PartitionFull != 0, Closed: p.Flags&wire.PartitionSendDisabled != 0,
 			StartOffset: p.StartOffset, NextOffset: p.NextOffset, Records: p.NextOffset - p.StartOffset, Bytes: p.Bytes,
 		}
 		out.Records += p.NextOffset - p.StartOffset
@@ -285,6 +303,21 @@ func retentionText(d client.Destination) string {
 		return formatSize(size)
 	}
 	return "unlimited"
+}
+
+func thresholdText(d client.Destination) string {
+	records, size := d.Settings.ThresholdRecords, d.Settings.ThresholdBytes
+	var words []string
+	if records > 0 {
+		words = append(words, plural(clampInt64(records), "record"))
+	}
+	if size > 0 {
+		words = append(words, formatSize(clampInt64(size)))
+	}
+	if len(words) == 0 {
+		return "none"
+	}
+	return strings.Join(words, ", ") + " in each partition"
 }
 
 func (a *app) lsCommand(w destinationWords) *cobra.Command {
@@ -371,11 +404,12 @@ Replicas:    %s
 Storage:     %s
 Sync:        %s
 Retention:   %s
+Threshold:   %s
 Max record:  %s
 Records:     %s
 Size:        %s
 
-`, d.Name, j.Kind, j.ID, j.PartitionCount, replicaText(d.Settings.Replicas), j.Storage, j.Sync, retentionText(d),
+`, d.Name, j.Kind, j.ID, j.PartitionCount, replicaText(d.Settings.Replicas), j.Storage, j.Sync, retentionText(d), thresholdText(d),
 		formatSize(int64(j.MaxRecordBytes)), formatCount(clampInt64(j.Records)), formatSize(clampInt64(j.Bytes)))
 	if err != nil {
 		return outputError(err)
@@ -403,7 +437,14 @@ func stateText(p partitionJSON) string {
 	case p.Damaged > 0:
 		return p.State + ", " + plural(int64(p.Damaged), "damaged range")
 	}
-	return p.State
+	text := p.State
+	if p.Full {
+		text += ", full"
+	}
+	if p.Closed {
+		text += ", closed to new records"
+	}
+	return text
 }
 
 func (a *app) alterCommand(w destinationWords) *cobra.Command {
@@ -412,7 +453,8 @@ func (a *app) alterCommand(w destinationWords) *cobra.Command {
 		SuggestFor: []string{"set", "update", "edit", "configure"},
 		Short:      "Change settings of a " + w.noun,
 		Long: "Change settings of a " + w.noun + ". Settings that are not given stay as they are.\n" +
-			"Partitions, replicas and storage are fixed when a " + w.noun + " is created.",
+			"Partitions, replicas and storage are fixed when a " + w.noun + " is created. Who leads its partitions\n" +
+			"and which records they get is changed with: lockstep partition alter",
 		Example: fmt.Sprintf(`  lockstep %[1]s alter %[2]s --retention-time 7d
   lockstep %[1]s alter %[2]s --max-record-bytes 4MiB --sync os`, w.noun, w.example),
 		Args:              exactArgs("NAME"),

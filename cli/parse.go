@@ -316,6 +316,31 @@ func (f *durationFlag) Set(s string) error {
 	return err
 }
 
+// countFlag is a flag that holds a number of things; 0 is unlimited.
+type countFlag struct{ value uint64 }
+
+func (f *countFlag) Type() string { return "number" }
+
+func (f *countFlag) String() string {
+	if f.value == 0 {
+		return "unlimited"
+	}
+	return strconv.FormatUint(f.value, 10)
+}
+
+func (f *countFlag) Set(s string) error {
+	if s == "unlimited" {
+		f.value = 0
+		return nil
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || n == 0 {
+		return fmt.Errorf("%q is not a number above 0; write digits, or unlimited", s)
+	}
+	f.value = n
+	return nil
+}
+
 // choiceFlag is a flag that takes one of a few words.
 type choiceFlag struct {
 	value   string

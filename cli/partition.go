@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -17,12 +18,12 @@ func (a *app) partitionCommand() *cobra.Command {
 	c := a.group(&cobra.Command{
 		Use:        "partition",
 		SuggestFor: []string{"partitions", "replica", "shard"},
-		Short:      "List partitions with their replicas, and move them",
+		Short:      "List, move and alter partitions",
 		Example: `  lockstep partition ls
   lockstep partition transfer-leader orders/0 --to 2`,
 	})
 	a.clientFlags(c)
-	c.AddCommand(a.partitionLsCommand(), a.partitionMoveCommand(), a.partitionTransferCommand())
+	c.AddCommand(a.partitionLsCommand(), a.partitionAlterCommand(), a.partitionMoveCommand(), a.partitionTransferCommand())
 	return c
 }
 
@@ -30,7 +31,10 @@ func (a *app) partitionCommand() *cobra.Command {
 type replicatedJSON struct {
 	Destination string `json:"destination"`
 	partitionJSON
-	Replicas []replicaJSON `json:"replicas"`
+	Replicas  []replicaJSON `json:"replicas"`
+	Preferred uint32        `json:"preferred_leader"` // 0: none
+	Policy    string        `json:"leader_policy"`
+	Weight    uint8         `json:"weight"`
 }
 
 type replicaJSON struct {
@@ -66,9 +70,13 @@ func (a *app) partitionLsCommand() *cobra.Command {
 			objects, rows := []replicatedJSON{}, [][]string(nil)
 			for _, d := range all {
 				for i, j := range describe(d).Partitions {
-					o := replicatedJSON{Destination: d.Name, partitionJSON: j, Replicas: []replicaJSON{}}
+					p := &d.Partitions[i]
+					o := replicatedJSON{
+						Destination: d.Name, partitionJSON: j, Replicas: []replicaJSON{},
+						Preferred: p.Preferred, Policy: p.Policy.String(), Weight: max(p.Weight, 1),
+					}
 					var replicas []string
-					for _, r := range d.Partitions[i].Replicas {
+					for _, r := range p.Replicas {
 						o.Replicas = append(o.Replicas, replicaJSON{Replica: r.Replica, Node: r.Node, State: r.State.String()})
 						text := fmt.Sprint(r.Node)
 						if r.State != wire.ReplicaActive {
@@ -83,14 +91,97 @@ func (a *app) partitionLsCommand() *cobra.Command {
 					}
 					rows = append(rows, []string{
 						fmt.Sprintf("%s/%d", d.Name, j.Partition), leader, fmt.Sprint(j.Epoch), stateText(j), strings.Join(replicas, ", "),
-						fmt.Sprint(j.StartOffset), fmt.Sprint(j.NextOffset),
+						preferenceText(p), fmt.Sprint(o.Weight), fmt.Sprint(j.StartOffset), fmt.Sprint(j.NextOffset),
 					})
 				}
 			}
 			if output.value == "json" {
 				return a.printJSON(objects)
 			}
-			return a.printTable([]string{"partition", "leader", "epoch", "state", "replicas on", "start", "next"}, rows, "leader", "epoch", "start", "next")
+			return a.printTable([]string{"partition", "leader", "epoch", "state", "replicas on", "prefers", "weight", "start", "next"}, rows,
+				"leader", "epoch", "weight", "start", "next")
+		})
+	}
+	return c
+}
+
+// preferenceText is who is to lead a partition. Who only led first does not count any
+// more.
+func preferenceText(p *client.PartitionInfo) string {
+	if p.Preferred == 0 || p.Policy == wire.LeaderAny {
+		return "-"
+	}
+	return fmt.Sprintf("%d, %s", p.Preferred, p.Policy)
+}
+
+func (a *app) partitionAlterCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:        "alter DEST[/N]",
+		SuggestFor: []string{"set", "place", "prefer", "pin", "weight", "close", "open"},
+		Short:      "Say who leads a partition, or all of a destination, and which records it gets",
+		Long: `Say who leads a partition, or all partitions of a destination, and which records they
+get. What is not given stays as it is.
+
+A preferred leader must hold a replica. With the policy failback it gets the leadership
+back whenever it returns; with pinned also its replica is never moved elsewhere for the
+sake of balance; with any whoever leads goes on until something else moves it.
+
+Weights divide records without a key between the partitions of a destination. A
+partition with --send disabled takes no new records and can be read: those without a
+key go to the others, those with a key wait until it is opened again, or fail.`,
+		Example: `  lockstep partition alter orders/0 --preferred-leader 2
+  lockstep partition alter orders --preferred-leader 1 --leader-policy pinned
+  lockstep partition alter orders/3 --weight 3
+  lockstep partition alter orders/3 --send disabled`,
+		Args: exactArgs("DEST[/N]"),
+	}
+	flags := c.Flags()
+	preferred := flags.Uint32("preferred-leader", 0, "`node` that is to lead; 0 = whichever")
+	policy := newChoice("failback", "any", "failback", "pinned")
+	flags.Var(policy, "leader-policy", "what the preferred leader means while another leads")
+	weight := flags.Uint8("weight", 1, "share of the records without a key relative to the other partitions, a `number` from 1 to 255")
+	send := newChoice("enabled", "enabled", "disabled")
+	flags.Var(send, "send", "whether new records are taken")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		destination, number := args[0], uint32(client.AllPartitions)
+		if strings.Contains(args[0], "/") {
+			if d, n, err := partitionArgument(c, args[0]); err == nil {
+				destination, number = d, n
+			}
+		}
+		p := client.Placement{Preferred: *preferred, Weight: *weight, SendDisabled: send.value == "disabled"}
+		if flags.Changed("preferred-leader") {
+			p.Mask |= wire.MaskPreferred
+		}
+		if flags.Changed("leader-policy") || *preferred != 0 {
+			p.Mask |= wire.MaskPolicy
+			p.Policy = wire.LeaderPolicy(slices.Index(policy.choices, policy.value))
+		}
+		if flags.Changed("weight") {
+			p.Mask |= wire.MaskWeight
+		}
+		if flags.Changed("send") {
+			p.Mask |= wire.MaskSend
+		}
+		switch {
+		case p.Mask == 0:
+			return usagef(c, "nothing to change in %s; give at least one setting, as in --preferred-leader 2", args[0])
+		case *weight == 0:
+			return usagef(c, "flag --weight: 0 is no share; to give a partition no records, use --send disabled")
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			err := conn.PlacePartition(ctx, destination, number, p)
+			if errors.Is(err, wire.CodeUnknownDestination) && number != client.AllPartitions {
+				// Names have levels: orders/7 may be one.
+				if whole := conn.PlacePartition(ctx, args[0], client.AllPartitions, p); !errors.Is(whole, wire.CodeUnknownDestination) {
+					err = whole
+				}
+			}
+			if err != nil {
+				return &failure{doing: "alter partition", destination: destination, err: err}
+			}
+			_, err = fmt.Fprintf(a.stdout, "altered %s\n", args[0])
+			return outputError(err)
 		})
 	}
 	return c

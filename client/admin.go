@@ -101,6 +101,7 @@ type Destination struct {
 	Settings   Settings
 	ID         [16]byte // differs between a destination and its successor of the same name
 	Version    uint64   // raised by every change of settings or placement
+	Automatic  bool     // the cluster chose the number of replicas, and raises it when it can
 	Partitions []PartitionInfo
 }
 
@@ -116,6 +117,10 @@ type PartitionInfo struct {
 	Damaged     uint32 // ranges of offsets that are damaged and cannot be read
 	Problem     string // why the partition does not serve; empty while it does
 	Replicas    []Replica
+	Flags       wire.PartitionFlags // why records without a key do not go there
+	Weight      uint8               // its share of the records without a key, relative to the others'
+	Preferred   uint32              // node that is to lead; 0: any
+	Policy      wire.LeaderPolicy   // what that means once there is a leader
 }
 
 // Replica is one copy of a partition and where it is.
@@ -128,6 +133,7 @@ func decodeDestination(info *wire.DestinationInfo) Destination {
 		Settings:   decodeSettings(&info.Settings),
 		ID:         info.ID,
 		Version:    info.Version,
+		Automatic:  info.Automatic,
 		Partitions: make([]PartitionInfo, len(info.Partitions)),
 	}
 	for i, p := range info.Partitions {
@@ -139,6 +145,10 @@ func decodeDestination(info *wire.DestinationInfo) Destination {
 			Damaged:     p.Damaged,
 			Problem:     p.Problem,
 			Replicas:    p.Replicas,
+			Flags:       p.Flags,
+			Weight:      p.Weight,
+			Preferred:   p.Preferred,
+			Policy:      p.Policy,
 			StartOffset: uint64(p.StartOffset),
 			NextOffset:  uint64(p.NextOffset),
 			Bytes:       p.Bytes,

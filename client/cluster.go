@@ -43,6 +43,22 @@ func (c *Conn) TransferLeader(ctx context.Context, destination string, partition
 	return c.administerPartition(ctx, &request)
 }
 
+// AllPartitions in place of a partition's number means each of the destination, for
+// PlacePartition.
+const AllPartitions = wire.AllPartitions
+
+// Placement says who is to lead a partition and which records it gets; only what its
+// Mask names is changed.
+type Placement = wire.Placement
+
+// PlacePartition changes the placement of a partition, or of AllPartitions. When it
+// returns, the broker that answers knows of it. Errors: wire.CodeInvalidSetting if the
+// preferred leader holds no replica, CodeUnknownDestination, CodeUnknownPartition.
+func (c *Conn) PlacePartition(ctx context.Context, destination string, partition uint32, p Placement) error {
+	request := wire.PartitionAdminRequest{Destination: destination, Partition: partition, Action: wire.PartitionPlace, Placement: p}
+	return c.administerPartition(ctx, &request)
+}
+
 func (c *Conn) administerPartition(ctx context.Context, request *wire.PartitionAdminRequest) error {
 	if err := c.do(ctx, wire.OpPartAdmin, request, &wire.Empty{}, false); err != nil {
 		return fmt.Errorf("partition %s/%d: %w", request.Destination, request.Partition, err)

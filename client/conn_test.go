@@ -477,7 +477,7 @@ func TestPagesThatDoNotAdvanceAreAProtocolError(t *testing.T) {
 
 func TestUnsupportedOpcodesFailLocally(t *testing.T) {
 	b := startBroker(t, func(b *fakeBroker) {
-		b.hello.Opcodes = []wire.OpcodeRange{{Opcode: wire.OpPing, Min: 1, Max: 3}, {Opcode: wire.OpMetadata, Min: 4, Max: 5}}
+		b.hello.Opcodes = []wire.OpcodeRange{{Opcode: wire.OpPing, Min: 1, Max: 3}, {Opcode: wire.OpMetadata, Min: wire.OpMetadata.Version() + 1, Max: 100}}
 	})
 	c := connect(t, b)
 	require.NoError(t, c.Ping(testContext(t)))

@@ -399,7 +399,7 @@ func TestOutcomesOfRefusals(t *testing.T) {
 		wire.CodeDuplicate: Applied,
 
 		wire.CodeRetry: stored, wire.CodeBusy: stored, wire.CodeTimeout: stored, wire.CodeIdle: stored, wire.CodeShuttingDown: stored,
-		wire.CodeDiskFull: stored, wire.CodeMemoryFull: stored, wire.CodePartitionFull: stored, wire.CodeNotController: stored, wire.CodeMailboxFull: stored, wire.CodeUnavailable: stored,
+		wire.CodeDiskFull: stored, wire.CodeMemoryFull: stored, wire.CodePartitionFull: stored, wire.CodeSendDisabled: stored, wire.CodeNotController: stored, wire.CodeMailboxFull: stored, wire.CodeUnavailable: stored,
 		wire.CodeNotLeader: stored, wire.CodeWrongPartition: stored, wire.CodeUnknownHandle: stored,
 		wire.CodeOutOfSequence: stored, wire.CodeUnknownProducer: stored,
 	}

@@ -164,9 +164,10 @@ func (e *lostError) Unwrap() []error { return []error{ErrDisconnected, e.cause} 
 // repeating without asking anybody.
 func transient(code wire.ErrorCode) bool { return code.Retriable() && !full(code) }
 
-// full reports whether the code says that there is no space, which may last.
+// full reports whether the code says that there is no room for new records, which may
+// last.
 func full(code wire.ErrorCode) bool {
-	return code == wire.CodeDiskFull || code == wire.CodeMemoryFull || code == wire.CodePartitionFull
+	return code == wire.CodeDiskFull || code == wire.CodeMemoryFull || code == wire.CodePartitionFull || code == wire.CodeSendDisabled
 }
 
 // sessionLost reports whether err is the death of a session that the Conn will

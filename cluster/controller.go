@@ -311,7 +311,7 @@ func (p *plan) transfer(d *Destination, part *Partition, from, to *Replica) bool
 // failBack gives leaderships to the nodes that are to have them.
 func (p *plan) failBack(d *Destination, part *Partition) {
 	leader := p.leader(part)
-	if leader == nil || part.Preferred == 0 || leader.Node == part.Preferred || !part.Pinned && !part.Failback {
+	if leader == nil || part.Preferred == 0 || leader.Node == part.Preferred || part.Policy == wire.LeaderAny {
 		return
 	}
 	n, member := p.v.Node(part.Preferred)
@@ -338,7 +338,7 @@ func (p *plan) balanceLeaders() {
 	slack := math.Max(1, fair/10)
 	p.each(func(d *Destination, part *Partition) {
 		leader := p.leader(part)
-		if leader == nil || float64(p.led[leader.Node]) <= fair || (part.Pinned || part.Failback) && leader.Node == part.Preferred {
+		if leader == nil || float64(p.led[leader.Node]) <= fair || part.Policy != wire.LeaderAny && leader.Node == part.Preferred {
 			return
 		}
 		var to *Replica
@@ -376,7 +376,7 @@ func (p *plan) balanceReplicas() {
 		for i := range part.Replicas {
 			r := &part.Replicas[i]
 			if p.votes(part, r) && float64(p.census.replicas[r.Node]) > fair && p.h.Alive(r.Node) &&
-				!(part.Pinned && part.Preferred == r.Node) && (from == nil || p.census.replicas[r.Node] > p.census.replicas[from.Node]) {
+				!(part.Policy == wire.LeaderPinned && part.Preferred == r.Node) && (from == nil || p.census.replicas[r.Node] > p.census.replicas[from.Node]) {
 				from = r
 			}
 		}

@@ -330,17 +330,19 @@ func TestMovesAreCalledOffWhoseTargetDied(t *testing.T) {
 // R-SIB-23: where the leader is, after its node died and after it came back.
 func TestR_SIB_23_FailbackAndPinnedLeadersReturn(t *testing.T) {
 	for name, c := range map[string]struct {
-		set     SetPlacement
+		policy  wire.LeaderPolicy
 		returns bool
 	}{
-		"preferred only": {SetPlacement{Preferred: 2}, false},
-		"failback":       {SetPlacement{Preferred: 2, Failback: true}, true},
-		"pinned":         {SetPlacement{Preferred: 2, Pinned: true}, true},
+		"preferred only": {wire.LeaderAny, false},
+		"failback":       {wire.LeaderFailback, true},
+		"pinned":         {wire.LeaderPinned, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := spreadWorld(t, 3, 1, 3)
-			c.set.Name, c.set.Kind, c.set.Partition = "orders", wire.Queue, -1
-			apply(t, w.state, Command{SetPlacement: &c.set})
+			apply(t, w.state, Command{SetPlacement: &SetPlacement{
+				Destination: w.state.Destinations["orders"].ID, Partition: wire.AllPartitions,
+				Placement: wire.Placement{Mask: wire.MaskPreferred | wire.MaskPolicy, Preferred: 2, Policy: c.policy},
+			}})
 			p := func() *Partition { return partitionOf(w.state, "orders") }
 			w.leaders[keyOf(p())] = p().On(2).ID
 			w.down[2] = 1

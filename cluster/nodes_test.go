@@ -157,7 +157,7 @@ const goldenState2 = `{"version":2,"epoch":9,"cluster_id":"00000000-0000-0000-00
 	`"slots":[{"FirstSlot":0,"Partition":0}],"partitions":[{"number":0,"id":"00000000-0000-0000-0000-000000000004",` +
 	`"incarnation":1,"first_term":0,"replicas":[{"id":1,"node":1,"state":"active"},{"id":2,"node":2,"state":"leaving"},` +
 	`{"id":3,"node":3,"state":"lost"},{"id":4,"node":4,"state":"joining"},{"id":5,"node":5,"state":"left"}],` +
-	`"founders":[1,2,3],"voters":[1,2,3],"learners":[4],"conf_index":77,"preferred":1,"pinned":true,"failback":true}]}},` +
+	`"founders":[1,2,3],"voters":[1,2,3],"learners":[4],"conf_index":77,"preferred":1,"policy":2,"weight":3,"send_disabled":true}]}},` +
 	`"next_replica_id":6,"next_producer_id":0,"producers":{},"level":2,"next_meta_replica_id":5,"next_node_id":6}`
 
 func TestGoldenMetadataOfVersion2(t *testing.T) {

@@ -45,14 +45,12 @@ type Lost struct {
 	Reason      string    `json:"reason"`
 }
 
-// SetPlacement says who should lead the partitions of a destination.
+// SetPlacement says who should lead a partition, or all of a destination, and which
+// records it gets.
 type SetPlacement struct {
-	Name      string               `json:"name"`
-	Kind      wire.DestinationKind `json:"kind"`
-	Partition int32                `json:"partition"` // -1: all
-	Preferred uint32               `json:"preferred"` // node, 0: none
-	Pinned    bool                 `json:"pinned,omitempty"`
-	Failback  bool                 `json:"failback,omitempty"`
+	Destination uuid.UUID      `json:"destination"`
+	Partition   uint32         `json:"partition"` // or wire.AllPartitions
+	Placement   wire.Placement `json:"placement"`
 }
 
 // found makes the replicas that there are the founders of the partition's log.
@@ -288,28 +286,51 @@ func (s *State) lost(c *Lost) Result {
 	return Result{Destination: d, Changed: true}
 }
 
-func (s *State) setPlacement(c *SetPlacement) Result {
-	d, err := s.find(c.Name, c.Kind)
+func (s *State) setPlacement(index wire.Index, c *SetPlacement) Result {
+	number := c.Partition
+	if number == wire.AllPartitions {
+		number = 0
+	}
+	d, _, err := s.partition(c.Destination, number)
 	if err != nil {
 		return Result{Err: err}
 	}
-	if c.Preferred != 0 && s.Nodes[c.Preferred] == nil {
-		return refuse(wire.CodeInvalidRequest, "node %d is not a member", c.Preferred)
-	}
-	if c.Preferred == 0 && (c.Pinned || c.Failback) {
-		return refuse(wire.CodeInvalidSetting, "pinned and failback need a preferred leader")
-	}
-	if c.Partition < -1 || int(c.Partition) >= len(d.Partitions) {
-		return refuse(wire.CodeUnknownPartition, "%s %q has partitions 0 to %d", d.Kind, d.Name, len(d.Partitions)-1)
-	}
-	d = d.clone()
 	for i := range d.Partitions {
-		if p := &d.Partitions[i]; c.Partition < 0 || int(c.Partition) == i {
-			p.Preferred, p.Pinned, p.Failback = c.Preferred, c.Pinned, c.Failback
+		if c.Partition != wire.AllPartitions && c.Partition != uint32(i) {
+			continue
+		}
+		if err := d.Partitions[i].place(d.Name, &c.Placement); err != nil {
+			return Result{Err: err}
 		}
 	}
+	d.Version = index
 	s.put(d)
 	return Result{Destination: d, Changed: true}
+}
+
+// place changes what the mask names, or says why not.
+func (p *Partition) place(name string, c *wire.Placement) error {
+	if c.Mask&wire.MaskPreferred != 0 {
+		if c.Preferred != 0 && p.On(c.Preferred) == nil {
+			return refuse(wire.CodeInvalidSetting, "node %d holds no replica of %s/%d; move one there first, or prefer a node that has one", c.Preferred, name, p.Number).Err
+		}
+		if p.Preferred = c.Preferred; p.Preferred == 0 {
+			p.Policy = wire.LeaderAny
+		}
+	}
+	if c.Mask&wire.MaskPolicy != 0 {
+		if c.Policy != wire.LeaderAny && p.Preferred == 0 {
+			return refuse(wire.CodeInvalidSetting, "the policy %s of %s/%d needs a preferred leader", c.Policy, name, p.Number).Err
+		}
+		p.Policy = c.Policy
+	}
+	if c.Mask&wire.MaskWeight != 0 {
+		p.Weight = c.Weight
+	}
+	if c.Mask&wire.MaskSend != 0 {
+		p.SendDisabled = c.SendDisabled
+	}
+	return nil
 }
 
 // activate says that directories exist: a founder takes part from here on, another

@@ -169,13 +169,34 @@ func TestRuleL6_AReplicaInMemoryThatDiedIsReplaced(t *testing.T) {
 func TestR_SIB_23_PlacementIsSetForOneOrAllPartitions(t *testing.T) {
 	s := clusterOf(t, 3)
 	placed(t, s, "orders", []uint32{1, 2, 3}, []uint32{2, 3, 1})
-	apply(t, s, Command{SetPlacement: &SetPlacement{Name: "orders", Kind: wire.Queue, Partition: 1, Preferred: 3, Failback: true}})
-	require.Equal(t, []uint32{1, 3}, []uint32{s.Destinations["orders"].Partitions[0].Preferred, s.Destinations["orders"].Partitions[1].Preferred})
-	apply(t, s, Command{SetPlacement: &SetPlacement{Name: "orders", Kind: wire.Queue, Partition: -1, Preferred: 2, Pinned: true}})
-	for _, p := range s.Destinations["orders"].Partitions {
-		require.Equal(t, []any{uint32(2), true, false}, []any{p.Preferred, p.Pinned, p.Failback})
+	d := func() *Destination { return s.Destinations["orders"] }
+	set := func(partition uint32, p wire.Placement) error {
+		return s.Apply(50, &Command{SetPlacement: &SetPlacement{Destination: d().ID, Partition: partition, Placement: p}}).Err
 	}
-	for _, bad := range []SetPlacement{{Name: "orders", Kind: wire.Queue, Partition: 2}, {Name: "orders", Kind: wire.Queue, Preferred: 9}, {Name: "orders", Kind: wire.Queue, Pinned: true}} {
-		require.Error(t, s.Apply(50, &Command{SetPlacement: &bad}).Err)
+	both := wire.MaskPreferred | wire.MaskPolicy
+	require.NoError(t, set(1, wire.Placement{Mask: both, Preferred: 3, Policy: wire.LeaderFailback}))
+	require.Equal(t, []uint32{1, 3}, []uint32{d().Partitions[0].Preferred, d().Partitions[1].Preferred})
+	require.Equal(t, wire.Index(50), d().Version)
+	require.NoError(t, set(wire.AllPartitions, wire.Placement{Mask: both, Preferred: 2, Policy: wire.LeaderPinned, Weight: 9, SendDisabled: true}))
+	for _, p := range d().Partitions {
+		require.Equal(t, []any{uint32(2), wire.LeaderPinned, uint8(0), false}, []any{p.Preferred, p.Policy, p.Weight, p.SendDisabled})
+	}
+	require.NoError(t, set(0, wire.Placement{Mask: wire.MaskWeight | wire.MaskSend, Weight: 9, SendDisabled: true}))
+	p := d().Partitions[0]
+	require.Equal(t, []any{uint32(2), wire.LeaderPinned, uint8(9), true}, []any{p.Preferred, p.Policy, p.Weight, p.SendDisabled})
+	require.NoError(t, set(0, wire.Placement{Mask: wire.MaskPreferred}))
+	require.Equal(t, wire.LeaderAny, d().Partitions[0].Policy, "a policy for nobody")
+	for _, bad := range []struct {
+		partition uint32
+		placement wire.Placement
+	}{
+		{2, wire.Placement{Mask: wire.MaskWeight, Weight: 2}},
+		{0, wire.Placement{Mask: wire.MaskPreferred, Preferred: 9}},
+		{0, wire.Placement{Mask: wire.MaskPolicy, Policy: wire.LeaderPinned}},
+		{wire.AllPartitions, wire.Placement{Mask: wire.MaskPolicy, Policy: wire.LeaderPinned}},
+	} {
+		before := d()
+		require.Error(t, set(bad.partition, bad.placement))
+		require.Same(t, before, d(), "nothing of it is done")
 	}
 }

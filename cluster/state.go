@@ -244,7 +244,7 @@ func (s *State) apply(index wire.Index, c *Command) Result {
 	case c.Lost != nil:
 		return s.lost(c.Lost)
 	case c.SetPlacement != nil:
-		return s.setPlacement(c.SetPlacement)
+		return s.setPlacement(index, c.SetPlacement)
 	}
 	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
 }

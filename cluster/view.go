@@ -84,12 +84,14 @@ type Partition struct {
 	Voters    []uint64   `json:"voters,omitempty"`
 	Learners  []uint64   `json:"learners,omitempty"`
 	ConfIndex wire.Index `json:"conf_index,omitempty"`
-	// Preferred is the node that leads first, 0 if it does not matter. With Failback it
-	// gets the leadership back when it returns, and with Pinned nobody else is given it
-	// as long as that node lives.
-	Preferred uint32 `json:"preferred,omitempty"`
-	Pinned    bool   `json:"pinned,omitempty"`
-	Failback  bool   `json:"failback,omitempty"`
+	// Preferred is the node that leads first, 0 if it does not matter; Policy says what
+	// it means later.
+	Preferred uint32            `json:"preferred,omitempty"`
+	Policy    wire.LeaderPolicy `json:"policy,omitempty"`
+	// Weight is the partition's share of the records without a key, relative to the
+	// others'; 0 counts as 1. SendDisabled closes it to new records.
+	Weight       uint8 `json:"weight,omitempty"`
+	SendDisabled bool  `json:"send_disabled,omitempty"`
 }
 
 // Cut is where an incarnation began.

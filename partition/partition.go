@@ -121,6 +121,7 @@ type Config struct {
 	Memory       *Memory // nil means that nothing bounds what the partitions hold together
 	Retention    Retention
 	Threshold    Threshold
+	SendDisabled bool // see Partition.SetSendDisabled
 }
 
 // Partition is the owner's shell around the State of one replica. Append may be
@@ -135,6 +136,7 @@ type Partition struct {
 	retention Retention
 	threshold Threshold
 	full      atomic.Bool
+	closed    bool        // to new records
 	weak      wire.Offset // records below it were proposed when they needed no sync to be acknowledged
 
 	held     []*draft // taken from the mailbox, [heldNext:] not proposed yet
@@ -178,7 +180,7 @@ func New(cfg Config) *Partition {
 	}
 	p := &Partition{
 		mailbox: mailbox{limit: cfg.MailboxBytes}, account: account{memory: cfg.Memory}, log: cfg.Log, state: cfg.State,
-		synced: cfg.Synced, retention: cfg.Retention, threshold: cfg.Threshold, overlay: make(map[int64]*overlay),
+		synced: cfg.Synced, retention: cfg.Retention, threshold: cfg.Threshold, closed: cfg.SendDisabled, overlay: make(map[int64]*overlay),
 	}
 	p.mailbox.account = &p.account
 	return p
@@ -219,6 +221,10 @@ func (p *Partition) SetPolicy(r Retention, synced bool) {
 
 // SetThreshold changes how much the partition may hold.
 func (p *Partition) SetThreshold(t Threshold) { p.threshold = t }
+
+// SetSendDisabled closes the partition to new records, or opens it: until then they
+// are refused with SEND_DISABLED.
+func (p *Partition) SetSendDisabled(closed bool) { p.closed = closed }
 
 // Full reports whether the partition refuses records because it holds as many as its
 // threshold says. Any goroutine.
@@ -296,6 +302,11 @@ func (p *Partition) Turn(nowMs int64) (again bool) {
 		}
 		d := p.held[p.heldNext]
 		budget -= len(d.data)
+		if p.closed {
+			p.heldNext++
+			p.refuse(d, wire.Receipt{}, wire.CodeSendDisabled)
+			continue
+		}
 		if full {
 			p.heldNext++
 			p.refuse(d, wire.Receipt{}, wire.CodePartitionFull)

@@ -129,15 +129,25 @@ func (b *broker) majorityWithout(node uint32) error {
 	return nil
 }
 
-// partitionAdmin moves a replica or a leadership.
+// partitionAdmin moves a replica or a leadership, or says who is to lead.
 func (b *broker) partitionAdmin(m *wire.PartitionAdminRequest, reply func(wire.Message, error)) {
 	d, ok := b.View().Destination(m.Destination)
 	if !ok {
 		reply(nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", m.Destination))
 		return
 	}
-	if m.Partition >= uint32(len(d.Partitions)) {
+	if m.Partition >= uint32(len(d.Partitions)) && (m.Partition != wire.AllPartitions || m.Action != wire.PartitionPlace) {
 		reply(nil, wire.Errorf(wire.CodeUnknownPartition, "%s %q has partitions 0 to %d", d.Kind, d.Name, len(d.Partitions)-1))
+		return
+	}
+	if m.Action == wire.PartitionPlace {
+		b.submit(cluster.Command{SetPlacement: &cluster.SetPlacement{Destination: d.ID, Partition: m.Partition, Placement: m.Placement}}, func(r cluster.Result) {
+			if r.Err != nil {
+				reply(nil, r.Err)
+				return
+			}
+			b.whenSettled(r.Destination.Version, func() { reply(&wire.Empty{}, nil) })
+		})
 		return
 	}
 	p := &d.Partitions[m.Partition]
@@ -228,8 +238,12 @@ func (b *broker) Describe(d *cluster.Destination) wire.DestinationInfo {
 		SlotVersion: d.SlotVersion, Slots: d.Slots, Partitions: make([]wire.PartitionInfo, len(d.Partitions)),
 	}
 	for i := range d.Partitions {
-		info.Partitions[i] = b.describePartition(d, &d.Partitions[i])
-		info.Partitions[i].Replicas, info.Partitions[i].Weight = describeReplicas(&d.Partitions[i]), 1
+		p, said := &d.Partitions[i], &info.Partitions[i]
+		*said = b.describePartition(d, p)
+		said.Replicas, said.Weight, said.Preferred, said.Policy = describeReplicas(p), max(p.Weight, 1), p.Preferred, p.Policy
+		if p.SendDisabled {
+			said.Flags |= wire.PartitionSendDisabled
+		}
 	}
 	return info
 }
@@ -247,9 +261,6 @@ func (b *broker) describePartition(d *cluster.Destination, p *cluster.Partition)
 		}
 		if l.Full {
 			info.Flags |= wire.PartitionFull
-		}
-		if l.SendDisabled {
-			info.Flags |= wire.PartitionSendDisabled
 		}
 		return info
 	}

@@ -339,12 +339,12 @@ func (b *broker) reconcile(v *cluster.View) {
 			b.mu.RUnlock()
 			switch {
 			case r != nil && r.replicaID == mine.ID:
-				if s := r.settings.Load(); *s != d.Settings {
-					settings := d.Settings
+				old, settings := r.intent.Load(), d.Settings
+				r.follow(p)
+				if *r.settings.Load() != settings || old.SendDisabled != p.SendDisabled {
 					r.settings.Store(&settings)
 					r.ask(requestSettings)
 				}
-				r.follow(p)
 				if mine.State == cluster.ReplicaNew {
 					created = append(created, r)
 				}
@@ -642,7 +642,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.state = partition.NewState()
 	r.part = partition.New(partition.Config{
 		Log: r.records, State: r.state, Retention: retentionOf(&settings),
-		Synced: synced(&settings), Memory: b.pending, Threshold: thresholdOf(&settings),
+		Synced: synced(&settings), Memory: b.pending, Threshold: thresholdOf(&settings), SendDisabled: p.SendDisabled,
 	})
 	if b.network != nil {
 		r.inbox = replication.NewInbox(r.part.Buffers())

@@ -256,6 +256,7 @@ func (r *partitionReplica) applySettings() {
 	r.records.SetSync(syncMode(s.Sync))
 	r.part.SetPolicy(retentionOf(s), synced(s))
 	r.part.SetThreshold(thresholdOf(s))
+	r.part.SetSendDisabled(r.intent.Load().SendDisabled)
 }
 
 func (r *partitionReplica) beginStop() {

@@ -11,7 +11,7 @@ import (
 )
 
 // R-SIB-25: at its threshold a partition answers PARTITION_FULL and METADATA says so; a
-// longer threshold makes room.
+// higher threshold makes room.
 func TestR_SIB_25_APartitionAtItsThresholdIsFull(t *testing.T) {
 	s, err := Start(t.Context(), Config{
 		DataDir: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1, Logger: slog.New(slog.DiscardHandler),

@@ -2,9 +2,9 @@ package wire
 
 import "encoding/binary"
 
-// CREATE (4), ALTER (5) and DELETE (6), version 2: administration of destinations.
-// Version 1 of CREATE and ALTER had no thresholds, version 1 of DELETE did not say
-// which destination of the name. CREATE and ALTER are answered with DestinationInfo,
+// CREATE (4), ALTER (5), version 3, and DELETE (6), version 2: administration of
+// destinations. Version 1 of CREATE and ALTER had no thresholds, their answers up to
+// version 2 no placement; version 1 of DELETE did not say which destination of the name. CREATE and ALTER are answered with DestinationInfo,
 // DELETE with an empty body, each after the change is committed.
 
 // CreateRequest creates a destination.

@@ -138,8 +138,9 @@ func (m *NodeAdminRequest) Parse(src []byte) error {
 	return r.done("NODE_ADMIN request")
 }
 
-// PARTITION_ADMIN (20), since version 1: moves a replica of a partition or its
-// leadership. It is answered like NODE_ADMIN.
+// PARTITION_ADMIN (20), version 2: moves a replica of a partition or its leadership, or
+// says who is to lead it and which records it gets. It is answered like NODE_ADMIN.
+// Version 1 had no placement.
 
 // PartitionAction is what should be done with a partition.
 type PartitionAction uint8
@@ -148,16 +149,47 @@ type PartitionAction uint8
 const (
 	PartitionMove     PartitionAction = 0 // a replica from one node to another
 	PartitionTransfer PartitionAction = 1 // the leadership to a node that holds a replica, 0: any
+	PartitionPlace    PartitionAction = 2 // nothing: Placement changes
 )
+
+// AllPartitions in place of a partition's number means each of the destination.
+// PartitionPlace takes it.
+const AllPartitions = 1<<32 - 1
+
+// PlacementMask names the fields of a Placement that a request changes.
+type PlacementMask uint8
+
+// The bits of a PlacementMask.
+const (
+	MaskPreferred PlacementMask = 1 << iota
+	MaskPolicy
+	MaskWeight
+	MaskSend
+
+	// MaskPlacement has the bits of all fields.
+	MaskPlacement PlacementMask = 1<<iota - 1
+)
+
+// Placement says who is to lead a partition and which records it gets.
+//
+//	mask u8 | preferred u32 | policy u8 | weight u8 | sendDisabled bool
+type Placement struct {
+	Mask         PlacementMask // fields outside it are ignored
+	Preferred    uint32        // node that leads first, 0: any
+	Policy       LeaderPolicy
+	Weight       uint8 // share of the records without a key, relative to the other partitions'; 0 counts as 1
+	SendDisabled bool  // closed to new records
+}
 
 // PartitionAdminRequest asks for an action.
 //
-//	destination string | partition u32 | action u8 | from u32 | to u32
+//	destination string | partition u32 | action u8 | from u32 | to u32 | placement
 type PartitionAdminRequest struct {
 	Destination string
 	Partition   uint32
 	Action      PartitionAction
 	From, To    uint32 // nodes
+	Placement   Placement
 }
 
 // Append implements Message.
@@ -167,7 +199,11 @@ func (m *PartitionAdminRequest) Append(dst []byte) []byte {
 	dst = le.AppendUint32(dst, m.Partition)
 	dst = append(dst, byte(m.Action))
 	dst = le.AppendUint32(dst, m.From)
-	return le.AppendUint32(dst, m.To)
+	dst = le.AppendUint32(dst, m.To)
+	p := &m.Placement
+	dst = append(dst, byte(p.Mask))
+	dst = le.AppendUint32(dst, p.Preferred)
+	return appendBool(append(dst, byte(p.Policy), p.Weight), p.SendDisabled)
 }
 
 // Parse implements Message.
@@ -175,9 +211,15 @@ func (m *PartitionAdminRequest) Parse(src []byte) error {
 	r := reader{src: src}
 	m.Destination = r.string()
 	m.Partition = r.uint32()
-	if m.Action = PartitionAction(r.uint8()); m.Action > PartitionTransfer {
+	if m.Action = PartitionAction(r.uint8()); m.Action > PartitionPlace {
 		r.fail("no such action")
 	}
 	m.From, m.To = r.uint32(), r.uint32()
+	p := &m.Placement
+	p.Mask, p.Preferred, p.Policy = PlacementMask(r.uint8()), r.uint32(), LeaderPolicy(r.uint8())
+	p.Weight, p.SendDisabled = r.uint8(), r.bool()
+	if p.Mask&^MaskPlacement != 0 || p.Policy > LeaderPinned {
+		r.fail("no such placement")
+	}
 	return r.done("PARTITION_ADMIN request")
 }

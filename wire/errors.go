@@ -58,6 +58,7 @@ const (
 	CodeRefused            ErrorCode = 42
 	CodePartitionFull      ErrorCode = 43
 	CodeNotController      ErrorCode = 44
+	CodeSendDisabled       ErrorCode = 45
 )
 
 // Closes says what an error does to the connection it travels on.
@@ -210,6 +211,9 @@ var errorTable = [...]ErrorInfo{
 	{CodeNotController, "NOT_CONTROLLER", true, true, ClosesNever,
 		"the node does not lead the metadata of the cluster",
 		"send it again; if it lasts, check the nodes"},
+	{CodeSendDisabled, "SEND_DISABLED", true, true, ClosesNever,
+		"an operator has closed the partition to new records",
+		"send to another partition, or wait until it is opened again"},
 }
 
 // ErrorTable lists all wire errors by ascending code, starting with CodeOK. The

@@ -23,7 +23,7 @@ func TestErrorTableIsDenseAndUnique(t *testing.T) {
 		require.NotRegexp(t, `^[A-Z]|\.$`, row.Description, "descriptions go into the middle of a sentence")
 		require.NotRegexp(t, `^[A-Z][a-z]|\.$`, row.Hint)
 	}
-	require.Equal(t, CodeNotController, ErrorCode(len(ErrorTable())-1), "the last constant is in the table")
+	require.Equal(t, CodeSendDisabled, ErrorCode(len(ErrorTable())-1), "the last constant is in the table")
 }
 
 // Codes are never reused: this list only ever grows at its end.
@@ -35,7 +35,7 @@ func TestErrorCodesKeepTheirNumbers(t *testing.T) {
 		"RETRY", "TOO_MANY", "BUSY", "AUTH_REQUIRED", "AUTH_FAILED", "CLUSTER_MISMATCH", "DUPLICATE", "FENCED",
 		"OUT_OF_SEQUENCE", "UNKNOWN_PRODUCER", "DISK_FULL", "MEMORY_FULL", "MAILBOX_FULL", "WRONG_PARTITION",
 		"NOT_LEADER", "UNAVAILABLE", "PARTITION_FENCED", "PARTITION_RESET", "DATA_LOST", "ERASED", "TIMEOUT",
-		"IDLE", "SHUTTING_DOWN", "REFUSED", "PARTITION_FULL", "NOT_CONTROLLER",
+		"IDLE", "SHUTTING_DOWN", "REFUSED", "PARTITION_FULL", "NOT_CONTROLLER", "SEND_DISABLED",
 	}
 	var got []string
 	for _, row := range ErrorTable() {

@@ -105,8 +105,10 @@ func TestOpcodes(t *testing.T) {
 		version := uint16(1)
 		switch r.Opcode {
 		case OpMetadata:
+			version = 4
+		case OpCreate, OpAlter:
 			version = 3
-		case OpCreate, OpAlter, OpDelete, OpInitProducer:
+		case OpDelete, OpInitProducer, OpPartAdmin:
 			version = 2
 		}
 		require.Equal(t, version, r.Min)

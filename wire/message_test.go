@@ -46,12 +46,13 @@ var goldenDestination = DestinationInfo{
 	Kind:        Topic,
 	Version:     9,
 	Settings:    goldenSettings,
+	Automatic:   true,
 	SlotVersion: 2,
 	Slots:       []SlotRun{{0, 0}, {8192, 1}},
 	Partitions: []PartitionInfo{
 		{Number: 1, Leader: 2, Epoch: 3, State: PartitionActive, StartOffset: 4, NextOffset: 5, Bytes: 6, Damaged: 7, Problem: "no",
 			Replicas: []ReplicaInfo{{Replica: 8, Node: 2, State: ReplicaActive}, {Replica: 9, Node: 3, State: ReplicaJoining}},
-			Flags:    PartitionFull, Weight: 10},
+			Flags:    PartitionFull, Weight: 10, Preferred: 11, Policy: LeaderPinned},
 	},
 }
 
@@ -61,6 +62,7 @@ const goldenDestinationHex = `
 	02                      // kind topic
 	09 00 00 00 00 00 00 00 // version 9
 ` + goldenSettingsHex + `
+	01                      // automatic
 	02 00 00 00             // slot version 2
 	02 00 00 00             // 2 runs
 	00 00 00 00 00 00       // from slot 0: partition 0
@@ -84,6 +86,8 @@ const goldenDestinationHex = `
 	02                      // joining
 	01                      // full
 	0a                      // weight 10
+	0b 00 00 00             // node 11 preferred
+	02                      // pinned
 `
 
 var goldenMessages = []goldenMessage{
@@ -305,12 +309,20 @@ var goldenMessages = []goldenMessage{
 		03 00 00 00             // node 3
 		02                      // decommission
 	`},
-	{"PARTITION_ADMIN", OpPartAdmin, false, &PartitionAdminRequest{Destination: "q", Partition: 1, Action: PartitionTransfer, From: 2, To: 3}, `
+	{"PARTITION_ADMIN", OpPartAdmin, false, &PartitionAdminRequest{
+		Destination: "q", Partition: 1, Action: PartitionPlace, From: 2, To: 3,
+		Placement: Placement{Mask: MaskPreferred | MaskSend, Preferred: 4, Policy: LeaderFailback, Weight: 5, SendDisabled: true},
+	}, `
 		01 00 71                // "q"
 		01 00 00 00             // partition 1
-		01                      // transfer
+		02                      // place
 		02 00 00 00             // from node 2
 		03 00 00 00             // to node 3
+		09                      // preferred leader and send
+		04 00 00 00             // node 4
+		01                      // failback
+		05                      // weight 5
+		01                      // closed
 	`},
 }
 

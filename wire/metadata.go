@@ -5,9 +5,10 @@ import (
 	"sort"
 )
 
-// METADATA (3), version 3: which nodes and destinations exist, who leads what, where
+// METADATA (3), version 4: which nodes and destinations exist, who leads what, where
 // the replicas are, and how keys map to partitions. Version 1 had no pages and no way
-// to ask for the nodes alone, version 2 only the addresses of nodes, and no replicas.
+// to ask for the nodes alone, version 2 only the addresses of nodes, and no replicas,
+// version 3 did not say who is to lead, and whether the replicas are automatic.
 
 // DestinationKind says what a destination is.
 type DestinationKind uint8
@@ -256,10 +257,35 @@ const (
 	PartitionSendDisabled PartitionFlags = 1 << 1
 )
 
+// LeaderPolicy says what a partition's preferred leader means once the partition has
+// one.
+type LeaderPolicy uint8
+
+const (
+	// LeaderAny lets whoever leads go on: the preferred node led first.
+	LeaderAny LeaderPolicy = 0
+	// LeaderFailback gives the leadership back to the preferred node when it returns.
+	LeaderFailback LeaderPolicy = 1
+	// LeaderPinned does that too, and keeps a replica there whatever the balance says.
+	LeaderPinned LeaderPolicy = 2
+)
+
+func (p LeaderPolicy) String() string {
+	switch p {
+	case LeaderAny:
+		return "any"
+	case LeaderFailback:
+		return "failback"
+	case LeaderPinned:
+		return "pinned"
+	}
+	return "unknown"
+}
+
 // PartitionInfo is one partition as the answering node sees it.
 //
 //	number u32 | leader u32 | epoch u32 | state u8 | startOffset u64 | nextOffset u64 | bytes u64 |
-//	damaged u32 | problem string | count u32, each: replica | flags u8 | weight u8
+//	damaged u32 | problem string | count u32, each: replica | flags u8 | weight u8 | preferred u32 | policy u8
 type PartitionInfo struct {
 	Number      uint32
 	Leader      uint32 // node ID, 0 if none is known
@@ -272,15 +298,17 @@ type PartitionInfo struct {
 	Problem     string // why the partition does not serve, for people; empty while it does
 	Replicas    []ReplicaInfo
 	Flags       PartitionFlags
-	Weight      uint8 // its share of the records without a key, relative to the others'; 0 counts as 1
+	Weight      uint8  // its share of the records without a key, relative to the others'; 0 counts as 1
+	Preferred   uint32 // node that is to lead, 0 if it does not matter
+	Policy      LeaderPolicy
 }
 
-const partitionInfoMinSize = 4 + 4 + 4 + 1 + 8 + 8 + 8 + 4 + 2 + 4 + 1 + 1
+const partitionInfoMinSize = 4 + 4 + 4 + 1 + 8 + 8 + 8 + 4 + 2 + 4 + 1 + 1 + 4 + 1
 
 // DestinationInfo describes a destination. It is the answer to CREATE and ALTER
 // and an element of the answer to METADATA.
 //
-//	name string | id 16 | kind u8 | version u64 | settings | slotVersion u32 |
+//	name string | id 16 | kind u8 | version u64 | settings | automatic bool | slotVersion u32 |
 //	count u32, each: firstSlot u16 | partition u32 |
 //	count u32, each: partition
 type DestinationInfo struct {
@@ -289,12 +317,13 @@ type DestinationInfo struct {
 	Kind        DestinationKind
 	Version     uint64 // raised by every change of settings or placement
 	Settings    Settings
+	Automatic   bool      // the cluster chose the number of replicas, and raises it when it can
 	SlotVersion uint32    // raised by every change of Slots; keyed produces carry it
 	Slots       []SlotRun // FirstSlot ascending from 0, all below SlotCount
 	Partitions  []PartitionInfo
 }
 
-const destinationInfoMinSize = 2 + 16 + 1 + 8 + settingsSize + 4 + 4 + 4
+const destinationInfoMinSize = 2 + 16 + 1 + 8 + settingsSize + 1 + 4 + 4 + 4
 
 // Size is the number of bytes that Append appends.
 func (m *DestinationInfo) Size() int {
@@ -313,6 +342,7 @@ func (m *DestinationInfo) Append(dst []byte) []byte {
 	dst = append(dst, byte(m.Kind))
 	dst = le.AppendUint64(dst, m.Version)
 	dst = m.Settings.append(dst)
+	dst = appendBool(dst, m.Automatic)
 	dst = le.AppendUint32(dst, m.SlotVersion)
 	dst = le.AppendUint32(dst, uint32(len(m.Slots)))
 	for _, s := range m.Slots {
@@ -338,6 +368,8 @@ func (m *DestinationInfo) Append(dst []byte) []byte {
 			dst = append(dst, byte(replica.State))
 		}
 		dst = append(dst, byte(p.Flags), p.Weight)
+		dst = le.AppendUint32(dst, p.Preferred)
+		dst = append(dst, byte(p.Policy))
 	}
 	return dst
 }
@@ -355,6 +387,7 @@ func (m *DestinationInfo) read(r *reader) {
 	m.Kind = DestinationKind(r.uint8())
 	m.Version = r.uint64()
 	m.Settings.read(r)
+	m.Automatic = r.bool()
 	m.SlotVersion = r.uint32()
 	m.Slots, m.Partitions = nil, nil
 	if n := r.count(slotRunSize); n > 0 {
@@ -384,6 +417,8 @@ func (m *DestinationInfo) read(r *reader) {
 				Replicas:    r.replicas(),
 				Flags:       PartitionFlags(r.uint8()),
 				Weight:      r.uint8(),
+				Preferred:   r.uint32(),
+				Policy:      LeaderPolicy(r.uint8()),
 			}
 		}
 	}

@@ -10,20 +10,18 @@ import "encoding/binary"
 const (
 	peerLeaderSize = 40
 
-	peerLeaderFull         = 1
-	peerLeaderSendDisabled = 2
+	peerLeaderFull = 1
 )
 
 // PeerLeader is one partition that the sender leads. It is a hint: who serves a
 // partition is decided by its replicas.
 type PeerLeader struct {
-	Replica      uint64 // the sender's
-	Epoch        uint32 // its term as leader; 0: it leads no longer
-	State        PartitionState
-	Full         bool // above a threshold: PARTITION_FULL
-	SendDisabled bool
-	Start, Next  Offset // what can be read
-	Bytes        uint64
+	Replica     uint64 // the sender's
+	Epoch       uint32 // its term as leader; 0: it leads no longer
+	State       PartitionState
+	Full        bool   // above a threshold: PARTITION_FULL
+	Start, Next Offset // what can be read
+	Bytes       uint64
 }
 
 // PeerLeaders is the body of a LEADERS frame.
@@ -38,9 +36,6 @@ func (m *PeerLeaders) Append(dst []byte) []byte {
 		flags := byte(0)
 		if l.Full {
 			flags |= peerLeaderFull
-		}
-		if l.SendDisabled {
-			flags |= peerLeaderSendDisabled
 		}
 		dst = le.AppendUint64(dst, l.Replica)
 		dst = le.AppendUint32(dst, l.Epoch)
@@ -59,10 +54,10 @@ func (m *PeerLeaders) Parse(src []byte) error {
 	for range r.count(peerLeaderSize) {
 		l := PeerLeader{Replica: r.uint64(), Epoch: r.uint32(), State: PartitionState(r.uint8())}
 		flags := r.uint8()
-		if flags&^(peerLeaderFull|peerLeaderSendDisabled) != 0 {
+		if flags&^peerLeaderFull != 0 {
 			r.fail("unknown flags")
 		}
-		l.Full, l.SendDisabled = flags&peerLeaderFull != 0, flags&peerLeaderSendDisabled != 0
+		l.Full = flags&peerLeaderFull != 0
 		peerReserved(&r, uint32(r.uint16()))
 		l.Start, l.Next, l.Bytes = Offset(r.uint64()), Offset(r.uint64()), r.uint64()
 		m.Leaders = append(m.Leaders, l)

@@ -111,12 +111,12 @@ var goldenPeer = []struct {
 	`},
 	{PeerKindLeaders, &PeerLeaders{Leaders: []PeerLeader{
 		{Replica: 1, Epoch: 2, State: PartitionActive, Full: true, Start: 3, Next: 4, Bytes: 5},
-		{Replica: 6, State: PartitionFenced, SendDisabled: true},
+		{Replica: 6, State: PartitionFenced},
 	}}, `
 		02 00 00 00
 		01 00 00 00 00 00 00 00 02 00 00 00 01 01 00 00 // replica, epoch, active, full
 		03 00 00 00 00 00 00 00 04 00 00 00 00 00 00 00 05 00 00 00 00 00 00 00 // start, next, bytes
-		06 00 00 00 00 00 00 00 00 00 00 00 02 02 00 00 // replica, no epoch, fenced, send disabled
+		06 00 00 00 00 00 00 00 00 00 00 00 02 00 00 00 // replica, no epoch, fenced
 		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
 	`},
 	{PeerKindRequest, &PeerRequest{Op: PeerStatus, Body: []byte{0xab}}, `05 00 00 00 ab`},
