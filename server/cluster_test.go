@@ -5,6 +5,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -358,6 +361,36 @@ func TestAGatewayHoldsNoReplicas(t *testing.T) {
 	c.await("leaders are known on the gateway", func() bool { return c.leaders(3, "orders")[0] == 0 })
 	n, _ := c.broker(1).View().Node(3)
 	require.Equal(t, cluster.RoleGateway, n.Role)
+}
+
+// The only replica of a partition leads from the beginning: its first election, which
+// comes with its first record, is nothing that others see.
+func TestALoneReplicaLeadsThroughItsFirstElection(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 2)
+	c.create(1, "orders", 20, 1)
+	c.await("all are led", func() bool { return c.leaders(1, "orders")[0] == 0 })
+	d, _ := c.broker(1).View().Destination("orders")
+	var done atomic.Bool
+	var watchers sync.WaitGroup
+	for node := range c.servers {
+		for i := range d.Partitions {
+			if r := c.broker(node).local(d.ID, uint32(i)); r != nil {
+				watchers.Go(func() {
+					for !done.Load() {
+						if !r.Leading() {
+							t.Errorf("partition %d of node %d ceased to lead", i, node)
+							return
+						}
+						runtime.Gosched()
+					}
+				})
+			}
+		}
+	}
+	c.fill("orders", 1)
+	done.Store(true)
+	watchers.Wait()
 }
 
 // The node that leads the metadata dies; another does, and nodes come back to it.

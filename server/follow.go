@@ -96,8 +96,8 @@ const silentLeaderTicks = 10
 
 // showLead publishes whether this replica leads. Owner only.
 func (r *partitionReplica) showLead(leading bool) {
-	if r.alone && !r.campaigned && r.down.Load() == nil {
-		leading = true // nobody else can
+	if r.alone && (!r.campaigned || r.leads.Load()) && r.down.Load() == nil {
+		leading = true // nobody else can, also while its first election is on its way
 	}
 	if r.leads.Swap(leading) == leading {
 		return
