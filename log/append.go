@@ -357,6 +357,9 @@ func (l *Log) truncate(at *place) (zeroTo int64) {
 	}
 	seg.Truncate(pos, maxTime)
 	l.written.Store(seg.Start() + seg.End())
+	if l.found.Load().Index >= first {
+		l.found.Store(&Watermark{Next: at.link.Next, Index: at.link.Index, Position: at.position()})
+	}
 	l.places.truncate(int(first - base))
 	l.runs.truncate(first)
 	for l.tail.len() > 0 && l.tail.back().Index >= first {

@@ -10,21 +10,18 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// maxLoadedTail bounds what LoadTail brings into memory, in bytes of entry data.
-const maxLoadedTail = 256 << 20
-
-// ErrTooFarBehind is returned by LoadTail if more entries than fit into memory are
-// not known to be committed.
-var ErrTooFarBehind = errors.New("too many entries are not known to be committed")
+// errTooMuch ends LoadTail.
+var errTooMuch = errors.New("more than may be in memory")
 
 // LoadTail reads entries from one on, up to the last, into the in-memory tail, as if
-// they had just been appended. It blocks; it is for boot, before anything is
-// appended. A damaged body among them is a *CorruptionError.
-func (l *Log) LoadTail(from wire.Index) error {
+// they had just been appended, unless they have more than most bytes of data: then it
+// reads none and is false, and Stored gives them in pieces. It blocks; it is for boot,
+// before anything is appended. A damaged body among them is a *CorruptionError.
+func (l *Log) LoadTail(from wire.Index, most int64) (loaded bool, err error) {
 	if from > l.LastIndex() {
-		return nil
+		return true, nil
 	}
-	return l.Replay(from, func(h wire.FrameHeader, body []byte) error {
+	err = l.Replay(from, func(h wire.FrameHeader, body []byte) error {
 		if body == nil && h.BodyLength > 0 {
 			return fmt.Errorf("log %s: entry %d: %w: its body is damaged, and it is not known to be committed", l.o.Dir, h.Index, ErrCorrupt)
 		}
@@ -32,11 +29,17 @@ func (l *Log) LoadTail(from wire.Index) error {
 		e.Loaded = true
 		l.tail.push(e)
 		l.tailBytes += int64(len(e.Data))
-		if l.tailBytes > maxLoadedTail {
-			return fmt.Errorf("log %s: entries from %d on: %w: more than %d bytes", l.o.Dir, from, ErrTooFarBehind, maxLoadedTail)
+		if l.tailBytes > most {
+			return errTooMuch
 		}
 		return nil
 	})
+	if errors.Is(err, errTooMuch) {
+		l.tail.truncate(0)
+		l.tailBytes = 0
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // frameEntry makes the Raft entry of a frame again, with data of its own.
@@ -59,7 +62,22 @@ func frameEntry(h *wire.FrameHeader, body []byte) Entry {
 // *CorruptionError that it is damaged, while entries before it are returned
 // without an error. It may block. Any goroutine.
 func (l *Log) Entries(from wire.Index, maxBytes int) ([]Entry, error) {
+	return l.entriesBelow(l.Watermark(), from, maxBytes)
+}
+
+// Stored is Entries for whoever may also see what the log was opened with and is not
+// known to be committed: the replica itself, which has to apply it, and followers. What
+// is taken back meanwhile may be returned, or be an error; the caller compares the
+// terms with the log's.
+func (l *Log) Stored(from wire.Index, maxBytes int) ([]Entry, error) {
 	w := l.Watermark()
+	if found := l.found.Load(); found.Index > w.Index {
+		w = found
+	}
+	return l.entriesBelow(w, from, maxBytes)
+}
+
+func (l *Log) entriesBelow(w *Watermark, from wire.Index, maxBytes int) ([]Entry, error) {
 	var out []Entry
 	size := 0
 	for _, s := range *l.segments.Load() {

@@ -49,14 +49,22 @@ func TestTheTailIsLoadedAgain(t *testing.T) {
 	r.log.Publish(1)
 	r.close(true)
 	r.open()
-	require.NoError(t, r.log.LoadTail(2))
+	loaded, err := r.log.LoadTail(2, 100)
+	require.NoError(t, err)
+	require.False(t, loaded, "they have more")
+	require.Zero(t, r.log.TailBytes())
+	loaded, err = r.log.LoadTail(2, 1<<20)
+	require.NoError(t, err)
+	require.True(t, loaded)
 	got, ok := r.log.Tail(2, 4, 1<<20)
 	require.True(t, ok)
 	want := []Entry{summed(noOp(2, 1)), summed(records(3, 1, 2, 100))}
 	want[0].Loaded, want[1].Loaded = true, true
 	require.Equal(t, want, got)
 	require.Equal(t, int64(wire.EntryPrefixSize+100), r.log.TailBytes())
-	require.NoError(t, r.log.LoadTail(4), "there is nothing behind the last")
+	loaded, err = r.log.LoadTail(4, 1)
+	require.NoError(t, err)
+	require.True(t, loaded, "there is nothing behind the last")
 	r.log.Release(3, func([]byte) { t.Fatal("nobody has lent this memory") })
 }
 

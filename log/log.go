@@ -191,9 +191,10 @@ type Log struct {
 	// For readers: replaced, never changed.
 	segments  atomic.Pointer[[]*segment.Segment] // written segments, by sequence
 	watermark atomic.Pointer[Watermark]
-	start     atomic.Uint64 // logical start, an offset
-	written   atomic.Int64  // bytes of the log since it was opened at its first segment
-	trimmed   atomic.Int64  // of those, bytes in segments that were dropped
+	found     atomic.Pointer[Watermark] // where the log ended when it was opened, or was cut since
+	start     atomic.Uint64             // logical start, an offset
+	written   atomic.Int64              // bytes of the log since it was opened at its first segment
+	trimmed   atomic.Int64              // of those, bytes in segments that were dropped
 	damage    damages
 	// savedCheckpoint is the newest checkpoint file.
 	savedCheckpoint atomic.Pointer[SavedCheckpoint]

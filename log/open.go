@@ -767,6 +767,7 @@ func (r *recovery) finish() error {
 	l.start.Store(uint64(l.startLink.Next))
 	base := l.places.at(0)
 	l.watermark.Store(&Watermark{Next: base.link.Next, Index: base.link.Index, Position: base.position()})
+	l.found.Store(&Watermark{Next: end.link.Next, Index: end.link.Index, Position: end.position()})
 
 	// What a mark calls durable was committed too, and the slot may lag far behind.
 	known := max(r.slot.commit, r.limit)

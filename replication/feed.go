@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 
 	"go.etcd.io/raft/v3"
@@ -122,6 +124,47 @@ func (g *Group) feedFollowers() {
 	})
 }
 
+// hungry is the next entry that raft is about to hand over, if it is on the disk only:
+// raft must not be asked before it was read.
+func (g *Group) hungry() (next wire.Index, yes bool) {
+	if g.unloaded == 0 {
+		return 0, false
+	}
+	next = max(g.handed, g.raftApplied) + 1
+	if !g.behind() || next > g.unloaded || wire.Index(g.node.BasicStatus().Commit) < next {
+		return 0, false
+	}
+	if _, there := g.log.InTail(next); there {
+		return 0, false // another leader has replaced what was on the disk
+	}
+	r := g.storage.feed.of(g.id)
+	return next, r == nil || next < r.first || next >= r.first+wire.Index(len(r.entries))
+}
+
+// behind says that entries which are on the disk only are known to be committed and
+// not applied.
+func (g *Group) behind() bool {
+	return g.unloaded > 0 && g.raftApplied < min(g.unloaded, wire.Index(g.node.BasicStatus().Commit))
+}
+
+// feedSelf asks for what this replica itself has to apply and was too much to be
+// loaded at the start.
+func (g *Group) feedSelf() {
+	f := g.storage.feed
+	if g.unloaded > 0 && g.raftApplied >= g.unloaded {
+		g.unloaded = 0
+		f.drop(g.id)
+	}
+	next, yes := g.hungry()
+	if r := f.of(g.id); !yes || r != nil && r.reading && r.first == next && r.ticks < feedPatience {
+		return
+	}
+	if f.source.Read(g.log, g.id, next, FeedBytes) {
+		f.drop(g.id)
+		f.ranges = append(f.ranges, feedRange{to: g.id, first: next, reading: true})
+	}
+}
+
 // fed takes what was read for a follower and makes raft ask for it again. A
 // heartbeat answer does that; it also says that the follower is alive, so it is
 // given only if raft thinks so already: the next real one does it otherwise.
@@ -131,12 +174,25 @@ func (g *Group) fed(r Fed) {
 	if asked == nil || !asked.reading || asked.first != r.First {
 		return
 	}
+	for i := range r.Entries {
+		if term, ok := g.log.Term(r.Entries[i].Index); !ok || term != r.Entries[i].Term {
+			f.drop(r.To) // it was taken back meanwhile
+			return
+		}
+	}
+	if r.To == g.id && errors.Is(r.Err, log.ErrCorrupt) {
+		g.Fence(fmt.Errorf("an entry that is not applied yet cannot be read: %w", r.Err))
+		return
+	}
 	if r.Err != nil || len(r.Entries) == 0 {
 		g.logger.Warn("entries for a follower cannot be read", "replica", g.id, "follower", r.To, "first", r.First, "err", r.Err)
 		f.drop(r.To)
 		return
 	}
 	asked.reading, asked.entries, asked.ticks = false, r.Entries, 0
+	if r.To == g.id {
+		return
+	}
 	status := g.node.BasicStatus()
 	active := false
 	g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
@@ -155,14 +211,13 @@ func (g *Group) ageFeeds() {
 		return
 	}
 	if g.node.BasicStatus().RaftState != raft.StateLeader {
-		f.ranges = nil
-		return
+		f.ranges = slices.DeleteFunc(f.ranges, func(r feedRange) bool { return r.to != g.id })
 	}
 	for i := range f.ranges {
 		f.ranges[i].ticks++
 	}
 	g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if r := f.of(id); r != nil && !r.reading && wire.Index(pr.Match) >= r.first+wire.Index(len(r.entries))-1 {
+		if r := f.of(id); r != nil && id != g.id && !r.reading && wire.Index(pr.Match) >= r.first+wire.Index(len(r.entries))-1 {
 			f.drop(id)
 		}
 	})

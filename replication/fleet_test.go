@@ -66,7 +66,10 @@ type member struct {
 	down   bool
 	frozen bool // its jobs do not run
 	config func(*Config)
-	reads  int // of its feed
+	reads  int  // of its feed
+	slow   bool // its feed does not answer
+	// ownReads are those for the replica itself.
+	ownReads int
 
 	fetches int            // of checkpoints
 	garble  func(*Fetched) // changes what was fetched
@@ -80,11 +83,12 @@ type fleet struct {
 	mode     log.SyncMode
 	wires    []envelope
 	cut      map[[2]uint64]bool  // from, to
+	watch    func()              // called after every turn of settle, nil: nothing
 	lose     func(envelope) bool // says which messages get lost, nil: none
 	segment  int64
-	// checkpoint is Config.CheckpointBytes.
-	checkpoint int64
-	options    func(*log.Options)
+	// checkpoint is Config.CheckpointBytes, load Config.LoadBytes.
+	checkpoint, load int64
+	options          func(*log.Options)
 	// machine makes a state machine in the place of a journal.
 	machine func() StateMachine
 }
@@ -149,7 +153,7 @@ func (m *member) open() {
 	m.inbox = NewInbox(m.pool)
 	cfg := Config{
 		ReplicaID: m.id, Voters: f.founders, Log: m.log, State: state, Node: uint32(m.id), Boot: 1,
-		Peers: f.peersOf(m.id), Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch, CheckpointBytes: f.checkpoint,
+		Peers: f.peersOf(m.id), Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch, CheckpointBytes: f.checkpoint, LoadBytes: f.load,
 	}
 	if m.config != nil {
 		m.config(&cfg)
@@ -173,7 +177,13 @@ func (m *member) Beat(node uint32, h Heartbeat) {
 // Read implements Feed: at once, in the place of a worker.
 func (m *member) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) bool {
 	m.reads++
-	entries, err := l.Entries(first, maxBytes)
+	if to == m.id {
+		m.ownReads++
+	}
+	if m.slow {
+		return true
+	}
+	entries, err := l.Stored(first, maxBytes)
 	m.exec.jobs = append(m.exec.jobs, fedJob{m, Fed{To: to, First: first, Entries: entries, Err: err}})
 	return true
 }
@@ -285,6 +295,9 @@ func (f *fleet) settle() {
 		busy := false
 		for _, id := range f.ids() {
 			busy = f.members[id].work() || busy
+		}
+		if f.watch != nil {
+			f.watch()
 		}
 		if len(f.wires) > 0 {
 			f.deliver()

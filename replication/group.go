@@ -1,9 +1,11 @@
 package replication
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime/debug"
 
 	"go.etcd.io/raft/v3"
@@ -25,6 +27,8 @@ const (
 	MaxUncommittedBytes = 32 << 20
 	// MaxApplyBytes bounds the entries handed to one apply.
 	MaxApplyBytes = 4 << 20
+	// DefaultLoadBytes is Config.LoadBytes if that is 0.
+	DefaultLoadBytes = 256 << 10
 
 	// MaxTerm is the last term: clients see it as an int32.
 	MaxTerm wire.Term = 1<<31 - 1
@@ -98,8 +102,13 @@ type Config struct {
 	// Transport is nil for a group that is alone, and so is Inbox.
 	Transport Transport
 	Inbox     *Inbox
-	// Feed reads for followers that lag; without one they get what is in memory only.
+	// Feed reads for followers that lag; without one they get what is in memory only,
+	// and all that is not known to be committed is kept in memory at a start.
 	Feed Feed
+	// LoadBytes is how much of what is not known to be committed is taken into memory
+	// at a start, in bytes of entry data; more is read in pieces, by the Feed, once it
+	// has to be applied. 0 means DefaultLoadBytes.
+	LoadBytes int64
 	// Fetch begins to fetch an offered checkpoint from a node; Inbox.PutFetched ends
 	// it. nil: offers are refused.
 	Fetch func(node uint32, offer SnapshotOffer)
@@ -130,7 +139,9 @@ type Group struct {
 	logger          *slog.Logger
 
 	applied       wire.Index
-	raftApplied   wire.Index // the last that raft has handed over: below applied after a snapshot
+	raftApplied   wire.Index // the last that raft's entries were applied up to: below applied after a snapshot
+	handed        wire.Index // the last that raft has handed over
+	unloaded      wire.Index // entries up to it were found on the disk and are not in memory, 0: none
 	appliedTerm   wire.Term
 	appliedOffset wire.Offset // next offset after the last applied entry
 	appliedTimeMs int64
@@ -246,8 +257,16 @@ func Open(cfg Config) (_ *Group, err error) {
 	if hard.Commit, err = g.replay(hard.Commit); err != nil {
 		return nil, err
 	}
-	if err := cfg.Log.LoadTail(hard.Commit + 1); err != nil {
+	most := cmp.Or(cfg.LoadBytes, DefaultLoadBytes)
+	if cfg.Feed == nil {
+		most = math.MaxInt64
+	}
+	loaded, err := cfg.Log.LoadTail(hard.Commit+1, most)
+	if err != nil {
 		return nil, err
+	}
+	if !loaded {
+		g.unloaded = cfg.Log.LastIndex()
 	}
 	g.bootTerm = hard.Term
 	// A checkpoint that was fetched may be ahead of the log.
@@ -445,7 +464,7 @@ func (g *Group) advance() {
 		g.stepDurable()
 		received := g.receive()
 		// A group with other members goes on to talk to them while the log has no room.
-		if (len(g.held) == 0 || g.transport != nil) && g.node.HasReady() {
+		if _, hungry := g.hungry(); !hungry && (len(g.held) == 0 || g.transport != nil) && g.node.HasReady() {
 			g.accept(g.node.Ready())
 		} else if len(g.held) == 0 && !received {
 			break
@@ -456,6 +475,7 @@ func (g *Group) advance() {
 	}
 	if g.transport != nil && g.fenced == nil {
 		g.feedFollowers()
+		g.feedSelf()
 		g.answerReads()
 		if g.wantCheckpoint && !g.log.CheckpointPending() {
 			g.wantCheckpoint = false
@@ -492,7 +512,10 @@ func (g *Group) accept(rd raft.Ready) {
 	}
 	for i := range rd.Messages {
 		switch m := &rd.Messages[i]; m.Type {
-		case raftpb.MsgApp, raftpb.MsgSnap, raftpb.MsgStorageApply:
+		case raftpb.MsgStorageApply:
+			g.handed = wire.Index(m.Entries[len(m.Entries)-1].Index)
+			g.held = append(g.held, *m)
+		case raftpb.MsgApp, raftpb.MsgSnap:
 			g.held = append(g.held, *m)
 		}
 	}
@@ -655,7 +678,11 @@ func (g *Group) write() error {
 		}
 		g.wanted = 0
 	}
+	cuts := g.scratch[0].Index <= g.log.LastIndex()
 	err := g.log.Append(g.scratch)
+	if cuts && err == nil && g.storage.feed != nil {
+		g.storage.feed.ranges = nil // some of it may be what was taken back
+	}
 	if errors.Is(err, log.ErrNotReady) {
 		for i := range g.scratch {
 			g.wanted += wire.FrameSize(len(g.scratch[i].Data))

@@ -289,7 +289,8 @@ func (g *Group) distrust(m *Message) {
 }
 
 // Ready reports whether the state machine stands at or above the start of the log,
-// and all that it knows is known to be committed (RULES R1).
+// all that it knows is known to be committed (RULES R1), and it is not about to apply
+// what is on the disk only: raft looks through that before it campaigns.
 func (g *Group) Ready() bool {
-	return !g.installing() && g.node.BasicStatus().Commit >= uint64(g.applied)
+	return !g.installing() && g.node.BasicStatus().Commit >= uint64(g.applied) && !g.behind()
 }

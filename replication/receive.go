@@ -190,9 +190,15 @@ func (g *Group) lastIndex() wire.Index {
 // already: what is left is exactly what raft will take, so that the data of the
 // rest can be given back.
 func (g *Group) soundEntries(m *Message, status *raft.BasicStatus) bool {
+	if g.unloaded > 0 && g.raftApplied < g.unloaded {
+		// What makes this replica hungry comes by a heartbeat: while it is, raft hands
+		// nothing over that it was given to write.
+		m.Commit = min(m.Commit, status.Commit)
+	}
 	here, known := g.log.Term(wire.Index(m.Index))
 	follows := known && uint64(here) == m.LogTerm
-	if m.Term < status.Term || g.installing() || len(g.held) > 0 {
+	_, hungry := g.hungry()
+	if m.Term < status.Term || g.installing() || len(g.held) > 0 || hungry {
 		// An old leader, which raft answers; or nothing can be compared now.
 		if m.Term >= status.Term && (g.installing() || len(m.Entries) > 0) {
 			g.drop(m, DropRoom)

@@ -248,7 +248,7 @@ func (g *Group) replace(m *raftpb.Message) error {
 	if err := g.restore(cp); err != nil {
 		return err
 	}
-	g.raftApplied = in.offer.Start.Index
+	g.raftApplied, g.handed, g.unloaded = in.offer.Start.Index, in.offer.Start.Index, 0
 	g.install = nil
 	g.logger.Info("snapshot installed", "replica", g.id, "start", in.offer.Start.Index, "checkpoint", cp.Applied)
 	if g.restored != nil {

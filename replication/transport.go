@@ -28,11 +28,13 @@ type Buffers interface {
 	Put(data []byte)
 }
 
-// Feed reads entries that are no longer in memory, for followers that lag.
+// Feed reads entries that are not in memory: for followers that lag, and for the
+// replica itself what it was opened with and could not apply yet.
 type Feed interface {
-	// Read reads committed entries of l from first on, at most maxBytes of data but
-	// at least one, on another goroutine: it calls log.Log.Entries. The result
-	// reaches the group by Inbox.PutFed. It returns false, and does nothing, if too
-	// many reads are on their way already: the group asks again.
+	// Read reads entries of l from first on, at most maxBytes of data but at least one,
+	// on another goroutine: it calls log.Log.Stored. to is the replica that they are
+	// for: if it is the reader's own, it does nothing else until it has them. The
+	// result reaches the group by Inbox.PutFed. It returns false, and does nothing, if
+	// too many reads are on their way already: the group asks again.
 	Read(l *log.Log, to uint64, first wire.Index, maxBytes int) bool
 }

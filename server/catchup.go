@@ -47,11 +47,12 @@ func newCatchUp(pool *blockingPool, busy func() bool, ask func(uint32, wire.Peer
 	}
 }
 
-// begin takes a place among the streams.
-func (c *catchUp) begin() bool {
+// begin takes a place among the streams, beyond the limit if it is for a replica that
+// waits for nothing else.
+func (c *catchUp) begin(urgent bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped || c.work == catchUpStreams {
+	if c.stopped || c.work >= catchUpStreams && !urgent {
 		return false
 	}
 	c.work++
@@ -90,17 +91,19 @@ func (c *catchUp) delay(n int) time.Duration {
 
 // paced runs a read of n bytes on a worker when its time has come.
 func (c *catchUp) paced(n int, read func()) {
-	run := func() {
-		c.line.submit(func() {
-			defer c.end()
-			read()
-		})
-	}
 	if d := c.delay(n); d > 0 {
-		c.after(d, run)
+		c.after(d, func() { c.run(read) })
 		return
 	}
-	run()
+	c.run(read)
+}
+
+// run runs a read on a worker.
+func (c *catchUp) run(read func()) {
+	c.line.submit(func() {
+		defer c.end()
+		read()
+	})
 }
 
 // lagging is what one group needs to serve followers that lag, and to catch up itself.
@@ -108,20 +111,26 @@ func (c *catchUp) paced(n int, read func()) {
 type lagging struct {
 	*catchUp
 	meta  bool
+	own   uint64 // the replica's ID
 	inbox *replication.Inbox
 	wake  func() // gives the owner a turn
 }
 
 // Read implements replication.Feed.
 func (g lagging) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) bool {
-	if !g.begin() {
+	if !g.begin(to == g.own) {
 		return false
 	}
-	g.paced(maxBytes, func() {
-		entries, err := l.Entries(first, maxBytes)
+	read := func() {
+		entries, err := l.Stored(first, maxBytes)
 		g.inbox.PutFed(replication.Fed{To: to, First: first, Entries: entries, Err: err})
 		g.wake()
-	})
+	}
+	if to == g.own {
+		g.run(read)
+	} else {
+		g.paced(maxBytes, read)
+	}
 	return true
 }
 
@@ -146,7 +155,7 @@ func (c *catchUp) checkpoint(l *log.Log, least wire.Index, reply func(wire.Error
 	case saved == nil || saved.Applied < least:
 		reply(wire.CodeRetry, []byte("there is no checkpoint that new"))
 		return
-	case !c.begin():
+	case !c.begin(false):
 		reply(wire.CodeBusy, []byte("as many replicas as may be are being caught up"))
 		return
 	}

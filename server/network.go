@@ -166,11 +166,11 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 }
 
 // lagging is what a group of this node needs to serve followers that lag.
-func (b *broker) lagging(meta bool, inbox *replication.Inbox, wake func()) (replication.Feed, func(uint32, replication.SnapshotOffer)) {
+func (b *broker) lagging(meta bool, own uint64, inbox *replication.Inbox, wake func()) (replication.Feed, func(uint32, replication.SnapshotOffer)) {
 	if b.network == nil {
 		return nil, nil
 	}
-	l := lagging{catchUp: b.catchUp, meta: meta, inbox: inbox, wake: wake}
+	l := lagging{catchUp: b.catchUp, meta: meta, own: own, inbox: inbox, wake: wake}
 	return l, l.fetch
 }
 

@@ -41,7 +41,7 @@ func (b *broker) repair(r *partitionReplica) {
 		} else {
 			err = frames.Parse(body)
 		}
-		if err == nil && b.catchUp.begin() {
+		if err == nil && b.catchUp.begin(false) {
 			b.catchUp.paced(len(body), func() { b.mend(r, source.Node, frames.Frames) })
 			return
 		}
@@ -92,7 +92,7 @@ func (b *broker) sources(r *partitionReplica) (sources []cluster.Replica) {
 // frames answers FETCH_FRAMES with the bodies of the frames of entries from one on, up
 // to the last or as many as fit.
 func (c *catchUp) frames(l *log.Log, first, last wire.Index, reply func(wire.ErrorCode, []byte)) {
-	if !c.begin() {
+	if !c.begin(false) {
 		reply(wire.CodeBusy, []byte("as many replicas as may be are being caught up"))
 		return
 	}

@@ -44,6 +44,7 @@ type fleetConfig struct {
 	checkpointBytes int64
 	retention       partition.Retention
 	journalLogs     int
+	loadBytes       int64 // of what is not known to be committed at a start
 	feeds           int   // percent of the reads for followers that are taken on
 	lazy            int   // percent of the messages that wait unencoded
 	lost            int   // percent of the offers of a snapshot that are lost
@@ -84,6 +85,7 @@ func (f *fleet) drawConfig() fleetConfig {
 		checkpointBytes: pick(16<<10, 64<<10, 256<<10),
 		retention:       partition.Retention{Bytes: pick(0, 20<<10, 20<<10, 150<<10)},
 		journalLogs:     int(pick(1, 1, 1000)),
+		loadBytes:       pick(0, 1, 4<<10),
 		feeds:           int(pick(50, 90, 100)),
 		lazy:            int(pick(0, 50, 90)),
 		lost:            int(pick(0, 20, 60)),

@@ -30,7 +30,8 @@ const (
 	FleetElected                              // terms with a leader
 	FleetTransferred                          // leadership was handed over, or tried to
 	FleetTakenBack                            // entries that a later leader replaced
-	FleetFed                                  // reads for followers that lag
+	FleetFed                                  // reads for followers that lag, and for the replica itself
+	FleetFedItself                            // reads of what was too much to be loaded at a start
 	FleetCommitted                            // entries
 	FleetCheckpointRestored                   //
 	FleetInstalled                            // a replica got the checkpoint of another one
@@ -48,7 +49,7 @@ var fleetEventNames = [FleetEventCount]string{
 	"power cut", "power cut at a call", "blackout", "process crash", "clean stop", "pause",
 	"frame dropped", "snapshot offer dropped", "frame duplicated", "frame reordered", "entry damaged on the way", "link cut", "link cut one way", "network healed", "queue overflow",
 	"death seen", "silence", "disk lost", "replica replaced", "frame delivered", "frame with entries", "term with a leader", "transfer", "entry taken back",
-	"read for a lagging follower", "entry committed", "checkpoint restored", "snapshot installed", "tick slept", "read confirmed", "read", "client timeout",
+	"read for a lagging follower", "read for the replica itself", "entry committed", "checkpoint restored", "snapshot installed", "tick slept", "read confirmed", "read", "client timeout",
 	"batch refused", "batch acknowledged", "duplicate detected",
 }
 

@@ -113,7 +113,7 @@ func (m *member) open() (err error) {
 	m.group, err = replication.Open(replication.Config{
 		ReplicaID: m.id, Voters: founders, Peers: m.peers(), Node: m.node, Boot: uint32(m.life),
 		Log: m.log, State: &fleetMachine{State: m.state, m: m}, Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch,
-		CheckpointBytes: f.config.checkpointBytes, Logger: f.trace.logger(),
+		CheckpointBytes: f.config.checkpointBytes, LoadBytes: f.config.loadBytes, Logger: f.trace.logger(),
 	})
 	if err != nil {
 		return err
@@ -375,6 +375,9 @@ func (m *member) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) boo
 		return false
 	}
 	m.fleet.counts[FleetFed]++
+	if to == m.id {
+		m.fleet.counts[FleetFedItself]++
+	}
 	m.jobs = append(m.jobs, &feedJob{m: m, log: l, to: to, first: first, max: maxBytes})
 	return true
 }
@@ -411,7 +414,7 @@ type feedJob struct {
 
 func (j *feedJob) Run() {
 	j.fed = replication.Fed{To: j.to, First: j.first}
-	j.fed.Entries, j.fed.Err = j.log.Entries(j.first, j.max)
+	j.fed.Entries, j.fed.Err = j.log.Stored(j.first, j.max)
 }
 
 func (j *feedJob) Done() { j.m.inbox.PutFed(j.fed) }

@@ -1,0 +1,137 @@
+package replication
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/log"
+)
+
+// aKilledFleet is three replicas in mode os whose processes were killed when they had
+// written much that no slot, mark or checkpoint calls committed. Replica 3 was down for
+// the second half of it.
+func aKilledFleet(t *testing.T) *fleet {
+	f := newFleet(t)
+	f.mode, f.founders, f.load = log.SyncOS, []uint64{1, 2, 3}, 10_000
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l := f.lead(1)
+	write := func(from, to int) {
+		for i := from; i < to; i++ {
+			l.propose(fmt.Sprintf("%04d %03000d", i, i))
+			if i%20 == 0 {
+				f.settle()
+			}
+		}
+		f.settle()
+	}
+	write(0, 600)
+	f.members[3].crash(false)
+	write(600, 1200)
+	for _, id := range []uint64{1, 2} {
+		f.members[id].crash(false)
+	}
+	return f
+}
+
+// What a replica finds at its start and does not know to be committed stays on the disk
+// until it has to apply it, and then comes in pieces: there may be more than there is
+// memory.
+func TestRuleR2_WhatWasNotKnownToBeCommittedIsAppliedInPieces(t *testing.T) {
+	f := aKilledFleet(t)
+	for _, id := range f.founders {
+		m := f.members[id]
+		m.open()
+		require.Zero(t, m.log.TailBytes())
+		require.Less(t, int(m.group.Applied()), 10)
+		require.Greater(t, int(m.log.LastIndex()), 600)
+	}
+	most := 0
+	f.watch = func() {
+		for _, m := range f.members {
+			for _, r := range m.group.storage.feed.ranges {
+				n := 0
+				for i := range r.entries {
+					n += len(r.entries[i].Data)
+				}
+				most = max(most, n)
+			}
+		}
+	}
+	l := f.elect()
+	require.NotEqual(t, uint64(3), l.id, "it lacks a half")
+	l.propose("after")
+	f.settle()
+	f.tick(10)
+	f.equal()
+	require.Len(t, l.applied(), 1201)
+	require.Equal(t, l.applied(), f.members[3].applied())
+	require.LessOrEqual(t, most, FeedBytes+4096)
+	for _, m := range f.members {
+		require.GreaterOrEqual(t, m.ownReads, 1, "replica %d", m.id)
+		require.Empty(t, m.group.storage.feed.ranges)
+		require.Zero(t, m.group.unloaded)
+	}
+	require.GreaterOrEqual(t, l.ownReads, 4)
+}
+
+// While it applies them it does not campaign: raft would look through all of them.
+func TestRuleR2_NobodyCampaignsBeforeItHasAppliedWhatIsOnTheDisk(t *testing.T) {
+	f := aKilledFleet(t)
+	for _, id := range f.founders {
+		f.members[id].open()
+	}
+	m := f.members[2]
+	m.slow = true
+	l := f.lead(1)
+	f.tick(3)
+	require.False(t, m.group.Ready())
+	term := m.log.HardState().Term
+	l.crash(false)
+	for range 50 {
+		m.group.Tick(1)
+		m.group.Turn()
+	}
+	require.NoError(t, m.group.Err())
+	require.Equal(t, term, m.log.HardState().Term, "it has not campaigned")
+	m.slow = false
+	l.open()
+	f.elect()
+	f.tick(2 * feedPatience) // then it asks again
+	f.equal()
+}
+
+// Another leader may take back what was found; nothing that was read of it is applied.
+func TestRuleR2_WhatIsTakenBackIsNotApplied(t *testing.T) {
+	f := newFleet(t)
+	f.mode, f.founders, f.load = log.SyncOS, []uint64{1, 2, 3}, 1
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l := f.lead(1)
+	for i := range 100 {
+		l.propose(fmt.Sprintf("common %04d", i))
+	}
+	f.settle()
+	f.isolate(1)
+	for i := range 50 {
+		l.propose(fmt.Sprintf("lost %04d", i))
+	}
+	l.crash(false)
+	f.tick(20)
+	next := f.elect()
+	for i := range 20 {
+		next.propose(fmt.Sprintf("other %04d", i))
+	}
+	f.settle()
+	l.open()
+	require.Equal(t, next.log.LastIndex()+29, l.log.LastIndex())
+	f.heal()
+	f.tick(10)
+	f.equal()
+	require.Len(t, l.applied(), 120)
+	require.Positive(t, l.ownReads)
+}
