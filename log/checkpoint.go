@@ -54,8 +54,9 @@ const (
 	checkpointVersion = 1
 	checkpointFixed   = 104
 
-	// maxCheckpointBytes bounds a checkpoint file.
-	maxCheckpointBytes = 1 << 30
+	// MaxCheckpointBytes bounds a checkpoint file: what is larger is not written, see
+	// ErrCheckpointTooLarge.
+	MaxCheckpointBytes = 1 << 30
 
 	checkpointTransferred = 1 << 0
 )
@@ -124,7 +125,7 @@ func parseCheckpoint(src []byte) (*savedCheckpoint, segment.Identity, error) {
 	c.chain = le.Uint32(src[80:])
 	conf, state := uint64(le.Uint32(src[84:])), le.Uint64(src[88:])
 	c.timeMs = int64(le.Uint64(src[96:]))
-	if state > maxCheckpointBytes || uint64(len(src)) != checkpointFixed+conf+state+4 {
+	if state > MaxCheckpointBytes || uint64(len(src)) != checkpointFixed+conf+state+4 {
 		return nil, id, errLength
 	}
 	c.ConfState = src[checkpointFixed : checkpointFixed+conf : checkpointFixed+conf]

@@ -43,6 +43,10 @@ var (
 	ErrOffsetOutOfRange = errors.New("offset out of range")
 	// ErrLocked is returned by OpenStore when another broker uses the directory.
 	ErrLocked = errors.New("data directory is in use by another broker")
+	// ErrCheckpointTooLarge is the warning of a log whose state machine has outgrown
+	// StoreOptions.CheckpointBytes. The log goes on with its older checkpoints and keeps
+	// all behind them; Store.CheckpointsFailed counts it.
+	ErrCheckpointTooLarge = errors.New("checkpoint is too large")
 	// ErrCorrupt is matched by every *CorruptionError.
 	ErrCorrupt = errors.New("corrupt")
 )

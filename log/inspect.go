@@ -56,7 +56,7 @@ func Inspect(fs vfs.FS, dir string, fn func(InspectedFrame) error) error {
 func Replay(fs vfs.FS, dir string, restore func(state []byte) error, apply func(InspectedFrame) error) error {
 	var newest *savedCheckpoint
 	for _, name := range checkpointNames {
-		b, err := readFile(fs, path.Join(dir, name), maxCheckpointBytes+checkpointFixed+4)
+		b, err := readFile(fs, path.Join(dir, name), MaxCheckpointBytes)
 		if err != nil {
 			continue
 		}

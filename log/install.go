@@ -227,7 +227,7 @@ func (l *Log) ReadCheckpoint() ([]byte, error) {
 	if saved == nil {
 		return nil, fmt.Errorf("log %s: there is no checkpoint", l.o.Dir)
 	}
-	content, err := readFile(l.fs, path.Join(l.o.Dir, checkpointNames[saved.name]), maxCheckpointBytes+checkpointFixed+4)
+	content, err := readFile(l.fs, path.Join(l.o.Dir, checkpointNames[saved.name]), MaxCheckpointBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -236,7 +236,7 @@ func (r *recovery) readCheckpoints() error {
 	l := r.l
 	var damaged error
 	for n, name := range checkpointNames {
-		b, err := readFile(l.fs, r.path(name), maxCheckpointBytes+checkpointFixed+4)
+		b, err := readFile(l.fs, r.path(name), MaxCheckpointBytes)
 		if errors.Is(err, iofs.ErrNotExist) {
 			continue
 		}

@@ -1570,3 +1570,24 @@ func TestRuleL2_TheMarkOfAStopCoversTheLastEntry(t *testing.T) {
 		require.Equal(t, wire.Index(2), r.log.LastIndex(), c.name)
 	}
 }
+
+// A state that has outgrown the limit costs the checkpoint and nothing else.
+func TestACheckpointThatIsTooLargeIsNotWritten(t *testing.T) {
+	r := newRig(t, vfs.NewSimulated(1), nil).open()
+	r.term(1)
+	r.append(records(1, 1, 1, 300))
+	r.commit()
+	r.checkpoint()
+	r.append(records(2, 1, 1, 300))
+	r.commit()
+	r.store.o.CheckpointBytes = 100
+	r.checkpoint()
+	require.NoError(t, r.log.Err())
+	require.Equal(t, uint64(1), r.store.CheckpointsFailed())
+	require.Equal(t, wire.Index(1), r.log.SavedCheckpoint().Applied)
+	r.append(records(3, 1, 1, 300))
+	r.commit()
+	r.store.o.CheckpointBytes = MaxCheckpointBytes
+	r.checkpoint()
+	require.Equal(t, wire.Index(3), r.log.SavedCheckpoint().Applied)
+}

@@ -1,6 +1,7 @@
 package log
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/lockstepmq/lockstep/segment"
@@ -92,6 +93,9 @@ func (j *checkpointJob) run() error {
 		c.State = c.Save(nil)
 	}
 	j.content = c.append(nil, l.id)
+	if n := int64(len(j.content)); n > l.store.o.CheckpointBytes {
+		return fmt.Errorf("checkpoint at %d: %w: %d bytes, the limit is %d; let groups or producers of the partition expire", c.Applied, ErrCheckpointTooLarge, n, l.store.o.CheckpointBytes)
+	}
 	err := l.store.withReserve(func() error { return replaceFile(l.fs, l.o.Dir, checkpointNames[j.name], j.content) })
 	if err != nil {
 		return fmt.Errorf("checkpoint at %d: %w", c.Applied, err)
@@ -125,10 +129,11 @@ func (j *checkpointJob) Done() {
 		return
 	}
 	if j.err != nil {
-		if !isPassing(j.err) {
+		if !isPassing(j.err) && !errors.Is(j.err, ErrCheckpointTooLarge) {
 			l.fence(j.err)
 			return
 		}
+		l.store.checkpointsFailed.Add(1)
 		l.logger.Warn("checkpoint is not written", "dir", l.o.Dir, "cause", j.err)
 		return
 	}

@@ -92,7 +92,7 @@ type skipping struct {
 // behind one frame.
 func (s *skipping) readCheckpoints() error {
 	for _, name := range checkpointNames {
-		b, err := readFile(s.fs, path.Join(s.dir, name), maxCheckpointBytes+checkpointFixed+4)
+		b, err := readFile(s.fs, path.Join(s.dir, name), MaxCheckpointBytes)
 		if errors.Is(err, iofs.ErrNotExist) || errors.Is(err, ErrCorrupt) {
 			continue
 		}

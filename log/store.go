@@ -66,6 +66,8 @@ type StoreOptions struct {
 	// JournalLogs is how many logs must wait for a sync at the same time before they
 	// share the journal. Zero means 4.
 	JournalLogs int
+	// CheckpointBytes bounds a checkpoint file. Zero means MaxCheckpointBytes.
+	CheckpointBytes int64
 	// Logger gets what recovery decided. Nil means slog.Default().
 	Logger *slog.Logger
 }
@@ -99,7 +101,9 @@ type Store struct {
 
 	reserve reserve
 	syncs   atomic.Int32 // logs whose sync is on its way
-	journal *journal     // nil in a memory store
+	// checkpointsFailed counts checkpoints that were not written.
+	checkpointsFailed atomic.Uint64
+	journal           *journal // nil in a memory store
 }
 
 // pooled is a file in recycled/.
@@ -120,6 +124,9 @@ func OpenStore(o StoreOptions) (*Store, error) {
 	}
 	if o.MappedSegments == 0 {
 		o.MappedSegments = DefaultMappedSegments
+	}
+	if o.CheckpointBytes == 0 {
+		o.CheckpointBytes = MaxCheckpointBytes
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -246,6 +253,10 @@ func (s *Store) Err() error {
 	defer s.states.mu.Unlock()
 	return s.states.err
 }
+
+// CheckpointsFailed counts the checkpoints that were asked for and not written, because
+// the disk was full or they would have been too large.
+func (s *Store) CheckpointsFailed() uint64 { return s.checkpointsFailed.Load() }
 
 // OpenFiles returns how many segment files and maps are open, for metrics.
 func (s *Store) OpenFiles() (files, maps int) { return s.env.Files.Len(), s.env.Maps.Len() }

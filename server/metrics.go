@@ -27,6 +27,7 @@ var (
 	metricPasses     = prometheus.NewDesc("lockstep_scrub_passes_total", "Complete passes of the scrubber.", nil, nil)
 	metricScrubFails = prometheus.NewDesc("lockstep_scrub_errors_total", "Reads of the scrubber that failed, or found a broken chain.", nil, nil)
 	metricRepaired   = prometheus.NewDesc("lockstep_damage_repaired_total", "Damaged frames that were written again from another replica.", nil, nil)
+	metricUnsaved    = prometheus.NewDesc("lockstep_checkpoints_failed_total", "Checkpoints that were not written, for want of space or because they are too large.", nil, nil)
 	metricReformed   = prometheus.NewDesc("lockstep_partitions_cut_back_total", "Partitions that may have lost unsynced records with the machine, since this process started.", nil, nil)
 	metricStalls     = prometheus.NewDesc("lockstep_storage_stalls", "Partitions, metadata and journal included, that wait for a disk that has stalled.", nil, nil)
 	metricStallTime  = prometheus.NewDesc("lockstep_storage_stall_seconds", "How long a partition has waited for a disk that has stalled; of the longest only, at most 20.", []string{"partition"}, nil)
@@ -44,7 +45,7 @@ var (
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree, metricStalls, metricStallTime,
-		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricReformed,
+		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
 		ch <- d
@@ -79,6 +80,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	count(metricScrubbed, damage.scrubbed.Load())
 	count(metricRepaired, damage.repaired.Load())
+	count(metricUnsaved, c.b.disk.CheckpointsFailed())
 	count(metricPasses, damage.passes.Load())
 	count(metricScrubFails, damage.failures.Load())
 	states := map[wire.PartitionState]int{

@@ -5,6 +5,7 @@ import (
 	"math"
 	"sync"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -16,8 +17,9 @@ const (
 	// peerCallTicks is how long an answer may take, and how long a transfer may stand
 	// still: 30 s. Then TIMEOUT.
 	peerCallTicks = 300
-	// peerTransferBytes bounds the answer to one request. Longer: TOO_LARGE.
-	peerTransferBytes = 256 << 20
+	// peerTransferBytes bounds the answer to one request: any checkpoint that can be
+	// written can be sent. Longer: TOO_LARGE.
+	peerTransferBytes = log.MaxCheckpointBytes
 
 	// peerAbandon is the ACK of who wants no more of a transfer.
 	peerAbandon = math.MaxUint64
