@@ -89,7 +89,7 @@ func newSettingsFlags(c *cobra.Command, altering bool) *settingsFlags {
 	flags := c.Flags()
 	if !altering {
 		flags.Uint32Var(&s.partitions, "partitions", 1, fmt.Sprintf("`number` of partitions, the unit of order and of parallel work: 1 to %s", formatCount(server.MaxPartitions)))
-		flags.Uint8Var(&s.replicas, "replicas", 0, "`number` of nodes that hold each partition; 0 = 3, or as many as there are nodes")
+		flags.Uint8Var(&s.replicas, "replicas", 0, "`number` of nodes that hold each partition; 0 = 3 once there are three brokers, 1 until then")
 		flags.Var(s.storage, "storage", "where records live; those in memory are lost when the broker stops")
 	}
 	flags.Var(&s.retentionTime, "retention-time", "drop records older than a `duration` such as 24h or 7d, or unlimited")
@@ -226,6 +226,7 @@ type destinationJSON struct {
 	Version         uint64 `json:"version"`
 	PartitionCount  uint32 `json:"partition_count"`
 	Replicas        uint8  `json:"replicas"`
+	Automatic       bool   `json:"automatic_replicas"`
 	Storage         string `json:"storage"`
 	Sync            string `json:"sync"`
 	RetentionTimeMs *int64 `json:"retention_time_ms,omitempty"`
@@ -257,7 +258,7 @@ type partitionJSON struct {
 func describe(d client.Destination) destinationJSON {
 	out := destinationJSON{
 		Name: d.Name, Kind: d.Kind.String(), ID: uuid.UUID(d.ID).String(), Version: d.Version,
-		PartitionCount: d.Settings.Partitions, Replicas: d.Settings.Replicas,
+		PartitionCount: d.Settings.Partitions, Replicas: d.Settings.Replicas, Automatic: d.Automatic,
 		Storage: d.Settings.Storage.String(), Sync: d.Settings.Sync.String(),
 		MaxRecordBytes: d.Settings.MaxRecordBytes, ThresholdRecords: d.Settings.ThresholdRecords, ThresholdBytes: d.Settings.ThresholdBytes,
 		Partitions: make([]partitionJSON, len(d.Partitions)),
@@ -284,13 +285,16 @@ func describe(d client.Destination) destinationJSON {
 	return out
 }
 
-// replicaText and retentionText show settings whose zero has a meaning.
-func replicaText(n uint8) string {
-	if n == 0 {
-		return "automatic"
+// replicaText is the number of replicas, and whether it may rise.
+func replicaText(d client.Destination) string {
+	text := strconv.Itoa(int(d.Settings.Replicas))
+	if d.Automatic {
+		text += " (automatic)"
 	}
-	return strconv.Itoa(int(n))
+	return text
 }
+
+// retentionText shows settings whose zero has a meaning.
 
 func retentionText(d client.Destination) string {
 	age, size := d.Settings.RetentionTime, d.Settings.RetentionBytes
@@ -345,7 +349,7 @@ func (a *app) lsCommand(w destinationWords) *cobra.Command {
 				j := describe(d)
 				objects = append(objects, j)
 				rows = append(rows, []string{
-					d.Name, fmt.Sprint(d.Settings.Partitions), replicaText(d.Settings.Replicas), j.Storage, j.Sync,
+					d.Name, fmt.Sprint(d.Settings.Partitions), replicaText(d), j.Storage, j.Sync,
 					retentionText(d), formatCount(clampInt64(j.Records)), formatSize(clampInt64(j.Bytes)),
 				})
 			}
@@ -409,7 +413,7 @@ Max record:  %s
 Records:     %s
 Size:        %s
 
-`, d.Name, j.Kind, j.ID, j.PartitionCount, replicaText(d.Settings.Replicas), j.Storage, j.Sync, retentionText(d), thresholdText(d),
+`, d.Name, j.Kind, j.ID, j.PartitionCount, replicaText(d), j.Storage, j.Sync, retentionText(d), thresholdText(d),
 		formatSize(int64(j.MaxRecordBytes)), formatCount(clampInt64(j.Records)), formatSize(clampInt64(j.Bytes)))
 	if err != nil {
 		return outputError(err)

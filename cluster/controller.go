@@ -14,18 +14,26 @@ import (
 const (
 	// MaxMoves bounds the partitions that are being moved.
 	MaxMoves = 8
-	// MaxTransfers bounds the leaderships that are handed over in one plan.
+	// MaxTransfers bounds the leaderships that are being handed over.
 	MaxTransfers = 16
+	// maxRaised bounds the destinations whose replicas are raised in one plan.
+	maxRaised = 16
 )
+
+// AutoReplicas is how many replicas a destination gets that leaves it to the cluster,
+// where there are brokers for them. It has one where there are not.
+const AutoReplicas = 3
 
 // Times of the controller, in ticks of 100 ms.
 const (
 	// ReplaceAfterTicks is how long a node is dead before its replicas are replaced, if
 	// Controller.ReplaceAfter is 0: 5 minutes.
 	ReplaceAfterTicks = 3000
-	// settleTicks lie between a change of leaders and the next look at their balance.
-	settleTicks = 50
-	// transferTicks is how long a transfer is given before it is asked for again.
+	// settleTicks lie between the coming or going of a node and the next look at the
+	// balance of leaders: one that starts first hears what it has missed.
+	settleTicks = 20
+	// transferTicks is how long a transfer is given until it counts as failed, and is
+	// asked for again.
 	transferTicks = 20
 )
 
@@ -56,8 +64,15 @@ type Controller struct {
 	// ReplaceAfter is how many ticks a node is dead before its replicas are replaced.
 	ReplaceAfter int
 
-	asked   map[partitionKey]uint64 // tick of the last transfer
-	settled uint64                  // tick from which on leaders may be balanced
+	asked   map[partitionKey]asked // transfers of the last transferTicks
+	usable  []uint32               // nodes that could take replicas at the last plan
+	settled uint64                 // tick from which on leaders may be balanced
+}
+
+// asked is a transfer that was asked for.
+type asked struct {
+	tick     uint64
+	from, to uint64 // replicas
 }
 
 type partitionKey struct {
@@ -72,8 +87,9 @@ type plan struct {
 	h      Health
 	tick   uint64
 	census *census
-	led    map[uint32]int // leaderships by node, as they are
+	led    map[uint32]int // leaderships by node, as they are when what was asked for is done
 	moves  int            // partitions that are being moved
+	going  int            // leaderships that are being handed over
 
 	commands  []Command
 	transfers []Transfer
@@ -83,14 +99,24 @@ type plan struct {
 // transfers asked for before the next call.
 func (c *Controller) Plan(v *View, h Health, tick uint64) ([]Command, []Transfer) {
 	p := &plan{c: c, v: v, h: h, tick: tick, census: newCensus(v), led: map[uint32]int{}}
-	p.each(func(_ *Destination, part *Partition) {
+	p.forget()
+	p.each(func(d *Destination, part *Partition) {
 		if part.Moving() {
 			p.moves++
 		}
-		if leader := p.leader(part); leader != nil {
-			p.led[leader.Node]++
+		leader := p.leader(part)
+		if leader == nil {
+			return
 		}
+		if a, ok := c.asked[partitionKey{d.ID, part.Number}]; ok && a.from == leader.ID {
+			p.going++
+			if to := part.Replica(a.to); to != nil {
+				leader = to
+			}
+		}
+		p.led[leader.Node]++
 	})
+	p.raiseReplicas()
 	p.each(p.mend)
 	p.each(p.vacate)
 	p.each(p.failBack)
@@ -98,10 +124,25 @@ func (c *Controller) Plan(v *View, h Health, tick uint64) ([]Command, []Transfer
 	p.balanceReplicas()
 	p.removeNodes()
 	p.raiseLevel()
-	if len(p.transfers) > 0 || p.moves > 0 {
-		c.settled = tick + settleTicks
-	}
 	return p.commands, p.transfers
+}
+
+// forget drops what was asked for long ago, and looks who has come or gone.
+func (p *plan) forget() {
+	for key, a := range p.c.asked {
+		if p.tick-a.tick >= transferTicks {
+			delete(p.c.asked, key)
+		}
+	}
+	var usable []uint32
+	for _, n := range p.v.Nodes {
+		if p.usable(n) {
+			usable = append(usable, n.ID)
+		}
+	}
+	if !slices.Equal(usable, p.c.usable) {
+		p.c.usable, p.c.settled = usable, p.tick+settleTicks
+	}
 }
 
 func (p *plan) each(f func(d *Destination, part *Partition)) {
@@ -164,7 +205,7 @@ func (p *plan) move(d *Destination, part *Partition, add []uint32, remove []uint
 // mend replaces replicas that are lost or whose node is given up, and calls off moves
 // to such a node.
 func (p *plan) mend(d *Destination, part *Partition) {
-	if len(part.Replicas) < 2 && len(part.Founders) == 0 || !p.movable(d, part) {
+	if !p.movable(d, part) {
 		return
 	}
 	var off, gone []uint64
@@ -194,8 +235,15 @@ func (p *plan) mend(d *Destination, part *Partition) {
 			p.move(d, part, []uint32{add}, gone[:1])
 		}
 	case staying < int(d.Settings.Replicas):
-		if add, ok := p.place(part, nil); ok {
-			p.move(d, part, []uint32{add}, nil)
+		// All at once: with two voters none of them could be missed.
+		var add []uint32
+		for range int(d.Settings.Replicas) - staying {
+			if node, ok := p.place(part, nil, add...); ok {
+				add = append(add, node)
+			}
+		}
+		if len(add) > 0 {
+			p.move(d, part, add, nil)
 		}
 	}
 }
@@ -206,9 +254,10 @@ func (p *plan) mayStay(node uint32) bool {
 	return member && n.Broker() && n.State != NodeLeaving
 }
 
-// place finds a node for a replica in the place of those that go. A replica that was
-// lost on a node that lives is best replaced there.
-func (p *plan) place(part *Partition, going []uint64) (uint32, bool) {
+// place finds a node for a replica in the place of those that go, beside the nodes that
+// are chosen already. A replica that was lost on a node that lives is best replaced
+// there.
+func (p *plan) place(part *Partition, going []uint64, chosen ...uint32) (uint32, bool) {
 	var nodes, taken []Node
 	for i := range part.Replicas {
 		r := &part.Replicas[i]
@@ -224,6 +273,10 @@ func (p *plan) place(part *Partition, going []uint64) (uint32, bool) {
 		}
 	}
 	for _, n := range p.v.Nodes {
+		if slices.Contains(chosen, n.ID) {
+			taken = append(taken, n)
+			continue
+		}
 		if p.usable(n) && p.census.replicas[n.ID] < MaxPartitionsPerNode && !slices.ContainsFunc(part.Replicas, func(r Replica) bool {
 			return r.Node == n.ID && r.State != ReplicaLost
 		}) {
@@ -289,19 +342,14 @@ func (p *plan) votes(part *Partition, r *Replica) bool {
 // transfer plans one, unless the partition was asked for one a moment ago.
 func (p *plan) transfer(d *Destination, part *Partition, from, to *Replica) bool {
 	key := partitionKey{d.ID, part.Number}
-	if at, asked := p.c.asked[key]; len(p.transfers) >= MaxTransfers || asked && p.tick-at < transferTicks {
+	if _, before := p.c.asked[key]; before || p.going >= MaxTransfers {
 		return false
 	}
-	if p.c.asked == nil || len(p.c.asked) > 4*MaxTransfers {
-		asked := map[partitionKey]uint64{}
-		for k, at := range p.c.asked {
-			if p.tick-at < transferTicks {
-				asked[k] = at
-			}
-		}
-		p.c.asked = asked
+	if p.c.asked == nil {
+		p.c.asked = map[partitionKey]asked{}
 	}
-	p.c.asked[key] = p.tick
+	p.c.asked[key] = asked{p.tick, from.ID, to.ID}
+	p.going++
 	p.transfers = append(p.transfers, Transfer{Destination: d.ID, Partition: part.Number, From: from.ID, To: to.ID, Node: from.Node})
 	p.led[from.Node]--
 	p.led[to.Node]++
@@ -322,7 +370,7 @@ func (p *plan) failBack(d *Destination, part *Partition) {
 
 // balanceLeaders lets every node that can lead have its share.
 func (p *plan) balanceLeaders() {
-	if p.tick < p.c.settled || p.moves > 0 || len(p.transfers) > 0 {
+	if p.tick < p.c.settled {
 		return
 	}
 	sum, nodes := 0, 0
@@ -433,6 +481,32 @@ func (p *plan) removeNodes() {
 			p.commands = append(p.commands, Command{RemoveNode: &RemoveNode{Node: n.ID}})
 		}
 	}
+}
+
+// raiseReplicas gives destinations that leave the number of replicas to the cluster more
+// of them once there are brokers to hold them. It is never lowered: what was safe is
+// not made less so.
+func (p *plan) raiseReplicas() {
+	nodes := 0
+	for _, n := range p.v.Nodes {
+		if p.usable(n) {
+			nodes++
+		}
+	}
+	if nodes < AutoReplicas || p.tick < p.c.settled {
+		return
+	}
+	for _, d := range p.v.Destinations {
+		if d.Automatic && d.Settings.Replicas < AutoReplicas && d.grows() && len(p.commands) < maxRaised {
+			p.commands = append(p.commands, Command{SetReplicas: &SetReplicas{Destination: d.ID, Replicas: AutoReplicas}})
+		}
+	}
+}
+
+// grows reports whether a destination can have more replicas: not if it is in the
+// memory of one node.
+func (d *Destination) grows() bool {
+	return d.Settings.Storage == wire.StorageDisk || !slices.ContainsFunc(d.Partitions, func(p Partition) bool { return len(p.Founders) == 0 })
 }
 
 // raiseLevel lets new features be used once every node knows them.

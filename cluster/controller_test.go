@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -20,6 +21,8 @@ type world struct {
 	leaders map[string]uint64 // by partition
 	tick    uint64
 	index   wire.Index
+	slow    bool // transfers take until the next plan is made
+	going   []Transfer
 
 	commands, transfers int
 }
@@ -70,7 +73,11 @@ func (w *world) step() (planned int) {
 	}
 	w.elect()
 	commands, transfers := w.control.Plan(newView(w.state), w.health(), w.tick)
-	require.LessOrEqual(w.t, len(transfers), MaxTransfers)
+	require.LessOrEqual(w.t, len(transfers)+len(w.going), MaxTransfers)
+	arrived := transfers
+	if w.slow {
+		arrived, w.going = w.going, transfers
+	}
 	for _, c := range commands {
 		apply(w.t, w.state, c)
 	}
@@ -83,7 +90,7 @@ func (w *world) step() (planned int) {
 			if p.Moving() {
 				moving++
 			}
-			for _, x := range transfers {
+			for _, x := range arrived {
 				if x.Destination == d.ID && x.Partition == p.Number {
 					require.Equal(w.t, w.leaders[keyOf(p)], x.From)
 					require.True(w.t, w.alive(p.Replica(x.To).Node))
@@ -197,6 +204,69 @@ func TestLeadersAreBalancedAfterANodeReturned(t *testing.T) {
 	for n, count := range w.led() {
 		require.InDelta(t, 10, count, 1, "node %d", n)
 	}
+}
+
+// Leaderships that are on their way count as arrived: nothing goes to and fro.
+func TestManyLeadershipsReturnAtABoundedRate(t *testing.T) {
+	w := spreadWorld(t, 3, 240, 3)
+	w.slow = true
+	apply(t, w.state, Command{SetNode: &SetNode{Node: 2, State: NodeDraining}})
+	w.settle()
+	require.Equal(t, map[uint32]int{1: 120, 3: 120}, w.led())
+	require.Equal(t, 80, w.transfers)
+	apply(t, w.state, Command{SetNode: &SetNode{Node: 2, State: NodeUp}})
+	w.transfers = 0
+	w.settle()
+	require.InDelta(t, 80, w.led()[2], 8)
+	require.Equal(t, w.led()[2], w.transfers, "each went once")
+}
+
+// A destination that leaves the number of its replicas to the cluster gets three when
+// there are three brokers, all at once and in the background.
+func TestAutomaticReplicasAreRaised(t *testing.T) {
+	s := clusterOf(t, 1)
+	for i, name := range []string{"automatic", "explicit", "memory"} {
+		c := settings(2)
+		if name == "memory" {
+			c.Storage = wire.StorageMemory
+		}
+		d := apply(t, s, Command{Create: &Create{
+			Name: name, Kind: wire.Queue, Settings: c, ID: id(byte(50 + i)), PartitionIDs: ids(6)[2*i : 2*i+2], Node: 1, Automatic: name != "explicit",
+		}}).Destination
+		apply(t, s, Command{Activate: &Activate{Replicas: []uint64{d.Partitions[0].Replicas[0].ID, d.Partitions[1].Replicas[0].ID}}})
+	}
+	w := newWorld(t, s)
+	count := func(name string) (n [2]int) {
+		for i, p := range s.Destinations[name].Partitions {
+			for _, r := range p.Replicas {
+				if r.State == ReplicaActive && slices.Contains(p.Voters, r.ID) || len(p.Voters) == 0 {
+					n[i]++
+				}
+			}
+		}
+		return n
+	}
+	gateway := joinOf(2, 2)
+	gateway.Role = RoleGateway
+	apply(t, s, Command{Join: gateway})
+	apply(t, s, Command{Join: joinOf(3, 3)})
+	w.settle()
+	require.Equal(t, [2]int{1, 1}, count("automatic"), "two brokers are not enough")
+	apply(t, s, Command{Join: joinOf(4, 4)})
+	w.down[4] = 1
+	w.settle()
+	require.Equal(t, [2]int{1, 1}, count("automatic"), "nor is one that does not answer")
+	w.down[4] = 0
+	w.settle()
+	require.Equal(t, uint8(3), s.Destinations["automatic"].Settings.Replicas)
+	require.Equal(t, [2]int{3, 3}, count("automatic"))
+	require.Equal(t, [2]int{1, 1}, count("explicit"))
+	require.Equal(t, [2]int{1, 1}, count("memory"), "it cannot leave its process")
+	require.Equal(t, uint8(1), s.Destinations["memory"].Settings.Replicas)
+	for _, bad := range []SetReplicas{{id(51), 3}, {id(52), 3}, {id(50), 9}, {id(99), 3}} {
+		require.Error(t, s.Apply(90, &Command{SetReplicas: &bad}).Err)
+	}
+	require.False(t, apply(t, s, Command{SetReplicas: &SetReplicas{id(50), 2}}).Changed, "it is never lowered")
 }
 
 func TestADeadNodeIsReplacedAfterAWhile(t *testing.T) {

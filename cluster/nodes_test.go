@@ -153,7 +153,7 @@ const goldenState2 = `{"version":2,"epoch":9,"cluster_id":"00000000-0000-0000-00
 	`"retired":["00000000-0000-0000-0000-000000000007"]}},` +
 	`"destinations":{"orders":{"name":"orders","id":"00000000-0000-0000-0000-000000000003","kind":1,` +
 	`"settings":{"Partitions":1,"Replicas":3,"Storage":0,"Sync":0,"RetentionTimeMs":-1,"RetentionBytes":-1,` +
-	`"MaxRecordBytes":0,"SegmentBytes":0,"RecordIndex":0},"version":4,"slot_version":1,` +
+	`"MaxRecordBytes":0,"SegmentBytes":0,"RecordIndex":0},"automatic":true,"version":4,"slot_version":1,` +
 	`"slots":[{"FirstSlot":0,"Partition":0}],"partitions":[{"number":0,"id":"00000000-0000-0000-0000-000000000004",` +
 	`"incarnation":1,"first_term":0,"replicas":[{"id":1,"node":1,"state":"active"},{"id":2,"node":2,"state":"leaving"},` +
 	`{"id":3,"node":3,"state":"lost"},{"id":4,"node":4,"state":"joining"},{"id":5,"node":5,"state":"left"}],` +

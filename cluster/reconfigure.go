@@ -53,6 +53,13 @@ type SetPlacement struct {
 	Placement   wire.Placement `json:"placement"`
 }
 
+// SetReplicas raises the number of replicas that a destination wants, of one that leaves
+// it to the cluster. Moves follow, partition by partition.
+type SetReplicas struct {
+	Destination uuid.UUID `json:"destination"`
+	Replicas    uint8     `json:"replicas"`
+}
+
 // found makes the replicas that there are the founders of the partition's log.
 func (p *Partition) found() {
 	p.Founders, p.Learners, p.ConfIndex = nil, nil, 0
@@ -331,6 +338,21 @@ func (p *Partition) place(name string, c *wire.Placement) error {
 		p.SendDisabled = c.SendDisabled
 	}
 	return nil
+}
+
+func (s *State) setReplicas(index wire.Index, c *SetReplicas) Result {
+	d, _, err := s.partition(c.Destination, 0)
+	switch {
+	case err != nil:
+		return Result{Err: err}
+	case !d.Automatic || !d.grows() || c.Replicas > MaxReplicas:
+		return refuse(wire.CodeRefused, "%q keeps its %d replicas", d.Name, d.Settings.Replicas)
+	case c.Replicas <= d.Settings.Replicas:
+		return Result{}
+	}
+	d.Settings.Replicas, d.Version = c.Replicas, index
+	s.put(d)
+	return Result{Destination: d, Changed: true}
 }
 
 // activate says that directories exist: a founder takes part from here on, another

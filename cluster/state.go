@@ -81,6 +81,7 @@ type Command struct {
 	Reconfigured *Reconfigured `json:"reconfigured,omitempty"`
 	Lost         *Lost         `json:"lost,omitempty"`
 	SetPlacement *SetPlacement `json:"set_placement,omitempty"`
+	SetReplicas  *SetReplicas  `json:"set_replicas,omitempty"`
 }
 
 // stamp sets MinimumVersion: what an older build would not understand, or would
@@ -88,7 +89,7 @@ type Command struct {
 func (c *Command) stamp() {
 	switch {
 	case c.Join != nil, c.SetNode != nil, c.RemoveNode != nil, c.SetLevel != nil, c.Move != nil, c.Reconfigured != nil,
-		c.Lost != nil, c.SetPlacement != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil:
+		c.Lost != nil, c.SetPlacement != nil, c.SetReplicas != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil:
 		c.MinimumVersion = 2
 	}
 }
@@ -97,7 +98,7 @@ func (c *Command) stamp() {
 // changes nothing that matters, and its result is as good.
 func (c *Command) Repeatable() bool {
 	return c.Register != nil || c.Create != nil || c.Activate != nil || c.AllocateIDs != nil || c.ResetMemory != nil || c.Bury != nil ||
-		c.Join != nil || c.SetNode != nil || c.Reconfigured != nil || c.Lost != nil || c.SetPlacement != nil
+		c.Join != nil || c.SetNode != nil || c.Reconfigured != nil || c.Lost != nil || c.SetPlacement != nil || c.SetReplicas != nil
 }
 
 // Create makes a destination.
@@ -111,6 +112,8 @@ type Create struct {
 	// Placement names the nodes of each partition, the first to lead first. None means
 	// Node for all of them.
 	Placement [][]uint32 `json:"placement,omitempty"`
+	// Automatic says that nobody asked for a number of replicas: see SetReplicas.
+	Automatic bool `json:"automatic,omitempty"`
 }
 
 // Alter changes settings of a destination: those named in Mask.
@@ -245,6 +248,8 @@ func (s *State) apply(index wire.Index, c *Command) Result {
 		return s.lost(c.Lost)
 	case c.SetPlacement != nil:
 		return s.setPlacement(index, c.SetPlacement)
+	case c.SetReplicas != nil:
+		return s.setReplicas(index, c.SetReplicas)
 	}
 	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
 }
@@ -274,7 +279,7 @@ func (s *State) create(index wire.Index, c *Create) Result {
 	}
 	d := &Destination{
 		Name: c.Name, ID: c.ID, Kind: c.Kind, Settings: c.Settings, Version: index,
-		SlotVersion: 1, Slots: evenSlots(c.Settings.Partitions),
+		SlotVersion: 1, Slots: evenSlots(c.Settings.Partitions), Automatic: c.Automatic,
 	}
 	for number, id := range c.PartitionIDs {
 		p := Partition{Number: uint32(number), ID: id, Incarnation: 1}

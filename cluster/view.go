@@ -133,6 +133,9 @@ type Destination struct {
 	ID       uuid.UUID            `json:"id"`
 	Kind     wire.DestinationKind `json:"kind"`
 	Settings wire.Settings        `json:"settings"`
+	// Automatic says that the cluster chose the number of replicas, and raises it once
+	// there are nodes for more.
+	Automatic bool `json:"automatic,omitempty"`
 	// Version is the metadata index of the last change.
 	Version wire.Index `json:"version"`
 	// SlotVersion changes with Slots.

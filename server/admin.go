@@ -59,13 +59,13 @@ func (b *broker) create(m *wire.CreateRequest, reply func(wire.Message, error)) 
 	}
 	c := &cluster.Create{
 		Name: m.Name, Kind: m.Kind, Settings: settings, ID: uuid.New(), Node: b.identity.NodeID,
-		PartitionIDs: make([]uuid.UUID, settings.Partitions),
+		PartitionIDs: make([]uuid.UUID, settings.Partitions), Automatic: m.Settings.Replicas == 0,
 	}
 	for i := range c.PartitionIDs {
 		c.PartitionIDs[i] = uuid.New()
 	}
 	if v := b.View(); len(v.Nodes) > 1 {
-		if m.Settings.Replicas == 0 {
+		if c.Automatic {
 			c.Settings.Replicas = b.autoReplicas(v)
 		}
 		c.Placement, err = cluster.Spread(v, c.PartitionIDs, int(c.Settings.Replicas), func(n cluster.Node) bool { return b.reachable(n.ID) })
@@ -86,8 +86,8 @@ func (b *broker) autoReplicas(v *cluster.View) uint8 {
 			brokers++
 		}
 	}
-	if brokers >= 3 {
-		return 3
+	if brokers >= cluster.AutoReplicas {
+		return cluster.AutoReplicas
 	}
 	return 1
 }
@@ -234,7 +234,7 @@ func (b *broker) whenLed(d *cluster.Destination, until time.Time, then func()) {
 // Describe implements backend: a destination with the state of its partitions.
 func (b *broker) Describe(d *cluster.Destination) wire.DestinationInfo {
 	info := wire.DestinationInfo{
-		Name: d.Name, ID: d.ID, Kind: d.Kind, Version: uint64(d.Version), Settings: d.Settings,
+		Name: d.Name, ID: d.ID, Kind: d.Kind, Version: uint64(d.Version), Settings: d.Settings, Automatic: d.Automatic,
 		SlotVersion: d.SlotVersion, Slots: d.Slots, Partitions: make([]wire.PartitionInfo, len(d.Partitions)),
 	}
 	for i := range d.Partitions {

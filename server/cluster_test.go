@@ -343,6 +343,32 @@ func TestJoiningIsRefusedWithTheReason(t *testing.T) {
 	require.Len(t, c.broker(1).View().Nodes, 2)
 }
 
+// A destination that was created while there was one broker gets three replicas when
+// there are three, with all that it holds. One that was asked to have one keeps it.
+func TestReplicasAreRaisedWhenBrokersJoin(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 1)
+	require.True(t, c.create(1, "orders", 2, 0).Automatic)
+	require.False(t, c.create(1, "single", 2, 1).Automatic)
+	c.fill("orders", 5)
+	c.fill("single", 5)
+	c.start(2)
+	c.start(3)
+	c.await("three replicas", func() bool {
+		held := c.held(1, "orders")
+		return held[0] == 0 && held[1] == 2 && held[2] == 2 && held[3] == 2
+	})
+	c.fill("orders", 1)
+	c.same("orders", 6)
+	c.await("one replica", func() bool {
+		held := c.held(1, "single")
+		return held[0] == 0 && held[1]+held[2]+held[3] == 2
+	})
+	c.stop(1)
+	c.fill("orders", 1)
+	c.same("orders", 7)
+}
+
 // A gateway serves clients and holds nothing.
 func TestAGatewayHoldsNoReplicas(t *testing.T) {
 	t.Parallel()

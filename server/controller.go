@@ -10,8 +10,13 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// controlPeriod lies between two plans of the controller.
-const controlPeriod = 500 * time.Millisecond
+const (
+	// controlPeriod lies between two plans of the controller.
+	controlPeriod = 500 * time.Millisecond
+	// busyPeriod lies between them while there is something to do: what was asked for in
+	// one plan is mostly done in the next.
+	busyPeriod = 100 * time.Millisecond
+)
 
 // livelyTicks is how long a node may be silent until another takes its vote on the
 // metadata: 30 s.
@@ -57,7 +62,8 @@ func (b *broker) lively(node uint32) bool { return b.downFor(node) < livelyTicks
 // keepControl runs the controller while this node leads the metadata.
 func (b *broker) keepControl(ctx context.Context) {
 	var control *cluster.Controller
-	for pause(ctx, controlPeriod) {
+	for period := controlPeriod; pause(ctx, period); {
+		period = controlPeriod
 		if !b.meta.leads.Load() {
 			control = nil // it forgets everything with the leadership
 			continue
@@ -65,11 +71,14 @@ func (b *broker) keepControl(ctx context.Context) {
 		if control == nil {
 			control = &cluster.Controller{ReplaceAfter: int(b.cfg.ReplaceAfter / tickPeriod)}
 		}
-		b.control(ctx, control)
+		if b.control(ctx, control) {
+			period = busyPeriod
+		}
 	}
 }
 
-func (b *broker) control(ctx context.Context, c *cluster.Controller) {
+// control plans once, and reports whether there was something to do.
+func (b *broker) control(ctx context.Context, c *cluster.Controller) (busy bool) {
 	v := b.View()
 	health := cluster.Health{
 		Alive: b.reachable, DownFor: b.downFor,
@@ -101,6 +110,7 @@ func (b *broker) control(ctx context.Context, c *cluster.Controller) {
 	case <-done:
 	case <-ctx.Done():
 	}
+	return len(commands)+len(transfers) > 0
 }
 
 // transfer asks the node of a leading replica to hand the leadership to another.

@@ -119,9 +119,30 @@ func (r *partitionReplica) handOver(to uint64) {
 			to = o.ID
 		}
 	}
+	if lag, lags := r.lagOf(to); lags {
+		r.logger.Info("the leadership is not handed over to a replica that is behind", "to", to, "entries", lag)
+		return
+	}
 	if err := r.group.Transfer(to); err != nil {
 		r.logger.Warn("the leadership is not handed over", "to", to, "err", err)
 	}
+}
+
+// maxTransferLag is how many entries a replica may lack when it is to lead: until it has
+// them nothing is proposed, so that they take no time that anybody notices.
+const maxTransferLag = 256
+
+// lagOf is how many entries a replica lacks, and whether those are too many for it to
+// lead.
+func (r *partitionReplica) lagOf(id uint64) (entries wire.Index, lags bool) {
+	members := r.group.Members()
+	for _, p := range members.Progress {
+		if p.Replica == id {
+			entries = r.records.LastIndex() - min(p.Match, r.records.LastIndex())
+			return entries, entries > maxTransferLag
+		}
+	}
+	return 0, false // raft says what is wrong with it
 }
 
 // reconfigure takes one step from the configuration to the intent, and reports to the
