@@ -56,7 +56,7 @@ func TestAFirstSession(t *testing.T) {
 	require.Less(t, indexOf(lines, "alice=3 apples"), indexOf(lines, "alice=2 plums"), "a key keeps its order")
 
 	require.Regexp(t, `(?m)^orders +4 +1 \(automatic\) +disk +quorum-fsync +unlimited +3 `, must(t, sh, "queue", "ls"))
-	require.Regexp(t, `(?m)^events +2 +1 +disk +quorum-fsync +1d, 10 GiB +0 `, must(t, sh, "topic", "ls"))
+	require.Regexp(t, `(?m)^events +2 +1 \(automatic\) +disk +quorum-fsync +1d, 10 GiB +0 `, must(t, sh, "topic", "ls"))
 	require.Equal(t, "altered topic \"events\" (2 partitions)\n", must(t, sh, "topic", "alter", "events", "--retention-time", "48h"))
 	require.Contains(t, must(t, sh, "topic", "describe", "events"), "\nRetention:   2d, 10 GiB\n")
 	var d destinationJSON
