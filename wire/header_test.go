@@ -98,10 +98,14 @@ func TestParseHeaderRefuses(t *testing.T) {
 
 func TestOpcodes(t *testing.T) {
 	ranges := SupportedOpcodes()
-	require.Len(t, ranges, 20)
+	require.Len(t, ranges, 33)
 	names := map[string]bool{}
 	for i, r := range ranges {
-		require.Equal(t, Opcode(i+1), r.Opcode)
+		want := Opcode(i + 1)
+		if i >= 20 {
+			want += 2 // 21 and 22 are for later
+		}
+		require.Equal(t, want, r.Opcode)
 		version := uint16(1)
 		switch r.Opcode {
 		case OpMetadata:
@@ -118,9 +122,11 @@ func TestOpcodes(t *testing.T) {
 		require.NotEmpty(t, r.Opcode.String())
 		names[r.Opcode.String()] = true
 	}
-	require.Len(t, names, 20)
+	require.Len(t, names, 33)
 	require.False(t, Opcode(0).Known())
 	require.False(t, Opcode(21).Known())
+	require.False(t, Opcode(22).Known())
+	require.False(t, Opcode(36).Known())
 	require.Equal(t, "UNKNOWN", Opcode(255).String())
 }
 

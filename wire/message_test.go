@@ -324,6 +324,155 @@ var goldenMessages = []goldenMessage{
 		05                      // weight 5
 		01                      // closed
 	`},
+	{"GROUP_ATTACH request", OpGroupAttach, false, &AttachRequest{
+		Handle: 1, Group: "g", Session: [16]byte{15: 2}, Predecessor: [16]byte{15: 3}, Attempt: 4, Term: 5, Generation: 6, Counter: 7,
+		Flags: AttachReleaseOnDisconnect | AttachStandby, Capacity: 8, Refill: 9, Bytes: 10, Name: "n",
+		Claims: []Outcome{{Offset: 11, Count: 12, Epoch: 13}, {Offset: 23, Count: 1, Epoch: 14, Kind: OutcomeNack, DelayMs: 15}},
+	}, `
+		01 00 00 00             // handle 1
+		01 00 67                // "g"
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 02 // session
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 03 // predecessor
+		04 00 00 00 00 00 00 00 // attempt 4
+		05 00 00 00 00 00 00 00 // term 5
+		06 00 00 00             // generation 6
+		07 00 00 00             // counter 7
+		03                      // release on disconnect, standby
+		08 00 00 00             // capacity 8
+		09 00 00 00             // refill at 9
+		0a 00 00 00             // 10 bytes
+		01 00 6e                // "n"
+		02 00 00 00             // two claims
+		0b 00 00 00 00 00 00 00 // offset 11
+		0c 00 00 00             // 12 records
+		0d 00 00 00 00 00 00 00 // epoch 13
+		00 00 00 00             // held
+		00 00 00 00             // no delay
+		17 00 00 00 00 00 00 00 // offset 23
+		01 00 00 00             // one record
+		0e 00 00 00 00 00 00 00 // epoch 14
+		02 00 00 00             // nack
+		0f 00 00 00             // 15 ms
+	`},
+	{"GROUP_ATTACH response", OpGroupAttach, true, &AttachResponse{
+		Link: 1, Term: 2, Group: 3, Mode: ModeSerial, Scope: ScopePublisher, Order: OrderReplay, Window: 4, SessionMs: 5, AckWaitMs: 6,
+		Refused: []OutcomeAnswer{{Offset: 7, Count: 8, Epoch: 9, Code: CodeStaleEpoch}},
+	}, `
+		01 00 00 00             // link 1
+		02 00 00 00 00 00 00 00 // term 2
+		03 00 00 00 00 00 00 00 // group 3
+		02 02 02 00             // serial, publisher, replay
+		04 00 00 00             // window 4
+		05 00 00 00             // session timeout 5 ms
+		06 00 00 00             // ack wait 6 ms
+		01 00 00 00             // one claim refused
+		07 00 00 00 00 00 00 00 // offset 7
+		08 00 00 00             // 8 records
+		09 00 00 00 00 00 00 00 // epoch 9
+		2e 00 00 00             // code 46 STALE_EPOCH
+	`},
+	{"GROUP_OUTCOME", OpGroupOutcome, false, &GroupOutcomes{Outcomes: []Outcome{
+		{Offset: 1, Count: 2, Epoch: 3, Kind: OutcomeAck}, {Offset: 3, Count: 1, Epoch: 4, Kind: OutcomeReject, Text: "bad"},
+	}}, `
+		02 00 00 00             // two ranges
+		01 00 00 00 00 00 00 00 // offset 1
+		02 00 00 00             // 2 records
+		03 00 00 00 00 00 00 00 // epoch 3
+		01 00 00 00             // ack
+		00 00 00 00             // no delay
+		03 00 00 00 00 00 00 00 // offset 3
+		01 00 00 00             // one record
+		04 00 00 00 00 00 00 00 // epoch 4
+		04 00 00 00             // reject
+		00 00 00 00             // no delay
+		01 00                   // one text
+		01 00 00 00             // of the second range
+		03 00 62 61 64          // "bad"
+	`},
+	{"GROUP_ANSWER", OpGroupAnswer, true, &GroupAnswers{Answers: []OutcomeAnswer{{Offset: 1, Count: 2, Epoch: 3, Code: CodeOK}}}, `
+		01 00 00 00             // one range
+		01 00 00 00 00 00 00 00 // offset 1
+		02 00 00 00             // 2 records
+		03 00 00 00 00 00 00 00 // epoch 3
+		00 00 00 00             // OK
+	`},
+	{"GROUP_DELIVER", OpGroupDeliver, true, &GroupDeliver{
+		Kind: DeliverBatches, Next: 1, Grants: []Grant{{Offset: 2, Count: 3, Epoch: 4, Deliveries: 5, Attempts: 6, Flags: GrantRedelivered | GrantAtLeast}},
+		Bytes: []byte{0xaa, 0xbb},
+	}, `
+		01 00                   // whole batches
+		01 00                   // one grant
+		01 00 00 00 00 00 00 00 // next offset 1
+		02 00 00 00 00 00 00 00 // offset 2
+		03 00 00 00             // 3 records
+		04 00 00 00 00 00 00 00 // epoch 4
+		05 00                   // fifth delivery
+		06 00                   // 6 attempts
+		03 00 00 00             // redelivered, at least
+		aa bb                   // batches
+	`},
+	{"GROUP_CAPACITY", OpGroupCapacity, false, &GroupCapacity{Records: 1, Refill: 2, Bytes: 3}, `
+		01 00 00 00             // 1 record
+		02 00 00 00             // refill at 2
+		03 00 00 00             // 3 bytes
+	`},
+	{"GROUP_REVOKE", OpGroupRevoke, true, &GroupRevoke{Revokes: []Revoke{{Offset: 1, Count: 2, Epoch: 3, Reason: ReasonSeek, GraceMs: 4}}}, `
+		01 00 00 00             // one range
+		01 00 00 00 00 00 00 00 // offset 1
+		02 00 00 00             // 2 records
+		03 00 00 00 00 00 00 00 // epoch 3
+		03 00 00 00             // seek
+		04 00 00 00             // 4 ms
+	`},
+	{"GROUP_LOST", OpGroupLost, true, &GroupLost{Lost: []Lost{{Offset: 1, Count: 2, Epoch: 3, Reason: ReasonExpired}}}, `
+		01 00 00 00             // one range
+		01 00 00 00 00 00 00 00 // offset 1
+		02 00 00 00             // 2 records
+		03 00 00 00 00 00 00 00 // epoch 3
+		09 00 00 00             // expired
+	`},
+	{"GROUP_HEARTBEAT", OpGroupHeartbeat, false, &GroupHeartbeat{Number: 1}, `01 00 00 00 00 00 00 00`},
+	{"GROUP_LEAVE", OpGroupLeave, false, &GroupLeave{Drain: true}, `01 // drain`},
+	{"GROUP_ADMIN request", OpGroupAdmin, false, &GroupAdminRequest{Op: GroupList, Destination: "q", Group: "g", JSON: []byte("{}")}, `
+		04                      // list
+		01 00 71                // "q"
+		01 00 67                // "g"
+		02 00 00 00 7b 7d       // {}
+	`},
+	{"GROUP_ORDER request", OpGroupOrder, false, &GroupOrderRequest{Handle: 1, Op: OrderSeek, Group: "g", JSON: []byte("{}")}, `
+		01 00 00 00             // handle 1
+		03                      // seek
+		01 00 67                // "g"
+		02 00 00 00 7b 7d       // {}
+	`},
+	{"GROUP_ORDER response", OpGroupOrder, true, &GroupJSON{JSON: []byte("{}")}, `02 00 00 00 7b 7d // {}`},
+	{"GROUP_BIND request", OpGroupBind, false, &BindRequest{
+		Handle: 1, Group: "g", Session: [16]byte{15: 2}, Predecessor: [16]byte{15: 3}, Name: "n", Node: 4, Flags: AttachStandby, Generation: 5, Counter: 6,
+	}, `
+		01 00 00 00             // handle 1
+		01 00 67                // "g"
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 02 // session
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 03 // predecessor
+		01 00 6e                // "n"
+		04 00 00 00             // node 4
+		02                      // standby
+		05 00 00 00             // generation 5
+		06 00 00 00             // counter 6
+	`},
+	{"GROUP_BIND response", OpGroupBind, true, &BindResponse{Link: 1, Generation: 2, Counter: 3, Binding: BindingCover, Partitions: []uint32{4}}, `
+		01 00 00 00             // link 1
+		02 00 00 00             // generation 2
+		03 00 00 00             // counter 3
+		01                      // cover
+		01 00 00 00             // one partition
+		04 00 00 00             // partition 4
+	`},
+	{"GROUP_BINDING", OpGroupBinding, true, &GroupBinding{Generation: 2, Counter: 3, Partitions: []uint32{4}}, `
+		02 00 00 00             // generation 2
+		03 00 00 00             // counter 3
+		01 00 00 00             // one partition
+		04 00 00 00             // partition 4
+	`},
 }
 
 // fresh is a new message of the same type.
@@ -372,6 +521,12 @@ func TestMessagesRefuseOtherLengths(t *testing.T) {
 			if test.opcode == OpDeliver {
 				require.ErrorIs(t, fresh(test.message).Parse(src[:DeliverPrefixSize-1]), CodeMalformed)
 				return // what follows the prefix is the stream, of any length
+			}
+			if test.opcode == OpGroupDeliver {
+				for n := range GroupDeliverPrefixSize + GrantSize {
+					require.ErrorIs(t, fresh(test.message).Parse(src[:n]), CodeMalformed, "cut to %d bytes", n)
+				}
+				return // so is what follows the grants
 			}
 			for n := range len(src) {
 				require.ErrorIs(t, fresh(test.message).Parse(src[:n]), CodeMalformed, "cut to %d bytes", n)
@@ -457,6 +612,9 @@ func TestSizesOfFixedMessages(t *testing.T) {
 	require.Len(t, (&ProduceRequest{}).Append(nil), ProducePrefixSize)
 	require.Len(t, (&Deliver{}).Append(nil), DeliverPrefixSize)
 	require.Len(t, (&Settings{}).append(nil), settingsSize)
+	require.Len(t, (&GroupDeliver{}).Append(nil), GroupDeliverPrefixSize)
+	require.Len(t, (&GroupDeliver{Grants: []Grant{{Count: 1}}}).Append(nil), GroupDeliverPrefixSize+GrantSize)
+	require.Len(t, (&GroupSettings{}).Append(nil), groupSettingsMinSize)
 	require.Len(t, (&DestinationInfo{}).Append(nil), destinationInfoMinSize)
 }
 

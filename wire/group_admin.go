@@ -1,0 +1,225 @@
+package wire
+
+import "encoding/binary"
+
+// GROUP_ADMIN (32) and GROUP_ORDER (33), since version 1: what people and tools ask of
+// groups. GROUP_ADMIN concerns the group of all partitions and goes to the metadata,
+// GROUP_ORDER one partition and goes to its leader. Bodies are JSON: they are rare, large
+// and read by people; unknown fields are ignored.
+
+// GroupAdminOp is what GROUP_ADMIN asks for. Numbers are never reused.
+type GroupAdminOp uint8
+
+// The operations.
+const (
+	GroupCreate   GroupAdminOp = 1 // GroupIntent; answered with GroupInfo
+	GroupAlter    GroupAdminOp = 2 // GroupIntent; answered with GroupInfo
+	GroupRemove   GroupAdminOp = 3
+	GroupList     GroupAdminOp = 4 // answered with a list of GroupInfo
+	GroupDescribe GroupAdminOp = 5 // answered with GroupInfo
+	GroupPause    GroupAdminOp = 6
+	GroupResume   GroupAdminOp = 7
+)
+
+// GroupAdminRequest is the body of GROUP_ADMIN.
+//
+//	op u8 | destination string | group string | json bytes
+type GroupAdminRequest struct {
+	Op          GroupAdminOp
+	Destination string
+	Group       string
+	JSON        []byte // a view when parsed
+}
+
+// Append implements Message.
+func (m *GroupAdminRequest) Append(dst []byte) []byte {
+	dst = appendString(append(dst, byte(m.Op)), m.Destination)
+	return appendBytes(appendString(dst, m.Group), m.JSON)
+}
+
+// Parse implements Message.
+func (m *GroupAdminRequest) Parse(src []byte) error {
+	r := reader{src: src}
+	m.Op = GroupAdminOp(r.uint8())
+	m.Destination = r.string()
+	m.Group = r.string()
+	m.JSON = r.take(r.count(1))
+	return r.done("GROUP_ADMIN request")
+}
+
+// GroupOrderOp is what GROUP_ORDER asks for. Numbers are never reused.
+type GroupOrderOp uint8
+
+// The operations.
+const (
+	OrderDescribe   GroupOrderOp = 1  // answered with GroupPartition
+	OrderExplain    GroupOrderOp = 2  // ExplainRequest; answered with ExplainResponse
+	OrderSeek       GroupOrderOp = 3  // SeekRequest; answered with SeekResponse
+	OrderPause      GroupOrderOp = 4  //
+	OrderResume     GroupOrderOp = 5  //
+	OrderPark       GroupOrderOp = 6  // ScopeRequest
+	OrderUnpark     GroupOrderOp = 7  // ScopeRequest
+	OrderSkip       GroupOrderOp = 8  // ScopeRequest
+	OrderShow       GroupOrderOp = 9  // ScopeRequest
+	OrderUnfinished GroupOrderOp = 10 //
+	OrderLetters    GroupOrderOp = 11 //
+	OrderRepair     GroupOrderOp = 12 //
+)
+
+// GroupOrderRequest is the body of GROUP_ORDER. The answer is GroupJSON.
+//
+//	handle u32 | op u8 | group string | json bytes
+type GroupOrderRequest struct {
+	Handle uint32
+	Op     GroupOrderOp
+	Group  string
+	JSON   []byte // a view when parsed
+}
+
+// Append implements Message.
+func (m *GroupOrderRequest) Append(dst []byte) []byte {
+	dst = append(binary.LittleEndian.AppendUint32(dst, m.Handle), byte(m.Op))
+	return appendBytes(appendString(dst, m.Group), m.JSON)
+}
+
+// Parse implements Message.
+func (m *GroupOrderRequest) Parse(src []byte) error {
+	r := reader{src: src}
+	m.Handle = r.uint32()
+	m.Op = GroupOrderOp(r.uint8())
+	m.Group = r.string()
+	m.JSON = r.take(r.count(1))
+	return r.done("GROUP_ORDER request")
+}
+
+// GroupJSON answers GROUP_ADMIN and GROUP_ORDER.
+//
+//	json bytes
+type GroupJSON struct {
+	JSON []byte // a view when parsed; empty if there is nothing to say
+}
+
+// Append implements Message.
+func (m *GroupJSON) Append(dst []byte) []byte { return appendBytes(dst, m.JSON) }
+
+// Parse implements Message.
+func (m *GroupJSON) Parse(src []byte) error {
+	r := reader{src: src}
+	m.JSON = r.take(r.count(1))
+	return r.done("group JSON")
+}
+
+func appendBytes(dst, b []byte) []byte {
+	return append(binary.LittleEndian.AppendUint32(dst, uint32(len(b))), b...)
+}
+
+// GroupIntent is what a group is to be.
+type GroupIntent struct {
+	Settings GroupSettings `json:"settings"`
+	// Exists makes it no error that a group of the name exists with the same mode, scope
+	// and binding: its other settings stay as they are.
+	Exists bool       `json:"exists,omitempty"`
+	Start  GroupStart `json:"start,omitzero"` // with GroupCreate only
+	// IfVersion refuses the change if the group has another one; 0 does not ask.
+	IfVersion uint64 `json:"if_version,omitempty"`
+}
+
+// GroupStart is where a group begins in each partition.
+type GroupStart struct {
+	To     string `json:"to,omitempty"` // earliest, latest, offset or time; empty: earliest of a queue, latest of a topic
+	Offset uint64 `json:"offset,omitempty"`
+	TimeMs int64  `json:"time_ms,omitempty"`
+}
+
+// GroupInfo is a group as it is shown.
+type GroupInfo struct {
+	Name        string           `json:"name"`
+	Destination string           `json:"destination"`
+	ID          uint64           `json:"id"`
+	Version     uint64           `json:"version"`
+	Settings    GroupSettings    `json:"settings"`
+	Paused      bool             `json:"paused,omitempty"`
+	Partitions  []GroupPartition `json:"partitions,omitempty"`
+}
+
+// GroupPartition is a group in one partition, as its leader knows it.
+type GroupPartition struct {
+	Number   uint32         `json:"number"`
+	Leader   uint32         `json:"leader"`
+	Floor    uint64         `json:"floor"` // everything below is done
+	Next     uint64         `json:"next"`
+	Scan     uint64         `json:"scan"` // everything below has been looked at
+	Horizon  uint64         `json:"horizon"`
+	Backlog  uint64         `json:"backlog"` // records that are not done
+	Done     uint64         `json:"done"`    // above the floor
+	Returned uint64         `json:"returned"`
+	Leased   uint64         `json:"leased"`
+	Parked   uint64         `json:"parked"` // scopes
+	Letters  uint64         `json:"letters"`
+	Expired  uint64         `json:"expired"`
+	Waiting  []string       `json:"waiting,omitempty"` // sessions that are waited for after a change of the leader
+	Sessions []GroupSession `json:"sessions,omitempty"`
+	Binding  string         `json:"binding,omitempty"`
+	Problem  string         `json:"problem,omitempty"`
+}
+
+// GroupSession is one consumer of a group in one partition.
+type GroupSession struct {
+	ID       string `json:"id"`
+	Name     string `json:"name,omitempty"`
+	Client   string `json:"client,omitempty"`
+	Node     uint32 `json:"node,omitempty"`
+	State    string `json:"state"` // active standby waiting draining ending suspect
+	Leased   uint32 `json:"leased"`
+	Capacity uint32 `json:"capacity"`
+	HeardMs  uint64 `json:"heard_ms"` // since it was heard
+}
+
+// ExplainRequest asks why a record, a key or the group stands still. At most one of the
+// pointers is set.
+type ExplainRequest struct {
+	Group     string  `json:"group,omitempty"`
+	Key       *[]byte `json:"key,omitempty"`
+	Publisher *[]byte `json:"publisher,omitempty"`
+	Offset    *uint64 `json:"offset,omitempty"`
+}
+
+// ExplainResponse is what holds it up, the first thing first.
+type ExplainResponse struct {
+	Reasons []Reason `json:"reasons"`
+}
+
+// Reason is one thing that holds records up.
+type Reason struct {
+	Code    string  `json:"code"`
+	Text    string  `json:"text"`             // a sentence
+	Object  string  `json:"object,omitempty"` // what blocks
+	SinceMs int64   `json:"since_ms,omitempty"`
+	UntilMs int64   `json:"until_ms,omitempty"`
+	Offset  *uint64 `json:"offset,omitempty"`
+}
+
+// SeekRequest moves a group.
+type SeekRequest struct {
+	To     string `json:"to"` // earliest, latest, offset or time
+	Offset uint64 `json:"offset,omitempty"`
+	TimeMs int64  `json:"time_ms,omitempty"`
+	DryRun bool   `json:"dry_run,omitempty"`
+}
+
+// SeekResponse is where a group was, and is. Records is how many are delivered again, or
+// passed over if From is below To.
+type SeekResponse struct {
+	From    uint64 `json:"from"`
+	To      uint64 `json:"to"`
+	Records uint64 `json:"records"`
+}
+
+// ScopeRequest names one scope of a serial group. Exactly one of the pointers is set.
+type ScopeRequest struct {
+	Key       *[]byte `json:"key,omitempty"`
+	Publisher *[]byte `json:"publisher,omitempty"`
+	Scope     *uint64 `json:"scope,omitempty"`
+	Reason    string  `json:"reason,omitempty"`
+	Now       bool    `json:"now,omitempty"` // do not wait for the holder
+}
