@@ -32,10 +32,11 @@ var allowedImports = map[string][]string{
 	"vfs":                 {"internal/invariants"},
 	"segment":             {"wire", "vfs", "internal/invariants"},
 	"log":                 {"segment", "wire", "vfs", "internal/invariants"},
-	"partition":           {"log", "wire", "internal/invariants"},
+	"partition/group":     {"log", "wire", "internal/invariants"},
+	"partition":           {"partition/group", "log", "wire", "internal/invariants"},
 	"replication":         {"log", "wire", "internal/invariants"},
 	"cluster":             {"replication", "log", "wire", "internal/invariants"},
-	"server":              {"cluster", "replication", "partition", "log", "vfs", "wire", "internal/invariants"},
+	"server":              {"cluster", "replication", "partition", "partition/group", "log", "vfs", "wire", "internal/invariants"},
 	"client":              {"wire"},
 	"lockstest":           {"server", "client", "wire"},
 	"bench":               {"client", "wire", "bench/floor"},
@@ -44,21 +45,22 @@ var allowedImports = map[string][]string{
 	"":                    {"cli"}, // main
 	"fuzz":                {},
 	"scripts/tests":       {},
-	"fuzz/sim":            {"cluster", "replication", "partition", "log", "promise", "vfs", "wire", "internal/invariants"},
+	"fuzz/sim":            {"cluster", "replication", "partition", "partition/group", "log", "promise", "vfs", "wire", "internal/invariants"},
 }
 
 // allowedModules are the other modules a package may import, for those where few
 // dependencies are a promise to users or to the reader.
 var allowedModules = map[string][]string{
-	"promise":     {},
-	"wire":        {},
-	"vfs":         {"golang.org/x/sys"},
-	"segment":     {},
-	"log":         {},
-	"partition":   {},
-	"replication": {"go.etcd.io/raft/v3"},
-	"cluster":     {"github.com/google/uuid", "github.com/cespare/xxhash/v2"},
-	"client":      {"github.com/klauspost/compress", "github.com/cespare/xxhash/v2"},
+	"promise":         {},
+	"wire":            {},
+	"vfs":             {"golang.org/x/sys"},
+	"segment":         {},
+	"log":             {},
+	"partition":       {},
+	"partition/group": {"github.com/RoaringBitmap/roaring/v2", "github.com/google/btree"},
+	"replication":     {"go.etcd.io/raft/v3"},
+	"cluster":         {"github.com/google/uuid", "github.com/cespare/xxhash/v2"},
+	"client":          {"github.com/klauspost/compress", "github.com/cespare/xxhash/v2"},
 }
 
 // goPackage is what `go list -json` tells about one package.
@@ -158,7 +160,7 @@ func TestStandardLogIsNeverImported(t *testing.T) {
 
 // corePackages are deterministic: what they do is a function of their inputs, so
 // that a simulation can replay it from a seed (RULES P1).
-var corePackages = []string{"wire", "segment", "log", "replication", "partition", "cluster"}
+var corePackages = []string{"wire", "segment", "log", "replication", "partition", "partition/group", "cluster"}
 
 // TestCoreIsDeterministic finds goroutines, clocks and randomness in the core.
 func TestCoreIsDeterministic(t *testing.T) {

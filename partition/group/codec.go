@@ -1,0 +1,322 @@
+package group
+
+import (
+	"encoding/binary"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Command is the type of a command in a control entry of a partition. 1 is the
+// partition's own.
+type Command uint8
+
+// Commands of groups. The payload of each begins with the ID of the group, u64.
+const (
+	CommandPut            Command = 2
+	CommandRemoveGroup    Command = 3
+	CommandJoin           Command = 4
+	CommandRemove         Command = 5
+	CommandOutcomes       Command = 6
+	CommandHorizon        Command = 7
+	CommandPark           Command = 8
+	CommandActive         Command = 9
+	CommandSeek           Command = 10
+	CommandTable          Command = 11
+	CommandTableVoid      Command = 12
+	CommandLetter         Command = 13
+	CommandLetterDone     Command = 14
+	CommandLetterProducer Command = 15
+	CommandMember         Command = 16
+	CommandBinding        Command = 17
+	CommandSubstitute     Command = 18
+	CommandPause          Command = 19
+)
+
+// Commands are laid out in a control entry as those of the partition are:
+//
+//	+------+---------+------+----------------+--------
+//	| type | version | zero | payload length | payload
+//	+------+---------+------+----------------+--------
+//	0      1         2      4                8
+const (
+	commandHeader  = 8
+	commandVersion = 1
+)
+
+// MaxPayload bounds a command. What is larger is several: the returns of a session that
+// held much go into Outcomes before it is removed, in the same entry.
+const MaxPayload = 1 << 20
+
+// Span is a run of records [From, To).
+type Span struct{ From, To wire.Offset }
+
+// Return is a run of records that are taken back, with what is known of them from then
+// on. The values are absolute: applying a return twice is the same as once.
+type Return struct {
+	From, To   wire.Offset
+	Deliveries uint16
+	Attempts   uint16
+	DelayMs    uint32
+}
+
+// Taken is what is taken back from one session.
+type Taken struct {
+	Session Session
+	Returns []Return
+	// Seen are records of which the session knows that it lost them: their fences need
+	// not be kept for it any longer.
+	Seen []Span
+}
+
+// Flags of a Put.
+const (
+	PutPaused uint8 = 1
+	PutQueue  uint8 = 2 // the lowest floor of the partition's groups is its start
+)
+
+// begin appends the header of a command and the ID, and returns where the header is.
+func begin(dst []byte, t Command, id ID) ([]byte, int) {
+	at := len(dst)
+	dst = append(dst, byte(t), commandVersion, 0, 0, 0, 0, 0, 0)
+	return binary.LittleEndian.AppendUint64(dst, uint64(id)), at
+}
+
+// end fills the length of the command whose header is at.
+func end(dst []byte, at int) []byte {
+	binary.LittleEndian.PutUint32(dst[at+4:], uint32(len(dst)-at-commandHeader))
+	return dst
+}
+
+// AppendPut appends the command that creates a group, or alters it if version is higher
+// than the one it has. Start is where it begins if it is created.
+//
+//	group u64 | version u64 | name string | settings | start u64 | flags u8
+func AppendPut(dst []byte, id ID, version uint64, name string, settings *Settings, start wire.Offset, flags uint8) []byte {
+	dst, at := begin(dst, CommandPut, id)
+	dst = binary.LittleEndian.AppendUint64(dst, version)
+	dst = appendString(dst, name)
+	dst = settings.Append(dst)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(start))
+	return end(append(dst, flags), at)
+}
+
+// AppendRemoveGroup appends the command that removes a group.
+func AppendRemoveGroup(dst []byte, id ID) []byte {
+	return end(begin(dst, CommandRemoveGroup, id))
+}
+
+// AppendJoin appends the command that lists a session and, if it names a predecessor,
+// removes that one. Doubt is the new mark, 0 if it stays.
+//
+//	group u64 | session 16 | predecessor 16 | generation u32 | counter u32 | flags u8 | name string | client string | doubt u64 | returns
+func AppendJoin(dst []byte, id ID, m *Member, doubt wire.Offset, returns []Return) []byte {
+	dst, at := begin(dst, CommandJoin, id)
+	dst = appendMember(dst, m)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(doubt))
+	return end(appendReturns(dst, returns), at)
+}
+
+func appendMember(dst []byte, m *Member) []byte {
+	dst = append(dst, m.ID[:]...)
+	dst = append(dst, m.Predecessor[:]...)
+	dst = binary.LittleEndian.AppendUint32(dst, m.Binding.Generation)
+	dst = binary.LittleEndian.AppendUint32(dst, m.Binding.Counter)
+	dst = append(dst, byte(m.Flags))
+	dst = appendString(dst, m.Name)
+	return appendString(dst, m.Client)
+}
+
+// AppendRemove appends the command that removes a session. Doubt is the new mark, 0 if
+// it stays.
+//
+//	group u64 | session 16 | reason u8 | doubt u64 | returns
+func AppendRemove(dst []byte, id ID, session Session, reason uint8, doubt wire.Offset, returns []Return) []byte {
+	dst, at := begin(dst, CommandRemove, id)
+	dst = append(dst, session[:]...)
+	dst = append(dst, reason)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(doubt))
+	return end(appendReturns(dst, returns), at)
+}
+
+// AppendOutcomes appends the command that settles records and takes others back. Spans
+// and returns of one list ascend and do not overlap.
+//
+//	group u64 | done: spans | count uvarint, each: session 16, returns, seen: spans
+func AppendOutcomes(dst []byte, id ID, done []Span, taken []Taken) []byte {
+	dst, at := begin(dst, CommandOutcomes, id)
+	dst = appendSpans(dst, done)
+	dst = binary.AppendUvarint(dst, uint64(len(taken)))
+	for i := range taken {
+		dst = append(dst, taken[i].Session[:]...)
+		dst = appendReturns(dst, taken[i].Returns)
+		dst = appendSpans(dst, taken[i].Seen)
+	}
+	return end(dst, at)
+}
+
+// AppendHorizon appends the command that raises the horizon.
+//
+//	group u64 | horizon u64
+func AppendHorizon(dst []byte, id ID, horizon wire.Offset) []byte {
+	dst, at := begin(dst, CommandHorizon, id)
+	return end(binary.LittleEndian.AppendUint64(dst, uint64(horizon)), at)
+}
+
+// AppendPark appends the command that parks a scope from a record on.
+//
+//	group u64 | scope u64 | head u64 | on u8 | reason string
+func AppendPark(dst []byte, id ID, scope Scope, head wire.Offset, reason string) []byte {
+	return appendPark(dst, id, scope, head, 1, reason)
+}
+
+// AppendUnpark appends the command that lets a parked scope go on.
+func AppendUnpark(dst []byte, id ID, scope Scope) []byte {
+	return appendPark(dst, id, scope, 0, 0, "")
+}
+
+func appendPark(dst []byte, id ID, scope Scope, head wire.Offset, on uint8, reason string) []byte {
+	dst, at := begin(dst, CommandPark, id)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(scope))
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(head))
+	return end(appendString(append(dst, on), reason), at)
+}
+
+// AppendActive appends the command that makes a session the active one, zero for none.
+// The returns are those of the one before.
+//
+//	group u64 | session 16 | returns
+func AppendActive(dst []byte, id ID, session Session, returns []Return) []byte {
+	dst, at := begin(dst, CommandActive, id)
+	return end(appendReturns(append(dst, session[:]...), returns), at)
+}
+
+// AppendSeek appends the command after which everything below floor is done and nothing
+// from there on.
+//
+//	group u64 | floor u64
+func AppendSeek(dst []byte, id ID, floor wire.Offset) []byte {
+	dst, at := begin(dst, CommandSeek, id)
+	return end(binary.LittleEndian.AppendUint64(dst, uint64(floor)), at)
+}
+
+// AppendTable appends the command that hands the leases over to the next leader. They
+// ascend by offset and do not overlap.
+//
+//	group u64 | count uvarint, each: session 16, epoch u64, gap uvarint, length uvarint
+func AppendTable(dst []byte, id ID, leases []TableLease) []byte {
+	dst, at := begin(dst, CommandTable, id)
+	return end(appendTable(dst, leases), at)
+}
+
+func appendTable(dst []byte, leases []TableLease) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(leases)))
+	var last wire.Offset
+	for i := range leases {
+		l := &leases[i]
+		dst = append(dst, l.Session[:]...)
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(l.Epoch))
+		dst = appendSpan(dst, &last, l.From, l.To)
+	}
+	return dst
+}
+
+// AppendTableVoid appends the command after which a table handed over is not used.
+func AppendTableVoid(dst []byte, id ID) []byte {
+	return end(begin(dst, CommandTableVoid, id))
+}
+
+// AppendLetter appends the command that takes a record out of its scope, to be written
+// elsewhere.
+//
+//	group u64 | number u64 | offset u64 | deliveries u16 | attempts u16 | reason u8 | text string
+func AppendLetter(dst []byte, id ID, l *Letter) []byte {
+	dst, at := begin(dst, CommandLetter, id)
+	return end(appendLetter(dst, l), at)
+}
+
+func appendLetter(dst []byte, l *Letter) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, l.Number)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(l.Offset))
+	dst = binary.LittleEndian.AppendUint16(dst, l.Deliveries)
+	dst = binary.LittleEndian.AppendUint16(dst, l.Attempts)
+	return appendString(append(dst, l.Reason), l.Text)
+}
+
+// AppendLetterDone appends the command that says that a letter is written.
+//
+//	group u64 | number u64
+func AppendLetterDone(dst []byte, id ID, number uint64) []byte {
+	dst, at := begin(dst, CommandLetterDone, id)
+	return end(binary.LittleEndian.AppendUint64(dst, number), at)
+}
+
+// AppendLetterProducer appends the command that notes the producer that writes letters.
+//
+//	group u64 | producer i64 | epoch i16
+func AppendLetterProducer(dst []byte, id ID, producer int64, epoch int16) []byte {
+	dst, at := begin(dst, CommandLetterProducer, id)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(producer))
+	return end(binary.LittleEndian.AppendUint16(dst, uint16(epoch)), at)
+}
+
+// AppendSubstitute appends the command by which a record encoding is delivered in the
+// place of the record at offset.
+//
+//	group u64 | offset u64 | length u32 | record encoding
+func AppendSubstitute(dst []byte, id ID, offset wire.Offset, record []byte) []byte {
+	dst, at := begin(dst, CommandSubstitute, id)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(offset))
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(record)))
+	return end(append(dst, record...), at)
+}
+
+// AppendPause appends the command that pauses a group, or lets it go on.
+//
+//	group u64 | on u8
+func AppendPause(dst []byte, id ID, on bool) []byte {
+	dst, at := begin(dst, CommandPause, id)
+	if on {
+		return end(append(dst, 1), at)
+	}
+	return end(append(dst, 0), at)
+}
+
+func appendString(dst []byte, s string) []byte {
+	s = s[:min(len(s), 1<<16-1)]
+	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(s)))
+	return append(dst, s...)
+}
+
+// appendSpan appends gap and length of a run behind the one that ended at last.
+func appendSpan(dst []byte, last *wire.Offset, from, to wire.Offset) []byte {
+	dst = binary.AppendUvarint(dst, uint64(from-*last))
+	dst = binary.AppendUvarint(dst, uint64(to-from))
+	*last = to
+	return dst
+}
+
+// appendSpans appends: count uvarint, each: gap uvarint, length uvarint. A gap counts
+// from the end of the run before, the first from 0.
+func appendSpans(dst []byte, spans []Span) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(spans)))
+	var last wire.Offset
+	for _, s := range spans {
+		dst = appendSpan(dst, &last, s.From, s.To)
+	}
+	return dst
+}
+
+// appendReturns appends: count uvarint, each: gap uvarint, length uvarint, deliveries
+// uvarint, attempts uvarint, delayMs uvarint.
+func appendReturns(dst []byte, returns []Return) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(returns)))
+	var last wire.Offset
+	for i := range returns {
+		r := &returns[i]
+		dst = appendSpan(dst, &last, r.From, r.To)
+		dst = binary.AppendUvarint(dst, uint64(r.Deliveries))
+		dst = binary.AppendUvarint(dst, uint64(r.Attempts))
+		dst = binary.AppendUvarint(dst, uint64(r.DelayMs))
+	}
+	return dst
+}
