@@ -23,7 +23,7 @@ type outbox struct {
 	unsent   int                 // bytes that the loop has taken from pending and the socket has not
 	requests map[uint32]inFlight // by correlation ID
 	bytes    int                 // held by requests
-	woken    []*link             // parked links to be looked at again
+	woken    []streamer          // to be looked at again
 	queued   bool                // the loop knows that there is something to do
 	closed   bool                // nothing more will be sent
 }

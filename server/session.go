@@ -86,7 +86,7 @@ type session struct {
 	reading   int             // at work or in their partition's line
 	readingOf map[replica]int // of these; without those of which there are none
 
-	active []*link // links that could send, in turn
+	active []streamer // those that could send, in turn
 
 	upstreams      map[uint32]*upstream      // to other nodes, by ID
 	dirty          []*upstream               // have something to write

@@ -40,11 +40,10 @@ type link struct {
 	credit  int64 // bytes of stream that may be sent
 	at      log.Position
 
-	active  bool // in session.active
+	streaming
 	parked  bool
 	told    bool // the client knows that it is at the end
 	loading bool // a worker makes the next range resident, or reads it
-	closed  bool
 
 	// A link that replays old records has the range before it made resident while
 	// it sends the one it has. warm is where that ends; it counts while ahead of at.
@@ -68,20 +67,49 @@ func (k *link) Wake() {
 	}
 }
 
-// activate gives a link a place in its session's list of those that could send.
-func (s *session) activate(k *link) {
-	k.parked = false
-	if !k.closed && !k.active {
-		k.active = true
+// streamer is what sends out of the map, in turn with others of its session: a link, or
+// a link of a group. Its methods are called on the session's loop.
+type streamer interface {
+	// state is what the session notes about it.
+	state() *streaming
+	// woke says that it was woken, and waits for nothing any more.
+	woke()
+	// next adds its next piece to a write. It reports whether it could go on.
+	next(g *gather) (more bool)
+	// undo takes a piece back of which nothing was written.
+	undo(p *piece)
+	// reread does by pread what the kernel could not do from the map. Its pieces were
+	// taken back.
+	reread()
+}
+
+// streaming is where a streamer stands.
+type streaming struct {
+	active bool // in session.active
+	closed bool // it sends nothing any more
+}
+
+// activate gives a streamer that was woken a place in its session's list of those that
+// could send.
+func (s *session) activate(k streamer) {
+	k.woke()
+	if st := k.state(); !st.closed && !st.active {
+		st.active = true
 		s.active = append(s.active, k)
 	}
 }
 
-// run puts a link to work.
-func (s *session) run(k *link) {
+// run puts a streamer to work.
+func (s *session) run(k streamer) {
 	s.activate(k)
 	s.loop.addStream(s)
 }
+
+// state implements streamer.
+func (k *link) state() *streaming { return &k.streaming }
+
+// woke implements streamer.
+func (k *link) woke() { k.parked = false }
 
 func (s *session) linkOpen(h wire.Header, body []byte) error {
 	var m wire.LinkOpenRequest
@@ -300,15 +328,18 @@ type gather struct {
 	slices [][]byte
 	bytes  int
 	full   bool // what comes next needs a write of its own
-	heads  [turnPieces * deliverHead]byte
+	heads  []byte
 }
 
-// piece is one DELIVER frame of a write.
+// piece is one DELIVER or GROUP_DELIVER frame of a write.
 type piece struct {
-	link *link
-	from log.Position // of the stream bytes
-	view *log.View    // nil for the empty piece at the end
-	told bool         // of the link, before
+	of   streamer
+	head []byte    // in front of the view
+	view *log.View // nil for a frame without stored bytes
+
+	from  log.Position // of a link: of the stream bytes
+	told  bool         // of a link: what it was before
+	order int          // of a group's link: the first of the orders that are carried out
 }
 
 func (p *piece) bytes() int {
@@ -318,20 +349,44 @@ func (p *piece) bytes() int {
 	return p.view.Bytes
 }
 
-// add appends a frame and moves its link past it.
-func (g *gather) add(k *link, next wire.Offset, view *log.View) {
-	p := &g.pieces[g.n]
-	*p = piece{link: k, from: k.at, view: view, told: k.told}
-	head := g.heads[g.n*deliverHead : g.n*deliverHead : (g.n+1)*deliverHead]
-	head = wire.AppendHeader(head, wire.Header{
+// turnHeads is how much memory the heads of one write have: that of all pieces of links,
+// or fewer pieces of groups with many grants.
+const turnHeads = 64 << 10
+
+// room returns memory for a head of n bytes, or nil if this write has none left. Heads
+// stay where they are until the write is over.
+func (g *gather) room(n int) []byte {
+	if g.heads == nil {
+		g.heads = make([]byte, 0, turnHeads)
+	}
+	at := len(g.heads)
+	if at+n > cap(g.heads) {
+		return nil
+	}
+	g.heads = g.heads[:at+n]
+	return g.heads[at : at : at+n]
+}
+
+// put appends a frame.
+func (g *gather) put(p piece) {
+	g.pieces[g.n] = p
+	g.n++
+	g.slices = append(g.slices, p.head)
+	g.bytes += len(p.head) + p.bytes()
+	if p.view != nil {
+		g.slices = append(g.slices, p.view.Slices...)
+	}
+}
+
+// add appends a frame of a link and moves the link past it.
+func (k *link) add(g *gather, next wire.Offset, view *log.View) {
+	p := piece{of: k, from: k.at, view: view, told: k.told}
+	head := wire.AppendHeader(g.room(deliverHead), wire.Header{
 		Length: wire.FrameLength(wire.DeliverPrefixSize + p.bytes()), Opcode: wire.OpDeliver, Version: wire.OpDeliver.Version(), ID: k.id,
 	})
-	head = (&wire.Deliver{NextOffset: next}).AppendPrefix(head)
-	g.n++
-	g.slices = append(g.slices, head)
-	g.bytes += len(head) + p.bytes()
+	p.head = (&wire.Deliver{NextOffset: next}).AppendPrefix(head)
+	g.put(p)
 	if view != nil {
-		g.slices = append(g.slices, view.Slices...)
 		k.at = view.Next
 		k.credit -= int64(view.Bytes)
 	}
@@ -339,7 +394,7 @@ func (g *gather) add(k *link, next wire.Offset, view *log.View) {
 
 // fits reports whether one more piece may join.
 func (g *gather) fits() bool {
-	return !g.full && g.n < turnPieces && g.bytes < turnBytes && len(g.slices) < turnSlices-1
+	return !g.full && g.n < turnPieces && g.bytes < turnBytes && len(g.slices) < turnSlices-1 && len(g.heads)+deliverHead <= turnHeads
 }
 
 // reset releases all views.
@@ -351,7 +406,7 @@ func (g *gather) reset() {
 		g.pieces[i] = piece{}
 	}
 	clear(g.slices)
-	g.n, g.slices, g.bytes, g.full = 0, g.slices[:0], 0, false
+	g.n, g.slices, g.heads, g.bytes, g.full = 0, g.slices[:0], g.heads[:0], 0, false
 }
 
 // pump is one bounded turn of a session's links: they take turns, a piece each,
@@ -373,9 +428,10 @@ func (s *session) pump() int {
 	for g.fits() && len(s.active) > 0 {
 		k := s.active[0]
 		s.active = append(s.active[:0], s.active[1:]...)
-		k.active = false
-		if s.next(k, g) {
-			k.active = true
+		st := k.state()
+		st.active = false
+		if k.next(g) {
+			st.active = true
 			s.active = append(s.active, k)
 		}
 	}
@@ -386,8 +442,9 @@ func (s *session) pump() int {
 	return written
 }
 
-// next adds a link's next piece. It reports whether the link could go on.
-func (s *session) next(k *link, g *gather) (more bool) {
+// next implements streamer.
+func (k *link) next(g *gather) (more bool) {
+	s := k.session
 	if k.closed || k.loading {
 		return false
 	}
@@ -429,7 +486,7 @@ func (s *session) next(k *link, g *gather) (more bool) {
 			return true
 		case view.Bytes > 0:
 			// The view may reach beyond the mark, but not beyond what is the watermark now.
-			g.add(k, k.log.Watermark().Next, view)
+			k.add(g, k.log.Watermark().Next, view)
 			k.told = false
 			s.warm(k)
 			return true
@@ -439,7 +496,7 @@ func (s *session) next(k *link, g *gather) (more bool) {
 		k.at = mark.Position
 	}
 	if !k.told {
-		g.add(k, mark.Next, nil)
+		k.add(g, mark.Next, nil)
 		k.told = true
 		s.engine.counters.deliveredEmpty.Add(1)
 	}
@@ -474,7 +531,7 @@ func (s *session) writePieces(g *gather) int {
 	left := n
 	for i := range g.pieces[:g.n] {
 		p := &g.pieces[i]
-		size := deliverHead + p.bytes()
+		size := len(p.head) + p.bytes()
 		if left < size {
 			for j := g.n - 1; j > i; j-- {
 				s.takeBack(&g.pieces[j])
@@ -482,8 +539,8 @@ func (s *session) writePieces(g *gather) int {
 			if left == 0 {
 				s.takeBack(p)
 			} else {
-				s.cut.take(g, i, left)
-				s.engine.counters.streamBytes.Add(uint64(size - deliverHead))
+				s.engine.counters.streamBytes.Add(uint64(p.bytes()))
+				s.cut.take(p, left)
 			}
 			s.block(n > 0)
 			return n
@@ -508,46 +565,58 @@ func (s *session) readPieces(g *gather) {
 			continue
 		}
 		p.view.Cold()
-		if k := p.link; !k.closed && !k.loading {
-			s.read(k)
+		if !p.of.state().closed {
+			p.of.reread()
 		}
 	}
 }
 
-// takeBack undoes a piece that was not written at all. Its link is the next to have
+// reread implements streamer.
+func (k *link) reread() {
+	if !k.loading {
+		k.session.read(k)
+	}
+}
+
+// takeBack undoes a piece that was not written at all. Its streamer is the next to have
 // a turn: where sockets take less than a turn, those behind it would never have one.
 func (s *session) takeBack(p *piece) {
-	k := p.link
-	k.at, k.told = p.from, p.told
-	k.credit += int64(p.bytes())
-	if k.closed {
+	k := p.of
+	k.undo(p)
+	st := k.state()
+	if st.closed {
 		return
-	}
-	if k.parked {
-		k.replica.Unpark(k)
-		k.parked = false
 	}
 	if i := slices.Index(s.active, k); i >= 0 {
 		s.active = slices.Delete(s.active, i, i+1)
 	}
-	k.active = true
+	st.active = true
 	s.active = slices.Insert(s.active, 0, k)
+}
+
+// undo implements streamer.
+func (k *link) undo(p *piece) {
+	k.at, k.told = p.from, p.told
+	k.credit += int64(p.bytes())
+	if !k.closed && k.parked {
+		k.replica.Unpark(k)
+		k.parked = false
+	}
 }
 
 // cutFrame is the rest of a DELIVER frame in which the socket stopped. The client has
 // the beginning: nothing else can be sent before it. The zero cutFrame is empty.
 type cutFrame struct {
 	view *log.View // that the slices lie in
-	head [deliverHead]byte
+	head []byte
 	rest [][]byte // what is left: of the head, of the view
 }
 
-// take makes piece i of a write the cut. The socket has taken so many bytes of it.
-func (c *cutFrame) take(g *gather, i, written int) {
-	p := &g.pieces[i]
+// take makes a piece of a write the cut. The socket has taken so many bytes of it.
+func (c *cutFrame) take(p *piece, written int) {
+	c.head = append(c.head[:0], p.head...)
+	c.rest = append(c.rest[:0], c.head)
 	c.view, p.view = p.view, nil
-	copy(c.head[:], g.heads[i*deliverHead:(i+1)*deliverHead])
-	c.rest = append(c.rest[:0], c.head[:])
 	if c.view != nil {
 		c.rest = append(c.rest, c.view.Slices...)
 	}
