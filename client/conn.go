@@ -30,6 +30,7 @@ type Conn struct {
 	current   *session // the home, dead or alive; nil never
 	nodes     map[uint32]*node
 	version   uint64        // of the metadata that nodes are from
+	fled      time.Time     // when a home was left for another that lives
 	changed   chan struct{} // closed and replaced when a session begins or ends, or err changes
 	err       error         // why there will be no other session
 	lastErr   error         // of the newest attempt to connect
@@ -96,7 +97,7 @@ func (c *Conn) keepHome(s *session) {
 	var pause time.Duration
 	for {
 		opened := time.Now()
-		<-s.ended
+		s = c.ended(s)
 		if c.ctx.Err() != nil {
 			c.end(ErrClosed)
 			return
@@ -116,6 +117,33 @@ func (c *Conn) keepHome(s *session) {
 			return
 		}
 	}
+}
+
+// ended returns when the home has died: the one that is given, or whatever was made the
+// home meanwhile.
+func (c *Conn) ended(s *session) *session {
+	for {
+		c.mu.Lock()
+		current, changed := c.current, c.changed
+		c.mu.Unlock()
+		if current != s {
+			s = current
+			continue
+		}
+		select {
+		case <-s.ended:
+			if c.isHome(s) {
+				return s
+			}
+		case <-changed:
+		}
+	}
+}
+
+func (c *Conn) isHome(s *session) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current == s
 }
 
 func levelOf(err error) slog.Level {

@@ -24,6 +24,8 @@ const (
 	// leaderPause is how often one who finds no session with the leader of a partition
 	// asks who leads it now.
 	leaderPause = 100 * time.Millisecond
+	// fleePause is how long a home at least stays the home, if it lives.
+	fleePause = time.Second
 )
 
 // errUnused is the cause of the end of a session that nobody used.
@@ -72,12 +74,20 @@ func (c *Conn) sessionTo(id uint32) *session {
 	if c.current.hello.NodeID == id {
 		return alive(c.current) // else keepHome is at it
 	}
-	if n != nil && !n.dialing && n.Address != "" && c.err == nil && c.ctx.Err() == nil && !time.Now().Before(n.retryAt) {
+	if n != nil {
+		c.begin(n, id)
+	}
+	return nil
+}
+
+// begin makes a goroutine connect to a node, unless one does or it is too early. The
+// caller holds c.mu.
+func (c *Conn) begin(n *node, id uint32) {
+	if !n.dialing && n.Address != "" && c.err == nil && c.ctx.Err() == nil && !time.Now().Before(n.retryAt) {
 		n.dialing = true
 		c.wg.Add(1)
 		go c.dial(n, id, n.Address)
 	}
-	return nil
 }
 
 // alive is a session that has not died, or nil.
@@ -179,10 +189,58 @@ func (c *Conn) adopt() *session {
 	return nil
 }
 
+// outnumbered reports whether a node that answers METADATA hears no majority of the
+// brokers: it cannot know who leads now.
+func outnumbered(m *wire.MetadataResponse) bool {
+	brokers, alive := 0, 0
+	for i := range m.Nodes {
+		if m.Nodes[i].Role == wire.RoleBroker {
+			brokers++
+			if m.Nodes[i].Alive {
+				alive++
+			}
+		}
+	}
+	return 2*alive <= brokers
+}
+
+// flee makes another node the home of a Conn whose home is cut off from the others, or
+// begins to connect to one. Where that is no better, the next answer says so. The
+// session with the old home stays, for what it leads. The caller holds c.mu.
+func (c *Conn) flee() {
+	now := time.Now()
+	if !c.options.redirect || now.Sub(c.fled) < fleePause {
+		return
+	}
+	old := c.current
+	for id, n := range c.nodes { // in any order
+		s := alive(n.session)
+		if id == old.hello.NodeID || s == nil || !c.options.target.wants(&n.Node) {
+			continue
+		}
+		if left := c.nodes[old.hello.NodeID]; left != nil && alive(left.session) == nil {
+			left.session = old
+		}
+		c.fled = now
+		c.current = s
+		c.tellChanged()
+		c.options.logger.Warn("the home is cut off from the others; another node is the home now", "was", old.address, "server", s.address, "node", s.hello.NodeID)
+		return
+	}
+	for id, n := range c.nodes {
+		if id != old.hello.NodeID && c.options.target.wants(&n.Node) {
+			c.begin(n, id)
+		}
+	}
+}
+
 // learn takes over what METADATA says about the members of the cluster.
 func (c *Conn) learn(m *wire.MetadataResponse) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if outnumbered(m) {
+		c.flee()
+	}
 	if m.Version < c.version {
 		return // by a node that lags
 	}

@@ -609,3 +609,42 @@ func TestAnAnswerFromAFormerLeaderIsIgnored(t *testing.T) {
 		})
 	}
 }
+
+// A home that lost its links to the other nodes but not to its clients knows no leader
+// any more. Who asks it must not stay with it.
+func TestAHomeThatIsCutOffFromTheOthersIsLeft(t *testing.T) {
+	nodes := startCluster(t, 3)
+	d := nodes[0].create("d", Topic, 3)
+	c := connect(t, nodes[0])
+	ctx := testContext(t)
+	p := newTestProducer(t, c, "d", Partition(0))
+	_, err := p.Send(ctx, &Record{Value: []byte("before")})
+	require.NoError(t, err)
+	nodes[0].setScript(func(q *fakeRequest) bool {
+		switch q.header.Opcode {
+		case wire.OpMetadata:
+			response := wire.MetadataResponse{Version: q.b.version, Destinations: []wire.DestinationInfo{d.describe()}}
+			for _, b := range q.b.brokers {
+				response.Nodes = append(response.Nodes, wire.Node{ID: b.hello.NodeID, Address: b.address(), Alive: b == q.b})
+			}
+			for i := range response.Destinations[0].Partitions {
+				response.Destinations[0].Partitions[i].Leader = 0
+			}
+			q.reply(&response)
+		case wire.OpOpenPartition, wire.OpProduce:
+			q.refuse(wire.CodeNotLeader)
+		default:
+			return false
+		}
+		return true
+	})
+	nodes[1].elect(d, 0, 2, false)
+	_, err = p.Send(ctx, &Record{Value: []byte("after")})
+	require.NoError(t, err)
+	require.Equal(t, []string{"before", "after"}, nodes[1].values("d", 0))
+	require.Contains(t, []uint32{2, 3}, c.Info().Node)
+
+	nodes[0].stop() // nobody needs it; and the new home is watched as the first was
+	nodes[c.Info().Node-1].stop()
+	require.NoError(t, c.Ping(ctx))
+}
