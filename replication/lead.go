@@ -242,10 +242,9 @@ func (g *Group) escapeStall() {
 	if g.noEscape {
 		return
 	}
-	if g.stalled.ticks++; g.stalled.ticks%stallTicks != 0 || g.node.BasicStatus().LeadTransferee != raft.None {
-		return
-	}
-	if g.mute() {
+	// From then on with every tick: in those after a check of the quorum nobody has
+	// answered yet, and one check in so many ticks may always fall on them.
+	if g.stalled.ticks++; g.stalled.ticks < stallTicks || g.node.BasicStatus().LeadTransferee != raft.None || g.mute() {
 		return
 	}
 	if to := g.best(); to != 0 {
