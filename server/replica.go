@@ -154,11 +154,12 @@ func (r *partitionReplica) turn() (again bool) {
 	if errors.Is(lack, log.ErrNotReady) {
 		lack = nil // a job is at it, its end brings the next turn
 	}
-	if _, leading := r.group.Leading(); lack != nil && !leading {
+	_, leading := r.group.Leading()
+	if lack != nil && !leading {
 		r.part.Reject(lack)
 	}
 	r.stalled.Store(lack != nil)
-	if !r.stall.stalled() { // else the watch brings a turn when it is over
+	if !leading || !r.stall.stalled() { // else the watch brings a turn when it is over
 		again = r.part.Turn(nowMs)
 	}
 	if err := r.group.Err(); err != nil {

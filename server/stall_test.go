@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -397,4 +398,60 @@ func mustDestination(t testing.TB, b *broker, name string) *cluster.Destination 
 	d, ok := b.View().Destination(name)
 	require.True(t, ok)
 	return d
+}
+
+// A leader whose disk has stalled hands over. What it had proposed is then the new
+// leader's to answer; it must not keep those waiting who wait for it.
+func TestF13_ALeaderThatIsDeposedForItsDiskAnswers(t *testing.T) {
+	t.Parallel()
+	disks := map[uint32]*vfs.Simulated{}
+	c := &crew{t: t, servers: map[uint32]*Server{}, dirs: map[uint32]string{}}
+	c.change = func(cfg *Config) {
+		disk := vfs.NewSimulated(uint64(cfg.NodeID))
+		disks[cfg.NodeID] = disk
+		require.NoError(t, disk.MkdirAll(cfg.DataDir))
+		cfg.fs, cfg.bootID, cfg.stallAfter = disk, "boot", 50*time.Millisecond
+	}
+	for node := range uint32(3) {
+		c.start(node + 1)
+	}
+	t.Cleanup(func() {
+		for node := range c.servers {
+			c.stop(node)
+		}
+	})
+	c.await("three nodes", func() bool { return len(c.broker(1).View().Nodes) == 3 })
+	info := c.create(1, "orders", 1, 3)
+	d, _ := c.broker(1).View().Destination("orders")
+	c.append(d, 0)
+	c.same("orders", 1)
+	var leader *partitionReplica
+	for node := range c.servers {
+		if r := c.broker(node).local(info.ID, 0); r.leads.Load() {
+			leader = r
+		}
+	}
+	require.NotNil(t, leader)
+	held := make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(held) })
+	t.Cleanup(goOn)
+	disks[leader.node].Inject(func(op vfs.Op, _ string) error {
+		if op == vfs.OpSync || op == vfs.OpSyncDir {
+			<-held
+		}
+		return nil
+	})
+	batch, index := testBatch(t, "value")
+	valid, err := wire.ValidateBatch(batch, index, wire.BatchLimits{MaxRecordBytes: wire.DefaultMaxRecordBytes})
+	require.NoError(t, err)
+	done := make(chan wire.ErrorCode, 1)
+	require.NoError(t, leader.Append(partition.Append{Batch: batch, Index: index, Info: valid, Acks: wire.AcksQuorum, Receiver: codeReceiver(done)}))
+	leader.Kick(false)
+	select {
+	case code := <-done:
+		require.Equal(t, wire.CodeUnavailable, code, "it may be appended all the same")
+	case <-time.After(20 * time.Second):
+		t.Fatal("nobody answers")
+	}
+	goOn()
 }
