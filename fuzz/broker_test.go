@@ -25,6 +25,9 @@ const startTimeout = 60 * time.Second
 
 // program builds the lockstep program once for all tests.
 var program = sync.OnceValues(func() (string, error) {
+	if name := os.Getenv(programVariable); name != "" {
+		return name, nil
+	}
 	dir, err := os.MkdirTemp("", "lockstep-kill-")
 	if err != nil {
 		return "", err
@@ -38,6 +41,10 @@ var program = sync.OnceValues(func() (string, error) {
 	return name, nil
 })
 
+// programVariable names the program to test. Without it, it is built; figures are those
+// of a release build.
+const programVariable = "FUZZ_PROGRAM"
+
 // builtIn is where the binary lies, to be removed when the tests are done.
 var builtIn string
 
@@ -47,6 +54,7 @@ type brokerProcess struct {
 	t       *testing.T
 	binary  string
 	role    string   // of the binary, if that is this test's
+	host    string   // network namespace that it runs in; empty: the test's
 	args    []string // further ones
 	data    string
 	address string
@@ -78,8 +86,12 @@ func newBroker(t *testing.T) *brokerProcess {
 // start begins a life of the broker without waiting for it to be ready.
 func (b *brokerProcess) start() {
 	b.t.Helper()
-	b.command = exec.Command(b.binary, append([]string{"serve", "--data", b.data, "--listen", b.address, "--http", "off",
-		"--min-free-bytes", "1MiB", "--log-level", "warn", "--stop-with-stdin"}, b.args...)...)
+	line := append([]string{b.binary, "serve", "--data", b.data, "--listen", b.address, "--http", "off",
+		"--min-free-bytes", "1MiB", "--log-level", "warn", "--stop-with-stdin"}, b.args...)
+	if b.host != "" {
+		line = append([]string{"ip", "netns", "exec", b.host}, line...)
+	}
+	b.command = exec.Command(line[0], line[1:]...)
 	if b.role != "" {
 		b.command.Env = append(os.Environ(), roleVariable+"="+b.role)
 	}
@@ -149,7 +161,11 @@ func (b *brokerProcess) ready(conn *client.Conn) {
 
 // run runs another lockstep command against the broker.
 func (b *brokerProcess) run(stdin io.Reader, stdout io.Writer, args ...string) error {
-	command := exec.Command(b.binary, append(args, "--server", b.address)...)
+	name, err := program()
+	if err != nil {
+		return err
+	}
+	command := exec.Command(name, append(args, "--server", b.address)...)
 	command.Stdin, command.Stdout = stdin, stdout
 	var stderr bytes.Buffer
 	command.Stderr = &stderr

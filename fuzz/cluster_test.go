@@ -75,14 +75,14 @@ func (c *clusterProcess) connect() *client.Conn {
 	return conn
 }
 
-// create makes a destination on all nodes as soon as they are there.
-func (c *clusterProcess) create(conn *client.Conn, name string) {
+// create makes a topic on all nodes as soon as they are there.
+func (c *clusterProcess) create(conn *client.Conn, name string, partitions uint32) {
 	c.t.Helper()
 	var err error
 	require.Eventually(c.t, func() bool {
 		_, err = conn.CreateDestination(c.t.Context(), client.Destination{
 			Name: name, Kind: wire.Topic,
-			Settings: client.Settings{Partitions: killPartitions, Replicas: clusterNodes, SegmentBytes: 1 << 20},
+			Settings: client.Settings{Partitions: partitions, Replicas: uint8(len(c.nodes)), SegmentBytes: 1 << 20},
 		})
 		return err == nil
 	}, startTimeout, 50*time.Millisecond)
@@ -130,7 +130,7 @@ func TestClusterOfProcesses(t *testing.T) {
 	c := newClusterProcess(t)
 	conn := c.connect()
 	const name = "cluster"
-	c.create(conn, name)
+	c.create(conn, name, killPartitions)
 	var logs []*partitionLog
 	for p := range uint32(killPartitions) {
 		logs = append(logs, &partitionLog{destination: name, partition: p, keyedOnly: true})

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -95,45 +94,12 @@ func TestF1_Catches_NoSync(t *testing.T) {
 	})
 }
 
-// withPrivateMounts runs a test again in a child process with a mount namespace of
-// its own. However the child ends, the kernel then unmounts what it mounted and
-// lets go of the loop devices.
+// withPrivateMounts runs a test again in a child process that mounts file systems.
 func withPrivateMounts(t *testing.T, kind fileSystem, run func(*testing.T)) {
-	const variable = "LOCKSTEP_PRIVATE_MOUNTS"
-	if os.Getenv(variable) != "" {
+	inNamespaces(t, syscall.CLONE_NEWNS, []string{kind.maker, "mount"}, func(t *testing.T) {
+		privateMounts(t)
 		run(t)
-		return
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("mounting a file system needs root")
-	}
-	for _, tool := range []string{kind.maker, "mount"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("this machine has no %s", tool)
-		}
-	}
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=" + flag.Lookup("test.timeout").Value.String()}
-	flag.Visit(func(f *flag.Flag) {
-		if !strings.HasPrefix(f.Name, "test.") {
-			args = append(args, "-"+f.Name+"="+f.Value.String())
-		}
 	})
-	child := exec.Command(os.Args[0], args...)
-	child.Env = append(os.Environ(), variable+"="+t.TempDir())
-	child.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // the child dies with this thread
-	defer runtime.UnlockOSThread()
-	out, err := child.CombinedOutput()
-	switch {
-	case errors.Is(err, unix.EPERM):
-		t.Skip("mount namespaces are not allowed here")
-	case err != nil:
-		t.Fatalf("%v\n%s", err, out)
-	}
-	t.Logf("\n%s", out)
-	if strings.Contains(string(out), "--- SKIP") {
-		t.Skip("the child could not mount what it needs: its output is above")
-	}
 }
 
 // powerRun is a log on a file system that loses power, and what was confirmed of it.
@@ -170,7 +136,7 @@ func newPowerRun(t *testing.T, kind fileSystem) *powerRun {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("power.seed %d", seed)
-	dir := os.Getenv("LOCKSTEP_PRIVATE_MOUNTS")
+	dir := os.Getenv(childVariable)
 	p := &powerRun{
 		seed: seed, random: rand.New(rand.NewPCG(seed, 1)),
 		image: filepath.Join(dir, "image"), mount: filepath.Join(dir, "mount"), terms: []wire.Term{0},

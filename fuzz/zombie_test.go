@@ -26,6 +26,8 @@ import (
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/server"
+	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -49,7 +51,7 @@ const (
 const (
 	roleVariable = "FUZZ_ROLE"
 	roleHolder   = "holder" // a producer: number, address, delivery timeout
-	roleBroker   = "broker" // the program, with checks taken away: ignored checks
+	roleBroker   = "broker" // the program, with a check taken away or a fault put in: which
 )
 
 // TestMain starts the role that the environment names, or the tests.
@@ -60,6 +62,13 @@ func TestMain(m *testing.M) {
 	case len(role) == 2 && role[0] == roleBroker:
 		partition.IgnoreEpochs(role[1] == "epochs")
 		partition.IgnoreSequences(role[1] == "sequences")
+		server.IgnoreConfirmations(role[1] == "confirmations")
+		switch role[1] {
+		case "syncs":
+			vfs.InterceptSyncs(func() bool { return true })
+		case "stalls":
+			stallWhenTold()
+		}
 		os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	code := m.Run()

@@ -103,6 +103,9 @@ func (osFS) Stat(name string) (fs.FileInfo, error) {
 
 // SyncDir uses fsync, not fdatasync: what counts in a directory is metadata.
 func (osFS) SyncDir(dir string) error {
+	if skipped() {
+		return nil
+	}
 	return pathError("sync directory", dir, withDirectory(dir, func(fd int) error {
 		return ignoringEINTR(func() error { return unix.Fsync(fd) })
 	}))

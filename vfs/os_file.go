@@ -235,6 +235,9 @@ func (f *osFile) Sync() error {
 		return pathError("sync", f.name, err)
 	}
 	defer f.d.release()
+	if skipped() {
+		return nil
+	}
 	return pathError("sync", f.name, ignoringEINTR(func() error { return unix.Fdatasync(f.d.fd) }))
 }
 
