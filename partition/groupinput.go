@@ -1,0 +1,85 @@
+package partition
+
+import (
+	"github.com/lockstepmq/lockstep/partition/group"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// InputKind says what a link has for a group.
+type InputKind uint8
+
+// The kinds.
+const (
+	// InputAttach begins a link: Group and Attach are set. It is the first input of its
+	// Consumer.
+	InputAttach InputKind = iota + 1
+	// InputOutcomes brings Outcomes.
+	InputOutcomes
+	// InputCapacity brings Capacity.
+	InputCapacity
+	// InputHeartbeat brings Number, which Consumer.Confirmed hears when the leader is
+	// confirmed.
+	InputHeartbeat
+	// InputLeave ends the session; Drain says how.
+	InputLeave
+	// InputGone says that the link has ended without a word; Dead that the consumer has
+	// too, as far as its own node can tell. It is the last input of its Consumer.
+	InputGone
+	// InputDamaged says that the records [From, To) cannot be read.
+	InputDamaged
+	// InputOrder brings Order; Reply hears the answer.
+	InputOrder
+)
+
+// Input is what a link, or somebody who gives orders, has for a group. What it points to
+// belongs to the partition from then on.
+type Input struct {
+	Kind     InputKind
+	Consumer group.Consumer // of all kinds but InputOrder
+	Group    string         // of InputAttach and InputOrder
+	Attach   *wire.AttachRequest
+	Outcomes []wire.Outcome
+	Capacity wire.GroupCapacity
+	Number   uint64
+	Drain    bool
+	Dead     bool
+	From, To wire.Offset
+	Order    *wire.GroupOrderRequest
+	// Reply is called once, in an owner's turn; it must not block. The bytes are JSON.
+	Reply func(json []byte, err error)
+	// Client is where the consumer comes from, for people: of InputAttach.
+	Client string
+}
+
+// Intent is what the metadata says about one group of the partition's destination.
+type Intent struct {
+	ID       group.ID
+	Version  uint64
+	Name     string
+	Settings wire.GroupSettings // resolved: nothing is left open
+	Start    wire.GroupStart
+	Paused   bool
+}
+
+// Effects are what the groups of a partition need of the world. The methods are called in
+// the owner's turn and must not block; what they bring comes back as is said, followed by
+// a turn.
+type Effects interface {
+	// Scan reads what batches lie from an offset on, at most so many records of them, and
+	// brings it to Partition.Scanned.
+	Scan(from wire.Offset, limit int)
+	// NextOf looks for the first record of a scope in (after, below) that is not done,
+	// and brings it to Partition.Found.
+	NextOf(g group.ID, s group.Scope, publisher bool, after, below wire.Offset)
+	// Firsts looks for the first record of each scope in [from, below) that is not done,
+	// and brings them to Partition.Firsts.
+	Firsts(g group.ID, publisher bool, from, below wire.Offset, done func(wire.Offset) bool)
+	// Confirm calls then, in a turn of the owner, when this node is confirmed to have led
+	// the partition at some time since the call. It may do so before it returns.
+	Confirm(then func(error))
+	// Locate calls then, in a turn of the owner, with the first offset appended at a time
+	// or later.
+	Locate(timeMs int64, then func(wire.Offset, error))
+	// Letter writes a record to where dead letters go, and tells Partition.LetterWritten.
+	Letter(g group.ID, l group.Letter)
+}
