@@ -233,6 +233,7 @@ type fakeReplica struct {
 	handed  int
 	mark    *log.Watermark
 	reports []wire.Offset
+	inputs  []partition.Input
 	damage  *log.DamagedError // what View answers
 
 	blocking *atomic.Pointer[func()] // of the backend
@@ -253,6 +254,17 @@ func (r *fakeReplica) Append(a partition.Append) error {
 	}
 	a.Batch, a.Index = append([]byte(nil), a.Batch...), append([]byte(nil), a.Index...)
 	r.mailbox = append(r.mailbox, a)
+	return nil
+}
+
+// Group notes what links bring. What it does with it the test says.
+func (r *fakeReplica) Group(in partition.Input) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.full && in.Kind != partition.InputGone {
+		return partition.ErrMailboxFull
+	}
+	r.inputs = append(r.inputs, in)
 	return nil
 }
 

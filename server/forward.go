@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
@@ -120,7 +121,7 @@ func (s *session) forward(h wire.Header, t *handle, body []byte, answered bool) 
 		if answered {
 			h.ID = u.note(forwarded{opcode: h.Opcode, id: h.ID, handle: t})
 		}
-		if h.Opcode == wire.OpLinkOpen {
+		if opensLink(h.Opcode) {
 			s.opening++
 		}
 		if h.Opcode == wire.OpOpenPartition {
@@ -440,7 +441,7 @@ func (u *upstream) received(h wire.Header, body []byte) error {
 			return leaderError(body)
 		}
 		return nil // this node has news of its own
-	case wire.OpDeliver:
+	case wire.OpDeliver, wire.OpGroupDeliver, wire.OpGroupAnswer, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupHeartbeat, wire.OpGroupBinding:
 		if k := u.links[h.ID]; k != nil {
 			u.session.pass(wire.Header{Opcode: h.Opcode, Version: h.Version, ID: k.id}, body)
 		}
@@ -470,7 +471,7 @@ func (u *upstream) answered(f forwarded, h wire.Header, body []byte) error {
 		return nil
 	case wire.OpOpenPartition:
 		return u.openedPartition(f, failed, body)
-	case wire.OpLinkOpen:
+	case wire.OpLinkOpen, wire.OpGroupAttach, wire.OpGroupBind:
 		return u.openedLink(f, failed, body)
 	}
 	s.answer(f.id, h.Flags, body)
@@ -559,13 +560,18 @@ func (u *upstream) fail(f forwarded, why error) {
 	if f.ours {
 		return
 	}
-	if f.opcode == wire.OpLinkOpen {
+	if opensLink(f.opcode) {
 		u.session.opening--
 	}
 	u.session.finish(f.id, nil, why)
 }
 
-// openedLink handles the answer to LINK_OPEN.
+// opensLink reports whether the answer to a request begins with the ID of a link.
+func opensLink(op wire.Opcode) bool {
+	return op == wire.OpLinkOpen || op == wire.OpGroupAttach || op == wire.OpGroupBind
+}
+
+// openedLink handles the answer to LINK_OPEN and the like.
 func (u *upstream) openedLink(f forwarded, failed bool, body []byte) error {
 	s := u.session
 	if failed {
@@ -573,29 +579,30 @@ func (u *upstream) openedLink(f forwarded, failed bool, body []byte) error {
 		s.answer(f.id, wire.FlagError, body)
 		return nil
 	}
-	var m wire.LinkOpenResponse
-	if err := m.Parse(body); err != nil {
-		return err
+	if len(body) < 4 {
+		return wire.Errorf(wire.CodeMalformed, "an answer to %v of %d bytes", f.opcode, len(body))
 	}
+	remote := binary.LittleEndian.Uint32(body)
 	s.opening--
 	if s.phase != phaseOpen || s.halfClosed {
-		u.control(wire.OpLinkClose, m.Link, nil)
+		u.control(wire.OpLinkClose, remote, nil)
 		s.finish(f.id, nil, wire.Errorf(wire.CodeUnavailable, "the client ended its side of the connection before the link was open"))
 		return nil
 	}
 	s.nextLink++
-	k := &forwardedLink{up: u, id: s.nextLink, remote: m.Link, handle: f.handle}
+	k := &forwardedLink{up: u, id: s.nextLink, remote: remote, handle: f.handle}
 	u.links[k.remote] = k
 	if s.forwardedLinks == nil {
 		s.forwardedLinks = make(map[uint32]*forwardedLink)
 	}
 	s.forwardedLinks[k.id] = k
-	m.Link = k.id
-	s.finish(f.id, &m, nil)
+	body = slices.Clone(body)
+	binary.LittleEndian.PutUint32(body, k.id)
+	s.answer(f.id, 0, body)
 	return nil
 }
 
-// control sends LINK_CREDIT or LINK_CLOSE for a link of the leader.
+// control sends what the client says on a link of the leader.
 func (u *upstream) control(op wire.Opcode, link uint32, body []byte) {
 	u.put(wire.Header{Opcode: op, Version: op.Version(), ID: link}, body)
 	if u.phase != upstreamClosed {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/panjf2000/gnet/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // loop is one event loop of gnet with what we keep for it. Everything that
@@ -39,11 +41,12 @@ type loop struct {
 	lastTick  time.Duration
 	sessions  map[*session]struct{}
 	wheel     wheel
-	due       bool       // timers may be due
-	waiting   []loopConn // were ready, and have not had their turn
-	streams   []*session // sessions with links that could send, in turn
-	gather    gather     // scratch of a stream's write
-	kicks     []kicker   // partitions whose owners need a turn
+	due       bool               // timers may be due
+	waiting   []loopConn         // were ready, and have not had their turn
+	streams   []*session         // sessions with links that could send, in turn
+	gather    gather             // scratch of a stream's write
+	outcomes  wire.GroupOutcomes // scratch of a frame
+	kicks     []kicker           // partitions whose owners need a turn
 	kicked    map[kicker]struct{}
 	kickBytes int                    // of the batches that wait for these turns
 	gathering bool                   // a wake-up is under way that gives the turns

@@ -120,6 +120,7 @@ type sessionCollector struct{ c *counters }
 var (
 	metricSessions   = prometheus.NewDesc("lockstep_sessions", "Open client sessions.", nil, nil)
 	metricLinks      = prometheus.NewDesc("lockstep_links", "Open links.", nil, nil)
+	metricGroupLinks = prometheus.NewDesc("lockstep_group_links", "Open links of consumers in groups.", nil, nil)
 	metricPaused     = prometheus.NewDesc("lockstep_sessions_paused", "Sessions whose socket is not read because a limit is reached.", nil, nil)
 	metricInFlight   = prometheus.NewDesc("lockstep_requests_in_flight", "Requests that wait for their answer.", nil, nil)
 	metricRequests   = prometheus.NewDesc("lockstep_requests_total", "Requests by opcode.", []string{"opcode"}, nil)
@@ -141,7 +142,7 @@ var (
 // Describe implements prometheus.Collector.
 func (s *sessionCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricSessions, metricLinks, metricPaused, metricInFlight, metricRequests, metricRedirects, metricForwarded, metricUpstreams, metricErrors, metricClosed,
+		metricSessions, metricLinks, metricGroupLinks, metricPaused, metricInFlight, metricRequests, metricRedirects, metricForwarded, metricUpstreams, metricErrors, metricClosed,
 		metricAccepted, metricRefused, metricBytesIn, metricBytesOut, metricStream, metricSessionLog,
 		metricUnfinished, metricUnread,
 	} {
@@ -160,6 +161,7 @@ func (s *sessionCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(metricSessions, c.sessions.Load())
 	gauge(metricLinks, c.links.Load())
+	gauge(metricGroupLinks, c.groupLinks.Load())
 	gauge(metricPaused, c.paused.Load())
 	gauge(metricInFlight, c.inFlight.Load())
 	gauge(metricUnfinished, c.inbound.Load())

@@ -332,6 +332,14 @@ func (r *partitionReplica) Append(a partition.Append) error {
 	return r.part.Append(a)
 }
 
+// Group implements replica.
+func (r *partitionReplica) Group(in partition.Input) error {
+	if in.Kind == partition.InputAttach || in.Kind == partition.InputOrder {
+		return wire.Errorf(wire.CodeUnsupported, "this broker does not serve groups yet")
+	}
+	return nil
+}
+
 // Kick implements replica.
 func (r *partitionReplica) Kick(inline bool) {
 	if inline && (r.diskStalled == nil || !r.diskStalled.Load()) {

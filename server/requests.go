@@ -66,6 +66,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.produce(h, body)
 	case wire.OpLinkCredit:
 		err = s.linkCredit(h, body)
+	case wire.OpGroupOutcome, wire.OpGroupCapacity, wire.OpGroupHeartbeat, wire.OpGroupLeave:
+		err = s.groupFrame(h, body)
 	case wire.OpPing:
 		err = s.ping(h, body)
 	case wire.OpOpenPartition:
@@ -74,6 +76,10 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.listOffsets(h, body)
 	case wire.OpLinkOpen:
 		err = s.linkOpen(h, body)
+	case wire.OpGroupAttach:
+		err = s.groupAttach(h, body)
+	case wire.OpGroupOrder:
+		err = s.groupOrder(h, body)
 	case wire.OpReportDamage:
 		err = s.reportDamage(h, body)
 	case wire.OpLinkClose:

@@ -44,6 +44,9 @@ type replica interface {
 	// a.Receiver, on any goroutine. Errors: partition.ErrMailboxFull, or any that
 	// codeOf knows.
 	Append(a partition.Append) error
+	// Group brings something to the groups of the partition. If it returns an error the
+	// input was not taken. The caller sees to it that the owner takes a turn.
+	Group(in partition.Input) error
 	// Kick gives the owner a turn: on this goroutine if inline is set and nobody
 	// else has it, else on a worker.
 	Kick(inline bool)

@@ -49,13 +49,14 @@ type session struct {
 	forwarded bool   // another node hands its requests on
 	hops      uint8  // nodes that do so, one to the other
 
-	phase      phase
-	full       bool // no further request is handled for now
-	paused     bool // the socket is not read
-	halfClosed bool // the client has sent its last byte; we hold the socket ourselves
-	streaming  bool // in loop.streams
-	reason     closeReason
-	cause      error // for the log
+	phase       phase
+	full        bool // no further request is handled for now
+	paused      bool // the socket is not read
+	endOfStream bool // the client has sent its last byte
+	halfClosed  bool // and we hold the socket ourselves
+	streaming   bool // in loop.streams
+	reason      closeReason
+	cause       error // for the log
 
 	rest    *buffer // unparsed bytes; nil if there are none
 	parsed  int     // of rest, handled already
@@ -80,7 +81,9 @@ type session struct {
 
 	links    map[uint32]*link
 	nextLink uint32
-	opening  int // LINK_OPENs in flight
+	opening  int // LINK_OPENs, and the like that are forwarded, in flight
+
+	groupLinks map[uint32]*groupLink // by the IDs that links do not have
 
 	reads     []sessionRead   // that wait for their turn: at most two for each link, and the requests in flight
 	reading   int             // at work or in their partition's line
@@ -619,6 +622,7 @@ func (s *session) disconnected(endOfStream bool, err error) {
 	if s.phase == phaseClosed {
 		return
 	}
+	s.endOfStream = endOfStream
 	if endOfStream && s.phase == phaseOpen && s.takeOver() {
 		return
 	}

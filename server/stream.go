@@ -120,7 +120,7 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 		return nil
 	}
 	t, err := s.handle(m.Handle)
-	if open := len(s.links) + len(s.forwardedLinks); err == nil && open+s.opening >= s.engine.limits.Links {
+	if open := len(s.links) + len(s.forwardedLinks) + len(s.groupLinks); err == nil && open+s.opening >= s.engine.limits.Links {
 		err = wire.Errorf(wire.CodeTooMany, "%d links are open; one connection may have %d", open, s.engine.limits.Links)
 	}
 	if err != nil {
@@ -218,6 +218,11 @@ func (s *session) linkClose(h wire.Header, body []byte) error {
 		f.up.control(h.Opcode, f.remote, nil) // LINK_CLOSED comes from there
 		return nil
 	}
+	if g := s.groupLinks[h.ID]; g != nil { // the session stays until it is missed
+		s.forgetGroupLink(g, false)
+		s.linkClosed(h.ID, wire.ErrorBody{})
+		return nil
+	}
 	if k == nil {
 		s.linkClosed(h.ID, wire.ErrorBody{Code: wire.CodeUnknownLink})
 		return nil
@@ -256,6 +261,7 @@ func (s *session) closeLinks() {
 	for _, k := range s.forwardedLinks {
 		s.forgetForwarded(k)
 	}
+	s.closeGroupLinks()
 	s.active = nil
 }
 
@@ -329,6 +335,7 @@ type gather struct {
 	bytes  int
 	full   bool // what comes next needs a write of its own
 	heads  []byte
+	serial uint64 // of the write
 }
 
 // piece is one DELIVER or GROUP_DELIVER frame of a write.
@@ -406,6 +413,7 @@ func (g *gather) reset() {
 		g.pieces[i] = piece{}
 	}
 	clear(g.slices)
+	g.serial++
 	g.n, g.slices, g.heads, g.bytes, g.full = 0, g.slices[:0], g.heads[:0], 0, false
 }
 
