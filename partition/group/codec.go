@@ -2,6 +2,8 @@ package group
 
 import (
 	"encoding/binary"
+	"fmt"
+	"math"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -166,19 +168,19 @@ func AppendHorizon(dst []byte, id ID, horizon wire.Offset) []byte {
 //
 //	group u64 | scope u64 | head u64 | on u8 | reason string
 func AppendPark(dst []byte, id ID, scope Scope, head wire.Offset, reason string) []byte {
-	return appendPark(dst, id, scope, head, 1, reason)
+	return appendPark(dst, id, scope, head, true, reason)
 }
 
 // AppendUnpark appends the command that lets a parked scope go on.
 func AppendUnpark(dst []byte, id ID, scope Scope) []byte {
-	return appendPark(dst, id, scope, 0, 0, "")
+	return appendPark(dst, id, scope, 0, false, "")
 }
 
-func appendPark(dst []byte, id ID, scope Scope, head wire.Offset, on uint8, reason string) []byte {
+func appendPark(dst []byte, id ID, scope Scope, head wire.Offset, on bool, reason string) []byte {
 	dst, at := begin(dst, CommandPark, id)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(scope))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(head))
-	return end(appendString(append(dst, on), reason), at)
+	return end(appendString(appendBool(dst, on), reason), at)
 }
 
 // AppendActive appends the command that makes a session the active one, zero for none.
@@ -275,10 +277,14 @@ func AppendSubstitute(dst []byte, id ID, offset wire.Offset, record []byte) []by
 //	group u64 | on u8
 func AppendPause(dst []byte, id ID, on bool) []byte {
 	dst, at := begin(dst, CommandPause, id)
-	if on {
-		return end(append(dst, 1), at)
+	return end(appendBool(dst, on), at)
+}
+
+func appendBool(dst []byte, v bool) []byte {
+	if v {
+		return append(dst, 1)
 	}
-	return end(append(dst, 0), at)
+	return append(dst, 0)
 }
 
 func appendString(dst []byte, s string) []byte {
@@ -319,4 +325,170 @@ func appendReturns(dst []byte, returns []Return) []byte {
 		dst = binary.AppendUvarint(dst, uint64(r.DelayMs))
 	}
 	return dst
+}
+
+// reader takes a payload or a saved group apart and remembers the first fault.
+type reader struct {
+	src   []byte
+	fault string // empty while all is well
+}
+
+func (r *reader) fail(fault string) {
+	if r.fault == "" {
+		r.fault = fault
+	}
+	r.src = nil
+}
+
+// done reports the first fault, or bytes that nothing read.
+func (r *reader) done() error {
+	if r.fault != "" {
+		return fmt.Errorf("%w: %s", ErrState, r.fault)
+	}
+	if len(r.src) != 0 {
+		return fmt.Errorf("%w: %d bytes too many", ErrState, len(r.src))
+	}
+	return nil
+}
+
+// take splits n bytes off, or returns nil.
+func (r *reader) take(n int) []byte {
+	if n > len(r.src) {
+		r.fail("it is cut short")
+		return nil
+	}
+	b := r.src[:n:n]
+	r.src = r.src[n:]
+	return b
+}
+
+func (r *reader) uint8() uint8 {
+	if b := r.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (r *reader) uint16() uint16 {
+	if b := r.take(2); b != nil {
+		return binary.LittleEndian.Uint16(b)
+	}
+	return 0
+}
+
+func (r *reader) uint32() uint32 {
+	if b := r.take(4); b != nil {
+		return binary.LittleEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (r *reader) uint64() uint64 {
+	if b := r.take(8); b != nil {
+		return binary.LittleEndian.Uint64(b)
+	}
+	return 0
+}
+
+func (r *reader) offset() wire.Offset { return wire.Offset(r.uint64()) }
+
+// uvarint reads a number in its shortest form, so that equal states have equal bytes.
+func (r *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.src)
+	if n <= 0 || n > 1 && r.src[n-1] == 0 {
+		r.fail("a number is cut short, or longer than it must be")
+		return 0
+	}
+	r.src = r.src[n:]
+	return v
+}
+
+// below reads a number of at most limit.
+func (r *reader) below(limit uint64) uint64 {
+	v := r.uvarint()
+	if v > limit {
+		r.fail(fmt.Sprintf("number %d is above %d", v, limit))
+		return 0
+	}
+	return v
+}
+
+func (r *reader) bool() bool {
+	v := r.uint8()
+	if v > 1 {
+		r.fail("boolean is neither 0 nor 1")
+	}
+	return v == 1
+}
+
+func (r *reader) string() string { return string(r.take(int(r.uint16()))) }
+
+func (r *reader) session() (s Session) {
+	copy(s[:], r.take(len(s)))
+	return s
+}
+
+// count checks the number n of things that follow, of at least size bytes each. What it
+// returns is safe to allocate.
+func (r *reader) count(n uint64, size int) int {
+	if n > uint64(len(r.src)/size) {
+		r.fail("a count is larger than the bytes that follow")
+		return 0
+	}
+	return int(n)
+}
+
+// span reads a run of records behind the one that ended at last.
+func (r *reader) span(last *wire.Offset) (from, to wire.Offset) {
+	gap, length := r.uvarint(), r.uvarint()
+	from = *last + wire.Offset(gap)
+	to = from + wire.Offset(length)
+	if r.fault == "" && (length == 0 || from < *last || to < from) {
+		r.fail("a run of records is empty or wraps")
+	}
+	*last = to
+	return from, to
+}
+
+func (r *reader) returns(last *wire.Offset) (x Return) {
+	x.From, x.To = r.span(last)
+	x.Deliveries, x.Attempts = uint16(r.below(math.MaxUint16)), uint16(r.below(math.MaxUint16))
+	x.DelayMs = uint32(r.below(math.MaxUint32))
+	return x
+}
+
+func (r *reader) settings() Settings {
+	s, rest, err := wire.ParseGroupSettings(r.src)
+	if err != nil {
+		r.fail(err.Error())
+		return Settings{}
+	}
+	r.src = rest
+	return s
+}
+
+func (r *reader) member() *Member {
+	m := &Member{ID: r.session(), Predecessor: r.session()}
+	m.Binding = Binding{Generation: r.uint32(), Counter: r.uint32()}
+	m.Flags = wire.AttachFlags(r.uint8())
+	m.Name, m.Client = r.string(), r.string()
+	return m
+}
+
+func (r *reader) table() []TableLease {
+	leases := make([]TableLease, r.count(r.uvarint(), 16+8+1+1))
+	var last wire.Offset
+	for k := range leases {
+		l := &leases[k]
+		l.Session, l.Epoch = r.session(), wire.Index(r.uint64())
+		l.From, l.To = r.span(&last)
+	}
+	return leases
+}
+
+func (r *reader) letter() (l Letter) {
+	l.Number, l.Offset = r.uint64(), r.offset()
+	l.Deliveries, l.Attempts = r.uint16(), r.uint16()
+	l.Reason, l.Text = r.uint8(), r.string()
+	return l
 }

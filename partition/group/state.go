@@ -1,8 +1,18 @@
 package group
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
+
+// ErrState is returned for saved groups, or for a command, that cannot be.
+var ErrState = errors.New("state of groups is malformed")
 
 // ID names a group for good: the index of the metadata entry that created it.
 type ID uint64
@@ -25,6 +35,9 @@ type State struct {
 	next   wire.Offset // one past the last applied record
 	byID   map[ID]*Group
 	byName map[string]*Group
+	// low is the lowest floor of the groups of a queue, once known is true.
+	low   wire.Offset
+	known bool
 }
 
 // NewState is the state of a partition without groups.
@@ -38,6 +51,263 @@ func (s *State) Group(id ID) *Group { return s.byID[id] }
 // Named returns the group with a name, or nil.
 func (s *State) Named(name string) *Group { return s.byName[name] }
 
+// Len is how many groups there are.
+func (s *State) Len() int { return len(s.byID) }
+
+// All yields the groups in no order.
+func (s *State) All(yield func(*Group) bool) {
+	for _, g := range s.byID {
+		if !yield(g) {
+			return
+		}
+	}
+}
+
+// Term notes the term of an applied entry, before the entry is applied. The first entry
+// of a term leaves a lease table for the leader that it belongs to; that of the next
+// term voids it. Not every entry without records begins a term, but every term begins
+// with an entry, so it is asked of all.
+func (s *State) Term(t wire.Term) {
+	if t <= s.term {
+		return
+	}
+	s.term = t
+	for _, g := range s.byID {
+		if g.Table != nil && g.tableUsed {
+			g.Table = nil
+		}
+		g.tableUsed = g.Table != nil
+	}
+}
+
+// Appended notes that records below next are applied.
+func (s *State) Appended(next wire.Offset) { s.next = max(s.next, next) }
+
+// Trimmed notes that the partition begins at start: what groups were not done with
+// before it has expired.
+func (s *State) Trimmed(start wire.Offset) {
+	if start <= s.start {
+		return
+	}
+	s.start = start
+	s.next = max(s.next, start)
+	for _, g := range s.byID {
+		g.expire(start)
+	}
+	s.known = false
+}
+
+func (g *Group) expire(start wire.Offset) {
+	floor := g.Done.Floor()
+	if start <= floor {
+		return
+	}
+	g.Expired += uint64(start-floor) - g.Done.count(floor, start)
+	g.settle(floor, start)
+	g.Done.Raise(start)
+	g.own()
+	maps.DeleteFunc(g.Letters.Open, func(_ uint64, l Letter) bool { return l.Offset < start })
+	maps.DeleteFunc(g.Substitutes, func(o wire.Offset, _ []byte) bool { return o < start })
+}
+
+// Floor is the lowest floor of all groups of a queue: where the partition begins. It
+// reports false if there is none.
+func (s *State) Floor() (wire.Offset, bool) {
+	if !s.known {
+		s.low, s.known = math.MaxUint64, true
+		for _, g := range s.byID {
+			if g.Queue {
+				s.low = min(s.low, g.Done.Floor())
+			}
+		}
+	}
+	return s.low, s.low != math.MaxUint64
+}
+
+// Held is the lowest floor of all groups that retention waits for. It reports false if
+// there is none.
+func (s *State) Held() (wire.Offset, bool) {
+	low := wire.Offset(math.MaxUint64)
+	for _, g := range s.byID {
+		if g.Settings.Hold {
+			low = min(low, g.Done.Floor())
+		}
+	}
+	return low, low != math.MaxUint64
+}
+
+// Apply carries out a command of the entry at i. It never refuses one: what a group that
+// is not there is told is nothing. It panics with log.ErrTooNew for a command that it
+// does not know, and with ErrState for one that no leader can have proposed.
+func (s *State) Apply(i wire.Index, t Command, version uint8, payload []byte) Effect {
+	if t < CommandPut || t > CommandPause || version != commandVersion {
+		panic(fmt.Errorf("group: command %d version %d: %w; upgrade this broker", t, version, log.ErrTooNew))
+	}
+	r := reader{src: payload}
+	id := ID(r.uint64())
+	e := Effect{Kind: t}
+	if t == CommandPut {
+		e.Group = s.put(i, id, &r)
+	} else if g := s.byID[id]; g != nil {
+		e.Group = g
+		before := g.Done.Floor()
+		s.apply(i, g, &r, &e)
+		if s.known && g.Queue {
+			after := g.Done.Floor()
+			s.known = before == after || before > s.low && after >= s.low
+		}
+	} else {
+		return e
+	}
+	if err := r.done(); err != nil {
+		panic(fmt.Errorf("group: command %d of group %d at index %d: %w", t, id, i, err))
+	}
+	return e
+}
+
+// put creates a group or alters it.
+func (s *State) put(i wire.Index, id ID, r *reader) *Group {
+	version := r.uint64()
+	name := r.string()
+	settings := r.settings()
+	start := r.offset()
+	flags := r.uint8()
+	s.known = false
+	g := s.byID[id]
+	if g == nil {
+		if old := s.byName[name]; old != nil {
+			delete(s.byID, old.ID) // the name has a new group: the old one is gone
+		}
+		g = newGroup(id, name)
+		start = min(max(start, s.start), s.next)
+		g.Done.Raise(start)
+		g.Horizon = start
+		s.byID[id], s.byName[name] = g, g
+	}
+	if version > g.Version {
+		g.Version, g.Settings = version, settings
+		g.Fence = i // a new group has no leases
+	}
+	g.Paused, g.Queue = flags&PutPaused != 0, flags&PutQueue != 0
+	return g
+}
+
+// apply carries out the other commands.
+func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
+	g.own()
+	switch e.Kind {
+	case CommandRemoveGroup:
+		delete(s.byID, g.ID)
+		delete(s.byName, g.Name)
+		s.known = false
+		e.Removed = true
+	case CommandJoin:
+		m := r.member()
+		m.Since = i
+		e.Session = m.ID
+		g.doubt(r.offset())
+		g.leave(m.Predecessor)
+		s.returns(i, g, r, nil)
+		g.Sessions[m.ID] = m
+	case CommandRemove:
+		e.Session = r.session()
+		r.uint8() // the reason is for who reads the log
+		g.doubt(r.offset())
+		g.leave(e.Session)
+		s.returns(i, g, r, nil)
+	case CommandOutcomes:
+		s.spans(r, func(from, to wire.Offset) { g.finish(from, to) })
+		for n := r.uvarint(); n > 0 && r.fault == ""; n-- {
+			session := r.session()
+			s.returns(i, g, r, g.listed(&[]Session{session}))
+			s.spans(r, func(from, to wire.Offset) { g.seen(session, from, to) })
+		}
+	case CommandHorizon:
+		g.Horizon = max(g.Horizon, r.offset())
+	case CommandPark:
+		scope, p := Scope(r.uint64()), Park{Head: r.offset(), Since: i}
+		on := r.bool()
+		p.Reason = r.string()
+		if on {
+			g.Parked[scope] = p
+		} else {
+			delete(g.Parked, scope)
+		}
+	case CommandActive:
+		e.Session = r.session()
+		s.returns(i, g, r, g.listed(&[]Session{g.Active}))
+		g.Active = e.Session
+	case CommandSeek:
+		g.seek(i, min(max(r.offset(), s.start), s.next))
+	case CommandTable:
+		g.Table, g.tableUsed = r.table(), false
+	case CommandTableVoid:
+		g.Table, g.tableUsed = nil, false
+	case CommandLetter:
+		l := r.letter()
+		s.inside(r, l.Offset+1)
+		if !g.Done.Has(l.Offset) {
+			known, _ := g.returned.at(l.Offset)
+			g.take(i, &Return{From: l.Offset, To: l.Offset + 1, Deliveries: l.Deliveries, Attempts: l.Attempts}, known.taken)
+			g.Letters.Open[l.Number] = l
+		}
+		g.Letters.Next = max(g.Letters.Next, l.Number+1)
+	case CommandLetterDone:
+		number := r.uint64()
+		if l, open := g.Letters.Open[number]; open {
+			delete(g.Letters.Open, number)
+			g.finish(l.Offset, l.Offset+1)
+		}
+	case CommandLetterProducer:
+		g.Letters.Producer, g.Letters.Epoch = int64(r.uint64()), int16(r.uint16())
+	case CommandMember:
+		on, c := r.bool(), r.membership()
+		e.Session = c.Session
+		g.members().enrol(on, c)
+	case CommandBinding:
+		m := g.members()
+		m.Binding, m.Partitions = r.binding()
+	case CommandSubstitute:
+		o := r.offset()
+		s.inside(r, o+1)
+		record := bytes.Clone(r.take(int(r.uint32())))
+		if !g.Done.Has(o) {
+			g.Substitutes[o] = record
+		}
+	case CommandPause:
+		g.Paused = r.bool()
+	}
+}
+
+// inside checks that records end at or below the end of the partition.
+func (s *State) inside(r *reader, to wire.Offset) {
+	if to > s.next {
+		r.fail(fmt.Sprintf("records up to offset %d of a partition that ends at %d", to, s.next))
+	}
+}
+
+func (s *State) spans(r *reader, yield func(from, to wire.Offset)) {
+	var last wire.Offset
+	for n := r.uvarint(); n > 0; n-- {
+		from, to := r.span(&last)
+		if s.inside(r, to); r.fault != "" {
+			return
+		}
+		yield(from, to)
+	}
+}
+
+func (s *State) returns(i wire.Index, g *Group, r *reader, session *[]Session) {
+	var last wire.Offset
+	for n := r.uvarint(); n > 0; n-- {
+		x := r.returns(&last)
+		if s.inside(r, x.To); r.fault != "" {
+			return
+		}
+		g.take(i, &x, session)
+	}
+}
+
 // Effect says what an applied command changed, for the leader that proposed it and for
 // the links of the group.
 type Effect struct {
@@ -46,110 +316,3 @@ type Effect struct {
 	Session Session // that the command is about, if it is about one
 	Removed bool    // the group itself is gone; it belongs to no State any more
 }
-
-// Group is the replicated state of one group in one partition. The Leader reads it;
-// only State writes it.
-type Group struct {
-	ID       ID
-	Name     string
-	Version  uint64 // metadata index of its settings
-	Settings Settings
-	Queue    bool // its floor moves the start of the partition
-	Paused   bool
-
-	Done    Done
-	Expired uint64 // records that retention took before they were done
-
-	// Horizon is one past the highest offset that may have been delivered, and Doubt
-	// one past the highest of which a delivery may not have been counted: unfinished
-	// records below it are delivered as if again.
-	Horizon, Doubt wire.Offset
-	// Fence makes every lease with an epoch below it stale, whatever its record.
-	Fence     wire.Index
-	SeekIndex wire.Index // of the entry of the last seek
-	// Forgotten is the highest fence of a record that was dropped because there were
-	// too many: a lease with a lower epoch on a record without a fence cannot be judged.
-	Forgotten wire.Index
-
-	// Sessions may hold leases here.
-	Sessions map[Session]*Member
-	// Active is the only session that gets records in a sticky group, zero for none.
-	Active Session
-	Parked map[Scope]Park
-	// Substitutes are record encodings that are delivered in the place of a record.
-	Substitutes map[wire.Offset][]byte
-	Letters     Letters
-	// Table are the leases that the leader of the term before handed over. It is nil
-	// unless this term is the first one after the hand-over.
-	Table []TableLease
-	// Members are those of the whole destination, where this partition coordinates.
-	Members *Members
-
-	returned returned
-}
-
-// Member is a session that may hold leases. It is not changed once it is in a Group.
-type Member struct {
-	ID, Predecessor Session
-	Name, Client    string
-	Binding         Binding
-	Since           wire.Index // of the entry that listed it
-	Flags           wire.AttachFlags
-}
-
-// Binding says which binding of the group a consumer goes by: those of a higher
-// generation are newer, and within a generation those of a higher counter.
-type Binding struct{ Generation, Counter uint32 }
-
-// Before reports whether b is older than c.
-func (b Binding) Before(c Binding) bool {
-	return b.Generation < c.Generation || b.Generation == c.Generation && b.Counter < c.Counter
-}
-
-// Park says why nothing of a scope is delivered from a record on.
-type Park struct {
-	Head   wire.Offset
-	Reason string
-	Since  wire.Index
-}
-
-// Letters are the dead letters of a group.
-type Letters struct {
-	Next     uint64 // number of the next letter
-	Open     map[uint64]Letter
-	Producer int64 // that writes them; below 0: none yet
-	Epoch    int16
-}
-
-// Letter is a record that is out of its scope and not yet written where it belongs: it
-// is not done, so its body stays.
-type Letter struct {
-	Number     uint64
-	Offset     wire.Offset
-	Deliveries uint16
-	Attempts   uint16
-	Reason     uint8
-	Text       string
-}
-
-// TableLease says that a session holds records since the epoch.
-type TableLease struct {
-	Session  Session
-	Epoch    wire.Index
-	From, To wire.Offset
-}
-
-// Members are the consumers of a group in all partitions of its destination.
-type Members struct{}
-
-// Returned is what is known of a record that was given and taken back.
-type Returned struct {
-	Deliveries uint16     // so far
-	Attempts   uint16     // so far: of those, how often it was the head
-	Fence      wire.Index // of the last time it was taken back
-	DelayMs    uint32     // how long it rests after that
-	InDoubt    bool       // Deliveries is "at least"
-}
-
-// returned are what is known of records that were given and taken back.
-type returned struct{}

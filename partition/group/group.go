@@ -1,0 +1,169 @@
+package group
+
+import (
+	"maps"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Group is the replicated state of one group in one partition. The Leader reads it;
+// only State writes it.
+type Group struct {
+	ID       ID
+	Name     string
+	Version  uint64 // metadata index of its settings
+	Settings Settings
+	Queue    bool // its floor moves the start of the partition
+	Paused   bool
+
+	Done    Done
+	Expired uint64 // records that retention took before they were done
+
+	// Horizon is one past the highest offset that may have been delivered, and Doubt
+	// one past the highest of which a delivery may not have been counted: unfinished
+	// records below it are delivered as if again.
+	Horizon, Doubt wire.Offset
+	// Fence makes every lease with an epoch below it stale, whatever its record.
+	Fence     wire.Index
+	SeekIndex wire.Index // of the entry of the last seek
+	// Forgotten is the highest fence of a record that was dropped because there were
+	// too many: a lease with a lower epoch on a record without a fence cannot be judged.
+	Forgotten wire.Index
+
+	// Sessions may hold leases here.
+	Sessions map[Session]*Member
+	// Active is the only session that gets records in a sticky group, zero for none.
+	Active Session
+	Parked map[Scope]Park
+	// Substitutes are record encodings that are delivered in the place of a record.
+	Substitutes map[wire.Offset][]byte
+	Letters     Letters
+	// Table are the leases that the leader of the term before handed over. It is nil
+	// unless this term is the first one after the hand-over.
+	Table []TableLease
+	// Members are those of the whole destination, where this partition coordinates.
+	Members *Members
+
+	tableUsed bool // a term has begun since the Table was written
+	returned  runs // unfinished records that were taken back
+	settled   runs // finished ones whose fence is still needed
+	pieces    []run
+	shared    bool // its maps belong to a snapshot too and must not change
+}
+
+func newGroup(id ID, name string) *Group {
+	return &Group{
+		ID: id, Name: name, Sessions: make(map[Session]*Member), Parked: make(map[Scope]Park),
+		Substitutes: make(map[wire.Offset][]byte), Letters: Letters{Open: make(map[uint64]Letter), Producer: -1},
+	}
+}
+
+// own makes the maps the group's alone before they change.
+func (g *Group) own() {
+	if !g.shared {
+		return
+	}
+	g.shared = false
+	g.Sessions, g.Parked = maps.Clone(g.Sessions), maps.Clone(g.Parked)
+	g.Substitutes, g.Letters.Open = maps.Clone(g.Substitutes), maps.Clone(g.Letters.Open)
+	if g.Members != nil {
+		g.Members = g.Members.clone()
+	}
+}
+
+// snapshot returns what the group is now, however it goes on.
+func (g *Group) snapshot() Group {
+	g.shared = true
+	c := *g
+	c.Done, c.returned, c.settled, c.pieces = g.Done.Clone(), g.returned.snapshot(), g.settled.snapshot(), nil
+	return c
+}
+
+// finish marks records as done.
+func (g *Group) finish(from, to wire.Offset) {
+	g.settle(from, to)
+	g.Done.Add(from, to)
+	if len(g.Substitutes) > 0 {
+		maps.DeleteFunc(g.Substitutes, func(o wire.Offset, _ []byte) bool { return from <= o && o < to })
+	}
+}
+
+// doubt raises the doubt mark; 0 leaves it where it is.
+func (g *Group) doubt(mark wire.Offset) { g.Doubt = max(g.Doubt, mark) }
+
+// leave removes a session from the list, if it is on it.
+func (g *Group) leave(s Session) {
+	delete(g.Sessions, s)
+	if g.Active == s {
+		g.Active = Session{}
+	}
+}
+
+// seek makes everything below floor done and nothing above it. All leases are stale by
+// the fence of the group, so those of single records are not needed; what was counted
+// stays.
+func (g *Group) seek(i wire.Index, floor wire.Offset) {
+	g.Done = Done{}
+	g.Done.Raise(floor)
+	g.pieces = g.returned.cut(g.pieces[:0], 0, floor)
+	g.settled = runs{}
+	g.Fence, g.SeekIndex = i, i
+}
+
+func (g *Group) members() *Members {
+	if g.Members == nil {
+		g.Members = newMembers()
+	}
+	return g.Members
+}
+
+// Member is a session that may hold leases. It is not changed once it is in a Group.
+type Member struct {
+	ID, Predecessor Session
+	Name, Client    string
+	Binding         Binding
+	Since           wire.Index // of the entry that listed it
+	Flags           wire.AttachFlags
+}
+
+// Binding says which binding of the group a consumer goes by: those of a higher
+// generation are newer, and within a generation those of a higher counter.
+type Binding struct{ Generation, Counter uint32 }
+
+// Before reports whether b is older than c.
+func (b Binding) Before(c Binding) bool {
+	return b.Generation < c.Generation || b.Generation == c.Generation && b.Counter < c.Counter
+}
+
+// Park says why nothing of a scope is delivered from a record on.
+type Park struct {
+	Head   wire.Offset
+	Reason string
+	Since  wire.Index
+}
+
+// Letters are the dead letters of a group.
+type Letters struct {
+	Next     uint64 // number of the next letter
+	Open     map[uint64]Letter
+	Producer int64 // that writes them; below 0: none yet
+	Epoch    int16
+}
+
+// Letter is a record that is out of its scope and not yet written where it belongs: it
+// is not done, so its body stays.
+type Letter struct {
+	Number     uint64
+	Offset     wire.Offset
+	Deliveries uint16
+	Attempts   uint16
+	Reason     uint8
+	Text       string
+}
+
+// TableLease says that a session holds records since the epoch.
+type TableLease struct {
+	Session  Session
+	Epoch    wire.Index
+	From, To wire.Offset
+}

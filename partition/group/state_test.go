@@ -1,0 +1,263 @@
+package group
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// book is a State that commands are applied to as a partition does it.
+type book struct {
+	*State
+	t     *testing.T
+	index wire.Index
+}
+
+func newBook(t *testing.T, next wire.Offset) *book {
+	b := &book{State: NewState(), t: t, index: 10}
+	b.Appended(next)
+	return b
+}
+
+// apply applies one entry with the commands in body and returns the last effect.
+func (b *book) apply(body []byte) (e Effect) {
+	b.index++
+	for len(body) > 0 {
+		length := int(uint32(body[4]) | uint32(body[5])<<8 | uint32(body[6])<<16 | uint32(body[7])<<24)
+		require.LessOrEqual(b.t, commandHeader+length, len(body))
+		e = b.Apply(b.index, Command(body[0]), body[1], body[commandHeader:commandHeader+length])
+		body = body[commandHeader+length:]
+	}
+	return e
+}
+
+var serial = Settings{Mode: wire.ModeSerial, Scope: wire.ScopeKey, SessionMs: 6000}
+
+func session(b byte) Session { return Session{0: b, 15: b} }
+
+func (b *book) group(id ID, flags uint8) *Group {
+	e := b.apply(AppendPut(nil, id, uint64(id), string(rune('a'+id)), &serial, 0, flags))
+	require.NotNil(b.t, e.Group)
+	return e.Group
+}
+
+func (b *book) join(g *Group, s Session) {
+	b.apply(AppendJoin(nil, g.ID, &Member{ID: s, Name: "n", Client: "c"}, 0, nil))
+	require.Contains(b.t, g.Sessions, s)
+}
+
+// The example of the design: a session that held five records of two scopes is removed.
+func TestRemovalReturnsWhatTheSessionHeld(t *testing.T) {
+	b := newBook(t, 1000)
+	g := b.group(7, 0)
+	aa, bb := session(0xaa), session(0xbb)
+	b.join(g, aa)
+	b.join(g, bb)
+	b.index = 89
+	b.apply(AppendRemove(nil, 7, aa, 1, 0, []Return{
+		{100, 101, 1, 1, 1000}, {101, 102, 1, 0, 0}, {102, 103, 1, 1, 1000}, {103, 105, 1, 0, 0},
+	}))
+	require.NotContains(t, g.Sessions, aa)
+	for o := wire.Offset(100); o < 105; o++ {
+		r, ok := g.Record(o)
+		require.True(t, ok)
+		head := o == 100 || o == 102
+		want := Returned{Deliveries: 1, Fence: 90}
+		if head {
+			want.Attempts, want.DelayMs = 1, 1000
+		}
+		require.Equal(t, want, r, "offset %d", o)
+		require.EqualValues(t, 90, g.FenceOf(o))
+	}
+	_, ok := g.Record(105)
+	require.False(t, ok)
+
+	// aa needs no fence once a record is done: whatever it brings, it is not listed.
+	b.apply(AppendOutcomes(nil, 7, []Span{{100, 105}}, nil))
+	require.Zero(t, g.returned.len())
+	require.Zero(t, g.settled.len())
+}
+
+// GROUPS 27 and 28: the answers to an outcome of a lease that is not held any more.
+func TestLateOutcomes(t *testing.T) {
+	b := newBook(t, 1000)
+	g := b.group(7, 0)
+	aa, bb := session(0xaa), session(0xbb)
+	b.join(g, aa)
+	b.join(g, bb)
+	// Records 10 and 11 are taken from aa; bb acknowledges 10.
+	b.apply(AppendOutcomes(nil, 7, nil, []Taken{{Session: aa, Returns: []Return{{10, 12, 1, 1, 0}}}}))
+	taken := b.index
+	b.apply(AppendOutcomes(nil, 7, []Span{{10, 11}, {20, 21}}, nil))
+
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(10, taken-1), "aa, of the lease that it lost")
+	require.Equal(t, wire.CodeOK, g.Late(10, taken), "bb, once more")
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(11, taken-1))
+	require.Equal(t, wire.CodeNotOwner, g.Late(11, taken), "nobody was given it since")
+	require.Equal(t, wire.CodeOK, g.Late(20, 12), "it was never taken back")
+	require.Equal(t, wire.CodeNotOwner, g.Late(30, 12))
+
+	// Once aa knows, the fence is not needed.
+	b.apply(AppendOutcomes(nil, 7, nil, []Taken{{Session: aa, Seen: []Span{{10, 12}}}}))
+	require.Zero(t, g.settled.len())
+	require.Equal(t, wire.CodeOK, g.Late(10, taken-1))
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(11, taken-1), "it is not done: a claim must not get it")
+	b.apply(AppendOutcomes(nil, 7, []Span{{11, 12}}, nil))
+	require.Zero(t, g.settled.len())
+}
+
+// A record that was taken from two sessions is fenced until both know.
+func TestAFenceStaysUntilEverybodyKnows(t *testing.T) {
+	b := newBook(t, 1000)
+	g := b.group(7, 0)
+	aa, bb, cc := session(1), session(2), session(3)
+	for _, s := range []Session{aa, bb, cc} {
+		b.join(g, s)
+	}
+	for _, s := range []Session{aa, bb} {
+		b.apply(AppendOutcomes(nil, 7, nil, []Taken{{Session: s, Returns: []Return{{5, 8, 1, 1, 0}}}}))
+	}
+	fence := b.index
+	b.apply(AppendOutcomes(nil, 7, []Span{{5, 8}}, nil))
+	b.apply(AppendOutcomes(nil, 7, nil, []Taken{{Session: bb, Seen: []Span{{5, 7}}}}))
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(5, fence-1))
+	b.apply(AppendOutcomes(nil, 7, nil, []Taken{{Session: aa, Seen: []Span{{5, 6}}}}))
+	require.Equal(t, wire.CodeOK, g.Late(5, fence-1))
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(6, fence-1))
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(7, fence-1))
+}
+
+func TestASuccessorTakesThePlaceOfItsPredecessor(t *testing.T) {
+	b := newBook(t, 1000)
+	g := b.group(7, 0)
+	aa, bb := session(1), session(2)
+	b.join(g, aa)
+	b.apply(AppendActive(nil, 7, aa, nil))
+	require.Equal(t, aa, g.Active)
+	m := &Member{ID: bb, Predecessor: aa, Name: "n", Client: "c", Binding: Binding{1, 2}, Flags: wire.AttachStandby}
+	e := b.apply(AppendJoin(nil, 7, m, 50, []Return{{3, 4, 1, 0, 0}}))
+	require.Equal(t, bb, e.Session)
+	require.Len(t, g.Sessions, 1)
+	m.Since = b.index
+	require.Equal(t, m, g.Sessions[bb])
+	require.Zero(t, g.Active)
+	r, _ := g.Record(3)
+	require.Equal(t, Returned{Deliveries: 1, Fence: b.index, InDoubt: true}, r)
+	_, ok := g.Record(49)
+	require.False(t, ok)
+}
+
+func TestASeekFencesTheGroup(t *testing.T) {
+	b := newBook(t, 1000)
+	g := b.group(7, 0)
+	aa := session(1)
+	b.join(g, aa)
+	b.apply(AppendOutcomes(nil, 7, []Span{{0, 50}, {60, 70}}, []Taken{{Session: aa, Returns: []Return{{50, 52, 3, 2, 0}}}}))
+	b.apply(AppendSeek(nil, 7, 51))
+	require.EqualValues(t, 51, g.Done.Floor())
+	require.False(t, g.Done.Has(60))
+	require.Equal(t, b.index, g.Fence)
+	require.Equal(t, b.index, g.SeekIndex)
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(55, b.index-1))
+	_, ok := g.Record(50)
+	require.False(t, ok)
+	r, _ := g.Record(51)
+	require.EqualValues(t, 2, r.Attempts)
+	b.apply(AppendSeek(nil, 7, 5000))
+	require.EqualValues(t, 1000, g.Done.Floor())
+}
+
+// A queue begins at the lowest floor of its groups, a topic where retention says.
+func TestTheStartOfAQueueFollowsItsGroups(t *testing.T) {
+	b := newBook(t, 1000)
+	_, ok := b.Floor()
+	require.False(t, ok)
+	b.group(7, PutQueue)
+	b.group(8, PutQueue)
+	floor := func() wire.Offset {
+		o, ok := b.Floor()
+		require.True(t, ok)
+		return o
+	}
+	require.EqualValues(t, 0, floor())
+	b.apply(AppendOutcomes(nil, 7, []Span{{0, 100}}, nil))
+	require.EqualValues(t, 0, floor())
+	b.apply(AppendOutcomes(nil, 8, []Span{{0, 40}}, nil))
+	require.EqualValues(t, 40, floor())
+	b.Trimmed(40)
+	require.EqualValues(t, 40, floor())
+	b.apply(AppendRemoveGroup(nil, 8))
+	require.EqualValues(t, 100, floor())
+	b.apply(AppendRemoveGroup(nil, 7))
+	_, ok = b.Floor()
+	require.False(t, ok)
+	g := b.group(9, PutQueue)
+	require.EqualValues(t, 40, g.Done.Floor(), "no group begins before the partition")
+}
+
+func TestWhatRetentionTakesHasExpired(t *testing.T) {
+	b := newBook(t, 1000)
+	g := b.group(7, 0)
+	aa := session(1)
+	b.join(g, aa)
+	b.apply(AppendOutcomes(nil, 7, []Span{{10, 20}}, []Taken{{Session: aa, Returns: []Return{{5, 6, 1, 1, 0}}}}))
+	fence := b.index
+	b.apply(AppendLetter(nil, 7, &Letter{Number: 0, Offset: 7, Deliveries: 1, Attempts: 1}))
+	b.apply(AppendSubstitute(nil, 7, 8, []byte("s")))
+	b.Trimmed(15)
+	require.EqualValues(t, 20, g.Done.Floor())
+	require.EqualValues(t, 10, g.Expired)
+	require.Empty(t, g.Letters.Open)
+	require.Empty(t, g.Substitutes)
+	require.Zero(t, g.returned.len())
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(5, fence-1))
+}
+
+// GROUPS 31: the no-op of the next leader leaves the table, any later one voids it.
+func TestATableServesOneTerm(t *testing.T) {
+	b := newBook(t, 1000)
+	g := b.group(7, 0)
+	aa := session(1)
+	b.join(g, aa)
+	b.Term(5)
+	table := []TableLease{{aa, 90, 3, 5}}
+	b.apply(AppendTable(nil, 7, table))
+	b.Term(5)
+	require.Equal(t, table, g.Table)
+	b.Term(6)
+	require.Equal(t, table, g.Table)
+	again, err := Restore(b.Save(nil))
+	require.NoError(t, err)
+	again.Term(6)
+	require.Equal(t, table, again.Group(7).Table)
+	again.Term(7)
+	require.Nil(t, again.Group(7).Table)
+	b.Term(7)
+	require.Nil(t, g.Table)
+
+	b.apply(AppendTable(nil, 7, nil))
+	b.Term(8)
+	require.NotNil(t, g.Table, "one without leases says that nobody holds anything")
+	b.apply(AppendTableVoid(nil, 7))
+	require.Nil(t, g.Table)
+}
+
+func TestALetterKeepsItsRecord(t *testing.T) {
+	b := newBook(t, 1000)
+	g := b.group(7, PutQueue)
+	b.apply(AppendOutcomes(nil, 7, []Span{{0, 5}, {6, 10}}, nil))
+	l := Letter{Number: 3, Offset: 5, Deliveries: 4, Attempts: 3, Reason: 2, Text: "no"}
+	b.apply(AppendLetter(nil, 7, &l))
+	require.Equal(t, map[uint64]Letter{3: l}, g.Letters.Open)
+	require.EqualValues(t, 4, g.Letters.Next)
+	require.EqualValues(t, 5, g.Done.Floor())
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(5, b.index-1), "whoever held it does not any more")
+	b.apply(AppendLetterProducer(nil, 7, 12, 3))
+	b.apply(AppendLetterDone(nil, 7, 3))
+	require.Empty(t, g.Letters.Open)
+	require.EqualValues(t, 10, g.Done.Floor())
+	require.EqualValues(t, 12, g.Letters.Producer)
+	require.EqualValues(t, 3, g.Letters.Epoch)
+}
