@@ -394,7 +394,7 @@ func TestOutcomesOfRefusals(t *testing.T) {
 		wire.CodeUnknownDestination: NotSent, wire.CodeUnknownPartition: NotSent, wire.CodeUnknownLink: NotSent,
 		wire.CodeAlreadyExists: NotSent, wire.CodeKindMismatch: NotSent, wire.CodeOutOfRange: NotSent, wire.CodeTooMany: NotSent,
 		wire.CodeAuthRequired: NotSent, wire.CodeAuthFailed: NotSent, wire.CodeClusterMismatch: NotSent, wire.CodeDataLost: NotSent,
-		wire.CodeErased: NotSent, wire.CodeRefused: NotSent, wire.CodeFenced: NotSent,
+		wire.CodeErased: NotSent, wire.CodeRefused: NotSent, wire.CodeFenced: NotSent, wire.CodeNotMember: NotSent,
 
 		wire.CodeDuplicate: Applied,
 

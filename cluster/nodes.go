@@ -94,7 +94,9 @@ func (s *State) register(c *Register) Result {
 		s.ClusterID = c.ClusterID
 	}
 	n := Node{ID: c.Node, Store: c.Store, Boots: 1}
-	if old := s.Nodes[c.Node]; old != nil {
+	if old := s.Nodes[c.Node]; old == nil && len(s.Nodes) > 0 {
+		return refuse(wire.CodeNotMember, "node %d is no member: it never joined, or was removed", c.Node)
+	} else if old != nil {
 		if old.Store != c.Store {
 			return refuse(wire.CodeInvalidSetting, "node %d is registered with another data directory", c.Node)
 		}

@@ -57,6 +57,7 @@ type broker struct {
 	unsaid atomic.Bool         // the metadata has to be told something again
 	reset  atomic.Bool         // the metadata knows that what was in memory is gone
 
+	removed      chan struct{} // closed when the other nodes say that this one is no member
 	dirty        chan struct{} // the metadata changed
 	untidy       chan struct{} // there is something to remove
 	stops        chan struct{} // close has stopped something
@@ -95,7 +96,7 @@ func openBroker(cfg Config) (*broker, error) {
 		shared:   storeExecutor{newLine(newBlockingPool(1))},
 		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error), failedID: make(map[replicaKey]uint64),
-		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
+		removed: make(chan struct{}), dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
 	b.journalStall = stall{lines: [2]*line{b.shared.line}, turn: new(atomic.Int64)}
 	if b.clock == nil {
@@ -212,6 +213,12 @@ func (b *broker) register() error {
 	b.reset.Store(true)
 	b.metadataChanged(nil)
 	return nil
+}
+
+// errRemoved is how a broker ends that is no member of its cluster any more.
+func (b *broker) errRemoved() error {
+	return wire.Errorf(wire.CodeNotMember, "node %d was removed from the cluster: the other nodes do not know it any more, and it holds nothing that counts; "+
+		"stop it for good, or let it join again with --join and an empty data directory", b.identity.NodeID)
 }
 
 // registered reports whether the metadata would learn nothing that matters from

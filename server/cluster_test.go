@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -252,6 +253,75 @@ func TestR_IS_5_AFourthNodeJoinsAndTakesItsShare(t *testing.T) {
 	c.await("the new node leads its share", func() bool { return c.leaders(2, "orders")[4] >= 2 })
 }
 
+// ends waits until a node ends because it was removed.
+func (c *crew) ends(node uint32) {
+	c.t.Helper()
+	s := c.servers[node]
+	select {
+	case <-s.Done():
+	case <-time.After(20 * time.Second):
+		c.t.Fatal("a node that was removed goes on")
+	}
+	delete(c.servers, node)
+	require.ErrorIs(c.t, s.Err(), wire.CodeNotMember)
+	require.ErrorContains(c.t, s.Err(), fmt.Sprintf("node %d was removed from the cluster", node))
+}
+
+// A broker that stops waits for successors only where there are any.
+func TestTheLastBrokerHasNoSuccessor(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 3)
+	c.await("three nodes vote on the metadata", func() bool { return c.broker(1).meta.others.Load() })
+	c.create(1, "orders", 3, 3)
+	c.fill("orders", 1)
+	leaders := func() (n int) {
+		c.broker(1).each(func(r *partitionReplica) {
+			if r.leads.Load() && r.hasSuccessor() {
+				n++
+			}
+		})
+		return n
+	}
+	c.await("one of three leaders is here, and others could lead", func() bool { return leaders() == 1 })
+	require.True(t, c.broker(1).meta.hasSuccessor())
+	for _, node := range []uint32{2, 3} {
+		c.stop(node)
+	}
+	c.await("nobody is left", func() bool { return leaders() == 0 && !c.broker(1).meta.hasSuccessor() })
+}
+
+// What clients have asked for is carried out before a broker that stops leaves the
+// others: without them it could not even be told whether it was.
+func TestRequestsOnTheirWayAreAnsweredWhenABrokerStops(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 3)
+	asker := uint32(1)
+	for c.broker(asker).meta.leads.Load() {
+		asker++
+	}
+	client := dialFollowing(t, c.servers[asker].Addr())
+	const requests = 100
+	var b []byte
+	for i := range uint32(requests) {
+		b = append(b, frameOf(wire.OpCreate, 10+i, &wire.CreateRequest{Name: fmt.Sprint("q", i), Kind: wire.Queue, Settings: wire.Settings{
+			Partitions: 1, Replicas: 1, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+		}})...)
+	}
+	client.write(b)
+	eventually(t, "requests on their way", func() bool { return c.servers[asker].engine.counters.inFlight.Load() > requests/2 })
+	stopped := make(chan error, 1)
+	s := c.servers[asker]
+	delete(c.servers, asker)
+	go func() { stopped <- s.Close(context.Background()) }()
+	for answers := 0; answers < requests; {
+		if f := client.read(); f.Opcode == wire.OpCreate {
+			require.Equal(t, wire.CodeOK, f.code())
+			answers++
+		}
+	}
+	require.NoError(t, <-stopped)
+}
+
 func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 4)
@@ -271,7 +341,13 @@ func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
 		return !member
 	})
 	require.Zero(t, c.held(1, "orders")[2]+c.held(1, "single")[2])
-	c.stop(2)
+	c.ends(2)
+	if s, err := Start(t.Context(), c.config(2)); err == nil { // its own metadata may not know yet
+		c.servers[2] = s
+		c.ends(2)
+	} else {
+		require.ErrorIs(t, err, wire.CodeNotMember)
+	}
 	c.fill("orders", 1)
 	c.same("orders", 3)
 	c.fill("single", 1)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -205,6 +206,28 @@ func (b *broker) leadersChanged() {
 	}
 }
 
+// hasSuccessor reports whether there is anybody who could lead instead.
+func (r *partitionReplica) hasSuccessor() bool {
+	p := r.intent.Load()
+	return slices.ContainsFunc(p.Voters, func(id uint64) bool {
+		o := p.Replica(id)
+		return o != nil && id != r.replicaID && r.broker.network.Alive(o.Node)
+	})
+}
+
+// hasSuccessor reports whether another node could lead the metadata.
+func (m *metadataReplica) hasSuccessor() bool {
+	if !m.others.Load() {
+		return false
+	}
+	for _, n := range m.broker.View().Nodes {
+		if n.ID != m.broker.identity.NodeID && m.broker.network.Alive(n.ID) {
+			return true
+		}
+	}
+	return false
+}
+
 // handOverPatience bounds how long a broker that stops waits for others to lead.
 const handOverPatience = 2 * time.Second
 
@@ -214,23 +237,24 @@ func (b *broker) handOver() {
 	if b.network == nil {
 		return
 	}
+	has := func(r *partitionReplica) bool { return r.leads.Load() && r.hasSuccessor() }
 	leading := func() (n int) {
 		b.each(func(r *partitionReplica) {
-			if r.leads.Load() && len(r.intent.Load().Voters) > 1 {
+			if has(r) {
 				n++
 			}
 		})
 		return n
 	}
 	b.each(func(r *partitionReplica) {
-		if r.leads.Load() && len(r.intent.Load().Voters) > 1 {
+		if has(r) {
 			r.transfer.Store(0)
 			r.ask(requestTransfer)
 		}
 	})
 	b.meta.handOver.Store(true)
 	b.meta.schedule()
-	for until := time.Now().Add(handOverPatience); time.Now().Before(until) && (leading() > 0 || b.meta.leads.Load() && b.meta.others.Load()); {
+	for until := time.Now().Add(handOverPatience); time.Now().Before(until) && (leading() > 0 || b.meta.leads.Load() && b.meta.hasSuccessor()); {
 		time.Sleep(tickPeriod / 10)
 	}
 }

@@ -273,7 +273,8 @@ func (e *engine) removeTempDir() {
 const drainPoll = 5 * time.Millisecond
 
 // drain says goodbye: an event at once, an error frame to each session when its
-// requests are answered or ctx is done. When the loops are gone nobody hears it.
+// requests are answered or ctx is done. When the loops are gone nobody hears it. A
+// second time there is nobody left.
 func (e *engine) drain(ctx context.Context) {
 	goAway := wire.Event{Kind: wire.EventGoAway, Detail: "the broker is stopping"}
 	e.eachSession(func(s *session) { s.tell(&goAway) })

@@ -47,7 +47,15 @@ type peerOptions struct {
 	Logger  *slog.Logger
 	// Known is called once, when it is first known who the other nodes are. Default: nothing.
 	Known func()
+	// Removed is called once, when the others say for removedTicks that this node is no
+	// member any more. Default: nothing.
+	Removed func()
 }
+
+// removedTicks is for how long most of the other nodes say that this one is no member
+// until it believes them, in ticks of 100 ms: 3 s. One that is just joining is not
+// known everywhere at once.
+const removedTicks = 30
 
 // peerSet is the connections to all other nodes, one for each. It carries the
 // messages of all groups (replication.Transport), watches who lives, and asks and
@@ -75,6 +83,8 @@ type peerSet struct {
 	mu      sync.Mutex
 	stopped bool
 	known   func()                     // nil once it was called
+	removed func()                     // the same
+	outcast int                        // ticks for which most others have said that this node is no member; Tick's
 	leading map[uint64]wire.PeerLeader // what this node has announced
 }
 
@@ -104,7 +114,7 @@ type peerCounters struct {
 
 // newPeerSet makes a set without members. stop ends it.
 func newPeerSet(o peerOptions) *peerSet {
-	p := &peerSet{engine: o.Engine, handler: o.Handler, self: o.Self, logger: o.Logger, known: o.Known, leading: make(map[uint64]wire.PeerLeader)}
+	p := &peerSet{engine: o.Engine, handler: o.Handler, self: o.Self, logger: o.Logger, known: o.Known, removed: o.Removed, leading: make(map[uint64]wire.PeerLeader)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.nodes.Store(&map[uint32]*peerNode{})
 	return p
@@ -260,6 +270,27 @@ func (p *peerSet) Tick() {
 			}
 		}
 	}
+	if !p.disowned() {
+		p.outcast = 0
+	} else if p.outcast++; p.outcast == removedTicks && p.removed != nil {
+		p.removed()
+	}
+}
+
+// disowned reports whether most of the other nodes say that this one is no member, and
+// none is connected. Those that lag behind do not know that it has joined; a majority
+// does not lag.
+func (p *peerSet) disowned() bool {
+	nodes, said := *p.nodes.Load(), 0
+	for _, n := range nodes {
+		if n.conn.Load() != nil {
+			return false
+		}
+		if n.stranger.Load() {
+			said++
+		}
+	}
+	return said > len(nodes)/2
 }
 
 // Announce tells all nodes, and those that connect later, which partitions this node
@@ -350,7 +381,7 @@ func (p *peerSet) admit(c *peerConn) (*wire.PeerHello, *wire.PeerRefused) {
 	}
 	n := p.node(h.Node)
 	if n == nil {
-		return refuse(wire.CodeRefused, "node %d is no member of the cluster as far as node %d knows; it must join first", h.Node, p.self.Node)
+		return refuse(wire.CodeNotMember, "node %d is no member of the cluster as far as node %d knows; it must join first", h.Node, p.self.Node)
 	}
 	if n.store != h.Store {
 		return refuse(wire.CodeRefused, "node ID %d belongs to another data directory; it must join again to replace that one", h.Node)
@@ -380,6 +411,8 @@ type peerNode struct {
 
 	conn  atomic.Pointer[peerConn] // open; written under mu
 	alive atomic.Bool              // live.up, for readers
+	// stranger says that the node took this one for no member when it was dialled last.
+	stranger atomic.Bool
 
 	// mu guards the following. The handler hears of the node under it, so that what it
 	// hears is in order.
@@ -471,6 +504,7 @@ func (n *peerNode) opened(c *peerConn) {
 	n.set.counters.connected.Add(1)
 	up := n.live.welcomed(n.set.tick.Load())
 	n.alive.Store(true)
+	n.stranger.Store(false)
 	if old != nil {
 		n.set.handler.Node(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: n.id})
 	}
@@ -590,9 +624,15 @@ func (n *peerNode) keepDialing() {
 		}
 		if !errors.Is(err, wire.CodeDuplicate) && !errors.Is(err, errPeerReplaced) && n.ctx.Err() == nil {
 			n.set.counters.dialErrors.Add(1)
+			stranger := errors.Is(err, wire.CodeNotMember)
+			n.stranger.Store(stranger)
 			if text := err.Error(); text != said {
 				said = text
-				n.set.logger.Warn("a node cannot be reached; trying again until it can", "node", n.id, "address", address, "err", err)
+				level := slog.LevelWarn
+				if stranger { // it has not heard yet, or this node was removed: see Removed
+					level = slog.LevelInfo
+				}
+				n.set.logger.Log(n.ctx, level, "a node cannot be reached; trying again until it can", "node", n.id, "address", address, "err", err)
 			}
 		}
 		n.sleep(pause)

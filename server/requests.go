@@ -57,7 +57,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		return
 	}
 	if h.Opcode.Known() && h.Version != h.Opcode.Version() {
-		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeUnsupported, "%v version %d; this broker understands version %d", h.Opcode, h.Version, h.Opcode.Version()))
+		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeUnsupported, "%v version %d; this broker understands version %d; upgrade %s",
+			h.Opcode, h.Version, h.Opcode.Version(), olderOf(h.Version, h.Opcode.Version())))
 		return
 	}
 	var err error
@@ -143,7 +144,8 @@ func (s *session) hello(h wire.Header, body []byte) {
 		return
 	}
 	if h.Version != h.Opcode.Version() {
-		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "HELLO version %d; this broker understands version %d", h.Version, h.Opcode.Version()))
+		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "HELLO version %d; this broker understands version %d; upgrade %s",
+			h.Version, h.Opcode.Version(), olderOf(h.Version, h.Opcode.Version())))
 		return
 	}
 	if s.forwarded {
@@ -158,11 +160,19 @@ func (s *session) hello(h wire.Header, body []byte) {
 	s.greet(h, &m)
 }
 
+// olderOf says who has to be upgraded, by the versions that both know.
+func olderOf(client, broker uint16) string {
+	if client < broker {
+		return "the client"
+	}
+	return "the broker"
+}
+
 // greet answers HELLO.
 func (s *session) greet(h wire.Header, m *wire.HelloRequest) {
 	if m.MinVersion > wire.MaxProtocolVersion || m.MaxVersion < wire.MinProtocolVersion || m.MinVersion > m.MaxVersion {
-		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "the client speaks versions %d to %d, this broker %d to %d",
-			m.MinVersion, m.MaxVersion, wire.MinProtocolVersion, wire.MaxProtocolVersion))
+		s.fail(h.Opcode, h.ID, wire.Errorf(wire.CodeVersion, "the client speaks versions %d to %d, this broker %d to %d; upgrade %s",
+			m.MinVersion, m.MaxVersion, wire.MinProtocolVersion, wire.MaxProtocolVersion, olderOf(m.MaxVersion, wire.MaxProtocolVersion)))
 		return
 	}
 	info := s.engine.backend.Info()

@@ -101,7 +101,7 @@ func (s *Server) connect(b *broker, listener net.Listener) (network, error) {
 	s.peers = newPeerSet(peerOptions{Engine: s.engine, Handler: b, Logger: b.logger, Known: known, Self: peerSelf{
 		Cluster: b.identity.ClusterID, Store: b.identity.StoreID, Node: b.identity.NodeID, Boot: uint64(b.clock().UnixNano()),
 		MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel, ClientAddress: b.cfg.Advertise, PeerAddress: b.cfg.PeerAdvertise,
-	}})
+	}, Removed: func() { close(b.removed) }})
 	s.peerPort = newPeerAcceptor(s.peers, listener)
 	return s.peers, nil
 }
@@ -189,12 +189,17 @@ const lostLoopsTimeout = 10 * time.Second
 
 // watch stops the broker if the event loops end while nobody has asked for it:
 // half of a broker, which holds its data directory and serves nobody, is worse than
-// none. It ends when the loops do.
+// none. So is one that was removed from its cluster. It ends when the loops do.
 func (s *Server) watch() {
-	<-s.engine.stopped
+	cause := errLoopsEnded
+	select {
+	case <-s.engine.stopped:
+	case <-s.broker.removed:
+		cause = s.broker.errRemoved()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), lostLoopsTimeout)
 	defer cancel()
-	_ = s.shutDown(ctx, errLoopsEnded)
+	_ = s.shutDown(ctx, cause)
 }
 
 // Addr is the address clients connect to.
@@ -243,6 +248,7 @@ func (s *Server) shutDown(ctx context.Context, cause error) error {
 		s.acceptor.stop()
 		s.broker.onView(nil, nil)
 		s.broker.handOver()
+		s.engine.drain(ctx) // while the other replicas still answer: records on their way need them
 		s.disconnect()
 		s.err = errors.Join(cause, s.engine.stop(ctx), s.broker.close())
 		if s.admin != nil {

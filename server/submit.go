@@ -31,6 +31,8 @@ func (b *broker) command(c cluster.Command) cluster.Result {
 		return r
 	case <-b.closing:
 		return cluster.Result{Err: &wire.Error{Code: wire.CodeShuttingDown, Detail: "the broker is stopping"}}
+	case <-b.removed:
+		return cluster.Result{Err: b.errRemoved()}
 	}
 }
 

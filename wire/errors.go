@@ -71,6 +71,7 @@ const (
 	CodeNotCoordinator          ErrorCode = 55
 	CodeDataExpired             ErrorCode = 56
 	CodeGroupGone               ErrorCode = 57
+	CodeNotMember               ErrorCode = 58
 )
 
 // Closes says what an error does to the connection it travels on.
@@ -250,6 +251,9 @@ var errorTable = [...]ErrorInfo{
 		"retention has removed records that the group had not finished", "keep records longer, or add consumers"},
 	{CodeGroupGone, "GROUP_GONE", false, false, ClosesNever,
 		"the group was removed while it was in use", ""},
+	{CodeNotMember, "NOT_MEMBER", false, true, ClosesNever,
+		"the node is no member of the cluster",
+		"let it join with an empty data directory"},
 }
 
 // ErrorTable lists all wire errors by ascending code, starting with CodeOK. The

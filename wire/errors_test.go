@@ -23,7 +23,7 @@ func TestErrorTableIsDenseAndUnique(t *testing.T) {
 		require.NotRegexp(t, `^[A-Z]|\.$`, row.Description, "descriptions go into the middle of a sentence")
 		require.NotRegexp(t, `^[A-Z][a-z]|\.$`, row.Hint)
 	}
-	require.Equal(t, CodeGroupGone, ErrorCode(len(ErrorTable())-1), "the last constant is in the table")
+	require.Equal(t, CodeNotMember, ErrorCode(len(ErrorTable())-1), "the last constant is in the table")
 }
 
 // Codes are never reused: this list only ever grows at its end.
@@ -37,7 +37,7 @@ func TestErrorCodesKeepTheirNumbers(t *testing.T) {
 		"NOT_LEADER", "UNAVAILABLE", "PARTITION_FENCED", "PARTITION_RESET", "DATA_LOST", "ERASED", "TIMEOUT",
 		"IDLE", "SHUTTING_DOWN", "REFUSED", "PARTITION_FULL", "NOT_CONTROLLER", "SEND_DISABLED",
 		"STALE_EPOCH", "NOT_OWNER", "ALREADY_DONE", "OUT_OF_ORDER", "SESSION_GONE", "UNKNOWN_GROUP",
-		"GROUP_MISMATCH", "SERIAL_NEEDS_ONE_PARTITION", "STALE_BINDING", "NOT_COORDINATOR", "DATA_EXPIRED", "GROUP_GONE",
+		"GROUP_MISMATCH", "SERIAL_NEEDS_ONE_PARTITION", "STALE_BINDING", "NOT_COORDINATOR", "DATA_EXPIRED", "GROUP_GONE", "NOT_MEMBER",
 	}
 	var got []string
 	for _, row := range ErrorTable() {
