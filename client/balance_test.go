@@ -357,6 +357,22 @@ func TestR_WLS_7_ThreeEventsAreTold(t *testing.T) {
 		connect(t, b, WithEvents(log.add))
 		b.sendEvent(wire.Event{Kind: wire.EventDestinationUnavailable, Destination: "d", Detail: "partition 3"})
 		log.await(t, func(e Event) bool { return e == DestinationUnavailable{Destination: "d", Detail: "partition 3"} })
+		b.sendEvent(wire.Event{Kind: wire.EventDestinationUnavailable, Destination: "d", Detail: "partition 3"})
+		b.sendEvent(wire.Event{Kind: wire.EventDestinationUnavailable, Destination: "d", Detail: "partition 4"})
+		log.await(t, func(e Event) bool { return e == DestinationUnavailable{Destination: "d", Detail: "partition 4"} })
+		require.Equal(t, 1, log.count(func(e Event) bool { return e == DestinationUnavailable{Destination: "d", Detail: "partition 3"} }))
+	})
+	t.Run("every broker tells of the same change", func(t *testing.T) {
+		nodes := startCluster(t, 2)
+		nodes[0].create("d", Topic, 2)
+		log := newEventLog()
+		c := connect(t, nodes[0], WithEvents(log.add))
+		sendOneByOne(t, newTestProducer(t, c, "d", Partition(1)), 1)
+		for _, version := range []uint64{70, 70, 69, 71} {
+			nodes[1].sendEvent(wire.Event{Kind: wire.EventTopologyChanged, Version: version})
+		}
+		log.await(t, func(e Event) bool { return e == TopologyChanged{Epoch: 71} })
+		require.Equal(t, 2, log.count(func(e Event) bool { m, ok := e.(TopologyChanged); return ok && m.Epoch >= 69 }))
 	})
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,17 +28,19 @@ type Conn struct {
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
 
-	mu        sync.Mutex
-	current   *session // the home, dead or alive; nil never
-	nodes     map[uint32]*node
-	version   uint64        // of the metadata that nodes are from
-	fled      time.Time     // when a home was left for another that lives
-	changed   chan struct{} // closed and replaced when a session begins or ends, or err changes
-	err       error         // why there will be no other session
-	lastErr   error         // of the newest attempt to connect
-	closing   bool
-	producers map[*Producer]struct{}
-	readers   map[*Reader]struct{}
+	mu          sync.Mutex
+	current     *session // the home, dead or alive; nil never
+	nodes       map[uint32]*node
+	version     uint64                               // of the metadata that nodes are from
+	told        map[DestinationUnavailable]time.Time // when; at most maxUnavailable
+	toldVersion uint64                               // of the newest TOPOLOGY_CHANGED
+	fled        time.Time                            // when a home was left for another that lives
+	changed     chan struct{}                        // closed and replaced when a session begins or ends, or err changes
+	err         error                                // why there will be no other session
+	lastErr     error                                // of the newest attempt to connect
+	closing     bool
+	producers   map[*Producer]struct{}
+	readers     map[*Reader]struct{}
 }
 
 // Connect opens a connection to a cluster. servers is a list of brokers,
@@ -61,6 +65,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Conn, error)
 		addresses: addresses,
 		changed:   make(chan struct{}),
 		nodes:     make(map[uint32]*node),
+		told:      make(map[DestinationUnavailable]time.Time),
 		producers: make(map[*Producer]struct{}),
 		readers:   make(map[*Reader]struct{}),
 	}
@@ -119,9 +124,18 @@ func (c *Conn) keepHome(s *session) {
 	}
 }
 
+// returnPause is how often a Conn looks whether the broker that it prefers is back.
+const returnPause = 2 * time.Second
+
 // ended returns when the home has died: the one that is given, or whatever was made the
-// home meanwhile.
+// home meanwhile. As long as that is not the broker that is preferred, it looks for it.
 func (c *Conn) ended(s *session) *session {
+	var back <-chan time.Time
+	if t := &c.options.target; !t.any() && t.mode == Prefer {
+		tick := time.NewTicker(c.options.returnPause)
+		defer tick.Stop()
+		back = tick.C
+	}
 	for {
 		c.mu.Lock()
 		current, changed := c.current, c.changed
@@ -136,8 +150,46 @@ func (c *Conn) ended(s *session) *session {
 				return s
 			}
 		case <-changed:
+		case <-back:
+			c.goBack(s)
 		}
 	}
+}
+
+// goBack makes the broker that is preferred the home, if from is another one and it can
+// be reached. What goes on over from goes on there, until nobody uses it any more.
+func (c *Conn) goBack(from *session) {
+	var addresses []string
+	c.mu.Lock()
+	for id, n := range c.nodes {
+		if c.options.target.wants(&n.Node) && n.Address != "" {
+			if id == from.hello.NodeID {
+				c.mu.Unlock()
+				return
+			}
+			if n.Alive && (c.options.redirect || slices.Contains(c.addresses, n.Address)) {
+				addresses = append(addresses, n.Address)
+			}
+		}
+	}
+	c.mu.Unlock()
+	if len(addresses) == 0 {
+		c.askMembers(from)
+		return
+	}
+	s, err := open(c.ctx, &c.options, addresses[rand.IntN(len(addresses))], c.clusterID, c.brokerEvent)
+	if err != nil {
+		c.options.logger.Debug("the broker that is preferred cannot be reached", "error", err)
+		c.askMembers(from) // perhaps it lives elsewhere
+		return
+	}
+	c.mu.Lock()
+	if n := c.nodes[from.hello.NodeID]; n != nil && alive(n.session) == nil {
+		n.session = from
+	}
+	c.mu.Unlock()
+	c.options.logger.Info("the broker that is preferred is back, and the home", "server", s.address, "node", s.hello.NodeID)
+	c.install(s)
 }
 
 func (c *Conn) isHome(s *session) bool {
@@ -332,9 +384,18 @@ func (c *Conn) connectError() error {
 }
 
 // brokerEvent is called by a session's reader.
-func (c *Conn) brokerEvent(e wire.Event) {
+func (c *Conn) brokerEvent(s *session, e wire.Event) {
 	switch e.Kind {
 	case wire.EventTopologyChanged:
+		// Every broker tells of every change; of other leaders, which have no version, the
+		// home does.
+		c.mu.Lock()
+		if s != c.current && e.Version <= c.toldVersion {
+			c.mu.Unlock()
+			return
+		}
+		c.toldVersion = max(c.toldVersion, e.Version)
+		c.mu.Unlock()
 		c.topology.forget()
 		c.mu.Lock()
 		for p := range c.producers {
@@ -348,9 +409,33 @@ func (c *Conn) brokerEvent(e wire.Event) {
 		c.askMembers(home)
 		c.events.send(TopologyChanged{Epoch: e.Version})
 	case wire.EventDestinationUnavailable:
-		c.events.send(DestinationUnavailable{Destination: e.Destination, Detail: e.Detail})
+		c.unavailable(DestinationUnavailable{Destination: e.Destination, Detail: e.Detail})
 	default:
 		c.options.logger.Info("event from the broker", "kind", e.Kind.String(), "destination", e.Destination, "detail", e.Detail)
+	}
+}
+
+// unavailableAgain is how long the listener does not hear again of a partition that
+// cannot be served, from another broker, producer or reader.
+const unavailableAgain = 5 * time.Second
+
+// maxUnavailable bounds the partitions that are remembered for that.
+const maxUnavailable = 1024
+
+// unavailable tells the listener of a partition that cannot be served.
+func (c *Conn) unavailable(e DestinationUnavailable) {
+	now := time.Now()
+	c.mu.Lock()
+	before, told := c.told[e]
+	if told = told && now.Sub(before) < unavailableAgain; !told {
+		if len(c.told) >= maxUnavailable {
+			clear(c.told)
+		}
+		c.told[e] = now
+	}
+	c.mu.Unlock()
+	if !told {
+		c.events.send(e)
 	}
 }
 

@@ -483,7 +483,27 @@ func TestUnsupportedOpcodesFailLocally(t *testing.T) {
 	require.NoError(t, c.Ping(testContext(t)))
 	_, err := c.Destinations(testContext(t))
 	require.ErrorIs(t, err, wire.CodeUnsupported)
-	require.ErrorContains(t, err, "METADATA")
+	require.ErrorContains(t, err, "this client is older than broker")
+	require.ErrorContains(t, err, "METADATA from version")
+	require.ErrorContains(t, err, "upgrade the client")
+	require.ErrorContains(t, c.AdministerNode(testContext(t), 1, NodeDrain), "does not know NODE_ADMIN; upgrade the broker")
+
+	b.setScript(nil)
+	b.hello.Opcodes = []wire.OpcodeRange{{Opcode: wire.OpPing, Min: 1, Max: 3}, {Opcode: wire.OpMetadata, Min: 1, Max: 2}}
+	_, err = connect(t, b).Destinations(testContext(t))
+	require.ErrorContains(t, err, "is older than this client: it understands METADATA up to version 2")
+}
+
+// count is how many events there have been of a kind.
+func (l *eventLog) count(of func(Event) bool) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.events {
+		if of(e) {
+			n++
+		}
+	}
+	return n
 }
 
 // eventLog collects events and lets tests wait for them.

@@ -33,7 +33,7 @@ type NodeLost struct {
 // DestinationUnavailable is sent when the leader of a partition that is in use cannot be
 // reached or is not known for a second, or when the broker says that the destination
 // cannot be served: DESTINATION_UNAVAILABLE. The connection stays, and the partition is
-// looked for. It may be sent more than once.
+// looked for. It may be sent more than once, but not within 5 s.
 type DestinationUnavailable struct {
 	Destination string
 	Partition   uint32

@@ -32,7 +32,7 @@ func parseAddresses(list string) ([]string, error) {
 
 // open dials one address and shakes hands. The session is not started. clusterID is
 // what the broker must belong to; empty accepts any.
-func open(ctx context.Context, o *connOptions, address, clusterID string, onEvent func(wire.Event)) (*session, error) {
+func open(ctx context.Context, o *connOptions, address, clusterID string, onEvent func(*session, wire.Event)) (*session, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, o.dialTimeout)
 	conn, err := o.dialer(dialCtx, address)
 	cancel()

@@ -47,6 +47,7 @@ type connOptions struct {
 	backoffMax   time.Duration
 	dialTimeout  time.Duration
 	unused       time.Duration // after which a session that nobody uses is closed
+	returnPause  time.Duration
 	dialer       func(ctx context.Context, address string) (net.Conn, error)
 }
 
@@ -60,6 +61,7 @@ func newConnOptions(opts []Option) (connOptions, error) {
 		backoffMax:  2 * time.Second,
 		dialTimeout: 3 * time.Second,
 		unused:      unusedTimeout,
+		returnPause: returnPause,
 	}
 	for _, opt := range opts {
 		opt(&o)

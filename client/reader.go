@@ -489,7 +489,7 @@ func (st *stream) missed(now time.Time) time.Duration {
 	missed := now.Sub(st.since)
 	if missed >= unreachableAfter && !st.told {
 		st.told = true
-		r.conn.events.send(DestinationUnavailable{Destination: r.destination, Partition: st.partition})
+		r.conn.unavailable(DestinationUnavailable{Destination: r.destination, Partition: st.partition})
 		if !r.conn.options.reconnect {
 			r.fail(errUnreachable(r.destination, st.partition))
 		}

@@ -35,12 +35,12 @@ var errControlFull = errors.New("too many requests wait for the connection")
 // A session dies once, with the first error, and then tells everybody who
 // waits. It never comes back: the Conn makes another one.
 type session struct {
-	conn    net.Conn
-	address string
-	hello   wire.HelloResponse
-	speaks  [256]bool // opcodes whose body the broker understands as this client writes it
-	onEvent func(wire.Event)
-	input   *bufio.Reader // with what the handshake read too much
+	conn     net.Conn
+	address  string
+	hello    wire.HelloResponse
+	versions [256]wire.OpcodeRange // of bodies that the broker understands, by opcode
+	onEvent  func(*session, wire.Event)
+	input    *bufio.Reader // with what the handshake read too much
 
 	received atomic.Uint64 // frames, for the keepalive
 	sent     atomic.Uint64 // writes, for the keepalive
@@ -75,7 +75,7 @@ type waiter interface {
 	lost(s *session, err error)
 }
 
-func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.HelloResponse, onEvent func(wire.Event)) *session {
+func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.HelloResponse, onEvent func(*session, wire.Event)) *session {
 	s := &session{
 		conn:    conn,
 		address: address,
@@ -89,7 +89,7 @@ func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.H
 		links:   make(map[uint32]*stream),
 	}
 	for _, o := range hello.Opcodes {
-		s.speaks[o.Opcode] = o.Min <= o.Opcode.Version() && o.Opcode.Version() <= o.Max
+		s.versions[o.Opcode] = o
 	}
 	return s
 }
@@ -124,11 +124,26 @@ func (s *session) fail(err error) {
 	close(s.done)
 }
 
+// speaks says why the broker does not understand a request as this client writes it, or
+// returns nil.
+func (s *session) speaks(op wire.Opcode) error {
+	v, mine := s.versions[op], op.Version()
+	switch {
+	case v.Max == 0:
+		return wire.Errorf(wire.CodeUnsupported, "broker %s does not know %v; upgrade the broker", s.address, op)
+	case v.Max < mine:
+		return wire.Errorf(wire.CodeUnsupported, "broker %s is older than this client: it understands %v up to version %d, not %d; upgrade the broker", s.address, op, v.Max, mine)
+	case v.Min > mine:
+		return wire.Errorf(wire.CodeUnsupported, "this client is older than broker %s, which understands %v from version %d on, not %d; upgrade the client", s.address, op, v.Min, mine)
+	}
+	return nil
+}
+
 // request encodes one request and hands it to the writer. The waiter is told
 // exactly once unless an error is returned, or forget is called first.
 func (s *session) request(op wire.Opcode, m wire.Message, w waiter) (id uint32, err error) {
-	if !s.speaks[op] {
-		return 0, wire.Errorf(wire.CodeUnsupported, "broker %s does not understand %v version %d", s.address, op, op.Version())
+	if err := s.speaks(op); err != nil {
+		return 0, err
 	}
 	s.mu.Lock()
 	if s.err != nil {
@@ -281,7 +296,7 @@ func (s *session) handle(h wire.Header, body []byte) error {
 		if err := e.Parse(body); err != nil {
 			return fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
-		s.onEvent(e)
+		s.onEvent(s, e)
 		return nil
 	case wire.OpPing: // a broker may ask as well
 		s.mu.Lock()

@@ -293,7 +293,7 @@ func (st *stream) corrupt(offset wire.Offset, err error) error {
 // report tells the broker that a frame came damaged, so that it looks at its own
 // copy. Reader.mu is held.
 func (st *stream) report(offset wire.Offset) {
-	if s := st.session; s != nil && s.speaks[wire.OpReportDamage] {
+	if s := st.session; s != nil && s.speaks(wire.OpReportDamage) == nil {
 		s.tell(wire.OpReportDamage, 0, &wire.ReportDamage{Handle: st.handle, Offset: offset})
 	}
 }

@@ -17,7 +17,7 @@ import (
 type TargetMode uint8
 
 const (
-	// Prefer takes another one then, and keeps it.
+	// Prefer takes another one then, until the one that is wanted can be reached again.
 	Prefer TargetMode = 0
 	// Require takes none: connecting fails with ErrTarget, and after a loss calls wait
 	// for the one that is wanted.

@@ -94,7 +94,7 @@ func (p *Producer) announce() {
 		}
 		if a.unreachable != a.told {
 			if a.told = a.unreachable; a.told {
-				p.conn.events.send(DestinationUnavailable{Destination: p.destination, Partition: a.partition})
+				p.conn.unavailable(DestinationUnavailable{Destination: p.destination, Partition: a.partition})
 			}
 		}
 	}
