@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -105,10 +107,18 @@ func TestClusterCommandsOnOneNode(t *testing.T) {
 	require.Equal(t, "altered eu/7\n", must(t, sh, "partition", "alter", "eu/7", "--weight", "2"), "a name that looks like a partition")
 	require.Equal(t, "altered eu/7/0\n", must(t, sh, "partition", "alter", "eu/7/0", "--weight", "2"))
 
+	must(t, sh, "queue", "create", "lines", "--partitions", "8")
+	must(t, at(address, strings.Repeat("x\n", 1000)), "produce", "lines", "--in-order")
+	var lines destinationJSON
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "queue", "describe", "lines", "-o", "json")), &lines))
+	require.Equal(t, 1, len(slices.DeleteFunc(lines.Partitions, func(p partitionJSON) bool { return p.Records != 1000 })), "all are in one partition")
+
 	for _, c := range []struct {
 		args []string
 		code int
 	}{
+		{[]string{"produce", "lines", "--in-order", "--partition", "1"}, 2},
+		{[]string{"produce", "lines", "--in-order", "-K", ":"}, 2},
 		{[]string{"partition", "alter", "orders"}, 2},
 		{[]string{"partition", "alter", "orders/0", "--weight", "0"}, 2},
 		{[]string{"partition", "alter", "orders/9", "--weight", "2"}, 1},

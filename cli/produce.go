@@ -47,6 +47,11 @@ func (a *app) produceCommand() *cobra.Command {
 of the record. A last line without a newline is sent with the header
 ` + noNewlineHeader + `: ` + noNewlineValue + `, so that consume can give the input back byte for byte.
 
+Lines without a key are spread over the partitions: consumers see those of one partition
+in the order of the input, and nothing is said about the order between partitions. With
+--in-order all lines go to one partition, which is chosen once. Lines with a key keep the
+order of their key.
+
 With --file each file is one record, as it is. More files may follow DEST.
 
 Lines are read as they are sent, at most 8 MiB each. A broker that is away or has a
@@ -71,6 +76,7 @@ SIGINT stops reading and waits for what was read, 1.5 s at most.`,
 	flags.StringArrayVarP(&p.headerFlags, "header", "H", nil, "header for every record, as `name=value`; may be repeated")
 	flags.Uint32Var(&p.partition, "partition", 0, "send to one partition, a `number`; without it the key or the broker's load decides")
 	withoutDefault(flags, "partition")
+	flags.BoolVar(&p.inOrder, "in-order", false, "send all records to one partition, whichever, so that they are read in the order of the input")
 	flags.Var(p.acks, "acks", "what an acknowledgement waits for: a quorum, the leader's memory, or nothing")
 	flags.Var(p.codec, "compression", "compression of batches")
 	flags.Var(&p.linger, "linger", "wait a `duration` for more records before a batch is sent; 0 = only while others are on their way")
@@ -84,6 +90,9 @@ SIGINT stops reading and waits for what was read, 1.5 s at most.`,
 		}
 		if p.keyDelimiter == "" && c.Flags().Changed("key-delimiter") {
 			return usagef(c, "flag --key-delimiter: the text is empty; write one, as in -K :")
+		}
+		if p.inOrder && (p.keyDelimiter != "" || c.Flags().Changed("partition")) {
+			return usagef(c, "--in-order chooses a partition; it does not go with --partition or --key-delimiter, which do that too")
 		}
 		if p.keyDelimiter != "" && len(p.files) > 0 {
 			return usagef(c, "--key-delimiter splits lines and does not go with --file")
@@ -116,6 +125,7 @@ type produceRun struct {
 	headers      []client.Header
 	partition    uint32
 	fixed        bool
+	inOrder      bool
 	acks, codec  *choiceFlag
 	linger       durationFlag
 	timeout      durationFlag
@@ -169,6 +179,9 @@ func (p *produceRun) run(ctx context.Context) error {
 			return err
 		}
 		opts = append(opts, client.Partition(p.partition))
+	}
+	if p.inOrder {
+		opts = append(opts, client.Affinity(client.PerProducer))
 	}
 	if p.producer, err = conn.Producer(ctx, p.destination, opts...); err != nil {
 		return interruptedOr(ctx, &failure{doing: "produce to", destination: p.destination, kind: p.words, err: err})
