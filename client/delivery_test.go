@@ -396,6 +396,11 @@ func TestOutcomesOfRefusals(t *testing.T) {
 		wire.CodeAuthRequired: NotSent, wire.CodeAuthFailed: NotSent, wire.CodeClusterMismatch: NotSent, wire.CodeDataLost: NotSent,
 		wire.CodeErased: NotSent, wire.CodeRefused: NotSent, wire.CodeFenced: NotSent, wire.CodeNotMember: NotSent,
 
+		// No answers to records that are sent, but nothing is said that is not so.
+		wire.CodeStaleEpoch: NotSent, wire.CodeNotOwner: NotSent, wire.CodeAlreadyDone: NotSent, wire.CodeOutOfOrder: NotSent,
+		wire.CodeSessionGone: Unknown, wire.CodeUnknownGroup: NotSent, wire.CodeGroupMismatch: NotSent, wire.CodeSerialNeedsOnePartition: NotSent,
+		wire.CodeStaleBinding: NotSent, wire.CodeNotCoordinator: stored, wire.CodeDataExpired: NotSent, wire.CodeGroupGone: Unknown,
+
 		wire.CodeDuplicate: Applied,
 
 		wire.CodeRetry: stored, wire.CodeBusy: stored, wire.CodeTimeout: stored, wire.CodeIdle: stored, wire.CodeShuttingDown: stored,
