@@ -39,6 +39,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestMetamorphic$$' -v -timeout 2h -meta.seeds 1000
 	go test ./log -run '^TestF25_Readers' -v -timeout 1h -race.fetches 1000000
 	go test ./replication -run '^TestF7' -v -timeout 4h -replication.seeds 20000
+	go test ./replication -run '^TestF9' -v -timeout 1h -strict.cuts 10000
 	go test ./log -run '^TestF5' -v -timeout 4h -faultentries 300
 	go test ./log -run '^Test(F6|F7|F8|RuleP2_Logs)' -v -timeout 4h -crashseeds 10000
 

@@ -76,6 +76,7 @@ type serveFlags struct {
 	minFree, memory, pending sizeFlag
 	handshake, idle, scrub   durationFlag
 	replace                  durationFlag
+	recovery                 *choiceFlag
 	logLevel, logFormat      *choiceFlag
 }
 
@@ -85,6 +86,7 @@ func addServeFlags(flags *pflag.FlagSet) *serveFlags {
 		handshake: durationFlag{value: 5 * time.Second}, idle: durationFlag{value: 60 * time.Second},
 		scrub:    durationFlag{value: 24 * time.Hour, unlimited: true},
 		replace:  durationFlag{value: 5 * time.Minute},
+		recovery: newChoice("normal", "normal", "strict"),
 		logLevel: newChoice("info", "debug", "info", "warn", "error"), logFormat: newChoice("text", "text", "json"),
 	}
 	flags.SortFlags = false
@@ -102,6 +104,7 @@ func addServeFlags(flags *pflag.FlagSet) *serveFlags {
 	flags.StringVar(&s.cfg.Advertise, "advertise", "", "`address` that clients connect to, if it is another than --listen")
 	flags.StringVar(&s.cfg.PeerAdvertise, "peer-advertise", "", "`address` that other brokers connect to, if it is another than --peer-listen")
 	flags.Var(&s.replace, "replace-after", "make the replicas of a dead node anew on others after a `duration`")
+	flags.Var(s.recovery, "recovery", "normal, or strict for disks that may lose what they have synced: after a crash a replica has no vote before it has caught up")
 	flags.Var(s.logLevel, "log-level", "least important messages that are logged")
 	flags.Var(s.logFormat, "log-format", "how the log on stderr looks")
 	flags.IntVar(&s.cfg.Limits.Connections, "max-connections", 0, "`number` of client connections at once; 0 = 65536, or what the descriptor limit allows")
@@ -139,6 +142,7 @@ func (s *serveFlags) config(a *app, c *cobra.Command) (server.Config, error) {
 	}
 	cfg.MinFreeBytes, cfg.MemoryBytes, cfg.PendingBytes = s.minFree.bytes, s.memory.bytes, s.pending.bytes
 	cfg.ScrubInterval, cfg.ReplaceAfter = s.scrub.value, s.replace.value
+	cfg.StrictRecovery = s.recovery.value == "strict"
 	cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = s.handshake.value, s.idle.value
 	return cfg, nil
 }

@@ -89,7 +89,8 @@ type Command struct {
 func (c *Command) stamp() {
 	switch {
 	case c.Join != nil, c.SetNode != nil, c.RemoveNode != nil, c.SetLevel != nil, c.Move != nil, c.Reconfigured != nil,
-		c.Lost != nil, c.SetPlacement != nil, c.SetReplicas != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil:
+		c.Lost != nil, c.SetPlacement != nil, c.SetReplicas != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil,
+		c.Reform != nil && c.Reform.Several:
 		c.MinimumVersion = 2
 	}
 }
@@ -98,7 +99,7 @@ func (c *Command) stamp() {
 // changes nothing that matters, and its result is as good.
 func (c *Command) Repeatable() bool {
 	return c.Register != nil || c.Create != nil || c.Activate != nil || c.AllocateIDs != nil || c.ResetMemory != nil || c.Bury != nil ||
-		c.Join != nil || c.SetNode != nil || c.Reconfigured != nil || c.Lost != nil || c.SetPlacement != nil || c.SetReplicas != nil
+		c.Join != nil || c.SetNode != nil || c.Reconfigured != nil || c.Lost != nil || c.SetPlacement != nil || c.SetReplicas != nil || c.Reform != nil && c.Reform.Several
 }
 
 // Create makes a destination.
@@ -157,12 +158,17 @@ type ResetMemory struct {
 }
 
 // Reform begins a new incarnation of a partition whose only replica may have lost
-// its newest records with the machine: what it holds is what there is (RULES L5).
+// its newest records with the machine: what it holds is what there is (RULES L5). With
+// Several it is the replica that all voters agree on, because its log is the longest.
 type Reform struct {
 	Destination uuid.UUID   `json:"destination"`
 	Partition   uint32      `json:"partition"`
 	Replica     uint64      `json:"replica"`
 	Next        wire.Offset `json:"next"` // where its log ends
+	// Several goes with the incarnation that the replica knew when it was opened: another
+	// replica with the same log may have said the same already.
+	Several     bool   `json:"several,omitempty"`
+	Incarnation uint32 `json:"incarnation,omitempty"`
 }
 
 // Bury says that a node has removed the directories of a deleted destination, or
@@ -421,7 +427,12 @@ func (s *State) reform(c *Reform) Result {
 		if c.Partition >= uint32(len(d.Partitions)) {
 			break
 		}
-		if r := d.Partitions[c.Partition].Replicas; len(r) != 1 || r[0].ID != c.Replica {
+		switch p := &d.Partitions[c.Partition]; {
+		case c.Several && !slices.Contains(p.Voters, c.Replica):
+			return refuse(wire.CodeInvalidRequest, "replica %d is no voter of partition %d", c.Replica, c.Partition)
+		case c.Several && p.Incarnation > c.Incarnation && len(p.Cuts) > 0 && p.Cuts[len(p.Cuts)-1].Offset == c.Next:
+			return Result{Destination: d}
+		case !c.Several && (len(p.Replicas) != 1 || p.Replicas[0].ID != c.Replica):
 			return refuse(wire.CodeInvalidRequest, "replica %d is not the only one of partition %d", c.Replica, c.Partition)
 		}
 		d = d.clone()

@@ -172,6 +172,17 @@ func TestRuleL5_APartitionThatLostRecordsBeginsANewIncarnation(t *testing.T) {
 
 	require.ErrorIs(t, s.Apply(9, &Command{Reform: &Reform{Destination: id(77)}}).Err, wire.CodeDestinationGone)
 	require.ErrorIs(t, s.Apply(9, &Command{Reform: &Reform{Destination: d.ID, Partition: 1, Replica: 99}}).Err, wire.CodeInvalidRequest)
+	require.ErrorIs(t, s.Apply(9, &Command{Reform: &Reform{Destination: d.ID, Partition: 1, Replica: 99, Several: true}}).Err, wire.CodeInvalidRequest)
+	d.Partitions[1].Voters = []uint64{replica}
+	s.Destinations["orders"] = d
+	for range 2 { // the second time by another with the same log
+		r := s.Apply(9, &Command{Reform: &Reform{Destination: d.ID, Partition: 1, Replica: replica, Next: 7, Several: true, Incarnation: d.Partitions[1].Incarnation}})
+		require.NoError(t, r.Err)
+		require.Equal(t, d.Partitions[1].Incarnation+1, r.Destination.Partitions[1].Incarnation)
+	}
+	several := Command{Reform: &Reform{Several: true}}
+	several.stamp()
+	require.Equal(t, 2, several.MinimumVersion, "an older build would refuse it")
 }
 
 func TestProducerIDsAreNeverHandedOutTwice(t *testing.T) {

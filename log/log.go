@@ -82,6 +82,9 @@ type Options struct {
 	// served. It is for replicas without peers (RULES L9); without it Open returns
 	// a *FencedError.
 	RecoverFence bool
+	// StrictRecovery distrusts the disk: after every stop that was not clean, of the
+	// process alone too and in every mode, the log is Uncertain (RELIABILITY F9).
+	StrictRecovery bool
 	// Executor carries out the jobs.
 	Executor Executor
 	// Logger gets what recovery decided and the fence. Nil means slog.Default().
@@ -435,8 +438,9 @@ func (l *Log) mark() wire.Index { return min(l.synced, l.commit()) }
 func (l *Log) commit() wire.Index { return max(l.hs.Commit, l.watermark.Load().Index) }
 
 // Uncertain says that records may have been lost with the machine: the log is in
-// mode os or interval and was not closed before the machine stopped. Its replica
-// must neither vote nor campaign before it has caught up (RULES L5).
+// mode os or interval and was not closed before the machine stopped, or not closed at
+// all with Options.StrictRecovery. The votes of its replica are no proof of anything
+// before it has caught up (RULES L5).
 func (l *Log) Uncertain() bool { return l.uncertain }
 
 // SetCertain ends the uncertainty, durably with the next sync.

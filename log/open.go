@@ -777,7 +777,7 @@ func (r *recovery) finish() error {
 	}
 	lost := l.slot.written && !r.clean && r.slot.boot != l.store.boot && last > 0
 	l.volatile = r.slot.flags&slotVolatile != 0 || l.o.Sync != SyncQuorum
-	l.uncertain = r.slot.flags&slotUncertain != 0 || l.volatile && lost
+	l.uncertain = r.slot.flags&slotUncertain != 0 || l.volatile && lost || l.o.StrictRecovery && l.slot.written && !r.clean
 
 	l.pending.Lock()
 	l.pending.index = last

@@ -56,6 +56,7 @@ type member struct {
 	f      *fleet
 	id     uint64
 	files  *vfs.Simulated
+	wrap   func(vfs.FS) vfs.FS // nil: files as they are
 	exec   queueExecutor
 	store  *log.Store
 	log    *log.Log
@@ -132,7 +133,11 @@ func (m *member) open() {
 	f.t.Helper()
 	var err error
 	require.NoError(f.t, m.files.MkdirAll("data"))
-	m.store, err = log.OpenStore(log.StoreOptions{FS: m.files, Dir: "data", BootID: "boot", MinFreeBytes: -1, ReserveBytes: -1})
+	files := vfs.FS(m.files)
+	if m.wrap != nil {
+		files = m.wrap(files)
+	}
+	m.store, err = log.OpenStore(log.StoreOptions{FS: files, Dir: "data", BootID: "boot", MinFreeBytes: -1, ReserveBytes: -1})
 	require.NoError(f.t, err)
 	m.exec = queueExecutor{}
 	options := log.Options{

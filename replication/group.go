@@ -112,9 +112,15 @@ type Config struct {
 	// Fetch begins to fetch an offered checkpoint from a node; Inbox.PutFetched ends
 	// it. nil: offers are refused.
 	Fetch func(node uint32, offer SnapshotOffer)
-	// HoldVotes says that the replica may have lost what it acknowledged: it neither
-	// votes nor campaigns before it has caught up (RULES L5).
-	HoldVotes bool
+	// Uncertain says that the replica may have lost what it acknowledged: until it has
+	// caught up with a later leader its votes count only if all voters agree (RULES L5).
+	// What the only voter has is what there is.
+	Uncertain bool
+	// Reform is called in a turn when all voters would elect this replica, and its votes
+	// or others are uncertain: records from next on may be lost, which has to be made
+	// known before anything is served. false means not yet: it is asked again. nil
+	// agrees.
+	Reform func(next wire.Offset) bool
 	// Waiting says that the replica drops every message until Admit: its node has not
 	// made it known yet that the directory exists (RULES R10).
 	Waiting bool
@@ -169,7 +175,9 @@ type Group struct {
 	inbox     *Inbox
 	fetch     func(node uint32, offer SnapshotOffer)
 	waiting   bool // Config.Waiting
-	uncertain bool // Config.HoldVotes
+	uncertain bool // Config.Uncertain
+	ballot    ballot
+	reform    func(next wire.Offset) bool
 	bootTerm  wire.Term
 	queue     []Message // taken from the inbox and not stepped yet, oldest first
 	sums      []bodySum // of the entries received last
@@ -192,8 +200,8 @@ type Group struct {
 	unconfirmed    bool // leadership is asked for after this process stood still
 	stalled        stall
 	// Mutants: entries without pins, promises that are sent before the disk has them,
-	// leaders that wait for their disk for ever.
-	noPins, hasty, noEscape bool
+	// leaders that wait for their disk for ever, uncertain votes that count as others.
+	noPins, hasty, noEscape, trusting bool
 }
 
 type pendingAppend struct {
@@ -230,7 +238,8 @@ func Open(cfg Config) (_ *Group, err error) {
 		inbox:           cfg.Inbox,
 		fetch:           cfg.Fetch,
 		waiting:         cfg.Waiting,
-		uncertain:       cfg.HoldVotes,
+		uncertain:       cfg.Uncertain,
+		reform:          cfg.Reform,
 	}
 	if len(cfg.Voters) == 0 && cfg.Log.Checkpoint() == nil {
 		return nil, errors.New("replication: the founding configuration is missing")
@@ -256,6 +265,10 @@ func Open(cfg Config) (_ *Group, err error) {
 	}
 	if hard.Commit, err = g.replay(hard.Commit); err != nil {
 		return nil, err
+	}
+	if g.uncertain && g.soleVoter() {
+		g.uncertain = false
+		cfg.Log.SetCertain()
 	}
 	most := cmp.Or(cfg.LoadBytes, DefaultLoadBytes)
 	if cfg.Feed == nil {

@@ -43,9 +43,9 @@ func (g *Group) tick() {
 	status := g.node.BasicStatus()
 	if status.RaftState != raft.StateLeader {
 		g.stalled = stall{}
-		// An election would need a vote of its own, and time is what begins one; and who
-		// has no room for what it has would have none for the first entry of a term.
-		if g.uncertain || !g.Ready() || len(g.held) > 0 {
+		// Time is what begins an election, and who has no room for what it has would have
+		// none for the first entry of a term.
+		if !g.Ready() || len(g.held) > 0 {
 			return
 		}
 		if g.hurry > 0 {

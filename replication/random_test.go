@@ -56,6 +56,60 @@ type randomFleet struct {
 	history map[wire.Index]history
 	counts  map[string]int
 	number  int
+	// power says that machines in mode os lose power too, and what they had not synced.
+	power bool
+}
+
+// uncertain is Member.config of one whose machine has lost power.
+func uncertain(c *Config) { c.Uncertain = true }
+
+// mayLosePower reports whether nothing is lost when a member's machine stops: all others
+// have what they had acknowledged.
+func (r *randomFleet) mayLosePower(m *member) bool {
+	for _, other := range r.f.members {
+		if other.config != nil && !other.down && !other.group.Uncertain() {
+			other.config = nil
+		}
+		if other != m && (other.down || other.config != nil) {
+			return false
+		}
+	}
+	return !m.down && r.random.IntN(2) == 0
+}
+
+// losePower stops a machine. Nothing, or a part of what it had not synced, is on its disk.
+func (r *randomFleet) losePower(m *member) {
+	if r.random.IntN(2) == 0 {
+		m.files.CrashLoseAll()
+	} else {
+		m.files.Crash()
+	}
+	m.crash(false)
+	m.config = uncertain
+}
+
+// blackout is the end of all machines at once. What is on no disk is lost, and known to
+// be: the history ends with the longest log.
+func (r *randomFleet) blackout() {
+	r.count("blackout")
+	for _, id := range r.f.ids() {
+		m := r.f.members[id]
+		r.losePower(m)
+	}
+	term, last := wire.Term(0), wire.Index(0)
+	for _, id := range r.f.ids() {
+		m := r.f.members[id]
+		m.open()
+		if at, _ := m.log.Term(m.log.LastIndex()); at > term || at == term && m.log.LastIndex() > last {
+			term, last = at, m.log.LastIndex()
+		}
+	}
+	for i := range r.history {
+		if i > last {
+			delete(r.history, i)
+			r.count("lost by power")
+		}
+	}
 }
 
 func (r *randomFleet) count(what string) { r.counts[what]++ }
@@ -85,8 +139,13 @@ func (r *randomFleet) step() {
 		}
 	case n < 940:
 		r.propose(m)
+	case n < 941 && r.power:
+		r.blackout()
 	case n < 946:
-		if !m.down && r.downCount() == 0 {
+		if r.power && r.mayLosePower(m) {
+			r.losePower(m)
+			r.count("power loss")
+		} else if !m.down && r.downCount() == 0 {
 			m.crash(r.f.mode == log.SyncQuorum && r.random.IntN(2) == 0)
 			r.count("stop")
 		}
@@ -114,7 +173,7 @@ func (r *randomFleet) step() {
 		}
 	case n < 990:
 		r.trim(m)
-	default:
+	case !r.power:
 		r.reconfigure(m)
 	}
 	for _, id := range f.ids() {
@@ -235,11 +294,12 @@ func runRandom(t *testing.T, seed uint64, steps int, total map[string]int) {
 		random: rand.New(rand.NewPCG(seed, 0)), seed: seed, history: map[wire.Index]history{}, counts: total,
 	}
 	if seed%3 == 0 {
-		r.f.mode = log.SyncOS // only processes end
+		r.f.mode = log.SyncOS
+		r.power = seed%6 == 0 // else only processes end
 	}
 	r.f.machine = func() StateMachine { return &witness{r: r} }
 	r.f.load = []int64{0, 1, 5000}[seed/3%3]
-	for id := uint64(1); id <= 4; id++ {
+	for id := uint64(1); id <= 4 && !(r.power && id == 4); id++ {
 		r.f.add(id)
 	}
 	for range steps {
@@ -308,7 +368,7 @@ func TestF7_AnyScheduleKeepsTheReplicasEqual(t *testing.T) {
 		}
 	}
 	t.Logf("replication.seed %d, %d runs: %v", *randomSeed, *randomSeeds, total)
-	for _, what := range []string{"lost", "doubled", "delayed", "stop", "cut", "transfer", "trim", "reconfigured", "fetched", "fed", "fed itself"} {
+	for _, what := range []string{"lost", "doubled", "delayed", "stop", "cut", "transfer", "trim", "reconfigured", "fetched", "fed", "fed itself", "blackout", "power loss", "lost by power"} {
 		require.Positive(t, total[what], what)
 	}
 }

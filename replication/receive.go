@@ -22,7 +22,7 @@ const (
 	DropTerm                        // its term is zero, beyond MaxTerm or far ahead of ours
 	DropEntry                       // an entry is malformed or damaged
 	DropRoom                        // the disk has no room for records
-	DropUncertain                   // a vote is asked of a replica that may have forgotten something
+	DropUncertain                   // a replica is asked to lead that may have forgotten something, or has to catch up
 	DropProgress                    // it says that we hold what we do not
 	dropReasons
 )
@@ -120,11 +120,8 @@ func (g *Group) sound(m *Message) bool {
 		return false
 	}
 	switch m.Type {
-	case raftpb.MsgVote, raftpb.MsgPreVote:
-		if g.uncertain {
-			g.drop(m, DropUncertain)
-			return false
-		}
+	case raftpb.MsgVoteResp, raftpb.MsgPreVoteResp:
+		return m.Reject || g.poll(m, &status)
 	case raftpb.MsgTimeoutNow:
 		if g.uncertain || !g.Ready() {
 			g.drop(m, DropUncertain)

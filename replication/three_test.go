@@ -346,7 +346,7 @@ func TestRuleL5_AnUncertainReplicaDoesNotVote(t *testing.T) {
 	f.tick(3)
 	u := f.members[3]
 	u.crash(false)
-	u.config = func(c *Config) { c.HoldVotes = true }
+	u.config = func(c *Config) { c.Uncertain = true }
 	u.open()
 	f.members[2].crash(false)
 	l.crash(false)
@@ -382,7 +382,7 @@ func TestRuleL5_ALeaderHandsOverWhenAFollowerHasLostWhatItAcknowledged(t *testin
 	had := m.log.LastIndex()
 	m.files.CrashLoseAll()
 	m.crash(false)
-	m.config = func(c *Config) { c.HoldVotes = true }
+	m.config = func(c *Config) { c.Uncertain = true }
 	m.open()
 	require.Less(t, m.log.LastIndex(), had)
 	f.tick(15)

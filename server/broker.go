@@ -624,7 +624,8 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	options := log.Options{
 		Store: store, Dir: dir, PartitionID: p.ID, Incarnation: p.LogIncarnation(), ReplicaID: mine.ID,
 		Existing: mine.State != cluster.ReplicaNew, RecoverFence: len(p.Replicas) == 1,
-		Sync: syncMode(settings.Sync), SegmentBytes: int64(settings.SegmentBytes), Executor: &r.owner, Logger: r.logger,
+		StrictRecovery: b.cfg.StrictRecovery && len(p.Replicas) > 1,
+		Sync:           syncMode(settings.Sync), SegmentBytes: int64(settings.SegmentBytes), Executor: &r.owner, Logger: r.logger,
 	}
 	var err error
 	r.records, err = log.Open(options)
@@ -659,8 +660,9 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.group, err = replication.Open(replication.Config{
 		ReplicaID: mine.ID, Voters: founders(p), Log: r.records,
 		Peers: peersOf(p, mine.ID), Node: b.identity.NodeID, Transport: b.transport(), Inbox: r.inbox,
-		Feed: feed, Fetch: fetch, HoldVotes: r.records.Uncertain() && !single, Waiting: r.waits,
-		State: &stateMachine{r.state, r.part}, CheckpointBytes: b.cfg.CheckpointBytes, Logger: r.logger,
+		Feed: feed, Fetch: fetch, Uncertain: r.records.Uncertain() && !single, Waiting: r.waits,
+		Reform: r.mayReform,
+		State:  &stateMachine{r.state, r.part}, CheckpointBytes: b.cfg.CheckpointBytes, Logger: r.logger,
 	})
 	if err != nil {
 		return nil, errors.Join(err, r.records.Close(false))

@@ -43,6 +43,10 @@ type Config struct {
 	// ReplaceAfter is how long a node is dead before its replicas are made anew on
 	// others. Default 5 min.
 	ReplaceAfter time.Duration
+	// StrictRecovery distrusts disks that lose what they have synced: after every stop
+	// that was not clean a replica of several counts for nothing before it has caught up
+	// with the others (RELIABILITY F9).
+	StrictRecovery bool
 	// Bootstrap allows an empty DataDir to become a new cluster where Listen is not
 	// a loopback address (RULES R10): a node that was wiped must not found a second one.
 	Bootstrap bool

@@ -56,12 +56,15 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 		r.orphaned = 0
 		r.group.Campaign() // the first leader is the one that is preferred
 	}
+	r.loss.waits.Store(r.orphaned > silentLeaderTicks && r.group.Uncertain())
 	switch {
 	case leading || r.alone:
 	case leader != 0 && leader != r.replicaID:
 		if other := p.Replica(leader); other != nil {
 			r.part.Reject(wire.NotLeader(other.Node, uint32(term)))
 		}
+	case r.orphaned > silentLeaderTicks && r.group.Uncertain():
+		r.part.Reject(&wire.Error{Code: wire.CodeUnavailable, Detail: waitsForAll})
 	case r.orphaned > silentLeaderTicks:
 		r.part.Reject(&wire.Error{Code: wire.CodeUnavailable, Detail: "the partition has no leader: most of its replicas cannot be reached"})
 	}

@@ -65,7 +65,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 	m.hold()
 	var err error
 	m.records, err = log.Open(log.Options{
-		Store: b.disk, Dir: path.Join(b.cfg.DataDir, "meta"), PartitionID: b.identity.ClusterID, Incarnation: 1,
+		Store: b.disk, Dir: path.Join(b.cfg.DataDir, "meta"), PartitionID: b.identity.ClusterID, Incarnation: 1, StrictRecovery: b.cfg.StrictRecovery && b.cfg.PeerListen != "",
 		ReplicaID: b.identity.metaID(), Sync: log.SyncQuorum, SegmentBytes: 4 << 20, RecoverFence: true, Executor: &m.owner, Logger: b.logger,
 	})
 	if err != nil {
@@ -75,7 +75,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 	m.group, err = replication.Open(replication.Config{
 		ReplicaID: b.identity.metaID(), Voters: []uint64{cluster.FounderMetaID}, Log: m.records, State: m.metadata,
 		Meta: true, Node: b.identity.NodeID, Transport: b.transport(), Inbox: m.inbox, Peers: b.metaPeers(m.metadata.View()), Feed: feed, Fetch: fetch,
-		CheckpointBytes: 1 << 20, Logger: b.logger,
+		Uncertain: m.records.Uncertain(), CheckpointBytes: 1 << 20, Logger: b.logger,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("metadata: %w", err), m.records.Close(false))

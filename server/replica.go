@@ -82,6 +82,7 @@ type partitionReplica struct {
 	reports  atomic.Bool                       // a report of the configuration is on its way
 	transfer atomic.Uint64                     // replica that somebody wants to lead
 	orphaned int                               // ticks without a leader
+	loss     loss
 
 	diskStalled *atomic.Bool          // the broker's; nil for a partition in memory
 	producers   *producerIDs          // the broker's
@@ -418,7 +419,7 @@ func (r *partitionReplica) info() wire.PartitionInfo {
 	return wire.PartitionInfo{
 		Number: r.number, Flags: flags, Leader: leader, Epoch: r.Epoch(), State: r.State(),
 		StartOffset: r.StartOffset(), NextOffset: r.records.Watermark().Next,
-		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.records.Damage())), Problem: cmp.Or(problem(r.Err()), r.stall.problem()),
+		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.records.Damage())), Problem: cmp.Or(problem(r.Err()), r.stall.problem(), r.loss.problem()),
 	}
 }
 
