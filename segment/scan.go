@@ -162,3 +162,12 @@ func IsDamage(err error) bool {
 		errors.Is(err, wire.ErrFrameShort) || errors.Is(err, wire.ErrFrameVersion) ||
 		errors.Is(err, ErrChain) || errors.Is(err, io.EOF)
 }
+
+// At reads n bytes at a position before the end, without moving. The slice is valid until
+// the next call.
+func (s *Scanner) At(pos int64, n int) ([]byte, error) {
+	if pos+int64(n) > s.end {
+		return nil, fmt.Errorf("%w: %d bytes at %d, the end is %d", wire.ErrFrameShort, n, pos, s.end)
+	}
+	return s.fetch(pos, n)
+}

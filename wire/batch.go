@@ -79,42 +79,46 @@ func Records(batch []byte) []byte { return batch[BatchHeaderSize:] }
 // counts agree with each other, and an uncompressed section is long enough for
 // them. Errors are an *Error: CodeMalformed, CodeUnsupported for another magic, a
 // codec or an attribute that Lockstep does not have, or CodeTooMany.
-func ParseBatch(b []byte) (BatchInfo, error) {
-	if err := checkBatchFrame(b); err != nil {
+func ParseBatch(b []byte) (BatchInfo, error) { return ParseBatchHeader(b, len(b)) }
+
+// ParseBatchHeader is ParseBatch of a batch of length bytes of which b has at least the
+// header.
+func ParseBatchHeader(b []byte, length int) (BatchInfo, error) {
+	if err := checkBatchFrame(b, length); err != nil {
 		return BatchInfo{}, err
 	}
-	return parseBatchHeader(b)
+	return parseBatchHeader(b, length)
 }
 
 // VerifyBatch is ParseBatch and the check of the CRC: what a reader does before it
 // believes a batch. Bytes under the CRC are not interpreted before it matched.
 // The error for a mismatch is an *Error with CodeCorrupt.
 func VerifyBatch(b []byte) (BatchInfo, error) {
-	if err := checkBatchFrame(b); err != nil {
+	if err := checkBatchFrame(b, len(b)); err != nil {
 		return BatchInfo{}, err
 	}
 	if got, want := Checksum(b[batchAtAttributes:]), binary.BigEndian.Uint32(b[batchAtCRC:]); got != want {
 		return BatchInfo{}, Errorf(CodeCorrupt, "record batch: CRC32C is %08x, the header says %08x", got, want)
 	}
-	return parseBatchHeader(b)
+	return parseBatchHeader(b, len(b))
 }
 
-// checkBatchFrame checks what lies before the CRC.
-func checkBatchFrame(b []byte) error {
+// checkBatchFrame checks what lies before the CRC of a batch of length bytes.
+func checkBatchFrame(b []byte, length int) error {
 	if len(b) < BatchHeaderSize {
 		return Errorf(CodeMalformed, "record batch: %d bytes are shorter than the header", len(b))
 	}
 	if b[batchAtMagic] != BatchMagic {
 		return Errorf(CodeUnsupported, "record batch: magic %d, only %d is supported", int8(b[batchAtMagic]), BatchMagic)
 	}
-	if n := int32(binary.BigEndian.Uint32(b[batchAtLength:])); int64(n) != int64(len(b)-batchLengthPrefix) {
-		return Errorf(CodeMalformed, "record batch: length field %d in a batch of %d bytes", n, len(b))
+	if n := int32(binary.BigEndian.Uint32(b[batchAtLength:])); int64(n) != int64(length-batchLengthPrefix) {
+		return Errorf(CodeMalformed, "record batch: length field %d in a batch of %d bytes", n, length)
 	}
 	return nil
 }
 
-// parseBatchHeader decodes a batch that checkBatchFrame accepted.
-func parseBatchHeader(b []byte) (BatchInfo, error) {
+// parseBatchHeader decodes the header of a batch that checkBatchFrame accepted.
+func parseBatchHeader(b []byte, length int) (BatchInfo, error) {
 	be := binary.BigEndian
 	attributes := be.Uint16(b[batchAtAttributes:])
 	count := int32(be.Uint32(b[batchAtRecordCount:]))
@@ -129,9 +133,9 @@ func parseBatchHeader(b []byte) (BatchInfo, error) {
 		Codec:           Codec(attributes & batchCodecBits),
 		BaseTimestamp:   int64(be.Uint64(b[batchAtBaseTimestamp:])),
 		MaxTimestamp:    int64(be.Uint64(b[batchAtMaxTimestamp:])),
-		Length:          len(b),
+		Length:          length,
 	}
-	section := len(b) - BatchHeaderSize
+	section := length - BatchHeaderSize
 	switch {
 	case attributes&^batchCodecBits != 0:
 		return BatchInfo{}, Errorf(CodeUnsupported, "record batch: attributes %#04x ask for more than compression", attributes)
