@@ -45,7 +45,7 @@ type clusterProcess struct {
 	nodes []*brokerProcess
 }
 
-func newClusterProcess(t *testing.T) *clusterProcess {
+func newClusterProcess(t *testing.T, configure ...func(*brokerProcess)) *clusterProcess {
 	t.Helper()
 	c := &clusterProcess{t: t}
 	for i := range clusterNodes {
@@ -53,6 +53,9 @@ func newClusterProcess(t *testing.T) *clusterProcess {
 		b.args = []string{"--node-id", fmt.Sprint(i + 1), "--peer-listen", freeAddress(t)}
 		for _, other := range c.nodes {
 			b.args = append(b.args, "--join", other.address)
+		}
+		for _, f := range configure {
+			f(b)
 		}
 		b.start()
 		_ = b.connect().Close()

@@ -1,0 +1,399 @@
+package fuzz
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/bench"
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// The figures of a cluster of three processes on this machine that docs/performance.md
+// has. By default each is a small run that shows no more than that the measurement works;
+// `make figures` gives them their counts and a release build. They assert what must not
+// depend on the machine: that nothing is lost, nothing is twice, nothing fails.
+var (
+	figureKills      = flag.Int("figure.kills", 2, "how often TestFigure_Kills kills the leader of a partition")
+	figureTransfers  = flag.Int("figure.transfers", 5, "how often TestFigure_Transfers hands a leadership over")
+	figurePartitions = flag.Int("figure.partitions", 20, "partitions of three replicas in TestFigure_IdlePartitions")
+	figureIdle       = flag.Duration("figure.idle", time.Second, "for how long TestFigure_IdlePartitions looks at them")
+	figureBehind     = flag.Int64("figure.behind", 16<<20, "bytes that a follower in TestFigure_CatchUp has missed")
+	figureBaseline   = flag.Duration("figure.baseline", time.Second, "for how long TestFigure_CatchUp measures with everybody in step")
+)
+
+// figureRate is how many records of figureRecord bytes a second the foreground of
+// TestFigure_CatchUp sends.
+const (
+	figureRate   = 2000
+	figureRecord = 1024
+)
+
+// machineLoad is what else the machine did, as people read it.
+func machineLoad() string {
+	load, _ := os.ReadFile("/proc/loadavg")
+	fields := strings.Fields(string(load))
+	return "load average " + strings.Join(fields[:min(3, len(fields))], " ")
+}
+
+// quantile is the value that a share p of all does not exceed.
+func quantile(all []time.Duration, p float64) time.Duration {
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[max(0, int(float64(len(sorted))*p+0.999999)-1)]
+}
+
+func spread(all []time.Duration) string {
+	return fmt.Sprintf("p50 %v, p99 %v, at worst %v", quantile(all, 0.5).Round(time.Millisecond), quantile(all, 0.99).Round(time.Millisecond), slices.Max(all).Round(time.Millisecond))
+}
+
+// withMetrics gives every broker of a cluster to be an address for its metrics.
+func withMetrics(t *testing.T) (*clusterProcess, []string) {
+	var addresses []string
+	c := newClusterProcess(t, func(b *brokerProcess) {
+		addresses = append(addresses, freeAddress(t))
+		b.args = append(b.args, "--http", addresses[len(addresses)-1])
+	})
+	return c, addresses
+}
+
+// metric reads a metric, or the sum of its series.
+func metric(t *testing.T, address, name string) float64 {
+	t.Helper()
+	v, err := bench.FromMetrics(address, name)(t.Context())
+	require.NoError(t, err)
+	return v
+}
+
+// retained is how many records of a destination a node holds.
+func retained(t *testing.T, address, destination string) (float64, error) {
+	return bench.FromMetrics(address, fmt.Sprintf("lockstep_records_retained{destination=%q}", destination))(t.Context())
+}
+
+// inStep waits until every replica of a partition holds n records at least.
+func inStep(t *testing.T, addresses []string, destination string, n float64, patience time.Duration) {
+	t.Helper()
+	for _, address := range addresses {
+		require.Eventually(t, func() bool {
+			v, err := retained(t, address, destination)
+			return err == nil && v >= n
+		}, patience, 20*time.Millisecond, "%s on %s", destination, address)
+	}
+}
+
+// leaderOf is who leads the first partition of a destination.
+func leaderOf(t *testing.T, conn *client.Conn, destination string) uint32 {
+	t.Helper()
+	var leader uint32
+	require.Eventually(t, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		d, err := conn.Destination(ctx, destination)
+		if err == nil {
+			leader = d.Partitions[0].Leader
+		}
+		return leader != 0
+	}, startTimeout, 10*time.Millisecond)
+	return leader
+}
+
+// pulse sends one record after the other and notes when each is acknowledged.
+type pulse struct {
+	mu     sync.Mutex
+	last   time.Time
+	widest time.Duration // gap between two receipts since rest
+	count  uint64
+	failed error
+	done   sync.WaitGroup
+}
+
+// startPulse begins with the first receipt.
+func startPulse(t *testing.T, ctx context.Context, conn *client.Conn, destination string) *pulse {
+	t.Helper()
+	producer, err := conn.Producer(t.Context(), destination, client.DeliveryTimeout(killDelivery))
+	require.NoError(t, err)
+	p := &pulse{}
+	beat := func() error {
+		_, err := producer.Send(t.Context(), &client.Record{Value: make([]byte, 100)})
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		now := time.Now()
+		if !p.last.IsZero() {
+			p.widest = max(p.widest, now.Sub(p.last))
+		}
+		p.last = now
+		p.count++
+		return err
+	}
+	require.NoError(t, beat())
+	p.done.Go(func() {
+		for every := time.NewTicker(time.Millisecond); ctx.Err() == nil; <-every.C {
+			if err := beat(); err != nil {
+				p.failed = err
+				return
+			}
+		}
+	})
+	return p
+}
+
+// rest returns the widest gap so far and begins anew.
+func (p *pulse) rest() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	widest := p.widest
+	p.widest = 0
+	return widest
+}
+
+// beats is how many receipts came.
+func (p *pulse) beats() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.count
+}
+
+// goesOn waits for some more receipts.
+func (p *pulse) goesOn(t *testing.T, n uint64) {
+	t.Helper()
+	want := p.beats() + n
+	require.Eventually(t, func() bool { return p.beats() >= want }, startTimeout, time.Millisecond)
+}
+
+// stop ends it and requires that every record was acknowledged and is there once.
+func (p *pulse) stop(t *testing.T, stop context.CancelFunc, conn *client.Conn, destination string) {
+	t.Helper()
+	stop()
+	p.done.Wait()
+	require.NoError(t, p.failed)
+	next, err := conn.Offsets(t.Context(), destination, client.Latest())
+	require.NoError(t, err)
+	require.Equal(t, map[uint32]uint64{0: p.count}, next, "records sent one by one and records there")
+}
+
+// TestFigure_Kills measures for how long a producer that sends one record after the other
+// gets no receipt when the leader of its partition is killed.
+func TestFigure_Kills(t *testing.T) {
+	c, addresses := withMetrics(t)
+	conn := c.connect()
+	c.create(conn, "figure", 1)
+	running, stop := context.WithCancel(t.Context())
+	defer stop()
+	p := startPulse(t, running, c.connect(), "figure")
+	var gaps []time.Duration
+	for range *figureKills {
+		p.goesOn(t, 100)
+		p.rest()
+		victim := c.nodes[leaderOf(t, conn, "figure")-1]
+		victim.kill()
+		p.goesOn(t, 20)
+		gaps = append(gaps, p.rest())
+		victim.start()
+		_ = victim.connect().Close()
+		inStep(t, addresses, "figure", float64(p.beats()), startTimeout)
+	}
+	p.stop(t, stop, conn, "figure")
+	t.Logf("%d kills of a leader: no receipt for %s; %s", len(gaps), spread(gaps), machineLoad())
+}
+
+// TestFigure_Transfers measures the same for planned transfers, beside producers that
+// keep their partitions busy.
+func TestFigure_Transfers(t *testing.T) {
+	c := newClusterProcess(t)
+	conn := c.connect()
+	c.create(conn, "figure", 1)
+	c.create(conn, "load", killPartitions)
+	running, stop := context.WithCancel(t.Context())
+	defer stop()
+	var logs []*partitionLog
+	for n := range uint32(killPartitions) {
+		logs = append(logs, &partitionLog{destination: "load", partition: n, keyedOnly: true})
+	}
+	var producers []*killProducer
+	for k := range uint32(killProducers) {
+		p := &killProducer{id: k, receipts: map[uint64]place{}}
+		producers = append(producers, p)
+		p.start(t, running, c.connect(), "load")
+	}
+	p := startPulse(t, running, c.connect(), "figure")
+	p.goesOn(t, 200)
+	usual := p.rest()
+	var gaps []time.Duration
+	for range *figureTransfers {
+		p.goesOn(t, 50)
+		p.rest()
+		from := leaderOf(t, conn, "figure")
+		for _, name := range []string{"figure", "load"} {
+			ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+			require.NoError(t, conn.TransferLeader(ctx, name, 0, from%clusterNodes+1))
+			cancel()
+		}
+		require.Eventually(t, func() bool { return leaderOf(t, conn, "figure") != from }, startTimeout, time.Millisecond)
+		p.goesOn(t, 20)
+		gaps = append(gaps, p.rest())
+	}
+	stop()
+	for _, k := range producers {
+		k.finish(t)
+	}
+	verify(t, conn, logs, producers)
+	p.stop(t, stop, conn, "figure")
+	t.Logf("%d transfers under load: no receipt for %s (without a transfer %v); no error, no duplicate; %s", len(gaps), spread(gaps), usual.Round(time.Millisecond), machineLoad())
+}
+
+// TestFigure_IdlePartitions measures what partitions cost in which nothing happens.
+func TestFigure_IdlePartitions(t *testing.T) {
+	const perDestination = 1000
+	c, addresses := withMetrics(t)
+	conn := c.connect()
+	counts := []int{*figurePartitions / 10, *figurePartitions}
+	made := 0
+	for _, count := range counts {
+		for made < count {
+			n := min(perDestination, count-made)
+			name := fmt.Sprintf("idle-%d", made)
+			c.create(conn, name, uint32(n))
+			made += n
+			// Each is written to once, so that it is no mere promise.
+			ctx, cancel := context.WithTimeout(t.Context(), 10*startTimeout)
+			for k := range n {
+				p, err := conn.Producer(ctx, name, client.Partition(uint32(k)))
+				require.NoError(t, err)
+				_, err = p.Send(ctx, &client.Record{Value: []byte("once")})
+				require.NoError(t, err)
+				require.NoError(t, p.Close(ctx))
+			}
+			cancel()
+		}
+		require.NoError(t, c.nodes[0].run(nil, nil, "cluster", "health", "--watch", "--exit-when-healthy", "--timeout", "5m"))
+		rest(t, addresses)
+		frames, cpu := make([]float64, clusterNodes), make([]float64, clusterNodes)
+		read := func(sign float64) {
+			for i, b := range c.nodes {
+				frames[i] += sign * metric(t, addresses[i], `lockstep_peer_frames_total{direction="out"}`)
+				used, err := bench.CPUOfProcess(b.command.Process.Pid)(t.Context())
+				require.NoError(t, err)
+				cpu[i] += sign * used
+			}
+		}
+		read(-1)
+		began := time.Now()
+		time.Sleep(*figureIdle) // that nothing happens is what is measured
+		read(1)
+		took := time.Since(began).Seconds()
+		for i, b := range c.nodes {
+			memory, err := bench.ResidentOfProcess(b.command.Process.Pid)()
+			require.NoError(t, err)
+			anonymous, err := bench.AnonymousOfProcess(b.command.Process.Pid)()
+			require.NoError(t, err)
+			t.Logf("%d partitions, node %d: %.2f %% of a core, %.1f frames/s to other nodes, %d MiB resident, %d MiB of them anonymous",
+				count, i+1, 100*cpu[i]/took, frames[i]/took, memory>>20, anonymous>>20)
+		}
+	}
+	t.Log(machineLoad())
+}
+
+// rest waits until nodes have nothing to tell each other but that they live.
+func rest(t *testing.T, addresses []string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		before := metric(t, addresses[0], `lockstep_peer_frames_total{direction="out"}`)
+		time.Sleep(time.Second)
+		return metric(t, addresses[0], `lockstep_peer_frames_total{direction="out"}`)-before < 100
+	}, 5*time.Minute, time.Second)
+}
+
+// TestFigure_CatchUp measures what a producer notices of a follower that was away and
+// reads what it has missed.
+func TestFigure_CatchUp(t *testing.T) {
+	c, addresses := withMetrics(t)
+	conn := c.connect()
+	_, err := conn.CreateDestination(t.Context(), client.Destination{
+		Name: "figure", Kind: wire.Topic, Settings: client.Settings{Partitions: 1, Replicas: clusterNodes},
+	})
+	require.NoError(t, err)
+	producer, err := c.connect().Producer(t.Context(), "figure", client.DeliveryTimeout(killDelivery))
+	require.NoError(t, err)
+	var sent atomic.Int64
+	foreground := func(enough func() bool) []time.Duration {
+		var mu sync.Mutex
+		var took []time.Duration
+		began := time.Now()
+		for n := 0; !enough(); n++ {
+			due := began.Add(time.Duration(n) * time.Second / figureRate)
+			if pause := time.Until(due); pause > time.Millisecond {
+				time.Sleep(pause) // the rate
+			}
+			sent.Add(1)
+			require.NoError(t, producer.SendFunc(t.Context(), &client.Record{Value: make([]byte, figureRecord)}, func(_ client.Receipt, err error) {
+				if err != nil {
+					t.Errorf("foreground: %v", err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				took = append(took, time.Since(due))
+			}))
+		}
+		require.NoError(t, producer.Flush(t.Context()))
+		mu.Lock()
+		defer mu.Unlock()
+		return took
+	}
+	after := func(d time.Duration) func() bool {
+		end := time.Now().Add(d)
+		return func() bool { return time.Now().After(end) }
+	}
+	foreground(after(time.Second / 4)) // to begin with
+	baseline := foreground(after(*figureBaseline))
+
+	leader := leaderOf(t, conn, "figure")
+	away := int(leader%clusterNodes) + 1
+	c.nodes[away-1].kill()
+	without := foreground(after(*figureBaseline))
+	fill, err := c.connect().Producer(t.Context(), "figure", client.DeliveryTimeout(killDelivery))
+	require.NoError(t, err)
+	for missed := int64(0); missed < *figureBehind; missed += figureRecord {
+		sent.Add(1)
+		require.NoError(t, fill.SendFunc(t.Context(), &client.Record{Value: make([]byte, figureRecord)}, func(_ client.Receipt, err error) {
+			if err != nil {
+				t.Errorf("filling: %v", err)
+			}
+		}))
+	}
+	require.NoError(t, fill.Close(t.Context()))
+
+	target := float64(sent.Load())
+	c.nodes[away-1].start()
+	_ = c.nodes[away-1].connect().Close()
+	began := time.Now()
+	var caught atomic.Int64
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for t.Context().Err() == nil {
+			v, err := retained(t, addresses[away-1], "figure")
+			if err == nil && v >= target {
+				caught.Store(int64(time.Since(began)))
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	during := foreground(func() bool { return caught.Load() != 0 || time.Since(began) > 20*time.Minute })
+	<-watched
+	inStep(t, addresses, "figure", float64(sent.Load()), startTimeout)
+	seconds := time.Duration(caught.Load()).Seconds()
+	t.Logf("a follower %d MiB behind was in step after %.1f s (%.0f MiB/s); %d records/s of %d bytes meanwhile: p99 %v, before %v, with two nodes %v (medians %v, %v, %v); %s",
+		*figureBehind>>20, seconds, float64(*figureBehind>>20)/seconds, figureRate, figureRecord,
+		quantile(during, 0.99).Round(10*time.Microsecond), quantile(baseline, 0.99).Round(10*time.Microsecond), quantile(without, 0.99).Round(10*time.Microsecond),
+		quantile(during, 0.5).Round(10*time.Microsecond), quantile(baseline, 0.5).Round(10*time.Microsecond), quantile(without, 0.5).Round(10*time.Microsecond), machineLoad())
+}
