@@ -93,6 +93,11 @@ func (s *State) register(c *Register) Result {
 	if s.ClusterID == uuid.Nil {
 		s.ClusterID = c.ClusterID
 	}
+	if c.MaxLevel != 0 {
+		if err := checkLevels(s.level(), c.MinLevel, c.MaxLevel); err != nil {
+			return Result{Err: err}
+		}
+	}
 	n := Node{ID: c.Node, Store: c.Store, Boots: 1}
 	if old := s.Nodes[c.Node]; old == nil && len(s.Nodes) > 0 {
 		return refuse(wire.CodeNotMember, "node %d is no member: it never joined, or was removed", c.Node)
@@ -148,11 +153,8 @@ func (s *State) join(c *Join) Result {
 		return Result{Err: err}
 	}
 	level := max(s.level(), LevelCluster)
-	if c.MaxLevel < level {
-		return refuse(wire.CodeUnsupported, "the cluster works at feature level %d, this build knows up to %d; upgrade this broker", level, c.MaxLevel)
-	}
-	if c.MinLevel > level {
-		return refuse(wire.CodeUnsupported, "the cluster works at feature level %d, this build needs %d; upgrade the other brokers first", level, c.MinLevel)
+	if err := checkLevels(level, c.MinLevel, c.MaxLevel); err != nil {
+		return Result{Err: err}
 	}
 	number := c.Node
 	for _, n := range s.Nodes {
@@ -199,6 +201,17 @@ func (s *State) join(c *Join) Result {
 	s.NextNodeID = max(s.NextNodeID, number+1)
 	s.Level = level
 	return Result{Changed: true, Node: &n}
+}
+
+// checkLevels refuses a build that cannot work at a level.
+func checkLevels(level, least, most int) error {
+	switch {
+	case most < level:
+		return refuse(wire.CodeUnsupported, "the cluster works at feature level %d, this build knows up to %d; upgrade this broker", level, most).Err
+	case least > level:
+		return refuse(wire.CodeUnsupported, "the cluster works at feature level %d, this build needs %d; upgrade the other brokers first", level, least).Err
+	}
+	return nil
 }
 
 // nextNodeID is an ID that no node has or had.

@@ -98,6 +98,7 @@ func TestRefusedNodeCommandsChangeNothingAndSayWhy(t *testing.T) {
 		"somebody's data directory": {change(func(j *Join) { j.Store = id(2) }), wire.CodeRefused, "belongs to node 2"},
 		"an old build":              {change(func(j *Join) { j.MaxLevel = 1 }), wire.CodeUnsupported, "upgrade this broker"},
 		"a build that is too new":   {change(func(j *Join) { j.MinLevel, j.MaxLevel = 3, 4 }), wire.CodeUnsupported, "upgrade the other brokers"},
+		"a member's older build":    {Command{Register: &Register{Node: 2, Store: id(2), MinLevel: 1, MaxLevel: 1}}, wire.CodeUnsupported, "works at feature level 2, this build knows up to 1; upgrade this broker"},
 		"an unknown role":           {change(func(j *Join) { j.Role = "king" }), wire.CodeInvalidRequest, "king"},
 		"no peer address":           {change(func(j *Join) { j.PeerAddress = "" }), wire.CodeInvalidRequest, "peers"},
 		"draining nobody":           {Command{SetNode: &SetNode{Node: 9, State: NodeDraining}}, wire.CodeInvalidRequest, "not a member"},

@@ -59,6 +59,7 @@ type broker struct {
 
 	removed      chan struct{} // closed when the other nodes say that this one is no member
 	dirty        chan struct{} // the metadata changed
+	unfit        chan error    // why the cluster does not take this build
 	untidy       chan struct{} // there is something to remove
 	stops        chan struct{} // close has stopped something
 	viewed       func(*cluster.View)
@@ -96,7 +97,8 @@ func openBroker(cfg Config) (*broker, error) {
 		shared:   storeExecutor{newLine(newBlockingPool(1))},
 		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error), failedID: make(map[replicaKey]uint64),
-		removed: make(chan struct{}), dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
+		removed: make(chan struct{}), unfit: make(chan error, 1),
+		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
 	b.journalStall = stall{lines: [2]*line{b.shared.line}, turn: new(atomic.Int64)}
 	if b.clock == nil {
@@ -149,6 +151,9 @@ func (b *broker) open(ctx context.Context) error {
 	if b.meta, err = openMetadata(b); err != nil {
 		return err
 	}
+	if level := b.View().Level; level > cluster.MaxLevel {
+		return fmt.Errorf("the cluster works at feature level %d, this build knows up to %d; upgrade this broker", level, cluster.MaxLevel)
+	}
 	b.introduce(b.View())
 	b.done.Go(func() { b.keepInStep(ctx) })
 	b.done.Go(func() { b.keepTidy(ctx) })
@@ -162,7 +167,14 @@ func (b *broker) open(ctx context.Context) error {
 	if b.network != nil && b.known() {
 		// The others may be down, and partitions need no metadata to elect.
 		b.done.Go(func() {
-			for b.register() != nil && pause(ctx, joinPause) {
+			for again := true; again; again = pause(ctx, joinPause) {
+				err := b.register()
+				if errors.Is(err, wire.CodeUnsupported) {
+					b.unfit <- err
+				}
+				if err == nil || errors.Is(err, wire.CodeUnsupported) {
+					return
+				}
 			}
 		})
 	} else if err := b.register(); err != nil {

@@ -19,6 +19,7 @@ var (
 	metricBytes      = prometheus.NewDesc("lockstep_log_bytes", "Bytes of the logs, frames and control entries included.", []string{"destination"}, nil)
 	metricWaiting    = prometheus.NewDesc("lockstep_mailbox_bytes", "Bytes that wait for the partitions' owners.", []string{"destination"}, nil)
 	metricPending    = prometheus.NewDesc("lockstep_pending_bytes", "Memory of records on their way into logs, all partitions together.", nil, nil)
+	metricLevel      = prometheus.NewDesc("lockstep_feature_level", "What all nodes of the cluster have agreed to use; it rises when all have been upgraded.", nil, nil)
 	metricEpoch      = prometheus.NewDesc("lockstep_metadata_epoch", "Index of the last metadata change.", nil, nil)
 	metricDamaged    = prometheus.NewDesc("lockstep_damaged_records", "Stored records that cannot be read because their bytes are damaged.", []string{"destination"}, nil)
 	metricRanges     = prometheus.NewDesc("lockstep_damaged_ranges", "Ranges of damaged frames.", []string{"destination"}, nil)
@@ -44,7 +45,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricEpoch, metricFree, metricStalls, metricStallTime,
+		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
 		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
@@ -59,6 +60,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	v := c.b.View()
 	gauge(metricDestinations, float64(len(v.Destinations)))
+	gauge(metricLevel, float64(v.Level))
 	gauge(metricEpoch, float64(v.Epoch))
 	gauge(metricPending, float64(c.b.pending.Used()))
 	if free, _, err := c.b.cfg.fs.Space(c.b.cfg.DataDir); err == nil {

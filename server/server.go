@@ -189,13 +189,15 @@ const lostLoopsTimeout = 10 * time.Second
 
 // watch stops the broker if the event loops end while nobody has asked for it:
 // half of a broker, which holds its data directory and serves nobody, is worse than
-// none. So is one that was removed from its cluster. It ends when the loops do.
+// none. So is one that was removed from its cluster, or whose build the cluster does not
+// take. It ends when the loops do.
 func (s *Server) watch() {
 	cause := errLoopsEnded
 	select {
 	case <-s.engine.stopped:
 	case <-s.broker.removed:
 		cause = s.broker.errRemoved()
+	case cause = <-s.broker.unfit:
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lostLoopsTimeout)
 	defer cancel()
