@@ -22,6 +22,7 @@ func FuzzState(f *testing.F) {
 	}
 	saved := s.Save(nil)
 	f.Add(saved)
+	f.Add(withGroups().Save(nil))
 	f.Add(append([]byte{stateVersion + 1}, saved[1:]...))
 	f.Fuzz(func(t *testing.T, src []byte) {
 		s := NewState()
@@ -35,7 +36,7 @@ func FuzzState(f *testing.F) {
 		require.Equal(t, s.producers.lru.Len(), len(s.producers.byID))
 		require.LessOrEqual(t, len(s.producers.retired), MaxRetired)
 		saved := s.Save(nil)
-		if src[0] == stateVersion {
+		if src[0] >= versionGroupless {
 			require.Len(t, saved, len(src))
 		}
 		again := NewState()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -481,6 +482,7 @@ func (b *placed) answer(r wire.Receipt, code wire.ErrorCode) {
 // batches it holds.
 func (p *Partition) Apply(e Entry) {
 	p.applied = e.Index
+	p.state.groups.Term(e.Term)
 	switch e.Kind {
 	case wire.KindRecords:
 		if e.Damaged {
@@ -490,9 +492,8 @@ func (p *Partition) Apply(e Entry) {
 		p.state.applyRecords(e.BaseOffset, e.RecordCount, e.AppendTimeMs, e.Body)
 		p.committed(e)
 	case wire.KindControl:
-		if p.state.applyControl(e.Body) {
-			p.log.Trim(p.state.start)
-		}
+		p.state.applyControl(e.Index, e.Body, func(group.Effect) {})
+		p.log.Trim(p.state.start)
 	}
 }
 
@@ -646,6 +647,9 @@ func (p *Partition) Retain(nowMs int64) {
 		bytes = -1
 	}
 	start, ok := p.log.RetentionPoint(nowMs, age, bytes)
+	if held, holds := p.state.groups.Held(); holds && !p.full.Load() {
+		start = min(start, held)
+	}
 	if !ok || start <= p.state.start {
 		return
 	}

@@ -425,7 +425,8 @@ func TestARecordOnItsWayWhenTheModeChangesIsNotCalledSynced(t *testing.T) {
 
 func TestTheLogLearnsTheStartOfARestoredState(t *testing.T) {
 	h := newHarness(t)
-	saved := &State{start: 40, next: 70, producers: newProducers()}
+	saved := NewState()
+	saved.start, saved.next = 40, 70
 	require.NoError(t, h.part.state.Restore(saved.Save(nil)))
 	h.part.Bind(h.log)
 	require.Equal(t, wire.Offset(40), h.log.trimmed)
@@ -664,7 +665,7 @@ func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
 		require.ErrorIs(t, NewState().Restore(saved[:cut]), ErrState, "cut at %d", cut)
 	}
 	newer := append([]byte(nil), saved...)
-	newer[0] = 3
+	newer[0] = stateVersion + 1
 	require.ErrorIs(t, NewState().Restore(newer), log.ErrTooNew)
 	require.NotErrorIs(t, NewState().Restore(newer), ErrState)
 }

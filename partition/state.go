@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -13,8 +14,12 @@ import (
 var ErrState = errors.New("partition state is malformed")
 
 // stateVersion is the first byte of a saved state. Version 1 said nothing of
-// forgotten producers.
-const stateVersion = 2
+// forgotten producers. Version 2 is one without groups, and still what a partition
+// without groups saves: a broker that knows no groups can read it.
+const (
+	stateVersion     = 3
+	versionGroupless = 2
+)
 
 // State is what all replicas of a partition agree on at one index. It changes
 // only by applied entries.
@@ -22,10 +27,11 @@ type State struct {
 	start     wire.Offset // first offset that may be read
 	next      wire.Offset // one past the last applied record
 	producers *producers
+	groups    *group.State
 }
 
 // NewState is the state of a partition without entries.
-func NewState() *State { return &State{producers: newProducers()} }
+func NewState() *State { return &State{producers: newProducers(), groups: group.NewState()} }
 
 // Start is the first offset that readers may ask for.
 func (s *State) Start() wire.Offset { return s.start }
@@ -56,6 +62,7 @@ func (s *State) applyRecords(base wire.Offset, count uint32, appendTimeMs int64,
 		panic(fmt.Sprintf("partition: entry at offset %d announces %d records and holds %d", base, count, offset-base))
 	}
 	s.next = offset
+	s.groups.Appended(offset)
 }
 
 // applyDamaged takes an entry whose batches cannot be read any more. Any producer
@@ -66,6 +73,7 @@ func (s *State) applyRecords(base wire.Offset, count uint32, appendTimeMs int64,
 func (s *State) applyDamaged(base wire.Offset, count uint32) {
 	s.producers.removeAll()
 	s.next = base + wire.Offset(count)
+	s.groups.Appended(s.next)
 }
 
 // Control entries hold commands one after the other, each
@@ -78,7 +86,8 @@ func (s *State) applyDamaged(base wire.Offset, count uint32) {
 // so that a replica can name a command it is too old for.
 type commandType uint8
 
-// commandTrim moves the start of the partition: payload is the new start, u64.
+// commandTrim moves the start of the partition: payload is the new start, u64. The
+// commands behind it are those of groups.
 const commandTrim commandType = 1
 
 const (
@@ -92,9 +101,9 @@ func appendCommand(dst []byte, t commandType, payload []byte) []byte {
 	return append(dst, payload...)
 }
 
-// applyControl carries out the commands of one entry and reports whether the
-// start moved. It panics with log.ErrTooNew for a command it does not know.
-func (s *State) applyControl(body []byte) (trimmed bool) {
+// applyControl carries out the commands of the entry at i and reports what becomes of
+// groups. It panics with log.ErrTooNew for a command that it does not know.
+func (s *State) applyControl(i wire.Index, body []byte, effect func(group.Effect)) {
 	for len(body) > 0 {
 		if len(body) < commandHeader {
 			panic(fmt.Sprintf("partition: %d bytes are left for a command", len(body)))
@@ -107,24 +116,35 @@ func (s *State) applyControl(body []byte) (trimmed bool) {
 		payload := body[commandHeader : commandHeader+length]
 		body = body[commandHeader+length:]
 		switch {
+		case t > commandTrim:
+			effect(s.groups.Apply(i, group.Command(t), version, payload))
 		case t == commandTrim && version == commandVersion:
 			if length != 8 {
 				panic(fmt.Sprintf("partition: trim of %d bytes", length))
 			}
 			if start := wire.Offset(binary.LittleEndian.Uint64(payload)); start > s.start {
-				s.start = min(start, s.next)
-				trimmed = true
+				s.trim(start)
+				effect(group.Effect{Kind: group.Command(commandTrim)})
 			}
 		default:
 			panic(fmt.Errorf("partition: command %d version %d: %w; upgrade this broker", t, version, log.ErrTooNew))
 		}
 	}
-	return trimmed
+	// A queue keeps what its groups are not done with, and nothing else.
+	if floor, ok := s.groups.Floor(); ok && floor > s.start {
+		s.trim(floor)
+	}
+}
+
+// trim moves the start.
+func (s *State) trim(start wire.Offset) {
+	s.start = min(start, s.next)
+	s.groups.Trimmed(s.start)
 }
 
 // Save appends the state to dst. Equal states have equal bytes. Owner only.
 func (s *State) Save(dst []byte) []byte {
-	return saveState(dst, s.start, s.next, s.producers.picture())
+	return saveState(dst, s.start, s.next, s.producers.picture(), s.saveGroups())
 }
 
 // Snapshot captures the state; what it returns appends it to dst as Save does, once
@@ -132,16 +152,35 @@ func (s *State) Save(dst []byte) []byte {
 // the producers (10,000 of them: 0.2 ms; to encode them takes a hundred times as long),
 // and each producer is copied when it is changed next.
 func (s *State) Snapshot() func(dst []byte) []byte {
-	start, next, producers := s.start, s.next, s.producers.snapshot()
-	return func(dst []byte) []byte { return saveState(dst, start, next, producers) }
+	start, next, producers, groups := s.start, s.next, s.producers.snapshot(), s.saveGroups()
+	return func(dst []byte) []byte { return saveState(dst, start, next, producers, groups) }
 }
 
-// saveState lays out: version u8, three zero bytes, start u64, next u64, producers.
-func saveState(dst []byte, start, next wire.Offset, producers picture) []byte {
-	dst = append(dst, stateVersion, 0, 0, 0)
+// saveGroups captures the groups, nil if there are none.
+func (s *State) saveGroups() func([]byte) []byte {
+	if s.groups.Len() == 0 {
+		return nil
+	}
+	return s.groups.Snapshot()
+}
+
+// saveState lays out: version u8, three zero bytes, start u64, next u64, producers, and
+// if there are groups, length u64 and groups.
+func saveState(dst []byte, start, next wire.Offset, producers picture, groups func([]byte) []byte) []byte {
+	version := byte(versionGroupless)
+	if groups != nil {
+		version = stateVersion
+	}
+	dst = append(dst, version, 0, 0, 0)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(start))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(next))
-	return saveProducers(dst, producers)
+	dst = saveProducers(dst, producers)
+	if groups != nil {
+		at := len(dst)
+		dst = groups(binary.LittleEndian.AppendUint64(dst, 0))
+		binary.LittleEndian.PutUint64(dst[at:], uint64(len(dst)-at-8))
+	}
+	return dst
 }
 
 // Restore replaces the state with a saved one.
@@ -159,11 +198,24 @@ func (s *State) Restore(src []byte) error {
 	if err != nil {
 		return err
 	}
-	if len(rest) != 0 {
+	start := wire.Offset(binary.LittleEndian.Uint64(src[4:]))
+	next := wire.Offset(binary.LittleEndian.Uint64(src[12:]))
+	groups := group.NewState()
+	if src[0] == stateVersion {
+		if len(rest) < 8 || binary.LittleEndian.Uint64(rest) != uint64(len(rest)-8) {
+			return fmt.Errorf("%w: %d bytes for the groups", ErrState, len(rest))
+		}
+		if groups, err = group.Restore(rest[8:]); err != nil {
+			return fmt.Errorf("%w: %w", ErrState, err)
+		}
+		if groups.Len() == 0 || groups.Start() != start || groups.Next() != next {
+			return fmt.Errorf("%w: groups of [%d, %d) in a partition of [%d, %d)", ErrState, groups.Start(), groups.Next(), start, next)
+		}
+	} else if len(rest) != 0 {
 		return fmt.Errorf("%w: %d bytes too many", ErrState, len(rest))
 	}
-	s.start = wire.Offset(binary.LittleEndian.Uint64(src[4:]))
-	s.next = wire.Offset(binary.LittleEndian.Uint64(src[12:]))
-	s.producers = table
+	groups.Trimmed(start)
+	groups.Appended(next)
+	s.start, s.next, s.producers, s.groups = start, next, table, groups
 	return nil
 }

@@ -54,6 +54,12 @@ func (s *State) Named(name string) *Group { return s.byName[name] }
 // Len is how many groups there are.
 func (s *State) Len() int { return len(s.byID) }
 
+// Start is the first offset of the partition.
+func (s *State) Start() wire.Offset { return s.start }
+
+// Next is one past the last record of the partition.
+func (s *State) Next() wire.Offset { return s.next }
+
 // All yields the groups in no order.
 func (s *State) All(yield func(*Group) bool) {
 	for _, g := range s.byID {
