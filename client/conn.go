@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -41,6 +42,7 @@ type Conn struct {
 	closing     bool
 	producers   map[*Producer]struct{}
 	readers     map[*Reader]struct{}
+	consumers   map[*Consumer]struct{}
 }
 
 // Connect opens a connection to a cluster. servers is a list of brokers,
@@ -68,6 +70,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Conn, error)
 		told:      make(map[DestinationUnavailable]time.Time),
 		producers: make(map[*Producer]struct{}),
 		readers:   make(map[*Reader]struct{}),
+		consumers: make(map[*Consumer]struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	s, err := c.openHome(ctx, c.servers(false))
@@ -404,6 +407,9 @@ func (c *Conn) brokerEvent(s *session, e wire.Event) {
 		for r := range c.readers {
 			poke(r.wake)
 		}
+		for x := range c.consumers {
+			poke(x.wake)
+		}
 		home := c.current
 		c.mu.Unlock()
 		c.askMembers(home)
@@ -459,6 +465,7 @@ func (c *Conn) Close() error {
 	for r := range c.readers {
 		readers = append(readers, r)
 	}
+	consumers := slices.Collect(maps.Keys(c.consumers))
 	c.mu.Unlock()
 
 	for _, r := range readers {
@@ -467,6 +474,9 @@ func (c *Conn) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	var errs []error
+	for _, x := range consumers {
+		errs = append(errs, x.Close(ctx))
+	}
 	for _, p := range producers {
 		errs = append(errs, p.Close(ctx))
 	}

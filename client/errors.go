@@ -35,9 +35,10 @@ var (
 	// ErrDeliveryTimeout is the cause of a SendError when a record found no
 	// answer within the producer's delivery timeout.
 	ErrDeliveryTimeout = errors.New("delivery timeout")
-	// ErrFenced is returned by a named producer after another process opened
-	// the same name. The producer cannot be used again.
-	ErrFenced = errors.New("producer was fenced by a newer one of the same name")
+	// ErrFenced is returned to one who was the holder of something and is not any more:
+	// by a named producer after another process opened the same name, which then cannot
+	// be used again, and for the outcome of a record that a Consumer has lost.
+	ErrFenced = errors.New("fenced by a newer holder")
 	// ErrCorrupt is returned by a Reader when bytes do not match their checksum
 	// or their layout; the error is a *CorruptError.
 	ErrCorrupt = errors.New("corrupt data")

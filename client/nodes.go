@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
@@ -331,6 +332,7 @@ func (c *Conn) unused(s *session) bool {
 	for r := range c.readers {
 		readers = append(readers, r)
 	}
+	consumers := slices.Collect(maps.Keys(c.consumers))
 	c.mu.Unlock()
 	if home {
 		return false
@@ -347,6 +349,15 @@ func (c *Conn) unused(s *session) bool {
 		r.mu.Lock()
 		used := slices.ContainsFunc(r.streams, func(st *stream) bool { return st.session == s || st.opening == s })
 		r.mu.Unlock()
+		if used {
+			return false
+		}
+	}
+	for _, x := range consumers {
+		x.mu.Lock()
+		used := slices.ContainsFunc(x.attachments, func(at *attachment) bool { return at.session == s || at.opening == s }) ||
+			x.bind != nil && (x.bind.session == s || x.bind.opening == s)
+		x.mu.Unlock()
 		if used {
 			return false
 		}

@@ -57,7 +57,8 @@ type session struct {
 	control       []byte     // encoded requests for the writer
 	ready         []*accumulator
 	waiters       map[uint32]waiter
-	links         map[uint32]*stream
+	talkers       []*attachment // that have outcomes to send
+	links         map[uint32]link
 	nextID        uint32
 	inFlightBytes int64 // of unanswered batches
 	held          bool  // the writer waits for an answer because of the broker's limits
@@ -75,6 +76,22 @@ type waiter interface {
 	lost(s *session, err error)
 }
 
+// link is what receives frames that a broker sends without being asked each time. Its
+// methods are called by the session's reader.
+type link interface {
+	// closed says that the broker has ended the link, and why; nil: as it was asked to.
+	closed(s *session, err error)
+	// lost says that the session has ended.
+	lost(s *session)
+}
+
+// member is a link that gets frames of a group.
+type member interface {
+	link
+	// frame brings one. body is valid during the call; an error means that it is none.
+	frame(s *session, op wire.Opcode, body []byte) error
+}
+
 func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.HelloResponse, onEvent func(*session, wire.Event)) *session {
 	s := &session{
 		conn:    conn,
@@ -86,7 +103,7 @@ func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.H
 		done:    make(chan struct{}),
 		ended:   make(chan struct{}),
 		waiters: make(map[uint32]waiter),
-		links:   make(map[uint32]*stream),
+		links:   make(map[uint32]link),
 	}
 	for _, o := range hello.Opcodes {
 		s.versions[o.Opcode] = o
@@ -113,7 +130,7 @@ func (s *session) fail(err error) {
 	}
 	s.err = err
 	waiters := s.waiters
-	s.waiters, s.ready = nil, nil
+	s.waiters, s.ready, s.talkers = nil, nil, nil
 	s.mu.Unlock()
 
 	s.conn.Close()
@@ -202,19 +219,37 @@ func (s *session) enqueue(a *accumulator) {
 	s.mu.Unlock()
 }
 
-// attachLink makes a stream receive the DELIVERs of a link. It is called by the
-// reader, before it looks at the next frame.
-func (s *session) attachLink(link uint32, st *stream) {
+// talk registers an attachment that has outcomes to send, and wakes the writer. The
+// attachment makes sure that it is registered once.
+func (s *session) talk(at *attachment) {
 	s.mu.Lock()
-	s.links[link] = st
+	if s.err == nil {
+		s.talkers = append(s.talkers, at)
+	}
+	s.mu.Unlock()
+	poke(s.wake)
+}
+
+// attachLink makes someone receive the frames of a link. It is called by the
+// reader, before it looks at the next frame.
+func (s *session) attachLink(id uint32, l link) {
+	s.mu.Lock()
+	s.links[id] = l
 	s.mu.Unlock()
 }
 
 // dropLink ends that; what still arrives is discarded.
-func (s *session) dropLink(link uint32) {
+func (s *session) dropLink(id uint32) {
 	s.mu.Lock()
-	delete(s.links, link)
+	delete(s.links, id)
 	s.mu.Unlock()
+}
+
+// linkOf is who receives the frames of a link, nil if nobody does.
+func (s *session) linkOf(id uint32) link {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.links[id]
 }
 
 // --- reader ---
@@ -233,8 +268,8 @@ func (s *session) readLoop(r *bufio.Reader) {
 	links := s.links
 	s.links = nil
 	s.mu.Unlock()
-	for _, st := range links {
-		st.lost(s)
+	for _, l := range links {
+		l.lost(s)
 	}
 }
 
@@ -248,8 +283,11 @@ func (s *session) readFrame(r *bufio.Reader) error {
 		return fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	r.Discard(wire.HeaderSize)
-	if h.Opcode == wire.OpDeliver {
+	switch h.Opcode {
+	case wire.OpDeliver:
 		return s.readDeliver(r, h)
+	case wire.OpGroupDeliver:
+		return s.readGroupDeliver(r, h)
 	}
 	body, err := readBody(r, h.BodySize())
 	if err != nil {
@@ -284,11 +322,18 @@ func (s *session) handle(h wire.Header, body []byte) error {
 			return fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
 		s.mu.Lock()
-		st := s.links[h.ID]
+		l := s.links[h.ID]
 		delete(s.links, h.ID)
 		s.mu.Unlock()
-		if st != nil {
-			st.closed(s, closed.Err())
+		if l != nil {
+			l.closed(s, closed.Err())
+		}
+		return nil
+	case wire.OpGroupAnswer, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupHeartbeat, wire.OpGroupBinding:
+		if m, ok := s.linkOf(h.ID).(member); ok {
+			if err := m.frame(s, h.Opcode, body); err != nil {
+				return fmt.Errorf("%w: %w", ErrProtocol, err)
+			}
 		}
 		return nil
 	case wire.OpEvent:
@@ -367,14 +412,29 @@ func (s *session) readDeliver(r *bufio.Reader, h wire.Header) error {
 		return fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	r.Discard(wire.DeliverPrefixSize)
-	s.mu.Lock()
-	st := s.links[h.ID]
-	s.mu.Unlock()
-	if st == nil {
+	st, ok := s.linkOf(h.ID).(*stream)
+	if !ok {
 		_, err = r.Discard(n)
 		return disconnected(err)
 	}
 	return disconnected(st.receive(s, r, n))
+}
+
+// readGroupDeliver reads records of a group into memory that they keep.
+func (s *session) readGroupDeliver(r *bufio.Reader, h wire.Header) error {
+	at, ok := s.linkOf(h.ID).(*attachment)
+	if !ok {
+		_, err := r.Discard(h.BodySize())
+		return disconnected(err)
+	}
+	body := make([]byte, h.BodySize())
+	if _, err := io.ReadFull(r, body); err != nil {
+		return disconnected(err)
+	}
+	if err := at.receive(s, body); err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	return nil
 }
 
 // disconnected marks an error of the socket as the loss of the connection.
@@ -394,6 +454,7 @@ func disconnected(err error) error {
 type gathered struct {
 	control []byte
 	ready   []*accumulator
+	talkers []*attachment
 	batches []*batch
 	starts  []int64     // starts[i]: bytes in front of batches[i]
 	buffers net.Buffers // of this turn; WriteTo consumes it
@@ -439,7 +500,7 @@ func (s *session) writeNow() {
 	_, err := s.writeOnce(nowBytes, nowBytes)
 	s.writing.Unlock()
 	s.mu.Lock()
-	more := len(s.ready) > 0 || len(s.control) > 0
+	more := len(s.ready) > 0 || len(s.control) > 0 || len(s.talkers) > 0
 	s.mu.Unlock()
 	if more || err != nil {
 		poke(s.wake)
@@ -489,9 +550,14 @@ func (s *session) gather(g *gathered, limit int64, largest int) {
 	s.mu.Lock()
 	s.control, g.control = g.control[:0], s.control
 	s.ready, g.ready = g.ready[:0], s.ready
+	s.talkers, g.talkers = g.talkers[:0], s.talkers
 	alive := s.err == nil
 	s.mu.Unlock()
 
+	for i, at := range g.talkers {
+		g.control = at.appendOutcomes(g.control, s)
+		g.talkers[i] = nil
+	}
 	g.size = int64(len(g.control))
 	if g.size > 0 {
 		g.backing = append(g.backing, g.control)

@@ -1,0 +1,604 @@
+package client
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+const (
+	// attachPauseMin and Max are the pauses before an attachment that was refused is tried
+	// again; each is twice the one before.
+	attachPauseMin = 10 * time.Millisecond
+	attachPauseMax = time.Second
+	// validPart is the part of the session timeout for which a confirmation counts. The
+	// rest is for clocks that run at other rates, and for being woken late.
+	validPart = 0.9
+)
+
+var (
+	errUnconfirmed = errors.New("no broker has confirmed the consumer for its session timeout")
+	errAckWait     = errors.New("the group's ack wait is over")
+)
+
+// attachment is one partition of a Consumer: a session with whoever leads the partition,
+// and the records that it has leased.
+//
+// Links come and go with connections and leaders; the session, its attempt number and
+// what is held outlive them. With each new link everything that is held is claimed, also
+// outcomes that were not confirmed. What arrives on any link but the newest goes to
+// nobody. A confirmation counts from when it was asked for, so that a consumer stops
+// before its broker gives up on it; then everything that is held and has no outcome is
+// lost. (The rules are those of the protocol of groups: 9, 11 to 17, 22, 24, T1.)
+//
+// Everything is guarded by Consumer.mu.
+type attachment struct {
+	consumer  *Consumer
+	partition uint32
+
+	leader  leadership
+	session *session // the link's; nil: there is none
+	opening *session // one is being opened there
+	link    uint32
+	handle  uint32
+	retryAt time.Time
+	pause   time.Duration // before the attempt after the next
+
+	id          [16]byte // of the session that the broker lists
+	predecessor [16]byte // that was lost before
+	attempt     uint64
+	term        wire.Term // highest that an attach was sent for
+	timeout     time.Duration
+	ackWait     time.Duration
+	serial      bool
+	scope       wire.GroupScope
+	order       wire.GroupOrder
+	valid       time.Time // until when what is held is the consumer's
+	attached    bool      // at least once, in this session
+	beat        time.Time // when the next heartbeat is due
+	beats       []heartbeat
+	beatNumber  uint64
+	leaving     bool
+	left        bool
+
+	held     map[wire.Offset]*Delivery // until their outcome is confirmed or they are lost
+	gates    map[uint64]*gate          // of scopes with records that are held
+	freeGate []*gate
+	outcomes []wire.Outcome // to be said, in any order
+	talking  bool           // the session's writer knows
+	said     wire.GroupOutcomes
+	deliver  wire.GroupDeliver // of the session's reader
+	inflated []byte
+}
+
+// heartbeat is one that was not answered yet.
+type heartbeat struct {
+	number uint64
+	sent   time.Time
+}
+
+// gate holds back the later records of a scope.
+type gate struct {
+	busy  *Delivery   // handed out or about to be, or settled and not confirmed
+	queue []*Delivery // behind it
+	// returned is the epoch of a lease that was given back from the front: what is still
+	// on its way under it is not the consumer's. 0: none.
+	returned wire.Index
+}
+
+func newAttachment(c *Consumer, partition uint32, leader leadership) *attachment {
+	return &attachment{consumer: c, partition: partition, leader: leader, id: newSessionID(), held: make(map[wire.Offset]*Delivery), gates: make(map[uint64]*gate)}
+}
+
+// --- the link ---
+
+// open opens the partition in a session, and attaches there.
+func (at *attachment) open(s *session) {
+	at.opening = s
+	c := at.consumer
+	var opened wire.OpenPartitionResponse
+	at.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: c.destination, Partition: at.partition}, &opened, func() {
+		if opened.DestinationID != c.destinationID {
+			c.fail(wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", c.destination))
+			return
+		}
+		at.handle = opened.Handle
+		at.attach(s, wire.Term(opened.Epoch))
+	})
+}
+
+// attach claims what is held, under the highest term that is known.
+func (at *attachment) attach(s *session, term wire.Term) {
+	c := at.consumer
+	now := time.Now()
+	if at.attached && !now.Before(at.valid) {
+		at.expire()
+	}
+	at.attempt++
+	at.term = max(at.term, term)
+	at.outcomes = at.outcomes[:0] // they are in the claims
+	request := wire.AttachRequest{
+		Handle: at.handle, Group: c.options.group, Session: at.id, Predecessor: at.predecessor, Attempt: at.attempt, Term: at.term,
+		Flags: c.flags, Capacity: uint32(c.options.prefetch), Refill: uint32(c.options.refill), Bytes: uint32(c.options.bytes),
+		Name: c.options.name, Claims: at.claims(), Generation: c.binding.generation, Counter: c.binding.counter,
+	}
+	id := at.id
+	var response wire.AttachResponse
+	at.ask(s, wire.OpGroupAttach, &request, &response, func() {
+		at.opening = nil
+		if id != at.id || at.left || c.err != nil {
+			s.tell(wire.OpGroupLeave, response.Link, &wire.GroupLeave{})
+			return
+		}
+		at.session, at.link = s, response.Link
+		s.attachLink(at.link, at)
+		at.attached, at.pause = true, 0
+		at.predecessor = [16]byte{}
+		at.timeout = time.Duration(response.SessionMs) * time.Millisecond
+		at.ackWait = time.Duration(response.AckWaitMs) * time.Millisecond
+		at.serial, at.scope, at.order = response.Mode != wire.ModeShared, response.Scope, response.Order
+		if response.Mode == wire.ModeStream {
+			at.scope = wire.ScopeDestination
+		}
+		at.confirmed(now)
+		at.beats = at.beats[:0]
+		at.beat = now.Add(at.timeout / 3)
+		if c.paused {
+			at.setCapacity()
+		}
+		at.answered(response.Refused)
+		if at.leaving {
+			s.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{Drain: len(at.held) > 0})
+		}
+		if len(at.outcomes) > 0 {
+			at.talk()
+		}
+		c.joined(at)
+	})
+}
+
+// ask sends a request for the attachment; then gets the parsed answer with Consumer.mu
+// held. Errors go to refused.
+func (at *attachment) ask(s *session, op wire.Opcode, request, response wire.Message, then func()) {
+	handle := func(body []byte, err error) {
+		if err == nil {
+			err = response.Parse(body)
+		}
+		switch {
+		case at.opening != s:
+			if attached, ok := response.(*wire.AttachResponse); ok && err == nil {
+				s.tell(wire.OpGroupLeave, attached.Link, &wire.GroupLeave{}) // an older attempt: it is ignored
+			}
+		case err != nil:
+			at.opening = nil
+			at.refused(err)
+		default:
+			then()
+		}
+	}
+	if _, err := s.request(op, request, &memberReply{at.consumer, handle}); err != nil {
+		handle(nil, err)
+	}
+}
+
+// memberReply is a waiter that calls a function with Consumer.mu held.
+type memberReply struct {
+	c    *Consumer
+	call func(body []byte, err error)
+}
+
+func (m *memberReply) answered(_ *session, body []byte, err error) {
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	m.call(body, err)
+}
+
+func (m *memberReply) lost(s *session, err error) { m.answered(s, nil, err) }
+
+// claims are all records that are held, by offset.
+func (at *attachment) claims() []wire.Outcome {
+	claims := make([]wire.Outcome, 0, len(at.held))
+	for o, d := range at.held {
+		claim := wire.Outcome{Offset: o, Count: 1, Epoch: d.epoch, Kind: wire.OutcomeHeld}
+		if d.state == leaseSettled {
+			claim.Kind, claim.DelayMs = d.kind, d.delay
+		}
+		claims = append(claims, claim)
+	}
+	slices.SortFunc(claims, func(a, b wire.Outcome) int { return cmp.Compare(a.Offset, b.Offset) })
+	return mergeOutcomes(claims)
+}
+
+// refused decides what an error about the attachment means: it is tried again, or the
+// consumer has ended.
+func (at *attachment) refused(err error) {
+	c := at.consumer
+	switch code := codeOf(err); {
+	case code == wire.CodeNotLeader && at.leader.follow(err):
+	case code == wire.CodeSessionGone:
+		at.gone(err)
+	case code == wire.CodeStaleBinding:
+		c.stale(at)
+	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle || code == wire.CodeNotLeader:
+		c.want = c.want || code == wire.CodeNotLeader || code == wire.CodeUnavailable
+		if !errors.Is(err, ErrDisconnected) {
+			at.pause = min(max(2*at.pause, attachPauseMin), attachPauseMax)
+			at.retryAt = time.Now().Add(jittered(at.pause))
+		}
+	default:
+		c.fail(err)
+	}
+	poke(c.wake)
+}
+
+// gone ends the session: the broker does not list it any more. The next one names it.
+func (at *attachment) gone(why error) {
+	for _, d := range at.held {
+		at.lose(d, why)
+	}
+	clear(at.held)
+	clear(at.gates)
+	at.outcomes = at.outcomes[:0]
+	at.predecessor, at.id = at.id, newSessionID()
+	at.attempt, at.attached = 0, false
+	at.unlink()
+}
+
+// unlink forgets the link.
+func (at *attachment) unlink() {
+	if at.session != nil {
+		at.session.dropLink(at.link)
+		at.session = nil
+	}
+}
+
+// closed implements link.
+func (at *attachment) closed(s *session, err error) {
+	c := at.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at.session != s {
+		return
+	}
+	at.session = nil
+	switch {
+	case at.leaving && (err == nil || codeOf(err) == wire.CodeSessionGone):
+		at.depart()
+	case err == nil:
+		at.gone(wire.Errorf(wire.CodeSessionGone, "the broker has removed the consumer"))
+	default:
+		at.refused(err)
+	}
+	poke(c.wake)
+}
+
+// depart ends the attachment for good.
+func (at *attachment) depart() {
+	at.left = true
+	for _, d := range at.held {
+		at.lose(d, ErrClosed)
+	}
+	clear(at.held)
+	clear(at.gates)
+	at.unlink()
+	at.consumer.departed()
+}
+
+// lost implements link.
+func (at *attachment) lost(s *session) {
+	c := at.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at.session == s {
+		at.session = nil
+		if !c.conn.options.reconnect {
+			c.fail(&lostError{ErrDisconnected})
+		}
+	}
+	poke(c.wake)
+}
+
+// --- frames ---
+
+// frame implements member.
+func (at *attachment) frame(s *session, op wire.Opcode, body []byte) error {
+	c := at.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at.session != s {
+		return nil
+	}
+	switch op {
+	case wire.OpGroupAnswer:
+		var m wire.GroupAnswers
+		if err := m.Parse(body); err != nil {
+			return err
+		}
+		at.answered(m.Answers)
+	case wire.OpGroupRevoke:
+		var m wire.GroupRevoke
+		if err := m.Parse(body); err != nil {
+			return err
+		}
+		for i := range m.Revokes {
+			at.revoke(&m.Revokes[i])
+		}
+	case wire.OpGroupLost:
+		var m wire.GroupLost
+		if err := m.Parse(body); err != nil {
+			return err
+		}
+		for _, l := range m.Lost {
+			at.each(l.Offset, l.Count, l.Epoch, func(d *Delivery) {
+				at.remove(d, wire.Errorf(wire.CodeStaleEpoch, "%v", l.Reason))
+			})
+		}
+	case wire.OpGroupHeartbeat:
+		var m wire.GroupHeartbeat
+		if err := m.Parse(body); err != nil {
+			return err
+		}
+		for i, b := range at.beats {
+			if b.number == m.Number {
+				at.confirmed(b.sent)
+				at.beats = slices.Delete(at.beats, 0, i+1)
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// confirmed takes note that a quorum has confirmed the session after the given time.
+func (at *attachment) confirmed(sent time.Time) {
+	if until := sent.Add(time.Duration(float64(at.timeout) * validPart)); until.After(at.valid) {
+		at.valid = until
+	}
+}
+
+// each calls f for the records of a range that are held under an epoch.
+func (at *attachment) each(o wire.Offset, count uint32, epoch wire.Index, f func(*Delivery)) {
+	if int(count) > len(at.held) { // a broker may say more than was ever held
+		for _, d := range at.held {
+			if wire.Offset(d.Offset) >= o && wire.Offset(d.Offset)-o < wire.Offset(count) && d.epoch == epoch {
+				f(d)
+			}
+		}
+		return
+	}
+	for end := o + wire.Offset(count); o < end; o++ {
+		if d := at.held[o]; d != nil && d.epoch == epoch {
+			f(d)
+		}
+	}
+}
+
+// answered takes what outcomes have come to, and claims that were decided.
+func (at *attachment) answered(answers []wire.OutcomeAnswer) {
+	for _, a := range answers {
+		at.each(a.Offset, a.Count, a.Epoch, func(d *Delivery) {
+			switch a.Code {
+			case wire.CodeOK, wire.CodeAlreadyDone:
+				if d.state == leaseSettled {
+					delete(at.held, wire.Offset(d.Offset))
+					d.over(nil)
+					at.advance(d)
+					return
+				}
+				at.remove(d, wire.Errorf(wire.CodeAlreadyDone, "the record is settled"))
+			default:
+				at.remove(d, wire.Errorf(a.Code, "the broker refused the outcome"))
+			}
+		})
+	}
+	at.consumer.settled()
+}
+
+// revoke gives back records that the broker asks for.
+func (at *attachment) revoke(r *wire.Revoke) {
+	c := at.consumer
+	at.each(r.Offset, r.Count, r.Epoch, func(d *Delivery) {
+		switch d.state {
+		case leaseQueued:
+			if g := at.gates[d.scope]; g != nil && g.busy != d {
+				return // it goes with the one before it
+			}
+			d.conclude(wire.OutcomeReleased, 0, "")
+		case leaseRunning:
+			d.revoked = true
+			d.stop(errRevoked)
+			c.running.remove(d)
+			d.due = time.Now() // when the grace is over, it is given back whatever the handler does
+			if r.GraceMs > 0 {
+				d.due = d.due.Add(time.Duration(r.GraceMs) * time.Millisecond)
+			}
+			c.running.insert(d)
+			poke(c.wake)
+		}
+	})
+}
+
+// remove ends the lease of a record that is held: it is not the consumer's any more.
+func (at *attachment) remove(d *Delivery, why error) {
+	delete(at.held, wire.Offset(d.Offset))
+	at.lose(d, why)
+	at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeLostSeen})
+	at.advance(d)
+}
+
+// lose tells whoever works on a record that it is lost.
+func (at *attachment) lose(d *Delivery, why error) {
+	c := at.consumer
+	if d.state == leaseRunning || d.state == leaseSettled {
+		c.events.send(LeaseLost{Destination: c.destination, Group: c.options.group, Partition: at.partition, Offset: d.Offset, Reason: why.Error()})
+	}
+	d.over(fenced(at.partition, wire.Offset(d.Offset), why))
+}
+
+// expire drops everything that has no outcome: nobody has confirmed in time that it is
+// the consumer's. What has one may still be claimed.
+func (at *attachment) expire() {
+	for o, d := range at.held {
+		if d.state != leaseSettled {
+			delete(at.held, o)
+			at.lose(d, errUnconfirmed)
+		}
+	}
+	clear(at.gates)
+}
+
+// --- outcomes ---
+
+// say has the session's writer send an outcome when the socket is free.
+func (at *attachment) say(o wire.Outcome) {
+	if n := len(at.outcomes); n > 0 && follows(&at.outcomes[n-1], &o) {
+		at.outcomes[n-1].Count += o.Count
+	} else {
+		at.outcomes = append(at.outcomes, o)
+	}
+	at.talk()
+}
+
+func (at *attachment) talk() {
+	if at.session != nil && !at.talking {
+		at.talking = true
+		at.session.talk(at)
+	}
+}
+
+// follows reports whether an outcome continues the range of another.
+func follows(a, b *wire.Outcome) bool {
+	return a.Next() == b.Offset && a.Epoch == b.Epoch && a.Kind == b.Kind && a.DelayMs == b.DelayMs && a.Text == "" && b.Text == "" && a.Count+b.Count > a.Count
+}
+
+// mergeOutcomes makes ranges of sorted outcomes, in place.
+func mergeOutcomes(list []wire.Outcome) []wire.Outcome {
+	merged := list[:0]
+	for i := range list {
+		if n := len(merged); n > 0 && follows(&merged[n-1], &list[i]) {
+			merged[n-1].Count += list[i].Count
+		} else {
+			merged = append(merged, list[i])
+		}
+	}
+	return merged
+}
+
+// appendOutcomes is called by the session's writer, and appends what is to be said.
+func (at *attachment) appendOutcomes(dst []byte, s *session) []byte {
+	c := at.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at.talking = false
+	if at.session != s {
+		return dst
+	}
+	for len(at.outcomes) > 0 {
+		slices.SortStableFunc(at.outcomes, func(a, b wire.Outcome) int { return cmp.Compare(a.Offset, b.Offset) })
+		// What concerns a record a second time goes into the next frame.
+		at.said.Outcomes = at.said.Outcomes[:0]
+		later := at.outcomes[:0]
+		end, size := wire.Offset(0), 0
+		for _, o := range at.outcomes {
+			if o.Offset < end || len(at.said.Outcomes) == wire.MaxGroupItems || size > wire.MaxOutcomeBytes-outcomeBytes {
+				later = append(later, o)
+				continue
+			}
+			at.said.Outcomes = append(at.said.Outcomes, o)
+			end, size = o.Next(), size+outcomeBytes+len(o.Text)
+		}
+		at.outcomes = later
+		at.said.Outcomes = mergeOutcomes(at.said.Outcomes)
+		dst = wire.AppendFrame(dst, wire.Header{Opcode: wire.OpGroupOutcome, Version: wire.OpGroupOutcome.Version(), ID: at.link}, &at.said)
+	}
+	return dst
+}
+
+// outcomeBytes is what an outcome takes in a frame at most, without its text.
+const outcomeBytes = 64
+
+// --- the order of a scope ---
+
+// admit takes a record that has arrived: it is ready, or waits for those of its scope
+// that came before.
+func (at *attachment) admit(d *Delivery) {
+	if old := at.held[wire.Offset(d.Offset)]; old != nil { // of a lease that is over, or this would not be sent
+		at.remove(old, errRevoked)
+	}
+	if !at.serial || d.scope == 0 {
+		at.held[wire.Offset(d.Offset)] = d
+		at.consumer.ready.push(d)
+		return
+	}
+	g := at.gates[d.scope]
+	if g == nil {
+		g = at.newGate()
+		at.gates[d.scope] = g
+	}
+	switch {
+	case g.returned != 0 && g.returned == d.epoch:
+		d.over(fenced(at.partition, wire.Offset(d.Offset), errRevoked)) // given back while it was on its way
+		return
+	case g.busy == nil:
+		g.busy = d
+		at.consumer.ready.push(d)
+	default:
+		g.queue = append(g.queue, d)
+	}
+	at.held[wire.Offset(d.Offset)] = d
+}
+
+// advance lets the next record of a scope go when d stands no longer before it.
+func (at *attachment) advance(d *Delivery) {
+	if d.scope == 0 {
+		return
+	}
+	g := at.gates[d.scope]
+	if g == nil {
+		return
+	}
+	if g.busy != d {
+		if i := slices.Index(g.queue, d); i >= 0 {
+			g.queue = slices.Delete(g.queue, i, i+1)
+		}
+		return
+	}
+	g.busy, g.returned = nil, 0
+	if len(g.queue) == 0 {
+		delete(at.gates, d.scope)
+		at.freeGate = append(at.freeGate, g)
+		return
+	}
+	g.busy = g.queue[0]
+	g.queue = slices.Delete(g.queue, 0, 1)
+	at.consumer.ready.push(g.busy)
+	poke(at.consumer.signal)
+}
+
+// dropBehind drops the records that wait behind d in its scope: the broker takes them
+// back with it, and nobody starts them meanwhile.
+func (at *attachment) dropBehind(d *Delivery) {
+	g := at.gates[d.scope]
+	if g == nil || g.busy != d {
+		return
+	}
+	for _, later := range g.queue {
+		delete(at.held, wire.Offset(later.Offset))
+		later.over(fenced(at.partition, wire.Offset(later.Offset), errRevoked))
+	}
+	clear(g.queue)
+	g.queue = g.queue[:0]
+	g.returned = d.epoch
+}
+
+func (at *attachment) newGate() *gate {
+	if n := len(at.freeGate); n > 0 {
+		g := at.freeGate[n-1]
+		at.freeGate = at.freeGate[:n-1]
+		return g
+	}
+	return &gate{}
+}

@@ -1,0 +1,170 @@
+package client
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// damageDelay is when a record that arrived damaged is to be delivered again.
+const damageDelay = time.Second
+
+// receive takes a GROUP_DELIVER. It is called by the session's reader; body is the
+// attachment's to keep. An error means that it is no such frame.
+func (at *attachment) receive(s *session, body []byte) error {
+	m := &at.deliver
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	if m.Kind != wire.DeliverBatches {
+		return fmt.Errorf("GROUP_DELIVER of kind %d", m.Kind)
+	}
+	c := at.consumer
+	grants := m.Grants
+	for rest := m.Bytes; len(rest) > 0; {
+		b, after, err := wire.NextBodyBatch(rest)
+		if err != nil {
+			return err
+		}
+		rest = after
+		info, err := wire.ParseBatch(b.Batch)
+		if err != nil {
+			return err
+		}
+		n := 0
+		for n < len(grants) && grants[n].Offset < info.NextOffset() {
+			if next := grants[n].Offset + wire.Offset(grants[n].Count); grants[n].Offset < info.BaseOffset || next > info.NextOffset() {
+				return fmt.Errorf("records [%d, %d) were granted, and [%d, %d) sent", grants[n].Offset, next, info.BaseOffset, info.NextOffset())
+			}
+			n++
+		}
+		batch := batchOf{at: at, info: info}
+		if err := batch.open(b); err != nil {
+			c.mu.Lock()
+			at.damaged(s, grants[:n], err)
+			c.mu.Unlock()
+		} else {
+			batch.read(s, grants[:n])
+		}
+		grants = grants[n:]
+	}
+	if len(grants) > 0 {
+		return fmt.Errorf("record %d was granted and not sent", grants[0].Offset)
+	}
+	return nil
+}
+
+// damaged gives back records whose bytes do not match their checksum, and reports them.
+func (at *attachment) damaged(s *session, grants []wire.Grant, err error) {
+	at.consumer.conn.options.logger.Error("records arrived damaged", "destination", at.consumer.destination, "partition", at.partition, "error", err)
+	for _, g := range grants {
+		if s.speaks(wire.OpReportDamage) == nil {
+			s.tell(wire.OpReportDamage, 0, &wire.ReportDamage{Handle: at.handle, Offset: g.Offset})
+		}
+		at.say(wire.Outcome{Offset: g.Offset, Count: g.Count, Epoch: g.Epoch, Kind: wire.OutcomeNack, DelayMs: milliseconds(damageDelay), Text: "damaged"})
+	}
+}
+
+// batchOf reads the records of one batch.
+type batchOf struct {
+	at      *attachment
+	info    wire.BatchInfo
+	index   wire.RecordIndex
+	indexed bool
+	reader  wire.RecordReader
+}
+
+// open verifies a batch.
+func (b *batchOf) open(body wire.BodyBatch) error {
+	var err error
+	if b.info, err = wire.VerifyBatch(body.Batch); err != nil {
+		return err
+	}
+	if b.indexed = len(body.Index) > 0; b.indexed {
+		if b.index, err = wire.ParseRecordIndex(body.Index); err != nil {
+			return err
+		}
+	}
+	section := wire.Records(body.Batch)
+	if b.info.Codec != NoCompression {
+		if section, err = inflate(nil, b.info.Codec, section); err != nil {
+			return err
+		}
+	}
+	b.reader.Reset(&b.info, section)
+	return nil
+}
+
+// slab is how many deliveries are allocated at once.
+const slab = 128
+
+// read hands the granted records of the batch to the consumer.
+func (b *batchOf) read(s *session, grants []wire.Grant) {
+	at := b.at
+	c := at.consumer
+	total := 0
+	for _, g := range grants {
+		total += int(g.Count)
+	}
+	var made []Delivery
+	var view wire.Record
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at.session != s {
+		return
+	}
+	was := c.ready.len()
+	for i := 0; len(grants) > 0 && b.reader.Next(&view); i++ {
+		g := &grants[0]
+		if view.Offset < g.Offset {
+			continue
+		}
+		if len(made) == 0 {
+			made = make([]Delivery, min(total, slab))
+			total -= len(made)
+		}
+		d := &made[0]
+		made = made[1:]
+		b.fill(d, &view, g)
+		d.scope = b.scope(i)
+		at.admit(d)
+		if view.Offset+1 == g.Offset+wire.Offset(g.Count) {
+			grants = grants[1:]
+		}
+	}
+	if len(grants) > 0 {
+		at.damaged(s, grants, b.reader.Err())
+	}
+	if c.ready.len() > was {
+		poke(c.signal)
+	}
+}
+
+// fill makes a delivery of a record.
+func (b *batchOf) fill(d *Delivery, v *wire.Record, g *wire.Grant) {
+	d.at, d.epoch = b.at, g.Epoch
+	d.Key, d.Value, d.Attributes = v.Key, v.Value, v.Attributes
+	d.Timestamp = time.UnixMilli(v.TimestampMs)
+	d.Partition, d.Offset, d.Record.Epoch = b.at.partition, uint64(v.Offset), uint32(b.info.LeaderEpoch)
+	if v.HeaderCount > 0 {
+		d.Headers = v.AppendHeaders(nil)
+	}
+	d.Deliveries, d.Attempts = int(g.Deliveries), int(g.Attempts)
+	d.Redelivered, d.AtLeast = g.Flags&wire.GrantRedelivered != 0, g.Flags&wire.GrantAtLeast != 0
+}
+
+// scope is what record i of the batch is ordered by, 0 for nothing.
+func (b *batchOf) scope(i int) uint64 {
+	switch {
+	case !b.at.serial:
+		return 0
+	case b.at.scope == wire.ScopeDestination:
+		return 1
+	case !b.indexed || i >= b.index.Len():
+		return 0
+	case b.at.scope == wire.ScopePublisher:
+		return b.index.PublisherHash
+	}
+	return b.index.Entry(i).KeyHash
+}

@@ -1,0 +1,262 @@
+package client
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// binding is which partitions are a consumer's, as its group's coordinator says.
+type binding struct {
+	generation, counter uint32
+	partitions          []uint32
+}
+
+// older reports whether the binding is older than another.
+func (b *binding) older(generation, counter uint32) bool {
+	return b.generation < generation || b.generation == generation && b.counter < counter
+}
+
+// bindLink is a consumer's link to the coordinator of its group, the leader of one
+// partition. While the coordinator cannot be reached the binding stays as it is. Where
+// brokers have no coordinator, all partitions are the consumer's. Guarded by Consumer.mu.
+type bindLink struct {
+	consumer   *Consumer
+	leaders    map[uint32]leadership // of all partitions
+	id         [16]byte
+	old        [16]byte // predecessor
+	session    *session
+	opening    *session
+	link       uint32
+	retryAt    time.Time
+	pause      time.Duration
+	beat       time.Time
+	beatNumber uint64
+	left       bool
+}
+
+func newBindLink(c *Consumer, l *layout) *bindLink {
+	b := &bindLink{consumer: c, id: newSessionID(), leaders: make(map[uint32]leadership, len(l.partitions))}
+	for i, n := range l.partitions {
+		b.leaders[n] = l.leaders[i]
+	}
+	return b
+}
+
+func (b *bindLink) learn(partition uint32, said leadership) {
+	l := b.leaders[partition]
+	l.learn(said)
+	b.leaders[partition] = l
+}
+
+// coordinator is the partition whose leader coordinates.
+func (b *bindLink) coordinator() uint32 {
+	first := ^uint32(0)
+	for n := range b.leaders {
+		first = min(first, n)
+	}
+	return first
+}
+
+// tend binds, and keeps the link alive.
+func (b *bindLink) tend(now time.Time) (pause time.Duration) {
+	c := b.consumer
+	switch {
+	case b.left || c.err != nil:
+		return 0
+	case b.session != nil:
+		if !now.Before(b.beat) {
+			b.beatNumber++
+			b.beat = now.Add(bindBeat)
+			b.session.tell(wire.OpGroupHeartbeat, b.link, &wire.GroupHeartbeat{Number: b.beatNumber})
+		}
+		return until(b.beat, now)
+	case now.Before(b.retryAt):
+		return until(b.retryAt, now)
+	}
+	s := c.conn.sessionTo(b.leaders[b.coordinator()].node)
+	if s == nil {
+		c.want = true
+	} else if b.opening != s {
+		b.open(s)
+	}
+	return leaderPause
+}
+
+// bindBeat is how often a consumer tells the coordinator that it lives.
+const bindBeat = 2 * time.Second
+
+func (b *bindLink) open(s *session) {
+	c := b.consumer
+	if s.speaks(wire.OpGroupBind) != nil {
+		c.rebind(0, 0, slices.Sorted(maps.Keys(b.leaders)))
+		b.left = true
+		return
+	}
+	b.opening = s
+	var opened wire.OpenPartitionResponse
+	b.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: c.destination, Partition: b.coordinator()}, &opened, func() {
+		request := wire.BindRequest{Handle: opened.Handle, Group: c.options.group, Session: b.id, Predecessor: b.old, Name: c.options.name,
+			Node: c.conn.homeNode(), Flags: c.flags, Generation: c.binding.generation, Counter: c.binding.counter}
+		var response wire.BindResponse
+		b.ask(s, wire.OpGroupBind, &request, &response, func() {
+			b.opening = nil
+			if b.left {
+				s.tell(wire.OpGroupLeave, response.Link, &wire.GroupLeave{})
+				return
+			}
+			b.session, b.link, b.pause = s, response.Link, 0
+			b.old = [16]byte{}
+			s.attachLink(b.link, b)
+			b.beat = time.Now().Add(bindBeat)
+			c.rebind(response.Generation, response.Counter, response.Partitions)
+			poke(c.wake)
+		})
+	})
+}
+
+func (b *bindLink) ask(s *session, op wire.Opcode, request, response wire.Message, then func()) {
+	handle := func(body []byte, err error) {
+		if err == nil {
+			err = response.Parse(body)
+		}
+		switch {
+		case b.opening != s:
+		case err != nil:
+			b.opening = nil
+			b.refused(err)
+		default:
+			then()
+		}
+	}
+	if _, err := s.request(op, request, &memberReply{b.consumer, handle}); err != nil {
+		handle(nil, err)
+	}
+}
+
+func (b *bindLink) refused(err error) {
+	c := b.consumer
+	l := b.leaders[b.coordinator()]
+	switch code := codeOf(err); {
+	case code == wire.CodeNotLeader && l.follow(err):
+		b.leaders[b.coordinator()] = l
+	case code == wire.CodeUnsupported: // brokers without a coordinator
+		c.rebind(0, 0, slices.Sorted(maps.Keys(b.leaders)))
+		b.left = true
+	case code == wire.CodeSessionGone:
+		b.old, b.id = b.id, newSessionID()
+	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle || code == wire.CodeNotLeader:
+		c.want = true
+		b.pause = min(max(2*b.pause, attachPauseMin), attachPauseMax)
+		b.retryAt = time.Now().Add(jittered(b.pause))
+	default:
+		c.fail(err)
+	}
+	poke(c.wake)
+}
+
+// closed implements link.
+func (b *bindLink) closed(s *session, err error) {
+	c := b.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b.session == s {
+		b.session = nil
+		if err == nil {
+			err = wire.Errorf(wire.CodeSessionGone, "the coordinator has removed the consumer")
+		}
+		b.refused(err)
+	}
+}
+
+// lost implements link.
+func (b *bindLink) lost(s *session) {
+	c := b.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b.session == s {
+		b.session = nil
+	}
+	poke(c.wake)
+}
+
+// frame implements member.
+func (b *bindLink) frame(s *session, op wire.Opcode, body []byte) error {
+	c := b.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b.session != s || op != wire.OpGroupBinding {
+		return nil
+	}
+	var m wire.GroupBinding
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	c.rebind(m.Generation, m.Counter, m.Partitions)
+	return nil
+}
+
+// leave says that the consumer wants no partitions any more.
+func (b *bindLink) leave() {
+	b.left = true
+	if b.session != nil {
+		b.session.tell(wire.OpGroupLeave, b.link, &wire.GroupLeave{})
+		b.session.dropLink(b.link)
+		b.session = nil
+	}
+}
+
+// rebind takes over a binding: partitions that are not in it are left when nothing of
+// them is held any more. c.mu is held.
+func (c *Consumer) rebind(generation, counter uint32, partitions []uint32) {
+	if c.binding.partitions != nil && !c.binding.older(generation, counter) {
+		return
+	}
+	changed := c.binding.partitions != nil
+	c.binding = binding{generation, counter, partitions}
+	for _, at := range c.attachments {
+		if !slices.Contains(partitions, at.partition) {
+			at.drain()
+		}
+	}
+	for _, n := range partitions {
+		if !slices.ContainsFunc(c.attachments, func(at *attachment) bool { return at.partition == n && !at.leaving }) {
+			c.attachments = append(c.attachments, newAttachment(c, n, c.bind.leaders[n]))
+		}
+	}
+	if changed {
+		c.events.send(Rebound{Destination: c.destination, Group: c.options.group, Partitions: partitions})
+	}
+	poke(c.wake)
+}
+
+// drain gives back what was not handed out, and leaves the partition when the rest is
+// settled.
+func (at *attachment) drain() {
+	if at.leaving || at.left {
+		return
+	}
+	at.leaving = true
+	switch {
+	case at.session != nil:
+		at.session.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{Drain: true})
+		at.releaseQueued()
+	case !at.attached:
+		at.depart()
+	}
+}
+
+// stale is told that an attach had a binding that is not the newest: the coordinator will
+// say which one is.
+func (c *Consumer) stale(at *attachment) {
+	at.retryAt = time.Now().Add(retryPause)
+}
+
+// homeNode is the node the client is connected to.
+func (c *Conn) homeNode() uint32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current.hello.NodeID
+}

@@ -1,0 +1,554 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Consumer takes records of a destination as a member of a group, and says what became
+// of each. Partitions and leaders may come and go; what it holds stays its own as long
+// as a broker confirms it within the session timeout.
+//
+// In a serial group records of one scope come one at a time, in order: the next one
+// comes when the outcome of the one before is committed. All methods may be called
+// concurrently.
+type Consumer struct {
+	conn          *Conn
+	destination   string
+	destinationID [16]byte
+	options       consumerOptions
+	flags         wire.AttachFlags
+	events        *dispatcher
+	ctx           context.Context
+	cancel        context.CancelFunc
+	wake          chan struct{} // capacity 1, for the upkeep
+	signal        chan struct{} // capacity 1, for one who waits in Next; he passes it on
+	wg            sync.WaitGroup
+
+	mu          sync.Mutex // before a session's
+	attachments []*attachment
+	bind        *bindLink // nil: all partitions are the consumer's
+	binding     binding
+	revokeGrace time.Duration // between the end of the ack wait and the nack
+	ready       readyList
+	running     runningList
+	paused      bool // nobody asks for records: brokers send none
+	closing     bool
+	err         error // why there will be no other record
+	retryAt     time.Time
+	want        bool          // to know who leads
+	asking      bool          // METADATA is on its way
+	seen        uint64        // generation of the topology before it was asked for
+	started     chan struct{} // closed when a partition is attached, or on an error
+	gone        chan struct{} // closed when everything is left
+	idle        chan struct{} // closed when nothing is held, for Close; nil: nobody waits
+}
+
+// Consumer joins a group of a destination, and creates the group if there is none. It
+// returns when the first partition has taken it in. Errors: wire.CodeUnknownDestination,
+// wire.CodeUnknownGroup without CreateGroup, wire.CodeGroupMismatch if the group has
+// another mode, scope or binding, wire.CodeSerialNeedsOnePartition, or ctx's.
+func (c *Conn) Consumer(ctx context.Context, destination string, opts ...ConsumerOption) (*Consumer, error) {
+	x, err := c.newConsumer(ctx, destination, opts)
+	if err != nil {
+		return nil, fmt.Errorf("consumer of %q: %w", destination, err)
+	}
+	return x, nil
+}
+
+func (c *Conn) newConsumer(ctx context.Context, destination string, opts []ConsumerOption) (*Consumer, error) {
+	o, err := newConsumerOptions(opts)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := c.ensureGroup(ctx, destination, &o)
+	if err != nil {
+		return nil, fmt.Errorf("group %q: %w", o.group, err)
+	}
+	l, err := c.layout(ctx, destination)
+	if err != nil {
+		return nil, err
+	}
+	x := &Consumer{
+		conn: c, destination: destination, destinationID: l.id, options: o, flags: o.flags,
+		wake: make(chan struct{}, 1), signal: make(chan struct{}, 1),
+		started: make(chan struct{}), gone: make(chan struct{}),
+		seen: l.generation, revokeGrace: time.Duration(settings.RevokeMs) * time.Millisecond,
+	}
+	if settings.Mode == wire.ModeShared && o.flagged&wire.AttachReleaseOnDisconnect == 0 {
+		x.flags |= wire.AttachReleaseOnDisconnect
+	}
+	if settings.Binding == wire.BindingGather {
+		for i, n := range l.partitions {
+			x.attachments = append(x.attachments, newAttachment(x, n, l.leaders[i]))
+		}
+	} else {
+		x.bind = newBindLink(x, l)
+	}
+	x.ctx, x.cancel = context.WithCancel(context.Background())
+	c.mu.Lock()
+	if c.closing {
+		c.mu.Unlock()
+		x.cancel()
+		return nil, ErrClosed
+	}
+	c.consumers[x] = struct{}{}
+	c.mu.Unlock()
+	x.events = newDispatcher(o.events)
+	x.wg.Add(1)
+	go x.upkeep()
+
+	select {
+	case <-x.started:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	x.mu.Lock()
+	if err == nil {
+		err = x.err
+	}
+	x.mu.Unlock()
+	if err != nil {
+		x.end()
+		return nil, err
+	}
+	return x, nil
+}
+
+// ensureGroup finds the group or creates it, and returns its settings.
+func (c *Conn) ensureGroup(ctx context.Context, destination string, o *consumerOptions) (wire.GroupSettings, error) {
+	request := wire.GroupAdminRequest{Op: wire.GroupDescribe, Destination: destination, Group: o.group}
+	if o.create {
+		intent := wire.GroupIntent{Settings: o.settings, Exists: true}
+		if o.startSet {
+			intent.Start = o.start.groupStart()
+		}
+		var err error
+		if request.JSON, err = json.Marshal(intent); err != nil {
+			return wire.GroupSettings{}, err
+		}
+		request.Op = wire.GroupCreate
+	}
+	var answer wire.GroupJSON
+	if err := c.do(ctx, wire.OpGroupAdmin, &request, &answer, true); err != nil {
+		return wire.GroupSettings{}, err
+	}
+	var info wire.GroupInfo
+	if err := json.Unmarshal(answer.JSON, &info); err != nil {
+		return wire.GroupSettings{}, fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	return info.Settings.WithDefaults(), nil
+}
+
+// groupStart is the query as the place where a group begins.
+func (q OffsetQuery) groupStart() wire.GroupStart {
+	switch q.kind {
+	case wire.OffsetEarliest:
+		return wire.GroupStart{To: "earliest"}
+	case wire.OffsetLatest:
+		return wire.GroupStart{To: "latest"}
+	}
+	return wire.GroupStart{To: "time", TimeMs: q.time.UnixMilli()}
+}
+
+func newSessionID() (id [16]byte) {
+	rand.Read(id[:])
+	return id
+}
+
+// Next returns the next record, and waits for one if need be. Errors: ctx's, after which
+// Next may be called again; anything else has ended the Consumer: ErrClosed,
+// wire.CodeGroupGone, wire.CodeDestinationGone, or ErrDisconnected without reconnecting.
+func (c *Consumer) Next(ctx context.Context) (*Delivery, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		c.mu.Lock()
+		d := c.take(time.Now())
+		if d == nil && c.err == nil {
+			c.resume()
+		}
+		more, err := c.ready.len() > 0, c.err
+		c.mu.Unlock()
+		if more || err != nil {
+			poke(c.signal)
+		}
+		if d != nil || err != nil {
+			return d, err
+		}
+		select {
+		case <-c.signal:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// take hands out the next record that is ready, nil if none is. c.mu is held.
+func (c *Consumer) take(now time.Time) *Delivery {
+	for c.err == nil && c.ready.len() > 0 {
+		d := c.ready.pop()
+		if d.state != leaseQueued {
+			continue // lost meanwhile
+		}
+		at := d.at
+		if !now.Before(at.valid) {
+			at.expire()
+			continue
+		}
+		d.state = leaseRunning
+		d.due = now.Add(at.ackWait)
+		c.running.insert(d)
+		if c.running.first == d {
+			poke(c.wake)
+		}
+		return d
+	}
+	return nil
+}
+
+// Fetch returns up to max records: those that are there, or, if there are none, what
+// comes first within the time given. None is no error.
+func (c *Consumer) Fetch(ctx context.Context, max int, wait time.Duration) ([]*Delivery, error) {
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	first, err := c.Next(limited)
+	switch {
+	case err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	list := []*Delivery{first}
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(list) < max {
+		d := c.take(now)
+		if d == nil {
+			break
+		}
+		list = append(list, d)
+	}
+	return list, nil
+}
+
+// Messages yields records as Next returns them. An error is yielded once and ends the
+// loop. When the loop is left, what was sent ahead goes back to the group at once, and
+// no more is asked for until somebody calls Next, Fetch or Messages again.
+func (c *Consumer) Messages(ctx context.Context) iter.Seq2[*Delivery, error] {
+	return func(yield func(*Delivery, error) bool) {
+		defer c.pause()
+		for {
+			d, err := c.Next(ctx)
+			if !yield(d, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// pause gives back what was not handed out.
+func (c *Consumer) pause() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.paused && c.err == nil {
+		c.paused = true
+		for _, at := range c.attachments {
+			at.setCapacity()
+		}
+	}
+	c.releaseQueued()
+}
+
+// resume asks for records again. c.mu is held.
+func (c *Consumer) resume() {
+	if c.paused {
+		c.paused = false
+		for _, at := range c.attachments {
+			at.setCapacity()
+		}
+	}
+}
+
+// setCapacity tells the broker how much it may send ahead.
+func (at *attachment) setCapacity() {
+	if at.session == nil {
+		return
+	}
+	c := at.consumer
+	m := wire.GroupCapacity{}
+	if !c.paused {
+		m = wire.GroupCapacity{Records: uint32(c.options.prefetch), Refill: uint32(c.options.refill), Bytes: uint32(c.options.bytes)}
+	}
+	at.session.tell(wire.OpGroupCapacity, at.link, &m)
+}
+
+// releaseQueued gives back everything that was not handed out. c.mu is held.
+func (c *Consumer) releaseQueued() {
+	for _, at := range c.attachments {
+		at.releaseQueued()
+	}
+}
+
+func (at *attachment) releaseQueued() {
+	var queued []*Delivery
+	for _, d := range at.held {
+		if d.state == leaseQueued {
+			queued = append(queued, d)
+		}
+	}
+	slices.SortFunc(queued, func(a, b *Delivery) int { return cmp.Compare(a.Offset, b.Offset) })
+	for _, d := range queued {
+		if d.state == leaseQueued { // else it went with the one before it
+			if g := at.gates[d.scope]; d.scope == 0 || g == nil || g.busy == d {
+				d.conclude(wire.OutcomeReleased, 0, "")
+			} else if i := slices.Index(g.queue, d); i >= 0 { // the one before it is worked on
+				g.queue = slices.Delete(g.queue, i, i+1)
+				d.conclude(wire.OutcomeReleased, 0, "")
+			}
+		}
+	}
+}
+
+// RunOption configures Run.
+type RunOption func(*runOptions)
+
+type runOptions struct{ workers int }
+
+// Workers is how many records are handled at once. Default: 1.
+func Workers(n int) RunOption { return func(o *runOptions) { o.workers = max(n, 1) } }
+
+// Run calls the handler for each record, until ctx is done or the Consumer ends. A record
+// whose handler returns nil is acknowledged, and one whose handler fails is given back
+// with the group's backoff, unless the handler has settled it itself. Records of one
+// scope are never with two workers. The handler's context ends when the record is wanted
+// back, is lost, or ctx is done: then it has to return, and the record is released.
+// Run returns when all handlers have. Errors: ctx's, or those of Next.
+func (c *Consumer) Run(ctx context.Context, handler func(context.Context, *Delivery) error, opts ...RunOption) error {
+	o := runOptions{workers: 1}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	errs := make([]error, o.workers)
+	var wg sync.WaitGroup
+	for i := range o.workers {
+		wg.Go(func() { errs[i] = c.work(ctx, handler) })
+	}
+	wg.Wait()
+	c.pause()
+	return errs[0]
+}
+
+func (c *Consumer) work(ctx context.Context, handler func(context.Context, *Delivery) error) error {
+	for {
+		d, err := c.Next(ctx)
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		handling := d.context(ctx)
+		c.mu.Unlock()
+		err = handler(handling, d)
+		switch {
+		case err == nil:
+			d.Ack()
+		case ctx.Err() != nil || errors.Is(context.Cause(handling), errRevoked):
+			d.Release()
+		default:
+			d.Nack()
+		}
+	}
+}
+
+// --- the end ---
+
+// Close leaves the group: what was not handed out goes back at once, outcomes are waited
+// for as long as ctx allows, and what is still worked on then goes to others. Messages
+// and Run end with ErrClosed.
+func (c *Consumer) Close(ctx context.Context) error {
+	c.mu.Lock()
+	if c.closing {
+		c.mu.Unlock()
+		<-c.gone
+		return nil
+	}
+	c.closing = true
+	c.releaseQueued()
+	c.fail(ErrClosed)
+	idle := make(chan struct{})
+	c.idle = idle
+	c.paused = true
+	for _, at := range c.attachments {
+		at.setCapacity()
+	}
+	c.settled()
+	c.mu.Unlock()
+
+	err := c.waitFor(ctx, idle)
+	c.mu.Lock()
+	for _, at := range c.attachments {
+		at.leave()
+	}
+	if c.bind != nil {
+		c.bind.leave()
+	}
+	c.departed()
+	c.mu.Unlock()
+	if err == nil {
+		err = c.waitFor(ctx, c.gone)
+	}
+	c.end()
+	return err
+}
+
+// goneTimeout is how long a Consumer that is closed waits for its brokers, if nothing
+// bounds it.
+const goneTimeout = 5 * time.Second
+
+func (c *Consumer) waitFor(ctx context.Context, done <-chan struct{}) error {
+	t := time.NewTimer(goneTimeout)
+	defer t.Stop()
+	if _, _, err := c.conn.peek(); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-t.C:
+		return fmt.Errorf("closing the consumer of %q: %w: outcomes may not have reached the broker; those records are delivered again", c.destination, ErrDeliveryTimeout)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// leave says that the session is over.
+func (at *attachment) leave() {
+	switch {
+	case at.left:
+	case at.session == nil && !at.attached:
+		at.depart()
+	default:
+		at.leaving = true
+		if at.session != nil {
+			// Outcomes that wait go first: the writer puts them behind what tell has said.
+			at.session.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{})
+		}
+	}
+}
+
+// settled tells Close when nothing is held any more. c.mu is held.
+func (c *Consumer) settled() {
+	if c.idle == nil {
+		return
+	}
+	for _, at := range c.attachments {
+		if len(at.held) > 0 {
+			return
+		}
+	}
+	close(c.idle)
+	c.idle = nil
+}
+
+// departed tells Close when all partitions are left. c.mu is held.
+func (c *Consumer) departed() {
+	if !c.closing {
+		return
+	}
+	for _, at := range c.attachments {
+		if !at.left {
+			return
+		}
+	}
+	select {
+	case <-c.gone:
+	default:
+		close(c.gone)
+	}
+}
+
+// end stops the goroutines. What is still held is lost.
+func (c *Consumer) end() {
+	c.mu.Lock()
+	c.fail(ErrClosed)
+	c.closing = true
+	for _, at := range c.attachments {
+		if !at.left {
+			at.depart()
+		}
+	}
+	c.departed()
+	err := c.err
+	c.mu.Unlock()
+	c.cancel()
+	c.wg.Wait()
+	c.events.send(ConsumerClosed{Destination: c.destination, Group: c.options.group, Err: err})
+	c.events.close()
+	c.conn.mu.Lock()
+	delete(c.conn.consumers, c)
+	c.conn.mu.Unlock()
+}
+
+// fail ends the consumer; the first error counts. c.mu is held.
+func (c *Consumer) fail(err error) {
+	if c.err == nil {
+		c.err = err
+		select {
+		case <-c.started:
+		default:
+			close(c.started)
+		}
+	}
+	poke(c.signal)
+	poke(c.wake)
+}
+
+// joined takes note that a partition has taken the consumer in. c.mu is held.
+func (c *Consumer) joined(at *attachment) {
+	select {
+	case <-c.started:
+	default:
+		close(c.started)
+	}
+	c.events.send(Attached{Destination: c.destination, Group: c.options.group, Partition: at.partition})
+	poke(c.wake)
+}
+
+// readyList holds records that may be handed out, oldest first.
+type readyList struct {
+	list []*Delivery
+	head int
+}
+
+func (l *readyList) len() int { return len(l.list) - l.head }
+
+func (l *readyList) push(d *Delivery) {
+	if l.head > 0 && len(l.list) == cap(l.list) {
+		n := copy(l.list, l.list[l.head:])
+		clear(l.list[n:])
+		l.list, l.head = l.list[:n], 0
+	}
+	l.list = append(l.list, d)
+}
+
+func (l *readyList) pop() *Delivery {
+	d := l.list[l.head]
+	l.list[l.head] = nil
+	l.head++
+	if l.head == len(l.list) {
+		l.list, l.head = l.list[:0], 0
+	}
+	return d
+}

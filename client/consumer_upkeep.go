@@ -1,0 +1,175 @@
+package client
+
+import (
+	"slices"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// upkeep is the goroutine that attaches to partitions, again where need be, sends
+// heartbeats, and stops what has taken too long. It never waits for an answer.
+func (c *Consumer) upkeep() {
+	defer c.wg.Done()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		s, changed, err := c.conn.peek()
+		c.mu.Lock()
+		if err != nil {
+			c.fail(err)
+		}
+		var dead <-chan struct{}
+		now := time.Now()
+		pause := c.checkTimes(now)
+		if s != nil && err == nil {
+			dead = s.done
+			pause = shorter(pause, c.tend(s, now))
+		}
+		c.mu.Unlock()
+
+		timer.Stop()
+		if pause > 0 {
+			timer.Reset(pause)
+		}
+		if err != nil {
+			changed = nil // there will be no other session
+		}
+		select {
+		case <-c.wake:
+		case <-timer.C:
+		case <-changed:
+		case <-dead:
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// checkTimes ends what is over by its time, and returns when to look again. c.mu is held.
+func (c *Consumer) checkTimes(now time.Time) (next time.Duration) {
+	for _, at := range c.attachments {
+		if at.attached && len(at.held) > 0 && !at.left {
+			if !now.Before(at.valid) {
+				at.expire()
+			} else {
+				next = shorter(next, until(at.valid, now))
+			}
+		}
+		if at.session != nil {
+			if !now.Before(at.beat) {
+				at.heartbeat(now)
+			}
+			next = shorter(next, until(at.beat, now))
+		}
+	}
+	for d := c.running.first; d != nil; d = c.running.first {
+		if now.Before(d.due) {
+			next = shorter(next, until(d.due, now))
+			break
+		}
+		if !d.revoked {
+			d.revoked = true
+			c.running.remove(d)
+			d.due = now.Add(c.revokeGrace)
+			c.running.insert(d)
+			d.stop(errAckWait)
+			continue
+		}
+		d.conclude(wire.OutcomeNack, 0, "ack wait")
+		d.err = fenced(d.Partition, wire.Offset(d.Offset), errAckWait)
+	}
+	return next
+}
+
+// maxHeartbeats bounds the heartbeats that wait for an answer; older ones are forgotten.
+const maxHeartbeats = 16
+
+// heartbeat asks the broker to confirm the session.
+func (at *attachment) heartbeat(now time.Time) {
+	at.beatNumber++
+	if len(at.beats) == maxHeartbeats {
+		at.beats = append(at.beats[:0], at.beats[1:]...)
+	}
+	at.beats = append(at.beats, heartbeat{at.beatNumber, now})
+	at.beat = now.Add(at.timeout / 3)
+	at.session.tell(wire.OpGroupHeartbeat, at.link, &wire.GroupHeartbeat{Number: at.beatNumber})
+}
+
+// tend attaches to the leaders of partitions, and asks the home, s, who they are, if
+// that is in doubt. It returns when to look again. c.mu is held.
+func (c *Consumer) tend(s *session, now time.Time) time.Duration {
+	var pause time.Duration
+	if c.bind != nil {
+		pause = c.bind.tend(now)
+	}
+	if !c.closing {
+		c.attachments = slices.DeleteFunc(c.attachments, func(at *attachment) bool { return at.left })
+	}
+	c.want = c.want || c.seen != c.conn.topology.generation.Load()
+	for _, at := range c.attachments {
+		if at.session != nil || at.left || c.err != nil && !c.closing {
+			continue
+		}
+		if now.Before(at.retryAt) {
+			pause = shorter(pause, until(at.retryAt, now))
+			continue
+		}
+		leader := c.conn.sessionTo(at.leader.node)
+		pause = shorter(pause, leaderPause)
+		if leader == nil {
+			c.want = true // perhaps there is another leader
+		} else if at.opening != leader {
+			at.open(leader)
+		}
+	}
+	if c.want && !c.asking && !now.Before(c.retryAt) {
+		c.ask(s)
+	}
+	return pause
+}
+
+// ask asks the home who leads the partitions. c.mu is held.
+func (c *Consumer) ask(s *session) {
+	c.want, c.asking = false, true
+	c.seen = c.conn.topology.generation.Load()
+	c.retryAt = time.Now().Add(leaderPause)
+	reply := &memberReply{c, func(body []byte, err error) {
+		c.asking = false
+		var response wire.MetadataResponse
+		if err == nil {
+			err = response.Parse(body)
+		}
+		if err != nil {
+			c.want = true
+			poke(c.wake)
+			return
+		}
+		c.conn.learn(&response)
+		for i := range response.Destinations {
+			if d := &response.Destinations[i]; d.ID == c.destinationID {
+				c.learn(d)
+			} else {
+				c.fail(wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", c.destination))
+			}
+		}
+		poke(c.wake)
+	}}
+	if _, err := s.request(wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{c.destination}}, reply); err != nil {
+		c.asking = false
+	}
+}
+
+// learn takes over who leads the partitions. c.mu is held.
+func (c *Consumer) learn(d *wire.DestinationInfo) {
+	for _, p := range d.Partitions {
+		for _, at := range c.attachments {
+			if at.partition == p.Number {
+				at.leader.learn(leadership{p.Leader, p.Epoch})
+			}
+		}
+		if c.bind != nil {
+			c.bind.learn(p.Number, leadership{p.Leader, p.Epoch})
+		}
+	}
+}
