@@ -1,0 +1,447 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// fakeGroup plays the leader's part of a group: it takes every session in and confirms
+// it; what is delivered and answered, the test says.
+type fakeGroup struct {
+	t        testing.TB
+	b        *fakeBroker
+	settings wire.GroupSettings
+
+	mu       sync.Mutex // of what follows
+	refuse   func(*wire.AttachRequest) ([]wire.OutcomeAnswer, wire.ErrorCode)
+	deaf     bool // heartbeats are not confirmed
+	conn     *fakeConn
+	link     uint32
+	attached []wire.AttachRequest
+	outcomes chan wire.Outcome
+	capacity chan wire.GroupCapacity
+	links    chan uint32 // of attachments
+	left     chan wire.GroupLeave
+}
+
+const fakeEpoch = 7
+
+func startGroup(t testing.TB, settings wire.GroupSettings) *fakeGroup {
+	b := startBroker(t)
+	b.create("orders", Queue, 1)
+	settings.Binding = wire.BindingGather
+	g := &fakeGroup{t: t, b: b, settings: settings.WithDefaults(), outcomes: make(chan wire.Outcome, 100), capacity: make(chan wire.GroupCapacity, 100),
+		links: make(chan uint32, 100), left: make(chan wire.GroupLeave, 100)}
+	b.mu.Lock()
+	for _, op := range []wire.Opcode{wire.OpGroupAttach, wire.OpGroupOutcome, wire.OpGroupCapacity, wire.OpGroupHeartbeat, wire.OpGroupLeave, wire.OpGroupAdmin} {
+		b.hello.Opcodes = append(b.hello.Opcodes, wire.OpcodeRange{Opcode: op, Min: 1, Max: 1})
+	}
+	b.mu.Unlock()
+	b.setScript(g.serve)
+	return g
+}
+
+func (g *fakeGroup) serve(q *fakeRequest) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch q.header.Opcode {
+	case wire.OpGroupAdmin:
+		info, err := json.Marshal(wire.GroupInfo{Settings: g.settings})
+		require.NoError(g.t, err)
+		q.reply(&wire.GroupJSON{JSON: info})
+	case wire.OpGroupAttach:
+		var m wire.AttachRequest
+		q.parse(&m)
+		g.attached = append(g.attached, m)
+		var refused []wire.OutcomeAnswer
+		if g.refuse != nil {
+			var code wire.ErrorCode
+			if refused, code = g.refuse(&m); code != wire.CodeOK {
+				q.refuse(code)
+				return true
+			}
+		}
+		g.link++
+		g.conn = q.conn
+		q.reply(&wire.AttachResponse{Link: g.link, Term: m.Term, Group: 1, Mode: g.settings.Mode, Scope: g.settings.Scope, Order: g.settings.Order,
+			Window: g.settings.Window, SessionMs: g.settings.SessionMs, AckWaitMs: g.settings.AckWaitMs, Refused: refused})
+		g.links <- g.link
+	case wire.OpGroupOutcome:
+		var m wire.GroupOutcomes
+		q.parse(&m)
+		for _, o := range m.Outcomes {
+			g.outcomes <- o
+		}
+	case wire.OpGroupHeartbeat:
+		var m wire.GroupHeartbeat
+		q.parse(&m)
+		if !g.deaf {
+			q.conn.send(wire.Header{Opcode: wire.OpGroupHeartbeat, Version: 1, ID: q.header.ID}, &m)
+		}
+	case wire.OpGroupCapacity:
+		var m wire.GroupCapacity
+		q.parse(&m)
+		g.capacity <- m
+	case wire.OpGroupLeave:
+		var m wire.GroupLeave
+		q.parse(&m)
+		g.left <- m
+		q.conn.send(wire.Header{Opcode: wire.OpLinkClosed, Version: 1, ID: q.header.ID}, &wire.LinkClosed{})
+	default:
+		return false
+	}
+	return true
+}
+
+func (g *fakeGroup) consumer(opts ...ConsumerOption) *Consumer {
+	g.t.Helper()
+	c := connect(g.t, g.b)
+	x, err := c.Consumer(testContext(g.t), "orders", append([]ConsumerOption{Group("billing")}, opts...)...)
+	require.NoError(g.t, err)
+	<-g.links
+	g.t.Cleanup(func() { x.end() })
+	return x
+}
+
+// deliver sends one batch with the keys given, and leases all of its records.
+func (g *fakeGroup) deliver(base wire.Offset, epoch wire.Index, keys ...string) {
+	g.grant(base, keys, wire.Grant{Offset: base, Count: uint32(len(keys)), Epoch: epoch, Deliveries: 1})
+}
+
+func (g *fakeGroup) grant(base wire.Offset, keys []string, grants ...wire.Grant) {
+	var builder wire.BatchBuilder
+	builder.Reset(true)
+	for _, key := range keys {
+		var k []byte
+		var hash uint64
+		if key != "" {
+			k, hash = []byte(key), xxhash.Sum64String(key)
+		}
+		require.True(g.t, builder.Append(1, 0, k, []byte("value of "+key), nil, hash))
+	}
+	batch, index := builder.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, wire.CodecNone, nil)
+	batch = bytes.Clone(batch)
+	wire.PatchBatch(batch, base, fakeTerm)
+	g.send(wire.OpGroupDeliver, &wire.GroupDeliver{Kind: wire.DeliverBatches, Grants: grants, Bytes: wire.AppendBodyBatch(nil, index, batch)})
+}
+
+func (g *fakeGroup) send(op wire.Opcode, m wire.Message) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.conn.send(wire.Header{Opcode: op, Version: op.Version(), ID: g.link}, m)
+}
+
+func (g *fakeGroup) answer(o wire.Outcome, code wire.ErrorCode) {
+	g.send(wire.OpGroupAnswer, &wire.GroupAnswers{Answers: []wire.OutcomeAnswer{{Offset: o.Offset, Count: o.Count, Epoch: o.Epoch, Code: code}}})
+}
+
+func (g *fakeGroup) said(kind wire.OutcomeKind, offset wire.Offset, epoch wire.Index) wire.Outcome {
+	g.t.Helper()
+	o := <-g.outcomes
+	require.Equal(g.t, []any{kind, offset, epoch}, []any{o.Kind, o.Offset, o.Epoch})
+	return o
+}
+
+func next(t testing.TB, c *Consumer) *Delivery {
+	t.Helper()
+	d, err := c.Next(testContext(t))
+	require.NoError(t, err)
+	return d
+}
+
+// none reports that nothing is ready. What was sent before is known to have arrived
+// because something behind it has.
+func none(t testing.TB, c *Consumer) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	require.Nil(t, c.take(time.Now()))
+}
+
+func TestSerialRecordsOfAKeyWaitForTheConfirmationOfTheOneBefore(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "b", "a", "", "")
+	a := next(t, c)
+	require.Equal(t, "value of a", string(a.Value))
+	require.Equal(t, uint64(10), a.Offset)
+	require.Equal(t, uint64(fakeEpoch), a.Epoch())
+	require.Equal(t, uint64(11), next(t, c).Offset)
+	require.Equal(t, uint64(13), next(t, c).Offset, "without a key a record waits for nobody")
+	require.Equal(t, uint64(14), next(t, c).Offset)
+	require.NoError(t, a.Ack())
+	said := g.said(wire.OutcomeAck, 10, fakeEpoch)
+	none(t, c)
+	g.answer(said, wire.CodeOK)
+	require.Equal(t, uint64(12), next(t, c).Offset)
+	require.NoError(t, a.Ack(), "said again it is the same")
+	require.ErrorIs(t, a.Nack(), ErrSettled)
+}
+
+func TestWithReplayOrderTheNextRecordOfAKeyStartsAtTheAck(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial, Order: ReplayOrder})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "a")
+	require.NoError(t, next(t, c).Ack())
+	require.Equal(t, uint64(11), next(t, c).Offset)
+}
+
+func TestNackDropsWhatWaitsBehindTheRecord(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "a", "a")
+	d := next(t, c)
+	require.NoError(t, d.Nack(Delay(3*time.Second)))
+	o := g.said(wire.OutcomeNack, 10, fakeEpoch)
+	require.EqualValues(t, 3000, o.DelayMs)
+	g.deliver(13, fakeEpoch, "a") // was on its way when the lease was given back
+	g.deliver(14, fakeEpoch, "b")
+	require.Equal(t, uint64(14), next(t, c).Offset)
+	g.answer(o, wire.CodeOK)
+	g.deliver(10, fakeEpoch+1, "a", "a")
+	d = next(t, c)
+	require.Equal(t, []uint64{10, fakeEpoch + 1}, []uint64{d.Offset, d.Epoch()})
+	none(t, c)
+}
+
+func TestSharedRecordsAreAcknowledgedInRanges(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	keys := make([]string, 100)
+	g.deliver(50, fakeEpoch, keys...)
+	first := next(t, c)
+	c.mu.Lock() // the writer cannot take them one by one
+	first.conclude(wire.OutcomeAck, 0, "")
+	for range 99 {
+		c.take(time.Now()).conclude(wire.OutcomeAck, 0, "")
+	}
+	c.mu.Unlock()
+	o := <-g.outcomes
+	require.Equal(t, wire.Outcome{Offset: 50, Count: 100, Epoch: fakeEpoch, Kind: wire.OutcomeAck}, o)
+}
+
+func TestOnlyGrantedRecordsOfABatchAreHandedOut(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	g.grant(20, make([]string, 6),
+		wire.Grant{Offset: 21, Count: 2, Epoch: fakeEpoch, Deliveries: 1},
+		wire.Grant{Offset: 25, Count: 1, Epoch: 3, Deliveries: 4, Attempts: 2, Flags: wire.GrantRedelivered | wire.GrantAtLeast})
+	require.Equal(t, uint64(21), next(t, c).Offset)
+	require.Equal(t, uint64(22), next(t, c).Offset)
+	d := next(t, c)
+	require.Equal(t, uint64(25), d.Offset)
+	require.Equal(t, []any{uint64(3), 4, 2, true, true}, []any{d.Epoch(), d.Deliveries, d.Attempts, d.Redelivered, d.AtLeast})
+}
+
+func TestAReturningConsumerClaimsWhatItHolds(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "b", "c", "d")
+	a, b, cc := next(t, c), next(t, c), next(t, c)
+	g.mu.Lock()
+	g.refuse = func(m *wire.AttachRequest) ([]wire.OutcomeAnswer, wire.ErrorCode) {
+		return []wire.OutcomeAnswer{{Offset: 10, Count: 1, Epoch: fakeEpoch, Code: wire.CodeOK}, {Offset: 12, Count: 1, Epoch: fakeEpoch, Code: wire.CodeStaleEpoch}}, wire.CodeOK
+	}
+	g.mu.Unlock()
+	require.NoError(t, a.Ack())
+	g.said(wire.OutcomeAck, 10, fakeEpoch)
+	g.b.dropConns()
+	<-g.links
+	g.mu.Lock()
+	first, again := g.attached[0], g.attached[1]
+	g.mu.Unlock()
+	require.Equal(t, first.Session, again.Session)
+	require.Greater(t, again.Attempt, first.Attempt)
+	require.Equal(t, []wire.Outcome{{Offset: 10, Count: 1, Epoch: fakeEpoch, Kind: wire.OutcomeAck}, {Offset: 11, Count: 3, Epoch: fakeEpoch}}, again.Claims)
+	<-cc.Context().Done()
+	require.ErrorIs(t, cc.Ack(), ErrFenced)
+	g.said(wire.OutcomeLostSeen, 12, fakeEpoch)
+	require.NoError(t, b.AckSync(confirmedBy(t, g, 11)))
+	require.Equal(t, uint64(13), next(t, c).Offset)
+}
+
+// confirmedBy has the group confirm the ack of a record when it comes.
+func confirmedBy(t testing.TB, g *fakeGroup, offset wire.Offset) context.Context {
+	go func() { g.answer(<-g.outcomes, wire.CodeOK) }()
+	return testContext(t)
+}
+
+func TestASessionThatIsGoneLosesEverythingAndJoinsAnew(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	g.deliver(10, fakeEpoch, "", "")
+	d := next(t, c)
+	g.send(wire.OpLinkClosed, &wire.LinkClosed{Code: wire.CodeSessionGone, Detail: "removed"})
+	<-g.links
+	g.mu.Lock()
+	first, again := g.attached[0], g.attached[1]
+	g.mu.Unlock()
+	require.NotEqual(t, first.Session, again.Session)
+	require.Equal(t, first.Session, again.Predecessor)
+	require.Empty(t, again.Claims)
+	require.ErrorIs(t, d.Ack(), ErrFenced)
+	none(t, c)
+}
+
+// R-X-2, T1: a consumer that nobody confirms stops by itself before its broker gives its
+// records to others.
+func TestAConsumerThatIsNotConfirmedStops(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared, SessionMs: 300})
+	g.mu.Lock()
+	g.deaf = true
+	g.mu.Unlock()
+	lost := make(chan LeaseLost, 10)
+	c := g.consumer(OnEvent(func(e Event) {
+		if l, ok := e.(LeaseLost); ok {
+			lost <- l
+		}
+	}))
+	g.deliver(10, fakeEpoch, "", "")
+	d := next(t, c)
+	<-d.Context().Done()
+	require.ErrorIs(t, context.Cause(d.Context()), ErrFenced)
+	require.ErrorIs(t, d.Ack(), ErrFenced)
+	require.Equal(t, LeaseLost{Destination: "orders", Group: "billing", Partition: 0, Offset: 10, Reason: errUnconfirmed.Error()}, <-lost)
+	none(t, c)
+}
+
+func TestAHandlerThatTakesTooLongIsStoppedAndItsRecordGivenBack(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared, AckWaitMs: 50, RevokeMs: 50})
+	c := g.consumer()
+	g.deliver(10, fakeEpoch, "")
+	d := next(t, c)
+	<-d.Context().Done()
+	require.ErrorIs(t, context.Cause(d.Context()), errAckWait)
+	g.said(wire.OutcomeNack, 10, fakeEpoch)
+	require.ErrorIs(t, d.Ack(), ErrFenced)
+}
+
+func TestARevokedRecordIsReleasedByItsHandler(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "a", "b")
+	ctx, cancel := context.WithCancel(testContext(t))
+	started := make(chan uint64, 10)
+	done := make(chan error)
+	go func() {
+		done <- c.Run(ctx, func(ctx context.Context, d *Delivery) error {
+			started <- d.Offset
+			<-ctx.Done()
+			return ctx.Err()
+		})
+	}()
+	require.Equal(t, uint64(10), <-started)
+	g.send(wire.OpGroupRevoke, &wire.GroupRevoke{Revokes: []wire.Revoke{{Offset: 10, Count: 3, Epoch: fakeEpoch, Reason: wire.ReasonSeek, GraceMs: 10_000}}})
+	kinds := map[wire.Offset]wire.OutcomeKind{}
+	for range 2 {
+		o := <-g.outcomes
+		kinds[o.Offset] = o.Kind
+	}
+	require.Equal(t, map[wire.Offset]wire.OutcomeKind{10: wire.OutcomeReleased, 12: wire.OutcomeReleased}, kinds, "11 goes with 10")
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+}
+
+func TestLeavingTheLoopGivesBackWhatWasSentAhead(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer(Prefetch(10))
+	g.deliver(10, fakeEpoch, "", "", "")
+	for d, err := range c.Messages(testContext(t)) {
+		require.NoError(t, err)
+		require.Equal(t, uint64(10), d.Offset)
+		break
+	}
+	require.Equal(t, wire.GroupCapacity{}, <-g.capacity)
+	o := <-g.outcomes
+	require.Equal(t, wire.Outcome{Offset: 11, Count: 2, Epoch: fakeEpoch, Kind: wire.OutcomeReleased}, o)
+	g.answer(o, wire.CodeOK)
+	ctx, cancel := context.WithCancel(testContext(t))
+	go func() {
+		require.Equal(t, wire.GroupCapacity{Records: 10, Refill: 5, Bytes: defaultPrefetchBytes}, <-g.capacity)
+		cancel()
+	}()
+	_, err := c.Next(ctx)
+	require.ErrorIs(t, err, context.Canceled)
+}
+
+func TestRunSettlesRecordsByWhatTheirHandlersReturn(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "b", "c")
+	ctx, cancel := context.WithCancel(testContext(t))
+	done := make(chan error)
+	go func() {
+		done <- c.Run(ctx, func(_ context.Context, d *Delivery) error {
+			switch string(d.Key) {
+			case "b":
+				return errors.New("no stock")
+			case "c":
+				return d.Reject("never")
+			}
+			return nil
+		}, Workers(3))
+	}()
+	kinds := map[wire.Offset]wire.OutcomeKind{}
+	for len(kinds) < 3 {
+		o := <-g.outcomes
+		kinds[o.Offset] = o.Kind
+		if o.Kind == wire.OutcomeReject {
+			require.Equal(t, "never", o.Text)
+		}
+	}
+	require.Equal(t, map[wire.Offset]wire.OutcomeKind{10: wire.OutcomeAck, 11: wire.OutcomeNack, 12: wire.OutcomeReject}, kinds)
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+}
+
+func TestCloseWaitsForOutcomesAndLeaves(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	g.deliver(10, fakeEpoch, "", "")
+	require.NoError(t, next(t, c).Ack())
+	done := make(chan error)
+	go func() { done <- c.Close(testContext(t)) }()
+	seen := map[wire.Offset]bool{}
+	for len(seen) < 2 {
+		o := <-g.outcomes
+		for i := range wire.Offset(o.Count) {
+			seen[o.Offset+i] = true
+		}
+		select {
+		case <-g.left:
+			t.Error("it has left before its ack was confirmed")
+		default:
+		}
+		g.answer(o, wire.CodeOK)
+	}
+	require.Equal(t, wire.GroupLeave{}, <-g.left)
+	require.NoError(t, <-done)
+	_, err := c.Next(testContext(t))
+	require.ErrorIs(t, err, ErrClosed)
+}
+
+func TestDamagedRecordsAreReportedAndGivenBack(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	var builder wire.BatchBuilder
+	builder.Reset(true)
+	builder.Append(1, 0, nil, []byte("value"), nil, 0)
+	batch, index := builder.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, wire.CodecNone, nil)
+	wire.PatchBatch(batch, 10, fakeTerm)
+	body := wire.AppendBodyBatch(nil, index, batch)
+	body[len(body)-2] ^= 1
+	g.send(wire.OpGroupDeliver, &wire.GroupDeliver{Kind: wire.DeliverBatches, Grants: []wire.Grant{{Offset: 10, Count: 1, Epoch: fakeEpoch}}, Bytes: body})
+	require.Equal(t, "damaged", g.said(wire.OutcomeNack, 10, fakeEpoch).Text)
+	g.deliver(11, fakeEpoch, "")
+	require.Equal(t, uint64(11), next(t, c).Offset)
+}
