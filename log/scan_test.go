@@ -19,7 +19,7 @@ func stored(i wire.Index, base wire.Offset, counts ...int) Entry {
 		var b wire.BatchBuilder
 		b.Reset(true)
 		for k := range count {
-			b.Append(int64(k), 0, nil, []byte("value"), nil, uint64(k+1))
+			b.Append(int64(k), 0, []byte("key"), []byte("value"), nil, uint64(k+1))
 		}
 		batch, index := b.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, uint64(n+100), wire.CodecNone, nil)
 		wire.PatchBatch(batch, next, 1)

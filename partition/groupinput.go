@@ -68,12 +68,9 @@ type Effects interface {
 	// Scan reads what batches lie from an offset on, at most so many records of them, and
 	// brings it to Partition.Scanned.
 	Scan(from wire.Offset, limit int)
-	// NextOf looks for the first record of a scope in (after, below) that is not done,
-	// and brings it to Partition.Found.
-	NextOf(g group.ID, s group.Scope, publisher bool, after, below wire.Offset)
-	// Firsts looks for the first record of each scope in [from, below) that is not done,
-	// and brings them to Partition.Firsts.
-	Firsts(g group.ID, publisher bool, from, below wire.Offset, done func(wire.Offset) bool)
+	// NextOf looks for the first record of a scope in (after, below) that is not done, and
+	// brings it to Partition.Found. done is called on another goroutine.
+	NextOf(g group.ID, s group.Scope, publisher bool, after, below wire.Offset, done func(wire.Offset) bool)
 	// Confirm calls then, in a turn of the owner, when this node is confirmed to have led
 	// the partition at some time since the call. It may do so before it returns.
 	Confirm(then func(error))
