@@ -44,6 +44,7 @@ var allowedImports = map[string][]string{
 	"cli":                 {"server", "client", "bench", "bench/floor", "log", "promise", "vfs", "wire"},
 	"":                    {"cli"}, // main
 	"fuzz":                {},
+	"fuzz/groupmodel":     {"promise"},
 	"scripts/tests":       {},
 	"fuzz/sim":            {"cluster", "replication", "partition", "partition/group", "log", "promise", "vfs", "wire", "internal/invariants"},
 }
