@@ -198,10 +198,12 @@ type Group struct {
 	reads          []reading
 	readNumber     uint64
 	unconfirmed    bool // leadership is asked for after this process stood still
+	unasked        bool // and has to be asked for again
 	stalled        stall
 	// Mutants: entries without pins, promises that are sent before the disk has them,
-	// leaders that wait for their disk for ever, uncertain votes that count as others.
-	noPins, hasty, noEscape, trusting bool
+	// leaders that wait for their disk for ever, uncertain votes that count as others,
+	// leaders that ask nobody after a sleep.
+	noPins, hasty, noEscape, trusting, heedless bool
 }
 
 type pendingAppend struct {

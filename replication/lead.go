@@ -57,6 +57,9 @@ func (g *Group) tick() {
 	}
 	g.node.Tick()
 	g.look()
+	if g.unasked {
+		g.confirmLead() // of one that leads no longer there is nothing to confirm
+	}
 	for i := range g.reads {
 		g.reads[i].ticks++
 	}
@@ -116,11 +119,21 @@ func (g *Group) event(e PeerEvent) {
 	case PeerUp:
 		delete(g.down, e.Node)
 	case PeerResumed:
-		if g.leading && !g.alone() {
-			g.unconfirmed = true
-			g.ReadIndex(func(wire.Index, error) { g.unconfirmed = false })
+		if g.leading && !g.alone() && !g.heedless {
+			g.confirmLead()
 		}
 	}
+}
+
+// confirmLead pauses a leader until a quorum has said that it leads still (RULES R8). If
+// none does in time, or too many reads wait, it is asked again with the next tick.
+func (g *Group) confirmLead() {
+	g.unconfirmed, g.unasked = true, false
+	g.ReadIndex(func(_ wire.Index, err error) {
+		if g.unasked = errors.Is(err, ErrUnconfirmed); !g.unasked {
+			g.unconfirmed = false
+		}
+	})
 }
 
 // replicasOn lists the replicas of a node in order.

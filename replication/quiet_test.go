@@ -194,6 +194,67 @@ func TestRuleR8_ALeaderThatStoodStillIsConfirmedFirst(t *testing.T) {
 	require.False(t, l.group.Paused())
 }
 
+// A leader with as many reads on their way as may be is confirmed before it goes on too.
+func TestRuleR8_AConfirmationThatFailsIsAskedForAgain(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	f.isolate(1)
+	for range MaxReads {
+		l.group.ReadIndex(func(wire.Index, error) {})
+	}
+	l.inbox.PutEvent(PeerEvent{Kind: PeerResumed})
+	l.group.Turn()
+	require.True(t, l.group.Paused(), "nobody has said that it leads")
+	l.group.Tick(1)
+	require.True(t, l.group.Paused())
+	f.heal()
+	f.tick(2 * electionTicks)
+	require.NotNil(t, f.leader())
+	require.False(t, f.leader().group.Paused())
+}
+
+// oversleeps stops a leader until another is elected and has committed a record, and
+// reports whether it takes itself for a leader that may answer when it wakes, before it
+// has heard of anybody.
+func oversleeps(t *testing.T, heedless bool) (answers bool) {
+	f := newFleet(t, 1, 2, 3)
+	old := f.lead(1)
+	old.group.heedless = heedless
+	old.propose("a")
+	f.settle()
+	f.isolate(1) // what it is sent waits, or is lost; it takes no turn and gets no tick
+	for range 3 * electionTicks {
+		f.members[2].group.Tick(1)
+		f.members[3].group.Tick(1)
+		f.settle()
+	}
+	next := f.leaderAmong(2, 3)
+	require.NotNil(t, next)
+	next.propose("b")
+	f.settle()
+	require.Equal(t, []string{"a", "b"}, next.applied())
+
+	old.inbox.PutEvent(PeerEvent{Kind: PeerResumed})
+	old.group.Turn()
+	_, leads := old.group.Leading()
+	answers = leads && !old.group.Paused()
+	f.heal()
+	f.tick(3 * electionTicks)
+	require.Equal(t, []string{"a", "b"}, old.applied())
+	f.equal()
+	return answers
+}
+
+func TestRuleR8_ALeaderThatOversleptAnswersNothing(t *testing.T) {
+	require.False(t, oversleeps(t, false))
+}
+
+func TestRuleR8_Catches_ALeaderThatTrustsItself(t *testing.T) {
+	require.True(t, oversleeps(t, true))
+}
+
 // stalledDisk freezes the disk of a leader after some ticks and returns after how many
 // more another one answers, 0 if none does.
 func stalledDisk(t *testing.T, mutant bool, after int) int {

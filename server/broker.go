@@ -58,6 +58,7 @@ type broker struct {
 	reset  atomic.Bool         // the metadata knows that what was in memory is gone
 
 	removed      chan struct{} // closed when the other nodes say that this one is no member
+	ticked       atomic.Int64  // monotonic time of the last tick, 0 before the first
 	dirty        chan struct{} // the metadata changed
 	unfit        chan error    // why the cluster does not take this build
 	untidy       chan struct{} // there is something to remove

@@ -89,6 +89,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 
 func (m *metadataReplica) turn() (again bool) {
 	m.finishJobs()
+	m.wakeUp(m.broker)
 	ticks := m.takeTicks()
 	if ticks > 0 {
 		m.group.Tick(ticks)

@@ -33,6 +33,14 @@ type peering struct {
 	inbox *replication.Inbox
 	ticks atomic.Int32
 	quiet atomic.Bool // needs no ticks
+	still int64       // see stoodStill; owner only
+}
+
+// wakeUp asks whether this replica still leads, if the process has stood still.
+func (p *peering) wakeUp(b *broker) {
+	if p.inbox != nil && b.stoodStill(&p.still) {
+		p.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerResumed})
+	}
 }
 
 // maxTurnTicks bounds the ticks of one turn: a process that slept for a minute must

@@ -117,6 +117,7 @@ func (r *partitionReplica) turn() (again bool) {
 		r.finishStop()
 		return false
 	}
+	r.wakeUp(r.broker)
 	ticks := r.takeTicks()
 	if ticks > 0 {
 		r.group.Tick(ticks)

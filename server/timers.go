@@ -44,6 +44,18 @@ func (b *broker) resumed(gap time.Duration) {
 	})
 }
 
+// stoodStill reports whether this process has stood still since the last tick, once for
+// each time: an owner that wakes may take a turn before keepTime does. seen is the
+// owner's, of the tick before the last such gap.
+func (b *broker) stoodStill(seen *int64) bool {
+	last := b.ticked.Load()
+	if last == 0 || last == *seen || time.Duration(monotonic()-last) <= standstill {
+		return false
+	}
+	*seen = last
+	return true
+}
+
 // keepTime turns the passing of time into requests to owners. An idle partition
 // costs it two atomic loads a tick.
 func (b *broker) keepTime(ctx context.Context) {
@@ -58,6 +70,7 @@ func (b *broker) keepTime(ctx context.Context) {
 		case <-ticker.C:
 		}
 		now := monotonic()
+		b.ticked.Store(now)
 		if gap := time.Duration(now - last); gap > standstill {
 			b.resumed(gap)
 		}
