@@ -1,0 +1,255 @@
+package group
+
+import (
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// attachment is one link on its way from the attach to its end.
+type attachment struct {
+	consumer Consumer
+	session  Session
+	request  *wire.AttachRequest // nil once it is answered
+	client   string
+	term     wire.Term
+	member   *member // nil until the session is known
+	open     bool    // it was answered and is the session's newest
+	// needs: the answer waits for a quorum round. asked: one is running that began after
+	// the attach was read. confirmed: it has ended well.
+	needs, asked, confirmed bool
+	joining                 bool // the entry that lists it is to be proposed, or was
+	// scopes of the claimed records, as far as they are known: of the record in question
+	// the next is claims[claim].Offset + within.
+	scopes map[wire.Offset]Scope
+	claim  int
+	within uint32
+}
+
+// Attach begins the link of a session. It is answered with Attached. The request and what
+// it holds belong to the Leader from now on. Client is where it comes from, for people.
+func (l *Leader) Attach(c Consumer, m *wire.AttachRequest, client string, term wire.Term, now time.Duration) {
+	if m.Term > term {
+		c.Attached(nil, &wire.Error{Code: wire.CodeNotLeader})
+		return
+	}
+	var records uint64
+	for i := range m.Claims {
+		records += uint64(m.Claims[i].Count)
+	}
+	if records > 2*wire.MaxGroupCapacity {
+		c.Attached(nil, wire.Errorf(wire.CodeMalformed, "a session claims %d records, it may hold %d", records, wire.MaxGroupCapacity))
+		return
+	}
+	session := Session(m.Session)
+	if known := l.members[session]; known != nil {
+		if m.Attempt < known.attempt && l.keeps(RuleAttempt) {
+			c.Attached(nil, wire.Errorf(wire.CodeDuplicate, "the session has attached again since"))
+			return
+		}
+		known.attempt = m.Attempt
+		known.heard = max(known.heard, now)
+		known.suspect = false
+		l.unlink(known, wire.Errorf(wire.CodeDuplicate, "the session has attached again"))
+	}
+	for _, a := range l.attaches { // of the session, and not answered
+		if a.session == session && l.links[a.consumer] == a {
+			delete(l.links, a.consumer)
+			a.consumer.Attached(nil, wire.Errorf(wire.CodeDuplicate, "the session has attached again"))
+		}
+	}
+	a := &attachment{consumer: c, session: session, request: m, client: client, term: term}
+	l.links[c] = a
+	l.attaches = append(l.attaches, a)
+}
+
+// unlink ends the open link of a member.
+func (l *Leader) unlink(m *member, err error) {
+	if m.link == nil {
+		return
+	}
+	c := m.link
+	m.link, m.answers, m.lost = nil, m.answers[:0], m.lost[:0]
+	delete(l.links, c)
+	l.room(m)
+	c.Closed(err)
+}
+
+// admit goes on with the attaches that wait.
+func (l *Leader) admit() {
+	keep := l.attaches[:0]
+	for i, a := range l.attaches {
+		if l.links[a.consumer] != a {
+			continue // replaced, or gone
+		}
+		if i < turnRecords && l.advance(a) {
+			continue
+		}
+		keep = append(keep, a)
+	}
+	clear(l.attaches[len(keep):])
+	l.attaches = keep
+}
+
+// refuse answers an attach with an error, which ends the link.
+func (l *Leader) refuse(a *attachment, err error) bool {
+	delete(l.links, a.consumer)
+	a.consumer.Attached(nil, err)
+	return true
+}
+
+// advance takes an attach as far as it goes and reports whether it is answered.
+func (l *Leader) advance(a *attachment) bool {
+	m := l.members[a.session]
+	switch {
+	case m == nil:
+		return l.join(a)
+	case !m.listed:
+		a.member = m // it waits for the entry that an earlier attach has caused
+		if len(a.request.Claims) > 0 {
+			return l.refuse(a, wire.CodeSessionGone)
+		}
+		if l.keeps(RuleJoin) {
+			return false
+		}
+		l.attached(a, m, nil)
+		return true
+	case m.ending && l.keeps(RuleEnding):
+		return false // the outcome comes first
+	}
+	a.member = m
+	if !l.resolve(a) {
+		return false
+	}
+	if !a.confirmed {
+		if !a.needs {
+			a.needs = true
+			l.confirm()
+		}
+		return false
+	}
+	l.attached(a, m, l.settleClaims(a, m))
+	return true
+}
+
+// join has a session listed that is not. What it claims it cannot have.
+func (l *Leader) join(a *attachment) bool {
+	r := a.request
+	if len(r.Claims) > 0 {
+		return l.refuse(a, wire.CodeSessionGone)
+	}
+	if len(l.members) >= MaxSessions {
+		return l.refuse(a, wire.Errorf(wire.CodeTooMany, "group %s has %d consumers at this partition, that is its limit: attach some elsewhere", l.g.Name, MaxSessions))
+	}
+	binding := Binding{r.Generation, r.Counter}
+	if binding != (Binding{}) {
+		for _, s := range l.g.Sessions {
+			if binding.Before(s.Binding) && s.Binding.Generation > 0 {
+				return l.refuse(a, wire.Errorf(wire.CodeStaleBinding, "binding %d.%d is older than %d.%d, which another consumer has",
+					binding.Generation, binding.Counter, s.Binding.Generation, s.Binding.Counter))
+			}
+		}
+	}
+	predecessor := l.members[Session(r.Predecessor)]
+	if r.Name != "" && (predecessor == nil || !predecessor.listed) {
+		for _, other := range l.members {
+			if other.listed && other.name == r.Name && !other.ending {
+				predecessor = other
+				break
+			}
+		}
+	}
+	if predecessor != nil && (!predecessor.listed || predecessor.ending) {
+		if predecessor.ending {
+			return false // its end is on the way
+		}
+		predecessor = nil
+	}
+	m := l.member(a.session)
+	m.attempt, m.name, m.heard = r.Attempt, r.Name, l.now
+	j := joining{member: m, record: Member{
+		ID: a.session, Name: r.Name, Client: a.client, Binding: binding, Flags: r.Flags,
+	}}
+	if predecessor != nil {
+		j.record.Predecessor = predecessor.session
+		j.predecessor = predecessor
+		l.unlink(predecessor, wire.CodeSessionGone)
+		l.endAll(predecessor, cause{reason: wire.ReasonRemoved, counted: true, attempt: true})
+		predecessor.ending = true
+		l.room(predecessor)
+	}
+	l.next.joins = append(l.next.joins, j)
+	a.member, a.joining = m, true
+	if !l.keeps(RuleJoin) {
+		l.attached(a, m, nil)
+		return true
+	}
+	return false
+}
+
+// attached answers an attach: from now on the session is served on this link. Leaving the
+// wait set and granting the claims is one step.
+func (l *Leader) attached(a *attachment, m *member, refused []wire.OutcomeAnswer) {
+	r := a.request
+	a.request, a.open, a.member, a.scopes = nil, true, m, nil
+	m.link, m.flags = a.consumer, r.Flags
+	m.draining, m.leaving = false, false
+	m.limits(r.Capacity, r.Refill, r.Bytes)
+	if m.waiting {
+		m.waiting = false
+		l.waiting--
+	}
+	if m.worked = l.now; m.name == "" {
+		m.name = r.Name
+	}
+	s := &l.g.Settings
+	a.consumer.Attached(&wire.AttachResponse{
+		Term: a.term, Group: uint64(l.g.ID), Mode: s.Mode, Scope: s.Scope, Order: s.Order, Window: s.Window,
+		SessionMs: s.SessionMs, AckWaitMs: s.AckWaitMs, Refused: refused,
+	}, nil)
+	var unconfirmed []wire.Outcome
+	for _, c := range r.Claims {
+		if c.Kind != wire.OutcomeHeld {
+			unconfirmed = append(unconfirmed, c)
+		}
+	}
+	if len(unconfirmed) > 0 {
+		l.outcomes(m, unconfirmed)
+	}
+	l.room(m)
+}
+
+// Leave ends a session by its own wish: at once, or when it holds nothing any more.
+func (l *Leader) Leave(c Consumer, drain bool, now time.Duration) {
+	l.Heard(c, now)
+	a := l.links[c]
+	if a == nil || !a.open {
+		return
+	}
+	m := a.member
+	m.draining = true
+	l.room(m)
+	if !drain {
+		m.leaving = true
+		l.remove(m, reasonLeft)
+	}
+}
+
+// Gone notes that a link has ended. Dead says that the consumer is, and not only its
+// connection, as far as it has told us that this is to be believed.
+func (l *Leader) Gone(c Consumer, dead bool) {
+	a := l.links[c]
+	if a == nil {
+		return
+	}
+	delete(l.links, c)
+	m := a.member
+	if m == nil || !a.open {
+		return
+	}
+	m.link, m.answers, m.lost = nil, m.answers[:0], m.lost[:0]
+	l.room(m)
+	if dead && m.flags&wire.AttachReleaseOnDisconnect != 0 {
+		l.remove(m, reasonGone)
+	}
+}

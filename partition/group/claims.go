@@ -1,0 +1,220 @@
+package group
+
+import "github.com/lockstepmq/lockstep/wire"
+
+// maxFirsts bounds the scopes whose first unfinished record a new leader looks up.
+// Claims of further ones are refused: those records are delivered again.
+const maxFirsts = 1 << 20
+
+// firsts are the lowest unfinished records of all scopes, as far as [floor, scan) has
+// been looked at. A leader that has just begun needs them to judge claims.
+type firsts struct {
+	of   map[Scope]wire.Offset
+	scan wire.Offset
+}
+
+// resolve finds out what is needed to judge the claims of an attach, and reports whether
+// it is known: for a session that had its leases from another leader, the scopes of the
+// records, and the first unfinished record of each.
+func (l *Leader) resolve(a *attachment) bool {
+	claims := a.request.Claims
+	if l.kind != hashed || !a.member.waiting || len(claims) == 0 {
+		return true
+	}
+	if a.scopes == nil {
+		a.scopes = make(map[wire.Offset]Scope)
+	}
+	for ; a.claim < len(claims); a.claim, a.within = a.claim+1, 0 {
+		for c := &claims[a.claim]; a.within < c.Count; a.within++ {
+			o := c.Offset + wire.Offset(a.within)
+			if o >= l.end || l.g.Done.Has(o) {
+				continue
+			}
+			p, ok := l.feed.At(o)
+			if !ok {
+				l.wantScan(o)
+				return false
+			}
+			a.scopes[o] = l.hashOf(p, o)
+		}
+	}
+	return l.lookUp(min(claims[len(claims)-1].Next(), l.end))
+}
+
+// lookUp goes on with the search for first unfinished records up to a goal, by as much as
+// one turn may, and reports whether it is there.
+func (l *Leader) lookUp(goal wire.Offset) bool {
+	f := &l.firsts
+	if f.of == nil {
+		f.of = make(map[Scope]wire.Offset)
+	}
+	for budget := turnRecords; f.scan < goal; {
+		if f.scan = l.g.Done.Next(f.scan); f.scan >= goal {
+			break
+		}
+		p, ok := l.feed.At(f.scan)
+		if !ok {
+			l.wantScan(f.scan)
+			return false
+		}
+		if p.Damaged {
+			f.scan = p.Next()
+			continue
+		}
+		for ; f.scan < min(goal, p.Next()); f.scan++ {
+			if budget--; budget < 0 {
+				l.busy = true
+				return false
+			}
+			h := l.hashOf(p, f.scan)
+			if h == 0 || l.g.Done.Has(f.scan) || l.lettered[f.scan] || len(f.of) >= maxFirsts {
+				continue
+			}
+			if _, known := f.of[h]; !known {
+				f.of[h] = f.scan
+			}
+		}
+	}
+	return true
+}
+
+// settleClaims decides on everything that a session says it holds. What it returns is
+// refused, or known to be settled; all else is leased to the session from now on.
+func (l *Leader) settleClaims(a *attachment, m *member) []wire.OutcomeAnswer {
+	var refused []wire.OutcomeAnswer
+	refuse := func(o wire.Offset, epoch wire.Index, code wire.ErrorCode) {
+		if n := len(refused); n > 0 {
+			if last := &refused[n-1]; last.Code == code && last.Epoch == epoch && last.Offset+wire.Offset(last.Count) == o {
+				last.Count++
+				return
+			}
+		}
+		refused = append(refused, wire.OutcomeAnswer{Offset: o, Count: 1, Epoch: epoch, Code: code})
+	}
+	unclaimed := l.unclaimed(m, a.request.Claims)
+	for i := range a.request.Claims {
+		c := &a.request.Claims[i]
+		if c.Kind == wire.OutcomeLostSeen {
+			continue
+		}
+		for o := c.Offset; o < c.Next(); o++ {
+			if code := l.claim(a, m, o, c.Epoch); code != wire.CodeOK || l.g.Done.Has(o) {
+				refuse(o, c.Epoch, code)
+			}
+		}
+	}
+	if l.keeps(RuleUnclaimed) {
+		lost := cause{reason: wire.ReasonReturned, silent: true}
+		for _, r := range unclaimed {
+			for from := r.from; from < r.to; {
+				piece, ok := m.leases.within(from, r.to)
+				if !ok {
+					break
+				}
+				if from = piece.to; l.kind != shared {
+					piece.to = piece.from + 1
+					from = piece.to
+				}
+				if piece.state == held {
+					l.giveBack(m, piece, lost)
+				}
+			}
+		}
+	}
+	return refused
+}
+
+// unclaimed are the runs that the session holds here and does not claim.
+func (l *Leader) unclaimed(m *member, claims []wire.Outcome) []lease {
+	var out []lease
+	for _, r := range m.leases.held(0) {
+		at := r.from
+		for i := range claims {
+			c := &claims[i]
+			if c.Next() <= at || c.Kind == wire.OutcomeLostSeen {
+				continue
+			}
+			if c.Offset >= r.to {
+				break
+			}
+			if c.Epoch != r.epoch {
+				continue
+			}
+			if at < c.Offset {
+				piece := r
+				piece.from, piece.to = at, c.Offset
+				out = append(out, piece)
+			}
+			at = c.Next()
+		}
+		if at < r.to {
+			piece := r
+			piece.from = at
+			out = append(out, piece)
+		}
+	}
+	return out
+}
+
+// claim decides on one record. OK means that it is leased to the session, or done by it.
+func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index) wire.ErrorCode {
+	if o >= l.end {
+		return wire.CodeOutOfRange
+	}
+	if r := m.leases.find(o); r != nil {
+		switch {
+		case epoch < r.epoch, r.state == ending && l.keeps(RuleStale):
+			return wire.CodeStaleEpoch
+		case epoch > r.epoch:
+			return wire.CodeNotOwner
+		}
+		return wire.CodeOK
+	}
+	if l.g.Done.Has(o) {
+		return l.g.Late(o, epoch)
+	}
+	if l.keeps(RuleFence) && (epoch < l.g.FenceOf(o) || epoch < l.g.Forgotten) || l.lettered[o] {
+		return wire.CodeStaleEpoch
+	}
+	if !m.waiting || epoch > l.applied || o >= l.g.Horizon {
+		if code := l.g.Late(o, epoch); code != wire.CodeNotOwner || !l.leasedElsewhere(m, o) {
+			return code
+		}
+		return wire.CodeStaleEpoch
+	}
+	var s *scope
+	if h := a.scopes[o]; h != 0 {
+		if s = l.scopes[h]; s == nil {
+			s = l.newScope(h)
+		}
+		if s.holder != nil && s.holder != m {
+			return wire.CodeStaleEpoch
+		}
+		l.take(m, s, o)
+	} else if l.leasedElsewhere(m, o) {
+		return wire.CodeStaleEpoch
+	}
+	if !l.keeps(RuleKeepEpoch) {
+		epoch = l.applied
+	}
+	m.leases.add(lease{from: o, to: o + 1, epoch: epoch})
+	m.held++
+	l.holder = m
+	if o >= l.scan {
+		l.ahead.add(lease{from: o, to: o + 1})
+	}
+	if s != nil && s.leased[0] == o && len(s.leased) == 1 {
+		// An earlier record of the scope that nobody claims must come before this one.
+		if first, known := l.firsts.of[s.hash]; !known || first != o && !l.g.Done.Has(first) {
+			piece, _ := m.leases.within(o, o+1)
+			l.takeBack(m, piece, cause{reason: wire.ReasonReturned, counted: true, silent: true})
+			return wire.CodeStaleEpoch
+		}
+	}
+	if s != nil && s.ending > 0 { // the one before it was refused
+		piece, _ := m.leases.within(o, o+1)
+		l.takeBack(m, piece, cause{reason: wire.ReasonReturned, counted: true, silent: true})
+		return wire.CodeStaleEpoch
+	}
+	return wire.CodeOK
+}

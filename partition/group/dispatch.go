@@ -1,0 +1,489 @@
+package group
+
+import (
+	"math"
+	"slices"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// maxMisses bounds the waiting records of one turn whose batches are not known.
+const maxMisses = 16
+
+// open reports whether anything may be given out.
+func (l *Leader) open() bool {
+	return !l.g.Paused && len(l.eligible) > 0 && l.order == nil && (l.waiting == 0 || !l.keeps(RuleWait)) && l.end > 0
+}
+
+// dispatch gives out records as far as consumers have room: those that wait behind the
+// scan position, and those that the scan meets, as many of the one as of the other, so
+// that neither a backlog nor what is new waits for ever. It reports whether it stopped
+// only because it has looked at enough for one turn.
+func (l *Leader) dispatch() (again bool) {
+	if !l.open() {
+		return false
+	}
+	budget, misses := turnRecords, 0
+	waiting, scanned := 0, 0
+	more, ahead := true, true
+	for budget > 0 && len(l.eligible) > 0 && (more || ahead) {
+		if more && (waiting <= scanned || !ahead) {
+			if more = l.giveWaiting(&misses); more {
+				waiting++
+				budget--
+			}
+			continue
+		}
+		before := budget
+		if ahead = l.giveScanned(&budget); ahead {
+			scanned += before - budget
+		}
+		if !more {
+			waiting = scanned
+		}
+	}
+	l.send()
+	return budget <= 0
+}
+
+// giveWaiting gives out one record that waits behind the scan position and reports whether
+// it is worth to go on.
+func (l *Leader) giveWaiting(misses *int) bool {
+	if l.kind == single {
+		return false
+	}
+	for *misses < maxMisses {
+		ring := l.ring.len() > 0
+		if ring && l.redo.len() > 0 {
+			ring = l.turn&1 == 0
+			l.turn++
+		}
+		switch {
+		case ring:
+			if given, stop := l.giveScope(misses); given || stop {
+				return given
+			}
+		case l.redo.len() > 0:
+			if given, stop := l.giveRedo(misses); given || stop {
+				return given
+			}
+		default:
+			return false
+		}
+	}
+	return false
+}
+
+// giveRedo gives out one record that is a scope of its own.
+func (l *Leader) giveRedo(misses *int) (given, stop bool) {
+	o := l.redo.pop()
+	if l.g.Done.Has(o) || l.lettered[o] || o >= l.scan {
+		return false, false
+	}
+	p, ok := l.feed.At(o)
+	if !ok {
+		l.wantScan(o)
+		*misses++
+		l.redo.push(o)
+		return false, false
+	}
+	m := l.best()
+	if m == nil {
+		l.redo.push(o)
+		return false, true
+	}
+	known, _ := l.g.Record(o)
+	l.grant(m, p, o, o+1, known)
+	return true, false
+}
+
+// giveScope gives out the next record of the scope at the front of the ring.
+func (l *Leader) giveScope(misses *int) (given, stop bool) {
+	s := l.ring.pop()
+	s.inRing = false
+	for s.n > 0 && !l.gives(s.next[0]) {
+		s.pop()
+	}
+	if s.n == 0 || s.ending > 0 || s.parked > 0 || s.due > l.now || len(s.leased)-s.acked >= l.window() {
+		l.ready(s)
+		return false, false
+	}
+	o := s.next[0]
+	var m *member
+	if len(s.leased) > 0 && l.keeps(RuleSameHolder) {
+		if m = s.holder; l.free(m) == 0 {
+			return false, false // any session, when what it holds is settled
+		}
+	} else if m = l.best(); m == nil {
+		s.inRing = true
+		l.ring.push(s)
+		return false, true
+	}
+	p, ok := l.feed.At(o)
+	if !ok {
+		l.wantScan(o)
+		*misses++
+		s.inRing = true
+		l.ring.push(s)
+		return false, false
+	}
+	s.pop()
+	known, _ := l.g.Record(o)
+	l.take(m, s, o)
+	l.grant(m, p, o, o+1, known)
+	l.ready(s)
+	return true, false
+}
+
+// take notes that a record of a scope is leased to m.
+func (l *Leader) take(m *member, s *scope, o wire.Offset) {
+	if len(s.leased) == 0 {
+		s.since = l.now
+	}
+	s.holder = m
+	if i, found := slices.BinarySearch(s.leased, o); !found {
+		s.leased = slices.Insert(s.leased, i, o)
+	}
+	l.of[o] = s
+}
+
+// limit is one past the last record that may be given.
+func (l *Leader) limit() wire.Offset {
+	if !l.keeps(RuleHorizon) {
+		return l.end
+	}
+	return min(l.end, l.g.Horizon)
+}
+
+// giveScanned goes on with the scan by one batch, or what is left of it, and reports
+// whether it is worth to go on.
+func (l *Leader) giveScanned(budget *int) bool {
+	l.scan = l.g.Done.Next(l.scan)
+	limit := l.limit()
+	if l.scan >= limit {
+		return false
+	}
+	p, ok := l.feed.At(l.scan)
+	if !ok {
+		l.wantScan(l.scan)
+		return false
+	}
+	stop := min(p.Next(), limit, l.scan+wire.Offset(*budget))
+	before := l.scan
+	switch {
+	case p.Damaged:
+		l.unread = stop
+		l.scan = stop
+	case l.kind == shared:
+		l.scanShared(p, stop)
+	case l.kind == single:
+		l.scanSingle(p, stop)
+	default:
+		l.scanHashed(p, stop)
+	}
+	*budget -= int(min(l.scan-before, math.MaxInt32))
+	if !l.ahead.empty() {
+		l.ahead.remove(0, l.scan)
+	}
+	return l.scan > before
+}
+
+// plain reports whether nothing is known of any record from o on, except of some that they
+// are done: none was taken back, is leased, parked or a letter, or of doubtful count. Then
+// a run of them is as good as one record.
+func (l *Leader) plain(o wire.Offset) bool {
+	return l.ahead.empty() && len(l.lettered) == 0 && len(l.g.Parked) == 0 && len(l.g.Substitutes) == 0 && o >= l.g.Doubt && l.g.returned.len() == 0
+}
+
+// skips reports whether the scan leaves out the record at o, and puts it where it waits if
+// it may go out later.
+func (l *Leader) skips(o wire.Offset, known Returned) bool {
+	if l.g.Done.Has(o) || l.lettered[o] || l.ahead.find(o) != nil {
+		return true
+	}
+	if known.DelayMs > 0 && l.kind == shared {
+		// It was taken back under another leader: its rest begins anew.
+		if due := l.start + time.Duration(known.DelayMs)*time.Millisecond; due > l.now {
+			l.timers.push(timer{at: due, record: o})
+			return true
+		}
+	}
+	if l.kind == shared {
+		_, parked := l.g.Parked[Scope(o)]
+		return parked
+	}
+	return false
+}
+
+// scanShared gives the records [scan, stop) of a batch to those with most room, as many
+// as one takes at once.
+func (l *Leader) scanShared(p *Place, stop wire.Offset) {
+	plain := l.plain(l.scan)
+	for l.scan < stop {
+		m := l.best()
+		if m == nil {
+			return
+		}
+		if plain {
+			if l.scan = l.g.Done.Next(l.scan); l.scan >= stop {
+				return
+			}
+			to := l.g.Done.following(l.scan, min(stop, l.scan+wire.Offset(l.free(m))))
+			l.grant(m, p, l.scan, to, Returned{})
+			l.scan = to
+			continue
+		}
+		known, _ := l.g.Record(l.scan)
+		if l.skips(l.scan, known) {
+			l.scan++
+			continue
+		}
+		l.grant(m, p, l.scan, l.scan+1, known)
+		l.scan++
+	}
+}
+
+// scanSingle gives the records [scan, stop) of a batch to the one session that may have
+// them.
+func (l *Leader) scanSingle(p *Place, stop wire.Offset) {
+	for l.scan < stop && l.hold <= l.now {
+		if l.skips(l.scan, Returned{}) {
+			l.scan++
+			continue
+		}
+		if len(l.g.Parked) > 0 {
+			return
+		}
+		m := l.best()
+		if m == nil {
+			return
+		}
+		to := l.scan + 1
+		if l.plain(l.scan) && l.g.Settings.Mode == wire.ModeStream {
+			to = l.g.Done.following(l.scan, min(stop, l.scan+wire.Offset(l.free(m))))
+		}
+		known, _ := l.g.Record(l.scan)
+		l.grant(m, p, l.scan, to, known)
+		l.scan = to
+	}
+}
+
+// may reports whether a session may have the next record of a group whose scope is the
+// whole partition.
+func (l *Leader) may(m *member) bool {
+	sticky := l.g.Settings.Holder == wire.HolderSticky || l.g.Settings.Mode == wire.ModeStream
+	if sticky && m.session != l.g.Active || l.backing > 0 || l.activating && l.keeps(RuleActive) {
+		return false
+	}
+	if l.holder != nil && l.holder != m && !l.holder.leases.empty() && l.keeps(RuleSameHolder) {
+		return false
+	}
+	return l.g.Settings.Mode == wire.ModeStream || l.unsettled(m) < l.window()
+}
+
+// unsettled is how many records m holds that are not acked, up to the window.
+func (l *Leader) unsettled(m *member) int {
+	n := 0
+	for _, r := range m.leases.all() {
+		if r.state == held {
+			n += int(r.to - r.from)
+		}
+	}
+	return n
+}
+
+// scanHashed gives those records of [scan, stop) away whose scopes are free, all of a
+// batch to one session as far as it has room, and notes the others.
+func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
+	plain := l.plain(l.scan)
+	var m *member
+	for ; l.scan < stop; l.scan++ {
+		o := l.scan
+		var known Returned
+		if !plain {
+			known, _ = l.g.Record(o)
+		}
+		if l.skips(o, known) {
+			continue
+		}
+		h := l.hashOf(p, o)
+		if h != 0 {
+			if s := l.scopes[h]; s != nil {
+				s.note(o)
+				l.ready(s)
+				continue
+			}
+			if known.DelayMs > 0 {
+				if due := l.start + time.Duration(known.DelayMs)*time.Millisecond; due > l.now {
+					s := l.newScope(h)
+					s.due = due
+					s.note(o)
+					l.ready(s)
+					continue
+				}
+			}
+		} else if known.DelayMs > 0 {
+			if due := l.start + time.Duration(known.DelayMs)*time.Millisecond; due > l.now {
+				l.timers.push(timer{at: due, record: o})
+				continue
+			}
+		}
+		if m == nil || l.free(m) == 0 {
+			if m = l.best(); m == nil {
+				return
+			}
+		}
+		if h != 0 {
+			l.take(m, l.newScope(h), o)
+		}
+		l.grant(m, p, o, o+1, known)
+	}
+}
+
+// grant leases the records [from, to) of a batch, of all of which the same is known, to m.
+func (l *Leader) grant(m *member, p *Place, from, to wire.Offset, known Returned) {
+	n := int(to - from)
+	m.leases.add(lease{from: from, to: to, epoch: l.applied})
+	if m.held == 0 {
+		m.worked = l.now
+		m.held = n
+		if l.workDue(m) < m.check {
+			l.watch(m)
+		}
+	} else {
+		m.held += n
+	}
+	m.heldBytes += int(int64(p.BatchBytes) * int64(n) / int64(max(1, p.Count)))
+	l.holder = m
+	l.stats.Delivered += uint64(n)
+	g := wire.Grant{Offset: from, Count: uint32(n), Epoch: l.applied, Deliveries: known.Deliveries, Attempts: known.Attempts}
+	if g.Deliveries < math.MaxUint16 {
+		g.Deliveries++
+	}
+	if known.Deliveries > 0 {
+		g.Flags |= wire.GrantRedelivered
+	}
+	if from < l.g.Doubt {
+		g.Flags |= wire.GrantRedelivered | wire.GrantAtLeast
+	}
+	if g.Flags&wire.GrantRedelivered != 0 {
+		l.stats.Redelivered += uint64(n)
+	}
+	m.delivery(l, p, from, to).add(g)
+	l.room(m)
+}
+
+// delivery returns the delivery of this turn for the batch of records [from, to).
+func (m *member) delivery(l *Leader, p *Place, from, to wire.Offset) *Delivery {
+	if len(m.out) == 0 {
+		l.outs = append(l.outs, m)
+	}
+	var substitute []byte
+	if len(l.g.Substitutes) > 0 {
+		substitute = l.g.Substitutes[from]
+	}
+	first, last := int(from-p.Base), int(to-p.Base)
+	back := 8
+	if l.kind == hashed && l.window() > 1 {
+		back = 1 // else a record could overtake an earlier one of its scope
+	}
+	for i := len(m.out) - 1; i >= max(0, len(m.out)-back) && substitute == nil; i-- {
+		if d := &m.out[i]; d.Place.Base == p.Base && d.Substitute == nil && len(d.Grants) < math.MaxUint16 {
+			d.From, d.To = min(d.From, first), max(d.To, last)
+			return d
+		}
+	}
+	n := len(m.out)
+	if n < cap(m.out) {
+		m.out = m.out[:n+1]
+	} else {
+		m.out = append(m.out, Delivery{})
+	}
+	d := &m.out[n]
+	*d = Delivery{
+		Place: *p, From: first, To: last, Grants: d.Grants[:0], Substitute: substitute,
+		Whole: p.Compressed || m.flags&wire.AttachWholeBatches != 0,
+	}
+	return d
+}
+
+// add takes a grant in, in order, and joins it with one that is alike.
+func (d *Delivery) add(g wire.Grant) {
+	n := len(d.Grants)
+	if n > 0 && d.Grants[n-1].Offset > g.Offset {
+		i, _ := slices.BinarySearchFunc(d.Grants, g.Offset, func(a wire.Grant, o wire.Offset) int {
+			if a.Offset < o {
+				return -1
+			}
+			return 1
+		})
+		d.Grants = slices.Insert(d.Grants, i, g)
+		return
+	}
+	if n > 0 {
+		last := &d.Grants[n-1]
+		if last.Offset+wire.Offset(last.Count) == g.Offset && last.Epoch == g.Epoch && last.Deliveries == g.Deliveries &&
+			last.Attempts == g.Attempts && last.Flags == g.Flags {
+			last.Count += g.Count
+			return
+		}
+	}
+	d.Grants = append(d.Grants, g)
+}
+
+// send hands the deliveries of this turn over.
+func (l *Leader) send() {
+	for _, m := range l.outs {
+		for i := range m.out {
+			m.link.Deliver(&m.out[i])
+			m.out[i].Place.Index = nil
+		}
+		m.out = m.out[:0]
+	}
+	clear(l.outs)
+	l.outs = l.outs[:0]
+}
+
+// freed makes records that were taken back wait for their next delivery.
+func (l *Leader) freed(from, to wire.Offset, delayMs uint32) {
+	due := l.now + time.Duration(delayMs)*time.Millisecond
+	for o := from; o < to; o++ {
+		s := l.leave(o)
+		switch {
+		case l.kind == single:
+		case s != nil:
+			s.note(o)
+			if delayMs > 0 {
+				s.due = due
+			}
+			l.ready(s)
+		case o >= l.scan:
+			l.ahead.remove(o, o+1) // the scan will meet it
+		case delayMs > 0:
+			l.timers.push(timer{at: due, record: o})
+		default:
+			l.redo.push(o)
+		}
+	}
+	if l.kind == single {
+		l.rewind(from)
+		if delayMs > 0 {
+			l.hold = due
+			l.timers.push(timer{at: due})
+		}
+	}
+}
+
+// rewind puts the scan back to o; what is leased behind it is left out.
+func (l *Leader) rewind(o wire.Offset) {
+	l.ahead = leases{}
+	l.scan = min(l.scan, o)
+	for _, m := range l.members {
+		for _, r := range m.leases.all() {
+			if r.to > l.scan {
+				l.ahead.add(lease{from: max(r.from, l.scan), to: r.to})
+			}
+		}
+	}
+}

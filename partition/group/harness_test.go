@@ -1,0 +1,988 @@
+package group
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/lockstepmq/lockstep/promise"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// The harness runs Leaders of one group against consumers that follow the protocol, in
+// virtual time and with every fault that the rules are about: links that break and lose
+// what is on them, consumers that die or stand still, leaders that are replaced and keep
+// any prefix of what was not committed, and deposed leaders that go on. Everything
+// follows from the seed. What the consumers see is checked against what groups promise.
+
+const (
+	harnessGroup   ID = 7
+	harnessSession    = time.Second
+)
+
+// logEntry is one entry of the partition's log.
+type logEntry struct {
+	term    wire.Term
+	records []uint64 // key hashes; nil: no records
+	control []byte
+	from    *broker // that proposed it, nil for others
+}
+
+// broker is one leader of the partition, in office or deposed.
+type broker struct {
+	h       *harness
+	number  int
+	term    wire.Term
+	state   *State
+	leader  *Leader
+	applied int // entries
+	places  []Place
+	known   map[wire.Offset]bool // bases of the batches that the feed has
+	scans   []wire.Offset
+	finds   []Find
+	confirm []func(error)
+	deposed bool
+	links   []*fakeLink
+	letters []Letter
+}
+
+// At implements Feed.
+func (b *broker) At(o wire.Offset) (*Place, bool) {
+	i := slices.IndexFunc(b.places, func(p Place) bool { return o < p.Next() })
+	if i < 0 {
+		panic(fmt.Sprintf("asked for offset %d behind the end", o))
+	}
+	if !b.known[b.places[i].Base] {
+		return nil, false
+	}
+	p := b.places[i]
+	return &p, true
+}
+
+func (b *broker) end() wire.Offset {
+	if len(b.places) == 0 {
+		return 0
+	}
+	return b.places[len(b.places)-1].Next()
+}
+
+// apply applies the next committed entry.
+func (b *broker) apply() {
+	e := &b.h.log[b.applied]
+	b.applied++
+	i := wire.Index(b.applied)
+	b.state.Term(e.term)
+	switch {
+	case e.records != nil:
+		p := Place{Base: b.end(), Count: len(e.records), BatchBytes: 100 * len(e.records)}
+		for _, k := range e.records {
+			p.Index = binary.LittleEndian.AppendUint64(p.Index, k)
+			p.Index = append(p.Index, 0, 0, 0, 0, 0, 0, 0, 0)
+		}
+		b.places = append(b.places, p)
+		b.known[p.Base] = b.h.chance(0.8)
+		b.state.Appended(b.end())
+	case e.control != nil:
+		for rest := e.control; len(rest) > 0; {
+			n := binary.LittleEndian.Uint32(rest[4:])
+			b.state.Apply(i, Command(rest[0]), rest[1], rest[8:8+n])
+			rest = rest[8+n:]
+		}
+		if e.from == b && b.leader != nil {
+			b.leader.Applied(i)
+		}
+	}
+}
+
+// turn is one owner's turn.
+func (b *broker) turn() {
+	l := b.leader
+	for range 4 {
+		again := l.Turn(b.h.now, wire.Index(b.applied), b.end())
+		for l.Pending() {
+			data, ok := l.Propose(nil, b.h.room)
+			if !ok {
+				break
+			}
+			if b.h.chance(b.h.faults * 0.1) {
+				l.Dropped()
+				break
+			}
+			if !b.deposed {
+				b.h.pending = append(b.h.pending, logEntry{term: b.term, control: data, from: b})
+			}
+		}
+		w := l.Wants()
+		b.scans = append(b.scans, w.Scan...)
+		b.finds = append(b.finds, w.Find...)
+		b.letters = append(b.letters, w.Letters...)
+		if w.Confirm {
+			b.confirm = append(b.confirm, l.Confirmed)
+		}
+		if !again {
+			return
+		}
+	}
+}
+
+// effects brings what was asked for.
+func (b *broker) effects() {
+	for _, o := range b.scans {
+		for i := range b.places {
+			if p := &b.places[i]; o < p.Next() {
+				b.known[p.Base] = true
+				if p.Base >= o+64 {
+					break
+				}
+			}
+		}
+	}
+	b.scans = nil
+	for _, f := range b.finds {
+		at, ok := b.find(f)
+		b.leader.Found(f.Scope, f.After, at, ok)
+	}
+	b.finds = nil
+	if !b.deposed {
+		for _, f := range b.confirm {
+			f(nil)
+		}
+		b.confirm = nil
+		for _, letter := range b.letters {
+			b.h.lettered[letter.Offset]++
+			b.leader.LetterWritten(letter.Number)
+		}
+		b.letters = nil
+	}
+}
+
+func (b *broker) find(f Find) (wire.Offset, bool) {
+	g := b.leader.Group()
+	for i := range b.places {
+		p := &b.places[i]
+		for o := max(p.Base, f.After+1); o < min(p.Next(), f.Below); o++ {
+			if Scope(binary.LittleEndian.Uint64(p.Index[16*(o-p.Base):])) == f.Scope && !g.Done.Has(o) {
+				return o, true
+			}
+		}
+	}
+	return 0, false
+}
+
+// fakeLink is the link of a consumer to a broker: two queues that keep their order and
+// are lost as a whole.
+type fakeLink struct {
+	c        *consumer
+	b        *broker
+	toClient []func()
+	toBroker []func(*Leader)
+	// broken: nothing moves any more. told: the broker has heard of it. closed: the broker
+	// has ended it.
+	broken, told, closed bool
+}
+
+func (k *fakeLink) send(f func()) {
+	if k.closed {
+		panic("a closed link was used")
+	}
+	k.toClient = append(k.toClient, f)
+}
+
+func (k *fakeLink) Attached(r *wire.AttachResponse, err error) {
+	k.send(func() { k.c.attached(k, r, err) })
+	k.closed = err != nil
+}
+
+func (k *fakeLink) Deliver(d *Delivery) {
+	index := slices.Clone(d.Place.Index)
+	base, grants := d.Place.Base, slices.Clone(d.Grants)
+	k.send(func() {
+		for _, g := range grants {
+			for o := g.Offset; o < g.Offset+wire.Offset(g.Count); o++ {
+				k.c.delivered(k, o, binary.LittleEndian.Uint64(index[16*(o-base):]), g)
+			}
+		}
+	})
+}
+
+func (k *fakeLink) Answer(a []wire.OutcomeAnswer) {
+	a = slices.Clone(a)
+	k.send(func() { k.c.answered(k, a) })
+}
+
+func (k *fakeLink) Revoke(r []wire.Revoke) {
+	r = slices.Clone(r)
+	k.send(func() { k.c.revoked(k, r) })
+}
+
+func (k *fakeLink) Lost(v []wire.Lost) {
+	v = slices.Clone(v)
+	k.send(func() { k.c.lost(k, v) })
+}
+
+func (k *fakeLink) Confirmed(n uint64) { k.send(func() { k.c.confirmed(k, n) }) }
+
+func (k *fakeLink) Closed(err error) {
+	k.send(func() { k.c.closed(k, err) })
+	k.closed = true
+}
+
+// taken is a record that a consumer holds.
+type taken struct {
+	offset  wire.Offset
+	hash    uint64
+	epoch   wire.Index
+	outcome wire.OutcomeKind // held: queued or running
+	running bool
+}
+
+// consumer follows the protocol as the client library has to.
+type consumer struct {
+	h         *harness
+	name      string
+	session   Session
+	before    Session // predecessor
+	life      int
+	attempt   uint64
+	term      wire.Term
+	link      *fakeLink
+	attachedK bool
+	asked     time.Duration // when it attached
+	held      []*taken      // ascending
+	beats     map[uint64]time.Duration
+	beat      uint64
+	valid     time.Duration // until when it may work
+	lastBeat  time.Duration
+	stopped   bool // it stands still
+	dead      bool
+	capacity  uint32
+	out       []wire.Outcome // to be sent
+}
+
+func (c *consumer) id() string { return fmt.Sprintf("%s/%d", c.name, c.life) }
+
+func (h *harness) event(k promise.Kind, c *consumer, t *taken, answer promise.Answer) {
+	e := promise.Event{Kind: k}
+	if c != nil {
+		e.Session = c.id()
+	}
+	if t != nil {
+		e.Record, e.Epoch, e.Scope, e.Answer = uint64(t.offset), uint64(t.epoch), h.scopeName(t), answer
+	}
+	h.trace("%s", e)
+	if err := h.check.Observe(e); err != nil && h.failure == nil {
+		h.failure = err
+	}
+}
+
+func (h *harness) scopeName(t *taken) string {
+	switch kindOf(&h.settings) {
+	case single:
+		return "all"
+	case hashed:
+		if t.hash != 0 {
+			return fmt.Sprintf("key%d", t.hash)
+		}
+	}
+	return fmt.Sprintf("record%d", t.offset)
+}
+
+func (h *harness) same(a, b *taken) bool { return h.scopeName(a) == h.scopeName(b) }
+
+// fresh begins a new life of the consumer.
+func (c *consumer) fresh(predecessor bool) {
+	c.before = Session{}
+	if predecessor {
+		c.before = c.session
+	}
+	c.life++
+	binary.LittleEndian.PutUint64(c.session[:], c.h.rand.Uint64())
+	binary.LittleEndian.PutUint64(c.session[8:], c.h.rand.Uint64())
+	c.held, c.out, c.link, c.attachedK = nil, nil, nil, false
+	c.beats, c.valid = make(map[uint64]time.Duration), 0
+	c.attempt = 0
+}
+
+// fence ends the work of a consumer that does not know whether it is alive to the broker.
+func (c *consumer) fence() {
+	for _, t := range c.held {
+		if t.running {
+			c.h.event(promise.Finished, c, t, 0)
+		}
+	}
+	c.h.event(promise.Removed, c, nil, 0)
+	c.cut()
+	c.fresh(true)
+}
+
+func (c *consumer) cut() {
+	if c.link != nil {
+		c.link.broken = true
+		c.link = nil
+	}
+	c.attachedK = false
+}
+
+// attach goes to a broker that may lead.
+func (c *consumer) attach(b *broker) {
+	if b.term < c.term {
+		return
+	}
+	c.cut()
+	c.asked = c.h.now
+	c.term = b.term
+	c.attempt++
+	r := &wire.AttachRequest{
+		Session: c.session, Predecessor: c.before, Attempt: c.attempt, Term: c.term, Capacity: c.capacity, Refill: c.capacity / 2,
+	}
+	for _, t := range c.held {
+		if n := len(r.Claims); n > 0 {
+			if last := &r.Claims[n-1]; last.Next() == t.offset && last.Epoch == t.epoch && last.Kind == t.outcome {
+				last.Count++
+				continue
+			}
+		}
+		r.Claims = append(r.Claims, wire.Outcome{Offset: t.offset, Count: 1, Epoch: t.epoch, Kind: t.outcome})
+	}
+	c.out = nil
+	k := &fakeLink{c: c, b: b}
+	c.link = k
+	c.beats = make(map[uint64]time.Duration)
+	b.links = append(b.links, k)
+	k.toBroker = append(k.toBroker, func(l *Leader) { l.Attach(k, r, c.name, b.term, c.h.now) })
+	c.h.trace("%s attaches to leader %d with %d claims", c.id(), b.number, len(r.Claims))
+}
+
+func (c *consumer) attached(k *fakeLink, r *wire.AttachResponse, err error) {
+	if c.link != k {
+		return
+	}
+	if err != nil {
+		c.link, c.attachedK = nil, false
+		c.h.trace("%s is refused: %s", c.id(), err)
+		if err == wire.CodeSessionGone {
+			c.fence()
+		}
+		return
+	}
+	c.attachedK = true
+	for _, a := range r.Refused {
+		c.decided(a)
+	}
+	c.heartbeat()
+}
+
+// decided takes in an answer about records.
+func (c *consumer) decided(a wire.OutcomeAnswer) {
+	for o := a.Offset; o < a.Offset+wire.Offset(a.Count); o++ {
+		t := c.find(o)
+		if t == nil || t.epoch != a.Epoch {
+			continue
+		}
+		stale := a.Code == wire.CodeStaleEpoch
+		switch {
+		case a.Code == wire.CodeOK:
+			if t.outcome == wire.OutcomeAck {
+				c.h.event(promise.Answered, c, t, promise.OK)
+			} else if t.outcome == wire.OutcomeHeld {
+				// It was done before this session knew that its ack was lost: impossible, for it
+				// has none. Settled by somebody else would be STALE.
+				c.h.fail("%s is told OK for record %d, which it holds", c.id(), o)
+			}
+			c.drop(t)
+			continue
+		case !stale && a.Code != wire.CodeAlreadyDone:
+			c.h.fail("%s is told %s for record %d under epoch %d", c.id(), a.Code, o, a.Epoch)
+			return
+		}
+		if t.outcome == wire.OutcomeAck {
+			c.h.event(promise.Answered, c, t, promise.Stale)
+		}
+		c.loses(t)
+	}
+}
+
+// loses drops a record that was taken away, and what is queued behind it.
+func (c *consumer) loses(t *taken) {
+	if t.running {
+		c.h.event(promise.Finished, c, t, 0)
+	}
+	c.h.event(promise.Revoked, c, t, 0)
+	c.drop(t)
+	c.dropBehind(t)
+	c.out = append(c.out, wire.Outcome{Offset: t.offset, Count: 1, Epoch: t.epoch, Kind: wire.OutcomeLostSeen})
+}
+
+func (c *consumer) dropBehind(t *taken) {
+	for _, other := range slices.Clone(c.held) {
+		if other.offset > t.offset && c.h.same(other, t) && other.outcome == wire.OutcomeHeld && !other.running {
+			c.drop(other)
+		}
+	}
+}
+
+func (c *consumer) find(o wire.Offset) *taken {
+	for _, t := range c.held {
+		if t.offset == o {
+			return t
+		}
+	}
+	return nil
+}
+
+func (c *consumer) drop(t *taken) {
+	c.held = slices.DeleteFunc(c.held, func(x *taken) bool { return x == t })
+}
+
+func (c *consumer) delivered(k *fakeLink, o wire.Offset, hash uint64, g wire.Grant) {
+	if c.link != k {
+		return
+	}
+	t := &taken{offset: o, hash: hash, epoch: g.Epoch}
+	if old := c.find(o); old != nil {
+		if old.epoch >= g.Epoch {
+			c.h.fail("%s gets record %d under epoch %d and has it under %d", c.id(), o, g.Epoch, old.epoch)
+			return
+		}
+		if old.outcome == wire.OutcomeHeld {
+			c.h.fail("%s gets record %d again and still holds it", c.id(), o)
+			return
+		}
+		c.drop(old)
+	}
+	if before := c.h.started[o]; before > 0 && before < g.Epoch && g.Flags&wire.GrantRedelivered == 0 {
+		c.h.fail("%s gets record %d under epoch %d without the flag, it was started under %d", c.id(), o, g.Epoch, before)
+		return
+	}
+	c.h.event(promise.Delivered, c, t, 0)
+	i, _ := slices.BinarySearchFunc(c.held, o, func(t *taken, o wire.Offset) int { return compareOffsets(t.offset, o) })
+	c.held = slices.Insert(c.held, i, t)
+	n := 0
+	for _, t := range c.held {
+		if t.outcome == wire.OutcomeHeld {
+			n++
+		}
+	}
+	if n > int(c.capacity) {
+		c.h.fail("%s holds %d records, it has room for %d", c.id(), n, c.capacity)
+	}
+}
+
+func (c *consumer) answered(k *fakeLink, a []wire.OutcomeAnswer) {
+	if c.link != k {
+		return
+	}
+	for _, a := range a {
+		c.decided(a)
+	}
+}
+
+func (c *consumer) revoked(k *fakeLink, r []wire.Revoke) {
+	if c.link != k {
+		return
+	}
+	for _, r := range r {
+		for o := r.Offset; o < r.Offset+wire.Offset(r.Count); o++ {
+			if t := c.find(o); t != nil && t.epoch == r.Epoch && t.outcome == wire.OutcomeHeld {
+				c.finish(t, wire.OutcomeReleased)
+			}
+		}
+	}
+}
+
+func (c *consumer) lost(k *fakeLink, v []wire.Lost) {
+	if c.link != k {
+		return
+	}
+	for _, v := range v {
+		for o := v.Offset; o < v.Offset+wire.Offset(v.Count); o++ {
+			if t := c.find(o); t != nil && t.epoch == v.Epoch {
+				c.loses(t)
+			} else {
+				c.out = append(c.out, wire.Outcome{Offset: o, Count: 1, Epoch: v.Epoch, Kind: wire.OutcomeLostSeen})
+			}
+		}
+	}
+}
+
+func (c *consumer) confirmed(k *fakeLink, n uint64) {
+	if c.link == k {
+		if sent, ok := c.beats[n]; ok {
+			c.valid = max(c.valid, sent+harnessSession*9/10)
+		}
+	}
+}
+
+func (c *consumer) closed(k *fakeLink, err error) {
+	if c.link != k {
+		return
+	}
+	c.link, c.attachedK = nil, false
+	c.h.trace("%s: its link is closed: %v", c.id(), err)
+	if err == wire.CodeSessionGone {
+		c.fence()
+	}
+}
+
+func (c *consumer) heartbeat() {
+	c.beat++
+	n := c.beat
+	c.beats[n] = c.h.now
+	c.lastBeat = c.h.now
+	k := c.link
+	k.toBroker = append(k.toBroker, func(l *Leader) { l.Heartbeat(k, n, c.h.now) })
+}
+
+// finish gives a record an outcome.
+func (c *consumer) finish(t *taken, kind wire.OutcomeKind) {
+	if t.running {
+		t.running = false
+		c.h.event(promise.Finished, c, t, 0)
+	}
+	t.outcome = kind
+	if kind == wire.OutcomeAck {
+		c.h.event(promise.Acked, c, t, 0)
+	} else {
+		c.h.event(promise.Nacked, c, t, 0)
+		c.dropBehind(t)
+	}
+	c.out = append(c.out, wire.Outcome{Offset: t.offset, Count: 1, Epoch: t.epoch, Kind: kind})
+}
+
+// flush sends what is to be sent.
+func (c *consumer) flush() {
+	if c.link == nil || !c.attachedK || len(c.out) == 0 {
+		return
+	}
+	items := c.out
+	c.out = nil
+	// A frame ascends: what does not is the next frame.
+	for len(items) > 0 {
+		n := 1
+		for n < len(items) && items[n].Offset >= items[n-1].Next() {
+			n++
+		}
+		frame := items[:n]
+		k := c.link
+		k.toBroker = append(k.toBroker, func(l *Leader) { l.Outcomes(k, frame, c.h.now) })
+		items = items[n:]
+	}
+}
+
+// work does one thing that a consumer may do now.
+func (c *consumer) work() {
+	if c.dead || c.stopped {
+		return
+	}
+	if c.valid > 0 && c.h.now >= c.valid {
+		c.fence()
+		return
+	}
+	if c.link == nil || c.link.closed && len(c.link.toClient) == 0 {
+		c.attach(c.h.somebody(c.term))
+		return
+	}
+	if !c.attachedK || c.valid == 0 {
+		if c.h.now >= c.asked+harnessSession { // nobody answers: another may
+			c.attach(c.h.somebody(c.term))
+			return
+		}
+		if !c.attachedK {
+			return
+		}
+	}
+	if c.h.now >= c.lastBeat+harnessSession/3 {
+		c.heartbeat()
+	}
+	c.flush()
+	if c.valid == 0 || len(c.held) == 0 {
+		return
+	}
+	t := c.held[c.h.rand.IntN(len(c.held))]
+	switch {
+	case t.outcome != wire.OutcomeHeld:
+	case !t.running:
+		for _, other := range c.held {
+			if other.offset < t.offset && c.h.same(other, t) {
+				return // the gate
+			}
+		}
+		t.running = true
+		c.h.started[t.offset] = max(c.h.started[t.offset], t.epoch)
+		c.h.event(promise.Started, c, t, 0)
+	case c.h.chance(c.h.nacks):
+		c.finish(t, wire.OutcomeNack)
+	case c.h.chance(c.h.nacks):
+		c.finish(t, wire.OutcomeReleased)
+	default:
+		c.finish(t, wire.OutcomeAck)
+	}
+	c.flush()
+}
+
+// harness is one run.
+type harness struct {
+	rand      *rand.Rand
+	settings  Settings
+	check     *promise.Checker
+	now       time.Duration
+	log       []logEntry // committed
+	pending   []logEntry // of the leader in office
+	brokers   []*broker  // the last is in office
+	follower  *broker
+	consumers []*consumer
+	room      int
+	keys      int
+	faults    float64
+	nacks     float64
+	without   []Rule
+	failure   error
+	lines     []string
+	started   map[wire.Offset]wire.Index // the highest epoch
+	lettered  map[wire.Offset]int
+	moves     int
+}
+
+func (h *harness) trace(format string, args ...any) {
+	if len(h.lines) > 8000 {
+		h.lines = slices.Delete(h.lines, 0, 4000)
+	}
+	h.lines = append(h.lines, fmt.Sprintf("%8s  ", h.now)+fmt.Sprintf(format, args...))
+}
+
+func (h *harness) fail(format string, args ...any) {
+	if h.failure == nil {
+		h.failure = fmt.Errorf(format, args...)
+		h.trace("FAILED: %s", h.failure)
+	}
+}
+
+func (h *harness) chance(p float64) bool { return p > 0 && h.rand.Float64() < p }
+
+func (h *harness) office() *broker { return h.brokers[len(h.brokers)-1] }
+
+// somebody is a broker that says that it leads: mostly the right one.
+func (h *harness) somebody(term wire.Term) *broker {
+	if h.chance(h.faults) {
+		b := h.brokers[h.rand.IntN(len(h.brokers))]
+		if b.term >= term {
+			return b
+		}
+	}
+	return h.office()
+}
+
+func newHarness(seed uint64, s Settings, without ...Rule) *harness {
+	h := &harness{
+		rand: rand.New(rand.NewPCG(seed, 1)), settings: s.WithDefaults(), without: without, room: 1 << 16, keys: 1 + int(seed%7),
+		faults: 0.3, nacks: 0.1, started: make(map[wire.Offset]wire.Index), lettered: make(map[wire.Offset]int),
+	}
+	h.settings.SessionMs = uint32(harnessSession / time.Millisecond)
+	h.settings.BackoffMs, h.settings.BackoffMaxMs = 20, 500
+	h.check = promise.New(promise.Options{Shared: h.settings.Mode == wire.ModeShared})
+	put := AppendPut(nil, harnessGroup, 1, "g", &h.settings, 0, PutQueue)
+	h.log = []logEntry{{term: 1, control: put}}
+	h.follower = h.replica(nil)
+	h.brokers = []*broker{h.replica(nil)}
+	h.lead()
+	for i := range 2 + int(seed/7%2) {
+		c := &consumer{h: h, name: string(rune('A' + i)), capacity: uint32(1 + h.rand.IntN(8))}
+		c.fresh(false)
+		h.consumers = append(h.consumers, c)
+	}
+	return h
+}
+
+func (h *harness) replica(saved []byte) *broker {
+	b := &broker{h: h, known: make(map[wire.Offset]bool), state: NewState(), number: len(h.brokers)}
+	return b
+}
+
+// lead has the last broker take office: what survives is committed, and the first entry
+// of its term.
+func (h *harness) lead() {
+	b := h.office()
+	b.term = wire.Term(2 + h.moves)
+	h.log = append(h.log, logEntry{term: b.term})
+	for b.applied < len(h.log) {
+		b.apply()
+	}
+	b.leader = NewLeader(b.state.Group(harnessGroup), b, h.now, wire.Index(b.applied))
+	b.leader.Without(h.without...)
+	h.trace("leader %d begins term %d with entry %d", b.number, b.term, b.applied)
+}
+
+// replace makes another broker the leader. A prefix of what was not committed survives.
+func (h *harness) replace() {
+	h.event(promise.LeaderLost, nil, nil, 0)
+	old := h.office()
+	old.deposed = true
+	h.moves++
+	n := h.rand.IntN(len(h.pending) + 1)
+	h.trace("leader %d is deposed, %d of %d entries survive", old.number, n, len(h.pending))
+	h.log = append(h.log, h.pending[:n]...)
+	h.pending = nil
+	b := h.replica(nil)
+	h.brokers = append(h.brokers, b)
+	h.lead()
+	if len(h.brokers) > 3 { // the oldest is gone, its links with it
+		gone := h.brokers[0]
+		h.brokers = slices.Delete(h.brokers, 0, 1)
+		for _, k := range gone.links {
+			k.broken = true
+		}
+	}
+}
+
+// commit has the oldest entry committed and applied.
+func (h *harness) commit() {
+	if len(h.pending) == 0 {
+		return
+	}
+	h.log = append(h.log, h.pending[0])
+	h.pending = slices.Delete(h.pending, 0, 1)
+	for b := h.office(); b.applied < len(h.log); {
+		b.apply()
+	}
+}
+
+func (h *harness) produce() {
+	n := 1 + h.rand.IntN(5)
+	keys := make([]uint64, n)
+	for i := range keys {
+		keys[i] = uint64(h.rand.IntN(h.keys + 1)) // 0 is no key
+	}
+	h.pending = append(h.pending, logEntry{term: h.office().term, records: keys})
+}
+
+// move passes one message over a link.
+func (h *harness) move(k *fakeLink) {
+	if k.broken {
+		k.toClient, k.toBroker = nil, nil
+		if !k.told && h.chance(0.3) {
+			k.told = true
+			if !k.closed {
+				k.closed = true
+				k.b.leader.Gone(k, false)
+			}
+		}
+		return
+	}
+	if len(k.toBroker) > 0 && h.chance(0.6) {
+		f := k.toBroker[0]
+		k.toBroker = k.toBroker[1:]
+		if !k.closed {
+			f(k.b.leader)
+		}
+		return
+	}
+	if len(k.toClient) > 0 && !k.c.stopped && !k.c.dead {
+		if k.c.link == k && k.c.valid > 0 && h.now >= k.c.valid {
+			k.c.fence()
+			return
+		}
+		f := k.toClient[0]
+		k.toClient = k.toClient[1:]
+		f()
+	}
+}
+
+func (h *harness) links() (out []*fakeLink) {
+	for _, b := range h.brokers {
+		b.links = slices.DeleteFunc(b.links, func(k *fakeLink) bool {
+			return k.broken && (k.told || k.closed) || k.closed && len(k.toClient) == 0
+		})
+		out = append(out, b.links...)
+	}
+	return out
+}
+
+// tick lets time pass. A consumer that is not stopped meets its deadline.
+func (h *harness) tick(d time.Duration) {
+	h.now += d
+	for _, c := range h.consumers {
+		if !c.stopped && !c.dead && c.valid > 0 && h.now >= c.valid {
+			c.fence()
+		}
+	}
+}
+
+// step does one random thing.
+func (h *harness) step() {
+	switch n := h.rand.IntN(100); {
+	case n < 35:
+		if links := h.links(); len(links) > 0 {
+			h.move(links[h.rand.IntN(len(links))])
+		}
+	case n < 60:
+		h.consumers[h.rand.IntN(len(h.consumers))].work()
+	case n < 75:
+		h.brokers[h.rand.IntN(len(h.brokers))].turn()
+	case n < 85:
+		h.commit()
+	case n < 90:
+		h.brokers[h.rand.IntN(len(h.brokers))].effects()
+	case n < 94:
+		h.tick(time.Duration(h.rand.IntN(40)) * time.Millisecond)
+	case n < 96:
+		if h.office().end() < 60 {
+			h.produce()
+		}
+	default:
+		if h.chance(h.faults) {
+			h.fault()
+		}
+	}
+}
+
+func (h *harness) fault() {
+	c := h.consumers[h.rand.IntN(len(h.consumers))]
+	switch h.rand.IntN(8) {
+	case 0, 1, 2: // its link breaks
+		if !c.stopped && c.link != nil {
+			h.trace("the link of %s breaks", c.id())
+			c.cut()
+		}
+	case 3: // it dies, and is started again
+		for _, t := range c.held {
+			t.running = false
+		}
+		h.event(promise.Died, c, nil, 0)
+		c.cut()
+		c.stopped = false
+		c.fresh(h.chance(0.5))
+	case 4: // it stands still for a while
+		if c.stopped = !c.stopped; c.stopped {
+			h.event(promise.Stopped, c, nil, 0)
+		}
+	case 5, 6:
+		if h.moves < 6 {
+			h.replace()
+		}
+	case 7:
+		h.tick(harnessSession)
+	}
+}
+
+// heal ends all faults and lets everything finish; it fails if that takes too long.
+func (h *harness) heal() {
+	h.faults, h.nacks = 0, 0
+	for _, c := range h.consumers {
+		c.stopped = false
+	}
+	for _, b := range h.brokers[:len(h.brokers)-1] {
+		for _, k := range b.links {
+			k.broken = k.broken || k.c.link != k // nobody there
+		}
+		b.leader.Close(wire.CodeNotLeader)
+		for _, k := range b.links {
+			if k.closed = true; k.c.link == k && len(k.toClient) == 0 {
+				k.c.cut()
+			}
+		}
+	}
+	for round := range 4000 {
+		if h.failure != nil {
+			return
+		}
+		for _, c := range h.consumers {
+			for range 4 {
+				c.work()
+			}
+		}
+		for range 4 {
+			for _, k := range h.links() {
+				h.move(k)
+			}
+		}
+		b := h.office()
+		b.turn()
+		b.effects()
+		for len(h.pending) > 0 {
+			h.commit()
+		}
+		b.turn()
+		h.tick(10 * time.Millisecond)
+		if round%8 == 0 && b.state.Group(harnessGroup).Done.Floor() == b.end() && b.leader.waiting == 0 && h.quiet() {
+			h.rest()
+			return
+		}
+	}
+	g := h.office().state.Group(harnessGroup)
+	for _, c := range h.consumers {
+		h.trace("%s: linked %t, attached %t, valid until %s, holds %d", c.id(), c.link != nil, c.attachedK, c.valid, len(c.held))
+		for _, t := range c.held {
+			h.trace("   %+v", *t)
+		}
+	}
+	for _, m := range h.office().leader.members {
+		h.trace("member %x: %+v", m.session[:2], *m)
+	}
+	for _, sc := range h.office().leader.scopes {
+		h.trace("scope %d: %+v", sc.hash, *sc)
+	}
+	h.fail("after all faults have ended, %d of %d records are done (floor)", g.Done.Floor(), h.office().end())
+}
+
+func (h *harness) quiet() bool {
+	return len(h.pending) == 0 && !slices.ContainsFunc(h.consumers, func(c *consumer) bool { return len(c.held) > 0 })
+}
+
+// rest checks what is left when everything is done.
+func (h *harness) rest() {
+	l := h.office().leader
+	switch {
+	case len(l.scopes) > 0 || len(l.of) > 0:
+		h.fail("at rest there are %d scopes and %d leased records", len(l.scopes), len(l.of))
+	case l.backing != 0 || l.waiting != 0 || l.redo.len() > 0 && !slices.Contains([]kind{shared, hashed}, l.kind):
+		h.fail("at rest %d records are on their way back, %d sessions are waited for", l.backing, l.waiting)
+	case !l.ahead.empty():
+		h.fail("at rest there are leases ahead of the scan")
+	}
+	for _, s := range slices.SortedFunc(maps.Keys(l.members), compareSessions) {
+		if m := l.members[s]; !m.leases.empty() || m.held != 0 || m.heldBytes != 0 {
+			h.fail("at rest a session has %d leases, %d records, %d bytes", len(m.leases.all()), m.held, m.heldBytes)
+		}
+	}
+	for h.follower.applied < len(h.log) {
+		h.follower.apply()
+	}
+	if string(h.follower.state.Save(nil)) != string(h.office().state.Save(nil)) {
+		h.fail("two replicas differ")
+	}
+	if lost := h.check.Unsettled(); len(lost) > 0 && h.failure == nil {
+		for _, o := range lost {
+			if h.lettered[wire.Offset(o)] == 0 && !h.office().state.Group(harnessGroup).Done.Has(wire.Offset(o)) {
+				h.fail("record %d is lost", o)
+			}
+		}
+	}
+}
+
+// run plays the whole game.
+func (h *harness) run(steps int) error {
+	defer func() {
+		if r := recover(); r != nil {
+			panic(fmt.Sprintf("%v\n%s", r, h.tail(60)))
+		}
+	}()
+	for range steps {
+		if h.step(); h.failure != nil {
+			return h.failure
+		}
+	}
+	h.heal()
+	return h.failure
+}
+
+func (h *harness) tail(n int) string {
+	lines := h.lines[max(0, len(h.lines)-n):]
+	out := ""
+	for _, l := range lines {
+		out += l + "\n"
+	}
+	return out
+}

@@ -1,0 +1,75 @@
+package group
+
+import "github.com/lockstepmq/lockstep/internal/invariants"
+
+// Rule is a rule of the Leader that a test can take away, to show that it is needed and
+// that the checks see it missing.
+type Rule uint8
+
+// The rules that can be taken away.
+const (
+	// RuleTerm: only an applied entry of the own term settles anything; without it an ack is
+	// answered when it is read.
+	RuleCommitted Rule = iota
+	// RuleHandOver: a record goes to another session when its return is applied; without it
+	// when the return is read.
+	RuleHandOver
+	// RuleJoin: a session is listed before it is given anything.
+	RuleJoin
+	// RuleWait: after a change of the leader nothing is given before all listed sessions
+	// have come back or are removed.
+	RuleWait
+	// RuleSilent: a listed session that never attached to this leader is removed too.
+	RuleSilent
+	// RuleClaims: claims count before the session leaves the wait set.
+	RuleClaims
+	// RuleAttempt: an attach that is older than the last one is ignored.
+	RuleAttempt
+	// RuleFence: a claim below the fence of its record is refused.
+	RuleFence
+	// RuleKeepEpoch: a lease that is claimed keeps its epoch.
+	RuleKeepEpoch
+	// RuleUnclaimed: what was given here and is not claimed was lost, and is returned.
+	RuleUnclaimed
+	// RuleHorizon: nothing at or above the horizon is given.
+	RuleHorizon
+	// RuleDoubt: removing a session that has not come back raises the doubt mark.
+	RuleDoubt
+	// RuleTail: with a record all later ones of its scope are given back.
+	RuleTail
+	// RuleInOrder: acks of a scope are taken in the order of the records.
+	RuleInOrder
+	// RuleSameHolder: the next record of a scope goes to the session whose ack is not
+	// applied yet, never to another.
+	RuleSameHolder
+	// RuleStale: what is said under a lease that was taken back is refused.
+	RuleStale
+	// RuleRemoval: what a session held goes to others when its removal is applied.
+	RuleRemoval
+	// RuleEnding: a session whose removal is proposed gets and settles nothing.
+	RuleEnding
+	// RuleCredit: what is given back or lost frees the session's credit.
+	RuleCredit
+	// RuleSuspect: suspicion never excludes the last candidate.
+	RuleSuspect
+	// RuleCapacity: a session holds no more than it asked for.
+	RuleCapacity
+	// RuleDrain: a seek waits until nothing is leased.
+	RuleDrain
+	// RuleActive: nothing is given while another session is about to become the active one.
+	RuleActive
+	// RuleLetter: the next record of a scope goes out when the verdict on the one before it
+	// is applied.
+	RuleLetter
+	rules
+)
+
+// Without takes rules away. It does nothing in release builds.
+func (l *Leader) Without(r ...Rule) {
+	for _, r := range r {
+		l.taken |= 1 << r
+	}
+}
+
+// keeps reports whether a rule is in force.
+func (l *Leader) keeps(r Rule) bool { return !invariants.Enabled || l.taken&(1<<r) == 0 }

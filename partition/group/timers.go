@@ -1,0 +1,191 @@
+package group
+
+import (
+	"container/heap"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// timer is something to look at, at a time: a member, a scope whose head rests, or else
+// a record of its own scope that rests.
+type timer struct {
+	at     time.Duration
+	member *member
+	scope  *scope
+	record wire.Offset
+}
+
+type timers struct{ heap timerHeap }
+
+type timerHeap []timer
+
+func (h timerHeap) Len() int           { return len(h) }
+func (h timerHeap) Less(i, j int) bool { return h[i].at < h[j].at }
+func (h timerHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *timerHeap) Push(x any)        { *h = append(*h, x.(timer)) }
+func (h *timerHeap) Pop() any {
+	old := *h
+	last := len(old) - 1
+	t := old[last]
+	old[last] = timer{}
+	*h = old[:last]
+	return t
+}
+
+func (t *timers) push(x timer) { heap.Push(&t.heap, x) }
+
+// watch sets the timer of a member for the next time it has to be looked at. Each has one
+// from the time it is listed.
+func (l *Leader) watch(m *member) {
+	at := max(max(m.heard, l.start)+l.session(), l.now+1)
+	if due := l.workDue(m); due > 0 {
+		at = min(at, max(due, l.now+1))
+	}
+	m.check = at
+	l.timers.push(timer{at: at, member: m})
+}
+
+// session is how long a session may be silent.
+func (l *Leader) session() time.Duration {
+	return time.Duration(l.g.Settings.SessionMs) * time.Millisecond
+}
+
+func (l *Leader) ackWait() time.Duration {
+	return time.Duration(l.g.Settings.AckWaitMs) * time.Millisecond
+}
+
+// Deadline is when the next timer is due, 0 if none is set.
+func (l *Leader) Deadline() time.Duration {
+	if len(l.timers.heap) == 0 {
+		return 0
+	}
+	return max(1, l.timers.heap[0].at)
+}
+
+// Resumed says that the broker could not work for a while, because it or its disk stood
+// still: silence until now says nothing about consumers.
+func (l *Leader) Resumed(now time.Duration) { l.start = max(l.start, now) }
+
+// expire does what timers are due for.
+func (l *Leader) expire() {
+	for len(l.timers.heap) > 0 && l.timers.heap[0].at <= l.now {
+		t := heap.Pop(&l.timers.heap).(timer)
+		switch {
+		case t.member != nil:
+			if t.at == t.member.check { // else it was set anew
+				l.check(t.member)
+			}
+		case t.scope != nil:
+			if t.scope.timed = false; t.scope.due > l.now {
+				t.scope.timed = true
+				l.timers.push(timer{at: t.scope.due, scope: t.scope})
+				continue
+			}
+			l.ready(t.scope)
+		default:
+			l.redo.push(t.record)
+		}
+	}
+}
+
+// check looks at a member whose timer is due, and sets it anew.
+func (l *Leader) check(m *member) {
+	if l.members[m.session] != m || m.ending {
+		return
+	}
+	if max(m.heard, l.start)+l.session() <= l.now && (l.keeps(RuleSilent) || !m.waiting) {
+		l.remove(m, reasonSilent)
+		return
+	}
+	l.overdue(m)
+	l.watch(m)
+}
+
+// workDue is when a member that says nothing about what it holds is looked at, 0: never.
+// The consumer itself measures its handlers; this is for consumers that do not.
+func (l *Leader) workDue(m *member) time.Duration {
+	switch {
+	case m.held == 0 || m.link == nil:
+		return 0
+	case m.revoke > 0:
+		return m.revoke
+	}
+	return m.worked + l.ackWait()
+}
+
+// overdue asks a member for what it has held for too long without a word, and takes it
+// when the grace is over.
+func (l *Leader) overdue(m *member) {
+	due := l.workDue(m)
+	if due == 0 || due > l.now {
+		if m.held == 0 {
+			m.revoke = 0
+		}
+		return
+	}
+	if m.revoke == 0 {
+		grace := l.g.Settings.RevokeMs
+		m.revoke = l.now + time.Duration(grace)*time.Millisecond
+		var revokes []wire.Revoke
+		for _, r := range m.leases.held(0) {
+			m.leases.change(r.from, r.to, func(x *lease) { x.revoked = true })
+			revokes = append(revokes, wire.Revoke{
+				Offset: r.from, Count: uint32(r.to - r.from), Epoch: r.epoch, Reason: wire.ReasonAckWait, GraceMs: grace,
+			})
+			if len(revokes) == wire.MaxGroupItems {
+				break
+			}
+		}
+		m.link.Revoke(revokes)
+		return
+	}
+	m.revoke, m.suspect = 0, true
+	for _, r := range m.leases.held(0) {
+		if !r.revoked {
+			continue
+		}
+		for o := r.from; o < r.to; o++ {
+			one := r
+			one.from, one.to = o, o+1
+			if now := m.leases.find(o); now == nil || now.state != held {
+				continue
+			}
+			l.giveBack(m, one, cause{reason: wire.ReasonAckWait, counted: true, attempt: l.isHead(m, o), rest: true})
+		}
+	}
+	m.worked = l.now
+	l.room(m)
+}
+
+// isHead reports whether the record at o is the first of its scope that is held.
+func (l *Leader) isHead(m *member, o wire.Offset) bool {
+	switch l.kind {
+	case single:
+		return l.firstHeld(m, o)
+	case hashed:
+		s := l.of[o]
+		return s == nil || s.isHead(o)
+	}
+	return true
+}
+
+// Why a session is removed, as the log has it.
+const (
+	reasonSilent   uint8 = 1 // it was not heard for the session's time
+	reasonLeft     uint8 = 2
+	reasonGone     uint8 = 3 // its connection ended, and it wanted that to count
+	reasonReplaced uint8 = 4
+)
+
+// remove has a session taken off the list; what it holds goes to others when that is
+// applied.
+func (l *Leader) remove(m *member, reason uint8) {
+	if m.ending || !m.listed {
+		return
+	}
+	m.ending = true
+	l.endAll(m, cause{reason: wire.ReasonRemoved, counted: true, attempt: reason != reasonLeft})
+	l.room(m)
+	l.next.removes = append(l.next.removes, removal{member: m, reason: reason})
+}
