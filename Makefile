@@ -27,6 +27,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestClusterOfProcesses' -v -timeout 2h -cluster.faults 1000
 	go test ./fuzz -run '^TestF15_Nothing' -v -timeout 30m -faults.count 11 -faults.for 10m
 	go test ./fuzz -run '^TestF26' -v -timeout 1h -upgrade.runs 20
+	go test ./fuzz -run '^TestRequirements' -v -timeout 1h -requirements.kills 50
 	go test ./fuzz -run '^TestFleet' -v -timeout 4h -fleet.duration 2h
 	go test ./fuzz/groupmodel -run '^TestGroupsModel' -v -timeout 4h -model.more 1 -model.states 20000000 -model.walks 500000 -model.seed 0
 	go test ./fuzz -run '^TestFile' -v -timeout 1h -file.bytes 1073741824

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,12 +67,7 @@ func newBroker(t *testing.T) *brokerProcess {
 	t.Helper()
 	name, err := program()
 	require.NoError(t, err)
-	// A port that is free now; nobody else on this machine should take it while
-	// the broker restarts.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	b := &brokerProcess{t: t, binary: name, data: t.TempDir(), address: l.Addr().String(), stderr: &tailBuffer{}}
-	require.NoError(t, l.Close())
+	b := &brokerProcess{t: t, binary: name, data: t.TempDir(), address: freeAddress(t), stderr: &tailBuffer{}}
 	t.Cleanup(func() {
 		b.kill()
 		if t.Failed() {

@@ -29,14 +29,19 @@ const (
 	clusterPatience = 40 * time.Second // for that; it is no claim, only the end of hope
 )
 
-// freeAddress is a port that is free now; nobody else on this machine should take it
-// soon.
+// freeAddress is a port that is free now and that nobody takes by chance while its broker
+// is down: below those that Linux gives to outgoing connections, and drawn.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
+	}
+	require.Fail(t, "no port is free")
+	return ""
 }
 
 // clusterProcess is a cluster of real brokers on one machine.
@@ -48,20 +53,28 @@ type clusterProcess struct {
 func newClusterProcess(t *testing.T, configure ...func(*brokerProcess)) *clusterProcess {
 	t.Helper()
 	c := &clusterProcess{t: t}
-	for i := range clusterNodes {
-		b := newBroker(t)
-		b.args = []string{"--node-id", fmt.Sprint(i + 1), "--peer-listen", freeAddress(t)}
-		for _, other := range c.nodes {
-			b.args = append(b.args, "--join", other.address)
-		}
-		for _, f := range configure {
-			f(b)
-		}
-		b.start()
-		_ = b.connect().Close()
-		c.nodes = append(c.nodes, b)
+	for range clusterNodes {
+		c.add(configure...)
 	}
 	return c
+}
+
+// add starts another node, the first one of all or one that joins the others, and returns
+// it when it answers.
+func (c *clusterProcess) add(configure ...func(*brokerProcess)) *brokerProcess {
+	c.t.Helper()
+	b := newBroker(c.t)
+	b.args = []string{"--node-id", fmt.Sprint(len(c.nodes) + 1), "--peer-listen", freeAddress(c.t)}
+	for _, other := range c.nodes {
+		b.args = append(b.args, "--join", other.address)
+	}
+	for _, f := range configure {
+		f(b)
+	}
+	b.start()
+	_ = b.connect().Close()
+	c.nodes = append(c.nodes, b)
+	return b
 }
 
 func (c *clusterProcess) connect() *client.Conn {

@@ -1,0 +1,285 @@
+package fuzz
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// The requirements for nodes that fall silent, die one after the other or all at once,
+// join, and never come back.
+
+var requirementKills = flag.Int("requirements.kills", 2, "how many leaders TestRequirements kills under one producer")
+
+// load is work that goes on from the first loss to the end.
+type load struct {
+	s         *suite
+	conn      *client.Conn
+	stop      context.CancelFunc
+	logs      []*partitionLog
+	producers []*killProducer
+}
+
+func (s *suite) startLoad(t *testing.T) *load {
+	running, stop := context.WithCancel(t.Context())
+	l := &load{s: s, conn: dial(t, s.at(1, 2, 3)), stop: stop}
+	t.Cleanup(stop)
+	d := s.topic(t, l.conn, client.Settings{Partitions: killPartitions, Replicas: 3, SegmentBytes: 1 << 20})
+	s.busy = d.Name
+	for p := range uint32(killPartitions) {
+		l.logs = append(l.logs, &partitionLog{destination: d.Name, partition: p, keyedOnly: true})
+	}
+	for k := range uint32(killProducers) {
+		p := &killProducer{id: k, receipts: map[uint64]place{}}
+		l.producers = append(l.producers, p)
+		p.start(t, running, dial(t, s.at(1, 2, 3)), d.Name)
+	}
+	return l
+}
+
+// check ends the work and holds its receipts against what is read.
+func (l *load) check(t *testing.T) {
+	l.stop()
+	for _, p := range l.producers {
+		p.finish(t)
+	}
+	verify(t, l.conn, l.logs, l.producers)
+	for _, p := range l.producers {
+		require.Equal(t, p.sent, p.verified)
+		require.NotZero(t, p.sent)
+	}
+}
+
+// silent stops a node without ending it: its clients learn of that as of a loss, only
+// later, and its partitions get other leaders.
+func (s *suite) silent(t *testing.T) {
+	heard := newEvents()
+	conn := dial(t, s.at(3), client.WithEvents(heard.add))
+	d := s.topic(t, conn, replicated)
+	w := startPaced(t, producer(t, conn, d, client.Partition(partitionOf(t, conn, d, 3))), "")
+	w.goesOn(t)
+	failed, _ := s.unreconnected(3)(t)
+	node := s.nodes[2].command.Process
+	require.NoError(t, node.Signal(syscall.SIGSTOP))
+	defer node.Signal(syscall.SIGCONT)
+	failed(t)
+	require.ErrorIs(t, awaitEvent[client.Disconnected](t, heard, detectTime).Err, client.ErrKeepalive)
+	w.goesOn(t)
+	w.all(t)
+	require.NoError(t, node.Signal(syscall.SIGCONT))
+	w.holds(t, content(t, conn, d.Name))
+	s.await(t, 1, 2, 3, gateway)
+}
+
+// step is a place on the way of a record where the leader is killed.
+type step int32
+
+const (
+	disarmed      step = iota
+	beforeRequest      // nothing of it has left the client
+	afterRequest       // it has left, and may be anywhere
+	beforeAnswer       // the answer has come as far as the client's machine
+	anywhere
+)
+
+// trap kills a node when a client's traffic with it comes to a step.
+type trap struct {
+	step atomic.Int32
+	node *brokerProcess
+	shut chan struct{} // closed when it is dead
+}
+
+func (k *trap) springs(at step, address string) bool {
+	if step(k.step.Load()) != at || address != k.node.address || !k.step.CompareAndSwap(int32(at), int32(disarmed)) {
+		return false
+	}
+	k.node.kill()
+	close(k.shut)
+	return true
+}
+
+// trapped is a connection of a client that the trap sees.
+type trapped struct {
+	net.Conn
+	trap    *atomic.Pointer[trap]
+	address string
+}
+
+func (c *trapped) springs(at step) bool {
+	k := c.trap.Load()
+	return k != nil && k.springs(at, c.address)
+}
+
+func (c *trapped) Write(b []byte) (int, error) {
+	h, err := wire.ParseHeader(b)
+	produces := err == nil && h.Opcode == wire.OpProduce
+	if produces {
+		c.springs(beforeRequest)
+	}
+	n, err := c.Conn.Write(b)
+	if produces {
+		c.springs(afterRequest)
+	}
+	return n, err
+}
+
+func (c *trapped) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && c.springs(beforeAnswer) {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// kills has one producer that never sees an error while the leaders of its partition are
+// killed one after the other, at every step of the way of a record: each record is stored
+// once, in its order.
+func (s *suite) kills(t *testing.T) {
+	var traps atomic.Pointer[trap]
+	conn := dial(t, s.at(1, 2, 3), client.WithDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		return &trapped{c, &traps, address}, nil
+	}))
+	admin := dial(t, s.at(1, 2, 3))
+	d := s.topic(t, admin, client.Settings{Partitions: 1, Replicas: 3})
+	w := startPaced(t, producer(t, conn, d), "")
+	for n := range *requirementKills {
+		w.goesOn(t)
+		leader := ledTopic(t, admin, d.Name).Partitions[0].Leader
+		k := &trap{node: s.nodes[leader-1], shut: make(chan struct{})}
+		at := beforeRequest + step(n)%anywhere
+		k.step.Store(int32(at))
+		traps.Store(k)
+		if at == anywhere {
+			time.Sleep(rand.N(2 * pace)) // a random moment
+			k.springs(anywhere, k.node.address)
+		}
+		select {
+		case <-k.shut:
+		case <-time.After(startTimeout):
+			require.Fail(t, "the leader is not used", "node %d, step %d", leader, at)
+		}
+		w.goesOn(t)
+		k.node.start()
+		s.await(t, 1, 2, 3)
+	}
+	w.all(t)
+	want := make([]string, w.sent.Load())
+	for i := range want {
+		want[i] = fmt.Sprintf("%07d", i)
+	}
+	require.Equal(t, map[uint32][]string{0: want}, content(t, admin, d.Name))
+	require.Less(t, w.gap, detectTime+electTime)
+	t.Logf("%d kills, %d records, at worst nothing was acknowledged for %v", *requirementKills, len(want), w.gap.Round(time.Millisecond))
+}
+
+// inventory is what is permanent: destinations with their settings, and what each of
+// their partitions holds. What others are sending to is left out.
+func inventory(t *testing.T, conn *client.Conn, except string) (list []string) {
+	all, err := conn.Destinations(patient(t))
+	require.NoError(t, err)
+	for _, d := range all {
+		line := fmt.Sprintf("%s %x %v %v", d.Name, d.ID, d.Kind, d.Settings.Sync)
+		if d.Settings.Storage != client.StorageMemory && d.Name != except {
+			offsets, err := conn.Offsets(patient(t), d.Name, client.Latest())
+			require.NoError(t, err)
+			line += fmt.Sprint(offsets)
+		}
+		list = append(list, line)
+	}
+	return list
+}
+
+// restart kills all nodes and starts them again, and nothing else.
+func (s *suite) restart(t *testing.T) {
+	before := inventory(t, dial(t, s.at(1)), s.busy)
+	require.NotEmpty(t, before)
+	for _, b := range s.nodes {
+		b.kill()
+	}
+	for _, b := range s.nodes {
+		b.start()
+	}
+	s.await(t, 1, 2, 3, gateway)
+	require.Equal(t, before, inventory(t, dial(t, s.at(2)), s.busy))
+}
+
+// grow adds a node under load: nobody sees an error, and it gets its share of leaders.
+func (s *suite) grow(t *testing.T) {
+	if *requirementKills < 50 {
+		t.Skip("takes 10 s; make nightly does it. In each run: TestR_IS_5 of package server")
+	}
+	conn := dial(t, s.at(1))
+	all, err := conn.Destinations(patient(t))
+	require.NoError(t, err)
+	for _, d := range all { // they would only take time
+		if d.Name != s.busy {
+			require.NoError(t, conn.DeleteDestination(patient(t), d))
+		}
+	}
+	d := s.topic(t, conn, client.Settings{Partitions: 12, Replicas: 3})
+	w := startPaced(t, producer(t, conn, d, client.LocalPreference(false)), "")
+	w.goesOn(t)
+	began := time.Now()
+	s.join("--rack", "d")
+	node := uint32(len(s.nodes))
+	share := 0.0 // of a fair one
+	require.Eventually(t, func() bool {
+		all, err := conn.Destinations(t.Context())
+		led, mine := 0, 0
+		for _, d := range all {
+			for _, p := range d.Partitions {
+				led++
+				if p.Leader == node {
+					mine++
+				}
+			}
+		}
+		share = 4 * float64(mine) / float64(led)
+		return err == nil && share >= 0.8 && share <= 1.2
+	}, time.Minute, 20*time.Millisecond, "the new node leads its share")
+	t.Logf("node %d leads %.2f of its share after %v", node, share, time.Since(began).Round(time.Millisecond))
+	w.all(t)
+	w.holds(t, content(t, conn, d.Name))
+}
+
+// destroy loses a node with its disk for ever: all that nobody has read yet is read from
+// the others.
+func (s *suite) destroy(t *testing.T) {
+	const records = 100_000
+	conn := dial(t, s.at(3))
+	d := s.topic(t, conn, client.Settings{Partitions: 3, Replicas: 3})
+	partitionOf(t, conn, d, 1)
+	sendAll(t, producer(t, conn, d, client.LocalPreference(false), client.BatchBytes(8<<10)), "", records)
+	s.nodes[0].kill()
+	require.NoError(t, os.RemoveAll(s.nodes[0].data))
+	total := 0
+	seen := make([]bool, records)
+	for n, values := range content(t, conn, d.Name) {
+		for _, v := range values {
+			var i int
+			_, err := fmt.Sscanf(v, "%d", &i)
+			require.NoError(t, err)
+			require.False(t, seen[i], "partition %d: %s", n, v)
+			seen[i] = true
+			total++
+		}
+	}
+	require.Equal(t, records, total)
+}
