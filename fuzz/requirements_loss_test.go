@@ -386,6 +386,8 @@ func (s *suite) volatile(servers string, opts ...client.Option) func(t *testing.
 		durable.goesOn(t)
 		m := s.topic(t, conn, client.Settings{Partitions: 3, Replicas: 1, Storage: client.StorageMemory})
 		sendAll(t, producer(t, conn, m, client.Partition(partitionOf(t, conn, m, 2))), "", 50)
+		m3 := s.topic(t, conn, client.Settings{Partitions: 3, Replicas: 3, Storage: client.StorageMemory})
+		shared := sendAll(t, producer(t, conn, m3, client.Partition(partitionOf(t, conn, m3, 2))), "", 50)
 		var left map[uint32][]string
 		return func(t *testing.T) {
 				close(stop)
@@ -393,6 +395,7 @@ func (s *suite) volatile(servers string, opts ...client.Option) func(t *testing.
 				require.NoError(t, p.Flush(patient(t)))
 				durable.goesOn(t) // behind all that the other one has sent
 				durable.all(t)
+				shared.holds(t, content(t, conn, m3.Name))
 				left = content(t, conn, d.Name)
 				durable.holds(t, left)
 				kept := len(left[n]) - durable.answered()
@@ -401,6 +404,7 @@ func (s *suite) volatile(servers string, opts ...client.Option) func(t *testing.
 			}, func(t *testing.T) {
 				require.Equal(t, left, content(t, conn, d.Name))
 				require.Empty(t, content(t, conn, ledTopic(t, conn, m.Name).Name))
+				shared.holds(t, content(t, conn, m3.Name))
 			}
 	}
 }
