@@ -9,10 +9,12 @@ const (
 	LevelAlone = 1
 	// LevelCluster has nodes that join, several replicas, and their moves.
 	LevelCluster = 2
+	// LevelGroups has groups of consumers.
+	LevelGroups = 3
 
 	// MinLevel and MaxLevel are those that this build can work at.
 	MinLevel = LevelAlone
-	MaxLevel = LevelCluster
+	MaxLevel = LevelGroups
 )
 
 // level is the level in use.

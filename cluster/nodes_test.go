@@ -37,6 +37,9 @@ func clusterOf(t *testing.T, n int) *State {
 	for k := 2; k <= n; k++ {
 		apply(t, s, Command{Join: joinOf(uint32(k), byte(k))})
 	}
+	if n > 1 { // as its controller does at once
+		apply(t, s, Command{SetLevel: &SetLevel{Level: MaxLevel}})
+	}
 	return s
 }
 
@@ -62,10 +65,10 @@ func placed(t *testing.T, s *State, name string, nodes ...[]uint32) *Destination
 func TestAJoinedNodeGetsItsReplicaOfTheMetadata(t *testing.T) {
 	s := clusterOf(t, 2)
 	require.Equal(t, 2, s.Version)
-	require.Equal(t, LevelCluster, s.level())
+	require.Equal(t, MaxLevel, s.level())
 	require.Equal(t, uint64(1), s.Nodes[1].MetaID())
 	require.Equal(t, Node{
-		ID: 2, Store: id(2), Address: "10.0.0.2:7400", PeerAddress: "10.0.0.2:7401", MinLevel: 1, MaxLevel: 2, MetaReplica: 2,
+		ID: 2, Store: id(2), Address: "10.0.0.2:7400", PeerAddress: "10.0.0.2:7401", MinLevel: 1, MaxLevel: MaxLevel, MetaReplica: 2,
 	}, *s.Nodes[2])
 
 	again := apply(t, s, Command{Join: joinOf(2, 2)}).Node
@@ -76,7 +79,7 @@ func TestAJoinedNodeGetsItsReplicaOfTheMetadata(t *testing.T) {
 	require.Equal(t, []uint64{3, 3}, []uint64{uint64(n.ID), n.MetaReplica})
 	n = apply(t, s, Command{Join: chosen}).Node
 	require.Equal(t, uint32(3), n.ID, "the same data directory is the same node")
-	n = apply(t, s, Command{Register: &Register{Node: 3, Store: id(3), Address: "a:1", PeerAddress: "a:2", MaxLevel: 2}}).Node
+	n = apply(t, s, Command{Register: &Register{Node: 3, Store: id(3), Address: "a:1", PeerAddress: "a:2", MaxLevel: MaxLevel}}).Node
 	require.Equal(t, []uint64{1, 3}, []uint64{n.Boots, n.MetaReplica})
 }
 
@@ -97,15 +100,15 @@ func TestRefusedNodeCommandsChangeNothingAndSayWhy(t *testing.T) {
 		"a peer address in use":     {change(func(j *Join) { j.PeerAddress = "10.0.0.3:7401" }), wire.CodeRefused, "node 3 has the address"},
 		"somebody's data directory": {change(func(j *Join) { j.Store = id(2) }), wire.CodeRefused, "belongs to node 2"},
 		"an old build":              {change(func(j *Join) { j.MaxLevel = 1 }), wire.CodeUnsupported, "upgrade this broker"},
-		"a build that is too new":   {change(func(j *Join) { j.MinLevel, j.MaxLevel = 3, 4 }), wire.CodeUnsupported, "upgrade the other brokers"},
-		"a member's older build":    {Command{Register: &Register{Node: 2, Store: id(2), MinLevel: 1, MaxLevel: 1}}, wire.CodeUnsupported, "works at feature level 2, this build knows up to 1; upgrade this broker"},
+		"a build that is too new":   {change(func(j *Join) { j.MinLevel, j.MaxLevel = 4, 5 }), wire.CodeUnsupported, "upgrade the other brokers"},
+		"a member's older build":    {Command{Register: &Register{Node: 2, Store: id(2), MinLevel: 1, MaxLevel: 1}}, wire.CodeUnsupported, "works at feature level 3, this build knows up to 1; upgrade this broker"},
 		"an unknown role":           {change(func(j *Join) { j.Role = "king" }), wire.CodeInvalidRequest, "king"},
 		"no peer address":           {change(func(j *Join) { j.PeerAddress = "" }), wire.CodeInvalidRequest, "peers"},
 		"draining nobody":           {Command{SetNode: &SetNode{Node: 9, State: NodeDraining}}, wire.CodeInvalidRequest, "not a member"},
 		"an unknown state":          {Command{SetNode: &SetNode{Node: 2, State: "asleep"}}, wire.CodeInvalidRequest, "asleep"},
 		"leaving two for three":     {Command{SetNode: &SetNode{Node: 2, State: NodeLeaving}}, wire.CodeRefused, "wants 3 replicas, and 2 brokers would be left"},
 		"removing without leaving":  {Command{RemoveNode: &RemoveNode{Node: 2}}, wire.CodeRefused, "decommission it first"},
-		"a level nobody knows":      {Command{SetLevel: &SetLevel{Level: 3}}, wire.CodeRefused, "does not know feature level 3"},
+		"a level nobody knows":      {Command{SetLevel: &SetLevel{Level: 4}}, wire.CodeRefused, "does not know feature level 4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := clusterOf(t, 3)
@@ -174,5 +177,5 @@ func TestGoldenMetadataOfVersion2(t *testing.T) {
 	require.Equal(t, 1, alone.Version, "a node that stays alone writes what older builds read")
 	apply(t, alone, Command{Join: joinOf(2, 8)})
 	require.Equal(t, 2, alone.Version)
-	require.ErrorIs(t, NewState().Restore([]byte(`{"version":3}`)), log.ErrTooNew)
+	require.ErrorIs(t, NewState().Restore([]byte(`{"version":4}`)), log.ErrTooNew)
 }

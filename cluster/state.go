@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the newest metadata version this build reads.
-const Version = 2
+const Version = 3
 
 // ErrState is returned for saved metadata that does not decode, or in which
 // something is missing that the rest relies on.
@@ -82,12 +82,17 @@ type Command struct {
 	Lost         *Lost         `json:"lost,omitempty"`
 	SetPlacement *SetPlacement `json:"set_placement,omitempty"`
 	SetReplicas  *SetReplicas  `json:"set_replicas,omitempty"`
+	// Since version 3.
+	SetGroup    *SetGroup    `json:"set_group,omitempty"`
+	RemoveGroup *RemoveGroup `json:"remove_group,omitempty"`
 }
 
 // stamp sets MinimumVersion: what an older build would not understand, or would
 // understand in another way, it must not apply.
 func (c *Command) stamp() {
 	switch {
+	case c.SetGroup != nil, c.RemoveGroup != nil:
+		c.MinimumVersion = 3
 	case c.Join != nil, c.SetNode != nil, c.RemoveNode != nil, c.SetLevel != nil, c.Move != nil, c.Reconfigured != nil,
 		c.Lost != nil, c.SetPlacement != nil, c.SetReplicas != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil,
 		c.Reform != nil && c.Reform.Several:
@@ -99,7 +104,8 @@ func (c *Command) stamp() {
 // changes nothing that matters, and its result is as good.
 func (c *Command) Repeatable() bool {
 	return c.Register != nil || c.Create != nil || c.Activate != nil || c.AllocateIDs != nil || c.ResetMemory != nil || c.Bury != nil ||
-		c.Join != nil || c.SetNode != nil || c.Reconfigured != nil || c.Lost != nil || c.SetPlacement != nil || c.SetReplicas != nil || c.Reform != nil && c.Reform.Several
+		c.Join != nil || c.SetNode != nil || c.Reconfigured != nil || c.Lost != nil || c.SetPlacement != nil || c.SetReplicas != nil || c.Reform != nil && c.Reform.Several ||
+		c.SetGroup != nil && (c.SetGroup.Exists || !c.SetGroup.Create && c.SetGroup.IfVersion == 0)
 }
 
 // Create makes a destination.
@@ -184,6 +190,7 @@ type Result struct {
 	Err         error        // a *wire.Error, or nil
 	Destination *Destination // Create, Alter, Delete, Reform, Move
 	Node        *Node        // Register, Join, SetNode
+	Group       *Group       // SetGroup
 	Producer    ProducerSession
 	FirstID     int64 // AllocateIDs
 	Changed     bool  // the view is a new one
@@ -256,6 +263,10 @@ func (s *State) apply(index wire.Index, c *Command) Result {
 		return s.setPlacement(index, c.SetPlacement)
 	case c.SetReplicas != nil:
 		return s.setReplicas(index, c.SetReplicas)
+	case c.SetGroup != nil:
+		return s.setGroup(index, c.SetGroup)
+	case c.RemoveGroup != nil:
+		return s.removeGroup(index, c.RemoveGroup)
 	}
 	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
 }

@@ -143,6 +143,8 @@ type Destination struct {
 	Slots       []wire.SlotRun    `json:"slots"`
 	Partitions  []Partition       `json:"partitions"`
 	Labels      map[string]string `json:"labels,omitempty"`
+	// Groups are by name. A *Group is replaced, never changed, and so is the map.
+	Groups map[string]*Group `json:"groups,omitempty"`
 }
 
 // Deleted is a destination that a committed command has removed. It is remembered

@@ -41,6 +41,8 @@ func (b *broker) Admin(request wire.Message, reply func(wire.Message, error)) {
 		b.nodeAdmin(m, reply)
 	case *wire.PartitionAdminRequest:
 		b.partitionAdmin(m, reply)
+	case *wire.GroupAdminRequest:
+		b.groupAdmin(m, reply)
 	default:
 		reply(nil, &wire.Error{Code: wire.CodeUnsupported, Detail: fmt.Sprintf("%T", request)})
 	}

@@ -151,7 +151,7 @@ func TestClusterOfThreeBrokersForms(t *testing.T) {
 	for _, p := range d.Partitions {
 		require.Len(t, p.Replicas, 3)
 	}
-	require.Equal(t, cluster.LevelCluster, v.Level)
+	require.Equal(t, cluster.MaxLevel, v.Level)
 }
 
 // held counts the replicas of a destination on each node, those on their way not.

@@ -44,7 +44,7 @@ func startMembers(t *testing.T, count int, limits Limits) []*testMember {
 			continue
 		}
 		commands = append(commands, cluster.Command{Join: &cluster.Join{
-			Node: uint32(i + 1), Store: store, Address: address, PeerAddress: peerAddress, MaxLevel: cluster.LevelCluster,
+			Node: uint32(i + 1), Store: store, Address: address, PeerAddress: peerAddress, MaxLevel: cluster.MaxLevel,
 		}})
 	}
 	var members []*testMember

@@ -50,7 +50,7 @@ func TestClusterOverSockets(t *testing.T) {
 					return false
 				}
 			}
-			return len(v.Nodes) == 3 && v.Level == cluster.LevelCluster
+			return len(v.Nodes) == 3 && v.Level == cluster.MaxLevel
 		})
 	}
 	created := make(chan error, 1)
@@ -144,7 +144,7 @@ func TestRuleL8_DamagedBodiesAreRepairedFromAnotherNode(t *testing.T) {
 	all := []*Server{a, b, c}
 	eventually(t, "three nodes", func() bool {
 		v := a.broker.View()
-		return len(v.Nodes) == 3 && v.Level == cluster.LevelCluster && a.broker.reachable(2) && a.broker.reachable(3)
+		return len(v.Nodes) == 3 && v.Level == cluster.MaxLevel && a.broker.reachable(2) && a.broker.reachable(3)
 	})
 	created := make(chan error, 1)
 	a.broker.Admin(&wire.CreateRequest{Name: "orders", Kind: wire.Queue, Settings: wire.Settings{

@@ -101,6 +101,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.administer(h, body, &wire.NodeAdminRequest{})
 	case wire.OpPartAdmin:
 		err = s.administer(h, body, &wire.PartitionAdminRequest{})
+	case wire.OpGroupAdmin:
+		err = s.administer(h, body, &wire.GroupAdminRequest{})
 	case wire.OpHello:
 		err = wire.Errorf(wire.CodeMalformed, "HELLO twice")
 	default: // DELIVER and the like, which only brokers send, among them

@@ -1,0 +1,139 @@
+package server
+
+import (
+	"cmp"
+	"encoding/json"
+	"slices"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/partition/group"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// groupAdmin answers GROUP_ADMIN: what groups are to be is in the metadata, and every node
+// can tell it.
+func (b *broker) groupAdmin(m *wire.GroupAdminRequest, reply func(wire.Message, error)) {
+	answer := func(what any, err error) {
+		var text []byte
+		if err == nil && what != nil {
+			text, err = json.Marshal(what)
+		}
+		if err != nil {
+			reply(nil, err)
+			return
+		}
+		reply(&wire.GroupJSON{JSON: text}, nil)
+	}
+	switch m.Op {
+	case wire.GroupList:
+		answer(b.groups(m.Destination))
+		return
+	case wire.GroupDescribe:
+		d, ok := b.View().Destination(m.Destination)
+		if !ok {
+			answer(nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", m.Destination))
+		} else if g := d.Groups[m.Group]; g == nil {
+			answer(nil, wire.Errorf(wire.CodeUnknownGroup, "%s %q has no group %q", d.Kind, d.Name, m.Group))
+		} else {
+			answer(groupInfo(d, m.Group, g), nil)
+		}
+		return
+	}
+	command, err := groupCommand(m)
+	if err != nil {
+		answer(nil, err)
+		return
+	}
+	if c := command.SetGroup; c != nil && c.Exists { // mostly it is there
+		if d, ok := b.View().Destination(c.Destination); ok && d.Groups[c.Group] != nil && c.Settings == (wire.GroupSettings{}) {
+			answer(groupInfo(d, c.Group, d.Groups[c.Group]), nil)
+			return
+		}
+	}
+	b.submit(command, func(r cluster.Result) {
+		if r.Err != nil {
+			answer(nil, r.Err)
+			return
+		}
+		b.whenSettled(r.Destination.Version, func() {
+			if r.Group == nil {
+				answer(nil, nil)
+				return
+			}
+			answer(groupInfo(r.Destination, m.Group, r.Group), nil)
+		})
+	})
+}
+
+// groupCommand is what a request asks of the metadata.
+func groupCommand(m *wire.GroupAdminRequest) (cluster.Command, error) {
+	c := &cluster.SetGroup{Destination: m.Destination, Group: m.Group}
+	switch m.Op {
+	case wire.GroupRemove:
+		return cluster.Command{RemoveGroup: &cluster.RemoveGroup{Destination: m.Destination, Group: m.Group}}, nil
+	case wire.GroupPause, wire.GroupResume:
+		paused := m.Op == wire.GroupPause
+		c.Paused = &paused
+	case wire.GroupCreate, wire.GroupAlter:
+		var intent wire.GroupIntent
+		if err := json.Unmarshal(m.JSON, &intent); err != nil {
+			return cluster.Command{}, wire.Errorf(wire.CodeMalformed, "GROUP_ADMIN request: %v", err)
+		}
+		c.Create, c.Exists = m.Op == wire.GroupCreate, intent.Exists
+		c.Settings, c.Start, c.IfVersion = intent.Settings, intent.Start, wire.Index(intent.IfVersion)
+	default:
+		return cluster.Command{}, wire.Errorf(wire.CodeUnsupported, "GROUP_ADMIN operation %d", m.Op)
+	}
+	return cluster.Command{SetGroup: c}, nil
+}
+
+// groups lists the groups of a destination, or all of them.
+func (b *broker) groups(destination string) ([]wire.GroupInfo, error) {
+	view := b.View()
+	list := view.Destinations
+	if destination != "" {
+		d, ok := view.Destination(destination)
+		if !ok {
+			return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", destination)
+		}
+		list = []*cluster.Destination{d}
+	}
+	infos := []wire.GroupInfo{}
+	for _, d := range list {
+		first := len(infos)
+		for name, g := range d.Groups {
+			infos = append(infos, groupInfo(d, name, g))
+		}
+		slices.SortFunc(infos[first:], func(a, b wire.GroupInfo) int { return cmp.Compare(a.Name, b.Name) })
+		if len(infos) > cluster.MaxGroups {
+			return nil, wire.Errorf(wire.CodeTooLarge, "more than %d groups; ask for those of one destination", cluster.MaxGroups)
+		}
+	}
+	return infos, nil
+}
+
+func groupInfo(d *cluster.Destination, name string, g *cluster.Group) wire.GroupInfo {
+	return wire.GroupInfo{
+		Name: name, Destination: d.Name, ID: uint64(g.ID), Version: uint64(g.Version), Settings: d.Resolved(g), Paused: g.Paused,
+	}
+}
+
+// intents are the groups of a destination as its partitions are to have them, by ID.
+func intents(d *cluster.Destination) []partition.Intent {
+	list := make([]partition.Intent, 0, len(d.Groups))
+	for name, g := range d.Groups {
+		start := g.Start
+		if start.To == "" {
+			start.To = "earliest"
+			if d.Kind == wire.Topic {
+				start.To = "latest"
+			}
+		}
+		list = append(list, partition.Intent{
+			ID: group.ID(g.ID), Version: uint64(g.Version), Name: name, Settings: d.Resolved(g), Start: start, Paused: g.Paused,
+		})
+	}
+	slices.SortFunc(list, func(a, b partition.Intent) int { return cmp.Compare(a.ID, b.ID) })
+	return list
+}
