@@ -32,6 +32,15 @@ const (
 	mending
 )
 
+// focused is at least the weight of an action that is named in Options.Focus, of a fault
+// often: anything else comes up some hundred times in a run.
+func (k actionKind) focused(weight, often int) int {
+	if k == fault {
+		return max(weight, often)
+	}
+	return max(weight, 500)
+}
+
 // actions are what a step may be. They find the node running. It is a variable
 // and filled in by init because the actions refer to it.
 var actions []action

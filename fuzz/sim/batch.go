@@ -25,6 +25,8 @@ type batch struct {
 	// promised is the offset that the leader named from memory, if promise is set.
 	promise  bool
 	promised wire.Offset
+	// sent and answered are moments of a fleet: the first attempt, the first receipt.
+	sent, answered int64
 }
 
 // newBatch encodes a batch of records records of about size bytes each. A record's

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/wire"
@@ -33,6 +34,8 @@ type fleet struct {
 	clients   []*producer
 	attempts  map[uint64]*sending
 	batches   map[int64]*batch // by number
+	reads     []Operation
+	moments   int64 // see moment
 
 	lastBatch, lastAttempt, lastReplica uint64
 }
@@ -70,7 +73,7 @@ func runFleet(o Options) *Result {
 		f.clients = append(f.clients, &producer{fleet: f, id: int64(i + 1)})
 	}
 	f.run()
-	return &Result{Err: f.violation, Step: f.step, Hash: f.trace.hash.Sum64(), Trace: f.trace.all(), Fleet: f.counts}
+	return &Result{Err: f.violation, Step: f.step, Hash: f.trace.hash.Sum64(), Trace: f.trace.all(), Fleet: f.counts, History: f.history()}
 }
 
 func (f *fleet) draw(step int) {
@@ -104,6 +107,9 @@ func (f *fleet) drawConfig() fleetConfig {
 		}
 		if a.kind != usual && a.kind != mending {
 			w *= int(pick(0, 1, 1, 1, 3))
+		}
+		if slices.Contains(f.options.Focus, a.name) {
+			w = a.kind.focused(w, 20) // some five times in a run
 		}
 		c.weights = append(c.weights, w)
 	}

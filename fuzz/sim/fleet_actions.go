@@ -50,6 +50,7 @@ func init() {
 		{"pause", 4, fault, (*fleet).pause},
 		{"stand still for long", 1, fault, (*fleet).standStill},
 		{"replace", 1, fault, (*fleet).replace},
+		{"replace while the leader dies", 0, fault, (*fleet).replaceWhileTheLeaderDies},
 		{"crash", 3, fault, func(f *fleet) { f.alive(func(m *member) { m.crash() }) }},
 		{"power cut", 4, fault, func(f *fleet) { f.alive(func(m *member) { m.powerCut() }) }},
 		{"power cut at a call", 4, fault, (*fleet).cutPowerSoon},
@@ -344,11 +345,16 @@ func (f *fleet) ask(m *member) {
 		return
 	}
 	seen := f.truth.seen
+	asked := f.moment()
 	done := func(i wire.Index, err error) {
 		if err != nil {
 			return
 		}
 		f.counts[FleetConfirmed]++
+		f.reads = append(f.reads, Operation{At: m.log.Watermark().Next, Call: asked, Return: f.moment()})
+		if f.options.Mutant == DeposedRead {
+			return // who looks at the history alone must find it
+		}
 		if i < seen {
 			f.fail("%s confirms a read at entry %d; entry %d was known to be committed before it was asked", m, i, seen)
 		}
@@ -357,7 +363,7 @@ func (f *fleet) ask(m *member) {
 		}
 		f.truth.seen = max(f.truth.seen, i)
 	}
-	if f.options.Mutant == StaleRead {
+	if f.options.Mutant == StaleRead || f.options.Mutant == DeposedRead {
 		done(m.group.Applied(), nil)
 		return
 	}

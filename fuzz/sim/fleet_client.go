@@ -112,6 +112,7 @@ func (c *producer) fresh() *batch {
 	b := newBatch(f.lastBatch, wire.ProducerIdentity{ID: c.id, Sequence: c.sequence}, wire.AcksQuorum, records, size)
 	c.sequence += int32(records)
 	f.batches[int64(b.number)] = b
+	b.sent = f.moment()
 	return b
 }
 
@@ -158,6 +159,9 @@ func (c *producer) Appended(tag uint64, r wire.Receipt, code wire.ErrorCode) {
 		return
 	}
 	b := a.batch
+	if b.answered == 0 {
+		b.answered = f.moment()
+	}
 	f.trace.add("%s: batch %d is at offset %d, duplicate %t", c, b.number, r.BaseOffset, r.Duplicate)
 	f.counts[FleetAcknowledged]++
 	switch {

@@ -40,6 +40,18 @@ func (f *fleet) replace() {
 	}
 }
 
+// replaceWhileTheLeaderDies loses the disk of a member and kills the process of one that
+// leads, so that the replacement begins under a new leader.
+func (f *fleet) replaceWhileTheLeaderDies() {
+	before := f.replacing
+	f.replace()
+	for _, m := range f.members {
+		if lead, _ := m.lead(); f.replacing != before && lead == m.id {
+			m.crash()
+		}
+	}
+}
+
 // reconfigure does what is next about a replacement: the new replica learns, becomes a
 // voter in the place of the old one, and then is one.
 func (f *fleet) reconfigure() {

@@ -67,6 +67,8 @@ const (
 	AckBeforeQuorum
 	// StaleRead lets a leader answer reads without asking whether it still leads.
 	StaleRead
+	// DeposedRead is StaleRead for whoever looks at what clients saw only.
+	DeposedRead
 	// DirtyRead shows readers what is not committed.
 	DirtyRead
 	// WipedReplica lets a replica whose disk is lost go on under its old ID.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -41,6 +42,8 @@ type Options struct {
 	Calls bool
 	// Skip leaves out steps; nil leaves out none.
 	Skip []bool
+	// Focus names actions that are to happen often.
+	Focus []string
 }
 
 // Result is what came of a run.
@@ -56,6 +59,8 @@ type Result struct {
 	Trace  []string // the newest lines
 	Counts
 	Fleet FleetCounts // of several machines
+	// History is what clients of several machines did and heard, in any order.
+	History []Operation
 }
 
 // Violation is a broken promise.
@@ -166,6 +171,9 @@ func (s *Simulation) drawConfig() config {
 		}
 		if a.kind != usual {
 			w *= int(pick(0, 1, 1, 1, 3))
+		}
+		if slices.Contains(s.options.Focus, a.name) {
+			w = a.kind.focused(w, 150)
 		}
 		c.weights = append(c.weights, w)
 	}
