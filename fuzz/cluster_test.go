@@ -124,6 +124,25 @@ func (c *clusterProcess) progress(producers []*killProducer) time.Duration {
 	return time.Since(began)
 }
 
+// lead makes a node the leader of a partition.
+func (c *clusterProcess) lead(conn *client.Conn, destination string, partition, node uint32) {
+	c.t.Helper()
+	var err error
+	require.Eventually(c.t, func() bool {
+		ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+		defer cancel()
+		d, failed := conn.Destination(ctx, destination)
+		if err = failed; err != nil {
+			return false
+		}
+		if d.Partitions[partition].Leader == node {
+			return true
+		}
+		err = conn.TransferLeader(ctx, destination, partition, node)
+		return false
+	}, clusterPatience, 20*time.Millisecond, "%s/%d to node %d: %v", destination, partition, node, err)
+}
+
 // acknowledged is how many receipts a producer has got.
 func (p *killProducer) acknowledged() uint64 {
 	p.mu.Lock()

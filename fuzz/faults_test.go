@@ -406,32 +406,13 @@ func (r *faultRun) finish() {
 	require.NoError(t, r.leaders.two)
 	for node := range r.nodes {
 		for _, l := range r.logs {
-			r.lead(l.destination, l.partition, uint32(node+1))
+			r.lead(r.conn, l.destination, l.partition, uint32(node+1))
 			again := &partitionLog{destination: l.destination, partition: l.partition, keyedOnly: true}
 			again.read(t, r.conn)
 			require.Equal(t, l.records, again.records, "%s/%d on node %d", l.destination, l.partition, node+1)
 		}
 	}
 	t.Logf("%d records, the same on %d nodes; %d terms", sent, len(r.nodes), r.leaders.terms())
-}
-
-// lead makes a node the leader of a partition.
-func (r *faultRun) lead(destination string, partition, node uint32) {
-	r.t.Helper()
-	var err error
-	require.Eventually(r.t, func() bool {
-		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-		defer cancel()
-		d, failed := r.conn.Destination(ctx, destination)
-		if err = failed; err != nil {
-			return false
-		}
-		if d.Partitions[partition].Leader == node {
-			return true
-		}
-		err = r.conn.TransferLeader(ctx, destination, partition, node)
-		return false
-	}, clusterPatience, 20*time.Millisecond, "%s/%d to node %d: %v", destination, partition, node, err)
 }
 
 // chaosNamespaces are what tests with hosts of their own need.

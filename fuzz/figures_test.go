@@ -57,11 +57,11 @@ func spread(all []time.Duration) string {
 }
 
 // withMetrics gives every broker of a cluster to be an address for its metrics.
-func withMetrics(t *testing.T) (*clusterProcess, []string) {
+func withMetrics(t *testing.T, args ...string) (*clusterProcess, []string) {
 	var addresses []string
 	c := newClusterProcess(t, func(b *brokerProcess) {
 		addresses = append(addresses, freeAddress(t))
-		b.args = append(b.args, "--http", addresses[len(addresses)-1])
+		b.args = append(b.args, append(args, "--http", addresses[len(addresses)-1])...)
 	})
 	return c, addresses
 }
