@@ -104,6 +104,8 @@ type Event struct {
 	Record uint64
 	// Epoch is the fencing epoch that the delivery carried.
 	Epoch uint64
+	// Redelivered is what a delivery says about itself; see Options.Flags.
+	Redelivered bool
 	// Answer is set for Answered.
 	Answer Answer
 }
@@ -126,6 +128,9 @@ func (e Event) String() string {
 	}
 	if e.Epoch != 0 {
 		fmt.Fprintf(&b, " under epoch %d", e.Epoch)
+	}
+	if e.Redelivered {
+		b.WriteString(", redelivered")
 	}
 	if e.Kind == Answered {
 		fmt.Fprintf(&b, ": %s", e.Answer)

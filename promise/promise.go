@@ -65,6 +65,13 @@ type Options struct {
 	Shared bool
 	// Order is what the group promises about the order inside a scope.
 	Order Order
+	// Steady says that no consumer fails, is slow, or is out of reach for longer than the
+	// grace, and that no operator interferes. Then nothing may be taken from a session, and
+	// Revoked, Removed or STALE break G4.
+	Steady bool
+	// Flags says that Delivered events tell whether the delivery was flagged as a
+	// redelivery. Then a record that was started must not come again without the flag.
+	Flags bool
 	// Remember is how many settled records are still compared with what comes later;
 	// the oldest are forgotten first. 0 means 100,000. Each takes less than 1 KiB.
 	Remember int
@@ -74,7 +81,7 @@ const defaultRemember = 100_000
 
 // Violation is a broken promise. It is an error.
 type Violation struct {
-	// Promise is "G1" to "G4".
+	// Promise is "G1" to "G4", or "flag" for a redelivery that looks like a first delivery.
 	Promise string
 	// What is broken, in one sentence.
 	What string
@@ -237,9 +244,13 @@ func (c *Checker) take(e Event) {
 		c.acked(e)
 	case Answered:
 		c.answered(e)
-	case Nacked, Revoked:
+	case Nacked:
+		c.gaveBack(e)
+	case Revoked:
+		c.taken(e)
 		c.gaveBack(e)
 	case Removed:
+		c.taken(e)
 		c.ends(e.Session)
 	case Died:
 		c.ends(e.Session)
@@ -342,7 +353,13 @@ func (c *Checker) delivered(e Event) {
 			r.passed, r.passedAt)
 	}
 	for _, l := range r.leases {
-		if l.epoch > e.Epoch || l.started == 0 || !c.holds(l) {
+		if l.epoch > e.Epoch || l.started == 0 || l.sought != 0 {
+			continue
+		}
+		if c.options.Flags && !e.Redelivered {
+			c.fail("flag", e, "session %s started it at event %d, and the delivery looks like a first one", l.session, l.started)
+		}
+		if !c.holds(l) {
 			continue
 		}
 		c.fail("G4", e, "session %s started it under epoch %d at event %d, and has neither failed nor lost it",
@@ -372,6 +389,9 @@ func (c *Checker) started(e Event) {
 	}
 	if l.started != 0 && l.sought == 0 {
 		c.fail("G4", e, "the same session started it at event %d under the same epoch", l.started)
+	}
+	if l.returned != 0 && l.sought == 0 {
+		c.fail("G3", e, "the same session gave it back at event %d", l.returned)
 	}
 	for _, other := range s.running {
 		if other.session != e.Session && c.session(other.session).stopped == 0 && c.session(e.Session).stopped == 0 {
@@ -462,6 +482,13 @@ func (c *Checker) acked(e Event) {
 	}
 }
 
+// taken checks that the broker had a reason.
+func (c *Checker) taken(e Event) {
+	if c.options.Steady {
+		c.fail("G4", e, "no consumer has failed")
+	}
+}
+
 // gaveBack ends the session's deliveries from a record on.
 func (c *Checker) gaveBack(e Event) {
 	s := c.scope(e)
@@ -489,6 +516,9 @@ func (c *Checker) answered(e Event) {
 	}
 	if e.Answer == Stale && l.ok != 0 && l.sought == 0 && !c.ended(e.Session) {
 		c.fail("G1", e, "the same ack got OK at event %d", l.ok)
+	}
+	if e.Answer == Stale && l.returned == 0 {
+		c.taken(e)
 	}
 	if e.Answer != OK || l.ok != 0 {
 		return

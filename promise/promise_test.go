@@ -114,6 +114,12 @@ func TestPromises(t *testing.T) {
 			events: events(a.gets(0, 5), a.starts(0, 5), a.finishes(0, 5), a.loses(0, 5), settled(0, 8), a.works(1, 9), a.ok(1, 9)),
 		},
 		{
+			name:    "a started record comes again with a flag, one that was not started without",
+			options: Options{Flags: true},
+			events: events(a.gets(0, 5), a.gets(1, 5), a.starts(0, 5), a.is(Died),
+				Event{Kind: Delivered, Session: "B", Scope: "k", Record: 0, Epoch: 7, Redelivered: true}, b.gets(1, 7)),
+		},
+		{
 			name:   "records come again after a seek",
 			events: events(a.works(0, 5), a.ok(0, 5), a.works(1, 6), sought(0, 9), a.ok(1, 6), b.works(0, 9), b.ok(0, 9), b.works(1, 9), b.ok(1, 9)),
 		},
@@ -232,6 +238,23 @@ func TestPromises(t *testing.T) {
 			name:   "the next record starts before a nacked one has come again",
 			events: events(a.gets(0, 5), a.starts(0, 5), a.finishes(0, 5), a.nacks(0, 5), b.works(1, 7), a.gets(0, 8)),
 			broken: "G3", what: "should have been settled",
+		},
+		{
+			name:   "a session works on what it has given back",
+			events: events(a.gets(0, 5), a.gets(1, 5), a.starts(0, 5), a.finishes(0, 5), a.nacks(0, 5), a.starts(1, 5)),
+			broken: "G3", what: "gave it back at event 5",
+		},
+		{
+			name:    "a lease is lost and no consumer has failed",
+			options: Options{Steady: true},
+			events:  events(a.works(0, 5), a.stale(0, 5)),
+			broken:  "G4", what: "no consumer has failed",
+		},
+		{
+			name:    "a started record comes again and looks new",
+			options: Options{Flags: true},
+			events:  events(a.gets(0, 5), a.starts(0, 5), a.is(Died), b.gets(0, 7)),
+			broken:  "flag", what: "session A started it at event 2",
 		},
 		{
 			name:   "a started record comes again although its session lives",

@@ -117,7 +117,7 @@ func (m *model) explore(limit int) *Result {
 			r.actions = x.path(stuck)
 		}
 	}
-	r.Trace = m.replay(r.actions, nil)
+	r.Trace, _ = m.replay(r.actions, nil)
 	return r
 }
 
@@ -179,23 +179,20 @@ func (x *explorer) stuck() (uint32, bool) {
 }
 
 // replay goes a way again and describes it. An observer is told what consumers see.
-func (m *model) replay(way []action, observer func(promise.Event)) (trace []string) {
+func (m *model) replay(way []action, observer func(promise.Event)) (trace []string, end *state) {
 	again := *m
-	again.exact = true
-	if observer != nil {
-		again.observer = func(e promise.Event) { again.told = append(again.told, e) }
-	}
-	s := *again.initial()
+	again.exact, again.watched = true, observer != nil
+	end = again.initial()
 	for _, a := range way {
-		trace = append(trace, again.describe(a, &s))
-		next := again.after(&s, a)
+		trace = append(trace, again.describe(a, end))
+		next := again.after(end, a)
 		if next == nil {
 			panic(fmt.Sprintf("groupmodel: step %d of a trace is not possible: %s", len(trace), trace[len(trace)-1]))
 		}
 		for _, e := range again.told {
 			observer(e)
 		}
-		s = *next
+		*end = *next
 	}
-	return trace
+	return trace, end
 }

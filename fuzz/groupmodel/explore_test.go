@@ -163,10 +163,11 @@ func TestGroupsModelWalks(t *testing.T) {
 		way, bad := newModel(c).walk(random, 150)
 		m := newModel(c)
 		if bad != nil {
-			require.Failf(t, "a promise is broken", "walk %d, %+v\n%s: %s\n%q", i, c, bad.promise, bad.what, m.replay(way, nil))
+			trace, _ := m.replay(way, nil)
+			require.Failf(t, "a promise is broken", "walk %d, %+v\n%s: %s\n%q", i, c, bad.promise, bad.what, trace)
 		}
-		checker := promise.New(promise.Options{})
-		trace := m.replay(way, func(e promise.Event) { _ = checker.Observe(e) })
+		checker := promise.New(promise.Options{Flags: true})
+		trace, _ := m.replay(way, func(e promise.Event) { _ = checker.Observe(e) })
 		require.NoError(t, checker.Err(), "walk %d, %+v\n%q", i, c, trace)
 		seen += checker.Events()
 	}

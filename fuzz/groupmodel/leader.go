@@ -509,7 +509,7 @@ func (t *step) appliesEnd(l *leader, e *entry, s session) {
 		r.active = 0
 	}
 	l.wait &^= bit(s)
-	if c := &t.s.consumers[consumerOf(s)]; c.session == s && c.link == l.term && c.attached != 0 {
+	if c := &t.s.consumers[consumerOf(s)]; c.session == s && c.link == l.term && c.attached != 0 && !t.off[goneIsTold] {
 		c.hear(note{kind: goneNote}) // as its next heartbeat would be told
 	}
 	t.release(l, back)

@@ -67,15 +67,15 @@ type model struct {
 	timeless  bool
 	late      bool
 
-	observer func(promise.Event)
-	told     []promise.Event
-	exact    bool    // epochs are not renumbered
-	only     Promise // if set, nothing else is checked
+	watched bool    // tell what consumers see
+	exact   bool    // epochs are not renumbered
+	only    Promise // if set, nothing else is checked
 
 	// The step that is being made, and its outcome.
 	next state
 	bad  *broken
 	edge bool // the model's own limits are in the way
+	told []promise.Event
 }
 
 func newModel(c Config, off ...Rule) *model {

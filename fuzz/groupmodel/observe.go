@@ -6,18 +6,23 @@ import "github.com/lockstepmq/lockstep/promise"
 // be by real ones, so that the model and package promise can be held against each
 // other.
 
+func (t *step) tell(e promise.Event) { t.told = append(t.told, e) }
+
 func (t *step) observe(kind promise.Kind, ci, record int, epoch uint8) {
-	if t.observer == nil {
+	if !t.watched {
 		return
 	}
-	t.observer(promise.Event{
+	t.tell(promise.Event{
 		Kind: kind, Session: sessionName(t.s.consumers[ci].session),
 		Scope: string(rune('a' + t.scope[record])), Record: uint64(record), Epoch: uint64(epoch),
 	})
 }
 
 func (t *step) observeDelivery(ci int, n note) {
-	t.observe(promise.Delivered, ci, int(n.record), n.epoch)
+	if t.watched {
+		t.observe(promise.Delivered, ci, int(n.record), n.epoch)
+		t.told[len(t.told)-1].Redelivered = n.again != 0
+	}
 }
 
 func (t *step) observeStart(ci, record int) {
@@ -45,14 +50,14 @@ func (t *step) observeDrop(ci, record int) {
 }
 
 func (t *step) observeAnswer(ci int, n note) {
-	if t.observer == nil || n.kind == nackedNote {
+	if !t.watched || n.kind == nackedNote {
 		return
 	}
 	answer := promise.OK
 	if n.kind == staleNote {
 		answer = promise.Stale
 	}
-	t.observer(promise.Event{
+	t.tell(promise.Event{
 		Kind: promise.Answered, Session: sessionName(t.s.consumers[ci].session), Answer: answer,
 		Scope: string(rune('a' + t.scope[n.record])), Record: uint64(n.record), Epoch: uint64(n.epoch),
 	})
@@ -60,14 +65,14 @@ func (t *step) observeAnswer(ci int, n note) {
 
 // observeEnd tells that a session is Removed, has Died or is Stopped.
 func (t *step) observeEnd(ci int, how promise.Kind) {
-	if t.observer != nil {
-		t.observer(promise.Event{Kind: how, Session: sessionName(t.s.consumers[ci].session)})
+	if t.watched {
+		t.tell(promise.Event{Kind: how, Session: sessionName(t.s.consumers[ci].session)})
 	}
 }
 
 func (t *step) observeSettled(record int) {
-	if t.observer != nil {
-		t.observer(promise.Event{
+	if t.watched {
+		t.tell(promise.Event{
 			Kind: promise.Settled, Scope: string(rune('a' + t.scope[record])), Record: uint64(record),
 			Epoch: uint64(t.current().state.index),
 		})
@@ -75,13 +80,13 @@ func (t *step) observeSettled(record int) {
 }
 
 func (t *step) observeSought(index uint8) {
-	if t.observer != nil {
-		t.observer(promise.Event{Kind: promise.Sought, Epoch: uint64(index)})
+	if t.watched {
+		t.tell(promise.Event{Kind: promise.Sought, Epoch: uint64(index)})
 	}
 }
 
 func (t *step) observeLeaderLost() {
-	if t.observer != nil {
-		t.observer(promise.Event{Kind: promise.LeaderLost})
+	if t.watched {
+		t.tell(promise.Event{Kind: promise.LeaderLost})
 	}
 }
