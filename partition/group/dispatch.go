@@ -205,7 +205,7 @@ func (l *Leader) skips(o wire.Offset, known Returned) bool {
 	if known.DelayMs > 0 && l.kind == shared {
 		// It was taken back under another leader: its rest begins anew.
 		if due := l.start + time.Duration(known.DelayMs)*time.Millisecond; due > l.now {
-			l.timers.push(timer{at: due, record: o})
+			l.timers.push(timer{at: due, record: o, round: l.round})
 			return true
 		}
 	}
@@ -272,8 +272,7 @@ func (l *Leader) scanSingle(p *Place, stop wire.Offset) {
 // may reports whether a session may have the next record of a group whose scope is the
 // whole partition.
 func (l *Leader) may(m *member) bool {
-	sticky := l.g.Settings.Holder == wire.HolderSticky || l.g.Settings.Mode == wire.ModeStream
-	if sticky && m.session != l.g.Active || l.backing > 0 || l.activating && l.keeps(RuleActive) {
+	if l.sticky() && m.session != l.g.Active || l.backing > 0 || l.activating && l.keeps(RuleActive) {
 		return false
 	}
 	if l.holder != nil && l.holder != m && !l.holder.leases.empty() && l.keeps(RuleSameHolder) {
@@ -325,7 +324,7 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 			}
 		} else if known.DelayMs > 0 {
 			if due := l.start + time.Duration(known.DelayMs)*time.Millisecond; due > l.now {
-				l.timers.push(timer{at: due, record: o})
+				l.timers.push(timer{at: due, record: o, round: l.round})
 				continue
 			}
 		}
@@ -450,27 +449,31 @@ func (l *Leader) freed(from, to wire.Offset, delayMs uint32) {
 	due := l.now + time.Duration(delayMs)*time.Millisecond
 	for o := from; o < to; o++ {
 		s := l.leave(o)
+		if s != nil && delayMs > 0 {
+			s.due = due
+		}
 		switch {
 		case l.kind == single:
+		case o >= l.scan && s == nil && delayMs > 0:
+			l.timers.push(timer{at: due, record: o, round: l.round}) // the scan leaves it out until then
+		case o >= l.scan:
+			l.ahead.remove(o, o+1) // the scan will meet it, after what lies before it
 		case s != nil:
 			s.note(o)
-			if delayMs > 0 {
-				s.due = due
-			}
-			l.ready(s)
-		case o >= l.scan:
-			l.ahead.remove(o, o+1) // the scan will meet it
 		case delayMs > 0:
-			l.timers.push(timer{at: due, record: o})
+			l.timers.push(timer{at: due, record: o, round: l.round})
 		default:
 			l.redo.push(o)
+		}
+		if s != nil {
+			l.ready(s)
 		}
 	}
 	if l.kind == single {
 		l.rewind(from)
 		if delayMs > 0 {
 			l.hold = due
-			l.timers.push(timer{at: due})
+			l.timers.push(timer{at: due, wake: true})
 		}
 	}
 }

@@ -88,6 +88,9 @@ func (b *broker) apply() {
 	case e.control != nil:
 		for rest := e.control; len(rest) > 0; {
 			n := binary.LittleEndian.Uint32(rest[4:])
+			if Command(rest[0]) == CommandSeek && b != b.h.follower && !b.h.sought[i] {
+				b.h.seeks(i, wire.Offset(binary.LittleEndian.Uint64(rest[16:])))
+			}
 			b.state.Apply(i, Command(rest[0]), rest[1], rest[8:8+n])
 			rest = rest[8+n:]
 		}
@@ -643,6 +646,8 @@ type harness struct {
 	lines     []string
 	started   map[wire.Offset]wire.Index // the highest epoch
 	lettered  map[wire.Offset]int
+	sought    map[wire.Index]bool
+	orders    int
 	moves     int
 }
 
@@ -678,7 +683,7 @@ func (h *harness) somebody(term wire.Term) *broker {
 func newHarness(seed uint64, s Settings, without ...Rule) *harness {
 	h := &harness{
 		rand: rand.New(rand.NewPCG(seed, 1)), settings: s.WithDefaults(), without: without, room: 1 << 16, keys: 1 + int(seed%7),
-		faults: 0.3, nacks: 0.1, started: make(map[wire.Offset]wire.Index), lettered: make(map[wire.Offset]int),
+		faults: 0.3, nacks: 0.1, started: make(map[wire.Offset]wire.Index), lettered: make(map[wire.Offset]int), sought: make(map[wire.Index]bool),
 	}
 	h.settings.SessionMs = uint32(harnessSession / time.Millisecond)
 	h.settings.BackoffMs, h.settings.BackoffMaxMs = 20, 500
@@ -800,6 +805,32 @@ func (h *harness) links() (out []*fakeLink) {
 	return out
 }
 
+// seeks notes that a seek is committed.
+func (h *harness) seeks(i wire.Index, floor wire.Offset) {
+	h.sought[i] = true
+	h.started = make(map[wire.Offset]wire.Index)
+	h.trace("entry %d seeks to %d", i, floor)
+	// All records are named: an OK from before the seek may still be on its way to its session.
+	if err := h.check.Observe(promise.Event{Kind: promise.Sought, Epoch: uint64(i)}); err != nil && h.failure == nil {
+		h.failure = err
+	}
+}
+
+// order gives an order to a broker.
+func (h *harness) order() {
+	b := h.brokers[h.rand.IntN(len(h.brokers))]
+	floor := wire.Offset(h.rand.IntN(int(b.end()) + 1))
+	o := Order{Drain: true, Done: func(err error) { h.trace("order at leader %d: %v", b.number, err) }}
+	if h.chance(0.5) {
+		o.Command, o.Reason = AppendSeek(nil, harnessGroup, floor), wire.ReasonSeek
+	} else {
+		o.Command, o.Reason = AppendPut(nil, harnessGroup, uint64(2+h.orders), "g", &h.settings, 0, PutQueue), wire.ReasonSettings
+	}
+	h.orders++
+	h.trace("leader %d is ordered: %s", b.number, o.Reason)
+	b.leader.Order(o)
+}
+
 // tick lets time pass. A consumer that is not stopped meets its deadline.
 func (h *harness) tick(d time.Duration) {
 	h.now += d
@@ -840,7 +871,7 @@ func (h *harness) step() {
 
 func (h *harness) fault() {
 	c := h.consumers[h.rand.IntN(len(h.consumers))]
-	switch h.rand.IntN(8) {
+	switch h.rand.IntN(10) {
 	case 0, 1, 2: // its link breaks
 		if !c.stopped && c.link != nil {
 			h.trace("the link of %s breaks", c.id())
@@ -862,7 +893,11 @@ func (h *harness) fault() {
 		if h.moves < 6 {
 			h.replace()
 		}
-	case 7:
+	case 8:
+		if h.orders < 3 {
+			h.order()
+		}
+	default:
 		h.tick(harnessSession)
 	}
 }

@@ -59,6 +59,7 @@ type Leader struct {
 	activating bool      // another session is about to become the active one
 	raising    bool      // a higher horizon is to be proposed, or is
 	busy       bool      // there is more to do at once
+	round      int       // how often it has begun anew, after orders
 	number     uint64    // of the next dead letter
 	outs       []*member // that get something in this turn
 	scratch    []Span
@@ -173,14 +174,7 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 			l.ahead.add(lease{from: t.From, to: t.To})
 		}
 	}
-	for _, letter := range g.Letters.Open {
-		l.lettered[letter.Offset] = true
-	}
-	for s, p := range g.Parked {
-		if l.kind == hashed {
-			l.newScope(s).parked = p.Head + 1
-		}
-	}
+	l.known()
 	return l
 }
 
@@ -334,6 +328,7 @@ func (l *Leader) Turn(now time.Duration, applied wire.Index, end wire.Offset) (a
 	l.expire()
 	l.admit()
 	l.command()
+	l.activate()
 	again = l.dispatch() || l.busy
 	l.busy = false
 	l.flush()
@@ -415,6 +410,16 @@ func (l *Leader) Close(err error) {
 	}
 	for c := range l.links {
 		c.Closed(err)
+	}
+	if l.order != nil && l.order.Done != nil && !l.order.proposed {
+		l.order.Done(err)
+	}
+	for _, p := range append(l.proposed, l.next) {
+		for i := range p.orders {
+			if p.orders[i].Done != nil {
+				p.orders[i].Done(err)
+			}
+		}
 	}
 	clear(l.links)
 	for _, m := range l.members {

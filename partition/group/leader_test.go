@@ -22,6 +22,9 @@ var leaderKinds = []struct {
 	{"shared", Settings{Mode: wire.ModeShared}},
 	{"serial by key", Settings{Mode: wire.ModeSerial}},
 	{"serial by key with a window", Settings{Mode: wire.ModeSerial, Window: 3}},
+	{"serial, one for all", Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination}},
+	{"serial, any of all", Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination, Holder: wire.HolderAny}},
+	{"stream", Settings{Mode: wire.ModeStream}},
 }
 
 func TestLeaderKeepsItsPromises(t *testing.T) {

@@ -1,14 +1,270 @@
 package group
 
-// order is what an operator has asked for and what needs the whole group: nothing is
-// given out until nothing is leased any more, then it is committed.
-type order struct {
-	command []byte
-	done    func(error)
+import (
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Order is a command that somebody else than a consumer wants to have committed: a seek,
+// new settings, a pause.
+type Order struct {
+	// Command is the encoded command.
+	Command []byte
+	// Drain asks that nothing is leased when it is committed and that no session is waited
+	// for: until then nothing is given out, and what is held is asked back for Reason.
+	Drain  bool
+	Reason wire.LeaseReason
+	// Done is called once, in a turn: with nil when the command is applied.
+	Done func(error)
 }
 
-// command goes on with the order.
-func (l *Leader) command() {}
+// order is an Order that waits until nothing is leased.
+type order struct {
+	Order
+	until    time.Duration // when what is still held is taken; 0: nobody was asked yet
+	proposed bool
+}
 
-// ordered ends the order, whose command is applied.
-func (l *Leader) ordered() {}
+// Order carries out an order. One that drains the group waits for no other one that does:
+// it is refused with RETRY.
+func (l *Leader) Order(o Order) {
+	if !o.Drain {
+		l.next.orders = append(l.next.orders, o)
+		return
+	}
+	if l.order != nil {
+		o.Done(wire.Errorf(wire.CodeRetry, "group %s is being stopped for another order", l.g.Name))
+		return
+	}
+	l.order = &order{Order: o}
+}
+
+// command goes on with the order that drains the group.
+func (l *Leader) command() {
+	o := l.order
+	if o == nil || o.proposed {
+		return
+	}
+	if l.keeps(RuleDrain) && !l.drained() {
+		return
+	}
+	o.proposed = true
+	l.next.orders = append(l.next.orders, o.Order)
+}
+
+// drained asks consumers for what they hold, takes it when their time is over, and
+// reports whether nothing is leased and nobody is waited for.
+func (l *Leader) drained() bool {
+	o := l.order
+	grace := l.g.Settings.RevokeMs
+	if o.until == 0 {
+		o.until = l.now + time.Duration(grace)*time.Millisecond
+		l.timers.push(timer{at: o.until, wake: true})
+	}
+	drained := l.waiting == 0
+	for _, m := range l.members {
+		if m.leases.empty() {
+			continue
+		}
+		drained = false
+		if l.now >= o.until {
+			for _, r := range m.leases.held(0) {
+				l.takeBack(m, r, cause{reason: o.Reason, counted: true})
+			}
+			continue
+		}
+		l.revoke(m, o.Reason, grace)
+	}
+	return drained
+}
+
+// revoke asks a member for everything that it holds and was not asked for.
+func (l *Leader) revoke(m *member, reason wire.LeaseReason, graceMs uint32) {
+	if m.link == nil {
+		return
+	}
+	var revokes []wire.Revoke
+	for _, r := range m.leases.held(0) {
+		if r.revoked != 0 {
+			continue
+		}
+		m.leases.change(r.from, r.to, func(x *lease) { x.revoked = reason })
+		revokes = append(revokes, wire.Revoke{Offset: r.from, Count: uint32(r.to - r.from), Epoch: r.epoch, Reason: reason, GraceMs: graceMs})
+		if len(revokes) == wire.MaxGroupItems {
+			break
+		}
+	}
+	if len(revokes) > 0 {
+		m.link.Revoke(revokes)
+	}
+}
+
+// ordered ends an order, whose command is applied. After one that has drained the group,
+// everything begins anew: it may be another kind of group now, and elsewhere.
+func (l *Leader) ordered(o *Order) {
+	if o.Drain {
+		l.order = nil
+		l.restart()
+	}
+	if o.Done != nil {
+		o.Done(nil)
+	}
+}
+
+// restart forgets what is known of records of which none is leased.
+func (l *Leader) restart() {
+	l.kind = kindOf(&l.g.Settings)
+	l.scan, l.ahead, l.hold, l.holder = l.g.Done.Floor(), leases{}, 0, nil
+	l.redo.clear()
+	l.ring.clear()
+	clear(l.scopes)
+	clear(l.of)
+	l.firsts = firsts{}
+	l.start = l.now
+	l.round++
+	for _, m := range l.members {
+		l.watch(m)
+		l.room(m)
+	}
+	l.known()
+	if l.keeps(RuleDrain) {
+		return
+	}
+	for _, m := range l.members {
+		for _, r := range m.leases.all() {
+			l.ahead.add(lease{from: r.from, to: r.to})
+		}
+	}
+}
+
+// known takes over what the Group knows of records and scopes.
+func (l *Leader) known() {
+	clear(l.lettered)
+	for _, letter := range l.g.Letters.Open {
+		l.lettered[letter.Offset] = true
+	}
+	for s, p := range l.g.Parked {
+		if l.kind == hashed {
+			l.newScope(s).parked = p.Head + 1
+		}
+	}
+}
+
+// Damaged says that the records [from, to) cannot be read: what is leased of them goes
+// back, and none is given out.
+func (l *Leader) Damaged(from, to wire.Offset) {
+	for _, m := range l.members {
+		for _, r := range m.leases.held(from) {
+			if r.from >= to {
+				break
+			}
+			r.to = min(r.to, to)
+			l.takeBack(m, r, cause{reason: wire.ReasonReturned, silent: true})
+		}
+	}
+}
+
+// Trimmed says that retention has moved the start of the partition: leases of records
+// below it are over.
+func (l *Leader) Trimmed() {
+	floor := l.g.Done.Floor()
+	for _, m := range l.members {
+		for {
+			r, ok := m.leases.within(0, floor)
+			if !ok {
+				break
+			}
+			m.leases.remove(r.from, r.to)
+			switch r.state {
+			case settling:
+				l.answer(m, r.from, r.to, r.epoch, wire.CodeDataExpired)
+			default:
+				l.release(m, int(r.to-r.from))
+				l.lose(m, r.from, r.to, r.epoch, wire.ReasonExpired)
+			}
+		}
+		l.room(m)
+	}
+	for o := range l.of {
+		if o < floor {
+			if s := l.leave(o); s != nil {
+				l.ready(s)
+			}
+		}
+	}
+	if !l.ahead.empty() {
+		l.ahead.remove(0, floor)
+	}
+	l.flush()
+}
+
+// Tables are the leases of this group, for the leader that is to follow. From now on
+// nothing is given out, and nothing is taken back: what comes is answered by that leader.
+func (l *Leader) Tables() []TableLease {
+	var out []TableLease
+	for _, m := range l.members {
+		for _, r := range m.leases.held(0) {
+			out = append(out, TableLease{Session: m.session, Epoch: r.epoch, From: r.from, To: r.to})
+		}
+	}
+	return out
+}
+
+// activate has a session made the active one of a sticky group that has none, or whose one
+// is going or has let a record time out.
+func (l *Leader) activate() {
+	if l.kind != single || !l.sticky() || l.activating || l.waiting > 0 && l.keeps(RuleWait) || l.order != nil {
+		return
+	}
+	now := l.members[l.g.Active]
+	if now != nil && !now.ending && !now.draining && !now.suspect {
+		return
+	}
+	var best *member
+	for _, m := range l.members {
+		if !m.listed || m.ending || m.draining || m.suspect || m.link == nil || m == now {
+			continue
+		}
+		if best == nil || l.before(m, best) {
+			best = m
+		}
+	}
+	if best == nil {
+		if now != nil || l.g.Active == (Session{}) {
+			for _, m := range l.members { // even a suspect one is better than none
+				if now == nil && m.listed && !m.ending && !m.draining && m.link != nil && (best == nil || l.before(m, best)) {
+					best = m
+				}
+			}
+		}
+		if best == nil {
+			return
+		}
+	}
+	if now != nil && !now.leases.empty() && l.keeps(RuleActive) {
+		if now.suspect {
+			l.endAll(now, cause{reason: wire.ReasonActive, counted: true})
+		}
+		return // when it holds nothing any more
+	}
+	l.activating = true
+	l.next.active = &activation{session: best.session}
+}
+
+// before reports whether a should rather be the active session than b: those that did not
+// ask to stand by, then the one that was listed first.
+func (l *Leader) before(a, b *member) bool {
+	x, y := a.flags&wire.AttachStandby, b.flags&wire.AttachStandby
+	if x != y {
+		return x == 0
+	}
+	if p, q := l.g.Sessions[a.session], l.g.Sessions[b.session]; p != nil && q != nil && p.Since != q.Since {
+		return p.Since < q.Since
+	}
+	return compareSessions(a.session, b.session) < 0
+}
+
+func (l *Leader) sticky() bool {
+	return l.g.Settings.Holder == wire.HolderSticky || l.g.Settings.Mode == wire.ModeStream
+}

@@ -86,7 +86,7 @@ func (l *Leader) outcome(m *member, piece lease, o *wire.Outcome) {
 		l.answer(m, piece.from, piece.to, o.Epoch, wire.CodeOK)
 	default:
 		c := cause{reason: wire.ReasonReturned, counted: true, asked: true, verdict: o.Kind, text: o.Text}
-		if c.attempt = o.Kind != wire.OutcomeReleased || piece.revoked; c.attempt {
+		if c.attempt = o.Kind != wire.OutcomeReleased || piece.revoked == wire.ReasonAckWait; c.attempt {
 			c.rest = true
 			if o.DelayMs > 0 {
 				c.delayed, c.delayMs = true, o.DelayMs

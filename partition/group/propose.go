@@ -19,7 +19,7 @@ type proposal struct {
 	joins   []joining
 	horizon wire.Offset
 	active  *activation
-	order   []byte // the command of an order
+	orders  []Order
 }
 
 type acked struct {
@@ -62,7 +62,7 @@ type activation struct {
 
 func (p *proposal) empty() bool {
 	return len(p.acks) == 0 && len(p.backs) == 0 && len(p.letters) == 0 && len(p.parks) == 0 && len(p.written) == 0 &&
-		len(p.removes) == 0 && len(p.joins) == 0 && p.horizon == 0 && p.active == nil && p.order == nil && len(p.seen) < 1024
+		len(p.removes) == 0 && len(p.joins) == 0 && p.horizon == 0 && p.active == nil && len(p.orders) == 0 && len(p.seen) < 1024
 }
 
 // ack takes in a run of acked records.
@@ -187,9 +187,11 @@ func (l *Leader) proposeSessions(dst []byte, p, n *proposal, room *int) []byte {
 		p.horizon, n.horizon = n.horizon, 0
 		dst = AppendHorizon(dst, id, p.horizon)
 	}
-	if n.order != nil && len(n.joins)+len(n.removes) == 0 {
-		p.order, n.order = n.order, nil
-		dst = append(dst, p.order...)
+	for len(n.orders) > 0 && len(n.joins)+len(n.removes) == 0 && (*room > len(n.orders[0].Command) || len(p.orders) == 0) {
+		p.orders = append(p.orders, n.orders[0])
+		dst = append(dst, n.orders[0].Command...)
+		*room -= len(n.orders[0].Command)
+		n.orders = cutFront(n.orders, 1)
 	}
 	return dst
 }
@@ -326,9 +328,7 @@ func (l *Leader) Dropped() {
 	if p.active != nil {
 		q.active = p.active
 	}
-	if p.order != nil {
-		q.order = p.order
-	}
+	q.orders = slices.Concat(p.orders, q.orders)
 }
 
 // Applied takes in that the oldest entry that Propose has filled is applied, and so is the
@@ -366,8 +366,8 @@ func (l *Leader) Applied(i wire.Index) {
 	if p.horizon > 0 {
 		l.raising = false
 	}
-	if p.order != nil {
-		l.ordered()
+	for k := range p.orders {
+		l.ordered(&p.orders[k])
 	}
 	l.flush()
 	l.reuse(p)

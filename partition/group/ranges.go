@@ -26,7 +26,7 @@ type lease struct {
 	from, to wire.Offset
 	epoch    wire.Index
 	state    leaseState
-	revoked  bool // the consumer was told to stop
+	revoked  wire.LeaseReason // the consumer was told to stop; 0: it was not
 }
 
 // leases are what one session holds: runs that ascend and do not overlap. Neighbours

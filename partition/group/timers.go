@@ -14,6 +14,8 @@ type timer struct {
 	member *member
 	scope  *scope
 	record wire.Offset
+	wake   bool // nothing else
+	round  int  // of the Leader when a record was given this timer
 }
 
 type timers struct{ heap timerHeap }
@@ -72,10 +74,12 @@ func (l *Leader) expire() {
 	for len(l.timers.heap) > 0 && l.timers.heap[0].at <= l.now {
 		t := heap.Pop(&l.timers.heap).(timer)
 		switch {
+		case t.wake, t.member == nil && t.scope == nil && t.round != l.round:
 		case t.member != nil:
 			if t.at == t.member.check { // else it was set anew
 				l.check(t.member)
 			}
+		case t.scope != nil && l.scopes[t.scope.hash] != t.scope:
 		case t.scope != nil:
 			if t.scope.timed = false; t.scope.due > l.now {
 				t.scope.timed = true
@@ -83,6 +87,8 @@ func (l *Leader) expire() {
 				continue
 			}
 			l.ready(t.scope)
+		case t.record >= l.scan:
+			l.ahead.remove(t.record, t.record+1)
 		default:
 			l.redo.push(t.record)
 		}
@@ -127,22 +133,12 @@ func (l *Leader) overdue(m *member) {
 	if m.revoke == 0 {
 		grace := l.g.Settings.RevokeMs
 		m.revoke = l.now + time.Duration(grace)*time.Millisecond
-		var revokes []wire.Revoke
-		for _, r := range m.leases.held(0) {
-			m.leases.change(r.from, r.to, func(x *lease) { x.revoked = true })
-			revokes = append(revokes, wire.Revoke{
-				Offset: r.from, Count: uint32(r.to - r.from), Epoch: r.epoch, Reason: wire.ReasonAckWait, GraceMs: grace,
-			})
-			if len(revokes) == wire.MaxGroupItems {
-				break
-			}
-		}
-		m.link.Revoke(revokes)
+		l.revoke(m, wire.ReasonAckWait, grace)
 		return
 	}
 	m.revoke, m.suspect = 0, true
 	for _, r := range m.leases.held(0) {
-		if !r.revoked {
+		if r.revoked == 0 {
 			continue
 		}
 		for o := r.from; o < r.to; o++ {
