@@ -1,6 +1,7 @@
 package fuzz
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -82,6 +84,44 @@ func (s *suite) silent(t *testing.T) {
 	require.NoError(t, node.Signal(syscall.SIGCONT))
 	w.holds(t, content(t, conn, d.Name))
 	s.await(t, 1, 2, 3, gateway)
+}
+
+// rot flips bits of records in a sealed segment of one of three replicas, under load: the
+// broker finds them by itself, and what it had is there again.
+func (s *suite) rot(t *testing.T) {
+	const node = 3
+	run := make([]byte, killRecord-12) // what the values of the load end with; no header has so many zeros
+	var file string
+	var sound []byte
+	eventually(t, "a sealed segment of the load", func() bool {
+		names, err := filepath.Glob(filepath.Join(s.nodes[node-1].data, "partitions", "*", "*.segment"))
+		require.NoError(t, err)
+		for i := 2; i < len(names); i++ {
+			if filepath.Dir(names[i-2]) == filepath.Dir(names[i]) {
+				file = names[i-2] // the one behind is in use, and the next one may be prepared
+			}
+		}
+		return file != ""
+	})
+	sound, err := os.ReadFile(file)
+	require.NoError(t, err)
+	before := s.metric(t, node, "lockstep_damage_repaired_total")
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	for at := 1 << 14; at < 1<<19; at += 1 << 16 {
+		i := bytes.Index(sound[at:], run)
+		require.GreaterOrEqual(t, i, 0)
+		_, err = f.WriteAt([]byte{1}, int64(at+i+len(run)/2))
+		require.NoError(t, err)
+	}
+	eventually(t, "the file is as it was", func() bool {
+		now, err := os.ReadFile(file)
+		return err == nil && bytes.Equal(sound, now)
+	})
+	eventually(t, "the repairs are counted", func() bool {
+		return s.metric(t, node, "lockstep_damage_repaired_total") >= before+8 && s.metric(t, node, "lockstep_damaged_ranges") == 0
+	})
 }
 
 // step is a place on the way of a record where the leader is killed.

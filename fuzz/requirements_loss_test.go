@@ -98,7 +98,7 @@ func (w *paced) all(t *testing.T) {
 func (w *paced) goesOn(t *testing.T) {
 	t.Helper()
 	before := w.answered()
-	eventually(t, "more is acknowledged", func() bool { return w.answered() > before+20 })
+	eventually(t, "more is acknowledged", func() bool { return w.answered() > before+5 })
 }
 
 // rate is which part of what is sent in a while is acknowledged in it.

@@ -94,7 +94,7 @@ func (s *suite) join(args ...string) {
 	s.t.Helper()
 	address := freeAddress(s.t)
 	s.add(func(b *brokerProcess) {
-		b.args = append(b.args, append(args, "--http", address, "--idle-timeout", "2s")...)
+		b.args = append(b.args, append(args, "--http", address, "--idle-timeout", "2s", "--scrub-interval", "1s")...)
 	})
 	s.http = append(s.http, address)
 }

@@ -429,6 +429,7 @@ func TestRequirements(t *testing.T) {
 		show func(*testing.T)
 	}{
 		{"R_WLS_5_R_WLS_6_ASilentNodeIsALostOne", s.silent},
+		{"R_X_5_RotIsRepaired", s.rot},
 		{"R_WLS_10_R_X_6_R_MQC_16_ProducesOnceAcrossKills", s.kills},
 		{"R_WLS_8_AllIsThereAfterARestart", s.restart},
 		{"R_IS_5_AnotherNodeTakesItsShare", s.grow},
