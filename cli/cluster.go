@@ -37,6 +37,14 @@ type clusterJSON struct {
 	Nodes        []nodeJSON `json:"nodes"`
 	Destinations int        `json:"destinations"`
 	Partitions   int        `json:"partitions"`
+	// UnderReplicated counts partitions with fewer replicas that vote and whose nodes
+	// answer than they are to have, Offline those that nobody leads although they have
+	// several.
+	UnderReplicated int `json:"under_replicated"`
+	Offline         int `json:"offline"`
+	// Only cluster status and node ls ask for these.
+	Controller uint32 `json:"controller,omitempty"` // node that leads the metadata
+	Level      uint16 `json:"feature_level,omitempty"`
 }
 
 type nodeJSON struct {
@@ -48,6 +56,41 @@ type nodeJSON struct {
 	Alive    bool   `json:"alive"`
 	Leaders  int    `json:"leaders"`
 	Replicas int    `json:"replicas"`
+	// What the node says of itself; absent if it does not answer, or was not asked.
+	Version     string `json:"version,omitempty"`
+	UptimeMs    uint64 `json:"uptime_ms,omitempty"`
+	StoredBytes uint64 `json:"stored_bytes,omitempty"`
+	FreeBytes   uint64 `json:"free_bytes,omitempty"`
+	TotalBytes  uint64 `json:"total_bytes,omitempty"`
+	PeerAddress string `json:"peer_address,omitempty"`
+	HTTP        string `json:"http,omitempty"`
+	answered    bool
+}
+
+// askStatus asks a broker for the cluster, and all nodes for what they know of themselves.
+func askStatus(ctx context.Context, conn *client.Conn) (*clusterJSON, error) {
+	s, _, err := askCluster(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	status, err := conn.ClusterStatus(ctx)
+	if errors.Is(err, wire.CodeUnsupported) { // by a broker that is older
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.Controller, s.Level = status.Controller, status.Level
+	for _, said := range status.Nodes {
+		i := slices.IndexFunc(s.Nodes, func(n nodeJSON) bool { return n.Node == said.Node })
+		if i < 0 {
+			continue // it joined meanwhile
+		}
+		n := &s.Nodes[i]
+		n.PeerAddress, n.HTTP, n.answered = said.PeerAddress, said.HTTP, said.Answered
+		n.Version, n.UptimeMs, n.StoredBytes, n.FreeBytes, n.TotalBytes = said.Version, said.UptimeMs, said.StoredBytes, said.FreeBytes, said.TotalBytes
+	}
+	return s, nil
 }
 
 // askCluster asks a broker for the cluster.
@@ -95,13 +138,22 @@ func judgeCluster(version uint64, nodes []client.Node, destinations []client.Des
 			}
 			if p.Leader != 0 {
 				node(p.Leader).Leaders++
+			} else if len(p.Replicas) > 1 {
+				out.Offline++
 			}
+			voters := 0
 			for _, r := range p.Replicas {
 				n := node(r.Node)
 				n.Replicas++
+				if n.Alive && r.State == wire.ReplicaActive {
+					voters++
+				}
 				if r.State == wire.ReplicaJoining || r.State == wire.ReplicaLeaving || r.State == wire.ReplicaLost {
 					problem("partition %s: its replica on node %d is %s", name, r.Node, r.State)
 				}
+			}
+			if voters < int(d.Settings.Replicas) {
+				out.UnderReplicated++
 			}
 		}
 	}
@@ -131,7 +183,7 @@ func (a *app) clusterStatusCommand() *cobra.Command {
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			s, _, err := askCluster(ctx, conn)
+			s, err := askStatus(ctx, conn)
 			if err != nil {
 				return &failure{doing: "look at the cluster", err: err}
 			}
@@ -141,8 +193,13 @@ func (a *app) clusterStatusCommand() *cobra.Command {
 			if err := a.printNodes(s.Nodes); err != nil {
 				return err
 			}
-			text := fmt.Sprintf("\n%s, %s, %s; metadata version %d\n", plural(int64(len(s.Nodes)), "node"),
-				plural(int64(s.Destinations), "destination"), plural(int64(s.Partitions), "partition"), s.Version)
+			controller := "none known"
+			if s.Controller != 0 {
+				controller = fmt.Sprintf("node %d", s.Controller)
+			}
+			text := fmt.Sprintf("\n%s, %s, %s (%d under-replicated, %d offline)\ncontroller: %s, feature level %d, metadata version %d\n",
+				plural(int64(len(s.Nodes)), "node"), plural(int64(s.Destinations), "destination"), plural(int64(s.Partitions), "partition"),
+				s.UnderReplicated, s.Offline, controller, s.Level, s.Version)
 			_, err = fmt.Fprint(a.stdout, text, healthText(s))
 			return outputError(err)
 		})

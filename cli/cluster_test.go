@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/server"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -21,7 +22,7 @@ func threeNodes() ([]client.Node, []client.Destination) {
 	replicas := func() []client.Replica {
 		return []client.Replica{{Replica: 5, Node: 1, State: wire.ReplicaActive}, {Replica: 6, Node: 2, State: wire.ReplicaActive}}
 	}
-	d := client.Destination{Name: "orders", Kind: client.Queue, Partitions: []client.PartitionInfo{
+	d := client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Replicas: 2}, Partitions: []client.PartitionInfo{
 		{Number: 0, Leader: 1, State: wire.PartitionActive, Replicas: replicas()},
 		{Number: 1, Leader: 2, State: wire.PartitionActive, Replicas: replicas()},
 	}}
@@ -33,23 +34,24 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		name   string
 		change func(nodes []client.Node, orders []client.PartitionInfo)
 		want   []string
+		counts [2]int // under-replicated, offline
 	}{
-		{"nothing", func([]client.Node, []client.PartitionInfo) {}, []string{}},
-		{"a dead node", func(n []client.Node, _ []client.PartitionInfo) { n[1].Alive = false }, []string{"node 2 (b:1) does not answer; 2 replicas are on it"}},
-		{"a dead gateway", func(n []client.Node, _ []client.PartitionInfo) { n[2].Alive = false }, []string{"node 3 (c:1) does not answer"}},
-		{"no leader", func(_ []client.Node, p []client.PartitionInfo) { p[1].Leader = 0 }, []string{"partition orders/1 has no leader"}},
+		{"nothing", func([]client.Node, []client.PartitionInfo) {}, []string{}, [2]int{}},
+		{"a dead node", func(n []client.Node, _ []client.PartitionInfo) { n[1].Alive = false }, []string{"node 2 (b:1) does not answer; 2 replicas are on it"}, [2]int{2, 0}},
+		{"a dead gateway", func(n []client.Node, _ []client.PartitionInfo) { n[2].Alive = false }, []string{"node 3 (c:1) does not answer"}, [2]int{}},
+		{"no leader", func(_ []client.Node, p []client.PartitionInfo) { p[1].Leader = 0 }, []string{"partition orders/1 has no leader"}, [2]int{0, 1}},
 		{"a partition of one replica that nobody wrote to", func(_ []client.Node, p []client.PartitionInfo) {
 			p[1].Leader, p[1].Replicas = 0, p[1].Replicas[:1]
-		}, []string{}},
+		}, []string{}, [2]int{1, 0}},
 		{"a fence", func(_ []client.Node, p []client.PartitionInfo) {
 			p[0].State, p[0].Problem = wire.PartitionFenced, "disk\nerror"
-		}, []string{"partition orders/0 is fenced: disk; error"}},
-		{"damage", func(_ []client.Node, p []client.PartitionInfo) { p[0].Damaged = 2 }, []string{"partition orders/0 has 2 damaged ranges"}},
+		}, []string{"partition orders/0 is fenced: disk; error"}, [2]int{}},
+		{"damage", func(_ []client.Node, p []client.PartitionInfo) { p[0].Damaged = 2 }, []string{"partition orders/0 has 2 damaged ranges"}, [2]int{}},
 		{"a replica that moves", func(_ []client.Node, p []client.PartitionInfo) {
 			p[0].Replicas[0].State, p[0].Replicas[1].State = wire.ReplicaLeaving, wire.ReplicaJoining
-		}, []string{"partition orders/0: its replica on node 1 is leaving", "partition orders/0: its replica on node 2 is joining"}},
+		}, []string{"partition orders/0: its replica on node 1 is leaving", "partition orders/0: its replica on node 2 is joining"}, [2]int{1, 0}},
 		{"a draining node that leads", func(n []client.Node, _ []client.PartitionInfo) { n[0].State = wire.NodeDraining },
-			[]string{"node 1 is draining and still leads 1 partition"}},
+			[]string{"node 1 is draining and still leads 1 partition"}, [2]int{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			nodes, destinations := threeNodes()
@@ -57,6 +59,7 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 			got := judgeCluster(7, nodes, destinations)
 			require.Equal(t, c.want, got.Problems)
 			require.Equal(t, len(c.want) == 0, got.Healthy)
+			require.Equal(t, c.counts, [2]int{got.UnderReplicated, got.Offline})
 		})
 	}
 }
@@ -87,8 +90,17 @@ func TestClusterCommandsOnOneNode(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "cluster", "status", "-o", "json")), &s))
 	require.True(t, s.Healthy)
 	require.Equal(t, 2, s.Partitions)
-	require.Equal(t, []nodeJSON{{Node: 1, Address: address, Role: "broker", State: "up", Alive: true, Leaders: s.Nodes[0].Leaders, Replicas: 2}}, s.Nodes)
-	require.Regexp(t, `^NODE +ADDRESS +RACK +ROLE +STATE +LEADERS +REPLICAS\n +1 +`+address+` +- +broker +up +\d +2\n\n1 node, 1 destination, 2 partitions; metadata version \d+\nhealthy\n$`,
+	require.Equal(t, []any{0, 0, uint32(1), uint16(1)}, []any{s.UnderReplicated, s.Offline, s.Controller, s.Level})
+	n := s.Nodes[0]
+	require.Positive(t, n.StoredBytes)
+	require.Greater(t, n.TotalBytes, n.FreeBytes)
+	require.Equal(t, nodeJSON{
+		Node: 1, Address: address, Role: "broker", State: "up", Alive: true, Leaders: n.Leaders, Replicas: 2,
+		Version: server.Version(), UptimeMs: n.UptimeMs, StoredBytes: n.StoredBytes, FreeBytes: n.FreeBytes, TotalBytes: n.TotalBytes,
+		PeerAddress: n.PeerAddress, HTTP: n.HTTP,
+	}, n)
+	require.Regexp(t, `^NODE +ADDRESS +RACK +ROLE +STATE +LEADERS +REPLICAS +VERSION +UPTIME +STORED +FREE\n +1 +`+address+` +- +broker +up +\d +2 +`+server.Version()+` +\ds +392 B +\S+ \S+\n`+
+		`\n1 node, 1 destination, 2 partitions \(0 under-replicated, 0 offline\)\ncontroller: node 1, feature level 1, metadata version \d+\nhealthy\n$`,
 		must(t, sh, "cluster", "status"))
 	require.Regexp(t, `(?m)^orders/0 +1 +1 +active +1 +- +1 +0 +2$`, must(t, sh, "partition", "ls", "orders"))
 	var partitions []replicatedJSON

@@ -46,7 +46,7 @@ func (a *app) nodeLsCommand() *cobra.Command {
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			s, _, err := askCluster(ctx, conn)
+			s, err := askStatus(ctx, conn)
 			if err != nil {
 				return &failure{doing: "list nodes", err: err}
 			}
@@ -70,9 +70,17 @@ func (a *app) printNodes(nodes []nodeJSON) error {
 		if rack == "" {
 			rack = "-"
 		}
-		rows = append(rows, []string{fmt.Sprint(n.Node), n.Address, rack, n.Role, state, strconv.Itoa(n.Leaders), strconv.Itoa(n.Replicas)})
+		version, uptime, stored, free := "-", "-", "-", "-"
+		if n.answered {
+			version, uptime = n.Version, formatDuration((time.Duration(n.UptimeMs) * time.Millisecond).Truncate(time.Second))
+			stored, free = formatSize(clampInt64(n.StoredBytes)), formatSize(clampInt64(n.FreeBytes))
+		}
+		rows = append(rows, []string{
+			fmt.Sprint(n.Node), n.Address, rack, n.Role, state, strconv.Itoa(n.Leaders), strconv.Itoa(n.Replicas), version, uptime, stored, free,
+		})
 	}
-	return a.printTable([]string{"node", "address", "rack", "role", "state", "leaders", "replicas"}, rows, "node", "leaders", "replicas")
+	return a.printTable([]string{"node", "address", "rack", "role", "state", "leaders", "replicas", "version", "uptime", "stored", "free"}, rows,
+		"node", "leaders", "replicas", "uptime", "stored", "free")
 }
 
 // nodeAdminCommand makes the command for one action; done says of the node, nil once

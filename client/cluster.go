@@ -65,3 +65,16 @@ func (c *Conn) administerPartition(ctx context.Context, request *wire.PartitionA
 	}
 	return nil
 }
+
+// ClusterStatus is what the nodes of a cluster know of themselves.
+type ClusterStatus = wire.ClusterStatus
+
+// ClusterStatus asks all nodes what they know of themselves, by way of the home. Nodes
+// that do not answer within a second have Answered false.
+func (c *Conn) ClusterStatus(ctx context.Context) (ClusterStatus, error) {
+	var status ClusterStatus
+	if err := c.do(ctx, wire.OpClusterStatus, &wire.ClusterStatusRequest{}, &status, true); err != nil {
+		return status, fmt.Errorf("status of the cluster: %w", err)
+	}
+	return status, nil
+}

@@ -43,6 +43,8 @@ func (b *broker) Admin(request wire.Message, reply func(wire.Message, error)) {
 		b.partitionAdmin(m, reply)
 	case *wire.GroupAdminRequest:
 		b.groupAdmin(m, reply)
+	case *wire.ClusterStatusRequest:
+		b.clusterStatus(reply)
 	default:
 		reply(nil, &wire.Error{Code: wire.CodeUnsupported, Detail: fmt.Sprintf("%T", request)})
 	}

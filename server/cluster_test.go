@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -443,6 +444,35 @@ func TestReplicasAreRaisedWhenBrokersJoin(t *testing.T) {
 	c.stop(1)
 	c.fill("orders", 1)
 	c.same("orders", 7)
+}
+
+// Any node tells what all of them know of themselves, and which do not answer.
+func TestTheStatusOfTheClusterComesFromAllNodes(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 3)
+	c.create(1, "orders", 3, 3)
+	c.fill("orders", 1)
+	ask := func() *wire.ClusterStatus {
+		m, err := c.ask(2, &wire.ClusterStatusRequest{})
+		require.NoError(t, err)
+		return m.(*wire.ClusterStatus)
+	}
+	c.await("everybody answers", func() bool {
+		return !slices.ContainsFunc(ask().Nodes, func(n wire.NodeStatus) bool { return !n.Answered })
+	})
+	s := ask()
+	require.Equal(t, uint16(c.broker(2).View().Level), s.Level)
+	require.True(t, c.broker(s.Controller).meta.leads.Load())
+	require.Len(t, s.Nodes, 3)
+	for i, n := range s.Nodes {
+		require.Equal(t, []any{uint32(i + 1), Version(), c.servers[n.Node].PeerAddr()}, []any{n.Node, n.Version, n.PeerAddress})
+		require.Positive(t, n.StoredBytes)
+		require.Greater(t, n.TotalBytes, n.FreeBytes)
+	}
+	stopped := c.servers[3].PeerAddr()
+	c.stop(3)
+	c.await("it is down", func() bool { return !c.broker(2).reachable(3) })
+	require.Equal(t, wire.NodeStatus{Node: 3, PeerAddress: stopped}, ask().Nodes[2])
 }
 
 // A gateway serves clients and holds nothing.

@@ -33,11 +33,12 @@ type metadataReplica struct {
 	marked atomic.Pointer[log.Watermark] // for which it was asked last
 	idle   atomic.Bool                   // it is asked for
 
-	leads      atomic.Bool // this node leads the metadata
-	others     atomic.Bool // there are other voters
-	handOver   atomic.Bool // somebody else should lead
-	leaderless int         // ticks without a leader; owner only, as the next
-	sinceLook  int         // ticks since the configuration was looked at
+	leads      atomic.Bool   // this node leads the metadata
+	others     atomic.Bool   // there are other voters
+	leader     atomic.Uint32 // node that leads the metadata, 0 if none is known to
+	handOver   atomic.Bool   // somebody else should lead
+	leaderless int           // ticks without a leader; owner only, as the next
+	sinceLook  int           // ticks since the configuration was looked at
 	seenView   *cluster.View
 
 	stopOnce bool // owner only
@@ -59,6 +60,8 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 	}
 	if b.network != nil {
 		m.inbox = replication.NewInbox(nil)
+	} else {
+		m.leader.Store(b.identity.NodeID)
 	}
 	m.owner.turn = m.turn
 	m.stall = stall{lines: [2]*line{m.owner.disk}, turn: &m.owner.began}
@@ -140,6 +143,7 @@ func (m *metadataReplica) lookAround(ticks int) {
 		m.seenView = v
 		m.group.SetPeers(m.broker.metaPeers(v))
 	}
+	m.leader.Store(m.broker.nodeOfMeta(leader))
 	if m.leads.Swap(leading) != leading && leading {
 		m.logger.Info("this node leads the metadata")
 	}

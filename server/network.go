@@ -155,6 +155,9 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 			return
 		}
 		b.catchUp.frames(r.records, wire.Index(m.From), wire.Index(m.To), reply)
+	case wire.PeerStatus:
+		s := b.ownStatus()
+		reply(wire.CodeOK, s.Append(nil))
 	case wire.PeerTransfer:
 		var m wire.PeerFetch
 		if err := m.Parse(body); err != nil {

@@ -99,6 +99,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.administer(h, body, &wire.JoinRequest{})
 	case wire.OpNodeAdmin:
 		err = s.administer(h, body, &wire.NodeAdminRequest{})
+	case wire.OpClusterStatus:
+		err = s.administer(h, body, &wire.ClusterStatusRequest{})
 	case wire.OpPartAdmin:
 		err = s.administer(h, body, &wire.PartitionAdminRequest{})
 	case wire.OpGroupAdmin:

@@ -223,3 +223,88 @@ func (m *PartitionAdminRequest) Parse(src []byte) error {
 	}
 	return r.done("PARTITION_ADMIN request")
 }
+
+// CLUSTER_STATUS (21), since version 1: what the nodes know of themselves, which METADATA
+// does not have. The broker that is asked asks the others. The request is empty.
+
+// ClusterStatus answers CLUSTER_STATUS.
+//
+//	controller u32 | level u16 | count u32, each: node status
+type ClusterStatus struct {
+	Controller uint32 // node that leads the metadata, 0 if none is known to
+	Level      uint16 // feature level that the cluster works at
+	Nodes      []NodeStatus
+}
+
+// NodeStatus is what a node says of itself; of one that does not answer, what the
+// metadata has. It is also the answer to the peer request STATUS.
+//
+//	node u32 | answered bool | version string | uptimeMs u64 | storedBytes u64 | freeBytes u64 | totalBytes u64 |
+//	peerAddress string | http string
+type NodeStatus struct {
+	Node        uint32
+	Answered    bool   // the fields up to TotalBytes are known
+	Version     string // of its build
+	UptimeMs    uint64
+	StoredBytes uint64 // in the logs of its replicas
+	FreeBytes   uint64 // of the device that holds its data directory
+	TotalBytes  uint64 // of that device
+	PeerAddress string
+	HTTP        string // empty if it has no port for that
+}
+
+const nodeStatusMinSize = 4 + 1 + 2 + 8 + 8 + 8 + 8 + 2 + 2
+
+// Append implements Message.
+func (m *NodeStatus) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = le.AppendUint32(dst, m.Node)
+	dst = appendBool(dst, m.Answered)
+	dst = appendString(dst, m.Version)
+	for _, n := range []uint64{m.UptimeMs, m.StoredBytes, m.FreeBytes, m.TotalBytes} {
+		dst = le.AppendUint64(dst, n)
+	}
+	return appendString(appendString(dst, m.PeerAddress), m.HTTP)
+}
+
+// Parse implements Message.
+func (m *NodeStatus) Parse(src []byte) error {
+	r := reader{src: src}
+	m.read(&r)
+	return r.done("node status")
+}
+
+func (m *NodeStatus) read(r *reader) {
+	*m = NodeStatus{
+		Node: r.uint32(), Answered: r.bool(), Version: r.string(), UptimeMs: r.uint64(), StoredBytes: r.uint64(),
+		FreeBytes: r.uint64(), TotalBytes: r.uint64(), PeerAddress: r.string(), HTTP: r.string(),
+	}
+}
+
+// Append implements Message.
+func (m *ClusterStatus) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = le.AppendUint32(dst, m.Controller)
+	dst = le.AppendUint16(dst, m.Level)
+	dst = le.AppendUint32(dst, uint32(len(m.Nodes)))
+	for i := range m.Nodes {
+		dst = m.Nodes[i].Append(dst)
+	}
+	return dst
+}
+
+// Parse implements Message.
+func (m *ClusterStatus) Parse(src []byte) error {
+	r := reader{src: src}
+	m.Controller, m.Level, m.Nodes = r.uint32(), r.uint16(), nil
+	if n := r.count(nodeStatusMinSize); n > 0 {
+		m.Nodes = make([]NodeStatus, n)
+		for i := range m.Nodes {
+			m.Nodes[i].read(&r)
+		}
+	}
+	return r.done("CLUSTER_STATUS response")
+}
+
+// ClusterStatusRequest asks for the status of the cluster. Its body is empty.
+type ClusterStatusRequest struct{ Empty }

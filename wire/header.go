@@ -78,7 +78,8 @@ const (
 	OpJoin          Opcode = 18
 	OpNodeAdmin     Opcode = 19
 	OpPartAdmin     Opcode = 20
-	// 21 and 22 are taken: CLUSTER_STATUS, ALIAS.
+	OpClusterStatus Opcode = 21
+	// 22 is taken: ALIAS.
 	OpGroupAttach    Opcode = 23
 	OpGroupOutcome   Opcode = 24
 	OpGroupAnswer    Opcode = 25
@@ -101,7 +102,8 @@ var opcodeNames = [...]string{
 	OpLinkCredit: "LINK_CREDIT", OpLinkClose: "LINK_CLOSE", OpDeliver: "DELIVER",
 	OpLinkClosed: "LINK_CLOSED", OpEvent: "EVENT",
 	OpReportDamage: "REPORT_DAMAGE", OpJoin: "JOIN", OpNodeAdmin: "NODE_ADMIN", OpPartAdmin: "PARTITION_ADMIN",
-	OpGroupAttach: "GROUP_ATTACH", OpGroupOutcome: "GROUP_OUTCOME", OpGroupAnswer: "GROUP_ANSWER", OpGroupDeliver: "GROUP_DELIVER",
+	OpClusterStatus: "CLUSTER_STATUS",
+	OpGroupAttach:   "GROUP_ATTACH", OpGroupOutcome: "GROUP_OUTCOME", OpGroupAnswer: "GROUP_ANSWER", OpGroupDeliver: "GROUP_DELIVER",
 	OpGroupCapacity: "GROUP_CAPACITY", OpGroupRevoke: "GROUP_REVOKE", OpGroupLost: "GROUP_LOST", OpGroupHeartbeat: "GROUP_HEARTBEAT",
 	OpGroupLeave: "GROUP_LEAVE", OpGroupAdmin: "GROUP_ADMIN", OpGroupOrder: "GROUP_ORDER", OpGroupBind: "GROUP_BIND", OpGroupBinding: "GROUP_BINDING",
 }

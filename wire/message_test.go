@@ -309,6 +309,23 @@ var goldenMessages = []goldenMessage{
 		03 00 00 00             // node 3
 		02                      // decommission
 	`},
+	{"CLUSTER_STATUS", OpClusterStatus, false, &ClusterStatusRequest{}, ``},
+	{"CLUSTER_STATUS response", OpClusterStatus, true, &ClusterStatus{Controller: 1, Level: 2, Nodes: []NodeStatus{
+		{Node: 3, Answered: true, Version: "v", UptimeMs: 4, StoredBytes: 5, FreeBytes: 6, TotalBytes: 7, PeerAddress: "p", HTTP: "h"},
+	}}, `
+		01 00 00 00             // controller 1
+		02 00                   // level 2
+		01 00 00 00             // one node
+		03 00 00 00             // node 3
+		01                      // answered
+		01 00 76                // "v"
+		04 00 00 00 00 00 00 00 // up for 4 ms
+		05 00 00 00 00 00 00 00 // 5 bytes stored
+		06 00 00 00 00 00 00 00 // 6 bytes free
+		07 00 00 00 00 00 00 00 // of 7
+		01 00 70                // "p"
+		01 00 68                // "h"
+	`},
 	{"PARTITION_ADMIN", OpPartAdmin, false, &PartitionAdminRequest{
 		Destination: "q", Partition: 1, Action: PartitionPlace, From: 2, To: 3,
 		Placement: Placement{Mask: MaskPreferred | MaskSend, Preferred: 4, Policy: LeaderFailback, Weight: 5, SendDisabled: true},
