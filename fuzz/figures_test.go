@@ -74,22 +74,6 @@ func metric(t *testing.T, address, name string) float64 {
 	return v
 }
 
-// retained is how many records of a destination a node holds.
-func retained(t *testing.T, address, destination string) (float64, error) {
-	return bench.FromMetrics(address, fmt.Sprintf("lockstep_records_retained{destination=%q}", destination))(t.Context())
-}
-
-// inStep waits until every replica of a partition holds n records at least.
-func inStep(t *testing.T, addresses []string, destination string, n float64, patience time.Duration) {
-	t.Helper()
-	for _, address := range addresses {
-		require.Eventually(t, func() bool {
-			v, err := retained(t, address, destination)
-			return err == nil && v >= n
-		}, patience, 20*time.Millisecond, "%s on %s", destination, address)
-	}
-}
-
 // leaderOf is who leads the first partition of a destination.
 func leaderOf(t *testing.T, conn *client.Conn, destination string) uint32 {
 	t.Helper()
@@ -183,7 +167,7 @@ func (p *pulse) stop(t *testing.T, stop context.CancelFunc, conn *client.Conn, d
 // TestFigure_Kills measures for how long a producer that sends one record after the other
 // gets no receipt when the leader of its partition is killed.
 func TestFigure_Kills(t *testing.T) {
-	c, addresses := withMetrics(t)
+	c := newClusterProcess(t)
 	conn := c.connect()
 	c.create(conn, "figure", 1)
 	running, stop := context.WithCancel(t.Context())
@@ -199,7 +183,6 @@ func TestFigure_Kills(t *testing.T) {
 		gaps = append(gaps, p.rest())
 		victim.start()
 		_ = victim.connect().Close()
-		inStep(t, addresses, "figure", float64(p.beats()), startTimeout)
 	}
 	p.stop(t, stop, conn, "figure")
 	t.Logf("%d kills of a leader: no receipt for %s; %s", len(gaps), spread(gaps), machineLoad())
@@ -358,10 +341,11 @@ func TestFigure_CatchUp(t *testing.T) {
 	leader := leaderOf(t, conn, "figure")
 	away := int(leader%clusterNodes) + 1
 	c.nodes[away-1].kill()
+	known := sent.Load()
 	without := foreground(after(*figureBaseline))
 	fill, err := c.connect().Producer(t.Context(), "figure", client.DeliveryTimeout(killDelivery))
 	require.NoError(t, err)
-	for missed := int64(0); missed < *figureBehind; missed += figureRecord {
+	for filled := int64(0); filled < *figureBehind; filled += figureRecord {
 		sent.Add(1)
 		require.NoError(t, fill.SendFunc(t.Context(), &client.Record{Value: make([]byte, figureRecord)}, func(_ client.Receipt, err error) {
 			if err != nil {
@@ -371,7 +355,7 @@ func TestFigure_CatchUp(t *testing.T) {
 	}
 	require.NoError(t, fill.Close(t.Context()))
 
-	target := float64(sent.Load())
+	missed := float64((sent.Load() - known) * figureRecord)
 	c.nodes[away-1].start()
 	_ = c.nodes[away-1].connect().Close()
 	began := time.Now()
@@ -380,8 +364,8 @@ func TestFigure_CatchUp(t *testing.T) {
 	go func() {
 		defer close(watched)
 		for t.Context().Err() == nil {
-			v, err := retained(t, addresses[away-1], "figure")
-			if err == nil && v >= target {
+			v, err := bench.FromMetrics(addresses[away-1], `lockstep_peer_bytes_total{direction="in"}`)(t.Context())
+			if err == nil && v >= missed {
 				caught.Store(int64(time.Since(began)))
 				return
 			}
@@ -390,10 +374,9 @@ func TestFigure_CatchUp(t *testing.T) {
 	}()
 	during := foreground(func() bool { return caught.Load() != 0 || time.Since(began) > 20*time.Minute })
 	<-watched
-	inStep(t, addresses, "figure", float64(sent.Load()), startTimeout)
 	seconds := time.Duration(caught.Load()).Seconds()
-	t.Logf("a follower %d MiB behind was in step after %.1f s (%.0f MiB/s); %d records/s of %d bytes meanwhile: p99 %v, before %v, with two nodes %v (medians %v, %v, %v); %s",
-		*figureBehind>>20, seconds, float64(*figureBehind>>20)/seconds, figureRate, figureRecord,
+	t.Logf("a follower %d MiB behind had them after %.1f s (%.0f MiB/s); %d records/s of %d bytes meanwhile: p99 %v, before %v, with two nodes %v (medians %v, %v, %v); %s",
+		int64(missed)>>20, seconds, missed/(1<<20)/seconds, figureRate, figureRecord,
 		quantile(during, 0.99).Round(10*time.Microsecond), quantile(baseline, 0.99).Round(10*time.Microsecond), quantile(without, 0.99).Round(10*time.Microsecond),
 		quantile(during, 0.5).Round(10*time.Microsecond), quantile(baseline, 0.5).Round(10*time.Microsecond), quantile(without, 0.5).Round(10*time.Microsecond), machineLoad())
 }
