@@ -70,6 +70,7 @@ func (l *Leader) unlink(m *member, err error) {
 	}
 	c := m.link
 	m.link, m.answers, m.lost = nil, m.answers[:0], m.lost[:0]
+	m.revoke, m.drain = 0, 0 // who cannot hear is not asked
 	delete(l.links, c)
 	l.room(m)
 	c.Closed(err)
@@ -216,6 +217,7 @@ func (l *Leader) attached(a *attachment, m *member, refused []wire.OutcomeAnswer
 	if len(unconfirmed) > 0 {
 		l.outcomes(m, unconfirmed)
 	}
+	l.revokeAgain(m)
 	l.room(m)
 }
 
@@ -248,6 +250,7 @@ func (l *Leader) Gone(c Consumer, dead bool) {
 		return
 	}
 	m.link, m.answers, m.lost = nil, m.answers[:0], m.lost[:0]
+	m.revoke, m.drain = 0, 0 // who cannot hear is not asked
 	l.room(m)
 	if dead && m.flags&wire.AttachReleaseOnDisconnect != 0 {
 		l.remove(m, reasonGone)

@@ -92,17 +92,8 @@ func (l *Leader) settleClaims(a *attachment, m *member) []wire.OutcomeAnswer {
 		refused = append(refused, wire.OutcomeAnswer{Offset: o, Count: 1, Epoch: epoch, Code: code})
 	}
 	unclaimed := l.unclaimed(m, a.request.Claims)
-	for i := range a.request.Claims {
-		c := &a.request.Claims[i]
-		if c.Kind == wire.OutcomeLostSeen {
-			continue
-		}
-		for o := c.Offset; o < c.Next(); o++ {
-			if code := l.claim(a, m, o, c.Epoch); code != wire.CodeOK || l.g.Done.Has(o) {
-				refuse(o, c.Epoch, code)
-			}
-		}
-	}
+	// This comes first: what is claimed behind a record that was lost goes back with it, and
+	// its claim is refused, or the session would go on behind the gap.
 	if l.keeps(RuleUnclaimed) {
 		lost := cause{reason: wire.ReasonReturned, silent: true}
 		for _, r := range unclaimed {
@@ -118,6 +109,17 @@ func (l *Leader) settleClaims(a *attachment, m *member) []wire.OutcomeAnswer {
 				if piece.state == held {
 					l.giveBack(m, piece, lost)
 				}
+			}
+		}
+	}
+	for i := range a.request.Claims {
+		c := &a.request.Claims[i]
+		if c.Kind == wire.OutcomeLostSeen {
+			continue
+		}
+		for o := c.Offset; o < c.Next(); o++ {
+			if code := l.claim(a, m, o, c.Epoch); code != wire.CodeOK || l.g.Done.Has(o) {
+				refuse(o, c.Epoch, code)
 			}
 		}
 	}

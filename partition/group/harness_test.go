@@ -687,6 +687,9 @@ func newHarness(seed uint64, s Settings, without ...Rule) *harness {
 	}
 	h.settings.SessionMs = uint32(harnessSession / time.Millisecond)
 	h.settings.BackoffMs, h.settings.BackoffMaxMs = 20, 500
+	if seed%2 == 1 { // handlers take too long
+		h.settings.AckWaitMs, h.settings.RevokeMs = 120, 60
+	}
 	h.check = promise.New(promise.Options{Shared: h.settings.Mode == wire.ModeShared})
 	put := AppendPut(nil, harnessGroup, 1, "g", &h.settings, 0, PutQueue)
 	h.log = []logEntry{{term: 1, control: put}}

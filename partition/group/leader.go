@@ -130,8 +130,10 @@ type member struct {
 	place     int  // in Leader.eligible, +1; 0: not there
 
 	worked time.Duration // last outcome, or when it got something while it held nothing
-	revoke time.Duration // when what was revoked is taken; 0: nothing is
-	check  time.Duration // when it is looked at
+	// revoke is when what was revoked on this link is taken, drain when that is which an order
+	// wants back; 0: nothing is.
+	revoke, drain time.Duration
+	check         time.Duration // when it is looked at
 
 	out     []Delivery // of this turn
 	answers []wire.OutcomeAnswer

@@ -22,7 +22,6 @@ type Order struct {
 // order is an Order that waits until nothing is leased.
 type order struct {
 	Order
-	until    time.Duration // when what is still held is taken; 0: nobody was asked yet
 	proposed bool
 }
 
@@ -54,35 +53,43 @@ func (l *Leader) command() {
 }
 
 // drained asks consumers for what they hold, takes it when their time is over, and
-// reports whether nothing is leased and nobody is waited for.
+// reports whether nothing is leased and nobody is waited for. Who has no link cannot be
+// asked and may be at work: what it holds ends with its removal.
 func (l *Leader) drained() bool {
 	o := l.order
-	grace := l.g.Settings.RevokeMs
-	if o.until == 0 {
-		o.until = l.now + time.Duration(grace)*time.Millisecond
-		l.timers.push(timer{at: o.until, wake: true})
-	}
 	drained := l.waiting == 0
 	for _, m := range l.members {
 		if m.leases.empty() {
 			continue
 		}
 		drained = false
-		if l.now >= o.until {
+		switch {
+		case m.link == nil:
+		case l.revoke(m, o.Reason), m.drain == 0:
+			m.drain = l.now + l.patience()
+			l.timers.push(timer{at: m.drain, wake: true})
+		case l.now >= m.drain:
 			for _, r := range m.leases.held(0) {
 				l.takeBack(m, r, cause{reason: o.Reason, counted: true})
 			}
-			continue
 		}
-		l.revoke(m, o.Reason, grace)
 	}
 	return drained
 }
 
-// revoke asks a member for everything that it holds and was not asked for.
-func (l *Leader) revoke(m *member, reason wire.LeaseReason, graceMs uint32) {
+// patience is how long a revoke waits for its answer. It is not less than the time of a
+// session: the link may be broken already and nobody knows, and a consumer that has
+// not heard the revoke works on until its deadline. That comes before, because only what
+// follows the revoke on the same link could move it.
+func (l *Leader) patience() time.Duration {
+	return max(l.session(), time.Duration(l.g.Settings.RevokeMs)*time.Millisecond)
+}
+
+// revoke asks a member for what it holds and was not asked for, and reports whether there
+// was something.
+func (l *Leader) revoke(m *member, reason wire.LeaseReason) bool {
 	if m.link == nil {
-		return
+		return false
 	}
 	var revokes []wire.Revoke
 	for _, r := range m.leases.held(0) {
@@ -90,14 +97,46 @@ func (l *Leader) revoke(m *member, reason wire.LeaseReason, graceMs uint32) {
 			continue
 		}
 		m.leases.change(r.from, r.to, func(x *lease) { x.revoked = reason })
-		revokes = append(revokes, wire.Revoke{Offset: r.from, Count: uint32(r.to - r.from), Epoch: r.epoch, Reason: reason, GraceMs: graceMs})
+		revokes = append(revokes, l.revokeOf(r, reason))
 		if len(revokes) == wire.MaxGroupItems {
 			break
 		}
 	}
-	if len(revokes) > 0 {
-		m.link.Revoke(revokes)
+	if len(revokes) == 0 {
+		return false
 	}
+	m.link.Revoke(revokes)
+	return true
+}
+
+func (l *Leader) revokeOf(r lease, reason wire.LeaseReason) wire.Revoke {
+	return wire.Revoke{Offset: r.from, Count: uint32(r.to - r.from), Epoch: r.epoch, Reason: reason, GraceMs: l.g.Settings.RevokeMs}
+}
+
+// revokeAgain repeats on a new link what was revoked on an earlier one, where it may have
+// been lost.
+func (l *Leader) revokeAgain(m *member) {
+	var revokes []wire.Revoke
+	send := func() {
+		if len(revokes) > 0 {
+			m.link.Revoke(revokes)
+			revokes = nil
+		}
+	}
+	for _, r := range m.leases.held(0) {
+		if r.revoked == 0 {
+			continue
+		}
+		revokes = append(revokes, l.revokeOf(r, r.revoked))
+		if m.revoke == 0 {
+			m.revoke = l.now + l.patience()
+			l.watch(m)
+		}
+		if len(revokes) == wire.MaxGroupItems {
+			send()
+		}
+	}
+	send()
 }
 
 // ordered ends an order, whose command is applied. After one that has drained the group,
@@ -124,6 +163,7 @@ func (l *Leader) restart() {
 	l.start = l.now
 	l.round++
 	for _, m := range l.members {
+		m.drain = 0
 		l.watch(m)
 		l.room(m)
 	}

@@ -131,9 +131,8 @@ func (l *Leader) overdue(m *member) {
 		return
 	}
 	if m.revoke == 0 {
-		grace := l.g.Settings.RevokeMs
-		m.revoke = l.now + time.Duration(grace)*time.Millisecond
-		l.revoke(m, wire.ReasonAckWait, grace)
+		m.revoke = l.now + l.patience()
+		l.revoke(m, wire.ReasonAckWait)
 		return
 	}
 	m.revoke, m.suspect = 0, true
