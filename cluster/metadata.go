@@ -60,6 +60,8 @@ type Metadata struct {
 	view  atomic.Pointer[View]
 	// nextProducer is State.NextProducerID for other goroutines.
 	nextProducer atomic.Int64
+	// epochs are those of named producers above 0 for other goroutines: int16 by ID.
+	epochs sync.Map
 	// changed is called in the owner's turn with every new view.
 	changed func(*View)
 
@@ -106,6 +108,19 @@ func (m *Metadata) View() *View { return m.view.Load() }
 // HandedOut reports whether a producer ID can have been handed out: one of a block
 // that some node has taken, or of a named producer. Any goroutine.
 func (m *Metadata) HandedOut(id int64) bool { return id < m.nextProducer.Load() }
+
+// Fenced reports whether a named producer has been opened again since it got an epoch:
+// then nothing is written under that any more (RULES R5). Any goroutine.
+func (m *Metadata) Fenced(id int64, epoch int16) bool {
+	newest, named := m.epochs.Load(id)
+	return named && epoch < newest.(int16)
+}
+
+func (m *Metadata) noteProducer(p ProducerSession) {
+	if p.Epoch > 0 {
+		m.epochs.Store(p.ID, p.Epoch)
+	}
+}
 
 // Submit queues a command. reply is called once, in a turn of the owner or, if
 // the command is refused at once, here; it must not block. The caller then sees
@@ -242,6 +257,7 @@ func (m *Metadata) Apply(e replication.Entry) {
 	result := m.state.Apply(e.Index, &c)
 	result.Index = e.Index
 	m.nextProducer.Store(m.state.NextProducerID)
+	m.noteProducer(result.Producer)
 	if result.Changed {
 		m.state.Epoch = e.Index
 		m.publish()
@@ -273,6 +289,9 @@ func (m *Metadata) Restore(state []byte) error {
 		return err
 	}
 	m.nextProducer.Store(m.state.NextProducerID)
+	for _, p := range m.state.Producers {
+		m.noteProducer(p)
+	}
 	m.publish()
 	return nil
 }

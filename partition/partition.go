@@ -123,6 +123,9 @@ type Config struct {
 	Retention    Retention
 	Threshold    Threshold
 	SendDisabled bool // see Partition.SetSendDisabled
+	// Fenced says of an epoch of a producer that another holder of its name has ended it.
+	// It does not block. nil: no.
+	Fenced func(id int64, epoch int16) bool
 }
 
 // Partition is the owner's shell around the State of one replica. Append may be
@@ -137,6 +140,7 @@ type Partition struct {
 	retention Retention
 	threshold Threshold
 	full      atomic.Bool
+	fenced    func(id int64, epoch int16) bool
 	closed    bool        // to new records
 	weak      wire.Offset // records below it were proposed when they needed no sync to be acknowledged
 
@@ -181,7 +185,7 @@ func New(cfg Config) *Partition {
 	}
 	p := &Partition{
 		mailbox: mailbox{limit: cfg.MailboxBytes}, account: account{memory: cfg.Memory}, log: cfg.Log, state: cfg.State,
-		synced: cfg.Synced, retention: cfg.Retention, threshold: cfg.Threshold, closed: cfg.SendDisabled, overlay: make(map[int64]*overlay),
+		synced: cfg.Synced, retention: cfg.Retention, threshold: cfg.Threshold, closed: cfg.SendDisabled, fenced: cfg.Fenced, overlay: make(map[int64]*overlay),
 	}
 	p.mailbox.account = &p.account
 	return p
@@ -379,6 +383,10 @@ func (p *Partition) admit(b *placed, offset wire.Offset, term wire.Term, nowMs i
 	info := &b.info
 	if info.ProducerID < 0 {
 		return true
+	}
+	if p.fenced != nil && p.fenced(info.ProducerID, info.ProducerEpoch) && !unchecked(true) {
+		b.answer(wire.Receipt{}, wire.CodeFenced)
+		return false
 	}
 	o := p.overlay[info.ProducerID]
 	known := p.state.producers.byID[info.ProducerID]

@@ -338,7 +338,17 @@ func (b *broker) initProducer(m *wire.InitProducerRequest, reply func(wire.Messa
 				reply(nil, r.Err)
 				return
 			}
-			reply(&wire.InitProducerResponse{ProducerID: r.Producer.ID, Epoch: r.Producer.Epoch}, nil)
+			if m.Renews || r.Producer.Epoch == 0 {
+				reply(&wire.InitProducerResponse{ProducerID: r.Producer.ID, Epoch: r.Producer.Epoch}, nil)
+				return
+			}
+			b.fenceAll(r.Index, func(err error) {
+				if err != nil {
+					reply(nil, err)
+					return
+				}
+				reply(&wire.InitProducerResponse{ProducerID: r.Producer.ID, Epoch: r.Producer.Epoch}, nil)
+			})
 		})
 		return
 	}

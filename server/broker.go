@@ -664,6 +664,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.state = partition.NewState()
 	r.part = partition.New(partition.Config{
 		Log: r.records, State: r.state, Retention: retentionOf(&settings),
+		Fenced: b.meta.metadata.Fenced,
 		Synced: synced(&settings), Memory: b.pending, Threshold: thresholdOf(&settings), SendDisabled: p.SendDisabled,
 	})
 	if b.network != nil {

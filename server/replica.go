@@ -83,6 +83,7 @@ type partitionReplica struct {
 	transfer atomic.Uint64                     // replica that somebody wants to lead
 	orphaned int                               // ticks without a leader
 	loss     loss
+	drains   drains
 
 	diskStalled *atomic.Bool          // the broker's; nil for a partition in memory
 	producers   *producerIDs          // the broker's
@@ -179,6 +180,7 @@ func (r *partitionReplica) turn() (again bool) {
 	if asked&requestSync != 0 {
 		r.records.SyncNow()
 	}
+	r.settleDrains()
 	r.observe(asked&requestIdleMark != 0)
 	return again
 }
@@ -243,6 +245,7 @@ func (r *partitionReplica) fence(err error) {
 		r.logger.Error("partition fenced; it stays down until its cause is mended and the broker restarts", "err", corruptAdvice(err, r.dir))
 		r.part.Close(wire.CodePartitionFenced)
 		r.endConfirms()
+		r.endDrains()
 		r.wake()
 		if r.inbox != nil {
 			r.showLead(false)
@@ -265,6 +268,7 @@ func (r *partitionReplica) applySettings() {
 func (r *partitionReplica) beginStop() {
 	r.stopping = true
 	r.endConfirms()
+	r.endDrains()
 	r.shut(&wire.Error{Code: r.stopCode})
 	r.part.Close(r.stopCode)
 	r.wake()

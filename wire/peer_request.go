@@ -28,11 +28,15 @@ const (
 	PeerStatus PeerOp = 5
 	// PeerRelayEvent passes news for clients on.
 	PeerRelayEvent PeerOp = 6
+	// PeerFence waits until a broker knows the metadata up to an index, PeerFetch.From,
+	// and nothing is left there that producers wrote under epochs which that ended.
+	PeerFence PeerOp = 7
 )
 
 var peerOpNames = [...]string{
 	PeerSubmit: "SUBMIT", PeerFetchCheckpoint: "FETCH_CHECKPOINT", PeerFetchFrames: "FETCH_FRAMES",
 	PeerTransfer: "TRANSFER", PeerStatus: "STATUS", PeerRelayEvent: "RELAY_EVENT",
+	PeerFence: "FENCE",
 }
 
 // Known reports whether this build knows the request. One it does not know is
