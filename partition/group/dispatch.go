@@ -26,10 +26,14 @@ func (l *Leader) dispatch() (again bool) {
 	}
 	budget, misses := turnRecords, 0
 	waiting, scanned := 0, 0
-	more, ahead := true, true
-	for budget > 0 && len(l.eligible) > 0 && (more || ahead) {
-		if more && (waiting <= scanned || !ahead) {
-			if more = l.giveWaiting(&misses); more {
+	stuck, ahead := false, true // nothing that waits can go out; the scan can go on
+	for budget > 0 && len(l.eligible) > 0 {
+		waits := !stuck && l.ring.len()+l.redo.len() > 0
+		if !waits && !ahead {
+			break
+		}
+		if waits && (waiting <= scanned || !ahead) {
+			if stuck = !l.giveWaiting(&misses); !stuck {
 				waiting++
 				budget--
 			}
@@ -38,8 +42,9 @@ func (l *Leader) dispatch() (again bool) {
 		before := budget
 		if ahead = l.giveScanned(&budget); ahead {
 			scanned += before - budget
+			stuck = false
 		}
-		if !more {
+		if !waits {
 			waiting = scanned
 		}
 	}

@@ -185,6 +185,7 @@ type fakeLink struct {
 	// broken: nothing moves any more. told: the broker has heard of it. closed: the broker
 	// has ended it.
 	broken, told, closed bool
+	left                 bool // by the consumer: what it has sent may still arrive
 }
 
 func (k *fakeLink) send(f func()) {
@@ -261,6 +262,7 @@ type consumer struct {
 	lastBeat  time.Duration
 	stopped   bool // it stands still
 	dead      bool
+	stubborn  bool // it works on although it was told not to
 	capacity  uint32
 	out       []wire.Outcome // to be sent
 }
@@ -306,7 +308,7 @@ func (c *consumer) fresh(predecessor bool) {
 	binary.LittleEndian.PutUint64(c.session[8:], c.h.rand.Uint64())
 	c.held, c.out, c.link, c.attachedK = nil, nil, nil, false
 	c.beats, c.valid = make(map[uint64]time.Duration), 0
-	c.attempt = 0
+	c.attempt, c.stubborn = 0, false
 }
 
 // fence ends the work of a consumer that does not know whether it is alive to the broker.
@@ -323,7 +325,9 @@ func (c *consumer) fence() {
 
 func (c *consumer) cut() {
 	if c.link != nil {
-		c.link.broken = true
+		if c.link.left = true; !c.h.chance(c.h.faults) {
+			c.link.broken = true
+		}
 		c.link = nil
 	}
 	c.attachedK = false
@@ -469,7 +473,7 @@ func (c *consumer) delivered(k *fakeLink, o wire.Offset, hash uint64, g wire.Gra
 			n++
 		}
 	}
-	if n > int(c.capacity) {
+	if n > int(c.capacity) && !c.stubborn {
 		c.h.fail("%s holds %d records, it has room for %d", c.id(), n, c.capacity)
 	}
 }
@@ -490,6 +494,11 @@ func (c *consumer) revoked(k *fakeLink, r []wire.Revoke) {
 	for _, r := range r {
 		for o := r.Offset; o < r.Offset+wire.Offset(r.Count); o++ {
 			if t := c.find(o); t != nil && t.epoch == r.Epoch && t.outcome == wire.OutcomeHeld {
+				if t.running && c.h.chance(c.h.faults) { // its handler does not listen
+					c.stubborn = true
+					c.h.event(promise.Stopped, c, nil, 0)
+					continue
+				}
 				c.finish(t, wire.OutcomeReleased)
 			}
 		}
@@ -686,6 +695,9 @@ func newHarness(seed uint64, s Settings, without ...Rule) *harness {
 		faults: 0.3, nacks: 0.1, started: make(map[wire.Offset]wire.Index), lettered: make(map[wire.Offset]int), sought: make(map[wire.Index]bool),
 	}
 	h.settings.SessionMs = uint32(harnessSession / time.Millisecond)
+	if s.AckWaitMs == 0 {
+		h.settings.AckWaitMs = 600_000 // a consumer that holds something for ever is seen as such
+	}
 	h.settings.BackoffMs, h.settings.BackoffMaxMs = 20, 500
 	if seed%2 == 1 { // handlers take too long
 		h.settings.AckWaitMs, h.settings.RevokeMs = 120, 60
@@ -720,6 +732,7 @@ func (h *harness) lead() {
 	}
 	b.leader = NewLeader(b.state.Group(harnessGroup), b, h.now, wire.Index(b.applied))
 	b.leader.Without(h.without...)
+	b.leader.step = 8
 	h.trace("leader %d begins term %d with entry %d", b.number, b.term, b.applied)
 }
 
@@ -777,6 +790,10 @@ func (h *harness) move(k *fakeLink) {
 				k.b.leader.Gone(k, false)
 			}
 		}
+		return
+	}
+	if k.left && len(k.toBroker) == 0 {
+		k.broken = true
 		return
 	}
 	if len(k.toBroker) > 0 && h.chance(0.6) {

@@ -13,10 +13,9 @@ const (
 	MaxSessions = 10_000
 	// turnRecords bounds the records that one turn looks at; the next turn goes on.
 	turnRecords = 4096
-	// horizonStep is how far the horizon is raised at once, in records, and horizonLow how
-	// little must be left below it for that.
+	// horizonStep is how far the horizon is raised at once, in records. It is raised when
+	// less than half of it is left.
 	horizonStep = 65_536
-	horizonLow  = horizonStep / 2
 )
 
 // Leader hands the records of one group to its consumers, on the leader of one partition
@@ -56,12 +55,13 @@ type Leader struct {
 	holder *member       // that was given something last
 	// backing is how many records are on their way back.
 	backing    int
-	activating bool      // another session is about to become the active one
-	raising    bool      // a higher horizon is to be proposed, or is
-	busy       bool      // there is more to do at once
-	round      int       // how often it has begun anew, after orders
-	number     uint64    // of the next dead letter
-	outs       []*member // that get something in this turn
+	activating bool        // another session is about to become the active one
+	raising    bool        // a higher horizon is to be proposed, or is
+	busy       bool        // there is more to do at once
+	round      int         // how often it has begun anew, after orders
+	step       wire.Offset // of the horizon
+	number     uint64      // of the next dead letter
+	outs       []*member   // that get something in this turn
 	scratch    []Span
 
 	lettered map[wire.Offset]bool // records that are dead letters and not done
@@ -153,7 +153,7 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 	l := &Leader{
 		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(),
 		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope),
-		of: make(map[wire.Offset]*scope), lettered: make(map[wire.Offset]bool), next: new(proposal),
+		of: make(map[wire.Offset]*scope), step: horizonStep, lettered: make(map[wire.Offset]bool), next: new(proposal),
 	}
 	sessions := make([]Session, 0, len(g.Sessions))
 	for s := range g.Sessions {

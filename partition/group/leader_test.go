@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	leaderSeeds = flag.Int("leader.seeds", 300, "how many random histories of each kind of group are played")
+	leaderSeeds = flag.Int("leader.seeds", 100, "how many random histories of each kind of group are played")
 	leaderLines = flag.Int("leader.lines", 80, "how many lines of a failed history are shown")
 	leaderSeed  = flag.Uint64("leader.seed", 0, "the first seed")
 )
@@ -24,7 +24,10 @@ var leaderKinds = []struct {
 	{"serial by key with a window", Settings{Mode: wire.ModeSerial, Window: 3}},
 	{"serial, one for all", Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination}},
 	{"serial, any of all", Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination, Holder: wire.HolderAny}},
+	{"shared, and in a hurry", Settings{Mode: wire.ModeShared, AckWaitMs: 300, RevokeMs: 100}},
+	{"serial by key, and in a hurry", Settings{Mode: wire.ModeSerial, AckWaitMs: 300, RevokeMs: 100}},
 	{"stream", Settings{Mode: wire.ModeStream}},
+	{"stream, and in a hurry", Settings{Mode: wire.ModeStream, AckWaitMs: 300, RevokeMs: 100}},
 }
 
 func TestLeaderKeepsItsPromises(t *testing.T) {

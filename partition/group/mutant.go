@@ -21,8 +21,6 @@ const (
 	RuleWait
 	// RuleSilent: a listed session that never attached to this leader is removed too.
 	RuleSilent
-	// RuleClaims: claims count before the session leaves the wait set.
-	RuleClaims
 	// RuleAttempt: an attach that is older than the last one is ignored.
 	RuleAttempt
 	// RuleFence: a claim below the fence of its record is refused.
@@ -44,8 +42,6 @@ const (
 	RuleSameHolder
 	// RuleStale: what is said under a lease that was taken back is refused.
 	RuleStale
-	// RuleRemoval: what a session held goes to others when its removal is applied.
-	RuleRemoval
 	// RuleEnding: a session whose removal is proposed gets and settles nothing.
 	RuleEnding
 	// RuleCredit: what is given back or lost frees the session's credit.
@@ -58,9 +54,6 @@ const (
 	RuleDrain
 	// RuleActive: nothing is given while another session is about to become the active one.
 	RuleActive
-	// RuleLetter: the next record of a scope goes out when the verdict on the one before it
-	// is applied.
-	RuleLetter
 	rules
 )
 

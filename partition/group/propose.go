@@ -89,8 +89,8 @@ func (l *Leader) plan() {
 	if l.raising || len(l.g.Sessions) == 0 && len(l.next.joins) == 0 {
 		return
 	}
-	if l.g.Horizon < l.scan+horizonLow {
-		l.next.horizon = max(l.g.Horizon, l.scan) + horizonStep
+	if l.g.Horizon < l.scan+l.step/2 {
+		l.next.horizon = max(l.g.Horizon, l.scan) + l.step
 		l.raising = true
 	}
 }

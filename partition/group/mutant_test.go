@@ -1,0 +1,51 @@
+package group
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/internal/invariants"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Every rule that has code is needed (some have a scenario of their own in TestLeaderRules): without it the harness sees a promise broken, or
+// work that is never finished.
+func TestLeaderCatchesEveryRuleThatIsTakenAway(t *testing.T) {
+	if !invariants.Enabled {
+		t.Skip("rules can be taken away in builds with invariants only")
+	}
+	shared, key := Settings{Mode: wire.ModeShared}, Settings{Mode: wire.ModeSerial}
+	window := Settings{Mode: wire.ModeSerial, Window: 3}
+	for _, m := range []struct {
+		name     string
+		rule     Rule
+		settings Settings
+	}{
+		{"an ack is answered before it is applied", RuleCommitted, key},
+		{"a record goes on before its return is applied", RuleHandOver, shared},
+		{"a session gets records before it is listed", RuleJoin, shared},
+		{"a new leader waits for nobody", RuleWait, key},
+		{"a session that never came back stays", RuleSilent, shared},
+		{"a claimed lease gets a new epoch", RuleKeepEpoch, shared},
+		{"what is not claimed stays leased", RuleUnclaimed, shared},
+		{"there is no horizon", RuleHorizon, shared},
+		{"there is no doubt", RuleDoubt, shared},
+		{"later records stay with their session", RuleTail, window},
+		{"the next record goes to anybody", RuleSameHolder, key},
+		{"a session that ends goes on", RuleEnding, shared},
+		{"credit is not given back", RuleCredit, shared},
+		{"there is no limit to what a session holds", RuleCapacity, shared},
+		{"an order does not wait", RuleDrain, shared},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			for seed := range uint64(1500) {
+				if err := newHarness(seed, m.settings, m.rule).run(3000); err != nil {
+					t.Logf("seed %d: %s", seed, err)
+					return
+				}
+			}
+			require.Fail(t, "nothing was seen in 1,500 histories")
+		})
+	}
+}

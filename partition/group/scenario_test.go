@@ -1,0 +1,418 @@
+package group
+
+import (
+	"encoding/binary"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/internal/invariants"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// rig is one Leader over a State, step by step: entries are applied when a test says so.
+type rig struct {
+	t       *testing.T
+	state   *State
+	leader  *Leader
+	now     time.Duration
+	applied wire.Index
+	end     wire.Offset
+	places  []Place
+	entries [][]byte // proposed and not applied
+	want    Want
+}
+
+func newRig(t *testing.T, s Settings, without ...Rule) *rig {
+	t.Helper()
+	if len(without) > 0 && !invariants.Enabled {
+		t.Skip("rules can be taken away in builds with invariants only")
+	}
+	r := &rig{t: t, state: NewState(), now: time.Second}
+	s = s.WithDefaults()
+	r.state.Term(1)
+	r.apply(AppendPut(nil, 1, 1, "g", &s, 0, PutQueue))
+	r.lead(without...)
+	return r
+}
+
+func (r *rig) lead(without ...Rule) {
+	r.applied++
+	r.entries = nil
+	r.leader = NewLeader(r.state.Group(1), r, r.now, r.applied)
+	r.leader.Without(without...)
+}
+
+func (r *rig) At(o wire.Offset) (*Place, bool) {
+	for i := range r.places {
+		if p := &r.places[i]; o < p.Next() {
+			return p, true
+		}
+	}
+	return nil, false
+}
+
+func (r *rig) apply(data []byte) {
+	r.applied++
+	for len(data) > 0 {
+		n := binary.LittleEndian.Uint32(data[4:])
+		r.state.Apply(r.applied, Command(data[0]), data[1], data[8:8+n])
+		data = data[8+n:]
+	}
+}
+
+// produce appends one batch with a record for each key hash.
+func (r *rig) produce(keys ...uint64) {
+	p := Place{Base: r.end, Count: len(keys), BatchBytes: 100 * len(keys)}
+	for _, k := range keys {
+		p.Index = binary.LittleEndian.AppendUint64(p.Index, k)
+		p.Index = append(p.Index, 0, 0, 0, 0, 0, 0, 0, 0)
+	}
+	r.places = append(r.places, p)
+	r.applied++
+	r.end = p.Next()
+	r.state.Appended(r.end)
+}
+
+// turn takes a turn and proposes; nothing of it is applied.
+func (r *rig) turn() {
+	for r.leader.Turn(r.now, r.applied, r.end) {
+	}
+	if data, ok := r.leader.Propose(nil, 1<<20); ok {
+		r.entries = append(r.entries, data)
+	}
+	w := r.leader.Wants()
+	r.want.Letters = append(r.want.Letters, w.Letters...)
+	r.want.Find = append(r.want.Find, w.Find...)
+	if w.Confirm {
+		r.leader.Confirmed(nil)
+		r.turn()
+	}
+}
+
+// settle takes turns and applies what they propose until there is nothing left.
+func (r *rig) settle() {
+	for r.turn(); len(r.entries) > 0; r.turn() {
+		data := r.entries[0]
+		r.entries = r.entries[1:]
+		r.apply(data)
+		r.leader.Applied(r.applied)
+	}
+}
+
+func (r *rig) pass(d time.Duration) {
+	r.now += d
+	r.turn()
+}
+
+// overdue lets time pass until what a consumer holds and says nothing about is taken back.
+func (r *rig) overdue(c *recorder) {
+	r.t.Helper()
+	for range 18 { // the ack wait of 30 s, and 5 s to stop
+		require.Empty(r.t, r.entries)
+		r.now += 2 * time.Second
+		r.leader.Heard(c, r.now)
+		r.turn()
+	}
+	require.Len(r.t, c.revokes, 1)
+	require.Len(r.t, r.entries, 1)
+}
+
+// recorder is a link that writes down what it hears.
+type recorder struct {
+	r        *rig
+	session  Session
+	attempt  uint64
+	response *wire.AttachResponse
+	refused  error
+	grants   []wire.Grant
+	answers  []wire.OutcomeAnswer
+	revokes  []wire.Revoke
+	lost     []wire.Lost
+	numbers  []uint64
+	closed   bool
+	reason   error
+}
+
+func (c *recorder) Attached(r *wire.AttachResponse, err error) { c.response, c.refused = r, err }
+func (c *recorder) Deliver(d *Delivery)                        { c.grants = append(c.grants, d.Grants...) }
+func (c *recorder) Answer(a []wire.OutcomeAnswer)              { c.answers = append(c.answers, a...) }
+func (c *recorder) Revoke(v []wire.Revoke)                     { c.revokes = append(c.revokes, v...) }
+func (c *recorder) Lost(v []wire.Lost)                         { c.lost = append(c.lost, v...) }
+func (c *recorder) Confirmed(n uint64)                         { c.numbers = append(c.numbers, n) }
+func (c *recorder) Closed(err error)                           { c.closed, c.reason = true, err }
+
+// attach begins a link of the session that a letter stands for.
+func (r *rig) attach(name byte, attempt uint64, capacity uint32, claims ...wire.Outcome) *recorder {
+	c := &recorder{r: r, session: Session{name}, attempt: attempt}
+	r.leader.Attach(c, &wire.AttachRequest{
+		Session: c.session, Attempt: attempt, Term: 1, Capacity: capacity, Refill: capacity / 2, Claims: claims,
+	}, "", 1, r.now)
+	r.settle()
+	return c
+}
+
+// offsets are the records that the consumer got so far.
+func (c *recorder) offsets() (out []wire.Offset) {
+	for _, g := range c.grants {
+		for i := range g.Count {
+			out = append(out, g.Offset+wire.Offset(i))
+		}
+	}
+	return out
+}
+
+// say sends an outcome of one record under the epoch of its last grant.
+func (c *recorder) say(kind wire.OutcomeKind, o wire.Offset) {
+	var epoch wire.Index
+	for _, g := range c.grants {
+		if g.Offset <= o && o < g.Offset+wire.Offset(g.Count) {
+			epoch = g.Epoch
+		}
+	}
+	c.sayUnder(kind, o, epoch)
+}
+
+func (c *recorder) sayUnder(kind wire.OutcomeKind, o wire.Offset, epoch wire.Index) {
+	c.r.leader.Outcomes(c, []wire.Outcome{{Offset: o, Count: 1, Epoch: epoch, Kind: kind}}, c.r.now)
+	c.r.turn()
+}
+
+// code is the last answer about a record, -1 for none.
+func (c *recorder) code(o wire.Offset) wire.ErrorCode {
+	code := wire.ErrorCode(-1)
+	for _, a := range c.answers {
+		if a.Offset <= o && o < a.Offset+wire.Offset(a.Count) {
+			code = a.Code
+		}
+	}
+	return code
+}
+
+var (
+	sharedGroup = Settings{Mode: wire.ModeShared}
+	keyGroup    = Settings{Mode: wire.ModeSerial}
+)
+
+// Each case is what a rule is for: it holds, and does not without the rule.
+func TestLeaderRules(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		settings Settings
+		rule     Rule
+		holds    func(r *rig) bool
+	}{
+		{"an attach that is older than the last is ignored", sharedGroup, RuleAttempt, func(r *rig) bool {
+			now := r.attach('A', 2, 10)
+			late := r.attach('A', 1, 10)
+			return late.refused != nil && !now.closed
+		}},
+		{"a claim below the fence of its record is refused", sharedGroup, RuleFence, func(r *rig) bool {
+			r.produce(0)
+			a := r.attach('A', 1, 10)
+			epoch := a.grants[0].Epoch
+			r.overdue(a)
+			r.settle()
+			r.lead(r.without()...)
+			a = r.attach('A', 2, 10, wire.Outcome{Offset: 0, Count: 1, Epoch: epoch})
+			return len(a.response.Refused) == 1 && a.response.Refused[0].Code == wire.CodeStaleEpoch
+		}},
+		{"what is said of a record that is being taken back is refused at once", sharedGroup, RuleStale, func(r *rig) bool {
+			r.produce(0)
+			a := r.attach('A', 1, 10)
+			r.overdue(a)
+			a.say(wire.OutcomeAck, 0)
+			return a.code(0) == wire.CodeStaleEpoch
+		}},
+		{"a suspect session that is the only one gets records", sharedGroup, RuleSuspect, func(r *rig) bool {
+			r.produce(0)
+			a := r.attach('A', 1, 10)
+			r.overdue(a)
+			r.settle()
+			r.pass(time.Second)
+			return len(a.offsets()) == 2
+		}},
+		{"another session becomes the active one when the one before holds nothing", Settings{Mode: wire.ModeStream}, RuleActive, func(r *rig) bool {
+			r.produce(0)
+			a := r.attach('A', 1, 10)
+			r.attach('B', 1, 10)
+			r.leader.Leave(a, true, r.now)
+			r.settle()
+			return r.state.Group(1).Active == Session{'A'}
+		}},
+		{"acks of a scope are taken in order", Settings{Mode: wire.ModeSerial, Window: 2}, RuleInOrder, func(r *rig) bool {
+			r.produce(5, 5)
+			a := r.attach('A', 1, 10)
+			a.say(wire.OutcomeAck, 1)
+			r.settle()
+			return a.code(1) == wire.CodeOutOfOrder
+		}},
+		{"an ack is answered when it is applied", sharedGroup, RuleCommitted, func(r *rig) bool {
+			r.produce(0)
+			a := r.attach('A', 1, 10)
+			a.say(wire.OutcomeAck, 0)
+			return a.code(0) == -1
+		}},
+		{"the next record of a key goes to another session when the ack is applied", keyGroup, RuleSameHolder, func(r *rig) bool {
+			r.produce(5, 5)
+			a := r.attach('A', 1, 1)
+			b := r.attach('B', 1, 1)
+			r.leader.Capacity(a, 1, 0, 0)
+			a.say(wire.OutcomeAck, 0)
+			return len(b.offsets()) == 0
+		}},
+		{"a new leader waits for the sessions of the one before", sharedGroup, RuleWait, func(r *rig) bool {
+			r.produce(0)
+			r.attach('A', 1, 10)
+			r.lead(r.without()...)
+			return len(r.attach('B', 1, 10).offsets()) == 0
+		}},
+		{"a record that a session did not see is given out again", sharedGroup, RuleUnclaimed, func(r *rig) bool {
+			r.produce(0)
+			r.attach('A', 1, 10)
+			return len(r.attach('A', 2, 10).offsets()) == 1
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			require.True(t, c.holds(newRig(t, c.settings)), "with the rule")
+			require.False(t, c.holds(newRig(t, c.settings, c.rule)), "without the rule")
+		})
+	}
+}
+
+// without are the rules that the leader works without.
+func (r *rig) without() (out []Rule) {
+	for x := range rules {
+		if !r.leader.keeps(x) {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// What is said of records that a session does not hold.
+func TestLeaderAnswersWhatItDidNotAsk(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(0, 0, 0)
+	a := r.attach('A', 1, 2)
+	b := r.attach('B', 1, 2)
+	require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+	require.Equal(t, []wire.Offset{2}, b.offsets())
+
+	epoch := a.grants[0].Epoch
+	b.sayUnder(wire.OutcomeAck, 0, epoch)
+	require.Equal(t, wire.CodeStaleEpoch, b.code(0), "of another")
+	b.sayUnder(wire.OutcomeAck, 3, epoch)
+	require.Equal(t, wire.CodeOutOfRange, b.code(3), "beyond the end")
+	a.sayUnder(wire.OutcomeAck, 0, epoch-1)
+	require.Equal(t, wire.CodeStaleEpoch, a.code(0), "under an older lease")
+	a.sayUnder(wire.OutcomeAck, 0, epoch+1)
+	require.Equal(t, wire.CodeNotOwner, a.code(0), "under a lease to come")
+	r.settle()
+
+	a.say(wire.OutcomeAck, 0)
+	a.say(wire.OutcomeAck, 0)
+	a.say(wire.OutcomeNack, 0)
+	n := len(a.answers)
+	r.settle()
+	require.Equal(t, []wire.OutcomeAnswer{{Offset: 0, Count: 1, Epoch: epoch}}, a.answers[n:], "one answer for all")
+	a.say(wire.OutcomeAck, 0)
+	require.Equal(t, wire.CodeOK, a.code(0), "again, when it is done")
+	require.Equal(t, wire.Offset(1), r.state.Group(1).Done.Floor())
+}
+
+func TestLeaderRestsAFailedRecordLongerEachTime(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeSerial, BackoffMs: 100, BackoffMaxMs: 250})
+	r.produce(5, 5, 6)
+	a := r.attach('A', 1, 10)
+	require.Equal(t, []wire.Offset{0, 2}, a.offsets())
+	for attempt, rest := range []time.Duration{100, 200, 250, 250} {
+		a.say(wire.OutcomeNack, 0)
+		r.settle()
+		n := len(a.grants)
+		r.pass((rest - 1) * time.Millisecond)
+		require.Len(t, a.grants, n, "attempt %d: it rests", attempt)
+		require.Equal(t, r.now+time.Millisecond, r.leader.Deadline(), "attempt %d", attempt)
+		r.pass(time.Millisecond)
+		require.Len(t, a.grants, n+1, "attempt %d", attempt)
+		g := a.grants[n]
+		require.Equal(t, wire.Grant{
+			Offset: 0, Count: 1, Epoch: g.Epoch, Deliveries: uint16(attempt + 2), Attempts: uint16(attempt + 1), Flags: wire.GrantRedelivered,
+		}, g)
+	}
+	a.say(wire.OutcomeAck, 0)
+	r.settle()
+	require.Equal(t, wire.Offset(1), a.grants[len(a.grants)-1].Offset)
+}
+
+func TestLeaderKeepsToTheCapacityAndTheRefill(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(make([]uint64, 20)...)
+	a := r.attach('A', 1, 10)
+	require.Len(t, a.offsets(), 10)
+	for o := range wire.Offset(4) {
+		a.say(wire.OutcomeAck, o)
+		r.settle()
+	}
+	require.Len(t, a.offsets(), 10, "above the refill nothing comes")
+	a.say(wire.OutcomeAck, 4)
+	require.Len(t, a.offsets(), 15)
+}
+
+func TestLeaderWritesARecordThatFailsTooOftenAsALetter(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeSerial, DeliveryLimit: 2, BackoffMs: 1, BackoffMaxMs: 1, DeadLetter: "dead"})
+	r.produce(5, 5)
+	a := r.attach('A', 1, 10)
+	a.say(wire.OutcomeNack, 0)
+	r.settle()
+	r.pass(time.Millisecond)
+	a.say(wire.OutcomeNack, 0)
+	require.Equal(t, []wire.Offset{0, 0}, a.offsets(), "nothing goes out before the verdict is applied")
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 0, 1}, a.offsets())
+	require.Equal(t, []Letter{{Offset: 0, Deliveries: 2, Attempts: 2, Reason: 1}}, r.want.Letters)
+	a.say(wire.OutcomeAck, 1)
+	r.settle()
+	require.Equal(t, wire.Offset(0), r.state.Group(1).Done.Floor(), "the record stays until the letter is written")
+	r.leader.LetterWritten(0)
+	r.settle()
+	require.Equal(t, wire.Offset(2), r.state.Group(1).Done.Floor())
+	require.Empty(t, r.leader.scopes)
+}
+
+// A key with a backlog takes turns with the others.
+func TestLeaderLetsNoKeyStarve(t *testing.T) {
+	r := newRig(t, keyGroup)
+	for range 20 {
+		r.produce(1, 1, 1, 1, 1, 1, 1, 1, 1, 2)
+	}
+	r.produce(3)
+	a := r.attach('A', 1, 3)
+	for n := 0; r.state.Group(1).Done.Floor() < r.end; n++ {
+		require.Less(t, n, 1000)
+		g := a.grants[n]
+		a.say(wire.OutcomeAck, g.Offset)
+		for len(r.want.Find) > 0 {
+			f := r.want.Find[0]
+			r.want.Find = r.want.Find[1:]
+			at, ok := r.find(f)
+			r.leader.Found(f.Scope, f.After, at, ok)
+		}
+		r.settle()
+		if g.Offset == r.end-1 {
+			require.Less(t, n, 70, "the last key waits for its share only")
+		}
+	}
+	require.Empty(t, r.leader.scopes)
+}
+
+func (r *rig) find(f Find) (wire.Offset, bool) {
+	for o := f.After + 1; o < f.Below; o++ {
+		p, _ := r.At(o)
+		if r.leader.hashOf(p, o) == f.Scope && !r.state.Group(1).Done.Has(o) {
+			return o, true
+		}
+	}
+	return 0, false
+}
