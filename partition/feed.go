@@ -168,6 +168,18 @@ func (f *feed) scanned(batches []log.Batch) {
 	f.evict(c)
 }
 
+// drop forgets the batches that hold records of [from, to): what is asked for again is
+// read again.
+func (f *feed) drop(from, to wire.Offset) {
+	f.chunks = slices.DeleteFunc(f.chunks, func(c *chunk) bool {
+		hit := c.from() < to && from < c.to()
+		if hit {
+			f.forget(c)
+		}
+		return hit
+	})
+}
+
 func (f *feed) forget(c *chunk) {
 	f.bytes -= c.bytes
 	if f.last == c {

@@ -50,7 +50,7 @@ func TestWhatAllPartitionsHoldIsBounded(t *testing.T) {
 			} else {
 				require.ErrorIs(t, err, ErrMemoryFull)
 			}
-			h.part.Turn(1000) // into the log's tail, where it counts all the same
+			h.part.Turn(1000, 0) // into the log's tail, where it counts all the same
 			require.LessOrEqual(t, memory.Used(), int64(limit))
 		}
 	}
@@ -109,17 +109,17 @@ func TestMemoryComesBackHoweverItEnds(t *testing.T) {
 	for name, end := range map[string]func(h *harness){
 		"closed in the mailbox": func(h *harness) { h.part.Close(wire.CodeShuttingDown) },
 		"rejected":              func(h *harness) { h.part.Reject(ErrClosed) },
-		"refused by the log":    func(h *harness) { h.log.reserve = ErrClosed; h.part.Turn(1000) },
-		"not proposed":          func(h *harness) { h.log.propose = ErrClosed; h.part.Turn(1000) },
+		"refused by the log":    func(h *harness) { h.log.reserve = ErrClosed; h.part.Turn(1000, 0) },
+		"not proposed":          func(h *harness) { h.log.propose = ErrClosed; h.part.Turn(1000, 0) },
 		"held by a fenced log": func(h *harness) {
-			h.part.Turn(1000)
+			h.part.Turn(1000, 0)
 			h.part.Close(wire.CodePartitionFenced)
 			h.part.Forget()
 		},
 		"deposed, then let go": func(h *harness) {
-			h.part.Turn(1000)
+			h.part.Turn(1000, 0)
 			h.log.following = true
-			h.part.Turn(1000)
+			h.part.Turn(1000, 0)
 			for _, data := range h.log.proposed {
 				h.part.Recycle(data)
 			}
@@ -128,10 +128,10 @@ func TestMemoryComesBackHoweverItEnds(t *testing.T) {
 			h.part.Reject(ErrClosed)
 			h.log.immediate = true
 			h.send(1, 0, 0, 2)
-			h.part.Turn(1000)
+			h.part.Turn(1000, 0)
 			h.part.Recycle(h.log.data)
 			h.send(1, 0, 0, 2)
-			h.part.Turn(1000)
+			h.part.Turn(1000, 0)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

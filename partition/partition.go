@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/lockstepmq/lockstep/log"
-	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -126,6 +125,10 @@ type Config struct {
 	// Fenced says of an epoch of a producer that another holder of its name has ended it.
 	// It does not block. nil: no.
 	Fenced func(id int64, epoch int16) bool
+	Queue        bool // records are removed when all groups are done with them
+	// Groups is what groups need of the world. Nil means that there are none: what is
+	// put is refused.
+	Groups Effects
 }
 
 // Partition is the owner's shell around the State of one replica. Append may be
@@ -151,6 +154,10 @@ type Partition struct {
 	spare    []*overlay
 	term     wire.Term // of the pending entries
 	applied  wire.Index
+
+	appliedTerm wire.Term // of the last applied entry
+	queue       bool
+	groups      Groups
 }
 
 type pending struct {
@@ -186,8 +193,10 @@ func New(cfg Config) *Partition {
 	p := &Partition{
 		mailbox: mailbox{limit: cfg.MailboxBytes}, account: account{memory: cfg.Memory}, log: cfg.Log, state: cfg.State,
 		synced: cfg.Synced, retention: cfg.Retention, threshold: cfg.Threshold, closed: cfg.SendDisabled, fenced: cfg.Fenced, overlay: make(map[int64]*overlay),
+		queue: cfg.Queue, groups: Groups{effects: cfg.Groups},
 	}
 	p.mailbox.account = &p.account
+	p.groups.p = p
 	return p
 }
 
@@ -207,10 +216,11 @@ func (p *Partition) Buffers() Buffers { return Buffers{&p.account} }
 // its log, which may hold entries for good if it was fenced, is closed too.
 func (p *Partition) Forget() { p.account.give(p.account.held.Load()) }
 
-// Bind names the proposer once the state is what it was before the restart. A
-// trim that lies below the checkpoint is not applied again, so the log learns the
-// start here.
+// Bind names the proposer once the state is what it was before the restart, or what
+// another replica has sent. A trim that lies below the checkpoint is not applied again, so
+// the log learns the start here.
 func (p *Partition) Bind(proposer Proposer) {
+	p.groups.abandon(wire.CodeNotLeader)
 	p.proposer = proposer
 	p.log.Trim(p.state.start)
 }
@@ -250,6 +260,9 @@ func (p *Partition) checkThreshold() (full bool) {
 // Reject answers everything that waits and was not proposed with the reason err. It is
 // for replicas that do not lead.
 func (p *Partition) Reject(err error) {
+	if p.groups.effects != nil {
+		p.groups.reject(err)
+	}
 	if p.heldNext == len(p.held) && p.mailbox.waiting() == 0 {
 		return
 	}
@@ -280,17 +293,25 @@ func (p *Partition) Append(a Append) error {
 	return err
 }
 
-// Waiting is how many bytes wait in the mailbox. Any goroutine.
-func (p *Partition) Waiting() int64 { return p.mailbox.waiting() }
+// Waiting is how many bytes wait in the mailbox, and of inputs of groups. Any goroutine.
+func (p *Partition) Waiting() int64 { return p.mailbox.waiting() + p.groups.waiting() }
 
-// Turn proposes what waits in the mailbox, at most MaxTurnBytes. It reports
-// whether more could be done at once. nowMs becomes the append time.
-func (p *Partition) Turn(nowMs int64) (again bool) {
+// Turn proposes what waits in the mailbox, at most MaxTurnBytes, and gives the groups
+// their turn. It reports whether more could be done at once. nowMs becomes the append
+// time; now is the time by a clock that only goes forward, by which timers go.
+func (p *Partition) Turn(nowMs int64, now time.Duration) (again bool) {
 	term, leading := p.proposer.Leading()
 	if !leading || term != p.term {
 		p.abandon(wire.CodeUnavailable)
+		p.groups.abandon(wire.CodeNotLeader)
 		p.term = term
 	}
+	again = p.turnRecords(term, leading, nowMs)
+	return leading && p.groups.turn(term, nowMs, now) || again
+}
+
+// turnRecords is the part of a turn that is about records.
+func (p *Partition) turnRecords(term wire.Term, leading bool, nowMs int64) (again bool) {
 	full := leading && p.checkThreshold()
 	if !leading || p.proposer.Paused() {
 		return false
@@ -489,19 +510,22 @@ func (b *placed) answer(r wire.Receipt, code wire.ErrorCode) {
 // Apply takes one committed entry into the state and answers the senders whose
 // batches it holds.
 func (p *Partition) Apply(e Entry) {
-	p.applied = e.Index
+	p.applied, p.appliedTerm = e.Index, e.Term
 	p.state.groups.Term(e.Term)
 	switch e.Kind {
 	case wire.KindRecords:
 		if e.Damaged {
 			p.state.applyDamaged(e.BaseOffset, e.RecordCount)
+			p.groups.feed.applied(log.Position{}, false, &e)
 			return
 		}
 		p.state.applyRecords(e.BaseOffset, e.RecordCount, e.AppendTimeMs, e.Body)
+		p.groups.feed.applied(log.Position{}, false, &e)
 		p.committed(e)
 	case wire.KindControl:
-		p.state.applyControl(e.Index, e.Body, func(group.Effect) {})
+		p.state.applyControl(e.Index, e.Body, p.groups.effect)
 		p.log.Trim(p.state.start)
+		p.groups.applied(&e)
 	}
 }
 
@@ -625,18 +649,24 @@ func (p *Partition) abandon(code wire.ErrorCode) {
 }
 
 // Refuse makes Append refuse further batches with code. Any goroutine.
-func (p *Partition) Refuse(code wire.ErrorCode) { p.mailbox.close(code) }
+func (p *Partition) Refuse(code wire.ErrorCode) {
+	p.mailbox.close(code)
+	p.groups.shut(code)
+}
 
 // Close answers everything that waits with code and refuses further batches.
 func (p *Partition) Close(code wire.ErrorCode) {
 	p.mailbox.close(code)
+	p.groups.shut(code)
+	p.groups.abandon(code)
+	p.groups.reject(code)
 	p.abandon(code)
 	p.rejectWaiting(wire.Receipt{}, code)
 }
 
 // Idle reports whether nothing is waiting or on its way.
 func (p *Partition) Idle() bool {
-	return len(p.pending) == 0 && p.heldNext == len(p.held) && p.mailbox.waiting() == 0
+	return len(p.pending) == 0 && p.heldNext == len(p.held) && p.Waiting() == 0 && len(p.groups.controls) == 0
 }
 
 // Retain proposes to move the start of the partition if the policy allows it.
@@ -644,7 +674,8 @@ func (p *Partition) Retain(nowMs int64) {
 	if p.retention == (Retention{}) {
 		return
 	}
-	if _, leading := p.proposer.Leading(); !leading {
+	term, leading := p.proposer.Leading()
+	if !leading {
 		return
 	}
 	age, bytes := p.retention.Age, p.retention.Bytes
@@ -667,8 +698,13 @@ func (p *Partition) Retain(nowMs int64) {
 	if p.log.Reserve(wire.FrameSize(len(data)-wire.EntryPrefixSize)+ElectionRoom, false) != nil {
 		return // not now; the next check tries again
 	}
+	if term != p.term {
+		return // the owner has not had a turn in this term yet
+	}
+	c := new(control)
+	p.groups.controls = append(p.groups.controls, c)
 	if _, err := p.proposer.Propose(data); err != nil {
-		return
+		p.groups.forget(c)
 	}
 }
 

@@ -163,7 +163,7 @@ func TestR_X_11_ReceiptsCountTheReplicas(t *testing.T) {
 	h := newHarness(t)
 	first := h.send(1, 0, 0, 1)
 	leader := h.sendAcks(-1, 0, 0, 1, wire.AcksLeader)
-	require.False(t, h.part.Turn(1000))
+	require.False(t, h.part.Turn(1000, 0))
 	require.Equal(t, []outcome{{leader, wire.Receipt{BaseOffset: 1, Epoch: 3, AppendTimeMs: 1000, Replicas: 1}, wire.CodeOK}}, h.got.take(), "the leader alone, and in memory")
 	h.log.holders = 2
 	h.log.commit(1)
@@ -174,13 +174,13 @@ func TestR_X_11_ReceiptsCountTheReplicas(t *testing.T) {
 
 	// A duplicate lies at or below what was applied last.
 	h.send(2, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	h.got.take()
 	clear(h.log.asked)
 	h.log.holders = 3
 	again := h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	want = duplicate(again, 0)
 	want.receipt.Replicas = 3
 	require.Equal(t, []outcome{want}, h.got.take())
@@ -193,16 +193,16 @@ func TestR_SIB_25_FullPartitionsRefuse(t *testing.T) {
 	h := newHarness(t)
 	h.part.SetThreshold(Threshold{Records: 3, Bytes: 1000})
 	first := h.send(1, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	require.False(t, h.part.Full())
 	second := h.send(1, 0, 2, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	require.Equal(t, []outcome{ok(first, 0), ok(second, 2)}, h.got.take(), "the entry that reaches it is taken")
 	require.True(t, h.part.Full())
 	third := h.send(1, 0, 4, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{refused(third, wire.CodePartitionFull)}, h.got.take())
 	require.True(t, wire.CodePartitionFull.Rejected() && wire.CodePartitionFull.Retriable())
 	require.Empty(t, h.log.proposed)
@@ -211,24 +211,24 @@ func TestR_SIB_25_FullPartitionsRefuse(t *testing.T) {
 	h.part.SetPolicy(Retention{Bytes: 1}, true)
 	h.part.Retain(1000)
 	h.log.commit(1) // the start is at 2
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.False(t, h.part.Full(), "also without records that ask")
 	third = h.send(1, 0, 4, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	require.Equal(t, []outcome{ok(third, 4)}, h.got.take())
 
 	// Several entries that waited together do not slip in behind the one that fills it.
 	h.part.SetThreshold(Threshold{Bytes: 1000})
 	h.log.bytes = 999
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.False(t, h.part.Full())
 	h.log.bytes = 1000
 	fourth := h.send(1, 0, 5, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{refused(fourth, wire.CodePartitionFull)}, h.got.take())
 	h.part.SetThreshold(Threshold{})
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.False(t, h.part.Full())
 }
 
@@ -237,17 +237,17 @@ func TestR_SIB_25_FullPartitionsRefuse(t *testing.T) {
 func TestNothingIsProposedWhileThePartitionIsPaused(t *testing.T) {
 	h := newHarness(t)
 	first := h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.paused = true
 	second := h.send(1, 0, 1, 1)
-	require.False(t, h.part.Turn(1000))
+	require.False(t, h.part.Turn(1000, 0))
 	require.Len(t, h.log.proposed, 1)
 	require.Empty(t, h.got.take())
 
 	// The transfer fails: it goes on where it was.
 	h.log.paused = false
 	h.log.commit(1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	require.Equal(t, []outcome{ok(first, 0), ok(second, 1)}, h.got.take())
 }
@@ -258,12 +258,12 @@ func TestWhatWasNotProposedIsRejectedWithTheLeader(t *testing.T) {
 	h := newHarness(t)
 	h.log.reserve = log.ErrNotReady
 	held := h.send(1, 0, 0, 1)
-	h.part.Turn(1000) // takes it out of the mailbox, and has no room for it yet
+	h.part.Turn(1000, 0) // takes it out of the mailbox, and has no room for it yet
 	waits := h.send(1, 0, 1, 1)
 	require.Empty(t, h.got.take())
 
 	h.log.following = true
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Empty(t, h.got.take(), "nobody has said yet who leads")
 	h.part.Reject(wire.NotLeader(7, 4))
 	hint := wire.Receipt{BaseOffset: 7<<32 | 4}
@@ -276,7 +276,7 @@ func TestWhatWasNotProposedIsRejectedWithTheLeader(t *testing.T) {
 func TestBatchesThatWaitTogetherBecomeOneEntry(t *testing.T) {
 	h := newHarness(t)
 	a, b := h.send(1, 0, 0, 2), h.send(2, 0, 0, 3)
-	require.False(t, h.part.Turn(1000))
+	require.False(t, h.part.Turn(1000, 0))
 	require.Len(t, h.log.proposed, 1)
 	require.Empty(t, h.got.take(), "nothing is answered before it is committed")
 	body := h.log.proposed[0][wire.EntryPrefixSize:]
@@ -299,13 +299,13 @@ func TestBatchesThatWaitTogetherBecomeOneEntry(t *testing.T) {
 func TestGroupCommitHoldsBatchesBackWhileAnEntryIsOnItsWay(t *testing.T) {
 	h := newHarness(t)
 	h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.send(1, 0, 1, 1)
 	h.send(1, 0, 2, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Len(t, h.log.proposed, 1, "little waits: it joins the next entry")
 	h.log.commit(1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Len(t, h.log.proposed, 1)
 	h.log.commit(1)
 	require.Equal(t, []outcome{ok(1, 0), ok(2, 1), ok(3, 2)}, h.got.take())
@@ -315,15 +315,15 @@ func TestRuleR3_DuplicateOfAnAppliedBatchGetsItsOffset(t *testing.T) {
 	h := newHarness(t)
 	h.log.immediate = true
 	h.send(1, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.send(7, 0, 0, 5)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.send(1, 0, 2, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.got.take()
 	again := h.send(1, 0, 0, 2)
 	later := h.send(1, 0, 2, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{duplicate(again, 0), duplicate(later, 7)}, h.got.take())
 	require.Equal(t, wire.Offset(9), h.log.next, "duplicates take no offsets")
 }
@@ -331,13 +331,13 @@ func TestRuleR3_DuplicateOfAnAppliedBatchGetsItsOffset(t *testing.T) {
 func TestRuleR3_DuplicateOfAPendingBatchWaitsForTheOriginal(t *testing.T) {
 	h := newHarness(t)
 	original := h.send(1, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	large := testBatch(t, 9, 0, 0, groupBytes/10) // enough to be proposed at once
 	info, err := wire.ParseBatch(large)
 	require.NoError(t, err)
 	again := h.send(1, 0, 0, 2)
 	require.NoError(t, h.part.Append(Append{Batch: large, Info: info, Acks: wire.AcksNone}))
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Empty(t, h.got.take())
 	h.log.commit(1)
 	require.Equal(t, []outcome{duplicate(again, 0), ok(original, 0)}, h.got.take())
@@ -347,7 +347,7 @@ func TestSequencesAreScreenedByTheLeader(t *testing.T) {
 	h := newHarness(t)
 	h.log.immediate = true
 	turn := func(tag uint64) outcome {
-		h.part.Turn(1000)
+		h.part.Turn(1000, 0)
 		o := h.got.take()
 		require.Len(t, o, 1)
 		require.Equal(t, tag, o[0].tag)
@@ -367,7 +367,7 @@ func TestAGapInOneBatchDoesNotHoldUpOthers(t *testing.T) {
 	a := h.send(1, 0, 0, 1)
 	gap := h.send(1, 0, 9, 4)
 	b := h.send(2, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{refused(gap, wire.CodeOutOfSequence)}, h.got.take())
 	h.log.commit(1)
 	require.Equal(t, []outcome{ok(a, 0), ok(b, 1)}, h.got.take())
@@ -377,13 +377,13 @@ func TestRuleR3_DuplicateIsNotTakenForABatchOfAnOlderEpoch(t *testing.T) {
 	h := newHarness(t)
 	older := h.send(1, 0, 0, 3)
 	newer := h.send(1, 1, 0, 3)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	again := h.send(1, 1, 0, 3)
 	large := testBatch(t, 9, 0, 0, groupBytes/10) // enough to be screened at once
 	info, err := wire.ParseBatch(large)
 	require.NoError(t, err)
 	require.NoError(t, h.part.Append(Append{Batch: large, Info: info, Acks: wire.AcksNone}))
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	require.ElementsMatch(t, []outcome{ok(older, 0), ok(newer, 3), duplicate(again, 3)}, h.got.take())
 }
@@ -393,13 +393,13 @@ func TestDuplicateOfARecordFromAWeakerSyncModeIsNotCalledSynced(t *testing.T) {
 	h.log.immediate = true
 	h.part.SetPolicy(Retention{}, false)
 	h.send(1, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.part.SetPolicy(Retention{}, true)
 	h.send(1, 0, 2, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.got.take()
 	weak, strong := h.send(1, 0, 0, 2), h.send(1, 0, 2, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	want := duplicate(weak, 0)
 	want.receipt.Synced = false
 	require.Equal(t, []outcome{want, duplicate(strong, 2)}, h.got.take())
@@ -411,12 +411,12 @@ func TestARecordOnItsWayWhenTheModeChangesIsNotCalledSynced(t *testing.T) {
 	h := newHarness(t)
 	h.part.SetPolicy(Retention{}, false)
 	weak := h.send(1, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	twice := h.send(1, 0, 0, 2)
 	strong := h.send(2, 0, 0, 1)
 	h.part.SetPolicy(Retention{}, true)
 	h.log.commit(1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	want, again := ok(weak, 0), duplicate(twice, 0)
 	want.receipt.Synced, again.receipt.Synced = false, false
@@ -436,7 +436,7 @@ func TestRuleR4_LeaderAcksComeFromMemoryAndSaySo(t *testing.T) {
 	h := newHarness(t)
 	tag := h.sendAcks(wire.NoProducerID, -1, -1, 2, wire.AcksLeader)
 	h.sendAcks(wire.NoProducerID, -1, -1, 2, wire.AcksNone)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	want := ok(tag, 0)
 	want.receipt.Synced = false
 	require.Equal(t, []outcome{want}, h.got.take())
@@ -447,14 +447,14 @@ func TestRuleR4_LeaderAcksComeFromMemoryAndSaySo(t *testing.T) {
 func TestLostLeadershipAnswersWhatIsOnItsWayAndForgetsTheOverlay(t *testing.T) {
 	h := newHarness(t)
 	tag := h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.following = true
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{refused(tag, wire.CodeUnavailable)}, h.got.take())
 	// The entry did not survive; the next leader's log is empty.
 	h.log.proposed, h.log.next, h.log.term, h.log.following = nil, 0, 4, false
 	again := h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	got := h.got.take()
 	require.Len(t, got, 1)
@@ -467,11 +467,11 @@ func TestADroppedProposalGivesOffsetsAndSequencesBack(t *testing.T) {
 	h := newHarness(t)
 	h.log.propose = wire.CodeUnavailable
 	tag := h.send(1, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{refused(tag, wire.CodeUnavailable)}, h.got.take())
 	h.log.propose = nil
 	again := h.send(1, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	require.Equal(t, []outcome{ok(again, 0)}, h.got.take())
 }
@@ -481,14 +481,14 @@ func TestADroppedProposalGivesOffsetsAndSequencesBack(t *testing.T) {
 func TestADroppedProposalGivesTheEpochBack(t *testing.T) {
 	h := newHarness(t)
 	first := h.send(1, 0, 0, 2)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.propose = wire.CodeUnavailable
 	raised := h.send(1, 1, 0, groupBytes/10) // enough to be proposed at once
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{refused(raised, wire.CodeUnavailable)}, h.got.take())
 	h.log.propose = nil
 	second := h.send(1, 0, 2, groupBytes/10)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(2)
 	require.Equal(t, []outcome{ok(first, 0), ok(second, 2)}, h.got.take())
 }
@@ -497,14 +497,14 @@ func TestAFullDiskRefusesRecordsAndAPreparationDelaysThem(t *testing.T) {
 	h := newHarness(t)
 	h.log.reserve = log.ErrNotReady
 	tag := h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Empty(t, h.got.take())
 	h.log.reserve = log.ErrDiskFull
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{refused(tag, wire.CodeDiskFull)}, h.got.take())
 	h.log.reserve = nil
 	again := h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.commit(1)
 	require.Equal(t, []outcome{ok(again, 0)}, h.got.take())
 }
@@ -513,11 +513,11 @@ func TestWhatCameWhileDraftsWereHeldIsNotForgotten(t *testing.T) {
 	h := newHarness(t)
 	h.log.reserve = log.ErrNotReady
 	held := h.send(1, 0, 0, 1)
-	require.False(t, h.part.Turn(1000), "a job will bring the next turn")
+	require.False(t, h.part.Turn(1000, 0), "a job will bring the next turn")
 	later := h.send(2, 0, 0, 1)
 	h.log.reserve = log.ErrDiskFull
-	require.True(t, h.part.Turn(1000), "nothing else would bring the next turn")
-	require.False(t, h.part.Turn(1000))
+	require.True(t, h.part.Turn(1000, 0), "nothing else would bring the next turn")
+	require.False(t, h.part.Turn(1000, 0))
 	require.Equal(t, []outcome{refused(held, wire.CodeDiskFull), refused(later, wire.CodeDiskFull)}, h.got.take())
 }
 
@@ -534,7 +534,7 @@ func TestAFullMailboxPushesBack(t *testing.T) {
 		require.Less(t, taken, 4)
 	}
 	require.ErrorIs(t, err, ErrMailboxFull)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.NoError(t, h.part.Append(a))
 }
 
@@ -547,7 +547,7 @@ func TestEntriesAreCutAtTheirLimit(t *testing.T) {
 	for i := range n {
 		require.NoError(t, h.part.Append(Append{Batch: batch, Info: info, Acks: wire.AcksQuorum, Receiver: &h.got, Tag: uint64(i)}))
 	}
-	for h.part.Turn(1000) {
+	for h.part.Turn(1000, 0) {
 	}
 	for _, data := range h.log.proposed {
 		require.LessOrEqual(t, len(data), wire.EntryPrefixSize+MaxEntryBytes)
@@ -560,7 +560,7 @@ func TestEntriesAreCutAtTheirLimit(t *testing.T) {
 func TestCloseAnswersEverythingThatWaits(t *testing.T) {
 	h := newHarness(t)
 	a := h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	b := h.send(1, 0, 1, 1)
 	h.part.Close(wire.CodeShuttingDown)
 	require.Equal(t, []outcome{refused(a, wire.CodeShuttingDown), refused(b, wire.CodeShuttingDown)}, h.got.take())
@@ -571,7 +571,7 @@ func TestRetentionIsACommandInTheLog(t *testing.T) {
 	h := newHarness(t)
 	h.log.immediate = true
 	h.send(1, 0, 0, 10)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.log.retain = 6
 	h.part.Retain(2000)
 	require.Equal(t, wire.Offset(0), h.part.state.Start(), "no policy, no trim")
@@ -593,7 +593,7 @@ func TestF12_RecordsLeaveRoomForTrimsAndTheseForElections(t *testing.T) {
 	h.part.SetPolicy(Retention{Bytes: 1}, true)
 	for sequence := int32(0); ; sequence++ {
 		h.send(1, 0, sequence, 1)
-		h.part.Turn(1000)
+		h.part.Turn(1000, 0)
 		if h.got.take()[0].code == wire.CodeDiskFull {
 			break
 		}
@@ -615,7 +615,7 @@ func TestAMissingRetentionLimitIsNoLimit(t *testing.T) {
 	h := newHarness(t)
 	h.log.immediate = true
 	h.part.SetPolicy(Retention{Age: time.Hour}, true)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.part.Retain(2000)
 	require.Equal(t, time.Hour, h.log.maxAge)
 	require.Negative(t, h.log.maxBytes, "the log takes 0 bytes for a limit that everything exceeds")
@@ -631,16 +631,16 @@ func TestRuleL8_ADamagedEntryForgetsTheProducers(t *testing.T) {
 	h := newHarness(t)
 	h.log.immediate = true
 	h.send(1, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{ok(1, 0)}, h.got.take())
 	h.part.Apply(Entry{Kind: wire.KindRecords, Term: 2, RecordCount: 3, BaseOffset: 1, Damaged: true})
 	h.log.next, h.log.at = 4, 4
 	require.Equal(t, wire.Offset(4), h.part.state.next)
 	tag := h.send(1, 0, 1, 1) // it may have been in there, or a later one
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{refused(tag, wire.CodeUnknownProducer)}, h.got.take())
 	tag = h.send(1, 1, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	require.Equal(t, []outcome{ok(tag, 4)}, h.got.take())
 }
 
@@ -650,7 +650,7 @@ func TestStateIsTheSameAfterSaveAndRestore(t *testing.T) {
 	for i := range int32(5) {
 		h.send(1, 0, i*2, 2)
 		h.send(2, 0, i, 1)
-		h.part.Turn(1000)
+		h.part.Turn(1000, 0)
 	}
 	saved := h.part.state.Save(nil)
 	restored := NewState()
@@ -740,7 +740,7 @@ func TestF16_AForgottenProducerDoesNotBeginAgain(t *testing.T) {
 			h.log.immediate = true
 			h.sendAt(1_000, 7)
 			h.send(9, 4, 0, 1)
-			h.part.Turn(1_000)
+			h.part.Turn(1_000, 0)
 			forget(h)
 			require.NotContains(t, h.part.state.producers.byID, int64(7))
 			require.NotContains(t, h.part.state.producers.byID, int64(9))
@@ -764,12 +764,12 @@ func TestF16_AForgottenProducerDoesNotBeginAgain(t *testing.T) {
 				{"of a name, an older holder's later batch", 9, 3, 8, wire.CodeFenced},
 			} {
 				tag := h.send(c.producer, c.epoch, c.sequence, 1)
-				h.part.Turn(1_000)
+				h.part.Turn(1_000, 0)
 				require.Equal(t, []outcome{refused(tag, c.code)}, h.got.take(), c.what)
 			}
 			next := h.part.state.next
 			a, b := h.send(9, 5, 0, 1), h.send(1<<40, 0, 0, 1)
-			h.part.Turn(1_000)
+			h.part.Turn(1_000, 0)
 			require.Equal(t, []outcome{ok(a, next), ok(b, next+1)}, h.got.take(), "a new epoch and a new ID")
 		})
 	}
@@ -780,12 +780,12 @@ func TestF19_AJumpOfTheClockKeepsTheProducerThatSends(t *testing.T) {
 	h := newHarness(t)
 	h.log.immediate = true
 	h.send(7, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	h.send(7, 0, 1, 1)
-	h.part.Turn(1000 + 2*ProducerExpiryMs)
+	h.part.Turn(1000+2*ProducerExpiryMs, 0)
 	h.got.take()
 	tag := h.send(7, 0, 0, 1)
-	h.part.Turn(1000)
+	h.part.Turn(1000, 0)
 	answer := h.got.take()
 	require.Len(t, answer, 1)
 	require.Equal(t, tag, answer[0].tag)
@@ -797,7 +797,7 @@ func TestF19_AJumpOfTheClockKeepsTheProducerThatSends(t *testing.T) {
 // sendAt sends the first batch of a producer at a time.
 func (h *harness) sendAt(nowMs, producer int64) {
 	h.send(producer, 0, 0, 1)
-	h.part.Turn(nowMs)
+	h.part.Turn(nowMs, 0)
 }
 
 func TestRetiredEpochsAreBounded(t *testing.T) {

@@ -665,7 +665,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.part = partition.New(partition.Config{
 		Log: r.records, State: r.state, Retention: retentionOf(&settings),
 		Fenced: b.meta.metadata.Fenced,
-		Synced: synced(&settings), Memory: b.pending, Threshold: thresholdOf(&settings), SendDisabled: p.SendDisabled,
+		Synced: synced(&settings), Memory: b.pending, Threshold: thresholdOf(&settings), SendDisabled: p.SendDisabled, Queue: d.Kind == wire.Queue,
 	})
 	if b.network != nil {
 		r.inbox = replication.NewInbox(r.part.Buffers())

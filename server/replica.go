@@ -163,7 +163,7 @@ func (r *partitionReplica) turn() (again bool) {
 	}
 	r.stalled.Store(lack != nil)
 	if !leading || !r.stall.stalled() { // else the watch brings a turn when it is over
-		again = r.part.Turn(nowMs)
+		again = r.part.Turn(nowMs, time.Duration(monotonic()))
 	}
 	if err := r.group.Err(); err != nil {
 		r.fence(err)

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -316,7 +317,7 @@ func (m *member) turn() (again bool) {
 	}
 	m.group.Turn()
 	if m.group.Err() == nil {
-		again = m.part.Turn(m.nowMs)
+		again = m.part.Turn(m.nowMs, time.Duration(m.nowMs)*time.Millisecond)
 	}
 	m.look()
 	return again

@@ -142,7 +142,7 @@ func (r *replica) turn() (again bool) {
 	if !r.campaigned && (r.activate || r.part.Waiting() > 0) {
 		r.elect()
 	}
-	again = r.part.Turn(r.sim.nowMs)
+	again = r.part.Turn(r.sim.nowMs, time.Duration(r.sim.nowMs)*time.Millisecond)
 	if err := r.group.Err(); err != nil {
 		r.fenced(err)
 		return false

@@ -51,6 +51,17 @@ type Group struct {
 	shared    bool // its maps belong to a snapshot too and must not change
 }
 
+// Shape is what of the settings leases depend on: to change it, all have to end.
+type Shape struct {
+	Mode   wire.GroupMode
+	Scope  wire.GroupScope
+	Holder wire.GroupHolder
+	Order  wire.GroupOrder
+}
+
+// ShapeOf is the shape of a group with the settings.
+func ShapeOf(s *Settings) Shape { return Shape{s.Mode, s.Scope, s.Holder, s.Order} }
+
 func newGroup(id ID, name string) *Group {
 	return &Group{
 		ID: id, Name: name, Sessions: make(map[Session]*Member), Parked: make(map[Scope]Park),

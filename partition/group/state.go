@@ -191,10 +191,12 @@ func (s *State) put(i wire.Index, id ID, r *reader) *Group {
 		s.byID[id], s.byName[name] = g, g
 	}
 	if version > g.Version {
+		if ShapeOf(&settings) != ShapeOf(&g.Settings) {
+			g.Fence = i // it has no leases, or they have ended
+		}
 		g.Version, g.Settings = version, settings
-		g.Fence = i // a new group has no leases
+		g.Paused, g.Queue = flags&PutPaused != 0, flags&PutQueue != 0
 	}
-	g.Paused, g.Queue = flags&PutPaused != 0, flags&PutQueue != 0
 	return g
 }
 

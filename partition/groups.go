@@ -1,0 +1,929 @@
+package partition
+
+import (
+	"container/heap"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition/group"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Limits of the groups of one partition.
+const (
+	// MaxInboxItems and MaxInboxBytes bound what waits for the owner. Beyond them links
+	// get ErrMailboxFull, except for the news that they have ended.
+	MaxInboxItems = 64 << 10
+	MaxInboxBytes = 8 << 20
+	// MaxUnknown bounds the attaches that wait for a group that the partition does not
+	// have yet, and unknownWait is how long they do.
+	MaxUnknown  = 64
+	unknownWait = 2 * time.Second
+	// controlBytes is what must have come in before a further control entry is proposed
+	// while an earlier one is not applied. Less than that goes with the next entry.
+	controlBytes = 16 << 10
+	// maxControls bounds the control entries that are not applied.
+	maxControls = 8
+	// controlRounds is how often one turn goes from what was applied to what that makes
+	// possible; the next turn goes on.
+	controlRounds = 4
+	// scanRetry is after how long a scan or a letter that failed is tried again.
+	scanRetry = 500 * time.Millisecond
+	// feedIdle is how long the feed is kept when nobody consumes any more.
+	feedIdle = 10 * time.Second
+)
+
+// Groups is the shell around the groups of one partition: it takes what links bring,
+// gives the Leaders their turns while this replica leads, proposes what they want to have
+// committed, and takes what is applied to them.
+//
+//	links ──Put──▶ inbox ──turn──▶ Leaders ──commands──▶ one control entry ──▶ Proposer
+//	                                  ▲                                           │ committed
+//	                                  └──────────── State ◀────── applied ◀───────┘
+//
+// What links bring in one turn becomes one entry. While an entry is on its way to the disk,
+// what comes joins the next one: so it takes no timer for few entries to settle many
+// records.
+//
+// Put, Intend, Resumed and Deadline may be called from any goroutine. The rest is the
+// owner's.
+type Groups struct {
+	p       *Partition
+	effects Effects // nil: there are no groups
+
+	inbox    inbox
+	deadline atomic.Int64
+
+	leads    map[group.ID]*lead
+	links    map[group.Consumer]*lead
+	ready    []*lead // that have something to do
+	spare    []*lead // the array of ready in the turn before
+	wanting  []*lead // that have something to propose
+	asking   []*lead // that want a quorum round
+	due      deadlines
+	now      time.Duration
+	end      wire.Offset // of the records that the Leaders know of
+	leading  bool        // there are Leaders
+	unknown  []unknown
+	arrived  bool       // a group that may be waited for
+	controls []*control // proposed and not applied, oldest first
+	since    int        // bytes of inputs since the last one
+	scratch  []byte
+
+	intents   []Intent
+	at        wire.Index               // of the metadata that the intents are of, 0: there was none yet
+	commands  []byte                   // that bring the groups closer to the intents
+	commanded bool                     // some are on their way
+	located   map[group.ID]wire.Offset // where groups begin that begin at a time
+	locating  map[group.ID]bool
+	compare   bool // the intents or the groups have changed
+
+	feed     feed
+	scans    []wire.Offset // wanted
+	scanning bool
+	retry    time.Duration // of what has failed; 0: nothing has
+	letters  []failed
+	quiet    time.Duration // since when nobody consumes
+}
+
+// lead is a group that is led here.
+type lead struct {
+	*group.Leader
+	group  *group.Group
+	links  int
+	order  bool // one is under way that changes the group
+	ready  bool
+	wants  bool          // it is in wanting
+	timer  time.Duration // its entry in due
+	closed bool
+}
+
+// control is a control entry on its way.
+type control struct {
+	leads    []*lead
+	commands bool // it has commands that bring groups closer to the intents
+}
+
+// deadline is when a Leader has a timer.
+type deadline struct {
+	at   time.Duration
+	lead *lead
+}
+
+// deadlines is a heap, the first on top.
+type deadlines []deadline
+
+func (h deadlines) Len() int           { return len(h) }
+func (h deadlines) Less(i, j int) bool { return h[i].at < h[j].at }
+func (h deadlines) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *deadlines) Push(x any)        { *h = append(*h, x.(deadline)) }
+func (h *deadlines) Pop() any {
+	old := *h
+	last := old[len(old)-1]
+	old[len(old)-1] = deadline{}
+	*h = old[:len(old)-1]
+	return last
+}
+
+// unknown is an attach to a group that the partition does not have yet.
+type unknown struct {
+	in    Input
+	until time.Duration
+}
+
+// failed is a letter that could not be written.
+type failed struct {
+	group  group.ID
+	number uint64
+}
+
+// inbox is what the owner takes in one turn, at any time.
+type inbox struct {
+	mu       sync.Mutex
+	items    []Input
+	results  []func() // of effects: no more than were asked for
+	bytes    int
+	closed   error
+	intents  []Intent
+	at       wire.Index
+	intended bool
+	resumed  bool
+}
+
+// empty reports whether nothing waits. The caller holds the mutex.
+func (b *inbox) emptyLocked() bool {
+	return len(b.items)+len(b.results) == 0 && !b.intended && !b.resumed
+}
+
+// sizeOf is about the memory of an input.
+func sizeOf(in *Input) int {
+	n := 256 + 32*len(in.Outcomes)
+	if in.Attach != nil {
+		n += 32 * len(in.Attach.Claims)
+	}
+	return n
+}
+
+// Groups are the groups of the partition.
+func (p *Partition) Groups() *Groups { return &p.groups }
+
+// Put takes what a link has for its group. When it returns nil the owner will see it; the
+// caller sees to it that it takes a turn. That a link has ended is always taken.
+func (g *Groups) Put(in Input) error {
+	b := &g.inbox
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	must := in.Kind == InputGone || in.Kind == InputLeave
+	switch {
+	case b.closed != nil:
+		return b.closed
+	case g.effects == nil:
+		return wire.CodeUnsupported
+	case !must && (len(b.items) >= MaxInboxItems || b.bytes >= MaxInboxBytes):
+		return ErrMailboxFull
+	}
+	b.items = append(b.items, in)
+	b.bytes += sizeOf(&in)
+	return nil
+}
+
+// Intend says which groups the partition is to have, as the metadata has it at an index.
+// What is older than what was said before is ignored. The caller sees to a turn.
+func (g *Groups) Intend(at wire.Index, v []Intent) {
+	b := &g.inbox
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if at >= b.at {
+		b.at, b.intents, b.intended = at, v, true
+	}
+}
+
+// Resumed says that this broker or its disk stood still: the silence of consumers says
+// nothing about them until they have had time again. The caller sees to a turn.
+func (g *Groups) Resumed() {
+	b := &g.inbox
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.resumed = true
+}
+
+// Deadline is when the groups need a turn at the latest, on the clock of Partition.Turn; 0
+// if they need none.
+func (g *Groups) Deadline() time.Duration { return time.Duration(g.deadline.Load()) }
+
+// Any reports whether the partition has groups. Owner only.
+func (g *Groups) Any() bool { return g.p.state.groups.Len() > 0 }
+
+// waiting is how many bytes of inputs wait.
+func (g *Groups) waiting() int64 {
+	g.inbox.mu.Lock()
+	defer g.inbox.mu.Unlock()
+	return int64(g.inbox.bytes)
+}
+
+// result has f called in the owner's next turn.
+func (g *Groups) result(f func()) {
+	b := &g.inbox
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed == nil {
+		b.results = append(b.results, f)
+	}
+}
+
+// Scanned brings what Effects.Scan has found, or why it could not. Any goroutine; the
+// caller sees to a turn.
+func (p *Partition) Scanned(batches []log.Batch, err error) {
+	g := &p.groups
+	g.result(func() {
+		g.scanning = false
+		g.scans = g.scans[:0]
+		if err != nil || len(batches) == 0 {
+			g.retry = g.now + scanRetry
+			return
+		}
+		g.feed.scanned(batches)
+		g.wakeAll()
+	})
+}
+
+// Found brings what Effects.NextOf has found: at, if ok, and else that there is nothing.
+// Any goroutine; the caller sees to a turn.
+func (p *Partition) Found(id group.ID, s group.Scope, after, at wire.Offset, ok bool) {
+	g := &p.groups
+	g.result(func() {
+		if l := g.leads[id]; l != nil {
+			l.Leader.Found(s, after, at, ok)
+			g.wake(l)
+		}
+	})
+}
+
+// LetterWritten says that Effects.Letter has written a letter, or why it could not: then
+// it is tried again. Any goroutine; the caller sees to a turn.
+func (p *Partition) LetterWritten(id group.ID, number uint64, err error) {
+	g := &p.groups
+	g.result(func() {
+		l := g.leads[id]
+		switch {
+		case l == nil:
+		case err != nil:
+			g.letters = append(g.letters, failed{id, number})
+			g.retry = g.now + scanRetry
+		default:
+			l.Leader.LetterWritten(number)
+			g.wake(l)
+		}
+	})
+}
+
+// wake gives a Leader a turn.
+func (g *Groups) wake(l *lead) {
+	if !l.ready && !l.closed {
+		l.ready = true
+		g.ready = append(g.ready, l)
+	}
+}
+
+func (g *Groups) wakeAll() {
+	for _, l := range g.leads {
+		g.wake(l)
+	}
+}
+
+// turn is the groups' part of a turn of the partition.
+func (g *Groups) turn(term wire.Term, nowMs int64, now time.Duration) (again bool) {
+	if g.effects == nil {
+		return false
+	}
+	g.now = max(g.now, now)
+	if g.p.appliedTerm != term { // what its predecessors have committed is not all applied yet
+		return false
+	}
+	if !g.leading {
+		g.begin()
+	}
+	g.receive(term)
+	g.expire()
+	if g.end != g.p.state.next {
+		g.end = g.p.state.next
+		for _, l := range g.leads {
+			if l.links > 0 {
+				g.wake(l)
+			}
+		}
+	}
+	for range controlRounds {
+		g.dispatch()
+		if g.compare {
+			g.reconcile()
+		}
+		if !g.propose(nowMs, MaxEntryBytes) {
+			break
+		}
+		if g.arrived {
+			g.welcome(term)
+		}
+	}
+	g.confirm()
+	g.scan()
+	g.schedule()
+	return len(g.ready) > 0
+}
+
+// begin makes the Leaders of a new term.
+func (g *Groups) begin() {
+	g.leading, g.compare = true, true
+	for s := range g.p.state.groups.All {
+		if len(s.Sessions) > 0 || len(s.Letters.Open) > 0 {
+			g.lead(s)
+		}
+	}
+}
+
+// lead returns the Leader of a group.
+func (g *Groups) lead(s *group.Group) *lead {
+	l := g.leads[s.ID]
+	if l == nil {
+		l = &lead{Leader: group.NewLeader(s, &g.feed, g.now, g.p.applied), group: s}
+		if g.leads == nil {
+			g.leads, g.links = make(map[group.ID]*lead), make(map[group.Consumer]*lead)
+		}
+		g.leads[s.ID] = l
+		for _, letter := range s.Letters.Open {
+			g.effects.Letter(s.ID, letter)
+		}
+		g.wake(l)
+	}
+	return l
+}
+
+// drop ends the Leader of a group.
+func (g *Groups) drop(l *lead, err error) {
+	l.closed = true
+	delete(g.leads, l.group.ID)
+	for c, of := range g.links {
+		if of == l {
+			delete(g.links, c)
+		}
+	}
+	l.Close(err)
+}
+
+// receive takes what has come in since the last turn.
+func (g *Groups) receive(term wire.Term) {
+	b := &g.inbox
+	b.mu.Lock()
+	if b.emptyLocked() {
+		b.mu.Unlock()
+		return
+	}
+	items, results := b.items, b.results
+	b.items, b.results = nil, nil
+	g.since += b.bytes
+	b.bytes = 0
+	if b.intended {
+		g.intents, g.at, g.compare = b.intents, b.at, true
+		b.intended = false
+	}
+	resumed := b.resumed
+	b.resumed = false
+	b.mu.Unlock()
+	if resumed {
+		for _, l := range g.leads {
+			l.Leader.Resumed(g.now)
+		}
+	}
+	for _, f := range results {
+		f()
+	}
+	for i := range items {
+		g.input(&items[i], term)
+	}
+}
+
+// input hands one input to the Leader that it is for.
+func (g *Groups) input(in *Input, term wire.Term) {
+	switch in.Kind {
+	case InputAttach:
+		g.attach(in, term)
+		return
+	case InputOrder:
+		g.order(in)
+		return
+	}
+	l := g.links[in.Consumer]
+	if l == nil {
+		if in.Kind == InputGone {
+			g.unknown = slices.DeleteFunc(g.unknown, func(u unknown) bool { return u.in.Consumer == in.Consumer })
+		}
+		return // of a link that has been closed
+	}
+	switch in.Kind {
+	case InputOutcomes:
+		l.Outcomes(in.Consumer, in.Outcomes, g.now)
+	case InputCapacity:
+		l.Capacity(in.Consumer, in.Capacity.Records, in.Capacity.Refill, in.Capacity.Bytes)
+	case InputHeartbeat:
+		l.Heartbeat(in.Consumer, in.Number, g.now)
+	case InputLeave:
+		l.Leave(in.Consumer, in.Drain, g.now)
+	case InputGone:
+		delete(g.links, in.Consumer)
+		l.links--
+		l.Gone(in.Consumer, in.Dead)
+	case InputDamaged:
+		g.feed.drop(in.From, in.To) // the next scan finds out
+		l.Damaged(in.From, in.To)
+	}
+	g.wake(l)
+}
+
+// attach begins a link.
+func (g *Groups) attach(in *Input, term wire.Term) {
+	s := g.p.state.groups.Named(in.Group)
+	if s == nil {
+		if len(g.unknown) == MaxUnknown {
+			in.Consumer.Attached(nil, wire.Errorf(wire.CodeRetry, "%d consumers wait for groups that this partition does not have yet", MaxUnknown))
+			return
+		}
+		g.unknown = append(g.unknown, unknown{*in, g.now + unknownWait})
+		return
+	}
+	l := g.lead(s)
+	g.links[in.Consumer] = l
+	l.links++
+	g.feed.use(true)
+	l.Attach(in.Consumer, in.Attach, in.Client, term, g.now)
+	g.wake(l)
+}
+
+// expire does what is due.
+func (g *Groups) expire() {
+	for len(g.due) > 0 && g.due[0].at <= g.now {
+		d := heap.Pop(&g.due).(deadline)
+		if d.at == d.lead.timer {
+			d.lead.timer = 0
+			g.wake(d.lead)
+		}
+	}
+	if g.retry > 0 && g.retry <= g.now {
+		g.retry = 0
+		for _, f := range g.letters {
+			if l := g.leads[f.group]; l != nil {
+				if letter, open := l.group.Letters.Open[f.number]; open {
+					g.effects.Letter(f.group, letter)
+				}
+			}
+		}
+		g.letters = g.letters[:0]
+		g.wakeAll() // they ask for what they still need
+	}
+	keep := g.unknown[:0]
+	for _, u := range g.unknown {
+		if u.until > g.now {
+			keep = append(keep, u)
+			continue
+		}
+		u.in.Consumer.Attached(nil, wire.Errorf(wire.CodeUnknownGroup, "the destination has no group %q", u.in.Group))
+	}
+	clear(g.unknown[len(keep):])
+	g.unknown = keep
+	switch {
+	case len(g.links) > 0:
+		g.quiet = 0
+	case !g.feed.on:
+	case g.quiet == 0:
+		g.quiet = g.now + feedIdle
+	case g.quiet <= g.now:
+		g.feed.use(false)
+	}
+}
+
+// dispatch gives Leaders that have something to do their turn.
+func (g *Groups) dispatch() {
+	ready := g.ready
+	g.ready = g.spare[:0]
+	for _, l := range ready {
+		l.ready = false
+		if l.closed {
+			continue
+		}
+		if l.Turn(g.now, g.p.applied, g.p.state.next) {
+			g.wake(l)
+		}
+		g.want(l)
+		if l.Pending() && !l.wants {
+			l.wants = true
+			g.wanting = append(g.wanting, l)
+		}
+		if at := l.Deadline(); at > 0 && at != l.timer {
+			l.timer = at
+			heap.Push(&g.due, deadline{at, l})
+		}
+	}
+	clear(ready)
+	g.spare = ready
+}
+
+// want asks the world for what a Leader needs.
+func (g *Groups) want(l *lead) {
+	w := l.Wants()
+	if w.Empty() {
+		return
+	}
+	for _, o := range w.Scan {
+		if !g.scanning && !slices.Contains(g.scans, o) {
+			g.scans = append(g.scans, o)
+		}
+	}
+	if len(w.Find) > 0 {
+		done := l.group.Done.Clone()
+		for _, f := range w.Find {
+			g.effects.NextOf(l.group.ID, f.Scope, f.Publisher, f.After, f.Below, done.Has)
+		}
+	}
+	for _, letter := range w.Letters {
+		g.effects.Letter(l.group.ID, letter)
+	}
+	if w.Confirm {
+		g.asking = append(g.asking, l)
+	}
+}
+
+// confirm begins one quorum round for all that want one.
+func (g *Groups) confirm() {
+	if len(g.asking) == 0 {
+		return
+	}
+	asking := g.asking
+	g.asking = nil
+	g.effects.Confirm(func(err error) {
+		for _, l := range asking {
+			if !l.closed {
+				l.Confirmed(err)
+				g.wake(l)
+			}
+		}
+	})
+}
+
+// scan fills the feed where Leaders do not know enough, one scan at a time. Whoever waits
+// for more asks again when it has ended.
+func (g *Groups) scan() {
+	if g.scanning || g.retry > 0 || len(g.scans) == 0 {
+		return
+	}
+	g.scanning = true
+	from := slices.Min(g.scans)
+	g.scans = g.scans[:0]
+	g.effects.Scan(from, ScanRecords)
+}
+
+// welcome lets those in that wait for a group that is there now.
+func (g *Groups) welcome(term wire.Term) {
+	g.arrived = false
+	waiting := g.unknown
+	g.unknown = nil
+	for _, u := range waiting {
+		if g.p.state.groups.Named(u.in.Group) != nil {
+			g.attach(&u.in, term)
+		} else {
+			g.unknown = append(g.unknown, u)
+		}
+	}
+}
+
+// reconcile makes the commands that bring the groups closer to the intents. Only the
+// leader does it, and only what is applied counts: commands of a leader before may still
+// have been on their way.
+func (g *Groups) reconcile() {
+	if g.at == 0 || g.commanded {
+		return // what is on its way is compared when it is applied
+	}
+	g.compare = false
+	g.commands = g.commands[:0]
+	wanted := make(map[group.ID]bool, len(g.intents))
+	for i := range g.intents {
+		v := &g.intents[i]
+		wanted[v.ID] = true
+		if len(g.commands) > MaxEntryBytes/2 {
+			continue // the rest when these are applied
+		}
+		s := g.p.state.groups.Group(v.ID)
+		var start wire.Offset
+		switch {
+		case s == nil:
+			var known bool
+			if start, known = g.locate(v); !known {
+				continue
+			}
+		case v.Version <= s.Version:
+			continue
+		case group.ShapeOf(&v.Settings) != group.ShapeOf(&s.Settings):
+			if l := g.lead(s); !l.order { // leases of the old shape have to end first
+				g.change(l, group.Order{Command: g.putCommand(nil, v, 0), Drain: true, Reason: wire.ReasonSettings})
+			}
+			continue
+		}
+		g.commands = g.putCommand(g.commands, v, start)
+	}
+	for s := range g.p.state.groups.All {
+		// One that is newer than the intents is not missing in them.
+		if !wanted[s.ID] && wire.Index(s.ID) <= g.at {
+			g.commands = group.AppendRemoveGroup(g.commands, s.ID)
+		}
+	}
+}
+
+// putCommand appends the command that makes a group what the metadata says.
+func (g *Groups) putCommand(dst []byte, v *Intent, start wire.Offset) []byte {
+	var flags uint8
+	if v.Paused {
+		flags |= group.PutPaused
+	}
+	if g.p.queue {
+		flags |= group.PutQueue
+	}
+	return group.AppendPut(dst, v.ID, v.Version, v.Name, &v.Settings, start, flags)
+}
+
+// change carries out an order that stops the group, one at a time.
+func (g *Groups) change(l *lead, o group.Order) {
+	done := o.Done
+	o.Done = func(err error) {
+		l.order, g.compare = false, true
+		if done != nil {
+			done(err)
+		}
+	}
+	l.order = true
+	l.Order(o)
+	g.wake(l)
+}
+
+// locate is where a group begins; false if that is not known yet.
+func (g *Groups) locate(v *Intent) (start wire.Offset, known bool) {
+	to := v.Start.To
+	if to == "" {
+		to = "latest"
+		if g.p.queue {
+			to = "earliest"
+		}
+	}
+	switch to {
+	case "earliest":
+		return g.p.state.start, true
+	case "offset":
+		return wire.Offset(v.Start.Offset), true
+	case "time":
+		if start, known = g.located[v.ID]; known || g.locating[v.ID] {
+			return start, known
+		}
+		if g.locating == nil {
+			g.located, g.locating = make(map[group.ID]wire.Offset), make(map[group.ID]bool)
+		}
+		id := v.ID
+		g.locating[id] = true
+		g.effects.Locate(v.Start.TimeMs, func(start wire.Offset, err error) {
+			delete(g.locating, id)
+			g.compare = true
+			if err == nil {
+				g.located[id] = start
+			}
+		})
+		return 0, false
+	}
+	return g.p.state.next, true
+}
+
+// propose makes one entry of what is to be committed, at most room bytes of it, and
+// reports whether it is applied already: then there may be more to do.
+func (g *Groups) propose(nowMs int64, room int) (applied bool) {
+	p := g.p
+	if len(g.wanting)+len(g.commands) == 0 || p.proposer.Paused() {
+		return false
+	}
+	if n := len(g.controls); n > 0 && g.since < controlBytes || n >= maxControls {
+		return false // it goes with the entry after the one that is on its way
+	}
+	data := append(g.scratch[:0], make([]byte, wire.EntryPrefixSize)...)
+	c := new(control)
+	if len(g.commands) > 0 && len(g.commands) < room {
+		data = append(data, g.commands...)
+		c.commands = true
+	}
+	rest := g.wanting[:0]
+	for i, l := range g.wanting {
+		l.wants = false
+		if l.closed {
+			continue
+		}
+		var some bool
+		if data, some = l.Propose(data, room-len(data)); some {
+			c.leads = append(c.leads, l)
+		}
+		if l.Pending() {
+			l.wants = true
+			rest = append(rest, l)
+		}
+		if len(data) >= room-controlBytes/4 {
+			rest = append(rest, g.wanting[i+1:]...)
+			break
+		}
+	}
+	clear(g.wanting[len(rest):])
+	g.wanting, g.scratch = rest, data[:0]
+	if len(data) == wire.EntryPrefixSize {
+		return false
+	}
+	wire.PutEntryPrefix(data, wire.KindControl, 0, nowMs)
+	if p.log.Reserve(wire.FrameSize(len(data)-wire.EntryPrefixSize)+ElectionRoom, false) != nil {
+		g.withdraw(c) // a later turn tries again
+		return false
+	}
+	entry := p.account.control(data)
+	if entry == nil {
+		g.withdraw(c)
+		return room > bufferClasses[0]/2 && g.propose(nowMs, bufferClasses[0]/2)
+	}
+	if c.commands {
+		g.commands, g.commanded = g.commands[:0], true
+	}
+	// Applying may happen inside Propose, so the entry is on its way before it.
+	g.controls = append(g.controls, c)
+	g.since = 0
+	if _, err := p.proposer.Propose(entry); err != nil {
+		if g.forget(c) {
+			if cap(entry) >= bufferClasses[0] {
+				p.account.give(int64(cap(entry))) // not recycled: consensus may still have looked at it
+			}
+			g.withdraw(c)
+		}
+		return false
+	}
+	return len(g.controls) == 0 || g.controls[len(g.controls)-1] != c
+}
+
+// forget takes the entry that was to be proposed last off the list, if it is still there.
+func (g *Groups) forget(c *control) bool {
+	n := len(g.controls)
+	if n == 0 || g.controls[n-1] != c {
+		return false // it was applied, or abandoned with the leadership
+	}
+	g.controls = g.controls[:n-1]
+	return true
+}
+
+// control copies the data of a control entry to where it can stay, or returns nil if
+// there is no memory for it. What is smaller than the buffers costs nothing: it may not
+// have to wait for memory that records hold.
+func (a *account) control(data []byte) []byte {
+	if len(data) < bufferClasses[0] {
+		entry := make([]byte, len(data))
+		copy(entry, data)
+		return entry
+	}
+	if !a.take(int64(bufferCapacity(len(data)))) {
+		return nil
+	}
+	return append(newBuffer(len(data)), data...)
+}
+
+// withdraw takes an entry back that is not in the log.
+func (g *Groups) withdraw(c *control) {
+	if c.commands {
+		g.commanded, g.compare = false, true
+	}
+	for _, l := range c.leads {
+		if l.closed {
+			continue
+		}
+		l.Dropped()
+		if !l.wants {
+			l.wants = true
+			g.wanting = append(g.wanting, l)
+		}
+	}
+}
+
+// applied takes in that a control entry is applied. Those of this term are ours, and come
+// in the order in which they were proposed.
+func (g *Groups) applied(e *Entry) {
+	if len(g.controls) == 0 || e.Term != g.p.term {
+		return
+	}
+	c := g.controls[0]
+	g.controls = shift(g.controls)
+	if c.commands {
+		g.commanded, g.compare = false, true
+	}
+	for _, l := range c.leads {
+		if !l.closed {
+			l.Applied(e.Index)
+			g.wake(l)
+		}
+	}
+}
+
+// effect takes in what a command has changed.
+func (g *Groups) effect(e group.Effect) {
+	if !g.leading {
+		return
+	}
+	switch e.Kind {
+	case group.Command(commandTrim):
+		for _, l := range g.leads {
+			l.Trimmed()
+			g.wake(l)
+		}
+	case group.CommandPut, group.CommandRemoveGroup:
+		g.compare, g.arrived = true, true
+		for id, l := range g.leads {
+			if g.p.state.groups.Group(id) != l.group {
+				g.drop(l, wire.CodeGroupGone)
+			} else {
+				g.wake(l)
+			}
+		}
+	}
+}
+
+// abandon drops everything that belongs to a leadership. What was proposed may be applied
+// all the same: the next leader answers for it.
+func (g *Groups) abandon(err error) {
+	g.controls = nil
+	if !g.leading {
+		return
+	}
+	g.leading = false
+	for _, l := range g.leads {
+		g.drop(l, err)
+	}
+	clear(g.links)
+	g.ready, g.wanting, g.asking, g.due, g.letters = nil, nil, nil, nil, nil
+	g.commands, g.commanded, g.located, g.locating = nil, false, nil, nil
+	g.retry, g.quiet, g.end = 0, 0, 0
+	g.feed.use(false)
+	g.schedule()
+}
+
+// reject answers everything that waits. It is for replicas that do not lead.
+func (g *Groups) reject(err error) {
+	b := &g.inbox
+	b.mu.Lock()
+	items, results := b.items, b.results
+	b.items, b.results, b.bytes = nil, nil, 0
+	b.mu.Unlock()
+	for _, f := range results {
+		f()
+	}
+	for _, u := range g.unknown {
+		items = append(items, u.in)
+	}
+	g.unknown = nil
+	for i := range items {
+		switch in := &items[i]; in.Kind {
+		case InputAttach:
+			in.Consumer.Attached(nil, err)
+		case InputOrder:
+			in.Reply(nil, err)
+		}
+	}
+}
+
+// shut makes Put refuse everything with err.
+func (g *Groups) shut(err error) {
+	g.inbox.mu.Lock()
+	defer g.inbox.mu.Unlock()
+	if g.inbox.closed == nil {
+		g.inbox.closed = err
+	}
+}
+
+// schedule publishes when the next turn is due.
+func (g *Groups) schedule() {
+	var at time.Duration
+	soonest := func(t time.Duration) {
+		if t > 0 && (at == 0 || t < at) {
+			at = t
+		}
+	}
+	if g.leading {
+		for len(g.due) > 0 && (g.due[0].lead.closed || g.due[0].at != g.due[0].lead.timer) {
+			heap.Pop(&g.due)
+		}
+		if len(g.due) > 0 {
+			soonest(g.due[0].at)
+		}
+		soonest(g.retry)
+		soonest(g.quiet)
+		if len(g.unknown) > 0 {
+			soonest(g.unknown[0].until)
+		}
+	}
+	g.deadline.Store(int64(at))
+}
