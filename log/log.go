@@ -241,6 +241,7 @@ type Log struct {
 	fenceSaving bool
 	installErr  error                 // of the last installation, which passes
 	startFirst  bool                  // mutant: an installation writes the manifest first
+	anyBody     bool                  // mutant: a repair takes what it is given
 	holds       map[uint64]wire.Index // entries behind them stay, see HoldStart
 
 	syncing    *syncJob // the one in flight

@@ -88,7 +88,7 @@ func (l *Log) repairRun(s *segment.Segment, d *Damage, bodies map[wire.Index][]b
 			return 0, l.damaged(s, sc.Position(), err)
 		}
 		body, ok := bodies[h.Index]
-		if ok && len(body) == int(h.BodyLength) && wire.Checksum(body) == h.BodyCRC {
+		if ok && len(body) == int(h.BodyLength) && (wire.Checksum(body) == h.BodyCRC || l.anyBody) {
 			if _, err := f.File.WriteAt(body, sc.Position()+wire.FrameHeaderSize); err != nil {
 				return 0, fmt.Errorf("segment %s: position %d: repair: %w", s.Name(), sc.Position(), err)
 			}

@@ -70,6 +70,29 @@ func TestRuleL8_DamagedBodiesAreRepaired(t *testing.T) {
 	require.Len(t, entries, 8)
 }
 
+// foreignBody repairs a frame with a body that is as long as its own and another one. It
+// reports whether the repair takes no notice of it.
+func foreignBody(t *testing.T, mutant bool) (left bool) {
+	r, _, bodies := damagedLog(t)
+	r.log.anyBody = mutant
+	foreign := bodies[2]
+	foreign.Body = append([]byte(nil), foreign.Body...)
+	foreign.Body[len(foreign.Body)-1] ^= 1
+	n, err := r.log.Repair([]FrameBody{foreign})
+	require.Zero(t, n)
+	require.NotEmpty(t, r.log.Damage())
+	return err == nil
+}
+
+func TestRuleL8_ARepairTakesTheFramesOwnBodyOnly(t *testing.T) {
+	require.True(t, foreignBody(t, false))
+}
+
+// What is written is read once more: the mutant costs the replica, and no reader.
+func TestRuleL8_Catches_ARepairThatChecksNothing(t *testing.T) {
+	require.False(t, foreignBody(t, true))
+}
+
 // A repair that is not on the disk is none: the frame stays on the list.
 func TestRuleL8_ARepairThatFailsChangesNothing(t *testing.T) {
 	for _, op := range []vfs.Op{vfs.OpWrite, vfs.OpSync} {

@@ -64,6 +64,7 @@ type engine struct {
 	leadersMoved atomic.Bool   // the sessions have not heard of new leaders yet
 	orphans      atomic.Bool   // partitions may be without a leader
 	hoard        bool          // see engineOptions
+	endless      atomic.Bool   // mutant: nobody counts how often a request was forwarded
 	sessionReads int           // blocking reads that one session may have at work
 	// partitionReads is how many of these may be of one partition.
 	partitionReads int

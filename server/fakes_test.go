@@ -521,7 +521,7 @@ func (r *fakeReplica) LocateTime(int64) (wire.Offset, error) {
 
 // testNode is a session layer over a fake backend.
 type testNode struct {
-	t        *testing.T
+	t        testing.TB
 	backend  *fakeBackend
 	engine   *engine
 	acceptor *acceptor
@@ -536,7 +536,7 @@ func startNode(t *testing.T, limits Limits, change ...func(*engineOptions)) *tes
 	return startNodeOf(t, newFakeBackend(), limits, change...)
 }
 
-func startNodeOf(t *testing.T, backend *fakeBackend, limits Limits, change ...func(*engineOptions)) *testNode {
+func startNodeOf(t testing.TB, backend *fakeBackend, limits Limits, change ...func(*engineOptions)) *testNode {
 	t.Helper()
 	n := &testNode{t: t, backend: backend, log: &lockedBuffer{}}
 	o := engineOptions{

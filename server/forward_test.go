@@ -27,7 +27,7 @@ type testMember struct {
 }
 
 // startMembers runs nodes that know each other.
-func startMembers(t *testing.T, count int, limits Limits) []*testMember {
+func startMembers(t testing.TB, count int, limits Limits) []*testMember {
 	t.Helper()
 	clusterID := uuid.New()
 	var listeners []net.Listener
@@ -351,16 +351,29 @@ func TestR_IS_3_ACircleOfLeadersIsAnError(t *testing.T) {
 	lead(members, "events", 0, 1, 7)
 	require.NotZero(t, c.open("events", 0))
 
+	forgedHops(t, members[0])
+}
+
+// forgedHops forwards to a member what was forwarded too often, or not at all.
+func forgedHops(t testing.TB, to *testMember) {
 	for name, m := range map[string]*wire.ForwardRequest{
 		"forged": {HelloRequest: wire.HelloRequest{MinVersion: 1, MaxVersion: 1}, Node: 9, Hops: 3},
 		"nobody": {HelloRequest: wire.HelloRequest{MinVersion: 1, MaxVersion: 1}, Node: 9},
 	} {
-		raw := dialRaw(t, members[0].peerAddress)
+		raw := dialRaw(t, to.peerAddress)
 		raw.write([]byte(wire.ForwardPreface))
 		raw.send(wire.OpHello, 1, m)
 		require.Equal(t, wire.CodeNotLeader, raw.answer(1).code(), name)
 		_ = raw.closed()
 	}
+}
+
+func TestR_IS_3_Catches_HopsThatNobodyCounts(t *testing.T) {
+	caught(t, func(tb testing.TB) {
+		members := startMembers(tb, 1, Limits{})
+		members[0].engine.endless.Store(true)
+		forgedHops(tb, members[0])
+	})
 }
 
 // A client that does not read what comes by way of another node holds up nobody else,

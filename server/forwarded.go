@@ -26,7 +26,7 @@ func (s *session) helloForwarded(h wire.Header, body []byte) {
 		s.fail(h.Opcode, h.ID, err)
 		return
 	}
-	if m.Hops == 0 || m.Hops > wire.MaxForwardHops {
+	if (m.Hops == 0 || m.Hops > wire.MaxForwardHops) && !s.engine.endless.Load() {
 		s.fail(h.Opcode, h.ID, errCircle(m.Hops))
 		return
 	}

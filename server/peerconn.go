@@ -248,6 +248,7 @@ func (c *peerConn) preface(b []byte) (used, size int) {
 			c.forwarded()
 			return n, 0
 		}
+	case start == wire.Preface[:n] && c.set.mutant.anyPreface:
 	case start == wire.Preface[:n]:
 		c.bad(errors.New("that is the protocol of the port for clients; connect there"))
 		return 0, 0

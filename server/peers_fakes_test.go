@@ -126,6 +126,11 @@ func testSelf(node uint32) peerSelf {
 // startPeer runs a node's peer port on loopback until the test ends.
 func startPeer(t testing.TB, self peerSelf) *testPeer {
 	t.Helper()
+	return startMutant(t, self, peerMutants{})
+}
+
+func startMutant(t testing.TB, self peerSelf, m peerMutants) *testPeer {
+	t.Helper()
 	n := &testPeer{t: t, id: self.Node, handler: newFakePeerHandler(), log: &lockedBuffer{}}
 	logger := slog.New(slog.NewTextHandler(n.log, nil))
 	var err error
@@ -135,7 +140,7 @@ func startPeer(t testing.TB, self peerSelf) *testPeer {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	n.address = listener.Addr().String()
-	n.peers = newPeerSet(peerOptions{Engine: n.engine, Handler: n.handler, Self: self, Logger: logger})
+	n.peers = newPeerSet(peerOptions{Engine: n.engine, Handler: n.handler, Self: self, Logger: logger, mutant: m})
 	n.acceptor = newPeerAcceptor(n.peers, listener)
 	n.acceptor.run()
 	t.Cleanup(func() {
