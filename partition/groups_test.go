@@ -40,6 +40,21 @@ func (w *world) Confirm(then func(error)) {
 	then(nil)
 }
 
+// What is produced while somebody consumes is known without a scan.
+func TestTheTailNeedsNoScan(t *testing.T) {
+	h, w := newGroups(t)
+	h.log.immediate, h.log.places = true, true
+	h.part.Groups().Intend(20, []Intent{intent(7, "workers")})
+	c := h.attach("workers", 1)
+	h.turns(0)
+	for range 10 {
+		h.send(-1, 0, 0, 2)
+		require.False(t, h.part.Turn(1000, 0))
+	}
+	require.Equal(t, 20, c.records())
+	require.Zero(t, w.scans)
+}
+
 // consumer notes what its link hears.
 type consumer struct {
 	attached  *wire.AttachResponse

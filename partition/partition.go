@@ -69,6 +69,8 @@ type Log interface {
 	RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool)
 	// Bytes is the size of the log.
 	Bytes() int64
+	// Place is where the body of entry i, of n bytes, lies, if that is still in memory.
+	Place(i wire.Index, n int) (log.Position, bool)
 }
 
 // Receiver learns the outcome of an Append, once, except for AcksNone, where it
@@ -125,7 +127,7 @@ type Config struct {
 	// Fenced says of an epoch of a producer that another holder of its name has ended it.
 	// It does not block. nil: no.
 	Fenced func(id int64, epoch int16) bool
-	Queue        bool // records are removed when all groups are done with them
+	Queue  bool // records are removed when all groups are done with them
 	// Groups is what groups need of the world. Nil means that there are none: what is
 	// put is refused.
 	Groups Effects
@@ -520,7 +522,10 @@ func (p *Partition) Apply(e Entry) {
 			return
 		}
 		p.state.applyRecords(e.BaseOffset, e.RecordCount, e.AppendTimeMs, e.Body)
-		p.groups.feed.applied(log.Position{}, false, &e)
+		if p.groups.feed.on {
+			at, known := p.log.Place(e.Index, len(e.Body))
+			p.groups.feed.applied(at, known, &e)
+		}
 		p.committed(e)
 	case wire.KindControl:
 		p.state.applyControl(e.Index, e.Body, p.groups.effect)
