@@ -197,6 +197,9 @@ func (t *step) lapsed(l *leader, s session) bool {
 		return true
 	}
 	here := c.link == l.term && c.attached != 0
+	if c.joined == 0 && t.s.unbound&(1<<consumerOf(s)) != 0 {
+		return !here // it was unbound before it knew that it is on the list, and does not come
+	}
 	if !here && !t.Patient && !c.holds() && c.joined != 0 && (c.link == 0 || c.link == t.current().term) {
 		// Its deadline has passed, too. It had nothing to drop.
 		t.parts(consumerOf(s))

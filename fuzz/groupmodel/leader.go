@@ -275,10 +275,10 @@ func (t *step) claims(l *leader, ci int, m *message, linked bool) {
 	}
 	for r := range t.records {
 		if confirmed&(1<<r) != 0 {
-			t.saysOK(r, s, m.claims[r].epoch)
+			t.saysOK(l, r, s, m.claims[r].epoch)
 		}
 		if refused&(1<<r) != 0 {
-			t.refuses(r, s, m.claims[r].epoch)
+			t.refuses(l, r, s, m.claims[r].epoch)
 		}
 	}
 }
@@ -299,7 +299,7 @@ func (t *step) readsAck(l *leader, ci int, m *message) {
 	have := l.leases[k]
 	if !t.listed(l, m.session) {
 		if t.off[goneIsTold] && l.state.done&b != 0 {
-			t.answers(c, okNote, m)
+			t.answers(l, c, okNote, m)
 			return
 		}
 		c.hear(note{kind: goneNote})
@@ -312,7 +312,7 @@ func (t *step) readsAck(l *leader, ci int, m *message) {
 			return // one answer, when it is applied
 		}
 		if t.earlier(l, r)&^l.pendingAcks() != 0 {
-			t.answers(c, staleNote, m) // OUT_OF_ORDER
+			t.answers(l, c, staleNote, m) // OUT_OF_ORDER
 			return
 		}
 		to := l
@@ -322,24 +322,24 @@ func (t *step) readsAck(l *leader, ci int, m *message) {
 		to.propose(entry{kind: ack, records: b, session: m.session, epoch: m.epoch})
 		if t.off[okOnReceipt] {
 			t.accepts(r, m.session, m.epoch)
-			t.answers(c, okNote, m)
+			t.answers(l, c, okNote, m)
 		}
 		if t.off[nextOnReceipt] {
 			t.release(l, b)
 		}
 	case l.state.done&b != 0 && t.settledBy(l, r, m.epoch):
-		t.answers(c, okNote, m)
+		t.answers(l, c, okNote, m)
 	default:
-		t.answers(c, staleNote, m)
+		t.answers(l, c, staleNote, m)
 	}
 }
 
 // answers says OK or STALE about an ack.
-func (t *step) answers(c *consumer, kind noteKind, m *message) {
+func (t *step) answers(l *leader, c *consumer, kind noteKind, m *message) {
 	if kind == okNote {
-		t.saysOK(int(m.record), m.session, m.epoch)
+		t.saysOK(l, int(m.record), m.session, m.epoch)
 	} else {
-		t.refuses(int(m.record), m.session, m.epoch)
+		t.refuses(l, int(m.record), m.session, m.epoch)
 	}
 	c.hear(note{kind: kind, record: m.record, epoch: m.epoch})
 }
@@ -544,7 +544,7 @@ func (t *step) appliesAck(l *leader, e *entry) {
 		return
 	}
 	if c := &t.s.consumers[consumerOf(e.session)]; c.session == e.session && c.link == l.term && c.attached != 0 {
-		t.saysOK(record, e.session, e.epoch)
+		t.saysOK(l, record, e.session, e.epoch)
 		c.hear(note{kind: okNote, record: uint8(record), epoch: e.epoch})
 	}
 }

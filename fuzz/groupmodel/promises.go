@@ -89,9 +89,12 @@ func (t *step) accepts(record int, s session, epoch uint8) {
 	m.accepted[record], m.under[record] = s, epoch
 }
 
-// saysOK is called when a session is told that its ack counted.
-func (t *step) saysOK(record int, s session, epoch uint8) {
+// saysOK is called when a leader tells a session that its ack counted.
+func (t *step) saysOK(l *leader, record int, s session, epoch uint8) {
 	m := &t.s.seen
+	if l.state.sought < m.sought {
+		return // a deposed leader speaks of what was before the seek
+	}
 	if m.accepted[record] != s || m.under[record] != epoch {
 		t.fail(G1, "%s is told OK for r%d under epoch %d; the ack that counted is that of %s under epoch %d",
 			sessionName(s), record, epoch, sessionName(m.accepted[record]), m.under[record])
@@ -99,9 +102,12 @@ func (t *step) saysOK(record int, s session, epoch uint8) {
 	m.confirmed |= 1 << record
 }
 
-// refuses is called when a session is told that its ack is stale.
-func (t *step) refuses(record int, s session, epoch uint8) {
+// refuses is called when a leader tells a session that its ack is stale.
+func (t *step) refuses(l *leader, record int, s session, epoch uint8) {
 	m := &t.s.seen
+	if l.state.sought < m.sought {
+		return
+	}
 	if m.accepted[record] == s && m.under[record] == epoch && t.current().state.listed(s) {
 		t.fail(G1, "%s is told STALE for r%d under epoch %d, and its ack was accepted", sessionName(s), record, epoch)
 	}
