@@ -217,7 +217,7 @@ var errorTable = [...]ErrorInfo{
 		"the broker is stopping", "connect again, or to another node"},
 	{CodeRefused, "REFUSED", false, true, ClosesNever,
 		"the destination is another one than the request was made for: it was deleted and created again",
-		"look at it, and decide again"},
+		""},
 	{CodePartitionFull, "PARTITION_FULL", true, true, ClosesNever,
 		"the partition holds as much as its destination allows",
 		"send to another partition, or wait until records are consumed or expire"},
@@ -253,7 +253,7 @@ var errorTable = [...]ErrorInfo{
 		"the group was removed while it was in use", ""},
 	{CodeNotMember, "NOT_MEMBER", false, true, ClosesNever,
 		"the node is no member of the cluster",
-		"let it join with an empty data directory"},
+		""},
 }
 
 // ErrorTable lists all wire errors by ascending code, starting with CodeOK. The
