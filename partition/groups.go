@@ -317,6 +317,9 @@ func (g *Groups) turn(term wire.Term, nowMs int64, now time.Duration) (again boo
 		}
 	}
 	for range controlRounds {
+		if g.arrived {
+			g.welcome(term)
+		}
 		g.dispatch()
 		if g.compare {
 			g.reconcile()
@@ -324,14 +327,11 @@ func (g *Groups) turn(term wire.Term, nowMs int64, now time.Duration) (again boo
 		if !g.propose(nowMs, MaxEntryBytes) {
 			break
 		}
-		if g.arrived {
-			g.welcome(term)
-		}
 	}
 	g.confirm()
 	g.scan()
 	g.schedule()
-	return len(g.ready) > 0
+	return g.arrived || len(g.ready) > 0
 }
 
 // begin makes the Leaders of a new term.

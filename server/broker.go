@@ -366,6 +366,7 @@ func (b *broker) reconcile(v *cluster.View) {
 					r.settings.Store(&settings)
 					r.ask(requestSettings)
 				}
+				r.intend(v.Epoch, d)
 				if mine.State == cluster.ReplicaNew {
 					created = append(created, r)
 				}
@@ -395,6 +396,7 @@ func (b *broker) reconcile(v *cluster.View) {
 				"partition", fmt.Sprintf("%s/%d", d.Name, p.Number), "err", corruptAdvice(err, b.partitionDir(d.Settings.Storage, d.ID, p.Number)))
 			return
 		}
+		r.intend(v.Epoch, d)
 		b.replicas[key], b.byID[mine.ID] = r, r
 		delete(b.failed, key)
 		if mine.State == cluster.ReplicaNew {
@@ -664,7 +666,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	r.state = partition.NewState()
 	r.part = partition.New(partition.Config{
 		Log: r.records, State: r.state, Retention: retentionOf(&settings),
-		Fenced: b.meta.metadata.Fenced,
+		Fenced: b.meta.metadata.Fenced, Groups: groupEffects{r},
 		Synced: synced(&settings), Memory: b.pending, Threshold: thresholdOf(&settings), SendDisabled: p.SendDisabled, Queue: d.Kind == wire.Queue,
 	})
 	if b.network != nil {

@@ -55,6 +55,8 @@ type partitionReplica struct {
 	// Owner only.
 	campaigned bool
 	forgotten  int64          // as producers knows it
+	stood      bool           // the disk stood still in the last turn
+	slept      int64          // see stoodStill
 	covering   int            // checkpoints that may still be written so that trimmed segments can go
 	mark       *log.Watermark // as of the last wake
 	stopping   bool
@@ -67,6 +69,7 @@ type partitionReplica struct {
 	// spareParked is an empty map that parked takes turns with. Owner only.
 	spareParked map[waiter]struct{}
 	settings    atomic.Pointer[wire.Settings]
+	groupsOf    atomic.Pointer[cluster.Destination] // whose groups the partition was told of
 	confirms    confirms
 	asked       map[*[]func(error)]struct{} // taken from confirms, and not answered; owner only
 
@@ -119,6 +122,9 @@ func (r *partitionReplica) turn() (again bool) {
 		return false
 	}
 	r.wakeUp(r.broker)
+	if r.broker.stoodStill(&r.slept) {
+		r.part.Groups().Resumed()
+	}
 	ticks := r.takeTicks()
 	if ticks > 0 {
 		r.group.Tick(ticks)
@@ -162,7 +168,11 @@ func (r *partitionReplica) turn() (again bool) {
 		r.part.Reject(lack)
 	}
 	r.stalled.Store(lack != nil)
-	if !leading || !r.stall.stalled() { // else the watch brings a turn when it is over
+	stands := leading && r.stall.stalled()
+	if r.stood && !stands {
+		r.part.Groups().Resumed() // consumers were heard, and nobody listened
+	}
+	if r.stood = stands; !stands { // else the watch brings a turn when it is over
 		again = r.part.Turn(nowMs, time.Duration(monotonic()))
 	}
 	if err := r.group.Err(); err != nil {
@@ -336,14 +346,6 @@ func (r *partitionReplica) Append(a partition.Append) error {
 		return wire.Errorf(wire.CodeUnknownProducer, "producer ID %d was never handed out; ask for one", id)
 	}
 	return r.part.Append(a)
-}
-
-// Group implements replica.
-func (r *partitionReplica) Group(in partition.Input) error {
-	if in.Kind == partition.InputAttach || in.Kind == partition.InputOrder {
-		return wire.Errorf(wire.CodeUnsupported, "this broker does not serve groups yet")
-	}
-	return nil
 }
 
 // Kick implements replica.

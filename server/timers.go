@@ -29,17 +29,20 @@ const standstill = silentTicks * tickPeriod
 
 // resumed tells all groups that this process stood still (RULES R8): who leads asks the
 // others whether that is so still before it answers. Ticks do not say it, for those of
-// a pause are not made up for.
+// a pause are not made up for. Consumers that were not heard meanwhile may have spoken all
+// the same.
 func (b *broker) resumed(gap time.Duration) {
-	if b.network == nil {
-		return
-	}
-	b.logger.Warn("this process has stood still; it asks who leads", "for", gap)
 	e := replication.PeerEvent{Kind: replication.PeerResumed}
-	b.meta.inbox.PutEvent(e)
-	b.meta.schedule()
+	if b.network != nil {
+		b.logger.Warn("this process has stood still; it asks who leads", "for", gap)
+		b.meta.inbox.PutEvent(e)
+		b.meta.schedule()
+	}
 	b.each(func(r *partitionReplica) {
-		r.inbox.PutEvent(e)
+		if b.network != nil {
+			r.inbox.PutEvent(e)
+		}
+		r.part.Groups().Resumed()
 		r.schedule()
 	})
 }
@@ -110,7 +113,8 @@ func (b *broker) keepTime(ctx context.Context) {
 			b.meta.schedule()
 		}
 		b.each(func(r *partitionReplica) {
-			if r.tick() {
+			due := r.part.Groups().Deadline()
+			if r.tick() || due > 0 && int64(due) <= now {
 				r.schedule()
 			}
 			var ask uint32

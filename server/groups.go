@@ -1,0 +1,95 @@
+package server
+
+import (
+	"time"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/partition/group"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// groupEffects carries out what the groups of a replica need of the world. It implements
+// partition.Effects: its methods are called in the owner's turn and do not block.
+type groupEffects struct{ *partitionReplica }
+
+// Scan implements partition.Effects.
+func (r groupEffects) Scan(from wire.Offset, limit int) {
+	r.Blocking(func() {
+		var s log.Scanned
+		err := r.records.Scan(from, limit, &s)
+		r.part.Scanned(s.Batches, err)
+		r.schedule()
+	})
+}
+
+// NextOf implements partition.Effects.
+func (r groupEffects) NextOf(g group.ID, s group.Scope, publisher bool, after, below wire.Offset, done func(wire.Offset) bool) {
+	r.Blocking(func() {
+		at, ok, err := r.records.NextOf(uint64(s), publisher, after, below, done)
+		if err != nil {
+			// The same again in a while: a record that is not found would wait for ever.
+			time.AfterFunc(findRetry, func() { r.NextOf(g, s, publisher, after, below, done) })
+			return
+		}
+		r.part.Found(g, s, after, at, ok)
+		r.schedule()
+	})
+}
+
+// findRetry is after how long a search is repeated that the disk did not answer.
+const findRetry = 500 * time.Millisecond
+
+// Locate implements partition.Effects.
+func (r groupEffects) Locate(timeMs int64, then func(wire.Offset, error)) {
+	r.Submit(&locating{records: r.records, timeMs: timeMs, then: then})
+}
+
+// locating is the search for an offset by time. It is a log.Job: its end is told in a turn.
+type locating struct {
+	records *log.Log
+	timeMs  int64
+	then    func(wire.Offset, error)
+	at      wire.Offset
+	err     error
+}
+
+// Run implements log.Job.
+func (j *locating) Run() { j.at, j.err = j.records.LocateTime(j.timeMs) }
+
+// Done implements log.Job.
+func (j *locating) Done() { j.then(j.at, j.err) }
+
+// Group implements replica. An attach wakes a partition that was never written, and is
+// refused where another node leads.
+func (r *partitionReplica) Group(in partition.Input) error {
+	begins := in.Kind == partition.InputAttach || in.Kind == partition.InputOrder
+	if begins && r.inbox != nil && !r.Leading() {
+		if l, ok := r.broker.hints.of(r.intent.Load()); ok && l.node != r.node {
+			return wire.NotLeader(l.node, l.Epoch)
+		}
+	}
+	if err := r.part.Groups().Put(in); err != nil {
+		return err
+	}
+	if begins {
+		r.requests.Or(requestActivate)
+	}
+	return nil
+}
+
+// intend hands on what the metadata says about the groups of the destination, if it says
+// something else than before.
+func (r *partitionReplica) intend(at wire.Index, d *cluster.Destination) {
+	if r.groupsOf.Swap(d) == d {
+		return
+	}
+	r.part.Groups().Intend(at, intents(d))
+	r.schedule()
+}
+
+// Letter implements partition.Effects.
+func (r groupEffects) Letter(g group.ID, l group.Letter) {
+	r.part.LetterWritten(g, l.Number, wire.Errorf(wire.CodeUnsupported, "this broker does not write dead letters yet"))
+}
