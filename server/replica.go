@@ -51,6 +51,7 @@ type partitionReplica struct {
 	stalled    atomic.Bool           // it lacks space or descriptors to elect or to write
 	start      atomic.Uint64         // first readable offset
 	restless   atomic.Int32          // ticks until it counts as idle, 0 once it does
+	retained   uint64                // start when retention was asked for last; the ticker only
 
 	// Owner only.
 	campaigned bool

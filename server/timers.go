@@ -127,8 +127,13 @@ func (b *broker) keepTime(ctx context.Context) {
 			if every&requestSync != 0 && r.settings.Load().Sync == wire.SyncInterval {
 				ask |= requestSync
 			}
-			if s := r.settings.Load(); every&requestRetain != 0 && (s.RetentionTimeMs > 0 || s.RetentionBytes > 0) {
-				ask |= requestRetain
+			if s := r.settings.Load(); every&requestRetain != 0 {
+				// Groups move the start of a queue without being asked; what lies before it goes
+				// when checkpoints cover it, which an idle log does not write by itself.
+				if start := r.start.Load(); s.RetentionTimeMs > 0 || s.RetentionBytes > 0 || start != r.retained {
+					r.retained = start
+					ask |= requestRetain
+				}
 			}
 			if ask != 0 {
 				r.ask(ask)
