@@ -58,7 +58,7 @@ var allowedModules = map[string][]string{
 	"segment":         {},
 	"log":             {},
 	"partition":       {},
-	"partition/group": {"github.com/google/btree"},
+	"partition/group": {"github.com/google/btree", "github.com/cespare/xxhash/v2"},
 	"replication":     {"go.etcd.io/raft/v3"},
 	"cluster":         {"github.com/google/uuid", "github.com/cespare/xxhash/v2"},
 	"client":          {"github.com/klauspost/compress", "github.com/cespare/xxhash/v2"},

@@ -25,6 +25,10 @@ func (g *Groups) order(in *Input) {
 		l := g.lead(s)
 		l.Order(group.Order{Command: group.AppendPause(nil, s.ID, in.Order.Op == wire.OrderPause), Done: func(err error) { in.Reply([]byte("{}"), err) }})
 		g.wake(l)
+	case wire.OrderExplain:
+		g.explain(s, in)
+	case wire.OrderPark, wire.OrderUnpark, wire.OrderSkip, wire.OrderShow:
+		g.scope(s, in)
 	default:
 		in.Reply(nil, wire.Errorf(wire.CodeUnsupported, "this broker does not know operation %d on groups", in.Order.Op))
 	}

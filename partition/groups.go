@@ -65,6 +65,7 @@ type Groups struct {
 	asking   []*lead // that want a quorum round
 	due      deadlines
 	now      time.Duration
+	nowMs    int64
 	end      wire.Offset // of the records that the Leaders know of
 	leading  bool        // there are Leaders
 	unknown  []unknown
@@ -299,7 +300,7 @@ func (g *Groups) turn(term wire.Term, nowMs int64, now time.Duration) (again boo
 	if g.effects == nil {
 		return false
 	}
-	g.now = max(g.now, now)
+	g.now, g.nowMs = max(g.now, now), nowMs
 	if g.p.appliedTerm != term { // what its predecessors have committed is not all applied yet
 		return false
 	}

@@ -215,6 +215,19 @@ type SeekResponse struct {
 	Records uint64 `json:"records"`
 }
 
+// ScopeResponse is how one scope stands: its lowest unfinished record, if it is known, and
+// what holds it up.
+type ScopeResponse struct {
+	Scope      uint64   `json:"scope"`
+	Offset     uint64   `json:"offset"`
+	Known      bool     `json:"known,omitempty"`
+	Deliveries uint16   `json:"deliveries,omitempty"`
+	Attempts   uint16   `json:"attempts,omitempty"`
+	Parked     bool     `json:"parked,omitempty"`
+	Reason     string   `json:"reason,omitempty"`
+	Reasons    []Reason `json:"reasons,omitempty"`
+}
+
 // ScopeRequest names one scope of a serial group. Exactly one of the pointers is set.
 type ScopeRequest struct {
 	Key       *[]byte `json:"key,omitempty"`

@@ -83,7 +83,7 @@ func (l *Leader) giveWaiting(misses *int) bool {
 // giveRedo gives out one record that is a scope of its own.
 func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 	o := l.redo.pop()
-	if l.g.Done.Has(o) || l.lettered[o] || o >= l.scan {
+	if l.g.Done.Has(o) || l.lettered[o] || o >= l.scan || l.isParked(Scope(o)) {
 		return false, false
 	}
 	p, ok := l.feed.At(o)
@@ -91,6 +91,9 @@ func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 		l.wantScan(o)
 		*misses++
 		l.redo.push(o)
+		return false, false
+	}
+	if l.kind == hashed && l.hashOf(p, o) != 0 {
 		return false, false
 	}
 	m := l.best()
@@ -110,7 +113,7 @@ func (l *Leader) giveScope(misses *int) (given, stop bool) {
 	for s.n > 0 && !l.gives(s.next[0]) {
 		s.pop()
 	}
-	if s.n == 0 || s.ending > 0 || s.parked > 0 || s.due > l.now || len(s.leased)-s.acked >= l.window() {
+	if s.n == 0 || s.ending > 0 || l.isParked(s.hash) || s.due > l.now || len(s.leased)-s.acked >= l.window() {
 		l.ready(s)
 		return false, false
 	}
@@ -198,7 +201,7 @@ func (l *Leader) giveScanned(budget *int) bool {
 // are done: none was taken back, is leased, parked or a letter, or of doubtful count. Then
 // a run of them is as good as one record.
 func (l *Leader) plain(o wire.Offset) bool {
-	return l.ahead.empty() && len(l.lettered) == 0 && len(l.g.Parked) == 0 && len(l.g.Substitutes) == 0 && o >= l.g.Doubt && l.g.returned.len() == 0
+	return l.ahead.empty() && len(l.lettered) == 0 && len(l.g.Parked)+len(l.parking) == 0 && len(l.g.Substitutes) == 0 && o >= l.g.Doubt && l.g.returned.len() == 0
 }
 
 // skips reports whether the scan leaves out the record at o, and puts it where it waits if
@@ -215,8 +218,7 @@ func (l *Leader) skips(o wire.Offset, known Returned) bool {
 		}
 	}
 	if l.kind == shared {
-		_, parked := l.g.Parked[Scope(o)]
-		return parked
+		return l.isParked(Scope(o))
 	}
 	return false
 }
@@ -257,7 +259,7 @@ func (l *Leader) scanSingle(p *Place, stop wire.Offset) {
 			l.scan++
 			continue
 		}
-		if len(l.g.Parked) > 0 {
+		if l.isParked(destinationScope) {
 			return
 		}
 		m := l.best()

@@ -43,16 +43,17 @@ type Leader struct {
 	turn     int           // where the search for a member with room begins
 
 	// scan is the lowest record that was not looked at; ahead are leases from there on.
-	scan   wire.Offset
-	ahead  leases
-	redo   fifo[wire.Offset] // records below scan without a scope that may go out again
-	scopes map[Scope]*scope
-	of     map[wire.Offset]*scope // leased records of scopes
-	ring   fifo[*scope]           // that have a record to give
-	spare  []*scope
-	unread wire.Offset   // ends of damaged ranges passed
-	hold   time.Duration // nothing goes out before, where the partition is one scope
-	holder *member       // that was given something last
+	scan    wire.Offset
+	ahead   leases
+	redo    fifo[wire.Offset] // records below scan without a scope that may go out again
+	scopes  map[Scope]*scope
+	parking map[Scope]int          // how many entries that park a scope are on their way
+	of      map[wire.Offset]*scope // leased records of scopes
+	ring    fifo[*scope]           // that have a record to give
+	spare   []*scope
+	unread  wire.Offset   // ends of damaged ranges passed
+	hold    time.Duration // nothing goes out before, where the partition is one scope
+	holder  *member       // that was given something last
 	// backing is how many records are on their way back.
 	backing    int
 	activating bool        // another session is about to become the active one
@@ -152,7 +153,7 @@ type beat struct {
 func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Leader {
 	l := &Leader{
 		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(),
-		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope),
+		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int),
 		of: make(map[wire.Offset]*scope), step: horizonStep, lettered: make(map[wire.Offset]bool), next: new(proposal),
 	}
 	sessions := make([]Session, 0, len(g.Sessions))
@@ -417,6 +418,11 @@ func (l *Leader) Close(err error) {
 		l.order.Done(err)
 	}
 	for _, p := range append(l.proposed, l.next) {
+		for i := range p.parks {
+			if done := p.parks[i].done; done != nil {
+				done(err)
+			}
+		}
 		for i := range p.orders {
 			if p.orders[i].Done != nil {
 				p.orders[i].Done(err)

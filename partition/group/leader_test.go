@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	leaderSeeds = flag.Int("leader.seeds", 100, "how many random histories of each kind of group are played")
+	leaderSeeds = flag.Int("leader.seeds", 60, "how many random histories of each kind of group are played")
 	leaderLines = flag.Int("leader.lines", 80, "how many lines of a failed history are shown")
 	leaderSeed  = flag.Uint64("leader.seed", 0, "the first seed")
 )

@@ -33,15 +33,8 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 		return true
 	case wire.DeadLetterPark:
 		for o := r.From; o < r.To; o++ {
-			h := Scope(o)
-			switch l.kind {
-			case single:
-				h = 1
-			case hashed:
-				if s := l.of[o]; s != nil {
-					h = s.hash
-				}
-			}
+			h := l.scopeOf(o)
+			l.parking[h]++
 			l.next.parks = append(l.next.parks, park{scope: h, head: o, reason: "delivery limit"})
 		}
 	}
@@ -71,27 +64,4 @@ func (l *Leader) appliedWritten(uint64) {
 			delete(l.lettered, o)
 		}
 	}
-}
-
-// appliedPark takes in that a scope is parked, or goes on.
-func (l *Leader) appliedPark(p park) {
-	if l.kind != hashed {
-		if p.head == unpark && l.kind == shared && wire.Offset(p.scope) < l.scan {
-			l.redo.push(wire.Offset(p.scope))
-		}
-		return
-	}
-	s := l.scopes[p.scope]
-	if s == nil {
-		if p.head == unpark {
-			return
-		}
-		s = l.newScope(p.scope)
-	}
-	if p.head == unpark {
-		s.parked = 0
-	} else {
-		s.parked = p.head + 1
-	}
-	l.ready(s)
 }

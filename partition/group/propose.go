@@ -43,6 +43,7 @@ type park struct {
 	scope  Scope
 	head   wire.Offset
 	reason string
+	done   func(error) // may be nil
 }
 
 type removal struct {

@@ -416,3 +416,101 @@ func (r *rig) find(f Find) (wire.Offset, bool) {
 	}
 	return 0, false
 }
+
+func TestLeaderParksAKeyAndGoesOnWithTheOthers(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(5, 5, 6)
+	a := r.attach('A', 1, 10)
+	var said []error
+	r.leader.Park(5, "broken", false, func(err error) { said = append(said, err) })
+	r.turn()
+	a.say(wire.OutcomeAck, 0)
+	a.say(wire.OutcomeAck, 2)
+	r.settle()
+	require.Equal(t, []error{nil}, said)
+	require.Equal(t, []wire.Offset{0, 2}, a.offsets(), "who has the head may finish, and nothing follows")
+	require.Equal(t, "broken", r.state.Group(1).Parked[5].Reason)
+
+	r.lead()
+	a = r.attach('A', 2, 10)
+	require.Empty(t, a.offsets(), "it is parked for the next leader too")
+	r.leader.Unpark(5, nil)
+	r.settle()
+	require.Equal(t, []wire.Offset{1}, a.offsets())
+}
+
+func TestLeaderSkipsTheHeadOfAKey(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(5, 5)
+	a := r.attach('A', 1, 10)
+	var skipped []wire.Offset
+	r.leader.Skip(5, func(o wire.Offset, err error) {
+		require.NoError(t, err)
+		skipped = append(skipped, o)
+	})
+	r.settle()
+	require.Len(t, a.revokes, 1, "the one who works on it is asked to stop")
+	require.Empty(t, skipped)
+	a.say(wire.OutcomeReleased, 0)
+	r.settle()
+	require.Equal(t, []wire.Offset{0}, skipped)
+	require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+	require.Equal(t, wire.Offset(1), r.state.Group(1).Done.Floor())
+}
+
+func TestLeaderParksAKeyWhoseHeadHasFailedTooOften(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeSerial, DeliveryLimit: 1, DeadLetterMode: wire.DeadLetterPark, BackoffMs: 1})
+	r.produce(5, 5, 6, 0)
+	a := r.attach('A', 1, 10)
+	a.say(wire.OutcomeNack, 0)
+	a.say(wire.OutcomeNack, 3)
+	r.settle()
+	r.pass(time.Second)
+	require.Equal(t, []wire.Offset{0, 2, 3}, a.offsets())
+	require.Contains(t, r.state.Group(1).Parked, Scope(5))
+	require.Contains(t, r.state.Group(1).Parked, Scope(3), "a record without a key is parked by its offset")
+	r.leader.Unpark(5, nil)
+	r.leader.Unpark(3, nil)
+	r.settle()
+	require.ElementsMatch(t, []wire.Offset{0, 2, 3, 0, 3}, a.offsets())
+}
+
+func TestLeaderExplains(t *testing.T) {
+	codes := func(r *rig, q wire.ExplainRequest) (out []string) {
+		for _, reason := range r.leader.Explain(&q, 1_000_000).Reasons {
+			out = append(out, reason.Code)
+		}
+		return out
+	}
+	at := func(o uint64) wire.ExplainRequest { return wire.ExplainRequest{Offset: &o} }
+	key := []byte("k")
+
+	r := newRig(t, Settings{Mode: wire.ModeSerial, BackoffMs: 500})
+	require.Equal(t, []string{"no_consumer"}, codes(r, wire.ExplainRequest{}))
+	r.produce(uint64(HashOf(key)), uint64(HashOf(key)), 7)
+	a := r.attach('A', 1, 1)
+	require.Equal(t, []string{"held"}, codes(r, at(0)))
+	require.Equal(t, []string{"no_credit", "held"}, codes(r, wire.ExplainRequest{Key: &key}))
+	require.Equal(t, []string{"no_credit", "behind_scan"}, codes(r, at(2)))
+	require.Equal(t, []string{"not_there"}, codes(r, at(3)))
+	a.say(wire.OutcomeAck, 0)
+	require.Equal(t, []string{"ack_not_committed"}, codes(r, at(0)))
+	r.settle()
+	require.Equal(t, []string{"done"}, codes(r, at(0)))
+	a.say(wire.OutcomeNack, 1)
+	require.Equal(t, []string{"revoking"}, codes(r, at(1)))
+	r.settle()
+	reasons := r.leader.Explain(&wire.ExplainRequest{Key: &key}, 1_000_000).Reasons
+	require.Equal(t, "backoff", reasons[len(reasons)-1].Code)
+	require.Equal(t, int64(1_000_500), reasons[len(reasons)-1].UntilMs)
+	r.leader.Park(HashOf(key), "broken", false, nil)
+	r.settle()
+	reasons = r.leader.Explain(&wire.ExplainRequest{Key: &key}, 0).Reasons
+	require.Equal(t, "The key is parked from offset 1 on: broken.", reasons[len(reasons)-1].Text)
+
+	r.leader.Order(Order{Drain: true, Reason: wire.ReasonSeek, Command: AppendSeek(nil, 1, 0)})
+	r.turn()
+	require.Equal(t, []string{"draining", "no_credit", "parked"}, codes(r, wire.ExplainRequest{}))
+	r.lead()
+	require.Equal(t, []string{"waiting_for_session"}, codes(r, wire.ExplainRequest{})[:1])
+}

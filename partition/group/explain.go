@@ -1,0 +1,247 @@
+package group
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// ExplainScope says what holds up one scope.
+func (l *Leader) ExplainScope(h Scope, nowMs int64) []wire.Reason {
+	e := &explainer{l: l, nowMs: nowMs}
+	if e.group(); l.scopes[h] != nil {
+		e.scope(l.scopes[h])
+	}
+	return e.out
+}
+
+// explainer collects what holds records up, the first thing first.
+type explainer struct {
+	l     *Leader
+	nowMs int64
+	out   []wire.Reason
+}
+
+// Explain says why the group, a key, a publisher or a record stands still. NowMs is the
+// time of day: times in the answer are of that clock, in milliseconds.
+func (l *Leader) Explain(q *wire.ExplainRequest, nowMs int64) wire.ExplainResponse {
+	e := &explainer{l: l, nowMs: nowMs}
+	switch {
+	case q.Offset != nil:
+		e.record(wire.Offset(*q.Offset))
+	case q.Key != nil:
+		e.hash(*q.Key, wire.ScopeKey)
+	case q.Publisher != nil:
+		e.hash(*q.Publisher, wire.ScopePublisher)
+	default:
+		e.group()
+		e.scopes()
+	}
+	return wire.ExplainResponse{Reasons: e.out}
+}
+
+// say adds a reason. Since and until are of the Leader's clock, 0 for none.
+func (e *explainer) say(code, object string, since, until time.Duration, text string, args ...any) *wire.Reason {
+	e.out = append(e.out, wire.Reason{Code: code, Text: fmt.Sprintf(text, args...), Object: object, SinceMs: e.at(since), UntilMs: e.at(until)})
+	return &e.out[len(e.out)-1]
+}
+
+func (e *explainer) at(t time.Duration) int64 {
+	if t == 0 {
+		return 0
+	}
+	return e.nowMs + (t - e.l.now).Milliseconds()
+}
+
+// of names a session.
+func of(m *member) string {
+	id := hex.EncodeToString(m.session[:])
+	if m.name != "" {
+		return m.name + " (" + id + ")"
+	}
+	return id
+}
+
+// group says what holds up everything.
+func (e *explainer) group() {
+	l := e.l
+	if l.g.Paused {
+		e.say("paused", l.g.Name, 0, 0, "The group is paused: resume it.")
+	}
+	if l.order != nil {
+		leased := 0
+		for _, m := range l.members {
+			leased += m.held
+		}
+		e.say("draining", l.order.Reason.String(), 0, 0, "The group stops for a change (%s): %d records are still with consumers.", l.order.Reason, leased)
+	}
+	linked := 0
+	for _, m := range l.sorted() {
+		if m.waiting {
+			e.say("waiting_for_session", of(m), l.start, max(m.heard, l.start)+l.session(),
+				"The leader has changed, and session %s may still work on records that the one before gave it: it has to come back, or to be taken for dead.", of(m))
+		}
+		if m.link != nil {
+			linked++
+		}
+	}
+	if linked == 0 && l.waiting == 0 {
+		e.say("no_consumer", "", 0, 0, "No consumer is attached to this partition.")
+	}
+	switch active := l.members[l.g.Active]; {
+	case l.kind != single || !l.sticky() || linked == 0:
+	case l.activating:
+		e.say("standby", "", 0, 0, "Which session is the active one is being committed.")
+	case active == nil:
+		e.say("standby", "", 0, 0, "No session is the active one yet: one that can be has to attach.")
+	case active.link == nil:
+		e.say("standby", of(active), active.heard, max(active.heard, l.start)+l.session(),
+			"Session %s is the active one and has no link: until it comes back or is taken for dead nobody gets records.", of(active))
+	}
+	if limit := min(l.end, l.g.Horizon); l.scan < l.end && l.scan >= limit && linked > 0 {
+		e.say("horizon_not_committed", "", 0, 0, "Records from offset %d on may go out when a higher horizon is committed.", limit)
+	}
+	if linked > 0 && len(l.eligible) == 0 && l.g.Done.Floor() < l.end {
+		e.say("no_credit", "", 0, 0, "All %d consumers hold as many records as they asked for.", linked)
+	}
+	if l.unread > l.g.Done.Floor() {
+		e.say("corrupt_range", "", 0, 0, "Records before offset %d cannot be read here and wait.", l.unread)
+	}
+	if n := len(l.lettered); n > 0 {
+		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%d records have failed too often and are not written to %q yet.", n, l.g.Settings.DeadLetter)
+	}
+}
+
+func (l *Leader) sorted() []*member {
+	out := make([]*member, 0, len(l.members))
+	for _, m := range l.members {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b *member) int { return compareSessions(a.session, b.session) })
+	return out
+}
+
+// scopes says what holds up the keys or publishers that wait, the longest first, up to
+// ten.
+func (e *explainer) scopes() {
+	l := e.l
+	var waiting []*scope
+	for _, s := range l.scopes {
+		if s.n > 0 || s.more || s.parked > 0 {
+			waiting = append(waiting, s)
+		}
+	}
+	slices.SortFunc(waiting, func(a, b *scope) int {
+		if a.since != b.since {
+			return int(min(1, max(-1, a.since-b.since)))
+		}
+		return int(min(1, max(-1, int64(a.hash)-int64(b.hash))))
+	})
+	for _, s := range waiting[:min(10, len(waiting))] {
+		e.scope(s)
+	}
+}
+
+// hash says what holds up a key or a publisher.
+func (e *explainer) hash(name []byte, of wire.GroupScope) {
+	l := e.l
+	if l.kind != hashed || l.g.Settings.Scope != of {
+		e.say("not_there", "", 0, 0, "The group does not go by %s.", of)
+		e.group()
+		return
+	}
+	e.group()
+	s := l.scopes[HashOf(name)]
+	if s == nil {
+		e.say("behind_scan", "", 0, 0, "No record of it below offset %d waits; what lies from there on was not looked at.", l.scan)
+		return
+	}
+	e.scope(s)
+}
+
+// scope says what holds up one scope.
+func (e *explainer) scope(s *scope) {
+	l, name := e.l, fmt.Sprintf("%016x", uint64(s.hash))
+	offset := func(r *wire.Reason, o wire.Offset) {
+		v := uint64(o)
+		r.Offset = &v
+	}
+	what := l.g.Settings.Scope
+	switch {
+	case s.parked > 0:
+		p := l.g.Parked[s.hash]
+		offset(e.say("parked", name, 0, 0, "The %s is parked from offset %d on: %s.", what, s.parked-1, p.Reason), s.parked-1)
+	case len(s.leased) > 0:
+		e.leased(s.holder, s.leased[0], s.since)
+	case s.due > l.now && s.n > 0:
+		offset(e.say("backoff", name, 0, s.due, "Record %d has failed and rests before the next attempt.", s.next[0]), s.next[0])
+	case s.finding:
+		e.say("finding_next", name, 0, 0, "The next record of the %s above offset %d is being looked for.", what, s.after)
+	case s.n > 0:
+		offset(e.say("no_credit", name, 0, 0, "Record %d can go out as soon as a consumer has room.", s.next[0]), s.next[0])
+	}
+}
+
+// leased says who has a record.
+func (e *explainer) leased(m *member, o wire.Offset, since time.Duration) {
+	r := m.leases.find(o)
+	if r == nil {
+		return
+	}
+	var reason *wire.Reason
+	switch {
+	case r.state == settling:
+		reason = e.say("ack_not_committed", of(m), 0, 0, "Session %s has acknowledged record %d; that is not committed yet.", of(m), o)
+	case r.state == returning, r.state == ending:
+		reason = e.say("revoking", of(m), 0, 0, "Record %d is taken back from session %s; that is not committed yet.", o, of(m))
+	case r.revoked != 0:
+		reason = e.say("revoking", of(m), since, m.revoke, "Session %s was asked to give record %d back (%s).", of(m), o, r.revoked)
+	default:
+		reason = e.say("held", of(m), since, 0, "Session %s has record %d under epoch %d.", of(m), o, r.epoch)
+	}
+	v := uint64(o)
+	reason.Offset = &v
+}
+
+// record says what holds up one record.
+func (e *explainer) record(o wire.Offset) {
+	l := e.l
+	switch {
+	case o >= l.end:
+		e.say("not_there", "", 0, 0, "The partition ends at offset %d.", l.end)
+		return
+	case l.g.Done.Has(o):
+		e.say("done", "", 0, 0, "The group is done with it.")
+		return
+	case l.lettered[o]:
+		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "It has failed too often and is not written to %q yet.", l.g.Settings.DeadLetter)
+		return
+	}
+	for _, m := range l.sorted() {
+		if m.leases.find(o) != nil {
+			e.leased(m, o, m.worked)
+			return
+		}
+	}
+	e.group()
+	if p, ok := l.feed.At(o); ok && l.kind == hashed {
+		if s := l.scopes[l.hashOf(p, o)]; s != nil && l.hashOf(p, o) != 0 {
+			e.scope(s)
+			return
+		}
+	}
+	if o >= l.scan {
+		e.say("behind_scan", "", 0, 0, "It was not looked at yet: that has come to offset %d.", l.scan)
+		return
+	}
+	for _, t := range l.timers.heap {
+		if t.member == nil && t.scope == nil && !t.wake && t.record == o && t.round == l.round {
+			e.say("backoff", "", 0, t.at, "It has failed and rests before the next attempt.")
+			return
+		}
+	}
+	e.say("no_credit", "", 0, 0, "It can go out as soon as a consumer has room.")
+}

@@ -1,0 +1,169 @@
+package group
+
+import (
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// destinationScope is the scope of every record where the whole partition is one.
+const destinationScope Scope = 1
+
+// ScopeOf is the scope that a request names. In a group whose records are scopes of their
+// own it is their offset.
+func (l *Leader) ScopeOf(q *wire.ScopeRequest) (Scope, error) {
+	by := l.g.Settings.Scope
+	switch {
+	case l.kind == single:
+		return destinationScope, nil
+	case q.Scope != nil:
+		return Scope(*q.Scope), nil
+	case l.kind == hashed && q.Key != nil && by == wire.ScopeKey:
+		return HashOf(*q.Key), nil
+	case l.kind == hashed && q.Publisher != nil && by == wire.ScopePublisher:
+		return HashOf(*q.Publisher), nil
+	case l.kind == shared:
+		return 0, wire.Errorf(wire.CodeInvalidSetting, "group %s takes every record by itself: name its offset", l.g.Name)
+	}
+	return 0, wire.Errorf(wire.CodeInvalidSetting, "group %s goes by %s: name one", l.g.Name, by)
+}
+
+// HashOf is the scope of a key or publisher.
+func HashOf(name []byte) Scope {
+	if h := xxhash.Sum64(name); h != 0 {
+		return Scope(h)
+	}
+	return 1 // as the record index has it: 0 is no key
+}
+
+// Head is the lowest record of a scope that is not done, as far as it was looked for.
+func (l *Leader) Head(h Scope) (wire.Offset, bool) {
+	switch l.kind {
+	case single:
+		head := l.g.Done.Next(l.g.Done.Floor())
+		return head, head < l.end
+	case shared:
+		o := wire.Offset(h)
+		return o, o < l.end && !l.g.Done.Has(o)
+	}
+	s := l.scopes[h]
+	switch {
+	case s == nil:
+		return 0, false
+	case len(s.leased) > s.acked:
+		return s.leased[s.acked], true
+	case s.n > 0:
+		return s.next[0], true
+	}
+	return 0, false
+}
+
+// Park stops a scope: nothing of it goes out from now on, and who has a record of it may
+// finish; with now it is taken. Done is called when that is committed.
+func (l *Leader) Park(h Scope, reason string, now bool, done func(error)) {
+	head, ok := l.Head(h)
+	if !ok {
+		head = l.scan
+	}
+	p := park{scope: h, head: head, reason: reason, done: done}
+	l.parking[h]++
+	if now {
+		for _, m := range l.members {
+			for _, r := range m.leases.held(0) {
+				for o := r.from; o < r.to; o++ {
+					if l.scopeOf(o) != h {
+						continue
+					}
+					if one, ok := m.leases.within(o, o+1); ok && one.state == held {
+						l.giveBack(m, one, cause{reason: wire.ReasonPark, counted: true})
+					}
+				}
+			}
+		}
+	}
+	l.next.parks = append(l.next.parks, p)
+}
+
+// scopeOf is the scope of a leased record.
+func (l *Leader) scopeOf(o wire.Offset) Scope {
+	switch l.kind {
+	case single:
+		return destinationScope
+	case hashed:
+		if s := l.of[o]; s != nil {
+			return s.hash
+		}
+	}
+	return Scope(o)
+}
+
+// Unpark lets a scope go on.
+func (l *Leader) Unpark(h Scope, done func(error)) {
+	l.next.parks = append(l.next.parks, park{scope: h, head: unpark, done: done})
+}
+
+// Skip settles the lowest unfinished record of a scope as done. The group stops for it: no
+// handler is at work when the next record of the scope goes out.
+func (l *Leader) Skip(h Scope, done func(wire.Offset, error)) {
+	head, ok := l.Head(h)
+	if !ok {
+		done(0, wire.Errorf(wire.CodeRetry, "no record of it is known to wait"))
+		return
+	}
+	l.Order(Order{
+		Command: AppendOutcomes(nil, l.g.ID, []Span{{head, head + 1}}, nil), Drain: true, Reason: wire.ReasonPark,
+		Done: func(err error) { done(head, err) },
+	})
+}
+
+// parked reports whether nothing of a scope goes out: it is parked, or that is on its way.
+func (l *Leader) isParked(h Scope) bool {
+	if len(l.parking) > 0 && l.parking[h] > 0 {
+		return true
+	}
+	_, parked := l.g.Parked[h]
+	return parked
+}
+
+// appliedPark takes in that a scope is parked, or goes on.
+func (l *Leader) appliedPark(p park) {
+	on := p.head != unpark
+	if on && l.parking[p.scope] > 0 {
+		if l.parking[p.scope]--; l.parking[p.scope] == 0 {
+			delete(l.parking, p.scope)
+		}
+	}
+	switch l.kind {
+	case shared:
+		if o := wire.Offset(p.scope); !on && o < l.scan && !l.g.Done.Has(o) && !l.isLeased(o) {
+			l.redo.push(o)
+		}
+	case hashed:
+		if o := wire.Offset(p.scope); !on && o < l.scan && !l.g.Done.Has(o) && !l.isLeased(o) {
+			l.redo.push(o) // if it is one without a key
+		}
+		s := l.scopes[p.scope]
+		if s == nil && on {
+			s = l.newScope(p.scope)
+		}
+		if s == nil {
+			break
+		}
+		if s.parked = 0; on {
+			s.parked = p.head + 1
+		}
+		l.ready(s)
+	}
+	if p.done != nil {
+		p.done(nil)
+	}
+}
+
+func (l *Leader) isLeased(o wire.Offset) bool {
+	for _, m := range l.members {
+		if m.leases.find(o) != nil {
+			return true
+		}
+	}
+	return false
+}
