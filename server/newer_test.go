@@ -1,10 +1,12 @@
 package server
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/replication"
 	"github.com/lockstepmq/lockstep/vfs"
@@ -55,6 +57,6 @@ func TestMetadataOfANewerVersionKeepsTheBrokerFromStarting(t *testing.T) {
 
 	_, err := openTestBroker(disk)
 	require.ErrorIs(t, err, log.ErrTooNew)
-	require.ErrorContains(t, err, "needs metadata version 7, this build knows 2: written by a newer version; upgrade this broker")
+	require.ErrorContains(t, err, fmt.Sprintf("needs metadata version 7, this build knows %d: written by a newer version; upgrade this broker", cluster.Version))
 	require.Zero(t, disk.OpenCount())
 }
