@@ -9,7 +9,7 @@ import (
 )
 
 // testBatch encodes a batch of count small records.
-func testBatch(t *testing.T, producer int64, epoch int16, sequence int32, count int) []byte {
+func testBatch(t testing.TB, producer int64, epoch int16, sequence int32, count int) []byte {
 	t.Helper()
 	var b wire.BatchBuilder
 	b.Reset(false)
