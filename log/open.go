@@ -671,6 +671,13 @@ func (r *recovery) judge() error {
 // searchMarks looks behind the damage for whole frames of the same files, whose
 // marks say what was durable when they were written. Marks of entries that were
 // taken back are true as well, because they never exceed the commit.
+//
+// A producer can write bytes that look like a header with a mark, if it guesses the
+// number of the file. They lie in the body of a frame, which is passed over where that
+// frame's own header is whole. Where a power cut has lost the header and kept the body
+// they are believed: then a tail that is merely torn is taken for damage, and the log
+// stays down, or is made anew from its peers. Nothing is lost or served that should not
+// be, so the mark carries no secret.
 func (r *recovery) searchMarks(next wire.Index) error {
 	for k := range r.found {
 		f := &r.found[k]

@@ -8,6 +8,10 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
+// ErrRepair is why a log must not be used any more whose active segment could not be
+// repaired.
+var ErrRepair = errors.New("repair of the segment that is appended to")
+
 // FrameBody is the body of the stored frame of an entry. The same entry has the same
 // body on every replica.
 type FrameBody struct {
@@ -31,8 +35,9 @@ func (e *Entry) FrameBody() FrameBody {
 // The bytes go to their place in the file: what stands there cannot be read, the
 // right body is the only one that the header accepts, and until it is synced and was
 // read again the frame stays on the list, so that a crash in between changes nothing.
-// Only segments that are sealed are written to: of the others the owner's syncs would
-// miss an error that one of ours has met. An error leaves the rest as it was. It may
+// What is readable does not change otherwise, also in the segment that is appended to.
+// An error leaves the rest as it was; in that segment it is an ErrRepair: the owner's
+// syncs may miss what one of ours has met, so the log must not be used any more. It may
 // block. Any goroutine, one at a time.
 func (l *Log) Repair(bodies []FrameBody) (repaired int, err error) {
 	if !l.gate.enter() {
@@ -43,9 +48,9 @@ func (l *Log) Repair(bodies []FrameBody) (repaired int, err error) {
 	for _, b := range bodies {
 		byIndex[b.Index] = b.Body
 	}
-	sealed := l.Watermark().Position.Segment
+	w := l.Watermark()
 	for _, d := range l.Damage() {
-		if d.segment >= sealed {
+		if d.segment > w.Position.Segment || d.segment == w.Position.Segment && d.End > w.Position.Byte {
 			break
 		}
 		for _, s := range *l.segments.Load() {
@@ -54,6 +59,9 @@ func (l *Log) Repair(bodies []FrameBody) (repaired int, err error) {
 			}
 			n, e := l.repairRun(s, &d, byIndex)
 			s.Release()
+			if e != nil && d.segment == w.Position.Segment && !errors.Is(e, ErrCorrupt) {
+				e = fmt.Errorf("%w: %w", ErrRepair, e)
+			}
 			repaired += n
 			err = errors.Join(err, e)
 		}

@@ -2,6 +2,7 @@ package log
 
 import (
 	"errors"
+	"io"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -91,6 +92,51 @@ func TestRuleL8_ARepairTakesTheFramesOwnBodyOnly(t *testing.T) {
 // What is written is read once more: the mutant costs the replica, and no reader.
 func TestRuleL8_Catches_ARepairThatChecksNothing(t *testing.T) {
 	require.False(t, foreignBody(t, true))
+}
+
+// The segment that is appended to is found and repaired as the others, and the log goes
+// on to be written.
+func TestRuleL8_DamageInTheActiveSegmentIsFoundAndRepaired(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	r := durableLog(t, fs, 1<<20)
+	require.Len(t, *r.log.segments.Load(), 1)
+	entries, err := r.log.Entries(1, 1<<20)
+	require.NoError(t, err)
+	name, from, _ := r.frame(5)
+	require.NoError(t, fs.Corrupt(name, from+wire.FrameHeaderSize+7, 2))
+	for pass := r.log.NewScrub(); err == nil; {
+		_, err = pass.Next(1 << 20)
+	}
+	require.ErrorIs(t, err, io.EOF)
+	require.Len(t, r.log.Damage(), 1)
+	r.append(records(9, 1, 1, 300))
+
+	fail := errors.New("no")
+	fs.Inject(func(o vfs.Op, _ string) error {
+		if o == vfs.OpWrite {
+			return fail
+		}
+		return nil
+	})
+	_, err = r.log.Repair([]FrameBody{entries[4].FrameBody()})
+	require.ErrorIs(t, err, fail)
+	require.ErrorIs(t, err, ErrRepair, "the owner's syncs may miss it")
+	fs.Inject(nil)
+
+	n, err := r.log.Repair([]FrameBody{entries[4].FrameBody()})
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Empty(t, r.log.Damage())
+	r.commit()
+	r.append(records(10, 1, 1, 300))
+	r.commit()
+	r.kill()
+	r.open()
+	require.Len(t, r.replayed(1), 10)
+	r.log.Publish(10)
+	all, err := r.readable(0)
+	require.NoError(t, err)
+	require.Len(t, all, 10)
 }
 
 // A repair that is not on the disk is none: the frame stays on the list.

@@ -74,18 +74,19 @@ func (l *Log) verifyBody(s *segment.Segment, sc *segment.Scanner, link segment.L
 	return err
 }
 
-// Scrub is one pass over the sealed segments of a log: those that do not change
-// any more and that nothing else would read again before a consumer does. It is
+// Scrub is one pass over what was readable in a log when the pass began: it does not
+// change any more, and nothing else would read it again before a consumer does. It is
 // for one goroutine, which may block.
 type Scrub struct {
 	l      *Log
+	until  *Watermark
 	at     Position
 	link   segment.Link // what the frame at at continues
 	buffer []byte
 }
 
 // NewScrub starts a pass at the first segment. Any goroutine.
-func (l *Log) NewScrub() *Scrub { return &Scrub{l: l} }
+func (l *Log) NewScrub() *Scrub { return &Scrub{l: l, until: l.Watermark()} }
 
 // Next verifies about n bytes more, chain and bodies, and says how many it read;
 // io.EOF ends the pass. Damaged bodies are noted and the pass goes on.
@@ -97,12 +98,11 @@ func (c *Scrub) Next(n int64) (int64, error) {
 		return 0, io.EOF
 	}
 	defer l.gate.leave()
-	w := l.Watermark()
 	for _, s := range *l.segments.Load() {
-		if s.Sequence() >= w.Position.Segment {
+		if s.Sequence() > c.until.Position.Segment {
 			break
 		}
-		if s.Sequence() < c.at.Segment || s.Sequence() == c.at.Segment && c.at.Byte >= s.End() || !s.Acquire() {
+		if end := readEnd(s, c.until); end <= segment.HeaderSize || s.Sequence() < c.at.Segment || s.Sequence() == c.at.Segment && c.at.Byte >= end || !s.Acquire() {
 			continue
 		}
 		read, err := c.scan(s, n)
@@ -121,10 +121,11 @@ func (c *Scrub) scan(s *segment.Segment, n int64) (int64, error) {
 		return 0, err
 	}
 	defer f.Release()
-	sc := segment.NewScanner(f.File, c.at.Byte, s.End(), c.buffer)
+	end := readEnd(s, c.until)
+	sc := segment.NewScanner(f.File, c.at.Byte, end, c.buffer)
 	defer func() { c.buffer = sc.Buffer() }()
 	from := c.at.Byte
-	for sc.Position() < s.End() && sc.Position() < from+n {
+	for sc.Position() < end && sc.Position() < from+n {
 		h, err := sc.Header()
 		if err == nil {
 			err = c.link.Check(&h)
@@ -144,7 +145,7 @@ func (c *Scrub) scan(s *segment.Segment, n int64) (int64, error) {
 
 // failed makes the pass go on in the next segment.
 func (c *Scrub) failed(s *segment.Segment, pos int64, err error) error {
-	c.at.Byte = s.End()
+	c.at.Byte = readEnd(s, c.until)
 	if errors.Is(err, ErrCorrupt) {
 		return err
 	}

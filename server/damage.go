@@ -131,7 +131,7 @@ func (r *partitionReplica) foundDamage(before uint64) {
 // distrust stops the partition if err says that its log is damaged beyond single
 // bodies.
 func (r *partitionReplica) distrust(err error) {
-	if errors.Is(err, log.ErrCorrupt) {
+	if errors.Is(err, log.ErrCorrupt) || errors.Is(err, log.ErrRepair) {
 		r.condemned.CompareAndSwap(nil, &err)
 		r.schedule()
 	} else if !errors.Is(err, log.ErrClosed) && !errors.Is(err, log.ErrOffsetOutOfRange) {

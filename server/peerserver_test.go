@@ -190,9 +190,11 @@ func TestRuleL8_DamagedBodiesAreRepairedFromAnotherNode(t *testing.T) {
 			require.NoError(t, err)
 		}
 		require.NoError(t, file.Close())
+		led := r.Leading()
 		r.ReportDamage(0)
 		eventually(t, "the repair", func() bool { return s.broker.damage.repaired.Load() == 1 && len(r.records.Damage()) == 0 })
 		require.Equal(t, uint64(1), s.broker.damage.confirmed.Load())
+		require.False(t, led && r.Leading(), "a leader with damage steps aside first")
 		got, err := os.ReadFile(first(r))
 		require.NoError(t, err)
 		require.NotContains(t, string(got), "rot")

@@ -13,12 +13,17 @@ import (
 // for, accept the right ones only. Damage is looked for once a second in what is
 // known: clients report it, and the scrubber finds it.
 
+// stepAsideTries is how often, a second apart, a leader with damage asks another replica
+// to lead before it repairs what it has while it leads.
+const stepAsideTries = 3
+
 // repairBytes is how many bytes of entry data are asked for at once, and one more.
 const repairBytes = 8 << 20
 
 // mending is what a replica remembers of its repairs.
 type mending struct {
 	busy atomic.Bool   // one is on its way
+	away atomic.Uint32 // counts how often another replica was asked to lead
 	try  atomic.Uint32 // counts attempts: the next one asks for another run, or another node
 }
 
@@ -26,7 +31,20 @@ type mending struct {
 // on its way. Each attempt tries another run, and then another node.
 func (b *broker) repair(r *partitionReplica) {
 	damage, sources := r.records.Damage(), b.sources(r)
-	if len(damage) == 0 || len(sources) == 0 || !r.mending.busy.CompareAndSwap(false, true) {
+	if len(damage) == 0 {
+		r.mending.away.Store(0)
+		return
+	}
+	if len(sources) == 0 {
+		return
+	}
+	if r.leads.Load() && r.mending.away.Add(1) <= stepAsideTries {
+		// Whoever reads from another leader misses nothing meanwhile.
+		r.transfer.Store(0)
+		r.ask(requestTransfer)
+		return
+	}
+	if !r.mending.busy.CompareAndSwap(false, true) {
 		return
 	}
 	try := int(r.mending.try.Add(1) - 1)
