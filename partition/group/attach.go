@@ -19,6 +19,7 @@ type attachment struct {
 	// the attach was read. confirmed: it has ended well.
 	needs, asked, confirmed bool
 	joining                 bool // the entry that lists it is to be proposed, or was
+	returned                bool // what it does not claim is on its way back
 	// scopes of the claimed records, as far as they are known: of the record in question
 	// the next is claims[claim].Offset + within.
 	scopes map[wire.Offset]Scope
@@ -119,7 +120,11 @@ func (l *Leader) advance(a *attachment) bool {
 		return false // the outcome comes first
 	}
 	a.member = m
-	if !l.resolve(a) {
+	if !a.returned {
+		a.returned = true
+		l.returnUnclaimed(a, m)
+	}
+	if l.undecided(a, m) || !l.resolve(a) {
 		return false
 	}
 	if !a.confirmed {

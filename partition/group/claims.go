@@ -91,27 +91,6 @@ func (l *Leader) settleClaims(a *attachment, m *member) []wire.OutcomeAnswer {
 		}
 		refused = append(refused, wire.OutcomeAnswer{Offset: o, Count: 1, Epoch: epoch, Code: code})
 	}
-	unclaimed := l.unclaimed(m, a.request.Claims)
-	// This comes first: what is claimed behind a record that was lost goes back with it, and
-	// its claim is refused, or the session would go on behind the gap.
-	if l.keeps(RuleUnclaimed) {
-		lost := cause{reason: wire.ReasonReturned, silent: true}
-		for _, r := range unclaimed {
-			for from := r.from; from < r.to; {
-				piece, ok := m.leases.within(from, r.to)
-				if !ok {
-					break
-				}
-				if from = piece.to; l.kind != shared {
-					piece.to = piece.from + 1
-					from = piece.to
-				}
-				if piece.state == held {
-					l.giveBack(m, piece, lost)
-				}
-			}
-		}
-	}
 	for i := range a.request.Claims {
 		c := &a.request.Claims[i]
 		if c.Kind == wire.OutcomeLostSeen {
@@ -124,6 +103,52 @@ func (l *Leader) settleClaims(a *attachment, m *member) []wire.OutcomeAnswer {
 		}
 	}
 	return refused
+}
+
+// returnUnclaimed gives back what the session holds here and does not claim: it was lost
+// on the way. What is claimed behind it goes back with it, and its claim will be
+// refused, or the session would go on behind the gap.
+func (l *Leader) returnUnclaimed(a *attachment, m *member) {
+	if !l.keeps(RuleUnclaimed) {
+		return
+	}
+	lost := cause{reason: wire.ReasonReturned, silent: true}
+	for _, r := range l.unclaimed(m, a.request.Claims) {
+		for from := r.from; from < r.to; {
+			piece, ok := m.leases.within(from, r.to)
+			if !ok {
+				break
+			}
+			if from = piece.to; l.kind != shared {
+				piece.to = piece.from + 1
+				from = piece.to
+			}
+			if piece.state == held {
+				l.giveBack(m, piece, lost)
+			}
+		}
+	}
+}
+
+// undecided reports whether the end of a lease that is claimed is proposed and not applied.
+func (l *Leader) undecided(a *attachment, m *member) bool {
+	if !l.keeps(RuleStale) {
+		return false
+	}
+	for i := range a.request.Claims {
+		c := &a.request.Claims[i]
+		for from := c.Offset; from < c.Next(); {
+			piece, ok := m.leases.within(from, c.Next())
+			if !ok {
+				break
+			}
+			if piece.state == ending {
+				return true
+			}
+			from = piece.to
+		}
+	}
+	return false
 }
 
 // unclaimed are the runs that the session holds here and does not claim.

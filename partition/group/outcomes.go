@@ -77,7 +77,9 @@ func (l *Leader) outcome(m *member, piece lease, o *wire.Outcome) {
 	case o.Epoch > piece.epoch:
 		l.answer(m, piece.from, piece.to, o.Epoch, wire.CodeNotOwner)
 	case piece.state == ending && l.keeps(RuleStale), m.ending && l.keeps(RuleEnding):
-		l.answer(m, piece.from, piece.to, o.Epoch, wire.CodeStaleEpoch)
+		// It comes too late, and hears so when the end is applied: what is lost, or that the
+		// session is gone. Told at once it would forget what it has done, and if the entry died
+		// with this leader, nobody would know that the records were started.
 	case piece.state == settling, piece.state == returning:
 		// It was said before: the one answer follows when that is applied.
 	case o.Kind == wire.OutcomeAck:
