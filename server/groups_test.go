@@ -9,6 +9,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -244,4 +245,83 @@ func TestWhatADeadConsumerHeldGoesToAnother(t *testing.T) {
 	for _, g := range got {
 		require.Equal(t, wire.CodeOK, b.say(ack(g))[0].Code)
 	}
+}
+
+// tryAttach attaches until the partition has a leader that lists the session.
+func (k *consumer) tryAttach(claims ...wire.Outcome) (m wire.AttachResponse) {
+	k.t.Helper()
+	eventually(k.t, "a leader that takes the session", func() bool {
+		k.beat++
+		k.c.send(wire.OpGroupAttach, 7, &wire.AttachRequest{
+			Handle: k.handle, Group: "workers", Session: [16]byte{k.id}, Attempt: k.beat, Capacity: 100, Refill: 50, Claims: claims,
+		})
+		f := k.c.answer(7)
+		if f.Flags&wire.FlagError != 0 {
+			require.Contains(k.t, []wire.ErrorCode{wire.CodeNotLeader, wire.CodeRetry, wire.CodeUnavailable}, f.code(), "%v", f.failure())
+			return false
+		}
+		k.c.ok(f, &m)
+		return true
+	})
+	k.link = m.Link
+	return m
+}
+
+// The leader goes; a consumer that comes back within its grace, by way of a node that does
+// not lead, keeps what it holds, and nothing that it began is delivered again (G4).
+func TestLeasesOutliveTheLeader(t *testing.T) {
+	a := startMember(t, t.TempDir(), 1)
+	b := startMember(t, t.TempDir(), 2, a.Addr())
+	c := startMember(t, t.TempDir(), 3, a.Addr(), b.Addr())
+	all := []*Server{a, b, c}
+	for _, s := range all {
+		eventually(t, "every node sees the others", func() bool {
+			v := s.broker.View()
+			for _, n := range v.Nodes {
+				if !s.broker.reachable(n.ID) {
+					return false
+				}
+			}
+			return len(v.Nodes) == 3 && v.Level == cluster.MaxLevel
+		})
+	}
+	createGroup(t, a.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, SessionMs: 30_000})
+	leader := func() *Server {
+		for _, s := range all {
+			if d, ok := s.broker.View().Destination("jobs"); ok && len(d.Partitions[0].Replicas) == 3 {
+				if r := s.broker.local(d.ID, 0); r != nil && r.Leading() {
+					return s
+				}
+			}
+		}
+		return nil
+	}
+	eventually(t, "a leader", func() bool { return leader() != nil })
+	gone := leader()
+	var left []*Server
+	for _, s := range all {
+		if s != gone {
+			left = append(left, s)
+		}
+	}
+	produceKeyed(t, left[0].Addr(), "a", "a", "b")
+	k := &consumer{t: t, c: dialOpen(t, left[0].Addr()), id: 1}
+	k.handle = k.c.open("jobs", 0)
+	require.Empty(t, k.tryAttach().Refused)
+	heads := k.next(2)
+	require.EqualValues(t, 0, heads[0].Offset)
+	require.EqualValues(t, 2, heads[1].Offset)
+	require.Equal(t, wire.CodeOK, k.say(ack(heads[1]))[0].Code)
+
+	all = left
+	closeMember(t, gone)
+	closed := k.read()
+	require.Equal(t, wire.OpLinkClosed, closed.Opcode)
+	eventually(t, "another leader", func() bool { return leader() != nil })
+	require.Empty(t, k.tryAttach(outcome(heads[0], wire.OutcomeHeld)).Refused)
+	require.Equal(t, wire.CodeOK, k.say(ack(heads[0]))[0].Code, "under the epoch that the leader before gave")
+	next := k.next(1)
+	require.EqualValues(t, 1, next[0].Offset)
+	require.EqualValues(t, 1, next[0].Deliveries)
+	require.Equal(t, wire.CodeOK, k.say(ack(next[0]))[0].Code)
 }
