@@ -13,7 +13,7 @@ const maxMisses = 16
 
 // open reports whether anything may be given out.
 func (l *Leader) open() bool {
-	return !l.g.Paused && len(l.eligible) > 0 && l.order == nil && (l.waiting == 0 || !l.keeps(RuleWait)) && l.end > 0
+	return !l.g.Paused && (!l.frozen || !l.keeps(RuleFrozen)) && len(l.table) == 0 && len(l.eligible) > 0 && l.order == nil && (l.waiting == 0 || !l.keeps(RuleWait)) && l.end > 0
 }
 
 // dispatch gives out records as far as consumers have room: those that wait behind the

@@ -71,6 +71,9 @@ func (e *explainer) group() {
 	if l.g.Paused {
 		e.say("paused", l.g.Name, 0, 0, "The group is paused: resume it.")
 	}
+	if l.frozen {
+		e.say("draining", "move", 0, 0, "Another replica is about to lead: nothing is given out until it does.")
+	}
 	if l.order != nil {
 		leased := 0
 		for _, m := range l.members {

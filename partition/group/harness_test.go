@@ -33,20 +33,21 @@ type logEntry struct {
 
 // broker is one leader of the partition, in office or deposed.
 type broker struct {
-	h       *harness
-	number  int
-	term    wire.Term
-	state   *State
-	leader  *Leader
-	applied int // entries
-	places  []Place
-	known   map[wire.Offset]bool // bases of the batches that the feed has
-	scans   []wire.Offset
-	finds   []Find
-	confirm []func(error)
-	deposed bool
-	links   []*fakeLink
-	letters []Letter
+	h             *harness
+	number        int
+	term          wire.Term
+	state         *State
+	leader        *Leader
+	applied       int // entries
+	places        []Place
+	known         map[wire.Offset]bool // bases of the batches that the feed has
+	scans         []wire.Offset
+	finds         []Find
+	confirm       []func(error)
+	deposed       bool
+	moving, ready bool // it hands over; its leases are committed
+	links         []*fakeLink
+	letters       []Letter
 }
 
 // At implements Feed.
@@ -851,6 +852,37 @@ func (h *harness) order() {
 	b.leader.Order(o)
 }
 
+// handOver has the leader in office give its leases to the next one, by plan.
+func (h *harness) handOver() {
+	b := h.office()
+	if h.moves >= 6 || b.moving {
+		return
+	}
+	b.moving = true
+	h.trace("leader %d hands over", b.number)
+	b.leader.HandOver(func(err error) {
+		h.trace("leader %d may go: %v", b.number, err)
+		b.ready = err == nil
+	})
+}
+
+// moved goes on with a hand-over whose leases are committed: another broker takes over, or
+// this one stays.
+func (h *harness) moved() {
+	b := h.office()
+	if !b.ready {
+		return
+	}
+	b.ready = false
+	if h.chance(0.7) && h.moves < 6 {
+		h.replace()
+		return
+	}
+	h.trace("leader %d stays", b.number)
+	b.leader.Stay()
+	b.moving = false
+}
+
 // tick lets time pass. A consumer that is not stopped meets its deadline.
 func (h *harness) tick(d time.Duration) {
 	h.now += d
@@ -863,6 +895,9 @@ func (h *harness) tick(d time.Duration) {
 
 // step does one random thing.
 func (h *harness) step() {
+	if h.chance(0.1) {
+		h.moved()
+	}
 	switch n := h.rand.IntN(100); {
 	case n < 35:
 		if links := h.links(); len(links) > 0 {
@@ -913,6 +948,8 @@ func (h *harness) fault() {
 		if h.moves < 6 {
 			h.replace()
 		}
+	case 7:
+		h.handOver()
 	case 8:
 		if h.orders < 3 {
 			h.order()
@@ -938,6 +975,10 @@ func (h *harness) heal() {
 				k.c.cut()
 			}
 		}
+	}
+	h.moved()
+	if b := h.office(); b.moving {
+		b.leader.Stay()
 	}
 	for round := range 4000 {
 		if h.failure != nil {

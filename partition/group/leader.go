@@ -48,6 +48,9 @@ type Leader struct {
 	redo    fifo[wire.Offset] // records below scan without a scope that may go out again
 	scopes  map[Scope]*scope
 	parking map[Scope]int          // how many entries that park a scope are on their way
+	table   []lease                // taken over, whose scopes are not known yet
+	frozen  bool                   // the leases are on their way to the next leader
+	handed  int                    // how often that was begun
 	of      map[wire.Offset]*scope // leased records of scopes
 	ring    fifo[*scope]           // that have a record to give
 	spare   []*scope
@@ -170,13 +173,7 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 		}
 		l.watch(m)
 	}
-	for _, t := range g.Table {
-		if m := l.members[t.Session]; m != nil {
-			m.leases.add(lease{from: t.From, to: t.To, epoch: t.Epoch})
-			m.held += int(t.To - t.From)
-			l.ahead.add(lease{from: t.From, to: t.To})
-		}
-	}
+	l.takeOver(g.Table)
 	l.known()
 	return l
 }
@@ -329,7 +326,9 @@ func (l *Leader) best() *member {
 func (l *Leader) Turn(now time.Duration, applied wire.Index, end wire.Offset) (again bool) {
 	l.now, l.applied, l.end = max(l.now, now), applied, end
 	l.expire()
-	l.admit()
+	if l.resolveTable() {
+		l.admit()
+	}
 	l.command()
 	l.activate()
 	again = l.dispatch() || l.busy

@@ -54,6 +54,10 @@ const (
 	RuleDrain
 	// RuleActive: nothing is given while another session is about to become the active one.
 	RuleActive
+	// RuleWhole: a leader that does not know all leases hands none over.
+	RuleWhole
+	// RuleFrozen: nothing is given out after the leases are handed over.
+	RuleFrozen
 	rules
 )
 

@@ -36,6 +36,8 @@ func TestLeaderCatchesEveryRuleThatIsTakenAway(t *testing.T) {
 		{"a session that ends goes on", RuleEnding, shared},
 		{"credit is not given back", RuleCredit, shared},
 		{"there is no limit to what a session holds", RuleCapacity, shared},
+		{"a leader hands over what it knows of", RuleWhole, shared},
+		{"a leader that hands over goes on", RuleFrozen, shared},
 		{"an order does not wait", RuleDrain, shared},
 	} {
 		t.Run(m.name, func(t *testing.T) {

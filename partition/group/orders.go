@@ -1,6 +1,7 @@
 package group
 
 import (
+	"slices"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -245,22 +246,10 @@ func (l *Leader) Trimmed() {
 	l.flush()
 }
 
-// Tables are the leases of this group, for the leader that is to follow. From now on
-// nothing is given out, and nothing is taken back: what comes is answered by that leader.
-func (l *Leader) Tables() []TableLease {
-	var out []TableLease
-	for _, m := range l.members {
-		for _, r := range m.leases.held(0) {
-			out = append(out, TableLease{Session: m.session, Epoch: r.epoch, From: r.from, To: r.to})
-		}
-	}
-	return out
-}
-
 // activate has a session made the active one of a sticky group that has none, or whose one
 // is going or has let a record time out.
 func (l *Leader) activate() {
-	if l.kind != single || !l.sticky() || l.activating || l.waiting > 0 && l.keeps(RuleWait) || l.order != nil {
+	if l.kind != single || !l.sticky() || l.activating || l.frozen || l.waiting > 0 && l.keeps(RuleWait) || l.order != nil {
 		return
 	}
 	now := l.members[l.g.Active]
@@ -313,4 +302,9 @@ func (l *Leader) before(a, b *member) bool {
 
 func (l *Leader) sticky() bool {
 	return l.g.Settings.Holder == wire.HolderSticky || l.g.Settings.Mode == wire.ModeStream
+}
+
+// sortTable orders leases by offset.
+func sortTable(t []TableLease) {
+	slices.SortFunc(t, func(a, b TableLease) int { return compareOffsets(a.From, b.From) })
 }

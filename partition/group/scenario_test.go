@@ -557,3 +557,60 @@ func TestLeaderExplains(t *testing.T) {
 	r.lead()
 	require.Equal(t, []string{"waiting_for_session"}, codes(r, wire.ExplainRequest{})[:1])
 }
+
+// A planned move: the next leader knows who holds what, waits for nobody, and gives
+// nothing out twice.
+func TestLeaderHandsItsLeasesOver(t *testing.T) {
+	for _, settings := range []Settings{sharedGroup, keyGroup, {Mode: wire.ModeStream}} {
+		r := newRig(t, settings)
+		r.produce(5, 5, 6)
+		a := r.attach('A', 1, 2)
+		first := a.offsets()
+		require.Len(t, first, 2)
+		var done []error
+		r.leader.HandOver(func(err error) { done = append(done, err) })
+		r.settle()
+		require.Equal(t, []error{nil}, done)
+		r.state.Term(2)
+		before := r.applied
+		r.lead()
+		r.produce(7)
+		b := r.attach('B', 1, 5)
+		for _, o := range b.offsets() {
+			require.NotContains(t, first, o)
+		}
+		if settings.Mode == wire.ModeSerial {
+			require.Equal(t, []wire.Offset{3}, b.offsets(), "keys 5 and 6 are with A")
+		}
+		var claims []wire.Outcome
+		for _, g := range a.grants {
+			claims = append(claims, wire.Outcome{Offset: g.Offset, Count: g.Count, Epoch: g.Epoch})
+		}
+		again := r.attach('A', 2, 2, claims...)
+		require.Empty(t, again.response.Refused)
+		require.Empty(t, again.grants)
+		again.sayUnder(wire.OutcomeAck, first[0], a.grants[0].Epoch)
+		r.settle()
+		require.Equal(t, wire.CodeOK, again.code(first[0]))
+		require.Less(t, a.grants[0].Epoch, before)
+	}
+}
+
+// A hand-over that is given up: nothing goes out before that is committed.
+func TestLeaderStays(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	a := r.attach('A', 1, 2)
+	r.leader.HandOver(func(error) {})
+	r.settle()
+	r.produce(0)
+	r.settle()
+	require.Empty(t, a.grants)
+	r.leader.Stay()
+	r.turn()
+	require.Empty(t, a.grants)
+	r.settle()
+	require.Len(t, a.grants, 1)
+	r.state.Term(2)
+	r.lead()
+	require.Equal(t, 1, r.leader.waiting, "the table is void")
+}
