@@ -83,7 +83,7 @@ func (b *brokerProcess) start() {
 	line := append([]string{b.binary, "serve", "--data", b.data, "--listen", b.address, "--http", "off",
 		"--min-free-bytes", "1MiB", "--log-level", "warn", "--stop-with-stdin"}, b.args...)
 	if b.host != "" {
-		line = append([]string{"ip", "netns", "exec", b.host}, line...)
+		line = append([]string{"nsenter", "--net=/run/netns/" + b.host}, line...) // not ip netns exec, which keeps a copy of all mounts
 	}
 	b.command = exec.Command(line[0], line[1:]...)
 	if b.role != "" {

@@ -27,6 +27,7 @@ const (
 	clusterNodes    = 3
 	clusterProgress = 40               // records that must be acknowledged before and during each fault
 	clusterPatience = 40 * time.Second // for that; it is no claim, only the end of hope
+	mutantPatience  = 6 * time.Second  // for that, where it is hoped that nothing goes on
 )
 
 // freeAddress is a port that is free now and that nobody takes by chance while its broker
@@ -108,19 +109,28 @@ func (c *clusterProcess) create(conn *client.Conn, name string, partitions uint3
 // progress waits until producers have got some more receipts.
 func (c *clusterProcess) progress(producers []*killProducer) time.Duration {
 	c.t.Helper()
+	return progress(c.t, producers)
+}
+
+func progress(t testing.TB, producers []*killProducer) time.Duration {
+	t.Helper()
+	patience := clusterPatience
+	if _, mutant := t.(*failing); mutant {
+		patience = mutantPatience
+	}
 	began := time.Now()
 	want := map[*killProducer]uint64{}
 	for _, p := range producers {
 		want[p] = p.acknowledged() + clusterProgress
 	}
-	require.Eventually(c.t, func() bool {
+	require.Eventually(t, func() bool {
 		for _, p := range producers {
 			if p.acknowledged() < want[p] {
 				return false
 			}
 		}
 		return true
-	}, clusterPatience, 5*time.Millisecond, "two of three brokers are enough to go on")
+	}, patience, 5*time.Millisecond, "a majority of the brokers is enough to go on")
 	return time.Since(began)
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 var (
@@ -65,6 +66,7 @@ type faultRun struct {
 	leaders   *leaderWatch
 	clients   sync.WaitGroup
 	stop      context.CancelFunc
+	founded   bool // by formed
 }
 
 // names of the destinations of a faultRun.
@@ -73,8 +75,9 @@ const (
 	faultHistory = "history"
 )
 
-// newFaultRun starts brokers in a role on hosts that inNamespaces has made room for.
-func newFaultRun(t *testing.T, brokers int, role string) *faultRun {
+// newFaultRun starts brokers in a role on hosts that inNamespaces has made room for, each
+// in a directory that prepare may mount something on.
+func newFaultRun(t *testing.T, brokers int, role string, prepare func(host int, dir string)) *faultRun {
 	t.Helper()
 	seed := *faultsSeed
 	if seed == 0 {
@@ -101,8 +104,8 @@ func newFaultRun(t *testing.T, brokers int, role string) *faultRun {
 		} else {
 			b.args = append(members, "--join", addresses[0])
 		}
-		if n == 0 || n == len(r.nodes)-1 {
-			r.prepare(n + 1)
+		if prepare != nil {
+			prepare(n+1, filepath.Dir(b.data))
 		}
 		b.start()
 		_ = b.connect().Close()
@@ -117,13 +120,13 @@ func newFaultRun(t *testing.T, brokers int, role string) *faultRun {
 	return r
 }
 
-// prepare gives the last host a small disk.
-func (r *faultRun) prepare(host int) {
-	if host != len(r.nodes) {
-		return
+// smallDisk gives the last of three hosts a small disk.
+func smallDisk(t *testing.T) func(host int, dir string) {
+	return func(host int, dir string) {
+		if host == clusterNodes {
+			require.NoError(t, unix.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%d", faultDisk)))
+		}
 	}
-	dir := filepath.Dir(r.nodes[host-1].data)
-	require.NoError(r.t, unix.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%d", faultDisk)))
 }
 
 // load starts producers whose receipts are held against what is read, and clients whose
@@ -250,6 +253,31 @@ func (r *faultRun) leader(destination string, partition, not uint32) uint32 {
 		return leader != 0 && leader != not
 	}, clusterPatience, 5*time.Millisecond)
 	return leader
+}
+
+// formed makes sure that the metadata has a majority without the broker that founded the
+// cluster. It takes the others in as voters some seconds after they have joined; until
+// then nothing is left of the cluster if that one is.
+func (r *faultRun) formed() {
+	r.t.Helper()
+	if r.founded {
+		return
+	}
+	r.founded = true
+	founder, conn := r.nodes[0], r.direct(2)
+	for range 5 {
+		time.Sleep(4 * time.Second) // it takes them in meanwhile; nothing outside tells
+		founder.kill()
+		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+		err := conn.AdministerNode(ctx, 2, wire.NodeUndrain) // it changes nothing, and has to be committed
+		cancel()
+		founder.start()
+		_ = founder.connect().Close()
+		if err == nil {
+			return
+		}
+	}
+	require.FailNow(r.t, "the metadata has no majority without its founder")
 }
 
 // fault is one kind of what can happen to a node. It returns what ends it.
@@ -418,7 +446,7 @@ func (r *faultRun) finish() {
 // chaosNamespaces are what tests with hosts of their own need.
 const chaosNamespaces = syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID
 
-var chaosTools = []string{"ip", "tc"}
+var chaosTools = []string{"ip", "tc", "nsenter"}
 
 // TestF15_NothingIsLostUnderFaultsOfEveryKind runs three brokers in network namespaces
 // and lets one kind of fault after the other happen to one of them under load, in random
@@ -431,7 +459,7 @@ func TestF15_NothingIsLostUnderFaultsOfEveryKind(t *testing.T) {
 		t.Skip("release builds cannot stall a disk")
 	}
 	inNamespaces(t, chaosNamespaces, chaosTools, func(t *testing.T) {
-		r := newFaultRun(t, clusterNodes, "stalls")
+		r := newFaultRun(t, clusterNodes, "stalls", smallDisk(t))
 		r.load()
 		r.progress(r.producers)
 		began, counts := time.Now(), map[string]int{}
@@ -452,6 +480,9 @@ func TestF15_NothingIsLostUnderFaultsOfEveryKind(t *testing.T) {
 				victim = len(r.nodes)
 			case n%2 == 0:
 				victim = int(r.leader(faultLoad, 0, 0))
+			}
+			if f.refill {
+				r.formed()
 			}
 			terms := r.leaders.terms()
 			without, after := r.strike(f, victim)

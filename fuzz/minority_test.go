@@ -24,7 +24,7 @@ type minority struct {
 }
 
 func newMinority(t *testing.T, role string) *minority {
-	m := &minority{faultRun: newFaultRun(t, clusterNodes, role)}
+	m := &minority{faultRun: newFaultRun(t, clusterNodes, role, nil)}
 	m.create(m.conn, faultHistory, 1)
 	m.history = newClientHistory(faultHistory)
 	var err error

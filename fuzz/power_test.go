@@ -189,12 +189,15 @@ func (p *powerRun) held() (names []string) {
 
 // cut shuts the file system down at once: nothing that waits in memory, the journal
 // included, reaches the device any more.
-func (p *powerRun) cut(t testing.TB) {
+func (p *powerRun) cut(t testing.TB) { cutPower(t, p.mount) }
+
+// cutPower is cut for whatever is mounted somewhere.
+func cutPower(t testing.TB, mount string) {
 	const (
 		shutdown   = 0x8004587d // EXT4_IOC_SHUTDOWN, the same number on XFS
 		noLogFlush = 2
 	)
-	root, err := os.Open(p.mount)
+	root, err := os.Open(mount)
 	require.NoError(t, err)
 	defer root.Close()
 	require.NoError(t, unix.IoctlSetPointerInt(int(root.Fd()), shutdown, noLogFlush))

@@ -27,7 +27,6 @@ import (
 	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/server"
-	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -65,7 +64,7 @@ func TestMain(m *testing.M) {
 		server.IgnoreConfirmations(role[1] == "confirmations")
 		switch role[1] {
 		case "syncs":
-			vfs.InterceptSyncs(func() bool { return true })
+			skipSyncsWhenTold()
 		case "stalls":
 			stallWhenTold()
 		}
