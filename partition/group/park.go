@@ -1,6 +1,8 @@
 package group
 
 import (
+	"slices"
+
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -59,7 +61,7 @@ func (l *Leader) Head(h Scope) (wire.Offset, bool) {
 }
 
 // Park stops a scope: nothing of it goes out from now on, and who has a record of it may
-// finish; with now it is taken. Done is called when that is committed.
+// finish; with now it is revoked. Done is called when that is committed.
 func (l *Leader) Park(h Scope, reason string, now bool, done func(error)) {
 	head, ok := l.Head(h)
 	if !ok {
@@ -69,19 +71,35 @@ func (l *Leader) Park(h Scope, reason string, now bool, done func(error)) {
 	l.parking[h]++
 	if now {
 		for _, m := range l.members {
-			for _, r := range m.leases.held(0) {
-				for o := r.from; o < r.to; o++ {
-					if l.scopeOf(o) != h {
-						continue
-					}
-					if one, ok := m.leases.within(o, o+1); ok && one.state == held {
-						l.giveBack(m, one, cause{reason: wire.ReasonPark, counted: true})
-					}
-				}
-			}
+			l.revokeScope(m, h)
 		}
 	}
 	l.next.parks = append(l.next.parks, p)
+}
+
+// revokeScope asks a member for what it holds of a scope. One that has no link is asked when
+// it is back.
+func (l *Leader) revokeScope(m *member, h Scope) {
+	var revokes []wire.Revoke
+	for _, r := range m.leases.held(0) {
+		for o := r.from; o < r.to; o++ {
+			if l.scopeOf(o) != h || r.revoked != 0 {
+				continue
+			}
+			m.leases.change(o, o+1, func(x *lease) { x.revoked = wire.ReasonPark })
+			one := r
+			one.from, one.to = o, o+1
+			revokes = append(revokes, l.revokeOf(one, wire.ReasonPark))
+		}
+	}
+	if m.link == nil || len(revokes) == 0 {
+		return
+	}
+	m.revoke = l.now + l.patience()
+	l.watch(m)
+	for some := range slices.Chunk(revokes, wire.MaxGroupItems) {
+		m.link.Revoke(some)
+	}
 }
 
 // scopeOf is the scope of a leased record.

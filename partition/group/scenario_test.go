@@ -237,6 +237,62 @@ func TestNothingIsRefusedBeforeTheEndOfItsLeaseIsCommitted(t *testing.T) {
 	})
 }
 
+// A handler that an operator wants to stop may be at work until it has said that it has
+// stopped, or its session is over: only then may another get the record.
+func TestParkNowAsksTheHolder(t *testing.T) {
+	begin := func(t *testing.T) (*rig, *recorder) {
+		r := newRig(t, keyGroup)
+		r.produce(5)
+		a := r.attach('A', 1, 10)
+		require.Len(t, a.grants, 1)
+		return r, a
+	}
+	park := func(r *rig) {
+		r.leader.Park(5, "broken", true, nil)
+		r.settle()
+		r.leader.Unpark(5, nil)
+		r.settle()
+	}
+	t.Run("it answers", func(t *testing.T) {
+		r, a := begin(t)
+		park(r)
+		b := r.attach('B', 1, 10)
+		require.Len(t, a.revokes, 1)
+		require.Equal(t, wire.ReasonPark, a.revokes[0].Reason)
+		require.Empty(t, b.grants)
+		a.say(wire.OutcomeReleased, 0)
+		r.settle()
+		require.Len(t, append(a.grants[1:], b.grants...), 1)
+	})
+	t.Run("it does not answer", func(t *testing.T) {
+		r, a := begin(t)
+		park(r)
+		for range 5 {
+			r.now += time.Second
+			r.leader.Heard(a, r.now)
+			r.settle()
+			require.Empty(t, a.lost)
+		}
+		r.now += time.Second
+		r.leader.Heard(a, r.now)
+		r.settle()
+		require.Equal(t, []wire.Lost{{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Reason: wire.ReasonPark}}, a.lost)
+	})
+	t.Run("it cannot be asked", func(t *testing.T) {
+		r, a := begin(t)
+		held := a.grants[0]
+		r.leader.Gone(a, false)
+		park(r)
+		b := r.attach('B', 1, 10)
+		require.Empty(t, b.grants)
+		a = r.attach('A', 2, 10, wire.Outcome{Offset: 0, Count: 1, Epoch: held.Epoch})
+		require.Empty(t, a.response.Refused)
+		require.Len(t, a.revokes, 1)
+		require.Equal(t, wire.ReasonPark, a.revokes[0].Reason)
+		require.Empty(t, b.grants)
+	})
+}
+
 // Each case is what a rule is for: it holds, and does not without the rule.
 func TestLeaderRules(t *testing.T) {
 	for _, c := range []struct {

@@ -135,18 +135,20 @@ func (l *Leader) overdue(m *member) {
 		l.revoke(m, wire.ReasonAckWait)
 		return
 	}
-	m.revoke, m.suspect = 0, true
+	m.revoke = 0
 	for _, r := range m.leases.held(0) {
 		if r.revoked == 0 {
 			continue
 		}
+		slow := r.revoked == wire.ReasonAckWait // and not wanted back by an operator
+		m.suspect = m.suspect || slow
 		for o := r.from; o < r.to; o++ {
 			one := r
 			one.from, one.to = o, o+1
 			if now := m.leases.find(o); now == nil || now.state != held {
 				continue
 			}
-			l.giveBack(m, one, cause{reason: wire.ReasonAckWait, counted: true, attempt: l.isHead(m, o), rest: true})
+			l.giveBack(m, one, cause{reason: r.revoked, counted: true, attempt: slow && l.isHead(m, o), rest: slow})
 		}
 	}
 	m.worked = l.now
