@@ -32,6 +32,10 @@ const (
 	controlRounds = 4
 	// scanRetry is after how long a scan or a letter that failed is tried again.
 	scanRetry = 500 * time.Millisecond
+	// findRecords is how many records one turn looks at for those that Leaders ask for, and
+	// findFar how far away one may be before a reader looks for it alone.
+	findRecords = 32 << 10
+	findFar     = 4 * ScanRecords
 	// feedIdle is how long the feed is kept when nobody consumes any more.
 	feedIdle = 10 * time.Second
 )
@@ -85,6 +89,8 @@ type Groups struct {
 	feed     feed
 	scans    []wire.Offset // wanted
 	scanning bool
+	finds    []find        // that the feed could not answer
+	looking  bool          // it can answer more by now
 	retry    time.Duration // of what has failed; 0: nothing has
 	letters  []failed
 	quiet    time.Duration // since when nobody consumes
@@ -133,6 +139,13 @@ func (h *deadlines) Pop() any {
 type unknown struct {
 	in    Input
 	until time.Duration
+}
+
+// find is the search for the next record of a scope: what lies before from is known.
+type find struct {
+	lead *lead
+	what group.Find
+	from wire.Offset
 }
 
 // failed is a letter that could not be written.
@@ -247,6 +260,7 @@ func (p *Partition) Scanned(batches []log.Batch, err error) {
 			return
 		}
 		g.feed.scanned(batches)
+		g.looking = len(g.finds) > 0
 		g.wakeAll()
 	})
 }
@@ -322,6 +336,9 @@ func (g *Groups) turn(term wire.Term, nowMs int64, now time.Duration) (again boo
 			g.welcome(term)
 		}
 		g.dispatch()
+		if g.find() {
+			g.dispatch()
+		}
 		if g.compare {
 			g.reconcile()
 		}
@@ -332,7 +349,7 @@ func (g *Groups) turn(term wire.Term, nowMs int64, now time.Duration) (again boo
 	g.confirm()
 	g.scan()
 	g.schedule()
-	return g.arrived || len(g.ready) > 0
+	return g.arrived || g.looking || len(g.ready) > 0
 }
 
 // begin makes the Leaders of a new term.
@@ -481,6 +498,7 @@ func (g *Groups) expire() {
 			}
 		}
 		g.letters = g.letters[:0]
+		g.looking = len(g.finds) > 0
 		g.wakeAll() // they ask for what they still need
 	}
 	keep := g.unknown[:0]
@@ -541,11 +559,9 @@ func (g *Groups) want(l *lead) {
 			g.scans = append(g.scans, o)
 		}
 	}
-	if len(w.Find) > 0 {
-		done := l.group.Done.Clone()
-		for _, f := range w.Find {
-			g.effects.NextOf(l.group.ID, f.Scope, f.Publisher, f.After, f.Below, done.Has)
-		}
+	for _, f := range w.Find {
+		g.finds = append(g.finds, find{lead: l, what: f, from: f.After + 1})
+		g.looking = true
 	}
 	for _, letter := range w.Letters {
 		g.effects.Letter(l.group.ID, letter)
@@ -553,6 +569,47 @@ func (g *Groups) want(l *lead) {
 	if w.Confirm {
 		g.asking = append(g.asking, l)
 	}
+}
+
+// find looks in the feed for the records that Leaders ask for, as far as one turn may, and
+// reports whether it found some. What the feed does not know is scanned, which serves many
+// scopes at once; who has to look far is answered by a reader alone.
+func (g *Groups) find() (some bool) {
+	if !g.looking {
+		return false
+	}
+	g.looking = false
+	budget := findRecords
+	done := make(map[*lead]func(wire.Offset) bool)
+	keep := g.finds[:0]
+	for _, f := range g.finds {
+		if f.lead.closed {
+			continue
+		}
+		w := &f.what
+		at, outcome := g.feed.find(uint64(w.Scope), w.Publisher, max(f.from, g.p.state.start), w.Below, f.lead.group.Done.Has, &budget)
+		switch {
+		case outcome == findUnknown && at-w.After > findFar:
+			if done[f.lead] == nil {
+				set := f.lead.group.Done.Clone()
+				done[f.lead] = set.Has
+			}
+			g.effects.NextOf(f.lead.group.ID, w.Scope, w.Publisher, w.After, w.Below, done[f.lead])
+		case outcome == findUnknown, outcome == findTired:
+			f.from = at
+			keep = append(keep, f)
+			if g.looking = g.looking || outcome == findTired; outcome == findUnknown && !g.scanning {
+				g.scans = append(g.scans, at)
+			}
+		default:
+			f.lead.Leader.Found(w.Scope, w.After, at, outcome == findFound)
+			g.wake(f.lead)
+			some = true
+		}
+	}
+	clear(g.finds[len(keep):])
+	g.finds = keep
+	return some
 }
 
 // confirm begins one quorum round for all that want one.
@@ -867,6 +924,7 @@ func (g *Groups) abandon(err error) {
 	clear(g.links)
 	g.ready, g.wanting, g.asking, g.due, g.letters = nil, nil, nil, nil, nil
 	g.commands, g.commanded, g.located, g.locating = nil, false, nil, nil
+	g.finds, g.looking = nil, false
 	g.retry, g.quiet, g.end = 0, 0, 0
 	g.feed.use(false)
 	g.schedule()
