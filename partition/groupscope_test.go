@@ -42,3 +42,39 @@ func TestAScopeIsParkedThroughTheLeader(t *testing.T) {
 	_, err = ask(wire.OrderExplain, "{")
 	require.ErrorIs(t, err, wire.CodeMalformed)
 }
+
+// A planned move: the leases are in the log before the leadership goes, and the next leader
+// gives the rest out at once.
+func TestLeasesAreCommittedBeforeAPlannedMove(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	h.part.Groups().Intend(20, []Intent{intent(7, "workers")})
+	c := h.attach("workers", 1)
+	h.turns(0)
+	h.send(-1, 0, 0, 3)
+	h.turns(1)
+	require.Equal(t, 3, c.records())
+	var ready []error
+	h.part.Groups().HandOver(func(err error) { ready = append(ready, err) })
+	require.Empty(t, ready)
+	h.turns(2)
+	require.Equal(t, []error{nil}, ready)
+	require.Len(t, h.part.state.groups.Named("workers").Table, 1)
+
+	h.log.term++
+	h.noOp()
+	h.send(-1, 0, 0, 2)
+	late := h.attach("workers", 2)
+	h.turns(3)
+	require.Equal(t, 2, late.records(), "nobody is waited for")
+
+	h.part.Groups().HandOver(func(err error) { ready = append(ready, err) })
+	h.turns(4)
+	require.Len(t, ready, 2)
+	h.part.Groups().Stay()
+	h.send(-1, 0, 0, 1)
+	h.turns(5)
+	h.turns(6)
+	require.Equal(t, 3, late.records(), "it goes on")
+	require.Nil(t, h.part.state.groups.Named("workers").Table)
+}

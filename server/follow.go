@@ -47,7 +47,7 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 		r.sinceFix, r.fixed = intentTicks, false
 	}
 	_, leading := r.group.Leading()
-	r.quiet.Store(r.group.Quiet() && (r.fixed || !leading))
+	r.quiet.Store(r.group.Quiet() && (r.fixed || !leading) && r.handing.stage == noHandOver)
 	leader, term := r.group.Lead()
 	if r.orphaned += ticks; leader != 0 || r.alone {
 		r.orphaned = 0
@@ -68,11 +68,13 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 	case r.orphaned > silentLeaderTicks:
 		r.part.Reject(&wire.Error{Code: wire.CodeUnavailable, Detail: "the partition has no leader: most of its replicas cannot be reached"})
 	}
+	r.continueHandOver(leading, ticks)
 	if !leading {
 		return
 	}
 	if asked&requestTransfer != 0 {
-		r.handOver(r.transfer.Swap(0))
+		r.beginHandOver(r.transfer.Swap(0))
+		r.continueHandOver(leading, 0)
 	}
 	if r.sinceFix += ticks; !r.fixed && r.sinceFix >= intentTicks && !r.group.Paused() {
 		r.reconfigure(p)
@@ -114,23 +116,6 @@ func (r *partitionReplica) showLead(leading bool) {
 	r.wake() // links learn that the leader is elsewhere
 }
 
-// handOver begins to hand the leadership to another replica, 0 for the best.
-func (r *partitionReplica) handOver(to uint64) {
-	for _, o := range r.intent.Load().Replicas {
-		// In a group that sleeps raft has not heard of anybody lately.
-		if to == 0 && o.ID != r.replicaID && o.State == cluster.ReplicaActive && r.broker.network.Alive(o.Node) {
-			to = o.ID
-		}
-	}
-	if lag, lags := r.lagOf(to); lags {
-		r.logger.Info("the leadership is not handed over to a replica that is behind", "to", to, "entries", lag)
-		return
-	}
-	if err := r.group.Transfer(to); err != nil {
-		r.logger.Warn("the leadership is not handed over", "to", to, "err", err)
-	}
-}
-
 // maxTransferLag is how many entries a replica may lack when it is to lead: until it has
 // them nothing is proposed, so that they take no time that anybody notices.
 const maxTransferLag = 256
@@ -160,7 +145,8 @@ func (r *partitionReplica) reconfigure(p *cluster.Partition) {
 	change, transfer := stepTowards(p, r.replicaID, &members)
 	switch {
 	case transfer:
-		r.handOver(0)
+		r.beginHandOver(0)
+		r.continueHandOver(true, 0)
 	case len(change.AddLearners)+len(change.Promote)+len(change.Remove) > 0:
 		switch err := r.group.Reconfigure(change); {
 		case err == nil:

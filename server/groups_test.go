@@ -312,6 +312,10 @@ func TestLeasesOutliveTheLeader(t *testing.T) {
 	require.EqualValues(t, 0, heads[0].Offset)
 	require.EqualValues(t, 2, heads[1].Offset)
 	require.Equal(t, wire.CodeOK, k.say(ack(heads[1]))[0].Code)
+	// One that does not come back, and is not waited for: the move is a planned one.
+	idle := &consumer{t: t, c: dialOpen(t, left[1].Addr()), id: 2}
+	idle.handle = idle.c.open("jobs", 0)
+	require.Empty(t, idle.tryAttach().Refused)
 
 	all = left
 	closeMember(t, gone)

@@ -85,7 +85,8 @@ type partitionReplica struct {
 	alone    bool                              // the only voter
 	reports  atomic.Bool                       // a report of the configuration is on its way
 	transfer atomic.Uint64                     // replica that somebody wants to lead
-	orphaned int                               // ticks without a leader
+	handing  handOver
+	orphaned int // ticks without a leader
 	loss     loss
 	drains   drains
 
