@@ -104,21 +104,19 @@ var variants = []struct {
 // sound with the rule must break the promise without it.
 func TestGroupsModelCatches(t *testing.T) {
 	var states atomic.Int64
-	t.Run("rule", func(t *testing.T) {
-		for _, v := range variants {
-			t.Run(v.name, func(t *testing.T) {
-				t.Parallel()
-				sound(t, v.config)
-				m := newModel(v.config, v.off)
-				m.only = v.broken
-				r := m.explore(*limit)
-				states.Add(int64(r.States))
-				t.Log(r)
-				require.Equal(t, v.broken, r.Promise)
-			})
-		}
-	})
-	t.Logf("%d variants, each caught, in %d states", len(variants), states.Load())
+	t.Cleanup(func() { t.Logf("%d variants, each caught, in %d states", len(variants), states.Load()) })
+	for _, v := range variants {
+		t.Run(v.name, func(t *testing.T) {
+			t.Parallel()
+			sound(t, v.config)
+			m := newModel(v.config, v.off)
+			m.only = v.broken
+			r := m.explore(*limit)
+			states.Add(int64(r.States))
+			t.Log(r)
+			require.Equal(t, v.broken, r.Promise)
+		})
+	}
 }
 
 var explored sync.Map // Config → func() *Result
