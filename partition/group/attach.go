@@ -53,14 +53,12 @@ func (l *Leader) Attach(c Consumer, m *wire.AttachRequest, client string, term w
 		known.suspect = false
 		l.unlink(known, wire.Errorf(wire.CodeDuplicate, "the session has attached again"))
 	}
-	for _, a := range l.attaches { // of the session, and not answered
-		if a.session == session && l.links[a.consumer] == a {
-			delete(l.links, a.consumer)
-			a.consumer.Attached(nil, wire.Errorf(wire.CodeDuplicate, "the session has attached again"))
-		}
+	if a := l.asking[session]; a != nil && l.links[a.consumer] == a && !a.open {
+		delete(l.links, a.consumer)
+		a.consumer.Attached(nil, wire.Errorf(wire.CodeDuplicate, "the session has attached again"))
 	}
 	a := &attachment{consumer: c, session: session, request: m, client: client, term: term}
-	l.links[c] = a
+	l.links[c], l.asking[session] = a, a
 	l.attaches = append(l.attaches, a)
 }
 
@@ -81,13 +79,11 @@ func (l *Leader) unlink(m *member, err error) {
 func (l *Leader) admit() {
 	keep := l.attaches[:0]
 	for i, a := range l.attaches {
-		if l.links[a.consumer] != a {
-			continue // replaced, or gone
+		if l.links[a.consumer] == a && !a.open && (i >= turnRecords || !l.advance(a)) {
+			keep = append(keep, a)
+		} else if l.asking[a.session] == a { // answered, replaced, or gone
+			delete(l.asking, a.session)
 		}
-		if i < turnRecords && l.advance(a) {
-			continue
-		}
-		keep = append(keep, a)
 	}
 	clear(l.attaches[len(keep):])
 	l.attaches = keep
@@ -148,22 +144,13 @@ func (l *Leader) join(a *attachment) bool {
 		return l.refuse(a, wire.Errorf(wire.CodeTooMany, "group %s has %d consumers at this partition, that is its limit: attach some elsewhere", l.g.Name, MaxSessions))
 	}
 	binding := Binding{r.Generation, r.Counter}
-	if binding != (Binding{}) {
-		for _, s := range l.g.Sessions {
-			if binding.Before(s.Binding) && s.Binding.Generation > 0 {
-				return l.refuse(a, wire.Errorf(wire.CodeStaleBinding, "binding %d.%d is older than %d.%d, which another consumer has",
-					binding.Generation, binding.Counter, s.Binding.Generation, s.Binding.Counter))
-			}
-		}
+	if binding != (Binding{}) && binding.Before(l.binding) {
+		return l.refuse(a, wire.Errorf(wire.CodeStaleBinding, "binding %d.%d is older than %d.%d, which another consumer has",
+			binding.Generation, binding.Counter, l.binding.Generation, l.binding.Counter))
 	}
 	predecessor := l.members[Session(r.Predecessor)]
 	if r.Name != "" && (predecessor == nil || !predecessor.listed) {
-		for _, other := range l.members {
-			if other.listed && other.name == r.Name && !other.ending {
-				predecessor = other
-				break
-			}
-		}
+		predecessor = l.names[r.Name]
 	}
 	if predecessor != nil && (!predecessor.listed || predecessor.ending) {
 		if predecessor.ending {
@@ -205,9 +192,7 @@ func (l *Leader) attached(a *attachment, m *member, refused []wire.OutcomeAnswer
 		m.waiting = false
 		l.waiting--
 	}
-	if m.worked = l.now; m.name == "" {
-		m.name = r.Name
-	}
+	m.worked = l.now
 	s := &l.g.Settings
 	a.consumer.Attached(&wire.AttachResponse{
 		Term: a.term, Group: uint64(l.g.ID), Mode: s.Mode, Scope: s.Scope, Order: s.Order, Window: s.Window,

@@ -37,10 +37,13 @@ type Leader struct {
 
 	members  map[Session]*member
 	links    map[Consumer]*attachment
-	attaches []*attachment // in the order of arrival, not answered
-	waiting  int           // members that have not come back since this leader began
-	eligible []*member     // that have room for more
-	turn     int           // where the search for a member with room begins
+	attaches []*attachment           // in the order of arrival, not answered
+	asking   map[Session]*attachment // the newest of each session that is among them
+	names    map[string]*member      // listed
+	binding  Binding                 // the highest that a session was listed with
+	waiting  int                     // members that have not come back since this leader began
+	eligible []*member               // that have room for more
+	turn     int                     // where the search for a member with room begins
 
 	// scan is the lowest record that was not looked at; ahead are leases from there on.
 	scan    wire.Offset
@@ -156,7 +159,7 @@ type beat struct {
 func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Leader {
 	l := &Leader{
 		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(),
-		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int),
+		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int), asking: make(map[Session]*attachment), names: make(map[string]*member),
 		of: make(map[wire.Offset]*scope), step: horizonStep, lettered: make(map[wire.Offset]bool), next: new(proposal),
 	}
 	sessions := make([]Session, 0, len(g.Sessions))
@@ -166,7 +169,8 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 	slices.SortFunc(sessions, compareSessions)
 	for _, s := range sessions {
 		m := l.member(s)
-		m.listed, m.name = true, g.Sessions[s].Name
+		m.listed = true
+		l.lists(m, g.Sessions[s])
 		if g.Table == nil {
 			m.waiting = true
 			l.waiting++
@@ -234,7 +238,7 @@ func (l *Leader) Confirmed(err error) {
 	}
 	for _, a := range l.attaches {
 		a.asked = false
-		if a.needs && !a.confirmed {
+		if a.needs && !a.confirmed && !a.open {
 			l.confirm()
 		}
 	}
@@ -389,7 +393,7 @@ func (l *Leader) Wants() Want {
 	if w.Confirm {
 		l.asks, l.asked = true, len(l.beats)
 		for _, a := range l.attaches {
-			a.asked = a.needs
+			a.asked = a.needs && !a.open
 		}
 	}
 	return w
@@ -405,7 +409,7 @@ func (l *Leader) wantScan(o wire.Offset) {
 // Close ends all links with err. The Leader is not used any more.
 func (l *Leader) Close(err error) {
 	for _, a := range l.attaches {
-		if l.links[a.consumer] == a {
+		if l.links[a.consumer] == a && !a.open {
 			delete(l.links, a.consumer)
 			a.consumer.Attached(nil, err)
 		}

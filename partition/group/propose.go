@@ -448,6 +448,9 @@ func (l *Leader) removed(m *member) {
 	if l.holder == m {
 		l.holder = nil
 	}
+	if m.name != "" && l.names[m.name] == m {
+		delete(l.names, m.name)
+	}
 	l.flush()
 	if m.leaving {
 		l.unlink(m, nil)
@@ -462,11 +465,18 @@ func (l *Leader) joined(j joining) {
 	m.listed = true
 	m.heard = max(m.heard, l.now)
 	l.watch(m)
-	for k, a := range l.attaches {
-		if a.joining && a.session == m.session && l.links[a.consumer] == a {
-			l.attaches = slices.Delete(l.attaches, k, k+1)
-			l.attached(a, m, nil)
-			return
-		}
+	l.lists(m, &j.record)
+	if a := l.asking[m.session]; a != nil && a.joining && l.links[a.consumer] == a && !a.open {
+		l.attached(a, m, nil)
+	}
+}
+
+// lists notes what a listed session is known by.
+func (l *Leader) lists(m *member, record *Member) {
+	if m.name = record.Name; m.name != "" {
+		l.names[m.name] = m
+	}
+	if l.binding.Before(record.Binding) {
+		l.binding = record.Binding
 	}
 }

@@ -670,3 +670,46 @@ func TestLeaderStays(t *testing.T) {
 	r.lead()
 	require.Equal(t, 1, r.leader.waiting, "the table is void")
 }
+
+// As many sessions as a group may have join at once, under one entry.
+func TestLeaderListsTenThousandSessionsAtOnce(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	links := make([]*recorder, MaxSessions+1)
+	for i := range links {
+		links[i] = &recorder{r: r}
+		m := &wire.AttachRequest{Attempt: 1, Capacity: 1}
+		binary.LittleEndian.PutUint32(m.Session[:], uint32(i+1))
+		r.leader.Attach(links[i], m, "", 1, r.now)
+	}
+	r.settle()
+	require.Equal(t, wire.CodeTooMany, wire.CodeOf(links[MaxSessions].refused))
+	for _, c := range links[:MaxSessions] {
+		require.NotNil(t, c.response)
+	}
+	r.produce(make([]uint64, 100)...)
+	r.settle()
+	got := 0
+	for _, c := range links {
+		got += len(c.grants)
+	}
+	require.Equal(t, 100, got)
+}
+
+// A consumer that comes back under its name takes over at once.
+func TestLeaderGivesTheNameToTheNewOne(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(0)
+	attach := func(session byte) *recorder {
+		c := &recorder{r: r}
+		r.leader.Attach(c, &wire.AttachRequest{Session: [16]byte{session}, Attempt: 1, Capacity: 1, Name: "billing-1"}, "", 1, r.now)
+		r.settle()
+		return c
+	}
+	first := attach(1)
+	require.Len(t, first.grants, 1)
+	second := attach(2)
+	require.Equal(t, wire.CodeSessionGone, first.reason)
+	require.Len(t, second.grants, 1)
+	require.Equal(t, wire.GrantRedelivered, second.grants[0].Flags)
+	require.Len(t, r.state.Group(1).Sessions, 1)
+}
