@@ -92,6 +92,9 @@ func complain(t *testing.T, o sim.Options, result *sim.Result) {
 	if o.Machines > 0 {
 		replay = fmt.Sprintf("'TestFleet$' -fleet.seed %d -fleet.steps %d -fleet.machines %d", o.Seed, o.Steps, o.Machines)
 	}
+	if o.Groups {
+		replay = fmt.Sprintf("'TestF17_GroupsOfAFleet$' -groups.seed %d", o.Seed)
+	}
 	t.Fatalf("seed %d, step %d: %v\nreplay: go test ./fuzz -run %s -v\n"+
 		"shrunk to %d steps, which end with: %v\nthe newest %d of %d lines of its trace:\n%s",
 		o.Seed, result.Step, result.Err, replay, kept, shrunk.Err, len(tail), len(shrunk.Trace), strings.Join(tail, "\n"))

@@ -76,6 +76,13 @@ func (g *Groups) seekTo(s *group.Group, to wire.Offset, q *wire.SeekRequest, in 
 	}
 }
 
+// Show calls then with how a group stands, if there is one of that name. Owner only.
+func (g *Groups) Show(name string, then func(*wire.GroupPartition)) {
+	if g.p.state.groups.Named(name) != nil {
+		then(g.describe(name))
+	}
+}
+
 // describe says how a group stands. Number and Leader are for who knows them.
 func (g *Groups) describe(name string) *wire.GroupPartition {
 	s := g.p.state.groups.Named(name)

@@ -86,6 +86,8 @@ type Groups struct {
 	locating  map[group.ID]bool
 	compare   bool // the intents or the groups have changed
 
+	taken []group.Rule // see Without
+
 	feed     feed
 	scans    []wire.Offset // wanted
 	scanning bool
@@ -367,6 +369,7 @@ func (g *Groups) lead(s *group.Group) *lead {
 	l := g.leads[s.ID]
 	if l == nil {
 		l = &lead{Leader: group.NewLeader(s, &g.feed, g.now, g.p.applied), group: s}
+		l.Without(g.taken...)
 		if g.leads == nil {
 			g.leads, g.links = make(map[group.ID]*lead), make(map[group.Consumer]*lead)
 		}

@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 
 	"github.com/lockstepmq/lockstep/internal/invariants"
+	"github.com/lockstepmq/lockstep/partition/group"
 )
 
 // Checks that a test takes away to show that they are needed.
@@ -19,3 +20,7 @@ func IgnoreSequences(ignore bool) { sequencesIgnored.Store(ignore) }
 func unchecked(epochsDiffer bool) bool {
 	return invariants.Enabled && (epochsDiffer && epochsIgnored.Load() || sequencesIgnored.Load())
 }
+
+// Without takes rules of the Leaders away, before the first turn. It is for tests that show
+// the rules to be needed, and does nothing in release builds.
+func (g *Groups) Without(rules ...group.Rule) { g.taken = rules }

@@ -30,6 +30,8 @@ const (
 	fault
 	// mending ones end a fault: in some runs soon, in others late.
 	mending
+	// consuming is usual where there are groups, and left out elsewhere.
+	consuming
 )
 
 // focused is at least the weight of an action that is named in Options.Focus, of a fault

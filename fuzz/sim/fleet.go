@@ -32,6 +32,7 @@ type fleet struct {
 	network   network
 	truth     truth
 	clients   []*producer
+	groups    *groups // nil: nobody consumes
 	attempts  map[uint64]*sending
 	batches   map[int64]*batch // by number
 	reads     []Operation
@@ -72,8 +73,16 @@ func runFleet(o Options) *Result {
 	for i := range 1 + f.random.IntN(4) {
 		f.clients = append(f.clients, &producer{fleet: f, id: int64(i + 1)})
 	}
+	if o.Groups {
+		f.groups = newGroups(f)
+		f.config.retention = partition.Retention{} // groups say what goes
+	}
 	f.run()
-	return &Result{Err: f.violation, Step: f.step, Hash: f.trace.hash.Sum64(), Trace: f.trace.all(), Fleet: f.counts, History: f.history()}
+	result := &Result{Err: f.violation, Step: f.step, Hash: f.trace.hash.Sum64(), Trace: f.trace.all(), Fleet: f.counts, History: f.history()}
+	if f.groups != nil {
+		result.Groups = f.groups.counts
+	}
+	return result
 }
 
 func (f *fleet) draw(step int) {
@@ -98,6 +107,8 @@ func (f *fleet) drawConfig() fleetConfig {
 	for _, a := range fleetActions {
 		w := a.weight * 10
 		switch {
+		case a.kind == consuming && !f.options.Groups:
+			w = 0
 		case a.kind == fault && f.options.Quiet:
 			w = 0
 		case a.kind == fault:
@@ -105,7 +116,7 @@ func (f *fleet) drawConfig() fleetConfig {
 		case a.kind == mending:
 			w = a.weight * int(pick(1, 3, 10))
 		}
-		if a.kind != usual && a.kind != mending {
+		if a.kind != usual && a.kind != mending && a.kind != consuming {
 			w *= int(pick(0, 1, 1, 1, 3))
 		}
 		if slices.Contains(f.options.Focus, a.name) {

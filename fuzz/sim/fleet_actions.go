@@ -56,6 +56,7 @@ func init() {
 		{"power cut at a call", 4, fault, (*fleet).cutPowerSoon},
 		{"blackout", 1, fault, (*fleet).blackout},
 		{"clean stop", 2, fault, func(f *fleet) { f.alive(func(m *member) { m.stop() }) }},
+		{"consume", 400, consuming, func(f *fleet) { f.groups.consumers[f.random.IntN(len(f.groups.consumers))].act() }},
 	}
 }
 

@@ -72,6 +72,12 @@ func (f *fleet) settle() {
 		}
 		f.reconfigure()
 		f.exhaust()
+		for n := 0; f.groups != nil && n < 20 && !f.groups.rest(); n++ {
+			for _, c := range f.groups.consumers {
+				c.act()
+			}
+			f.exhaust()
+		}
 		if f.settled() {
 			return
 		}
@@ -83,6 +89,9 @@ func (f *fleet) settle() {
 	for _, m := range f.members {
 		lead, term := m.group.Lead()
 		state += fmt.Sprintf("\n%s: term %d led by %d, %d entries, %d applied, stalled %v, %+v", m, term, lead, m.log.LastIndex(), m.group.Applied(), m.group.Stalled(), m.group.Drops())
+	}
+	if f.groups != nil {
+		state += f.groups.state()
 	}
 	f.fail("the group does not come to rest within %d ticks; %d batches are unanswered; %d entries are committed; replacing %+v%s", settleTicks, f.unanswered(), f.truth.last(), f.replacing, state)
 }
@@ -105,7 +114,7 @@ func (f *fleet) settled() bool {
 			return false
 		}
 	}
-	return leaders == 1 && f.unanswered() == 0 && f.replacing == nil
+	return leaders == 1 && f.unanswered() == 0 && f.replacing == nil && (f.groups == nil || f.groups.rest())
 }
 
 // exhaust runs jobs and turns and delivers frames until nothing is left to do without

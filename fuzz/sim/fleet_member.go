@@ -105,7 +105,15 @@ func (m *member) open() (err error) {
 	m.kept()
 	m.memory = partition.NewMemory(memberMemory)
 	m.state = partition.NewState()
-	m.part = partition.New(partition.Config{Log: m.log, State: m.state, Synced: true, Memory: m.memory, Retention: f.config.retention})
+	config := partition.Config{Log: m.log, State: m.state, Synced: true, Memory: m.memory, Retention: f.config.retention}
+	if f.groups != nil {
+		config.Queue, config.Groups = true, fleetEffects{m}
+	}
+	m.part = partition.New(config)
+	if f.groups != nil {
+		m.part.Groups().Without(f.options.Without...)
+		m.part.Groups().Intend(20, f.groups.intents())
+	}
 	m.inbox = replication.NewInbox(m.part.Buffers())
 	var founders []uint64
 	for _, other := range f.members {
@@ -269,6 +277,9 @@ func (m *member) look() {
 	}
 	m.last = m.log.LastIndex()
 	m.lastTerm, _ = m.log.Term(m.last)
+	if f.groups != nil {
+		f.groups.check(m)
+	}
 	mark := m.log.Watermark()
 	if mark.Index < m.mark.Index || mark.Next < m.mark.Next || mark.Index > f.truth.last() {
 		f.fail("%s: high watermark moved from %+v to %+v; %d entries are committed", m, *m.mark, *mark, f.truth.last())

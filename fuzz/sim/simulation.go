@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/vfs"
 )
 
@@ -33,6 +34,10 @@ type Options struct {
 	// Machines is how many there are, each with a replica of one partition. 0 means one
 	// whole node.
 	Machines int
+	// Groups makes the partition of several machines a queue that a group consumes.
+	Groups bool
+	// Without takes rules of groups away.
+	Without []group.Rule
 	// Quiet leaves all faults out but the one that the next fields ask for.
 	Quiet bool
 	// CutAt cuts the power at that storage call of the disk, FailAt lets it fail;
@@ -48,6 +53,8 @@ type Options struct {
 
 // Result is what came of a run.
 type Result struct {
+	// Groups says what consumers have done, with Options.Groups.
+	Groups GroupCounts
 	// Err is the first thing that was wrong, or nil.
 	Err   *Violation
 	Step  int   // where it was noticed

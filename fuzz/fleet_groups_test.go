@@ -1,0 +1,87 @@
+package fuzz
+
+import (
+	"flag"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/fuzz/sim"
+	"github.com/lockstepmq/lockstep/internal/invariants"
+	"github.com/lockstepmq/lockstep/partition/group"
+)
+
+var (
+	groupsDuration = flag.Duration("groups.duration", 2*time.Second, "how long TestF17_GroupsOfAFleet tries seeds")
+	groupsSeed     = flag.Uint64("groups.seed", 0, "run this seed of TestF17_GroupsOfAFleet alone and print its trace; 0 tries many")
+	groupsFirst    = flag.Uint64("groups.first", 1, "the first seed that TestF17_GroupsOfAFleet tries")
+)
+
+// minGroupsSeeds is how many seeds are tried however slow they are.
+const minGroupsSeeds = 8
+
+// TestF17_GroupsOfAFleet lets consumers share the queue that a fleet of replicas holds,
+// through all that happens to a fleet, and checks what groups promise without any
+// assumption about time: no record goes that nobody has acknowledged, one acknowledgement of
+// each is accepted, no two sessions have the same epoch of a scope, what is acknowledged
+// is not delivered again, the replicas agree to the byte, and in the end everything is
+// consumed.
+func TestF17_GroupsOfAFleet(t *testing.T) {
+	if *groupsSeed != 0 {
+		result := simulate(t, sim.Options{Seed: *groupsSeed, Machines: 3, Groups: true})
+		t.Log("trace:\n" + strings.Join(result.Trace, "\n"))
+		if result.Err != nil {
+			t.Fatal(result.Err)
+		}
+		return
+	}
+	var counts sim.GroupCounts
+	seeds := 0
+	began := time.Now()
+	for seed := *groupsFirst; time.Since(began) < *groupsDuration || seeds < minGroupsSeeds; seed++ {
+		o := sim.Options{Seed: seed, Machines: 3, Groups: true}
+		if result := simulate(t, o); result.Err != nil {
+			complain(t, o, result)
+		} else {
+			counts.Add(&result.Groups)
+		}
+		seeds++
+	}
+	t.Logf("%d seeds in %.1f s: %+v", seeds, time.Since(began).Seconds(), counts)
+	require.NotZero(t, counts.Attached)
+	require.NotZero(t, counts.Consumed)
+	require.NotZero(t, counts.Nacked)
+	require.NotZero(t, counts.Stale)
+	require.NotZero(t, counts.Heard)
+	require.NotZero(t, counts.SessionGone)
+}
+
+// caughtByGroups takes a rule away until the simulation notices it.
+func caughtByGroups(t *testing.T, rule group.Rule) {
+	t.Helper()
+	if !invariants.Enabled {
+		t.Skip("rules can be taken away with -tags invariants only")
+	}
+	for seed := uint64(1); seed <= 60; seed++ {
+		if result := simulate(t, sim.Options{Seed: seed, Machines: 3, Groups: true, Without: []group.Rule{rule}}); result.Err != nil {
+			t.Logf("caught with seed %d at step %d: %.300s", seed, result.Step, result.Err.What)
+			return
+		}
+	}
+	t.Fatal("not caught in 60 seeds")
+}
+
+func TestF17_Catches_AnswersBeforeTheCommit(t *testing.T) {
+	caughtByGroups(t, group.RuleCommitted)
+}
+func TestF17_Catches_RecordsThatGoOnBeforeTheirReturnIsCommitted(t *testing.T) {
+	caughtByGroups(t, group.RuleHandOver)
+}
+func TestF17_Catches_NoWaitAfterAChangeOfTheLeader(t *testing.T) {
+	caughtByGroups(t, group.RuleWait)
+}
+func TestF17_Catches_LostDeliveriesThatNobodyClaims(t *testing.T) {
+	caughtByGroups(t, group.RuleUnclaimed)
+}

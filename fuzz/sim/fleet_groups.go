@@ -1,0 +1,476 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/partition/group"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// groups are the consumers of the queue that the partition of a fleet is, and what all of
+// them have seen. The machines' clocks go as they like, so nothing is said about time:
+// only what holds without it (GROUPS G1, G3, G5, G6).
+type groups struct {
+	fleet     *fleet
+	settings  wire.GroupSettings
+	ordered   bool // all records are one scope
+	consumers []*consumer
+
+	acked    map[wire.Offset]bool          // somebody has sent an acknowledgement
+	accepted map[wire.Offset]group.Session // whose was confirmed
+	since    map[wire.Offset]wire.Index    // and what was applied where it was
+	given    map[grantKey]group.Session
+	checked  wire.Offset // everything below it that is gone was acknowledged
+	sessions int
+	counts   GroupCounts
+}
+
+// GroupCounts say what has happened to the consumers of a fleet.
+type GroupCounts struct {
+	Attached    int // attaches that were sent
+	Granted     int // runs of records
+	Nacked      int // records that were given back
+	Consumed    int // acknowledgements that were accepted
+	Stale       int // outcomes that were not
+	Heard       int // heartbeats that were confirmed
+	SessionGone int // sessions that hear that they were removed
+}
+
+// Add adds another run's counts.
+func (c *GroupCounts) Add(o *GroupCounts) {
+	c.Attached += o.Attached
+	c.Granted += o.Granted
+	c.Nacked += o.Nacked
+	c.Consumed += o.Consumed
+	c.Stale += o.Stale
+	c.Heard += o.Heard
+	c.SessionGone += o.SessionGone
+}
+
+// grantKey names a lease that only one session may have: of a record, or in an ordered
+// group of the scope.
+type grantKey struct {
+	offset wire.Offset
+	epoch  wire.Index
+}
+
+// consumer is one consumer that does what a client has to.
+type consumer struct {
+	groups      *groups
+	session     group.Session
+	predecessor group.Session
+	attempt     uint64
+	term        wire.Term
+	link        *fleetLink
+	attached    bool
+	held        map[wire.Offset]*holding
+	number      uint64
+}
+
+// holding is a record that a consumer has, and what it has said of it.
+type holding struct {
+	epoch wire.Index
+	kind  wire.OutcomeKind
+}
+
+// fleetLink is a link of a consumer to a member. What the member says waits until the
+// consumer reads it.
+type fleetLink struct {
+	c      *consumer
+	m      *member
+	life   int
+	frames []func()
+}
+
+func newGroups(f *fleet) *groups {
+	g := &groups{
+		fleet: f, acked: map[wire.Offset]bool{}, accepted: map[wire.Offset]group.Session{}, since: map[wire.Offset]wire.Index{}, given: map[grantKey]group.Session{},
+	}
+	g.settings = wire.GroupSettings{SessionMs: 3000, BackoffMs: 200, BackoffMaxMs: 400}
+	switch f.random.IntN(4) {
+	case 0:
+		g.settings.Mode, g.ordered = wire.ModeStream, true
+	case 1:
+		g.settings.Mode, g.settings.Scope, g.settings.Holder, g.ordered = wire.ModeSerial, wire.ScopeDestination, wire.HolderAny, true
+	default:
+		g.settings.Mode = wire.ModeShared
+	}
+	g.settings = g.settings.WithDefaults()
+	for range 1 + f.random.IntN(3) {
+		c := &consumer{groups: g, held: map[wire.Offset]*holding{}}
+		c.renew(false)
+		g.consumers = append(g.consumers, c)
+	}
+	return g
+}
+
+// intents are the groups that there are from the beginning.
+func (g *groups) intents() []partition.Intent {
+	return []partition.Intent{{ID: 7, Version: 7, Name: "workers", Settings: g.settings}}
+}
+
+// check finds records that are gone although nobody has acknowledged them.
+func (g *groups) check(m *member) {
+	for start := m.state.Start(); g.checked < start; g.checked++ {
+		if !g.acked[g.checked] {
+			g.fleet.fail("%s begins at offset %d, and nobody has acknowledged record %d", m, start, g.checked)
+		}
+	}
+}
+
+// rest reports whether everything is consumed.
+func (g *groups) rest() bool {
+	for _, m := range g.fleet.members {
+		if m.state.Start() != m.log.Watermark().Next {
+			return false
+		}
+	}
+	return true
+}
+
+// state says how the group stands, for whoever looks for what it waits for.
+func (g *groups) state() (text string) {
+	for _, m := range g.fleet.members {
+		text += fmt.Sprintf("\n%s begins at offset %d of %d", m, m.state.Start(), m.log.Watermark().Next)
+		m.part.Groups().Show("workers", func(shown *wire.GroupPartition) { text += fmt.Sprintf(": %+v", *shown) })
+	}
+	for _, c := range g.consumers {
+		text += fmt.Sprintf("\n%s: attached %t, linked %t, holds", c, c.attached, c.link != nil)
+		for _, o := range slices.Sorted(maps.Keys(c.held)) {
+			text += fmt.Sprintf(" %d:%+v", o, *c.held[o])
+		}
+	}
+	return fmt.Sprintf("\n%s, %s: %s", g.settings.Mode, g.settings.Scope, text)
+}
+
+func (c *consumer) String() string { return fmt.Sprintf("consumer %x", c.session[:2]) }
+
+// renew begins a new session. It drops all that it held.
+func (c *consumer) renew(known bool) {
+	c.predecessor = group.Session{}
+	if known {
+		c.predecessor = c.session
+	}
+	c.groups.sessions++
+	c.session = group.Session{byte(c.groups.sessions), byte(c.groups.sessions >> 8), 15: 1}
+	clear(c.held)
+}
+
+// act does the consumer's next thing.
+func (c *consumer) act() {
+	f := c.groups.fleet
+	if l := c.link; l != nil && (!l.m.up || l.m.life != l.life || f.random.IntN(60) == 0 && !f.settling) {
+		c.unlink()
+	}
+	if c.link == nil {
+		c.attach()
+		return
+	}
+	for n := 1 + f.random.IntN(8); (n > 0 || f.settling) && c.link != nil && len(c.link.frames) > 0; n-- {
+		next := c.link.frames[0]
+		c.link.frames = c.link.frames[1:]
+		next()
+	}
+	if c.link == nil || !c.attached {
+		return
+	}
+	if f.random.IntN(3) == 0 || f.settling {
+		c.number++
+		c.put(partition.Input{Kind: partition.InputHeartbeat, Consumer: c.link, Number: c.number})
+	}
+	if f.random.IntN(300) == 0 && !f.settling {
+		f.trace.add("%s leaves, and comes back as another", c)
+		c.put(partition.Input{Kind: partition.InputLeave, Consumer: c.link})
+		c.unlink()
+		c.renew(f.random.IntN(2) == 0)
+		return
+	}
+	c.handle()
+}
+
+// unlink ends the link without a word, so far as the consumer knows.
+func (c *consumer) unlink() {
+	l := c.link
+	if l == nil {
+		return
+	}
+	c.link, c.attached = nil, false
+	if l.m.up && l.m.life == l.life {
+		_ = l.m.part.Groups().Put(partition.Input{Kind: partition.InputGone, Consumer: l}) // a closed partition has dropped it
+	}
+}
+
+// attach turns to whoever leads, as far as it knows the newest term.
+func (c *consumer) attach() {
+	f := c.groups.fleet
+	var leaders []*member
+	for _, m := range f.members {
+		if term, leading := m.group.Leading(); m.up && leading && term >= c.term {
+			leaders = append(leaders, m)
+		}
+	}
+	if len(leaders) == 0 {
+		return
+	}
+	m := leaders[f.random.IntN(len(leaders))]
+	c.term, _ = m.group.Leading()
+	c.attempt++
+	r := &wire.AttachRequest{
+		Group: "workers", Session: c.session, Predecessor: c.predecessor, Attempt: c.attempt, Term: c.term, Capacity: 50, Refill: 50, Bytes: 1 << 20, Claims: c.outcomes(func(*holding) bool { return true }),
+	}
+	f.trace.add("%s attaches to %s of term %d with %d claims", c, m, c.term, len(r.Claims))
+	c.link = &fleetLink{c: c, m: m, life: m.life}
+	f.groups.counts.Attached++
+	c.put(partition.Input{Kind: partition.InputAttach, Consumer: c.link, Group: "workers", Attach: r})
+}
+
+func (c *consumer) put(in partition.Input) {
+	m := c.link.m
+	if err := m.part.Groups().Put(in); err != nil {
+		c.link, c.attached = nil, false
+		return
+	}
+	if c.groups.fleet.random.IntN(3) > 0 && !m.stopped() {
+		m.turn()
+	}
+}
+
+// outcomes are records that the consumer has, in order, with what it says of them.
+func (c *consumer) outcomes(which func(*holding) bool) (list []wire.Outcome) {
+	for _, o := range slices.Sorted(maps.Keys(c.held)) {
+		if h := c.held[o]; which(h) {
+			list = append(list, wire.Outcome{Offset: o, Count: 1, Epoch: h.epoch, Kind: h.kind})
+		}
+	}
+	return list
+}
+
+// handle settles some of what the consumer has.
+func (c *consumer) handle() {
+	f, g := c.groups.fleet, c.groups
+	said := map[*holding]bool{}
+	for _, o := range slices.Sorted(maps.Keys(c.held)) {
+		h := c.held[o]
+		if h == nil || h.kind != wire.OutcomeHeld {
+			continue
+		}
+		if f.random.IntN(3) == 0 && !f.settling {
+			if g.ordered {
+				break
+			}
+			continue
+		}
+		said[h] = true
+		h.kind = wire.OutcomeAck
+		if f.random.IntN(12) == 0 && !f.settling {
+			h.kind = wire.OutcomeNack
+			if f.random.IntN(2) == 0 {
+				h.kind = wire.OutcomeReleased
+			}
+			f.groups.counts.Nacked++
+			if g.ordered { // what is behind it is given back with it
+				maps.DeleteFunc(c.held, func(other wire.Offset, x *holding) bool { return other > o })
+				break
+			}
+			continue
+		}
+		g.acked[o] = true
+	}
+	if len(said) > 0 {
+		c.put(partition.Input{Kind: partition.InputOutcomes, Consumer: c.link, Outcomes: c.outcomes(func(h *holding) bool { return said[h] })})
+	}
+}
+
+// settle takes in an answer to what the consumer has said, or claimed.
+func (c *consumer) settle(a wire.OutcomeAnswer, applied wire.Index) (gone bool) {
+	f, g := c.groups.fleet, c.groups
+	for o := a.Offset; o < a.Offset+wire.Offset(a.Count); o++ {
+		h := c.held[o]
+		if h == nil || h.epoch != a.Epoch {
+			continue
+		}
+		delete(c.held, o)
+		if a.Code != wire.CodeOK {
+			f.groups.counts.Stale++
+			gone = gone || a.Code == wire.CodeSessionGone
+			if a.Code == wire.CodeOutOfOrder {
+				f.fail("%s: the outcome of record %d is out of order", c, o)
+			}
+			continue
+		}
+		if h.kind != wire.OutcomeAck {
+			continue
+		}
+		f.groups.counts.Consumed++
+		if who, before := g.accepted[o]; before && who != c.session {
+			f.fail("%s: its acknowledgement of record %d is accepted, and that of %x was", c, o, who[:2])
+		}
+		g.accepted[o] = c.session
+		if g.since[o] == 0 {
+			g.since[o] = applied
+		}
+		if g.ordered {
+			for before := g.checked; before < o; before++ {
+				if !g.acked[before] {
+					f.fail("%s: its acknowledgement of record %d is accepted, and nobody has acknowledged record %d", c, o, before)
+				}
+			}
+		}
+	}
+	return gone
+}
+
+// read has the consumer hear something later, if the link is still its newest.
+func (l *fleetLink) read(what func()) {
+	l.frames = append(l.frames, func() {
+		if l.c.link == l {
+			what()
+		}
+	})
+}
+
+// Attached implements group.Consumer.
+func (l *fleetLink) Attached(r *wire.AttachResponse, err error) {
+	applied := l.m.group.Applied()
+	l.read(func() {
+		c := l.c
+		if err != nil {
+			c.groups.fleet.trace.add("%s: %s does not take it: %v", c, l.m, err)
+			c.link = nil
+			if errors.Is(err, wire.CodeSessionGone) {
+				c.renew(true)
+			}
+			return
+		}
+		c.attached = true
+		for _, a := range r.Refused {
+			if c.settle(a, applied) {
+				c.unlink()
+				c.renew(true)
+				return
+			}
+		}
+	})
+}
+
+// Deliver implements group.Consumer.
+func (l *fleetLink) Deliver(d *group.Delivery) {
+	grants := slices.Clone(d.Grants)
+	f, g := l.c.groups.fleet, l.c.groups
+	session := l.c.session
+	for _, x := range grants {
+		for o := x.Offset; o < x.Offset+wire.Offset(x.Count); o++ {
+			key := grantKey{offset: o, epoch: x.Epoch}
+			if g.ordered {
+				key.offset = 0
+			}
+			if who, before := g.given[key]; before && who != session {
+				f.fail("%s: record %d is given to %x with epoch %d, which %x has", l.m, o, session[:2], x.Epoch, who[:2])
+			}
+			g.given[key] = session
+			if at, ok := g.since[o]; ok && x.Epoch > at {
+				f.fail("%s: record %d is given with epoch %d; it was acknowledged at entry %d", l.m, o, x.Epoch, at)
+			}
+		}
+	}
+	l.read(func() {
+		for _, x := range grants {
+			for o := x.Offset; o < x.Offset+wire.Offset(x.Count); o++ {
+				l.c.held[o] = &holding{epoch: x.Epoch}
+			}
+			f.groups.counts.Granted++
+		}
+	})
+}
+
+// Answer implements group.Consumer.
+func (l *fleetLink) Answer(a []wire.OutcomeAnswer) {
+	answers, applied := slices.Clone(a), l.m.group.Applied()
+	l.read(func() {
+		for _, x := range answers {
+			if l.c.settle(x, applied) {
+				l.c.unlink()
+				l.c.renew(true)
+				return
+			}
+		}
+	})
+}
+
+// Revoke implements group.Consumer: handlers here are over at once, or take their time.
+func (l *fleetLink) Revoke([]wire.Revoke) {}
+
+// Lost implements group.Consumer.
+func (l *fleetLink) Lost(r []wire.Lost) {
+	lost := slices.Clone(r)
+	l.read(func() {
+		var seen []wire.Outcome
+		for _, x := range lost {
+			for o := x.Offset; o < x.Offset+wire.Offset(x.Count); o++ {
+				if h := l.c.held[o]; h != nil && h.epoch == x.Epoch {
+					delete(l.c.held, o)
+				}
+			}
+			seen = append(seen, wire.Outcome{Offset: x.Offset, Count: x.Count, Epoch: x.Epoch, Kind: wire.OutcomeLostSeen})
+		}
+		slices.SortFunc(seen, func(a, b wire.Outcome) int { return int(a.Offset) - int(b.Offset) })
+		l.c.put(partition.Input{Kind: partition.InputOutcomes, Consumer: l, Outcomes: seen})
+	})
+}
+
+// Confirmed implements group.Consumer.
+func (l *fleetLink) Confirmed(uint64) { l.c.groups.counts.Heard++ }
+
+// Closed implements group.Consumer.
+func (l *fleetLink) Closed(err error) {
+	l.read(func() {
+		c := l.c
+		c.groups.fleet.trace.add("%s: its link is closed: %v", c, err)
+		c.link, c.attached = nil, false
+		if errors.Is(err, wire.CodeSessionGone) {
+			c.groups.counts.SessionGone++
+			c.renew(true)
+		}
+	})
+}
+
+// fleetEffects are what groups need of a member.
+type fleetEffects struct{ m *member }
+
+// Scan implements partition.Effects.
+func (e fleetEffects) Scan(from wire.Offset, limit int) {
+	e.m.Submit(&scanJob{part: e.m.part, log: e.m.log, from: from, limit: limit})
+}
+
+type scanJob struct {
+	part  *partition.Partition
+	log   *log.Log
+	from  wire.Offset
+	limit int
+	found log.Scanned
+	err   error
+}
+
+func (j *scanJob) Run()  { j.err = j.log.Scan(j.from, j.limit, &j.found) }
+func (j *scanJob) Done() { j.part.Scanned(j.found.Batches, j.err) }
+
+// Confirm implements partition.Effects.
+func (e fleetEffects) Confirm(then func(error)) {
+	e.m.group.ReadIndex(func(_ wire.Index, err error) { then(err) })
+}
+
+// NextOf implements partition.Effects: there are no keys.
+func (e fleetEffects) NextOf(group.ID, group.Scope, bool, wire.Offset, wire.Offset, func(wire.Offset) bool) {
+	e.m.fleet.fail("%s looks for the next record of a key", e.m)
+}
+
+// Locate implements partition.Effects.
+func (e fleetEffects) Locate(int64, func(wire.Offset, error)) {}
+
+// Letter implements partition.Effects: no record fails for good.
+func (e fleetEffects) Letter(group.ID, group.Letter) {}
