@@ -267,9 +267,9 @@ func (k *consumer) tryAttach(claims ...wire.Outcome) (m wire.AttachResponse) {
 	return m
 }
 
-// The leader goes; a consumer that comes back within its grace, by way of a node that does
-// not lead, keeps what it holds, and nothing that it began is delivered again (G4).
-func TestLeasesOutliveTheLeader(t *testing.T) {
+// startThree runs three brokers that know each other.
+func startThree(t *testing.T) []*Server {
+	t.Helper()
 	a := startMember(t, t.TempDir(), 1)
 	b := startMember(t, t.TempDir(), 2, a.Addr())
 	c := startMember(t, t.TempDir(), 3, a.Addr(), b.Addr())
@@ -285,17 +285,67 @@ func TestLeasesOutliveTheLeader(t *testing.T) {
 			return len(v.Nodes) == 3 && v.Level == cluster.MaxLevel
 		})
 	}
-	createGroup(t, a.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, SessionMs: 30_000})
-	leader := func() *Server {
-		for _, s := range all {
-			if d, ok := s.broker.View().Destination("jobs"); ok && len(d.Partitions[0].Replicas) == 3 {
-				if r := s.broker.local(d.ID, 0); r != nil && r.Leading() {
-					return s
-				}
+	return all
+}
+
+// leaderOf is the broker that leads the queue, once that has three replicas.
+func leaderOf(all []*Server) *Server {
+	for _, s := range all {
+		if d, ok := s.broker.View().Destination("jobs"); ok && len(d.Partitions[0].Replicas) == 3 {
+			if r := s.broker.local(d.ID, 0); r != nil && r.Leading() {
+				return s
 			}
 		}
-		return nil
 	}
+	return nil
+}
+
+// A leadership that moves by plan takes the leases with it: nobody waits for a consumer
+// that does not come back.
+func TestLeasesMoveWithTheLeader(t *testing.T) {
+	all := startThree(t)
+	createGroup(t, all[0].Addr(), wire.GroupSettings{Mode: wire.ModeSerial, SessionMs: 60_000})
+	eventually(t, "a leader", func() bool { return leaderOf(all) != nil })
+	old := leaderOf(all)
+	produceKeyed(t, old.Addr(), "a", "b")
+	silent := attachTo(t, old.Addr(), 1)
+	held := silent.next(2)
+	require.NoError(t, silent.c.conn.Close())
+	k := &consumer{t: t, c: dialOpen(t, all[0].Addr()), id: 2}
+	k.handle = k.c.open("jobs", 0)
+	k.tryAttach()
+
+	d, _ := old.broker.View().Destination("jobs")
+	r := old.broker.local(d.ID, 0)
+	require.NoError(t, old.broker.transferHere(r.replicaID, 0))
+	eventually(t, "another leader", func() bool { s := leaderOf(all); return s != nil && s != old })
+	f := k.read()
+	require.Equal(t, wire.OpLinkClosed, f.Opcode)
+	k.tryAttach()
+	produceKeyed(t, old.Addr(), "c", "a")
+	got := k.next(1)
+	require.EqualValues(t, 2, got[0].Offset, "a key that nobody holds, long before the silent one is given up")
+	require.Equal(t, wire.CodeOK, k.say(ack(got[0]))[0].Code)
+
+	// The silent one comes back after all, and has not lost anything.
+	back := &consumer{t: t, c: dialOpen(t, all[1].Addr()), id: 1, beat: 100}
+	back.handle = back.c.open("jobs", 0)
+	var claims []wire.Outcome
+	for _, g := range held {
+		claims = append(claims, outcome(g, wire.OutcomeHeld))
+	}
+	require.Empty(t, back.tryAttach(claims...).Refused)
+	for _, g := range held {
+		require.Equal(t, wire.CodeOK, back.say(ack(g))[0].Code)
+	}
+}
+
+// The leader goes; a consumer that comes back within its grace, by way of a node that does
+// not lead, keeps what it holds, and nothing that it began is delivered again (G4).
+func TestLeasesOutliveTheLeader(t *testing.T) {
+	all := startThree(t)
+	createGroup(t, all[0].Addr(), wire.GroupSettings{Mode: wire.ModeSerial, SessionMs: 30_000})
+	leader := func() *Server { return leaderOf(all) }
 	eventually(t, "a leader", func() bool { return leader() != nil })
 	gone := leader()
 	var left []*Server
