@@ -125,6 +125,9 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		Flags: c.flags, Capacity: uint32(c.options.prefetch), Refill: uint32(c.options.refill), Bytes: uint32(c.options.bytes),
 		Name: c.options.name, Claims: at.claims(), Generation: c.binding.generation, Counter: c.binding.counter,
 	}
+	if at.attached {
+		request.Flags |= wire.AttachKnown
+	}
 	id := at.id
 	var response wire.AttachResponse
 	at.ask(s, wire.OpGroupAttach, &request, &response, func() {

@@ -17,6 +17,9 @@ const (
 	AttachStandby AttachFlags = 1 << 1
 	// AttachWholeBatches has batches delivered as they are stored, never as records of them.
 	AttachWholeBatches AttachFlags = 1 << 2
+	// AttachKnown says that the session was told before that it is attached. If it is not
+	// listed any more it was removed, and is not listed anew.
+	AttachKnown AttachFlags = 1 << 3
 )
 
 // AttachRequest is answered with AttachResponse when the session is listed and the claims

@@ -137,7 +137,7 @@ func (l *Leader) advance(a *attachment) bool {
 // join has a session listed that is not. What it claims it cannot have.
 func (l *Leader) join(a *attachment) bool {
 	r := a.request
-	if len(r.Claims) > 0 {
+	if len(r.Claims) > 0 || r.Flags&wire.AttachKnown != 0 && l.keeps(RuleKnown) {
 		return l.refuse(a, wire.CodeSessionGone)
 	}
 	if len(l.members) >= MaxSessions {

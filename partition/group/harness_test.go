@@ -255,6 +255,7 @@ type consumer struct {
 	term      wire.Term
 	link      *fakeLink
 	attachedK bool
+	known     bool          // it was attached once, in this life
 	asked     time.Duration // when it attached
 	held      []*taken      // ascending
 	beats     map[uint64]time.Duration
@@ -307,7 +308,7 @@ func (c *consumer) fresh(predecessor bool) {
 	c.life++
 	binary.LittleEndian.PutUint64(c.session[:], c.h.rand.Uint64())
 	binary.LittleEndian.PutUint64(c.session[8:], c.h.rand.Uint64())
-	c.held, c.out, c.link, c.attachedK = nil, nil, nil, false
+	c.held, c.out, c.link, c.attachedK, c.known = nil, nil, nil, false, false
 	c.beats, c.valid = make(map[uint64]time.Duration), 0
 	c.attempt, c.stubborn = 0, false
 }
@@ -346,6 +347,9 @@ func (c *consumer) attach(b *broker) {
 	r := &wire.AttachRequest{
 		Session: c.session, Predecessor: c.before, Attempt: c.attempt, Term: c.term, Capacity: c.capacity, Refill: c.capacity / 2,
 	}
+	if c.known {
+		r.Flags |= wire.AttachKnown
+	}
 	for _, t := range c.held {
 		if n := len(r.Claims); n > 0 {
 			if last := &r.Claims[n-1]; last.Next() == t.offset && last.Epoch == t.epoch && last.Kind == t.outcome {
@@ -376,7 +380,7 @@ func (c *consumer) attached(k *fakeLink, r *wire.AttachResponse, err error) {
 		}
 		return
 	}
-	c.attachedK = true
+	c.attachedK, c.known = true, true
 	for _, a := range r.Refused {
 		c.decided(a)
 	}

@@ -54,6 +54,8 @@ const (
 	RuleDrain
 	// RuleActive: nothing is given while another session is about to become the active one.
 	RuleActive
+	// RuleKnown: a session that was removed is not listed again.
+	RuleKnown
 	// RuleWhole: a leader that does not know all leases hands none over.
 	RuleWhole
 	// RuleFrozen: nothing is given out after the leases are handed over.

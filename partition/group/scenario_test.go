@@ -347,6 +347,18 @@ func TestLeaderRules(t *testing.T) {
 			r.settle()
 			return a.code(1) == wire.CodeOutOfOrder
 		}},
+		{"a session that was removed is not listed again", sharedGroup, RuleKnown, func(r *rig) bool {
+			a := r.attach('A', 1, 10)
+			r.pass(wire.DefaultSessionMs * time.Millisecond)
+			r.settle()
+			if !a.closed {
+				r.t.Fatal("it was not removed")
+			}
+			late := &recorder{r: r}
+			r.leader.Attach(late, &wire.AttachRequest{Session: a.session, Attempt: 2, Capacity: 1, Flags: wire.AttachKnown}, "", 1, r.now)
+			r.settle()
+			return late.refused == wire.CodeSessionGone
+		}},
 		{"an ack is answered when it is applied", sharedGroup, RuleCommitted, func(r *rig) bool {
 			r.produce(0)
 			a := r.attach('A', 1, 10)
