@@ -145,12 +145,13 @@ type submitted struct {
 	Changed     bool                    `json:"changed,omitempty"`
 	Destination *cluster.Destination    `json:"destination,omitempty"`
 	Node        *cluster.Node           `json:"node,omitempty"`
+	Group       *cluster.Group          `json:"group,omitempty"`
 	Producer    cluster.ProducerSession `json:"producer"`
 	FirstID     int64                   `json:"first_id,omitempty"`
 }
 
 func submittedOf(r cluster.Result) submitted {
-	s := submitted{Index: r.Index, Changed: r.Changed, Destination: r.Destination, Node: r.Node, Producer: r.Producer, FirstID: r.FirstID}
+	s := submitted{Index: r.Index, Changed: r.Changed, Destination: r.Destination, Node: r.Node, Group: r.Group, Producer: r.Producer, FirstID: r.FirstID}
 	if r.Err != nil {
 		s.Code, s.Detail = wire.CodeUnavailable, r.Err.Error()
 		var known *wire.Error
@@ -162,7 +163,7 @@ func submittedOf(r cluster.Result) submitted {
 }
 
 func (s *submitted) result() cluster.Result {
-	r := cluster.Result{Index: s.Index, Changed: s.Changed, Destination: s.Destination, Node: s.Node, Producer: s.Producer, FirstID: s.FirstID}
+	r := cluster.Result{Index: s.Index, Changed: s.Changed, Destination: s.Destination, Node: s.Node, Group: s.Group, Producer: s.Producer, FirstID: s.FirstID}
 	if s.Code != wire.CodeOK {
 		r.Err = &wire.Error{Code: s.Code, Detail: s.Detail}
 	}
