@@ -76,6 +76,7 @@ SIGINT stops reading and waits for what was read, 1.5 s at most.`,
 	flags.StringArrayVarP(&p.headerFlags, "header", "H", nil, "header for every record, as `name=value`; may be repeated")
 	flags.Uint32Var(&p.partition, "partition", 0, "send to one partition, a `number`; without it the key or the broker's load decides")
 	withoutDefault(flags, "partition")
+	flags.StringVar(&p.publisher, "publisher", "", "publish as a `name`: its records go to one partition and keep their order, also for groups with --scope publisher")
 	flags.BoolVar(&p.inOrder, "in-order", false, "send all records to one partition, whichever, so that they are read in the order of the input")
 	flags.Var(p.acks, "acks", "what an acknowledgement waits for: a quorum, the leader's memory, or nothing")
 	flags.Var(p.codec, "compression", "compression of batches")
@@ -126,6 +127,7 @@ type produceRun struct {
 	partition    uint32
 	fixed        bool
 	inOrder      bool
+	publisher    string
 	acks, codec  *choiceFlag
 	linger       durationFlag
 	timeout      durationFlag
@@ -172,7 +174,7 @@ func (p *produceRun) run(ctx context.Context) error {
 	p.words = words
 	opts := []client.ProducerOption{
 		client.Acks(ackLevel(p.acks.value)), client.Compression(codec(p.codec.value)),
-		client.Linger(p.linger.value), client.DeliveryTimeout(p.timeout.value), client.MaxBufferedBytes(produceBufferBytes),
+		client.Publisher(p.publisher), client.Linger(p.linger.value), client.DeliveryTimeout(p.timeout.value), client.MaxBufferedBytes(produceBufferBytes),
 	}
 	if p.fixed {
 		if err := hasPartition(found, p.words, p.partition); err != nil {

@@ -118,7 +118,7 @@ func (a *accumulator) add(r *Record, keyHash uint64, keyed bool, charge int64, p
 		}
 	}
 	if keyed && !b.keyed {
-		b.keyed, b.slot = true, uint16(keyHash>>slotShift)
+		b.keyed, b.slot = true, p.slot(keyHash)
 	}
 	b.charge += charge
 	p.bufferedBytes += charge

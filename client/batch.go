@@ -139,7 +139,7 @@ func (b *batch) seal() {
 		if p.kind == Queue && b.builder.Size() < minQueueCompression {
 			codec = NoCompression
 		}
-		b.data, b.index = b.builder.Finish(b.identity, 0, codec, compressor(codec))
+		b.data, b.index = b.builder.Finish(b.identity, p.publisher, codec, compressor(codec))
 		b.finished, b.sealed = true, b.identity
 	}
 	if b.sealed != b.identity {

@@ -175,6 +175,7 @@ type producerOptions struct {
 	fixed              bool
 	partition          uint32
 	name               string
+	publisher          string
 	policy             Policy
 	affinity           AffinityScope
 	localPreference    bool
@@ -221,6 +222,9 @@ func newProducerOptions(opts []ProducerOption) (producerOptions, error) {
 	}
 	if o.acks != AcksQuorum {
 		o.idempotent = false // RULES R4: idempotence is part of quorum
+	}
+	if len(o.publisher) > maxPublisherBytes {
+		return o, fmt.Errorf("option Publisher: the name has %d bytes, the limit is %d", len(o.publisher), maxPublisherBytes)
 	}
 	if o.name != "" && !o.idempotent {
 		return o, fmt.Errorf("option ProducerName: needs quorum acks and idempotence")
@@ -312,6 +316,18 @@ func Spill(on bool) ProducerOption { return func(o *producerOptions) { o.spill =
 // ProducerName gives the producer an identity that outlives the process:
 // opening a name fences whoever used it before. Default: anonymous.
 func ProducerName(name string) ProducerOption { return func(o *producerOptions) { o.name = name } }
+
+// maxPublisherBytes bounds a publisher's name. A longer one is refused.
+const maxPublisherBytes = 1 << 10
+
+// Publisher says who publishes what the producer sends. All records of a publisher go
+// to one partition, whatever their keys, in the order in which they were stored there;
+// a serial group ByPublisher handles them one after the other. The name belongs to no
+// connection: the same publisher goes on with another producer, on another node, or
+// with several at once, whose records are ordered as the partition got them. Consumers
+// find it in the header wire.PublisherHeader. With the option Partition the publisher
+// is where that says. Default: none, and each record is ordered with no other.
+func Publisher(name string) ProducerOption { return func(o *producerOptions) { o.publisher = name } }
 
 // ReaderOption configures a Reader.
 type ReaderOption func(*readerOptions)

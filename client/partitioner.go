@@ -14,7 +14,8 @@ const slotShift = 64 - 14
 
 // route chooses the accumulator for a record and returns the hash of its key.
 //
-// A fixed partition comes first. A record with a key goes where the slot of its
+// A fixed partition comes first, then the slot of the producer's publisher, if it has
+// one. A record with a key goes where the slot of its
 // key lies, so that all records of a key are in one partition, in order. Records
 // without a key stick to one partition until their batch is on its way, then
 // another is chosen (balance.go): whole batches are spread, not single records. A
@@ -25,13 +26,12 @@ const slotShift = 64 - 14
 func (p *Producer) route(r *Record, charge int64) (a *accumulator, keyHash uint64, keyed bool) {
 	if r.Key != nil {
 		keyHash = xxhash.Sum64(r.Key)
-		keyed = !p.options.fixed
 	}
 	switch {
 	case p.options.fixed:
 		return p.lanes[p.fixedLane], keyHash, false
-	case keyed:
-		return p.lanes[p.layout.slots[keyHash>>slotShift]], keyHash, true
+	case r.Key != nil, p.publisher != 0:
+		return p.lanes[p.layout.slots[p.slot(keyHash)]], keyHash, true
 	}
 	a = p.lanes[p.sticky]
 	if (p.stuck && !a.hasRoom(charge) || a.stalled()) && p.options.affinity != PerProducer {
@@ -43,6 +43,37 @@ func (p *Producer) route(r *Record, charge int64) (a *accumulator, keyHash uint6
 		a.share += 1 / float64(p.layout.weights[p.sticky])
 	}
 	return a, 0, false
+}
+
+// slot is where a record whose key has this hash lies.
+func (p *Producer) slot(keyHash uint64) uint16 {
+	if p.publisher != 0 {
+		keyHash = p.publisher
+	}
+	return uint16(keyHash >> slotShift)
+}
+
+// publisherHash is what the record index says about a publisher: 0 means none.
+func publisherHash(name string) uint64 {
+	if name == "" {
+		return 0
+	}
+	return max(xxhash.Sum64String(name), 1)
+}
+
+// sign is the record with the header that names the publisher, as a view that is valid
+// until the next call. The caller holds p.mu.
+func (p *Producer) sign(r *Record) *Record {
+	p.signed = *r
+	p.headers = p.headers[:0]
+	for _, h := range r.Headers {
+		if h.Key != wire.PublisherHeader { // of a record that somebody else published and this one passes on
+			p.headers = append(p.headers, h)
+		}
+	}
+	p.headers = append(p.headers, Header{Key: wire.PublisherHeader, Value: p.name})
+	p.signed.Headers = p.headers
+	return &p.signed
 }
 
 // reader walks the records of a batch that no writer has.
@@ -60,6 +91,9 @@ func (b *batch) reader() wire.RecordReader {
 
 // misplaced reports whether a layout puts some record of the batch elsewhere.
 func (b *batch) misplaced(l *layout) bool {
+	if b.lane.producer.publisher != 0 {
+		return l.partitions[l.slots[b.slot]] != b.lane.partition
+	}
 	var rec wire.Record
 	for r := b.reader(); r.Next(&rec); {
 		if rec.Key != nil && l.partitions[l.slots[xxhash.Sum64(rec.Key)>>slotShift]] != b.lane.partition {

@@ -34,6 +34,8 @@ type Producer struct {
 	destination string
 	kind        Kind // of the destination
 	options     producerOptions
+	publisher   uint64          // hash of its name; 0: none
+	name        []byte          // of the publisher
 	ctx         context.Context // done when the Producer has ended
 	cancel      context.CancelFunc
 	wake        chan struct{} // capacity 1, for the upkeep
@@ -60,6 +62,9 @@ type Producer struct {
 	wantLayout   bool                  // key slots or leaders have moved
 	askingLayout bool                  // METADATA is on its way
 	retryAt      time.Time             // when tend asks again after a failure
+
+	signed  Record   // see sign
+	headers []Header // of signed
 
 	flushing        int  // calls of Flush that wait
 	ticking         bool // the upkeep looks at the clock now and then
@@ -90,6 +95,8 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 		conn:        c,
 		destination: destination,
 		options:     o,
+		publisher:   publisherHash(o.publisher),
+		name:        []byte(o.publisher),
 		wake:        make(chan struct{}, 1),
 		finish:      make(chan struct{}, 1),
 		identity:    wire.ProducerIdentity{ID: wire.NoProducerID},
@@ -205,6 +212,9 @@ func (p *Producer) send(ctx context.Context, r *Record, pr promise) error {
 // a failure, ends every later send before the partition takes records again.
 func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*accumulator, error) {
 	size := wire.EncodedSizeBound(r.Key, r.Value, r.Headers)
+	if p.publisher != 0 {
+		size += wire.EncodedSizeBound(nil, p.name, nil) + len(wire.PublisherHeader)
+	}
 	charge := int64(size)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -222,6 +232,9 @@ func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*accumula
 		if err := p.waitForSpace(ctx, charge); err != nil {
 			return nil, err
 		}
+	}
+	if p.publisher != 0 {
+		r = p.sign(r)
 	}
 	a, keyHash, keyed := p.route(r, charge)
 	if a.untold > 0 {

@@ -196,6 +196,10 @@ func (r *Record) Headers() iter.Seq2[[]byte, []byte] {
 	}
 }
 
+// PublisherHeader is the header that names the publisher of a record, whose hash the
+// record index has.
+const PublisherHeader = "lockstep-publisher"
+
 // RecordHeader is a named value of a record.
 type RecordHeader struct {
 	Key   string
