@@ -85,3 +85,15 @@ func TestF17_Catches_NoWaitAfterAChangeOfTheLeader(t *testing.T) {
 func TestF17_Catches_LostDeliveriesThatNobodyClaims(t *testing.T) {
 	caughtByGroups(t, group.RuleUnclaimed)
 }
+func TestF17_Catches_RecordsThatAreLeftWhenAnEarlierOneIsGivenBack(t *testing.T) {
+	caughtByGroups(t, group.RuleTail)
+}
+func TestF17_Catches_TheNextRecordForAnotherSessionTooEarly(t *testing.T) {
+	caughtByGroups(t, group.RuleSameHolder)
+}
+func TestF17_Catches_ClaimsThatGetAnotherEpoch(t *testing.T) {
+	caughtByGroups(t, group.RuleKeepEpoch)
+}
+func TestF17_Catches_RoomThatIsNeverFreed(t *testing.T) {
+	caughtByGroups(t, group.RuleCredit)
+}

@@ -69,8 +69,9 @@ type Log interface {
 	RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) (wire.Offset, bool)
 	// Bytes is the size of the log.
 	Bytes() int64
-	// Place is where the body of entry i, of n bytes, lies, if that is still in memory.
-	Place(i wire.Index, n int) (log.Position, bool)
+	// BodyAt is where the body of applied entry i lies, which has bodyBytes bytes. It is
+	// false if its place is not in memory any more.
+	BodyAt(i wire.Index, bodyBytes int) (log.Position, bool)
 }
 
 // Receiver learns the outcome of an Append, once, except for AcksNone, where it
@@ -523,7 +524,7 @@ func (p *Partition) Apply(e Entry) {
 		}
 		p.state.applyRecords(e.BaseOffset, e.RecordCount, e.AppendTimeMs, e.Body)
 		if p.groups.feed.on {
-			at, known := p.log.Place(e.Index, len(e.Body))
+			at, known := p.log.BodyAt(e.Index, len(e.Body))
 			p.groups.feed.applied(at, known, &e)
 		}
 		p.committed(e)

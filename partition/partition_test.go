@@ -37,7 +37,7 @@ type fakeLog struct {
 }
 
 func (f *fakeLog) Bytes() int64 { return f.bytes }
-func (f *fakeLog) Place(i wire.Index, _ int) (log.Position, bool) {
+func (f *fakeLog) BodyAt(i wire.Index, _ int) (log.Position, bool) {
 	return log.Position{Segment: 1, Byte: int64(i) << 20}, f.places
 }
 func (f *fakeLog) Paused() bool { return f.paused }

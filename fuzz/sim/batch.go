@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -15,6 +16,7 @@ type batch struct {
 	acks     wire.Acks
 	count    uint32
 	bytes    []byte // as sent
+	records  []byte // their index, nil for none
 	info     wire.BatchInfo
 
 	landed    bool // it is in the log, as far as anybody knows
@@ -32,8 +34,16 @@ type batch struct {
 // newBatch encodes a batch of records records of about size bytes each. A record's
 // value begins with the batch's number, the rest is a function of it.
 func newBatch(number uint64, p wire.ProducerIdentity, acks wire.Acks, records, size int) *batch {
+	return buildBatch(number, p, acks, records, size, false)
+}
+
+// simKeys is how many keys the records of an indexed batch have.
+const simKeys = 5
+
+// buildBatch makes a batch, with a record index if it is to have one.
+func buildBatch(number uint64, p wire.ProducerIdentity, acks wire.Acks, records, size int, indexed bool) *batch {
 	var b wire.BatchBuilder
-	b.Reset(false)
+	b.Reset(indexed)
 	value := make([]byte, 8+size)
 	binary.LittleEndian.PutUint64(value, number)
 	for i := range value[8:] {
@@ -42,17 +52,17 @@ func newBatch(number uint64, p wire.ProducerIdentity, acks wire.Acks, records, s
 	for i := range records {
 		value[0]++ // records of one batch differ
 		key := []byte{byte(i)}
-		if !b.Append(int64(number), 0, key, value, nil, 0) {
+		if !b.Append(int64(number), 0, key, value, nil, 1+uint64(i)%simKeys) {
 			panic("sim: a batch does not hold its records")
 		}
 	}
-	encoded, _ := b.Finish(p, 0, wire.CodecNone, nil)
-	encoded = append([]byte(nil), encoded...)
-	info, err := wire.ValidateBatch(encoded, nil, wire.BatchLimits{})
+	encoded, index := b.Finish(p, 0, wire.CodecNone, nil)
+	encoded, index = bytes.Clone(encoded), bytes.Clone(index)
+	info, err := wire.ValidateBatch(encoded, index, wire.BatchLimits{})
 	if err != nil {
 		panic(err)
 	}
-	return &batch{number: number, producer: p, acks: acks, count: uint32(records), bytes: encoded, info: info}
+	return &batch{number: number, producer: p, acks: acks, count: uint32(records), bytes: encoded, records: index, info: info}
 }
 
 // idempotent batches are sent again until they are answered.

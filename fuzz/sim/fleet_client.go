@@ -109,7 +109,7 @@ func (c *producer) fresh() *batch {
 		records, size = 1, f.random.IntN(int(f.config.segmentBytes)*5/4)
 	}
 	f.lastBatch++
-	b := newBatch(f.lastBatch, wire.ProducerIdentity{ID: c.id, Sequence: c.sequence}, wire.AcksQuorum, records, size)
+	b := buildBatch(f.lastBatch, wire.ProducerIdentity{ID: c.id, Sequence: c.sequence}, wire.AcksQuorum, records, size, f.groups != nil)
 	c.sequence += int32(records)
 	f.batches[int64(b.number)] = b
 	b.sent = f.moment()
@@ -128,7 +128,7 @@ func (c *producer) send(b *batch) {
 		acks = wire.AcksLeader
 	}
 	f.trace.add("%s sends batch %d to replica %d: %d records of %d bytes, sequence %d", c, b.number, c.at.id, b.count, len(b.bytes), b.producer.Sequence)
-	err := c.at.part.Append(partition.Append{Batch: b.bytes, Info: b.info, Acks: acks, Receiver: c, Tag: tag})
+	err := c.at.part.Append(partition.Append{Batch: b.bytes, Index: b.records, Info: b.info, Acks: acks, Receiver: c, Tag: tag})
 	if err == nil {
 		return
 	}

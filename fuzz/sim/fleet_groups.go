@@ -18,7 +18,7 @@ import (
 type groups struct {
 	fleet     *fleet
 	settings  wire.GroupSettings
-	ordered   bool // all records are one scope
+	keys      []uint64 // of the committed records
 	consumers []*consumer
 
 	acked    map[wire.Offset]bool          // somebody has sent an acknowledgement
@@ -52,11 +52,10 @@ func (c *GroupCounts) Add(o *GroupCounts) {
 	c.SessionGone += o.SessionGone
 }
 
-// grantKey names a lease that only one session may have: of a record, or in an ordered
-// group of the scope.
+// grantKey names what only one session may have: an epoch of a scope.
 type grantKey struct {
-	offset wire.Offset
-	epoch  wire.Index
+	scope uint64
+	epoch wire.Index
 }
 
 // consumer is one consumer that does what a client has to.
@@ -92,11 +91,13 @@ func newGroups(f *fleet) *groups {
 		fleet: f, acked: map[wire.Offset]bool{}, accepted: map[wire.Offset]group.Session{}, since: map[wire.Offset]wire.Index{}, given: map[grantKey]group.Session{},
 	}
 	g.settings = wire.GroupSettings{SessionMs: 3000, BackoffMs: 200, BackoffMaxMs: 400}
-	switch f.random.IntN(4) {
+	switch f.random.IntN(6) {
 	case 0:
-		g.settings.Mode, g.ordered = wire.ModeStream, true
+		g.settings.Mode = wire.ModeStream
 	case 1:
-		g.settings.Mode, g.settings.Scope, g.settings.Holder, g.ordered = wire.ModeSerial, wire.ScopeDestination, wire.HolderAny, true
+		g.settings.Mode, g.settings.Scope, g.settings.Holder = wire.ModeSerial, wire.ScopeDestination, wire.HolderAny
+	case 2, 3:
+		g.settings.Mode, g.settings.Window = wire.ModeSerial, uint32(1+f.random.IntN(3))
 	default:
 		g.settings.Mode = wire.ModeShared
 	}
@@ -112,6 +113,35 @@ func newGroups(f *fleet) *groups {
 // intents are the groups that there are from the beginning.
 func (g *groups) intents() []partition.Intent {
 	return []partition.Intent{{ID: 7, Version: 7, Name: "workers", Settings: g.settings}}
+}
+
+// committed takes in the keys of records.
+func (g *groups) committed(base wire.Offset, body []byte) {
+	for ; len(body) > 0 && base == wire.Offset(len(g.keys)); base = wire.Offset(len(g.keys)) {
+		b, rest, err := wire.NextBodyBatch(body)
+		if err != nil {
+			g.fleet.fail("the committed records at offset %d: %v", base, err)
+		}
+		index, err := wire.ParseRecordIndex(b.Index)
+		if err != nil {
+			g.fleet.fail("the index of the committed records at offset %d: %v", base, err)
+		}
+		for i := range index.Len() {
+			g.keys = append(g.keys, index.Entry(i).KeyHash)
+		}
+		body = rest
+	}
+}
+
+// scope is what only one session handles of at a time.
+func (g *groups) scope(o wire.Offset) uint64 {
+	switch {
+	case g.settings.Mode == wire.ModeShared:
+		return simKeys + 1 + uint64(o)
+	case g.settings.Mode == wire.ModeSerial && g.settings.Scope == wire.ScopeKey:
+		return g.keys[o]
+	}
+	return 0
 }
 
 // check finds records that are gone although nobody has acknowledged them.
@@ -254,15 +284,14 @@ func (c *consumer) outcomes(which func(*holding) bool) (list []wire.Outcome) {
 func (c *consumer) handle() {
 	f, g := c.groups.fleet, c.groups
 	said := map[*holding]bool{}
+	passed := map[uint64]bool{} // scopes of which an earlier record waits
 	for _, o := range slices.Sorted(maps.Keys(c.held)) {
 		h := c.held[o]
-		if h == nil || h.kind != wire.OutcomeHeld {
+		if h == nil || h.kind != wire.OutcomeHeld || passed[g.scope(o)] {
 			continue
 		}
 		if f.random.IntN(3) == 0 && !f.settling {
-			if g.ordered {
-				break
-			}
+			passed[g.scope(o)] = true
 			continue
 		}
 		said[h] = true
@@ -273,10 +302,8 @@ func (c *consumer) handle() {
 				h.kind = wire.OutcomeReleased
 			}
 			f.groups.counts.Nacked++
-			if g.ordered { // what is behind it is given back with it
-				maps.DeleteFunc(c.held, func(other wire.Offset, x *holding) bool { return other > o })
-				break
-			}
+			// What is behind it in its scope is given back with it.
+			maps.DeleteFunc(c.held, func(other wire.Offset, _ *holding) bool { return other > o && g.scope(other) == g.scope(o) })
 			continue
 		}
 		g.acked[o] = true
@@ -314,9 +341,9 @@ func (c *consumer) settle(a wire.OutcomeAnswer, applied wire.Index) (gone bool) 
 		if g.since[o] == 0 {
 			g.since[o] = applied
 		}
-		if g.ordered {
+		if g.settings.Mode != wire.ModeShared {
 			for before := g.checked; before < o; before++ {
-				if !g.acked[before] {
+				if !g.acked[before] && g.scope(before) == g.scope(o) {
 					f.fail("%s: its acknowledgement of record %d is accepted, and nobody has acknowledged record %d", c, o, before)
 				}
 			}
@@ -365,10 +392,7 @@ func (l *fleetLink) Deliver(d *group.Delivery) {
 	session := l.c.session
 	for _, x := range grants {
 		for o := x.Offset; o < x.Offset+wire.Offset(x.Count); o++ {
-			key := grantKey{offset: o, epoch: x.Epoch}
-			if g.ordered {
-				key.offset = 0
-			}
+			key := grantKey{scope: g.scope(o), epoch: x.Epoch}
 			if who, before := g.given[key]; before && who != session {
 				f.fail("%s: record %d is given to %x with epoch %d, which %x has", l.m, o, session[:2], x.Epoch, who[:2])
 			}
@@ -464,9 +488,32 @@ func (e fleetEffects) Confirm(then func(error)) {
 	e.m.group.ReadIndex(func(_ wire.Index, err error) { then(err) })
 }
 
-// NextOf implements partition.Effects: there are no keys.
-func (e fleetEffects) NextOf(group.ID, group.Scope, bool, wire.Offset, wire.Offset, func(wire.Offset) bool) {
-	e.m.fleet.fail("%s looks for the next record of a key", e.m)
+// NextOf implements partition.Effects.
+func (e fleetEffects) NextOf(g group.ID, s group.Scope, publisher bool, after, below wire.Offset, done func(wire.Offset) bool) {
+	e.m.Submit(&findJob{part: e.m.part, log: e.m.log, group: g, scope: s, publisher: publisher, after: after, below: below, done: done})
+}
+
+type findJob struct {
+	part         *partition.Partition
+	log          *log.Log
+	group        group.ID
+	scope        group.Scope
+	publisher    bool
+	after, below wire.Offset
+	done         func(wire.Offset) bool
+	at           wire.Offset
+	ok           bool
+	err          error
+}
+
+func (j *findJob) Run() {
+	j.at, j.ok, j.err = j.log.NextOf(uint64(j.scope), j.publisher, j.after, j.below, j.done)
+}
+
+func (j *findJob) Done() {
+	if j.err == nil { // else the machine has no power any more
+		j.part.Found(j.group, j.scope, j.after, j.at, j.ok)
+	}
 }
 
 // Locate implements partition.Effects.

@@ -199,6 +199,9 @@ func (s *fleetMachine) Apply(e replication.Entry) {
 		s.before = func(dst []byte) []byte { return append(dst, saved...) }
 	}
 	s.m.fleet.truth.apply(s.m.id, e)
+	if g := s.m.fleet.groups; g != nil && e.Kind == wire.KindRecords {
+		g.committed(e.BaseOffset, e.Body)
+	}
 	s.m.part.Apply(partition.Entry(e))
 	s.m.applied = max(s.m.applied, e.Index)
 	s.m.fleet.truth.state(s.m.id, e.Index, s.State.Save(nil))
