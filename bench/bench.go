@@ -2,12 +2,13 @@
 // through package client only, as any application would, and reports what an
 // application would see: records per second, latencies, CPU seconds of both sides.
 //
-// Three measurements. Produce runs producers in a closed loop, each with a fixed
+// Four measurements. Produce runs producers in a closed loop, each with a fixed
 // number of records outstanding: it finds the throughput, and its latencies are
 // only the window divided by the rate. Consume replays what is stored. Latency
 // runs an open loop: records are due at fixed times whatever the broker does,
 // and every latency counts from the time a record was due, so that a stall is
-// charged to all records it delayed and not only to the one that was under way.
+// charged to all records it delayed and not only to the one that was under way. Queue
+// runs producers and the consumers of a group, which acknowledge every record, at once.
 //
 // Each takes a context, connects, creates what it needs, measures and returns a
 // Result. Cancelling the context ends it early with the context's error.
@@ -59,6 +60,7 @@ type Target struct {
 // that is removed at the end; a named one that is missing is created and kept.
 type Destination struct {
 	Name     string
+	Kind     client.Kind     // for creation only; zero: a topic
 	Settings client.Settings // for creation only
 }
 
@@ -77,10 +79,13 @@ func (t Target) connect(ctx context.Context, name string) (*client.Conn, error) 
 // prepare makes sure that the destination exists. The returned function removes
 // it if it was made for this run only; it works after ctx was cancelled.
 func (t Target) prepare(ctx context.Context, conn *client.Conn, d *Destination) (cleanup func() error, err error) {
+	if d.Kind == 0 {
+		d.Kind = client.Topic
+	}
 	if d.Name != "" {
 		existing, err := conn.Destinations(ctx)
 		if err == nil && !slices.ContainsFunc(existing, func(e client.Destination) bool { return e.Name == d.Name }) {
-			_, err = conn.CreateDestination(ctx, client.Destination{Name: d.Name, Kind: client.Topic, Settings: d.Settings})
+			_, err = conn.CreateDestination(ctx, client.Destination{Name: d.Name, Kind: d.Kind, Settings: d.Settings})
 		}
 		return func() error { return nil }, err
 	}
@@ -89,7 +94,7 @@ func (t Target) prepare(ctx context.Context, conn *client.Conn, d *Destination) 
 		return nil, err
 	}
 	d.Name = "bench-" + hex.EncodeToString(suffix)
-	created, err := conn.CreateDestination(ctx, client.Destination{Name: d.Name, Kind: client.Topic, Settings: d.Settings})
+	created, err := conn.CreateDestination(ctx, client.Destination{Name: d.Name, Kind: d.Kind, Settings: d.Settings})
 	if err != nil {
 		return nil, err
 	}

@@ -182,6 +182,20 @@ func TestOptionsAreCheckedBeforeAnythingIsConnected(t *testing.T) {
 		_, err := Latency(ctx, o)
 		require.ErrorIs(t, err, ErrOption)
 	}
+	queue := QueueOptions{Produce: produce, Consumers: 1}
+	for _, change := range []func(*QueueOptions){
+		func(o *QueueOptions) { o.Consumers = 0 },
+		func(o *QueueOptions) { o.Prefetch = -1 },
+		func(o *QueueOptions) { o.Produce.Records = 0 },
+	} {
+		o := queue
+		change(&o)
+		_, err := Queue(ctx, o)
+		require.ErrorIs(t, err, ErrOption)
+	}
+	w5, err := FindWorkload("W5")
+	require.NoError(t, err)
+	require.ErrorIs(t, w5.Check(CompareOptions{Subjects: []string{"lockstep", "floor"}, Rounds: 1, Scale: 1}), ErrOption)
 }
 
 func TestTheFirstErrorWinsAndCancels(t *testing.T) {

@@ -147,9 +147,15 @@ func (w Workload) compareFigures(ctx context.Context, o CompareOptions) (*Compar
 // against finds what a name stands for: a subject of w, or another workload.
 func (w Workload) against(name string) (Workload, Subject, error) {
 	switch s := Subject(name); s {
-	case Lockstep, Floor:
+	case Lockstep:
 		return w, s, nil
-	case FloorLog:
+	case Floor, FloorLog:
+		if w.kind == queueWorkload {
+			return w, s, optionError("%s has no floor: compare it with another workload", w.Name)
+		}
+		if s == Floor {
+			return w, s, nil
+		}
 		if w.kind == consumeWorkload {
 			return w, s, optionError("%s reads what is stored: compare it with floor", w.Name)
 		}

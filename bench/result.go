@@ -10,15 +10,16 @@ import (
 
 // Result is what a run found. Its JSON form is a contract.
 type Result struct {
-	Benchmark   string  `json:"benchmark"` // produce, consume or latency
+	Benchmark   string  `json:"benchmark"` // produce, consume, latency or queue
 	Records     int64   `json:"records"`   // acknowledged or received within Seconds
 	Bytes       int64   `json:"bytes"`     // of keys and values
 	Seconds     float64 `json:"seconds"`
 	RecordsPerS float64 `json:"records_per_s"`
 	MBPerS      float64 `json:"mb_per_s"` // 10^6 bytes of keys and values
 	Latencies
-	// Ack is the time until the broker acknowledged a record; in Latency runs
-	// only, where the fields above are the time until a consumer had it.
+	// Ack is the time until the broker acknowledged a record that was sent; in Latency
+	// runs, where the fields above are the time until a consumer had it, and in Queue
+	// runs, where they are how long consumers waited for the next.
 	Ack *Latencies `json:"ack,omitempty"`
 	// Lost is the number of records that were sent and did not come back
 	// within the time a Latency run waits at its end.

@@ -54,6 +54,7 @@ const (
 	produceWorkload workloadKind = iota
 	consumeWorkload
 	latencyWorkload
+	queueWorkload
 	// The following find figures that stand beside a goal, see Figure.
 	restartWorkload
 	idlePartitionsWorkload
@@ -79,6 +80,7 @@ type Workload struct {
 	inFlight   int
 	partitions uint32
 	clients    int // idle ones
+	consumers  int // of a group
 	nodes      int // of a cluster, each with a replica; 0: one
 	sync       wire.SyncMode
 	rate       float64
@@ -109,6 +111,8 @@ var Workloads = []Workload{
 		kind: latencyWorkload, size: 1 << 10, rate: 10_000, duration: 5 * time.Second, sync: wire.SyncOS},
 	{Name: "W4f", About: "W4 synced before the answer", Reference: "floor",
 		kind: latencyWorkload, size: 1 << 10, rate: 10_000, duration: 5 * time.Second},
+	{Name: "W5", About: "work queue, 1 KiB, page cache, 2 producers × 2,048 outstanding, 4 consumers, an ack for each record", Reference: "W1",
+		kind: queueWorkload, records: 1_000_000, size: 1 << 10, producers: 2, inFlight: 2048, consumers: 4, sync: wire.SyncOS},
 	{Name: "W6", About: "W1 on three nodes of this machine, acknowledged by two", Reference: "W1", Goal: 0.3,
 		records: 1_000_000, size: 1 << 10, producers: 2, inFlight: 2048, sync: wire.SyncOS, nodes: 3},
 	{Name: "W6f", About: "W6 synced before the answer", Reference: "W2", Goal: 0.3,
@@ -170,6 +174,9 @@ func (w Workload) run(ctx context.Context, on Launch, target Target, progress Pr
 	}
 	consume := ConsumeOptions{
 		Target: target, Destination: destination, Fill: produce, Records: w.records, Readers: 1, Progress: progress, Settings: settings,
+	}
+	if w.kind == queueWorkload {
+		return Queue(ctx, QueueOptions{Produce: produce, Mode: client.Shared, Consumers: w.consumers})
 	}
 	floor := on.Subject != Lockstep
 	switch w.kind {

@@ -28,7 +28,7 @@ exists is used as it is.`,
   lockstep bench latency --embedded --rate 10000 --json`,
 	})
 	a.clientFlags(c)
-	c.AddCommand(a.benchProduceCommand(), a.benchConsumeCommand(), a.benchLatencyCommand(), a.benchRunCommand(), a.benchFloorCommand())
+	c.AddCommand(a.benchProduceCommand(), a.benchConsumeCommand(), a.benchLatencyCommand(), a.benchQueueCommand(), a.benchRunCommand(), a.benchFloorCommand())
 	return c
 }
 
@@ -326,6 +326,46 @@ charged to every record that it delayed.`,
 	return c
 }
 
+func (a *app) benchQueueCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "queue",
+		Short: "Measure a work queue: producers and a group that acknowledges every record",
+		Long: `Measure a work queue: producers send to a queue that is made for the run, while the
+consumers of one group take the records and acknowledge each by itself. The time counts
+until the last of these acks is confirmed. Latencies are the times a consumer waited for
+its next record, and the times until producers had their acknowledgement.
+
+With --mode serial the records of one of --keys keys are handled one after the other, and
+records without a key in any order.`,
+		Example: `  lockstep bench queue --embedded --sync os
+  lockstep bench queue --embedded --mode serial --keys 10000 --consumers 8 --json`,
+	}
+	b := a.newBenchFlags(c)
+	p := newProduceFlags(c.Flags())
+	mode := newChoice("shared", "shared", "serial", "stream")
+	c.Flags().Var(mode, "mode", "how consumers share records")
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usagef(c, "%q makes a queue of its own; leave %q away", c.CommandPath(), args[0])
+		}
+		return b.check(c, args)
+	}
+	consumers := c.Flags().Int("consumers", 4, "`number` of consumers, each with a connection of its own")
+	prefetch := c.Flags().Int("prefetch", 0, "`number` of records that a broker may send ahead to a consumer; 0 = 512")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		settings := b.settings(args)
+		p.addTo(settings)
+		settings["mode"], settings["consumers"], settings["prefetch"] = mode.value, *consumers, *prefetch
+		modes := map[string]client.GroupMode{"shared": client.Shared, "serial": client.Serial, "stream": client.Stream}
+		return b.run(c, settings, func(ctx context.Context, t bench.Target, progress bench.Progress) (*bench.Result, error) {
+			o := bench.QueueOptions{Produce: b.produceOptions(p), Mode: modes[mode.value], Consumers: *consumers, Prefetch: *prefetch}
+			o.Produce.Target, o.Produce.Destination, o.Produce.Progress, o.Produce.Settings = t, b.destination(args), progress, settings
+			return bench.Queue(ctx, o)
+		})
+	}
+	return c
+}
+
 // printResult writes a result for people.
 func (a *app) printResult(r *bench.Result) error {
 	rows := [][]string{
@@ -334,7 +374,7 @@ func (a *app) printResult(r *bench.Result) error {
 		{"records/s", formatCount(int64(r.RecordsPerS + 0.5))},
 		{"MB/s", fmt.Sprintf("%.1f", r.MBPerS)},
 	}
-	name := map[string]string{"produce": "acknowledged after", "consume": "waited for next", "latency": "received after"}[r.Benchmark]
+	name := map[string]string{"produce": "acknowledged after", "consume": "waited for next", "latency": "received after", "queue": "waited for next"}[r.Benchmark]
 	rows = append(rows, []string{name, latencyText(r.Latencies)})
 	if r.Ack != nil {
 		rows = append(rows, []string{"acknowledged after", latencyText(*r.Ack)})
