@@ -53,6 +53,7 @@ type Leader struct {
 	parking map[Scope]int          // how many entries that park a scope are on their way
 	table   []lease                // taken over, whose scopes are not known yet
 	frozen  bool                   // the leases are on their way to the next leader
+	strays  int                    // how many more records that a session does not hold are looked at
 	handed  int                    // how often that was begun
 	of      map[wire.Offset]*scope // leased records of scopes
 	ring    fifo[*scope]           // that have a record to give
@@ -207,6 +208,9 @@ func (l *Leader) Heartbeat(c Consumer, number uint64, now time.Duration) {
 		return
 	}
 	l.Heard(c, now)
+	if len(l.beats) >= maxBeats {
+		return
+	}
 	l.beats = append(l.beats, beat{c, number})
 	l.confirm()
 }

@@ -6,6 +6,19 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
+// Limits of what a session says that it cannot.
+const (
+	// maxStrays bounds the records of one frame that the session does not hold and that are
+	// looked at one by one, and maxElsewhere those for which others are asked.
+	maxStrays    = 2 * wire.MaxGroupCapacity
+	maxElsewhere = 256
+	// maxSeen bounds the runs that sessions know to have lost and that are not proposed yet.
+	maxSeen = 1 << 16
+	// maxBeats bounds the heartbeats that wait for a quorum round. Further ones are not
+	// answered.
+	maxBeats = 1 << 16
+)
+
 // cause says why records are taken back, and what of it counts.
 type cause struct {
 	reason  wire.LeaseReason
@@ -47,10 +60,11 @@ func (l *Leader) Outcomes(c Consumer, o []wire.Outcome, now time.Duration) {
 
 // outcomes decides on what a session says, run by run, as the table of the rules has it.
 func (l *Leader) outcomes(m *member, items []wire.Outcome) {
+	l.strays = maxStrays
 	for i := range items {
 		o := &items[i]
 		if o.Kind == wire.OutcomeLostSeen {
-			l.next.saw(m.session, o.Offset, o.Next())
+			l.saw(m, o.Offset, o.Next())
 			continue
 		}
 		for from, to := o.Offset, o.Next(); from < to; {
@@ -114,9 +128,14 @@ func (l *Leader) unheld(m *member, from, to wire.Offset, epoch wire.Index) {
 	for from < to {
 		code := wire.CodeOutOfRange
 		next := to
-		if from < l.end {
+		switch {
+		case from >= l.end:
+		case l.strays <= 0: // no session can have lost so much
+			code, next = wire.CodeNotOwner, min(to, l.end)
+		default:
+			l.strays--
 			code = l.g.Late(from, epoch)
-			if code == wire.CodeNotOwner && l.leasedElsewhere(m, from) {
+			if code == wire.CodeNotOwner && l.strays > maxStrays-maxElsewhere && l.leasedElsewhere(m, from) {
 				code = wire.CodeStaleEpoch
 			}
 			next = from + 1
@@ -354,7 +373,10 @@ func (l *Leader) endAll(m *member, c cause) {
 	}
 }
 
-// saw notes that a session knows that it has lost records.
-func (p *proposal) saw(s Session, from, to wire.Offset) {
-	p.seen = append(p.seen, seen{s, Span{from, to}})
+// saw notes that a session knows that it has lost records. Behind the end there are none;
+// if too much is noted already their fences stay until the session is removed.
+func (l *Leader) saw(m *member, from, to wire.Offset) {
+	if to = min(to, l.end); from < to && len(l.next.seen) < maxSeen {
+		l.next.seen = append(l.next.seen, seen{m.session, Span{from, to}})
+	}
 }

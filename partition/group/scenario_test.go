@@ -725,3 +725,71 @@ func TestLeaderGivesTheNameToTheNewOne(t *testing.T) {
 	require.Equal(t, wire.GrantRedelivered, second.grants[0].Flags)
 	require.Len(t, r.state.Group(1).Sessions, 1)
 }
+
+// What no consumer that works says, and whoever wants to do harm.
+func TestLeaderStandsWhatNoConsumerSays(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(make([]uint64, 10)...)
+	a := r.attach('A', 1, 5)
+	say := func(o ...wire.Outcome) {
+		a.answers = nil
+		r.leader.Outcomes(a, o, r.now)
+		r.settle()
+	}
+	say(wire.Outcome{Offset: 0, Count: 1<<32 - 1, Epoch: 1, Kind: wire.OutcomeLostSeen})
+	require.Empty(t, a.answers)
+	say(wire.Outcome{Offset: 1 << 60, Count: 1<<32 - 1, Epoch: 1, Kind: wire.OutcomeAck})
+	require.Equal(t, []wire.OutcomeAnswer{{Offset: 1 << 60, Count: 1<<32 - 1, Epoch: 1, Code: wire.CodeOutOfRange}}, a.answers)
+	say(wire.Outcome{Offset: 8, Count: 1 << 31, Epoch: 1 << 60, Kind: wire.OutcomeNack})
+	require.Equal(t, wire.CodeNotOwner, a.code(9))
+	require.Equal(t, wire.CodeOutOfRange, a.code(10))
+	say(wire.Outcome{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Kind: wire.OutcomeReject, Text: "no"})
+	require.Equal(t, wire.CodeOK, a.code(0), "there is nowhere for it: it is tried again")
+	r.leader.Capacity(a, 0, 0, 0)
+	r.leader.Capacity(a, 1<<32-1, 1<<32-1, 1<<32-1)
+	for range 3 {
+		r.leader.Heartbeat(a, 1, r.now)
+	}
+	stranger := &recorder{r: r}
+	r.leader.Outcomes(stranger, []wire.Outcome{{Count: 1, Kind: wire.OutcomeAck}}, r.now)
+	r.leader.Leave(stranger, true, r.now)
+	r.leader.Gone(stranger, true)
+	r.leader.Heartbeat(stranger, 1, r.now)
+	r.leader.Capacity(stranger, 1, 0, 0)
+	many := make([]wire.Outcome, 40)
+	for i := range many {
+		many[i] = wire.Outcome{Offset: wire.Offset(i), Count: 1 << 31, Epoch: 1}
+	}
+	greedy := r.attach('B', 1, 5, many...)
+	require.Equal(t, wire.CodeMalformed, wire.CodeOf(greedy.refused))
+	r.settle()
+	require.NotContains(t, a.lost, wire.ReasonRemoved)
+	require.Less(t, int(r.state.Group(1).Done.Floor()), 10)
+}
+
+// A key that stands still costs the same whatever lies behind it.
+func TestLeaderForgetsWhatLiesBehindABlockedKey(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(1)
+	slow := r.attach('A', 1, 1)
+	require.Len(t, slow.grants, 1)
+	fast := r.attach('B', 1, 10)
+	for i := range 200 {
+		keys := make([]uint64, 100)
+		for k := range keys {
+			keys[k] = 1
+		}
+		keys[50] = uint64(2 + i)
+		r.produce(keys...)
+	}
+	r.settle()
+	for done := 0; done < len(fast.grants); done++ {
+		fast.say(wire.OutcomeAck, fast.grants[done].Offset)
+		r.settle()
+	}
+	require.Len(t, fast.offsets(), 200, "the other keys went on")
+	require.Len(t, r.leader.scopes, 1)
+	require.Empty(t, r.want.Find)
+	require.Equal(t, inlineNext, r.leader.scopes[1].n)
+	require.Equal(t, r.end, r.leader.scan)
+}
