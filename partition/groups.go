@@ -74,6 +74,7 @@ type Groups struct {
 	leading  bool        // there are Leaders
 	unknown  []unknown
 	arrived  bool       // a group that may be waited for
+	changed  bool       // groups, by the entry that is being applied
 	controls []*control // proposed and not applied, oldest first
 	since    int        // bytes of inputs since the last one
 	scratch  []byte
@@ -874,6 +875,16 @@ func (g *Groups) withdraw(c *control) {
 // applied takes in that a control entry is applied. Those of this term are ours, and come
 // in the order in which they were proposed.
 func (g *Groups) applied(e *Entry) {
+	if g.changed {
+		g.changed = false
+		for id, l := range g.leads {
+			if g.p.state.groups.Group(id) != l.group {
+				g.drop(l, wire.CodeGroupGone)
+			} else {
+				g.wake(l)
+			}
+		}
+	}
 	if len(g.controls) == 0 || e.Term != g.p.term {
 		return
 	}
@@ -902,14 +913,7 @@ func (g *Groups) effect(e group.Effect) {
 			g.wake(l)
 		}
 	case group.CommandPut, group.CommandRemoveGroup:
-		g.compare, g.arrived = true, true
-		for id, l := range g.leads {
-			if g.p.state.groups.Group(id) != l.group {
-				g.drop(l, wire.CodeGroupGone)
-			} else {
-				g.wake(l)
-			}
-		}
+		g.compare, g.arrived, g.changed = true, true, true
 	}
 }
 
@@ -921,10 +925,10 @@ func (g *Groups) abandon(err error) {
 		return
 	}
 	g.leading = false
+	clear(g.links)
 	for _, l := range g.leads {
 		g.drop(l, err)
 	}
-	clear(g.links)
 	g.ready, g.wanting, g.asking, g.due, g.letters = nil, nil, nil, nil, nil
 	g.commands, g.commanded, g.located, g.locating = nil, false, nil, nil
 	g.finds, g.looking = nil, false
