@@ -77,6 +77,8 @@ type Effects interface {
 	// Locate calls then, in a turn of the owner, with the first offset appended at a time
 	// or later.
 	Locate(timeMs int64, then func(wire.Offset, error))
-	// Letter writes a record to where dead letters go, and tells Partition.LetterWritten.
-	Letter(g group.ID, l group.Letter)
+	// Letter writes a record to where the dead letters of a group go, and tells
+	// Partition.LetterWritten. Before a producer is committed for them it gets one, which
+	// it tells Partition.LetterProducer. The group is read during the call only.
+	Letter(g *group.Group, l group.Letter)
 }

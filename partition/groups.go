@@ -298,6 +298,34 @@ func (p *Partition) LetterWritten(id group.ID, number uint64, err error) {
 	})
 }
 
+// LetterProducer brings the ID of a producer for the dead letters of a group, or why there
+// is none yet. Any goroutine; the caller sees to a turn.
+func (p *Partition) LetterProducer(id group.ID, producer int64, err error) {
+	g := &p.groups
+	g.result(func() {
+		l := g.leads[id]
+		if l == nil {
+			return
+		}
+		again := func(err error) {
+			for number, letter := range l.group.Letters.Open {
+				if err == nil {
+					g.effects.Letter(l.group, letter)
+					continue
+				}
+				g.letters = append(g.letters, failed{id, number})
+				g.retry = g.now + scanRetry
+			}
+		}
+		if err != nil {
+			again(err)
+			return
+		}
+		l.Leader.Order(group.Order{Command: group.AppendLetterProducer(nil, id, producer, 0), Done: again})
+		g.wake(l)
+	})
+}
+
 // wake gives a Leader a turn.
 func (g *Groups) wake(l *lead) {
 	if !l.ready && !l.closed {
@@ -376,7 +404,7 @@ func (g *Groups) lead(s *group.Group) *lead {
 		}
 		g.leads[s.ID] = l
 		for _, letter := range s.Letters.Open {
-			g.effects.Letter(s.ID, letter)
+			g.effects.Letter(s, letter)
 		}
 		g.wake(l)
 	}
@@ -497,7 +525,7 @@ func (g *Groups) expire() {
 		for _, f := range g.letters {
 			if l := g.leads[f.group]; l != nil {
 				if letter, open := l.group.Letters.Open[f.number]; open {
-					g.effects.Letter(f.group, letter)
+					g.effects.Letter(l.group, letter)
 				}
 			}
 		}
@@ -568,7 +596,7 @@ func (g *Groups) want(l *lead) {
 		g.looking = true
 	}
 	for _, letter := range w.Letters {
-		g.effects.Letter(l.group.ID, letter)
+		g.effects.Letter(l.group, letter)
 	}
 	if w.Confirm {
 		g.asking = append(g.asking, l)

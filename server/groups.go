@@ -88,8 +88,3 @@ func (r *partitionReplica) intend(at wire.Index, d *cluster.Destination) {
 	r.part.Groups().Intend(at, intents(d))
 	r.schedule()
 }
-
-// Letter implements partition.Effects.
-func (r groupEffects) Letter(g group.ID, l group.Letter) {
-	r.part.LetterWritten(g, l.Number, wire.Errorf(wire.CodeUnsupported, "this broker does not write dead letters yet"))
-}

@@ -158,6 +158,13 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 	case wire.PeerStatus:
 		s := b.ownStatus()
 		reply(wire.CodeOK, s.Append(nil))
+	case wire.PeerProduce:
+		var m wire.PeerBatch
+		if err := m.Parse(body); err != nil {
+			reply(wire.CodeMalformed, []byte(err.Error()))
+			return
+		}
+		b.produceHere(&m, func(code wire.ErrorCode) { reply(code, nil) })
 	case wire.PeerFence:
 		var m wire.PeerFetch
 		if err := m.Parse(body); err != nil {

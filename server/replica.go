@@ -71,6 +71,7 @@ type partitionReplica struct {
 	spareParked map[waiter]struct{}
 	settings    atomic.Pointer[wire.Settings]
 	groupsOf    atomic.Pointer[cluster.Destination] // whose groups the partition was told of
+	letters     letters
 	confirms    confirms
 	asked       map[*[]func(error)]struct{} // taken from confirms, and not answered; owner only
 

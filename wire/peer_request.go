@@ -31,12 +31,15 @@ const (
 	// PeerFence waits until a broker knows the metadata up to an index, PeerFetch.From,
 	// and nothing is left there that producers wrote under epochs which that ended.
 	PeerFence PeerOp = 7
+	// PeerProduce appends a batch to a partition that the other broker leads; PeerBatch is
+	// its body. The code of the answer is the batch's.
+	PeerProduce PeerOp = 8
 )
 
 var peerOpNames = [...]string{
 	PeerSubmit: "SUBMIT", PeerFetchCheckpoint: "FETCH_CHECKPOINT", PeerFetchFrames: "FETCH_FRAMES",
 	PeerTransfer: "TRANSFER", PeerStatus: "STATUS", PeerRelayEvent: "RELAY_EVENT",
-	PeerFence: "FENCE",
+	PeerFence: "FENCE", PeerProduce: "PRODUCE",
 }
 
 // Known reports whether this build knows the request. One it does not know is

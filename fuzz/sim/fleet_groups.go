@@ -520,4 +520,4 @@ func (j *findJob) Done() {
 func (e fleetEffects) Locate(int64, func(wire.Offset, error)) {}
 
 // Letter implements partition.Effects: no record fails for good.
-func (e fleetEffects) Letter(group.ID, group.Letter) {}
+func (e fleetEffects) Letter(*group.Group, group.Letter) {}

@@ -267,7 +267,10 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 			g.finish(l.Offset, l.Offset+1)
 		}
 	case CommandLetterProducer:
-		g.Letters.Producer, g.Letters.Epoch = int64(r.uint64()), int16(r.uint16())
+		producer, epoch := int64(r.uint64()), int16(r.uint16())
+		if g.Letters.Producer < 0 { // the first one: what it has written must not be written by another
+			g.Letters.Producer, g.Letters.Epoch = producer, epoch
+		}
 	case CommandMember:
 		on, c := r.bool(), r.membership()
 		e.Session = c.Session

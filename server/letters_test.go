@@ -1,0 +1,127 @@
+package server
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// createLetters makes a queue for dead letters.
+func createLetters(t *testing.T, address string, partitions uint32) {
+	t.Helper()
+	c := dialOpen(t, address)
+	c.send(wire.OpCreate, 2, &wire.CreateRequest{Name: "dead", Kind: wire.Queue, Settings: wire.Settings{
+		Partitions: partitions, Sync: wire.SyncOS, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+	}})
+	require.Equal(t, wire.CodeOK, c.answer(2).code())
+}
+
+// readLetters reads so many records of all partitions of the queue for dead letters.
+func readLetters(t *testing.T, s *Server, want int) (found []string) {
+	t.Helper()
+	eventually(t, "dead letters", func() bool {
+		found = nil
+		d, _ := s.broker.View().Destination("dead")
+		for i := range d.Partitions {
+			r := s.broker.local(d.ID, uint32(i))
+			if r == nil {
+				continue
+			}
+			entries, err := r.records.Entries(1, 1<<20)
+			if err != nil {
+				continue
+			}
+			for _, e := range entries {
+				if e.Kind != wire.KindRecords {
+					continue
+				}
+				for body := e.Data[wire.EntryPrefixSize:]; len(body) > 0; {
+					b, rest, err := wire.NextBodyBatch(body)
+					require.NoError(t, err)
+					info, err := wire.VerifyBatch(b.Batch)
+					require.NoError(t, err)
+					var reader wire.RecordReader
+					var rec wire.Record
+					for reader.Reset(&info, wire.Records(b.Batch)); reader.Next(&rec); {
+						said := fmt.Sprintf("%s=%s", rec.Key, rec.Value)
+						for key, value := range rec.Headers() {
+							said += fmt.Sprintf(" %s:%s", key[len("lockstep-dead-letter-"):], value)
+						}
+						found = append(found, said)
+					}
+					body = rest
+				}
+			}
+		}
+		return len(found) >= want
+	})
+	return found
+}
+
+// RULES Q3: a record that fails too often, or is rejected, goes to the dead letters with
+// where it came from, once, and its key goes on.
+func TestRecordsThatFailTooOftenBecomeDeadLetters(t *testing.T) {
+	dir := t.TempDir()
+	s := startMember(t, dir, 1)
+	createLetters(t, s.Addr(), 3)
+	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, BackoffMs: 1, DeliveryLimit: 2, DeadLetter: "dead"})
+	produceKeyed(t, s.Addr(), "a", "a", "a")
+	k := attachTo(t, s.Addr(), 1)
+	for range 2 {
+		k.say(outcome(k.next(1)[0], wire.OutcomeNack))
+	}
+	second := k.next(1)
+	require.EqualValues(t, 1, second[0].Offset, "the key goes on")
+	rejected := outcome(second[0], wire.OutcomeReject)
+	rejected.Text = "no such customer"
+	k.say(rejected)
+	third := k.next(1)
+	require.EqualValues(t, 2, third[0].Offset)
+	require.Equal(t, wire.CodeOK, k.say(ack(third[0]))[0].Code)
+	want := []string{
+		"a=value 0 origin:jobs/0 offset:0 group:workers reason:delivery limit text: deliveries:2 attempts:2",
+		"a=value 1 origin:jobs/0 offset:1 group:workers reason:rejected text:no such customer deliveries:1 attempts:1",
+	}
+	require.Equal(t, want, readLetters(t, s, 2))
+	eventually(t, "everything is done", func() bool {
+		d, _ := s.broker.View().Destination("jobs")
+		return s.broker.local(d.ID, 0).StartOffset() == 3
+	})
+
+	// The next leader knows what was written, and by whom.
+	closeMember(t, s)
+	s = startMember(t, dir, 1)
+	produceKeyed(t, s.Addr(), "b")
+	k = attachTo(t, s.Addr(), 1) // whom it waits for
+	k.say(outcome(k.next(1)[0], wire.OutcomeReject))
+	require.Equal(t, append(want, "b=value 0 origin:jobs/0 offset:3 group:workers reason:rejected text: deliveries:1 attempts:1"), readLetters(t, s, 3))
+}
+
+// A dead letter goes to whoever leads its partition, and not twice.
+func TestABatchOfAnotherNodeIsAppendedByTheLeader(t *testing.T) {
+	all := startThree(t)
+	createLetters(t, all[0].Addr(), 1)
+	var b wire.BatchBuilder
+	b.Reset(true)
+	require.True(t, b.Append(1_000, 0, nil, []byte("letter"), nil, 0))
+	ids := make(chan int64, 1)
+	all[0].broker.producerID(func(id int64, err error) { ids <- id })
+	batch, index := b.Finish(wire.ProducerIdentity{ID: <-ids}, 0, wire.CodecNone, nil)
+	d, _ := all[0].broker.View().Destination("dead")
+	for _, s := range all {
+		eventually(t, "the batch is appended", func() bool {
+			code := make(chan wire.ErrorCode, 1)
+			s.broker.produce(&wire.PeerBatch{Destination: d.ID, Index: append([]byte(nil), index...), Batch: append([]byte(nil), batch...)}, func(c wire.ErrorCode) { code <- c })
+			c := <-code
+			require.Contains(t, []wire.ErrorCode{wire.CodeOK, wire.CodeNotLeader, wire.CodeRetry, wire.CodeUnavailable}, c)
+			return c == wire.CodeOK
+		})
+	}
+	for _, s := range all {
+		eventually(t, "one record", func() bool { return s.broker.local(d.ID, 0).records.Watermark().Next >= 1 })
+		require.EqualValues(t, 1, s.broker.local(d.ID, 0).records.Watermark().Next)
+	}
+}
