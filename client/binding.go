@@ -214,7 +214,7 @@ func (c *Consumer) rebind(generation, counter uint32, partitions []uint32) {
 	if c.binding.partitions != nil && !c.binding.older(generation, counter) {
 		return
 	}
-	changed := c.binding.partitions != nil
+	changed := c.binding.partitions != nil && !slices.Equal(c.binding.partitions, partitions)
 	c.binding = binding{generation, counter, partitions}
 	for _, at := range c.attachments {
 		if !slices.Contains(partitions, at.partition) {

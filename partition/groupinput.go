@@ -29,14 +29,19 @@ const (
 	InputDamaged
 	// InputOrder brings Order; Reply hears the answer.
 	InputOrder
+	// InputBind begins a link to the coordinator: Group, Bind and Binder are set. What else
+	// comes on that link has the Binder too, and no Consumer.
+	InputBind
 )
 
 // Input is what a link, or somebody who gives orders, has for a group. What it points to
 // belongs to the partition from then on.
 type Input struct {
 	Kind     InputKind
-	Consumer group.Consumer // of all kinds but InputOrder
-	Group    string         // of InputAttach and InputOrder
+	Consumer group.Consumer // of all kinds but InputOrder, unless there is a Binder
+	Binder   group.Binder
+	Bind     *wire.BindRequest
+	Group    string // of InputAttach and InputOrder
 	Attach   *wire.AttachRequest
 	Outcomes []wire.Outcome
 	Capacity wire.GroupCapacity
@@ -49,6 +54,18 @@ type Input struct {
 	Reply func(json []byte, err error)
 	// Client is where the consumer comes from, for people: of InputAttach.
 	Client string
+}
+
+// refuse answers what begins something with an error.
+func (in *Input) refuse(err error) {
+	switch in.Kind {
+	case InputAttach:
+		in.Consumer.Attached(nil, err)
+	case InputBind:
+		in.Binder.Bound(nil, err)
+	case InputOrder:
+		in.Reply(nil, err)
+	}
 }
 
 // Intent is what the metadata says about one group of the partition's destination.
@@ -77,6 +94,8 @@ type Effects interface {
 	// Locate calls then, in a turn of the owner, with the first offset appended at a time
 	// or later.
 	Locate(timeMs int64, then func(wire.Offset, error))
+	// Partitions are those of the destination as they are known at the moment, ascending.
+	Partitions() []group.PartitionLoad
 	// Letter writes a record to where the dead letters of a group go, and tells
 	// Partition.LetterWritten. Before a producer is committed for them it gets one, which
 	// it tells Partition.LetterProducer. The group is read during the call only.

@@ -97,6 +97,7 @@ func (g *Groups) describe(name string) *wire.GroupPartition {
 	})
 	if l := g.leads[s.ID]; l != nil {
 		l.Describe(d)
+		l.covered(d)
 		return d
 	}
 	for id, m := range s.Sessions {

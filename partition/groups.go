@@ -63,6 +63,7 @@ type Groups struct {
 
 	leads    map[group.ID]*lead
 	links    map[group.Consumer]*lead
+	binders  map[group.Binder]*lead
 	ready    []*lead // that have something to do
 	spare    []*lead // the array of ready in the turn before
 	wanting  []*lead // that have something to propose
@@ -102,13 +103,16 @@ type Groups struct {
 // lead is a group that is led here.
 type lead struct {
 	*group.Leader
-	group  *group.Group
-	links  int
-	order  bool // one is under way that changes the group
-	ready  bool
-	wants  bool          // it is in wanting
-	timer  time.Duration // its entry in due
-	closed bool
+	group *group.Group
+	// coordinator is set where the members of the group are kept, and somebody is one.
+	coordinator *group.Coordinator
+	shares      []share // of control entries, as they were proposed
+	links       int
+	order       bool // one is under way that changes the group
+	ready       bool
+	wants       bool          // it is in wanting
+	timer       time.Duration // its entry in due
+	closed      bool
 }
 
 // control is a control entry on its way.
@@ -390,6 +394,9 @@ func (g *Groups) begin() {
 		if len(s.Sessions) > 0 || len(s.Letters.Open) > 0 {
 			g.lead(s)
 		}
+		if s.Members != nil {
+			g.coordinate(g.lead(s))
+		}
 	}
 }
 
@@ -420,6 +427,11 @@ func (g *Groups) drop(l *lead, err error) {
 			delete(g.links, c)
 		}
 	}
+	for b, of := range g.binders {
+		if of == l {
+			delete(g.binders, b)
+		}
+	}
 	l.Close(err)
 }
 
@@ -438,13 +450,14 @@ func (g *Groups) receive(term wire.Term) {
 	if b.intended {
 		g.intents, g.at, g.compare = b.intents, b.at, true
 		b.intended = false
+		defer g.reconsider()
 	}
 	resumed := b.resumed
 	b.resumed = false
 	b.mu.Unlock()
 	if resumed {
 		for _, l := range g.leads {
-			l.Leader.Resumed(g.now)
+			l.Resumed(g.now)
 		}
 	}
 	for _, f := range results {
@@ -463,6 +476,13 @@ func (g *Groups) input(in *Input, term wire.Term) {
 		return
 	case InputOrder:
 		g.order(in)
+		return
+	case InputBind:
+		g.bind(in)
+		return
+	}
+	if in.Binder != nil {
+		g.bound(in)
 		return
 	}
 	l := g.links[in.Consumer]
@@ -496,11 +516,7 @@ func (g *Groups) input(in *Input, term wire.Term) {
 func (g *Groups) attach(in *Input, term wire.Term) {
 	s := g.p.state.groups.Named(in.Group)
 	if s == nil {
-		if len(g.unknown) == MaxUnknown {
-			in.Consumer.Attached(nil, wire.Errorf(wire.CodeRetry, "%d consumers wait for groups that this partition does not have yet", MaxUnknown))
-			return
-		}
-		g.unknown = append(g.unknown, unknown{*in, g.now + unknownWait})
+		g.await(in)
 		return
 	}
 	l := g.lead(s)
@@ -509,6 +525,15 @@ func (g *Groups) attach(in *Input, term wire.Term) {
 	g.feed.use(true)
 	l.Attach(in.Consumer, in.Attach, in.Client, term, g.now)
 	g.wake(l)
+}
+
+// await keeps what begins a link until the group is there.
+func (g *Groups) await(in *Input) {
+	if len(g.unknown) == MaxUnknown {
+		in.refuse(wire.Errorf(wire.CodeRetry, "%d consumers wait for groups that this partition does not have yet", MaxUnknown))
+		return
+	}
+	g.unknown = append(g.unknown, unknown{*in, g.now + unknownWait})
 }
 
 // expire does what is due.
@@ -539,7 +564,7 @@ func (g *Groups) expire() {
 			keep = append(keep, u)
 			continue
 		}
-		u.in.Consumer.Attached(nil, wire.Errorf(wire.CodeUnknownGroup, "the destination has no group %q", u.in.Group))
+		u.in.refuse(wire.Errorf(wire.CodeUnknownGroup, "the destination has no group %q", u.in.Group))
 	}
 	clear(g.unknown[len(keep):])
 	g.unknown = keep
@@ -680,7 +705,7 @@ func (g *Groups) welcome(term wire.Term) {
 	g.unknown = nil
 	for _, u := range waiting {
 		if g.p.state.groups.Named(u.in.Group) != nil {
-			g.attach(&u.in, term)
+			g.input(&u.in, term)
 		} else {
 			g.unknown = append(g.unknown, u)
 		}
@@ -909,6 +934,9 @@ func (g *Groups) applied(e *Entry) {
 			if g.p.state.groups.Group(id) != l.group {
 				g.drop(l, wire.CodeGroupGone)
 			} else {
+				if l.coordinator != nil {
+					l.coordinator.Reconsider() // the policy may be another
+				}
 				g.wake(l)
 			}
 		}
@@ -954,6 +982,7 @@ func (g *Groups) abandon(err error) {
 	}
 	g.leading = false
 	clear(g.links)
+	clear(g.binders)
 	for _, l := range g.leads {
 		g.drop(l, err)
 	}
@@ -980,12 +1009,7 @@ func (g *Groups) reject(err error) {
 	}
 	g.unknown = nil
 	for i := range items {
-		switch in := &items[i]; in.Kind {
-		case InputAttach:
-			in.Consumer.Attached(nil, err)
-		case InputOrder:
-			in.Reply(nil, err)
-		}
+		items[i].refuse(err)
 	}
 }
 

@@ -32,6 +32,9 @@ func (w *world) NextOf(group.ID, group.Scope, bool, wire.Offset, wire.Offset, fu
 func (w *world) Firsts(group.ID, bool, wire.Offset, wire.Offset, func(wire.Offset) bool) {}
 func (w *world) Locate(_ int64, then func(wire.Offset, error))                           { then(2, nil) }
 func (w *world) Letter(*group.Group, group.Letter)                                       {}
+func (w *world) Partitions() []group.PartitionLoad {
+	return []group.PartitionLoad{{Number: 0}, {Number: 1}, {Number: 2}}
+}
 func (w *world) Confirm(then func(error)) {
 	if w.hold {
 		w.confirms = append(w.confirms, then)

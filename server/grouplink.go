@@ -33,6 +33,7 @@ type groupLink struct {
 	request uint32 // correlation ID of the attach
 	replica replica
 	log     partitionLog
+	binds   bool // it is to the coordinator: nothing is delivered on it
 
 	streaming
 	loading bool // a worker makes what is next resident, or reads it
@@ -105,6 +106,24 @@ func (k *groupLink) Attached(r *wire.AttachResponse, err error) {
 	answer.Link = k.id
 	k.session.finish(k.request, &answer, nil)
 }
+
+// Bound implements group.Binder.
+func (k *groupLink) Bound(r *wire.BindResponse, err error) {
+	o := &k.session.out
+	o.mu.Lock()
+	k.answered = true
+	o.mu.Unlock()
+	if err != nil {
+		k.session.finish(k.request, nil, err)
+		k.finish(nil, true)
+		return
+	}
+	r.Link = k.id
+	k.session.finish(k.request, r, nil)
+}
+
+// Rebound implements group.Binder.
+func (k *groupLink) Rebound(b *wire.GroupBinding) { k.tell(wire.OpGroupBinding, b) }
 
 // Deliver implements group.Consumer.
 func (k *groupLink) Deliver(d *group.Delivery) {
@@ -409,7 +428,11 @@ func (k *groupLink) unreadable(grants []wire.Grant, err error) {
 // input hands something to the group. A link whose inputs do not fit any more ends: the
 // session says what it holds when it attaches anew. Loop only.
 func (k *groupLink) input(in partition.Input) {
-	in.Consumer = k
+	if k.binds {
+		in.Binder = k
+	} else {
+		in.Consumer = k
+	}
 	if err := k.replica.Group(in); err != nil {
 		if in.Kind != partition.InputGone {
 			s := k.session

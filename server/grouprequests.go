@@ -30,6 +30,52 @@ func (s *session) groupAttach(h wire.Header, body []byte) error {
 		return nil
 	}
 	m.Capacity, m.Bytes = min(m.Capacity, wire.MaxGroupCapacity), groupBytes(m.Bytes)
+	k := s.newGroupLink(h, t)
+	k.input(partition.Input{Kind: partition.InputAttach, Group: m.Group, Attach: m, Client: s.remote})
+	return nil
+}
+
+// groupBind begins the link of a consumer to the coordinator of its group, which leads the
+// first partition of the destination. The answer comes when the group has listed it.
+func (s *session) groupBind(h wire.Header, body []byte) error {
+	m := new(wire.BindRequest)
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	if !s.begin(h, inFlight{bytes: len(body)}) {
+		return nil
+	}
+	t, err := s.groupHandle(m.Handle, m.Group)
+	if err == nil {
+		err = coordinates(t)
+	}
+	switch {
+	case err != nil:
+		s.finish(h.ID, nil, err)
+		return nil
+	case t.replica == nil:
+		s.forward(h, t, body, true)
+		return nil
+	case m.Session == [16]byte{}:
+		s.finish(h.ID, nil, wire.Errorf(wire.CodeInvalidRequest, "the session has no ID"))
+		return nil
+	}
+	k := s.newGroupLink(h, t)
+	k.binds = true
+	k.input(partition.Input{Kind: partition.InputBind, Group: m.Group, Bind: m})
+	return nil
+}
+
+// coordinates refuses a partition that does not keep the members of groups.
+func coordinates(t *handle) error {
+	if first := t.dest.Partitions[0].Number; t.key.partition != first {
+		return wire.Errorf(wire.CodeNotCoordinator, "partition %d of %q does not coordinate groups; partition %d does", t.key.partition, t.dest.Name, first)
+	}
+	return nil
+}
+
+// newGroupLink opens a link for a request.
+func (s *session) newGroupLink(h wire.Header, t *handle) *groupLink {
 	s.nextLink++
 	k := &groupLink{session: s, id: s.nextLink, request: h.ID, replica: t.replica, log: t.replica.Log()}
 	if s.groupLinks == nil {
@@ -37,8 +83,7 @@ func (s *session) groupAttach(h wire.Header, body []byte) error {
 	}
 	s.groupLinks[k.id] = k
 	s.engine.counters.groupLinks.Add(1)
-	k.input(partition.Input{Kind: partition.InputAttach, Group: m.Group, Attach: m, Client: s.remote})
-	return nil
+	return k
 }
 
 // groupBytes is how many bytes a session may hold that asks for n.
@@ -93,7 +138,9 @@ func (s *session) groupFrame(h wire.Header, body []byte) error {
 	if err != nil {
 		return err
 	}
-	if k := s.groupLinks[h.ID]; k != nil {
+	if k := s.groupLinks[h.ID]; k != nil && k.binds && (in.Kind == partition.InputOutcomes || in.Kind == partition.InputCapacity) {
+		return nil // nothing is held by it
+	} else if k != nil {
 		in.Outcomes = slices.Clone(in.Outcomes)
 		if in.Kind != partition.InputOutcomes || len(in.Outcomes) > 0 {
 			k.input(in)

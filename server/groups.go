@@ -61,10 +61,27 @@ func (j *locating) Run() { j.at, j.err = j.records.LocateTime(j.timeMs) }
 // Done implements log.Job.
 func (j *locating) Done() { j.then(j.at, j.err) }
 
+// Partitions implements partition.Effects.
+func (r groupEffects) Partitions() []group.PartitionLoad {
+	d, ok := r.broker.View().DestinationByID(r.destination)
+	if !ok {
+		return nil
+	}
+	list := make([]group.PartitionLoad, len(d.Partitions))
+	for i := range d.Partitions {
+		info := r.broker.describePartition(d, &d.Partitions[i])
+		list[i] = group.PartitionLoad{Number: info.Number, Leader: info.Leader}
+		if d.Kind == wire.Queue {
+			list[i].Backlog = uint64(info.NextOffset - info.StartOffset)
+		}
+	}
+	return list
+}
+
 // Group implements replica. An attach wakes a partition that was never written, and is
 // refused where another node leads.
 func (r *partitionReplica) Group(in partition.Input) error {
-	begins := in.Kind == partition.InputAttach || in.Kind == partition.InputOrder
+	begins := in.Kind == partition.InputAttach || in.Kind == partition.InputBind || in.Kind == partition.InputOrder
 	if begins && r.inbox != nil && !r.Leading() {
 		if l, ok := r.broker.hints.of(r.intent.Load()); ok && l.node != r.node {
 			return wire.NotLeader(l.node, l.Epoch)

@@ -79,6 +79,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.linkOpen(h, body)
 	case wire.OpGroupAttach:
 		err = s.groupAttach(h, body)
+	case wire.OpGroupBind:
+		err = s.groupBind(h, body)
 	case wire.OpGroupOrder:
 		err = s.groupOrder(h, body)
 	case wire.OpReportDamage:

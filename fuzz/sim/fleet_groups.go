@@ -516,6 +516,9 @@ func (j *findJob) Done() {
 	}
 }
 
+// Partitions: the consumers of the fleet gather.
+func (fleetEffects) Partitions() []group.PartitionLoad { return nil }
+
 // Locate implements partition.Effects.
 func (e fleetEffects) Locate(int64, func(wire.Offset, error)) {}
 

@@ -219,12 +219,32 @@ func (l *Leader) Leave(c Consumer, drain bool, now time.Duration) {
 		return
 	}
 	m := a.member
-	m.draining = true
+	if !m.draining {
+		m.draining = true
+		l.draining = append(l.draining, m)
+	}
 	l.room(m)
 	if !drain {
 		m.leaving = true
 		l.remove(m, reasonLeft)
 	}
+}
+
+// depart removes the sessions that wanted to leave and hold nothing any more.
+func (l *Leader) depart() {
+	keep := l.draining[:0]
+	for _, m := range l.draining {
+		switch {
+		case !m.draining || m.ending: // it has attached anew, or is removed
+		case m.held > 0:
+			keep = append(keep, m)
+		default:
+			m.leaving = true
+			l.remove(m, reasonLeft)
+		}
+	}
+	clear(l.draining[len(keep):])
+	l.draining = keep
 }
 
 // Gone notes that a link has ended. Dead says that the consumer is, and not only its

@@ -42,6 +42,7 @@ type Leader struct {
 	names    map[string]*member      // listed
 	binding  Binding                 // the highest that a session was listed with
 	waiting  int                     // members that have not come back since this leader began
+	draining []*member               // that leave when they hold nothing
 	eligible []*member               // that have room for more
 	turn     int                     // where the search for a member with room begins
 
@@ -337,6 +338,7 @@ func (l *Leader) Turn(now time.Duration, applied wire.Index, end wire.Offset) (a
 	if l.resolveTable() {
 		l.admit()
 	}
+	l.depart()
 	l.command()
 	l.activate()
 	again = l.dispatch() || l.busy

@@ -793,3 +793,25 @@ func TestLeaderForgetsWhatLiesBehindABlockedKey(t *testing.T) {
 	require.Equal(t, inlineNext, r.leader.scopes[1].n)
 	require.Equal(t, r.end, r.leader.scan)
 }
+
+// Who wants to leave when it is finished gets nothing more, and is taken off the list once it
+// has settled what it holds.
+func TestADrainedSessionIsRemoved(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(0, 0)
+	a := r.attach('A', 1, 2)
+	require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+	r.leader.Leave(a, true, r.now)
+	a.say(wire.OutcomeAck, 0)
+	r.produce(0)
+	r.settle()
+	require.Len(t, a.offsets(), 2)
+	require.Contains(t, r.state.Group(1).Sessions, a.session)
+
+	a.say(wire.OutcomeReleased, 1)
+	r.settle()
+	require.NotContains(t, r.state.Group(1).Sessions, a.session)
+	require.True(t, a.closed)
+	require.NoError(t, a.reason)
+	require.Equal(t, wire.CodeOK, a.code(1), "it hears what became of its record before")
+}

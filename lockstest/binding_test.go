@@ -1,0 +1,253 @@
+package lockstest_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/lockstest"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// bound is a consumer that acknowledges everything, and notes it.
+type bound struct {
+	consumer *client.Consumer
+	cancel   context.CancelFunc
+	done     chan error
+
+	mu      sync.Mutex
+	rebound [][]uint32
+	seen    map[uint32]int // records by partition since the last look
+	log     *received
+}
+
+// received is what all consumers of a test got: values by partition in the order in which
+// they were handed out.
+type received struct {
+	mu   sync.Mutex
+	list map[uint32][]string
+}
+
+func (r *received) count() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, list := range r.list {
+		n += len(list)
+	}
+	return n
+}
+
+// bind starts a consumer of the queue "jobs".
+func bind(ctx context.Context, t *testing.T, conn *client.Conn, log *received, policy wire.BindingPolicy, options ...client.ConsumerOption) *bound {
+	t.Helper()
+	b := &bound{seen: make(map[uint32]int), log: log, done: make(chan error, 1)}
+	options = append([]client.ConsumerOption{
+		client.Group("workers"), client.Mode(client.Serial), client.Binding(policy), client.OnEvent(func(e client.Event) {
+			if r, ok := e.(client.Rebound); ok {
+				b.mu.Lock()
+				b.rebound = append(b.rebound, r.Partitions)
+				b.mu.Unlock()
+			}
+		}),
+	}, options...)
+	var err error
+	b.consumer, err = conn.Consumer(ctx, "jobs", options...)
+	require.NoError(t, err)
+	run, cancel := context.WithCancel(ctx)
+	b.cancel = cancel
+	go func() {
+		b.done <- b.consumer.Run(run, func(_ context.Context, d *client.Delivery) error {
+			b.mu.Lock()
+			b.seen[d.Partition]++
+			b.mu.Unlock()
+			log.mu.Lock()
+			log.list[d.Partition] = append(log.list[d.Partition], string(d.Value))
+			log.mu.Unlock()
+			return nil
+		})
+	}()
+	t.Cleanup(func() { b.close(t) })
+	return b
+}
+
+// close ends the consumer in order.
+func (b *bound) close(t *testing.T) {
+	if b.cancel == nil {
+		return
+	}
+	b.cancel()
+	b.cancel = nil
+	<-b.done
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	require.NoError(t, b.consumer.Close(ctx))
+}
+
+// look is which partitions the consumer got records of since the last look.
+func (b *bound) look() (list []uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for n := range b.seen {
+		list = append(list, n)
+	}
+	clear(b.seen)
+	slices.Sort(list)
+	return list
+}
+
+// last is the binding that the consumer heard of last.
+func (b *bound) last() []uint32 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.rebound) == 0 {
+		return nil
+	}
+	return b.rebound[len(b.rebound)-1]
+}
+
+// filler sends numbers to the three partitions of "jobs".
+type filler struct{ next [3]int }
+
+// fill sends the next n numbers to each of some partitions.
+func (f *filler) fill(ctx context.Context, t *testing.T, conn *client.Conn, n int, partitions ...uint32) {
+	t.Helper()
+	for _, p := range partitions {
+		producer, err := conn.Producer(ctx, "jobs", client.Partition(p))
+		require.NoError(t, err)
+		for range n {
+			_, err := producer.Send(ctx, &client.Record{Key: fmt.Appendf(nil, "key %d", p), Value: fmt.Appendf(nil, "%d", f.next[p])})
+			require.NoError(t, err)
+			f.next[p]++
+		}
+		require.NoError(t, producer.Close(ctx))
+	}
+}
+
+// total is how many records were sent.
+func (f *filler) total() int { return f.next[0] + f.next[1] + f.next[2] }
+
+// drained waits until everything was handed out, once, in the order of each partition.
+func (f *filler) drained(t *testing.T, log *received) {
+	t.Helper()
+	require.Eventually(t, func() bool { return log.count() == f.total() }, timeout, 5*time.Millisecond)
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	for p, list := range log.list {
+		for i, v := range list {
+			require.Equal(t, fmt.Sprint(i), v, "partition %d", p)
+		}
+	}
+}
+
+func jobs(ctx context.Context, t *testing.T, conn *client.Conn, replicas uint8) {
+	t.Helper()
+	create(ctx, t, conn, client.Destination{Name: "jobs", Kind: wire.Queue, Settings: client.Settings{Partitions: 3, Replicas: replicas, Sync: wire.SyncOS}})
+}
+
+var all = []uint32{0, 1, 2}
+
+// R-SIB-17: one consumer has all partitions, three have one each, and who stays takes over
+// from who leaves. The order of each partition holds throughout.
+func TestR_SIB_17_EveryPartitionHasAConsumer(t *testing.T) {
+	ctx, conn := connect(t, lockstest.Start(t))
+	jobs(ctx, t, conn, 1)
+	var f filler
+	log := &received{list: make(map[uint32][]string)}
+
+	f.fill(ctx, t, conn, 20, all...)
+	first := bind(ctx, t, conn, log, wire.BindingCover)
+	f.drained(t, log)
+	require.Equal(t, all, first.look())
+
+	second, third := bind(ctx, t, conn, log, wire.BindingCover), bind(ctx, t, conn, log, wire.BindingCover)
+	require.Eventually(t, func() bool { return len(first.last()) == 1 }, timeout, time.Millisecond)
+	var each []uint32
+	require.Eventually(t, func() bool { // what was being worked on when they came is finished by who had it
+		f.fill(ctx, t, conn, 1, all...)
+		f.drained(t, log)
+		a, b, c := first.look(), second.look(), third.look()
+		each = slices.Concat(a, b, c)
+		return len(a) == 1 && len(b) == 1 && len(c) == 1
+	}, timeout, time.Millisecond)
+	slices.Sort(each)
+	require.Equal(t, all, each)
+
+	second.close(t)
+	third.close(t)
+	require.Eventually(t, func() bool { return len(first.last()) == 3 }, timeout, time.Millisecond)
+	first.look()
+	f.fill(ctx, t, conn, 5, all...)
+	f.drained(t, log)
+	require.Equal(t, all, first.look())
+}
+
+// R-SIB-11, 14, 16: a strictly bound consumer has one partition and keeps it, whatever lies
+// in the others, and these can be seen.
+func TestR_SIB_14_AStrictConsumerTakesNothingFromOthers(t *testing.T) {
+	ctx, conn := connect(t, lockstest.Start(t))
+	jobs(ctx, t, conn, 1)
+	var f filler
+	log := &received{list: make(map[uint32][]string)}
+	f.fill(ctx, t, conn, 10, 1)
+
+	only := bind(ctx, t, conn, log, wire.BindingStrict)
+	f.drained(t, log)
+	require.Equal(t, []uint32{1}, only.look(), "no partition is local alone, so that with the largest backlog is served")
+
+	f.fill(ctx, t, conn, 10, 0, 2)
+	require.Never(t, func() bool { return len(only.look()) > 0 }, time.Second, 10*time.Millisecond)
+	f.fill(ctx, t, conn, 10, 1)
+	require.Eventually(t, func() bool { return log.count() == 20 }, timeout, time.Millisecond)
+	require.Equal(t, []uint32{1}, only.look())
+	require.Empty(t, only.last(), "its binding has not changed")
+}
+
+// R-SIB-18: who gathers sees all partitions, beside others who do.
+func TestR_SIB_18_WhoGathersSeesAllPartitions(t *testing.T) {
+	ctx, conn := connect(t, lockstest.Start(t))
+	jobs(ctx, t, conn, 1)
+	var f filler
+	log := &received{list: make(map[uint32][]string)}
+	one, two := bind(ctx, t, conn, log, wire.BindingGather), bind(ctx, t, conn, log, wire.BindingGather)
+	seen := [2]map[uint32]bool{{}, {}}
+	require.Eventually(t, func() bool {
+		f.fill(ctx, t, conn, 5, all...)
+		f.drained(t, log)
+		for i, b := range []*bound{one, two} {
+			for _, p := range b.look() {
+				seen[i][p] = true
+			}
+		}
+		return len(seen[0]) == 3 && len(seen[1]) == 3
+	}, timeout, time.Millisecond)
+}
+
+// R-SIB-12: a consumer is bound to the partition that its own node leads.
+func TestR_SIB_12_TheLocalPartitionIsPreferred(t *testing.T) {
+	c := lockstest.StartCluster(t, 3)
+	ctx, conn := connect(t, c.Broker(1))
+	jobs(ctx, t, conn, 3)
+	var d client.Destination
+	require.Eventually(t, func() bool {
+		var err error
+		d, err = conn.Destination(ctx, "jobs")
+		require.NoError(t, err)
+		return !slices.ContainsFunc(d.Partitions, func(p client.PartitionInfo) bool { return p.Leader == 0 })
+	}, timeout, 10*time.Millisecond)
+	var f filler
+	log := &received{list: make(map[uint32][]string)}
+	for _, p := range d.Partitions {
+		_, at := connect(t, c.Broker(int(p.Leader)))
+		b := bind(ctx, t, at, log, wire.BindingStrict)
+		f.fill(ctx, t, conn, 5, p.Number)
+		f.drained(t, log)
+		require.Equal(t, []uint32{p.Number}, b.look(), "node %d leads it", p.Leader)
+	}
+}
+

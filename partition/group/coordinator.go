@@ -1,0 +1,376 @@
+package group
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// MinMemberTimeout is the shortest silence after which a consumer is taken off the list of
+// members: consumers say that they live every 2 s.
+const MinMemberTimeout = 6 * time.Second
+
+// maxEnrol bounds the bytes of the members that one entry lists.
+const maxEnrol = 128 << 10
+
+// Binder is the link of one consumer to the coordinator. Its methods are called in the
+// owner's turn: they must not block, must not call back, and copy what they keep.
+type Binder interface {
+	// Bound answers the request. With an error it is the last call.
+	Bound(r *wire.BindResponse, err error)
+	Rebound(b *wire.GroupBinding)
+	// Confirmed says that the coordinator has read the heartbeat of that number.
+	Confirmed(number uint64)
+	// Closed is the last call. A nil error ends what the consumer left by itself.
+	Closed(err error)
+}
+
+// Coordinator says which consumers of one group have which partitions of the destination.
+// It runs at the leader of one of them, whose log keeps the members and the binding. It
+// proposes; who holds a record only the leader of the record's partition decides, and a
+// consumer that is told to give up a partition finishes there what it has.
+//
+//	Bind, Leave, silence ──▶ MEMBER …, BINDING in one entry ──applied──▶ all links hear it
+//
+// One entry is on its way at a time; what comes meanwhile goes with the next. Owner only.
+type Coordinator struct {
+	g       *Group
+	loads   func() []PartitionLoad
+	start   time.Duration // silence before does not count
+	now     time.Duration
+	check   time.Duration // when somebody may have been silent for too long; 0: nobody is listed
+	links   map[Binder]*membership
+	members map[Session]*membership
+	asking  []*membership // listed ones that wait for an answer
+	next    enrolment
+	entry   *enrolment // on its way
+	above   Binding    // somebody knows this one: ours must be newer
+	stale   bool       // the binding is to be looked at
+}
+
+// membership is a member as the coordinator knows it.
+type membership struct {
+	*Membership
+	link                    Binder // nil: not connected
+	asks                    bool   // its link waits for an answer
+	listed, ending, leaving bool   // leaving: by its own wish
+	heard                   time.Duration
+}
+
+// enrolment is what one entry changes.
+type enrolment struct {
+	joins []*membership
+	gone  []*membership
+}
+
+// NewCoordinator begins the term of a coordinator. Loads gives the partitions of the
+// destination as they are; it is called in turns and must not block.
+func NewCoordinator(g *Group, loads func() []PartitionLoad, now time.Duration) *Coordinator {
+	c := &Coordinator{g: g, loads: loads, start: now, now: now, links: make(map[Binder]*membership), members: make(map[Session]*membership), stale: true}
+	if g.Members != nil {
+		for session, m := range g.Members.List {
+			c.members[session] = &membership{Membership: m, listed: true, heard: now}
+			c.check = now + c.timeout()
+		}
+	}
+	return c
+}
+
+func (c *Coordinator) timeout() time.Duration {
+	return max(MinMemberTimeout, time.Duration(c.g.Settings.SessionMs)*time.Millisecond)
+}
+
+func (c *Coordinator) binding() (b Binding) {
+	if c.g.Members != nil {
+		b = c.g.Members.Binding
+	}
+	return b
+}
+
+// Bind begins the link of a consumer. It is answered with Bound once the consumer is
+// listed.
+func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
+	m := c.members[Session(r.Session)]
+	switch {
+	case m == nil && len(c.members) >= MaxSessions:
+		b.Bound(nil, wire.Errorf(wire.CodeTooMany, "group %s has %d consumers, that is its limit", c.g.Name, MaxSessions))
+		return
+	case m == nil:
+		m = c.join(r)
+	case m.ending:
+		b.Bound(nil, wire.CodeSessionGone)
+		return
+	default:
+		c.unlink(m, wire.Errorf(wire.CodeDuplicate, "the consumer has bound itself again"))
+		if m.listed {
+			c.asking = append(c.asking, m)
+		}
+	}
+	m.link, m.asks, m.heard = b, true, max(m.heard, now)
+	c.links[b] = m
+	if known := (Binding{r.Generation, r.Counter}); c.binding().Before(known) {
+		c.above, c.stale = known, true
+	}
+}
+
+// join has a consumer listed, in the place of its predecessor. Who starts again under its
+// name takes its own place.
+func (c *Coordinator) join(r *wire.BindRequest) *membership {
+	m := &membership{Membership: &Membership{
+		Session: Session(r.Session), Predecessor: Session(r.Predecessor), Name: r.Name, Node: r.Node, Flags: uint8(r.Flags),
+	}}
+	for session, other := range c.members {
+		if r.Name != "" && other.Name == r.Name && !other.ending {
+			m.Predecessor = session
+		}
+	}
+	if before := c.members[m.Predecessor]; before != nil {
+		c.remove(before)
+	}
+	c.members[m.Session] = m
+	c.next.joins = append(c.next.joins, m)
+	return m
+}
+
+// Heartbeat notes that a consumer lives.
+func (c *Coordinator) Heartbeat(b Binder, number uint64, now time.Duration) {
+	if m := c.links[b]; m != nil {
+		m.heard = max(m.heard, now)
+		b.Confirmed(number)
+	}
+}
+
+// Leave ends a membership by the consumer's own wish.
+func (c *Coordinator) Leave(b Binder) {
+	if m := c.links[b]; m != nil {
+		m.leaving = true
+		c.remove(m)
+	}
+}
+
+// Gone notes that a link has ended; dead says that the consumer has too, as far as its
+// node can tell.
+func (c *Coordinator) Gone(b Binder, dead bool) {
+	m := c.links[b]
+	if m == nil {
+		return
+	}
+	delete(c.links, b)
+	m.link, m.asks = nil, false
+	if dead && wire.AttachFlags(m.Flags)&wire.AttachReleaseOnDisconnect != 0 {
+		c.remove(m)
+	}
+}
+
+// Reconsider says that there are other partitions than before, or other settings.
+func (c *Coordinator) Reconsider() { c.stale = true }
+
+// Resumed says that the broker could not work for a while: silence until now says nothing.
+func (c *Coordinator) Resumed(now time.Duration) { c.start = max(c.start, now) }
+
+// remove has a member taken off the list.
+func (c *Coordinator) remove(m *membership) {
+	if m.ending {
+		return
+	}
+	m.ending = true
+	if i := slices.Index(c.next.joins, m); i >= 0 {
+		c.next.joins = slices.Delete(c.next.joins, i, i+1)
+		c.forget(m)
+		return
+	}
+	c.next.gone = append(c.next.gone, m)
+}
+
+// forget drops a member that is not listed.
+func (c *Coordinator) forget(m *membership) {
+	if c.members[m.Session] == m {
+		delete(c.members, m.Session)
+	}
+	if m.leaving {
+		c.unlink(m, nil)
+	} else {
+		c.unlink(m, wire.CodeSessionGone)
+	}
+}
+
+func (c *Coordinator) unlink(m *membership, err error) {
+	link, asks := m.link, m.asks
+	if link == nil {
+		return
+	}
+	delete(c.links, link)
+	m.link, m.asks = nil, false
+	switch {
+	case !asks:
+		link.Closed(err)
+	case err == nil:
+		link.Bound(nil, wire.CodeSessionGone)
+	default:
+		link.Bound(nil, err)
+	}
+}
+
+// Turn does what is due at now.
+func (c *Coordinator) Turn(now time.Duration) {
+	c.now = max(c.now, now)
+	for _, m := range c.asking {
+		c.answer(m)
+	}
+	clear(c.asking)
+	c.asking = c.asking[:0]
+	if c.check == 0 || c.check > c.now {
+		return
+	}
+	c.check = 0
+	for _, m := range c.members {
+		if at := max(m.heard, c.start) + c.timeout(); !m.listed || m.ending {
+			continue
+		} else if at <= c.now {
+			c.remove(m)
+		} else if c.check == 0 || at < c.check {
+			c.check = at
+		}
+	}
+}
+
+// Deadline is when the next turn is due, 0 if none is.
+func (c *Coordinator) Deadline() time.Duration { return c.check }
+
+// answer tells a listed member what it asked for.
+func (c *Coordinator) answer(m *membership) {
+	if m.link == nil || !m.asks || !m.listed || m.ending {
+		return
+	}
+	m.asks = false
+	b := c.g.Members.Binding
+	m.link.Bound(&wire.BindResponse{Generation: b.Generation, Counter: b.Counter, Binding: c.g.Settings.Binding, Partitions: c.g.Members.Of(m.Session)}, nil)
+}
+
+// Pending reports whether Propose may have something to say.
+func (c *Coordinator) Pending() bool {
+	return c.entry == nil && (c.stale || len(c.next.joins)+len(c.next.gone) > 0)
+}
+
+// Propose appends the commands that are to be committed, if they fit in room bytes.
+func (c *Coordinator) Propose(dst []byte, room int) ([]byte, bool) {
+	if !c.Pending() {
+		return dst, false
+	}
+	e := &enrolment{gone: c.next.gone}
+	out := dst
+	for _, m := range e.gone {
+		out = AppendMember(out, c.g.ID, false, &Membership{Session: m.Session})
+	}
+	for _, m := range c.next.joins {
+		if len(out)-len(dst) > maxEnrol {
+			break
+		}
+		e.joins = append(e.joins, m)
+		out = AppendMember(out, c.g.ID, true, m.Membership)
+	}
+	partitions := c.spread(e)
+	b := c.binding()
+	if c.g.Members == nil || b.Before(c.above) || !maps.EqualFunc(partitions, c.g.Members.Partitions, slices.Equal) {
+		if b.Before(c.above) {
+			b = c.above
+		}
+		out = AppendBinding(out, c.g.ID, Binding{max(b.Generation, 1), b.Counter + 1}, partitions)
+	}
+	switch {
+	case len(out)-len(dst) > room:
+		return dst, false
+	case len(out) == len(dst): // it is as it should be
+		c.stale = false
+		return dst, false
+	}
+	c.next.joins, c.next.gone = slices.Clone(c.next.joins[len(e.joins):]), nil
+	c.entry, c.stale = e, false
+	return out, true
+}
+
+// spread is what the binding is to be when e is applied. Who takes the place of another
+// takes its partitions.
+func (c *Coordinator) spread(e *enrolment) map[Session][]uint32 {
+	list := make(map[Session]*Membership)
+	old := make(map[Session][]uint32)
+	if c.g.Members != nil {
+		maps.Copy(list, c.g.Members.List)
+		maps.Copy(old, c.g.Members.Partitions)
+	}
+	for _, m := range e.gone {
+		delete(list, m.Session)
+	}
+	for _, m := range e.joins {
+		if delete(list, m.Predecessor); len(old[m.Predecessor]) > 0 && m.Predecessor != (Session{}) {
+			old[m.Session] = old[m.Predecessor]
+		}
+		list[m.Session] = m.Membership
+	}
+	return Spread(c.g.Settings.Binding, slices.Collect(maps.Values(list)), c.loads(), old)
+}
+
+// Dropped takes back what the last Propose has appended.
+func (c *Coordinator) Dropped() {
+	e := c.entry
+	if e == nil {
+		return
+	}
+	c.entry, c.stale = nil, true
+	var joins []*membership
+	for _, m := range e.joins {
+		if !m.ending {
+			joins = append(joins, m)
+			continue
+		}
+		c.next.gone = slices.DeleteFunc(c.next.gone, func(other *membership) bool { return other == m })
+		c.forget(m)
+	}
+	c.next.joins, c.next.gone = append(joins, c.next.joins...), append(e.gone, c.next.gone...)
+}
+
+// Applied takes in that what Propose has appended is applied.
+func (c *Coordinator) Applied() {
+	e := c.entry
+	if e == nil {
+		return
+	}
+	c.entry = nil
+	for _, m := range e.gone {
+		m.listed = false
+		c.forget(m)
+	}
+	for _, m := range e.joins {
+		m.listed, m.heard = true, max(m.heard, c.now)
+		if at := m.heard + c.timeout(); c.check == 0 || at < c.check {
+			c.check = at
+		}
+	}
+	b := c.g.Members.Binding
+	for _, m := range c.members {
+		switch {
+		case !m.listed || m.ending || m.link == nil:
+		case m.asks:
+			c.answer(m)
+		default:
+			m.link.Rebound(&wire.GroupBinding{Generation: b.Generation, Counter: b.Counter, Partitions: c.g.Members.Of(m.Session)})
+		}
+	}
+}
+
+// Uncovered are the partitions that no consumer has, while there are consumers.
+func (c *Coordinator) Uncovered() []uint32 {
+	if c.g.Members == nil || len(c.g.Members.List) == 0 {
+		return nil
+	}
+	return c.g.Members.Uncovered(c.loads())
+}
+
+// Close ends all links with err. The Coordinator is not used any more.
+func (c *Coordinator) Close(err error) {
+	for _, m := range c.members {
+		c.unlink(m, err)
+	}
+}
