@@ -132,7 +132,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 	var response wire.AttachResponse
 	at.ask(s, wire.OpGroupAttach, &request, &response, func() {
 		at.opening = nil
-		if id != at.id || at.left || c.err != nil {
+		if id != at.id || at.left || c.err != nil && !c.closing {
 			s.tell(wire.OpGroupLeave, response.Link, &wire.GroupLeave{})
 			return
 		}

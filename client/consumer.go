@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -56,7 +55,7 @@ type Consumer struct {
 
 // Consumer joins a group of a destination, and creates the group if there is none. It
 // returns when the first partition has taken it in. Errors: wire.CodeUnknownDestination,
-// wire.CodeUnknownGroup without CreateGroup, wire.CodeGroupMismatch if the group has
+// wire.CodeUnknownGroup without Create, wire.CodeGroupMismatch if the group has
 // another mode, scope or binding, wire.CodeSerialNeedsOnePartition, or ctx's.
 func (c *Conn) Consumer(ctx context.Context, destination string, opts ...ConsumerOption) (*Consumer, error) {
 	x, err := c.newConsumer(ctx, destination, opts)
@@ -73,7 +72,7 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 	}
 	settings, err := c.ensureGroup(ctx, destination, &o)
 	if err != nil {
-		return nil, fmt.Errorf("group %q: %w", o.group, err)
+		return nil, err
 	}
 	l, err := c.layout(ctx, destination)
 	if err != nil {
@@ -127,25 +126,19 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 
 // ensureGroup finds the group or creates it, and returns its settings.
 func (c *Conn) ensureGroup(ctx context.Context, destination string, o *consumerOptions) (wire.GroupSettings, error) {
-	request := wire.GroupAdminRequest{Op: wire.GroupDescribe, Destination: destination, Group: o.group}
+	var info GroupInfo
+	var err error
 	if o.create {
-		intent := wire.GroupIntent{Settings: o.settings, Exists: true}
+		intent := GroupIntent{Settings: o.settings, Exists: true}
 		if o.startSet {
 			intent.Start = o.start.groupStart()
 		}
-		var err error
-		if request.JSON, err = json.Marshal(intent); err != nil {
-			return wire.GroupSettings{}, err
-		}
-		request.Op = wire.GroupCreate
+		info, err = c.CreateGroup(ctx, destination, o.group, intent)
+	} else {
+		err = c.groupAdmin(ctx, wire.GroupDescribe, destination, o.group, nil, &info, true)
 	}
-	var answer wire.GroupJSON
-	if err := c.do(ctx, wire.OpGroupAdmin, &request, &answer, true); err != nil {
-		return wire.GroupSettings{}, err
-	}
-	var info wire.GroupInfo
-	if err := json.Unmarshal(answer.JSON, &info); err != nil {
-		return wire.GroupSettings{}, fmt.Errorf("%w: %w", ErrProtocol, err)
+	if err != nil {
+		return info.Settings, err
 	}
 	return info.Settings.WithDefaults(), nil
 }

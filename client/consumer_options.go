@@ -160,8 +160,8 @@ func StartAt(q OffsetQuery) ConsumerOption {
 	return func(o *consumerOptions) { o.start, o.startSet = q, true }
 }
 
-// CreateGroup says whether a group that does not exist is created. Default: true.
-func CreateGroup(on bool) ConsumerOption { return func(o *consumerOptions) { o.create = on } }
+// Create says whether a group that does not exist is created. Default: true.
+func Create(on bool) ConsumerOption { return func(o *consumerOptions) { o.create = on } }
 
 // ConsumerName gives the consumer a name that outlives the process: a new one of the
 // same name takes over at once what the old one held. Two that live under one name

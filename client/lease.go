@@ -49,6 +49,7 @@ type Delivery struct {
 	revoked    bool
 	err        error // why it is lost
 	done       chan struct{}
+	told       func(error)
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
 	prev, next *Delivery // of those that run, by due
@@ -113,6 +114,20 @@ func (d *Delivery) AckSync(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// AckFunc is Ack, and calls f once when it is known what has come of it: nil if a quorum
+// has it, ErrFenced if the record was lost. f is called before the next record of the
+// scope is handed out, by the goroutine that reads the connection: it must not block, nor
+// call the Consumer. If an error is returned, f is not called.
+func (d *Delivery) AckFunc(f func(error)) error {
+	c := d.at.consumer
+	c.mu.Lock()
+	if d.state == leaseRunning {
+		d.told = f
+	}
+	c.mu.Unlock()
+	return d.Ack()
 }
 
 // NackOption says more about a failure.
@@ -218,6 +233,9 @@ func (d *Delivery) over(err error) {
 	d.stop(err)
 	if d.done != nil {
 		close(d.done)
+	}
+	if d.told != nil && d.kind == wire.OutcomeAck {
+		d.told(err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -11,6 +12,16 @@ import (
 
 // slotShift leaves the top 14 bits of a hash: one of wire.SlotCount key slots.
 const slotShift = 64 - 14
+
+// PartitionOf is the partition of a destination that records with a key go to, and those
+// of a publisher of that name.
+func (c *Conn) PartitionOf(ctx context.Context, destination string, key []byte) (uint32, error) {
+	l, err := c.layout(ctx, destination)
+	if err != nil {
+		return 0, err
+	}
+	return l.partitions[l.slots[xxhash.Sum64(key)>>slotShift]], nil
+}
 
 // route chooses the accumulator for a record and returns the hash of its key.
 //

@@ -1,0 +1,161 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// What is asked and told about groups. The fields are described where they are defined.
+type (
+	GroupSettings   = wire.GroupSettings
+	GroupStart      = wire.GroupStart
+	GroupIntent     = wire.GroupIntent
+	GroupInfo       = wire.GroupInfo
+	GroupPartition  = wire.GroupPartition
+	GroupSession    = wire.GroupSession
+	ExplainRequest  = wire.ExplainRequest
+	ExplainResponse = wire.ExplainResponse
+	Reason          = wire.Reason
+	SeekRequest     = wire.SeekRequest
+	SeekResponse    = wire.SeekResponse
+	ScopeRequest    = wire.ScopeRequest
+)
+
+// CreateGroup makes a group of a destination. Errors: wire.CodeAlreadyExists,
+// wire.CodeInvalidSetting, wire.CodeSerialNeedsOnePartition, wire.CodeUnknownDestination.
+func (c *Conn) CreateGroup(ctx context.Context, destination, group string, intent GroupIntent) (GroupInfo, error) {
+	var info GroupInfo
+	return info, c.groupAdmin(ctx, wire.GroupCreate, destination, group, intent, &info, intent.Exists)
+}
+
+// AlterGroup replaces the settings of a group; IfVersion protects what others have
+// changed meanwhile. Leases are taken back first, and what was leased under the old
+// settings is fenced.
+func (c *Conn) AlterGroup(ctx context.Context, destination, group string, intent GroupIntent) (GroupInfo, error) {
+	var info GroupInfo
+	return info, c.groupAdmin(ctx, wire.GroupAlter, destination, group, intent, &info, intent.IfVersion == 0)
+}
+
+// RemoveGroup removes a group with all it knows about records.
+func (c *Conn) RemoveGroup(ctx context.Context, destination, group string) error {
+	return c.groupAdmin(ctx, wire.GroupRemove, destination, group, nil, nil, false)
+}
+
+// PauseGroup stops the deliveries of a group, or lets them go on.
+func (c *Conn) PauseGroup(ctx context.Context, destination, group string, paused bool) (GroupInfo, error) {
+	op := wire.GroupResume
+	if paused {
+		op = wire.GroupPause
+	}
+	var info GroupInfo
+	return info, c.groupAdmin(ctx, op, destination, group, nil, &info, true)
+}
+
+// Groups lists the groups of a destination, or, if that is empty, of all.
+func (c *Conn) Groups(ctx context.Context, destination string) ([]GroupInfo, error) {
+	var list []GroupInfo
+	return list, c.groupAdmin(ctx, wire.GroupList, destination, "", nil, &list, true)
+}
+
+// DescribeGroup says what a group is, and how it stands in each partition. A partition
+// whose leader does not answer has Problem set.
+func (c *Conn) DescribeGroup(ctx context.Context, destination, group string) (GroupInfo, error) {
+	var info GroupInfo
+	if err := c.groupAdmin(ctx, wire.GroupDescribe, destination, group, nil, &info, true); err != nil {
+		return info, err
+	}
+	l, err := c.layout(ctx, destination)
+	if err != nil {
+		return info, err
+	}
+	for _, n := range l.partitions {
+		var p GroupPartition
+		if err := c.GroupOrder(ctx, wire.OrderDescribe, destination, n, group, nil, &p); err != nil {
+			if ctx.Err() != nil {
+				return info, err
+			}
+			p.Problem = err.Error()
+		}
+		p.Number = n
+		info.Partitions = append(info.Partitions, p)
+	}
+	return info, nil
+}
+
+func (c *Conn) groupAdmin(ctx context.Context, op wire.GroupAdminOp, destination, group string, ask, answer any, repeatable bool) error {
+	request := wire.GroupAdminRequest{Op: op, Destination: destination, Group: group}
+	var err error
+	if ask != nil {
+		if request.JSON, err = json.Marshal(ask); err != nil {
+			return err
+		}
+	}
+	var response wire.GroupJSON
+	if err := c.do(ctx, wire.OpGroupAdmin, &request, &response, repeatable); err != nil {
+		return fmt.Errorf("group %q of %q: %w", group, destination, err)
+	}
+	return decodeJSON(response.JSON, answer)
+}
+
+// GroupOrder asks the leader of a partition something about a group there; ask and
+// answer are as the operation has them, or nil. It is repeated while the partition has
+// no leader, as long as ctx allows.
+func (c *Conn) GroupOrder(ctx context.Context, op wire.GroupOrderOp, destination string, partition uint32, group string, ask, answer any) error {
+	request := wire.GroupOrderRequest{Op: op, Group: group}
+	var err error
+	if ask != nil {
+		if request.JSON, err = json.Marshal(ask); err != nil {
+			return err
+		}
+	}
+	for {
+		var response wire.GroupJSON
+		if err = c.askLeader(ctx, destination, partition, &request, &response); err == nil {
+			return decodeJSON(response.JSON, answer)
+		}
+		code := codeOf(err)
+		if ctx.Err() != nil || !sessionLost(err, &c.options) && !transient(code) && code != wire.CodeUnknownHandle && code != wire.CodeNotLeader {
+			return fmt.Errorf("group %q of %q partition %d: %w", group, destination, partition, err)
+		}
+		if err := c.pause(ctx, retryPause); err != nil {
+			return err
+		}
+	}
+}
+
+// askLeader sends an order to whoever leads the partition.
+func (c *Conn) askLeader(ctx context.Context, destination string, partition uint32, request *wire.GroupOrderRequest, response *wire.GroupJSON) error {
+	l, err := c.layout(ctx, destination)
+	if err != nil {
+		return err
+	}
+	for i, n := range l.partitions {
+		if n != partition {
+			continue
+		}
+		s, err := c.sessionWith(ctx, l.leaders[i].node)
+		if err != nil {
+			return err
+		}
+		var opened wire.OpenPartitionResponse
+		if err := s.send(wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: destination, Partition: n}).wait(ctx, &opened); err != nil {
+			return err
+		}
+		request.Handle = opened.Handle
+		return s.send(wire.OpGroupOrder, request).wait(ctx, response)
+	}
+	return fmt.Errorf("%w: %d", ErrUnknownPartition, partition)
+}
+
+func decodeJSON(text []byte, into any) error {
+	if into == nil || len(text) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	return nil
+}
