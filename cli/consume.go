@@ -19,9 +19,18 @@ func (a *app) consumeCommand() *cobra.Command {
 		SuggestFor: []string{"subscribe", "sub", "read", "get", "cat", "tail", "receive"},
 		Short:      "Print the records of a queue or topic",
 		Long: `Print the records of a queue or topic, each value on a line, and wait for more.
-Nothing is removed or acknowledged. Partitions are read side by side: order holds
-within each. A record made by produce from a last line without a newline ends the
+Partitions are read side by side: order holds within each. A record made by produce from a last line without a newline ends the
 output without one.
+
+Without --group nothing is removed or acknowledged: every reader sees everything. With
+--group the records are shared between the members of a group and acknowledged when they
+are printed, or when the command of --exec has ended with exit code 0; the group is made
+if there is none. Exit codes other than 0 give the record back, to be tried again after
+the group's backoff, and with it, in a serial group, those of its scope.
+
+The command of --exec gets the value on its standard input and in its environment
+LOCKSTEP_KEY, _PARTITION, _OFFSET, _EPOCH (the fencing token: a later holder of the same
+key has a higher one), _DELIVERY_COUNT, _PUBLISHER and _HEADERS, a list in JSON.
 
 Verbs of --format:
   %p partition  %o offset  %e epoch  %k key  %v value  %h headers as name=value
@@ -32,7 +41,8 @@ Verbs of --format:
 and key_encoding or value_encoding says so.`,
 		Example: `  lockstep consume orders --from earliest -e
   lockstep consume orders -f '%p %o %k %v\n' -c 10
-  lockstep consume events --at '15m ago' -o json`,
+  lockstep consume events --at '15m ago' -o json
+  lockstep consume orders --group billing --mode serial --scope key --exec './charge.sh' --parallel 8`,
 		Args:              exactArgs("DEST"),
 		ValidArgsFunction: a.completeDestinations(0),
 	}
@@ -48,6 +58,7 @@ and key_encoding or value_encoding says so.`,
 	at := flags.String("at", "", "start at the first record appended at or after a `time`: RFC 3339, a local date, or a distance like '15m ago'")
 	formatText := flags.StringP("format", "f", "", "print every record by a `format`; without it each value and a newline")
 	flags.VarP(r.output, "output", "o", "how to print")
+	r.member.add(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r.destination = args[0]
 		starts := 0
@@ -58,6 +69,9 @@ and key_encoding or value_encoding says so.`,
 		}
 		if starts > 1 {
 			return usagef(c, "--from, --offset and --at say where to start: give only one of them")
+		}
+		if err := r.member.check(c); err != nil {
+			return err
 		}
 		if r.limit < 0 {
 			return usagef(c, "flag --count: %d is negative", r.limit)
@@ -91,6 +105,9 @@ and key_encoding or value_encoding says so.`,
 			}
 			r.format = f
 		}
+		if r.member.group != "" {
+			return r.runMember(c)
+		}
 		return r.run(c)
 	}
 	return c
@@ -107,6 +124,7 @@ type consumeRun struct {
 	byOffset    bool
 	offset      uint64
 	at          time.Time
+	member      groupFlags
 	format      format // nil: values with newlines
 	output      *choiceFlag
 }

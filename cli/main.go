@@ -131,6 +131,8 @@ func (a *app) rootCommand() *cobra.Command {
 		a.destinationCommand(topicWords),
 		a.produceCommand(),
 		a.consumeCommand(),
+		a.groupCommand(),
+		a.explainCommand(),
 		a.benchCommand(),
 		a.logCommand(),
 		a.doctorCommand(),

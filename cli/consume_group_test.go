@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func groupQueue(t *testing.T, lines string) string {
+	address, _ := startServer(t)
+	must(t, at(address, ""), "queue", "create", "orders")
+	must(t, at(address, lines), "produce", "orders", "-K", ":")
+	return address
+}
+
+func TestMembersOfAGroupPrintEachRecordOnce(t *testing.T) {
+	address := groupQueue(t, "a:1\nb:2\na:3\n")
+	sh := at(address, "")
+	must(t, sh, "group", "create", "orders", "audit") // a queue keeps records until its groups are done with them
+	require.Equal(t, "1\n2\n", must(t, sh, "consume", "orders", "--group", "billing", "-c", "2"))
+	require.Equal(t, "3\n", must(t, sh, "consume", "orders", "--group", "billing", "-c", "1"))
+	require.Equal(t, "1\n2\n3\n", must(t, sh, "consume", "orders", "--group", "audit", "-c", "3"), "another group has records of its own")
+	list := must(t, sh, "group", "ls", "orders")
+	require.Contains(t, list, "billing")
+	require.Contains(t, list, "shared")
+	must(t, sh, "group", "rm", "orders", "audit")
+	require.NotContains(t, must(t, sh, "group", "ls", "orders"), "audit")
+}
+
+func TestACommandRunsForEachRecordInTheOrderOfItsKey(t *testing.T) {
+	address := groupQueue(t, "a:1\nb:2\na:3\nb:4\na:5\n")
+	out := filepath.Join(t.TempDir(), "out")
+	got := at(address, "").run(context.Background(), "consume", "orders", "-g", "billing", "--mode", "serial", "--scope", "key", "--parallel", "4", "-c", "5",
+		"--exec", `printf '%s %s %s %s\n' "$LOCKSTEP_KEY" "$(cat)" "$LOCKSTEP_OFFSET" "$LOCKSTEP_DELIVERY_COUNT" >> `+out)
+	require.Equal(t, 0, got.code, got.stderr)
+	text, err := os.ReadFile(out)
+	require.NoError(t, err)
+	byKey := map[string][]string{}
+	for _, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
+		key, rest, _ := strings.Cut(line, " ")
+		byKey[key] = append(byKey[key], rest)
+	}
+	require.Equal(t, map[string][]string{"a": {"1 0 1", "3 2 1", "5 4 1"}, "b": {"2 1 1", "4 3 1"}}, byKey)
+}
+
+func TestACommandThatFailsGetsItsRecordAgain(t *testing.T) {
+	address := groupQueue(t, "a:1\na:2\n")
+	must(t, at(address, ""), "group", "create", "orders", "billing", "--mode", "serial", "--backoff", "1ms")
+	out := filepath.Join(t.TempDir(), "out")
+	got := at(address, "").run(context.Background(), "consume", "orders", "-g", "billing", "-c", "3",
+		"--exec", `cat >> `+out+`; echo " $LOCKSTEP_DELIVERY_COUNT" >> `+out+`; test "$LOCKSTEP_DELIVERY_COUNT$LOCKSTEP_OFFSET" != 10`)
+	require.Equal(t, 0, got.code, got.stderr)
+	require.Contains(t, got.stderr, "lockstep: orders/0@0 failed, attempt 1: exit status 1\n")
+	text, err := os.ReadFile(out)
+	require.NoError(t, err)
+	require.Equal(t, "1 1\n1 2\n2 1\n", string(text))
+}
+
+func TestACommandThatCannotStartEndsConsume(t *testing.T) {
+	address := groupQueue(t, "a:1\n")
+	got := at(address, "").run(context.Background(), "consume", "orders", "-g", "billing", "--exec", "/no/such/program")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "cannot be started")
+	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"), "its record is there")
+}
+
+func TestACommandEndsWithConsume(t *testing.T) {
+	address := groupQueue(t, "a:1\n")
+	dir := t.TempDir()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := os.Stat(filepath.Join(dir, "started")); err == nil {
+				cancel()
+			}
+			time.Sleep(time.Millisecond) // nothing tells of a file of another process
+		}
+	}()
+	got := at(address, "").run(ctx, "consume", "orders", "-g", "billing", "--exec",
+		`trap 'touch `+dir+`/ended; exit 1' TERM; touch `+dir+`/started; while :; do sleep 0.01; done`)
+	require.NotEqual(t, 0, got.code)
+	require.FileExists(t, filepath.Join(dir, "ended"))
+	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"))
+}
+
+func TestFlagsOfMembersAreChecked(t *testing.T) {
+	for _, test := range []struct{ args, text string }{
+		{"consume orders --mode shared", "--mode is about members of a group; give --group NAME"},
+		{"consume orders -g billing --offset 3", "--offset and --group exclude each other"},
+		{"consume orders -g billing --exec true -o json", "--exec prints nothing itself"},
+		{"consume orders -g billing --parallel 2", "--parallel is about --exec"},
+		{"consume orders -g billing --mode serail", `did you mean serial?`},
+		{"group seek orders billing", "say where to: one of --to, --offset and --at"},
+	} {
+		got := shell{}.run(context.Background(), strings.Fields(test.args)...)
+		require.Equal(t, 2, got.code, test.args)
+		require.Contains(t, got.stderr, test.text)
+	}
+}

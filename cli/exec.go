@@ -1,0 +1,133 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+const (
+	// killAfter is how long a command that is told to end may take until it is killed.
+	killAfter = 3 * time.Second
+	// exitNotRunnable and exitNotFound are what a shell says of a command that it cannot
+	// start.
+	exitNotRunnable = 126
+	exitNotFound    = 127
+)
+
+// errCommand ends consume: the command will not start for any record.
+var errCommand = errors.New("the command of --exec cannot be started")
+
+// runCommands runs the command of --exec for each record.
+func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer) error {
+	running, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var begun, done atomic.Int64
+	err := consumer.Run(running, func(ctx context.Context, d *client.Delivery) error {
+		if n := begun.Add(1); r.limit > 0 && n > r.limit {
+			return d.Release()
+		}
+		err := r.runCommand(ctx, d)
+		switch {
+		case errors.Is(err, errCommand):
+			stop(err)
+		case err != nil && ctx.Err() == nil:
+			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d failed, attempt %d: %s\n", r.destination, d.Partition, d.Offset, d.Attempts+1, oneLine(err.Error()))
+		}
+		if r.limit > 0 && done.Add(1) == r.limit {
+			defer stop(nil)
+		}
+		switch {
+		case err == nil:
+			return d.Ack()
+		case ctx.Err() == nil && !errors.Is(err, errCommand):
+			return d.Nack()
+		}
+		return err
+	}, client.Workers(r.member.parallel))
+	if cause := context.Cause(running); errors.Is(cause, errCommand) {
+		return cause
+	}
+	if r.limit > 0 && done.Load() >= r.limit {
+		return nil
+	}
+	return err
+}
+
+// runCommand runs it for one record. When ctx ends, the command and what it has started
+// are told to end, and killed if they do not. The commands die with this process.
+func (r *consumeRun) runCommand(ctx context.Context, d *client.Delivery) error {
+	// The kernel sends Pdeathsig when the thread ends that has started the command.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c := exec.CommandContext(ctx, "/bin/sh", "-c", r.member.exec)
+	c.Env = append(os.Environ(), recordEnvironment(d)...)
+	c.Stdin = bytes.NewReader(d.Value)
+	c.Stdout, c.Stderr = r.app.stdout, r.app.stderr
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	var kill *time.Timer
+	c.Cancel = func() error {
+		group := -c.Process.Pid
+		kill = time.AfterFunc(killAfter, func() { syscall.Kill(group, syscall.SIGKILL) })
+		return syscall.Kill(group, syscall.SIGTERM)
+	}
+	c.WaitDelay = killAfter + time.Second
+	err := c.Run()
+	if kill != nil {
+		kill.Stop()
+		syscall.Kill(-c.Process.Pid, syscall.SIGKILL) // whatever it has left behind
+	}
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && (exit.ExitCode() == exitNotFound || exit.ExitCode() == exitNotRunnable):
+		return fmt.Errorf("%w: %q: %w; its record is given back", errCommand, r.member.exec, err)
+	case err != nil && c.Process == nil:
+		return fmt.Errorf("%w: %w", errCommand, err)
+	}
+	return err
+}
+
+// recordEnvironment is what a command is told of its record. A key that no environment
+// can hold is in base64, and LOCKSTEP_KEY_ENCODING says so.
+func recordEnvironment(d *client.Delivery) []string {
+	key, encoding := textOrBase64(d.Key)
+	if bytes.IndexByte(d.Key, 0) >= 0 {
+		key, encoding = base64.StdEncoding.EncodeToString(d.Key), "base64"
+	}
+	headers := make([]jsonHeader, 0, len(d.Headers))
+	publisher := ""
+	for _, h := range d.Headers {
+		value, encoding := textOrBase64(h.Value)
+		headers = append(headers, jsonHeader{Name: h.Key, Value: value, ValueEncoding: encoding})
+		if h.Key == wire.PublisherHeader {
+			publisher = value
+		}
+	}
+	text, err := json.Marshal(headers)
+	if err != nil {
+		panic("headers of strings cannot fail to encode: " + err.Error())
+	}
+	return []string{
+		"LOCKSTEP_KEY=" + key,
+		"LOCKSTEP_KEY_ENCODING=" + encoding,
+		"LOCKSTEP_PARTITION=" + strconv.FormatUint(uint64(d.Partition), 10),
+		"LOCKSTEP_OFFSET=" + strconv.FormatUint(d.Offset, 10),
+		"LOCKSTEP_EPOCH=" + strconv.FormatUint(d.Epoch(), 10),
+		"LOCKSTEP_DELIVERY_COUNT=" + strconv.Itoa(d.Deliveries),
+		"LOCKSTEP_PUBLISHER=" + publisher,
+		"LOCKSTEP_HEADERS=" + string(text),
+	}
+}

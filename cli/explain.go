@@ -1,0 +1,172 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// explainJSON is one answer of `explain -o json`.
+type explainJSON struct {
+	Partition uint32 `json:"partition"`
+	Group     string `json:"group"`
+	client.Reason
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	c := a.group(&cobra.Command{
+		Use:        "explain",
+		SuggestFor: []string{"why", "diagnose"},
+		Short:      "Say why records are not moving, and what blocks them",
+		Example: `  lockstep explain queue orders
+  lockstep explain queue orders --group billing`,
+	})
+	a.clientFlags(c)
+	c.AddCommand(a.explainDestinationCommand("queue"), a.explainDestinationCommand("topic"))
+	return c
+}
+
+func (a *app) explainDestinationCommand(kind string) *cobra.Command {
+	example := []string{"orders", "billing"}
+	if kind == "topic" {
+		example = []string{"events", "etl"}
+	}
+	c := &cobra.Command{
+		Use:   kind + " DEST",
+		Short: "Say why records of a " + kind + " are not moving, and what blocks them",
+		Example: fmt.Sprintf(`  lockstep explain %[1]s %[2]s
+  lockstep explain %[1]s %[2]s --group %[3]s
+  lockstep explain %[1]s %[2]s --group %[3]s --key customer-17
+  lockstep explain %[1]s %[2]s --group %[3]s --partition 2 --offset 4711`, kind, example[0], example[1]),
+		Args: exactArgs("DEST"),
+	}
+	flags := c.Flags()
+	group := flags.String("group", "", "only the group with this `name`; without it all groups")
+	key := flags.String("key", "", "the records with this `key`")
+	publisher := flags.String("publisher", "", "the records of the publisher with this `name`")
+	partition := flags.Uint32("partition", 0, "only the partition with this `number`")
+	offset := flags.Uint64("offset", 0, "the record with this `number`, of one --partition")
+	withoutDefault(flags, "offset")
+	withoutDefault(flags, "partition")
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		var ask client.ExplainRequest
+		given := 0
+		if flags.Changed("key") {
+			b := []byte(*key)
+			ask.Key = &b
+			given++
+		}
+		if flags.Changed("publisher") {
+			b := []byte(*publisher)
+			ask.Publisher = &b
+			given++
+		}
+		if flags.Changed("offset") {
+			ask.Offset = offset
+			given++
+		}
+		if given > 1 {
+			return usagef(c, "--key, --publisher and --offset say what to explain: give only one of them")
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			d, err := conn.Destination(ctx, args[0])
+			if err != nil {
+				return &failure{doing: "explain", destination: args[0], err: err}
+			}
+			if d.Kind.String() != kind {
+				return usagef(c, "%q is a %s; use lockstep explain %s %s", args[0], d.Kind, d.Kind, args[0])
+			}
+			var partitions []uint32
+			for _, p := range d.Partitions {
+				if !flags.Changed("partition") || p.Number == *partition {
+					partitions = append(partitions, p.Number)
+				}
+			}
+			if ask.Offset != nil && len(partitions) != 1 {
+				return usagef(c, "--offset counts within one partition; give one --partition")
+			}
+			if name := given > 0 && ask.Offset == nil; name && !flags.Changed("partition") {
+				id := *key
+				if ask.Publisher != nil {
+					id = *publisher
+				}
+				n, err := conn.PartitionOf(ctx, args[0], []byte(id))
+				if err != nil {
+					return &failure{doing: "explain", destination: args[0], err: err}
+				}
+				partitions = []uint32{n}
+			}
+			infos, err := conn.Groups(ctx, args[0])
+			if err != nil {
+				return &failure{doing: "explain", destination: args[0], err: err}
+			}
+			var groups []string
+			for _, g := range infos {
+				if *group == "" || g.Name == *group {
+					groups = append(groups, g.Name)
+				}
+			}
+			if len(groups) == 0 {
+				if *group != "" {
+					return groupFailure("explain", args[0], *group, wire.Errorf(wire.CodeUnknownGroup, "%s %q has no group %q", kind, args[0], *group))
+				}
+				_, err := fmt.Fprintf(a.stdout, "%s %s has no groups, so nothing takes its records; start one with lockstep consume %s --group NAME --mode shared\n", kind, args[0], args[0])
+				return err
+			}
+			return a.explainGroups(ctx, conn, args[0], groups, partitions, ask, output.value == "json")
+		})
+	}
+	return c
+}
+
+func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
+	answers := []explainJSON{}
+	for _, g := range groups {
+		for _, n := range partitions {
+			var answer client.ExplainResponse
+			ask.Group = g
+			if err := conn.GroupOrder(ctx, wire.OrderExplain, destination, n, g, &ask, &answer); err != nil {
+				if wire.CodeOf(err) == wire.CodeUnknownGroup {
+					answers = append(answers, explainJSON{n, g, client.Reason{Code: "no_consumer", Text: "Nobody has consumed here yet: the group begins with its first member."}})
+					continue
+				}
+				answer.Reasons = []client.Reason{{Code: "no_quorum", Text: "The partition has no leader that answers: " + err.Error()}}
+			}
+			for _, r := range answer.Reasons {
+				answers = append(answers, explainJSON{n, g, r})
+			}
+		}
+	}
+	if asJSON {
+		return a.printJSON(answers)
+	}
+	for _, e := range answers {
+		text := fmt.Sprintf("%s, %s/%d: %s", e.Group, destination, e.Partition, e.Text)
+		now := a.now()
+		if e.SinceMs > 0 {
+			text += fmt.Sprintf(" Since %s.", formatDuration(now.Sub(time.UnixMilli(e.SinceMs)).Round(time.Millisecond)))
+		}
+		if e.UntilMs > 0 {
+			text += fmt.Sprintf(" For another %s.", formatDuration(time.UnixMilli(e.UntilMs).Sub(now).Round(time.Millisecond)))
+		}
+		if e.Object != "" {
+			text += fmt.Sprintf(" [%s: %s]", e.Code, e.Object)
+		} else {
+			text += fmt.Sprintf(" [%s]", e.Code)
+		}
+		if _, err := fmt.Fprintln(a.stdout, text); err != nil {
+			return err
+		}
+	}
+	if len(answers) == 0 {
+		_, err := fmt.Fprintln(a.stdout, "nothing is held up")
+		return err
+	}
+	return nil
+}

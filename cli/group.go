@@ -1,0 +1,438 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func (a *app) groupCommand() *cobra.Command {
+	c := a.group(&cobra.Command{
+		Use:        "group",
+		SuggestFor: []string{"groups", "subscription", "subscriptions", "consumer-group", "consumers"},
+		Short:      "List, describe, alter and remove groups of consumers",
+		Example: `  lockstep group ls orders
+  lockstep group describe orders billing`,
+	})
+	a.clientFlags(c)
+	c.AddCommand(a.groupLsCommand(), a.groupDescribeCommand(), a.groupCreateCommand(), a.groupAlterCommand(),
+		a.groupSeekCommand(), a.groupPauseCommand(true), a.groupPauseCommand(false), a.groupRmCommand())
+	return c
+}
+
+// groupFailure says what failed with a group.
+func groupFailure(doing, destination, group string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &failure{doing: fmt.Sprintf("%s group %q of", doing, group), destination: destination, err: err}
+}
+
+func (a *app) groupLsCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "ls [DEST]",
+		Aliases: []string{"list"},
+		Short:   "List the groups of a destination, or of all",
+		Example: `  lockstep group ls
+  lockstep group ls orders -o json`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		destination := strings.Join(args, "")
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			list, err := conn.Groups(ctx, destination)
+			if err != nil {
+				return &failure{doing: "list groups of", destination: destination, err: err}
+			}
+			if output.value == "json" {
+				return a.printJSON(list)
+			}
+			var rows [][]string
+			for _, g := range list {
+				state := "active"
+				if g.Paused {
+					state = "paused"
+				}
+				rows = append(rows, []string{g.Destination, g.Name, modeText(&g.Settings), g.Settings.Binding.String(), state})
+			}
+			return a.printTable([]string{"destination", "group", "mode", "binding", "state"}, rows)
+		})
+	}
+	return c
+}
+
+// modeText is how a group shares records, in a few words.
+func modeText(s *client.GroupSettings) string {
+	text := s.Mode.String()
+	if s.Mode == wire.ModeSerial {
+		text += " by " + s.Scope.String()
+		if s.Scope == wire.ScopeDestination {
+			text += ", " + s.Holder.String()
+		}
+		if s.Order == wire.OrderReplay {
+			text += ", replay order"
+		}
+	}
+	return text
+}
+
+func (a *app) groupDescribeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "describe DEST GROUP",
+		Aliases: []string{"show"},
+		Short:   "Show a group: its settings, its backlog and its members, by partition",
+		Example: `  lockstep group describe orders billing
+  lockstep group describe orders billing -o json`,
+		Args: exactArgs("DEST", "GROUP"),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			info, err := conn.DescribeGroup(ctx, args[0], args[1])
+			if err != nil {
+				return groupFailure("describe", args[0], args[1], err)
+			}
+			if output.value == "json" {
+				return a.printJSON(info)
+			}
+			return a.printGroup(&info)
+		})
+	}
+	return c
+}
+
+func (a *app) printGroup(g *client.GroupInfo) error {
+	s := &g.Settings
+	ms := func(n uint32) string { return formatDuration(time.Duration(n) * time.Millisecond) }
+	fmt.Fprintf(a.stdout, "%s of %s: %s, binding %s, session timeout %s, ack wait %s, backoff %s to %s", g.Name, g.Destination, modeText(s), s.Binding,
+		ms(s.SessionMs), ms(s.AckWaitMs), ms(s.BackoffMs), ms(s.BackoffMaxMs))
+	if s.DeliveryLimit > 0 {
+		fmt.Fprintf(a.stdout, ", after %d attempts %s", s.DeliveryLimit, letterText(s))
+	}
+	if g.Paused {
+		fmt.Fprint(a.stdout, ", paused")
+	}
+	fmt.Fprintln(a.stdout)
+	var rows, members [][]string
+	for _, p := range g.Partitions {
+		rows = append(rows, []string{
+			fmt.Sprint(p.Number), fmt.Sprint(p.Floor), fmt.Sprint(p.Next), fmt.Sprint(p.Backlog), fmt.Sprint(p.Leased), fmt.Sprint(p.Returned),
+			fmt.Sprint(p.Parked), p.Problem + strings.Join(p.Waiting, ", "),
+		})
+		for _, m := range p.Sessions {
+			name := m.Name
+			if name == "" {
+				name = m.ID[:min(len(m.ID), 8)]
+			}
+			members = append(members, []string{
+				fmt.Sprint(p.Number), name, m.Client, m.State, fmt.Sprint(m.Leased), fmt.Sprint(m.Capacity),
+				formatDuration((time.Duration(m.HeardMs) * time.Millisecond).Round(time.Millisecond)),
+			})
+		}
+	}
+	if err := a.printTable([]string{"partition", "done below", "next", "backlog", "leased", "returned", "parked", "waits for"}, rows,
+		"partition", "done below", "next", "backlog", "leased", "returned", "parked"); err != nil {
+		return err
+	}
+	if len(members) == 0 {
+		_, err := fmt.Fprintln(a.stdout, "no members")
+		return err
+	}
+	return a.printTable([]string{"partition", "member", "from", "state", "leased", "capacity", "heard"}, members, "partition", "leased", "capacity", "heard")
+}
+
+func letterText(s *client.GroupSettings) string {
+	if s.DeadLetterMode == wire.DeadLetterPark {
+		return "its scope is parked"
+	}
+	return fmt.Sprintf("a record goes to %q", s.DeadLetter)
+}
+
+// groupSettingsFlags are the flags of group create and alter.
+type groupSettingsFlags struct {
+	mode, scope, holder, binding, order, letterMode *choiceFlag
+	ackWait, session, revoke, backoff, backoffMax   durationFlag
+	limit, window                                   uint32
+	letter                                          string
+	hold                                            bool
+}
+
+func newGroupSettingsFlags(c *cobra.Command) *groupSettingsFlags {
+	f := &groupSettingsFlags{
+		mode: newChoice("", "shared", "serial", "stream"), scope: newChoice("", "key", "publisher", "destination"), holder: newChoice("", "sticky", "any"),
+		binding: newChoice("", "cover", "strict", "gather"), order: newChoice("", "strict", "replay"), letterMode: newChoice("", "record", "park", "none"),
+	}
+	flags := c.Flags()
+	flags.Var(f.mode, "mode", "how the group shares records")
+	flags.Var(f.scope, "scope", "what a serial group handles one after the other")
+	flags.Var(f.holder, "holder", "with --scope destination: one member while it lives, or whoever is free")
+	flags.Var(f.binding, "binding", "which partitions a member has")
+	flags.Var(f.order, "order", "when the next record of a scope starts: after the outcome of the one before is committed, or known")
+	flags.Var(&f.ackWait, "ack-wait", "`time` that a record may be worked on")
+	flags.Var(&f.session, "session-timeout", "`time` without a sign of life after which a member's records go to others")
+	flags.Var(&f.revoke, "revoke-grace", "`time` that a member has to give back what it is asked for")
+	flags.Var(&f.backoff, "backoff", "`pause` before the second attempt; it doubles with each")
+	flags.Var(&f.backoffMax, "backoff-max", "longest `pause` before an attempt")
+	flags.Uint32Var(&f.limit, "delivery-limit", 0, "`attempts` after which a record is a dead letter; 0 = as many as it takes")
+	flags.StringVar(&f.letter, "dead-letter", "", "`destination` for dead letters")
+	flags.Var(f.letterMode, "dead-letter-mode", "what becomes of a record at the delivery limit: it goes to the dead letters alone, or its scope is parked with it")
+	flags.Uint32Var(&f.window, "scope-window", 0, "`records` of one scope that are sent ahead")
+	flags.BoolVar(&f.hold, "hold", false, "keep records in a topic until this group is done with them")
+	for _, name := range []string{"ack-wait", "session-timeout", "revoke-grace", "backoff", "backoff-max", "delivery-limit", "scope-window", "hold"} {
+		withoutDefault(flags, name)
+	}
+	return f
+}
+
+// apply puts what was given into settings.
+func (f *groupSettingsFlags) apply(c *cobra.Command, s *client.GroupSettings) error {
+	flags := c.Flags()
+	for _, choice := range []struct {
+		flag *choiceFlag
+		into interface{ UnmarshalText([]byte) error }
+	}{{f.mode, &s.Mode}, {f.scope, &s.Scope}, {f.holder, &s.Holder}, {f.binding, &s.Binding}, {f.order, &s.Order}, {f.letterMode, &s.DeadLetterMode}} {
+		if choice.flag.value != "" {
+			if err := choice.into.UnmarshalText([]byte(choice.flag.value)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, d := range []struct {
+		name string
+		flag durationFlag
+		into *uint32
+	}{
+		{"ack-wait", f.ackWait, &s.AckWaitMs}, {"session-timeout", f.session, &s.SessionMs}, {"revoke-grace", f.revoke, &s.RevokeMs},
+		{"backoff", f.backoff, &s.BackoffMs}, {"backoff-max", f.backoffMax, &s.BackoffMaxMs},
+	} {
+		if flags.Changed(d.name) {
+			ms := d.flag.value.Milliseconds()
+			if ms < 1 || ms > 1<<32-1 {
+				return usagef(c, "flag --%s: %s is not between 1ms and 49 days", d.name, d.flag.String())
+			}
+			*d.into = uint32(ms)
+		}
+	}
+	if flags.Changed("delivery-limit") {
+		s.DeliveryLimit = f.limit
+	}
+	if flags.Changed("dead-letter") {
+		s.DeadLetter = f.letter
+	}
+	if flags.Changed("scope-window") {
+		s.Window = f.window
+	}
+	if flags.Changed("hold") {
+		s.Hold = f.hold
+	}
+	return nil
+}
+
+func (a *app) groupCreateCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "create DEST GROUP",
+		Short: "Make a group, before anybody consumes",
+		Example: `  lockstep group create orders audit --mode serial --scope key
+  lockstep group create events etl2 --mode stream --from earliest`,
+		Args: exactArgs("DEST", "GROUP"),
+	}
+	f := newGroupSettingsFlags(c)
+	from := newChoice("", "earliest", "latest")
+	c.Flags().Var(from, "from", "where it begins: at the earliest record, as for queues, or behind the latest, as for topics")
+	at := c.Flags().String("at", "", "begin at the first record appended at or after a `time`: RFC 3339, a local date, or a distance like '15m ago'")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		intent := client.GroupIntent{Start: client.GroupStart{To: from.value}}
+		if *at != "" {
+			t, err := parseTime(*at, a.now())
+			if err != nil {
+				return usagef(c, "flag --at: %v", err)
+			}
+			intent.Start = client.GroupStart{To: "time", TimeMs: t.UnixMilli()}
+		}
+		if err := f.apply(c, &intent.Settings); err != nil {
+			return err
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			info, err := conn.CreateGroup(ctx, args[0], args[1], intent)
+			if err == nil {
+				fmt.Fprintf(a.stdout, "group %s of %s created: %s\n", args[1], args[0], modeText(&info.Settings))
+			}
+			return groupFailure("create", args[0], args[1], err)
+		})
+	}
+	return c
+}
+
+func (a *app) groupAlterCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "alter DEST GROUP",
+		Short: "Change a group; what is not given stays as it is",
+		Long: `Change a group. What is not given stays as it is. Members are asked to give back what
+they hold first, and outcomes of the time before do not count after it: old rules before,
+new rules behind.`,
+		Example: `  lockstep group alter orders billing --ack-wait 5m
+  lockstep group alter orders billing --mode shared
+  lockstep group alter orders billing --delivery-limit 5 --dead-letter-mode park`,
+		Args: exactArgs("DEST", "GROUP"),
+	}
+	f := newGroupSettingsFlags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			old, err := conn.DescribeGroup(ctx, args[0], args[1])
+			if err != nil {
+				return groupFailure("alter", args[0], args[1], err)
+			}
+			intent := client.GroupIntent{Settings: old.Settings, IfVersion: old.Version}
+			if err := f.apply(c, &intent.Settings); err != nil {
+				return err
+			}
+			info, err := conn.AlterGroup(ctx, args[0], args[1], intent)
+			if err == nil {
+				fmt.Fprintf(a.stdout, "group %s of %s altered: %s\n", args[1], args[0], modeText(&info.Settings))
+			}
+			return groupFailure("alter", args[0], args[1], err)
+		})
+	}
+	return c
+}
+
+func (a *app) groupPauseCommand(pause bool) *cobra.Command {
+	verb, short, outcome := "resume", "Let the deliveries of a paused group go on", "resumed"
+	if pause {
+		verb, short, outcome = "pause", "Stop the deliveries of a group; what is held may be finished", "paused"
+	}
+	c := &cobra.Command{
+		Use: verb + " DEST GROUP", Short: short, Example: fmt.Sprintf("  lockstep group %[1]s orders billing\n  lockstep group %[1]s events etl", verb), Args: exactArgs("DEST", "GROUP"),
+	}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			_, err := conn.PauseGroup(ctx, args[0], args[1], pause)
+			if err == nil {
+				fmt.Fprintf(a.stdout, "group %s of %s %s\n", args[1], args[0], outcome)
+			}
+			return groupFailure(verb, args[0], args[1], err)
+		})
+	}
+	return c
+}
+
+func (a *app) groupRmCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "rm DEST GROUP", Aliases: []string{"remove", "delete"}, Short: "Remove a group with all it knows about records",
+		Example: "  lockstep group rm orders billing\n  lockstep group rm events etl", Args: exactArgs("DEST", "GROUP"),
+	}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			err := conn.RemoveGroup(ctx, args[0], args[1])
+			if err == nil {
+				fmt.Fprintf(a.stdout, "group %s of %s removed\n", args[1], args[0])
+			}
+			return groupFailure("remove", args[0], args[1], err)
+		})
+	}
+	return c
+}
+
+func (a *app) groupSeekCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "seek DEST GROUP",
+		Short: "Move a group to another place, backwards to repeat or forwards to skip",
+		Long: `Move a group in all partitions, or in some. Members give back what they hold first, and
+outcomes of the time before do not count after it. With --dry-run nothing happens, and
+what would is printed.`,
+		Example: `  lockstep group seek orders billing --to earliest --dry-run
+  lockstep group seek orders billing --at '1h ago'
+  lockstep group seek orders billing --partition 2 --offset 4711`,
+		Args: exactArgs("DEST", "GROUP"),
+	}
+	flags := c.Flags()
+	to := newChoice("", "earliest", "latest")
+	flags.Var(to, "to", "the first record that is there, or behind the last")
+	offset := flags.Uint64("offset", 0, "the record with this `number`, of one --partition")
+	withoutDefault(flags, "offset")
+	at := flags.String("at", "", "the first record appended at or after a `time`: RFC 3339, a local date, or a distance like '15m ago'")
+	partitions := flags.UintSlice("partition", nil, "move the group in the partition with this `number` only; may be repeated")
+	dry := flags.Bool("dry-run", false, "say what would happen")
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		ask := client.SeekRequest{To: to.value, DryRun: *dry}
+		given := 0
+		if to.value != "" {
+			given++
+		}
+		if flags.Changed("offset") {
+			given++
+			ask.To, ask.Offset = "offset", *offset
+		}
+		if *at != "" {
+			given++
+			t, err := parseTime(*at, a.now())
+			if err != nil {
+				return usagef(c, "flag --at: %v", err)
+			}
+			ask.To, ask.TimeMs = "time", t.UnixMilli()
+		}
+		if given != 1 {
+			return usagef(c, "say where to: one of --to, --offset and --at")
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			d, err := conn.Destination(ctx, args[0])
+			if err != nil {
+				return groupFailure("seek", args[0], args[1], err)
+			}
+			var numbers []uint32
+			for _, n := range *partitions {
+				numbers = append(numbers, uint32(n))
+			}
+			if len(numbers) == 0 {
+				for _, p := range d.Partitions {
+					numbers = append(numbers, p.Number)
+				}
+			}
+			if flags.Changed("offset") && len(numbers) != 1 {
+				return usagef(c, "--offset counts within one partition; give one --partition")
+			}
+			return a.seek(ctx, conn, args[0], args[1], numbers, &ask, output.value == "json")
+		})
+	}
+	return c
+}
+
+// seekJSON is one partition of `group seek -o json`.
+type seekJSON struct {
+	Partition uint32 `json:"partition"`
+	client.SeekResponse
+}
+
+func (a *app) seek(ctx context.Context, conn *client.Conn, destination, group string, partitions []uint32, ask *client.SeekRequest, asJSON bool) error {
+	objects, rows := []seekJSON{}, [][]string(nil)
+	var errs []error
+	for _, n := range partitions {
+		var answer client.SeekResponse
+		if err := conn.GroupOrder(ctx, wire.OrderSeek, destination, n, group, ask, &answer); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		objects = append(objects, seekJSON{n, answer})
+		what := "repeated"
+		if answer.To > answer.From {
+			what = "skipped"
+		}
+		rows = append(rows, []string{fmt.Sprint(n), fmt.Sprint(answer.From), fmt.Sprint(answer.To), fmt.Sprint(answer.Records), what})
+	}
+	var err error
+	if asJSON {
+		err = a.printJSON(objects)
+	} else if len(rows) > 0 {
+		err = a.printTable([]string{"partition", "from", "to", "records", "are"}, rows, "partition", "from", "to", "records")
+	}
+	return errors.Join(err, groupFailure("seek", destination, group, errors.Join(errs...)))
+}
