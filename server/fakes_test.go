@@ -168,6 +168,8 @@ func (b *fakeBackend) admin(request wire.Message, reply func(wire.Message, error
 		d, _ := b.View().Destination(m.Name)
 		info := b.Describe(d)
 		reply(&info, nil)
+	case *wire.GroupAdminRequest:
+		reply(&wire.GroupJSON{}, nil)
 	case *wire.DeleteRequest:
 		if _, exists := b.View().Destination(m.Name); !exists {
 			reply(nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", m.Name))

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -181,13 +182,59 @@ func TestR_IS_6_EveryOpcodeIsServedOrRedirectedByEveryNode(t *testing.T) {
 			return wire.CodeOK
 		}},
 	}
+	// A group of the leader takes whoever comes, and hears what is said on the link.
+	leader := members[0].backend.replica("events", 0)
+	heard := func(kind partition.InputKind) (in partition.Input) {
+		eventually(t, "an input", func() bool {
+			leader.mu.Lock()
+			defer leader.mu.Unlock()
+			// A connection of the test before may have ended meanwhile.
+			leader.inputs = slices.DeleteFunc(leader.inputs, func(in partition.Input) bool { return in.Kind == partition.InputGone })
+			if len(leader.inputs) == 0 {
+				return false
+			}
+			in, leader.inputs = leader.inputs[0], leader.inputs[1:]
+			return true
+		})
+		require.Equal(t, kind, in.Kind)
+		return in
+	}
+	attach := func(c *rawClient, handle uint32) (link uint32, code wire.ErrorCode) {
+		leader.set(func() { leader.inputs = nil })
+		c.send(wire.OpGroupAttach, 9, &wire.AttachRequest{Handle: handle, Group: "g", Session: [16]byte{1}})
+		heard(partition.InputAttach).Consumer.Attached(&wire.AttachResponse{}, nil)
+		f := c.answer(9)
+		var m wire.AttachResponse
+		c.ok(f, &m)
+		return m.Link, f.code()
+	}
+	said := func(op wire.Opcode, kind partition.InputKind, m wire.Message) attempt {
+		return attempt{routed: true, send: func(c *rawClient, handle, _ uint32) wire.ErrorCode {
+			link, code := attach(c, handle)
+			c.send(op, link, m)
+			heard(kind)
+			return code
+		}}
+	}
+	attempts[wire.OpGroupAttach] = attempt{routed: true, send: func(c *rawClient, handle, _ uint32) wire.ErrorCode {
+		_, code := attach(c, handle)
+		return code
+	}}
+	attempts[wire.OpGroupOutcome] = said(wire.OpGroupOutcome, partition.InputOutcomes, &wire.GroupOutcomes{Outcomes: []wire.Outcome{{Count: 1, Kind: wire.OutcomeAck}}})
+	attempts[wire.OpGroupCapacity] = said(wire.OpGroupCapacity, partition.InputCapacity, &wire.GroupCapacity{Records: 1})
+	attempts[wire.OpGroupHeartbeat] = said(wire.OpGroupHeartbeat, partition.InputHeartbeat, &wire.GroupHeartbeat{Number: 1})
+	attempts[wire.OpGroupLeave] = said(wire.OpGroupLeave, partition.InputLeave, &wire.GroupLeave{})
+	attempts[wire.OpGroupAdmin] = ask(wire.OpGroupAdmin, &wire.GroupAdminRequest{Op: wire.GroupList, Destination: "events"})
+	attempts[wire.OpGroupOrder] = attempt{routed: true, send: func(c *rawClient, handle, _ uint32) wire.ErrorCode {
+		leader.set(func() { leader.inputs = nil })
+		c.send(wire.OpGroupOrder, 9, &wire.GroupOrderRequest{Handle: handle, Group: "g"})
+		heard(partition.InputOrder).Reply(nil, nil)
+		return c.answer(9).code()
+	}}
 	// What only brokers send, and what the session begins with.
 	notAsked := []wire.Opcode{wire.OpHello, wire.OpDeliver, wire.OpLinkClosed, wire.OpEvent,
 		wire.OpGroupAnswer, wire.OpGroupDeliver, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupBinding}
-	// What nobody serves yet.
-	for op := wire.OpGroupAttach; op <= wire.OpGroupBinding; op++ {
-		notAsked = append(notAsked, op)
-	}
+	notAsked = append(notAsked, wire.OpGroupBind) // nobody serves it yet
 	expected := map[wire.Opcode]wire.ErrorCode{wire.OpCreate: wire.CodeAlreadyExists, wire.OpDelete: wire.CodeUnknownDestination}
 	for _, supported := range wire.SupportedOpcodes() {
 		op := supported.Opcode
