@@ -56,6 +56,7 @@ func TestF17_GroupsOfAFleet(t *testing.T) {
 	require.NotZero(t, counts.Stale)
 	require.NotZero(t, counts.Heard)
 	require.NotZero(t, counts.SessionGone)
+	require.NotZero(t, counts.HandedOver)
 }
 
 // caughtByGroups takes a rule away until the simulation notices it.

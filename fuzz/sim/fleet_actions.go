@@ -298,6 +298,10 @@ func (f *fleet) transfer() {
 	f.alive(func(m *member) {
 		if _, leading := m.group.Leading(); leading {
 			f.counts[FleetTransferred]++
+			if f.groups != nil && m.moving == 0 && f.random.IntN(3) > 0 {
+				m.handOver()
+				return
+			}
 			_ = m.group.Transfer(0)
 			m.look()
 		}

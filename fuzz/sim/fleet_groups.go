@@ -39,6 +39,7 @@ type GroupCounts struct {
 	Stale       int // outcomes that were not
 	Heard       int // heartbeats that were confirmed
 	SessionGone int // sessions that hear that they were removed
+	HandedOver  int // leaderships that were given away with the leases
 }
 
 // Add adds another run's counts.
@@ -50,6 +51,7 @@ func (c *GroupCounts) Add(o *GroupCounts) {
 	c.Stale += o.Stale
 	c.Heard += o.Heard
 	c.SessionGone += o.SessionGone
+	c.HandedOver += o.HandedOver
 }
 
 // grantKey names what only one session may have: an epoch of a scope.

@@ -50,6 +50,9 @@ type member struct {
 	shown        wire.Term
 	applied      wire.Index // and is in the log
 
+	moving int  // ticks until a planned move has come to nothing, 0: there is none
+	give   bool // the leases are committed: the leadership may go
+
 	last     wire.Index // of the log, as of the last turn, and its term
 	lastTerm wire.Term
 	silent   map[*member]int // ticks for which another one was not heard
@@ -68,7 +71,7 @@ func (m *member) String() string { return fmt.Sprintf("replica %d", m.id) }
 func (m *member) start() {
 	f := m.fleet
 	m.life++
-	m.jobs, m.paused = nil, false
+	m.jobs, m.paused, m.moving, m.give = nil, false, 0, false
 	f.trace.add("%s starts: life %d, boot %d of its machine", m, m.life, m.machineBoot)
 	if err := m.open(); err != nil {
 		if m.stopped() {
@@ -333,8 +336,22 @@ func (m *member) turn() (again bool) {
 	if m.group.Err() == nil {
 		again = m.part.Turn(m.nowMs, time.Duration(m.nowMs)*time.Millisecond)
 	}
+	if _, leading := m.group.Leading(); m.give {
+		m.give = false
+		if leading && m.group.Err() == nil {
+			m.fleet.groups.counts.HandedOver++
+			_ = m.group.Transfer(0)
+		}
+	}
 	m.look()
 	return again
+}
+
+// handOver begins a planned move: first the leases are committed for the next leader.
+func (m *member) handOver() {
+	m.moving = 20
+	m.part.Groups().HandOver(func(err error) { m.give = err == nil })
+	m.turn()
 }
 
 // hears reports whether two members can talk to each other now.
@@ -350,6 +367,12 @@ const silenceTicks = 10
 // not heard for a while, and who is back.
 func (m *member) tick(n int) {
 	m.nowMs += int64(n) * 100
+	if m.moving > 0 {
+		if m.moving = max(0, m.moving-n); m.moving == 0 {
+			m.give = false
+			m.part.Groups().Stay()
+		}
+	}
 	for _, other := range m.fleet.members {
 		switch was := m.silent[other]; {
 		case other == m:
