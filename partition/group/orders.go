@@ -217,26 +217,18 @@ func (l *Leader) Damaged(from, to wire.Offset) {
 func (l *Leader) Trimmed() {
 	floor := l.g.Done.Floor()
 	for _, m := range l.members {
-		for {
-			r, ok := m.leases.within(0, floor)
-			if !ok {
+		for _, r := range m.leases.held(0) { // the end of the others is on its way
+			if r.from >= floor {
 				break
 			}
+			r.to = min(r.to, floor)
 			m.leases.remove(r.from, r.to)
-			switch r.state {
-			case settling:
-				l.answer(m, r.from, r.to, r.epoch, wire.CodeDataExpired)
-			default:
-				l.release(m, int(r.to-r.from))
-				l.lose(m, r.from, r.to, r.epoch, wire.ReasonExpired)
-			}
-		}
-		l.room(m)
-	}
-	for o := range l.of {
-		if o < floor {
-			if s := l.leave(o); s != nil {
-				l.ready(s)
+			l.release(m, int(r.to-r.from))
+			l.lose(m, r.from, r.to, r.epoch, wire.ReasonExpired)
+			for o := r.from; o < r.to && len(l.of) > 0; o++ {
+				if s := l.leave(o); s != nil {
+					l.ready(s)
+				}
 			}
 		}
 	}

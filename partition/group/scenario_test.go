@@ -815,3 +815,27 @@ func TestADrainedSessionIsRemoved(t *testing.T) {
 	require.NoError(t, a.reason)
 	require.Equal(t, wire.CodeOK, a.code(1), "it hears what became of its record before")
 }
+
+// Retention takes records that are leased: their sessions hear of it, and what was on its
+// way back or acked ends as it would have.
+func TestLeaderEndsLeasesOfExpiredRecords(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(1, 2, 3, 1)
+	a := r.attach('A', 1, 3)
+	require.Equal(t, []wire.Offset{0, 1, 2}, a.offsets())
+	a.say(wire.OutcomeNack, 0)
+	a.say(wire.OutcomeAck, 1)
+	r.state.Trimmed(3)
+	r.leader.Trimmed()
+	require.Equal(t, []wire.Lost{{Offset: 2, Count: 1, Epoch: a.grants[0].Epoch, Reason: wire.ReasonExpired}}, a.lost)
+	r.settle()
+	require.Equal(t, wire.CodeOK, a.code(0))
+	require.Equal(t, wire.CodeOK, a.code(1))
+	r.pass(time.Second)
+	require.Equal(t, []wire.Offset{0, 1, 2, 3}, a.offsets())
+	a.say(wire.OutcomeAck, 3)
+	r.settle()
+	require.EqualValues(t, 3, r.state.Group(1).Expired, "none of them was done when they went")
+	require.Empty(t, r.leader.scopes)
+	require.Zero(t, r.leader.members[a.session].held)
+}
