@@ -13,6 +13,14 @@ import (
 // lies behind it.
 const inlineNext = 8
 
+// minSpare and maxSpare bound the objects of scopes that are kept for others: some, or as
+// many as are in use, so that a scope that comes and goes with each record costs no
+// allocation. One takes some 250 bytes.
+const (
+	minSpare = 1 << 10
+	maxSpare = 1 << 14
+)
+
 // scope is a key or a publisher of which something is leased, waiting or parked. Others
 // have no object.
 type scope struct {
@@ -61,7 +69,7 @@ func (l *Leader) retire(s *scope) {
 		return
 	}
 	delete(l.scopes, s.hash)
-	if len(l.spare) < 1024 {
+	if len(l.spare) < min(max(minSpare, len(l.scopes)), maxSpare) {
 		l.spare = append(l.spare, s)
 	}
 }
