@@ -3,8 +3,10 @@ package lockstest_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -206,6 +208,11 @@ func TestR_SIB_14_AStrictConsumerTakesNothingFromOthers(t *testing.T) {
 	require.Eventually(t, func() bool { return log.count() == 20 }, timeout, time.Millisecond)
 	require.Equal(t, []uint32{1}, only.look())
 	require.Empty(t, only.last(), "its binding has not changed")
+
+	info, err := conn.DescribeGroup(ctx, "jobs", "workers")
+	require.NoError(t, err)
+	require.Equal(t, "strict 1.1 of 1 consumers", info.Partitions[0].Binding)
+	require.Equal(t, "partitions without a consumer: [0 2]; start more consumers, or bind with cover", info.Partitions[0].Problem)
 }
 
 // R-SIB-18: who gathers sees all partitions, beside others who do.
@@ -251,3 +258,83 @@ func TestR_SIB_12_TheLocalPartitionIsPreferred(t *testing.T) {
 	}
 }
 
+
+// R-X-1: consumers come, leave and die without a word. As long as one lives, everything
+// that is sent is handed out: after a death, when the dead one is taken off the list.
+func TestR_X_1_NoBacklogWithoutAConsumer(t *testing.T) {
+	broker := lockstest.Start(t)
+	ctx, conn := connect(t, broker)
+	jobs(ctx, t, conn, 1)
+	var f filler
+	log := &received{list: make(map[uint32][]string)}
+	short := client.SessionTimeout(time.Second)
+	stays := bind(ctx, t, conn, log, wire.BindingCover, short)
+
+	var socket atomic.Pointer[net.TCPConn]
+	doomed, err := client.Connect(ctx, broker.URL(), client.WithReconnect(false), client.WithDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err == nil {
+			socket.Store(c.(*net.TCPConn))
+		}
+		return c, err
+	}))
+	require.NoError(t, err)
+	defer func() { _ = doomed.Close() }()
+	dies, err := doomed.Consumer(ctx, "jobs", client.Group("workers"), client.Mode(client.Serial), short)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { n := len(stays.last()); return n == 1 || n == 2 }, timeout, time.Millisecond)
+
+	require.NoError(t, socket.Load().Close())
+	f.fill(ctx, t, conn, 20, all...)
+	f.drained(t, log)
+	require.ElementsMatch(t, all, stays.last())
+	require.Equal(t, all, stays.look())
+	_ = dies.Close(ctx)
+
+	for range 5 { // in good order nothing has to be waited for
+		next := bind(ctx, t, conn, log, wire.BindingCover, short)
+		f.fill(ctx, t, conn, 3, all...)
+		f.drained(t, log)
+		stays.close(t)
+		f.fill(ctx, t, conn, 3, all...)
+		f.drained(t, log)
+		stays = next
+	}
+}
+
+// The node of the coordinator stops: consumers go on with what they have, and the next
+// coordinator spreads the partitions over them and over who comes then.
+func TestANewCoordinatorGoesOnWithTheMembers(t *testing.T) {
+	c := lockstest.StartCluster(t, 3)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*timeout)
+	defer cancel()
+	conn, err := client.Connect(ctx, c.URL())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	jobs(ctx, t, conn, 3)
+	var f filler
+	log := &received{list: make(map[uint32][]string)}
+	one, two := bind(ctx, t, conn, log, wire.BindingCover), bind(ctx, t, conn, log, wire.BindingCover)
+	require.Eventually(t, func() bool { return len(one.last()) == 2 || len(one.last()) == 1 }, timeout, time.Millisecond)
+	f.fill(ctx, t, conn, 10, all...)
+	f.drained(t, log)
+
+	d, err := conn.Destination(ctx, "jobs")
+	require.NoError(t, err)
+	c.Stop(int(d.Partitions[0].Leader))
+	f.fill(ctx, t, conn, 10, all...)
+	f.drained(t, log)
+	one.look()
+	two.look()
+	three := bind(ctx, t, conn, log, wire.BindingCover)
+	require.Eventually(t, func() bool {
+		f.fill(ctx, t, conn, 1, all...)
+		f.drained(t, log)
+		each := slices.Concat(one.look(), two.look(), three.look())
+		slices.Sort(each)
+		return slices.Equal(all, each) && len(one.last()) == 1
+	}, timeout, time.Millisecond)
+	for _, b := range []*bound{one, two, three} {
+		b.close(t)
+	}
+}
