@@ -38,6 +38,23 @@ func (r closeReason) String() string { return closeReasonNames[r] }
 // opcodeCount is one more than the highest opcode that is counted by itself.
 const opcodeCount = int(wire.OpGroupBinding) + 1
 
+// groupCount is what a consumer in a group was told of a record.
+type groupCount uint8
+
+const (
+	groupDelivered   groupCount = iota
+	groupRedelivered            // of these, those that were, or may have been, delivered before
+	groupSettled                // outcomes that are committed
+	groupRefused                // outcomes that came too late, or were never due
+	groupRevoked
+	groupLost
+	groupCounts
+)
+
+var groupCountNames = [groupCounts]string{
+	groupDelivered: "delivered", groupRedelivered: "redelivered", groupSettled: "settled", groupRefused: "refused", groupRevoked: "revoked", groupLost: "lost",
+}
+
 // counters of the session layer. All only grow, except the gauges at the top.
 type counters struct {
 	sessions   atomic.Int64 // gauge: open sessions
@@ -59,6 +76,7 @@ type counters struct {
 	panics           atomic.Uint64               // recovered panics
 	requests         [opcodeCount]atomic.Uint64  // by opcode; 0 counts the unknown ones
 	errors           [64]atomic.Uint64           // error answers by code
+	groupRecords     [groupCounts]atomic.Uint64  // what consumers in groups were told of records
 	forwarded        atomic.Uint64               // requests handed on to other nodes
 	bytesIn          atomic.Uint64               // read from sockets
 	bytesOut         atomic.Uint64               // handed to sockets or to gnet

@@ -125,8 +125,24 @@ func (k *groupLink) Bound(r *wire.BindResponse, err error) {
 // Rebound implements group.Binder.
 func (k *groupLink) Rebound(b *wire.GroupBinding) { k.tell(wire.OpGroupBinding, b) }
 
+// count adds to what consumers were told of records.
+func (k *groupLink) count(what groupCount, n uint64) {
+	if n > 0 {
+		k.session.engine.counters.groupRecords[what].Add(n)
+	}
+}
+
 // Deliver implements group.Consumer.
 func (k *groupLink) Deliver(d *group.Delivery) {
+	var all, again uint64
+	for i := range d.Grants {
+		all += uint64(d.Grants[i].Count)
+		if d.Grants[i].Flags&wire.GrantRedelivered != 0 {
+			again += uint64(d.Grants[i].Count)
+		}
+	}
+	k.count(groupDelivered, all)
+	k.count(groupRedelivered, again)
 	if d.Substitute != nil {
 		k.inOrder(wire.OpGroupDeliver, &wire.GroupDeliver{
 			Kind: wire.DeliverSubstitute, Next: k.log.Watermark().Next, Grants: d.Grants, Bytes: d.Substitute,
@@ -161,6 +177,9 @@ func (k *groupLink) inOrder(op wire.Opcode, m wire.Message) {
 
 // Revoke implements group.Consumer.
 func (k *groupLink) Revoke(r []wire.Revoke) {
+	for i := range r {
+		k.count(groupRevoked, uint64(r[i].Count))
+	}
 	for part := range slices.Chunk(r, wire.MaxGroupItems) {
 		k.inOrder(wire.OpGroupRevoke, &wire.GroupRevoke{Revokes: part})
 	}
@@ -168,6 +187,9 @@ func (k *groupLink) Revoke(r []wire.Revoke) {
 
 // Lost implements group.Consumer.
 func (k *groupLink) Lost(r []wire.Lost) {
+	for i := range r {
+		k.count(groupLost, uint64(r[i].Count))
+	}
 	for part := range slices.Chunk(r, wire.MaxGroupItems) {
 		k.inOrder(wire.OpGroupLost, &wire.GroupLost{Lost: part})
 	}
@@ -175,6 +197,16 @@ func (k *groupLink) Lost(r []wire.Lost) {
 
 // Answer implements group.Consumer.
 func (k *groupLink) Answer(a []wire.OutcomeAnswer) {
+	var settled, refused uint64
+	for i := range a {
+		if a[i].Code == wire.CodeOK {
+			settled += uint64(a[i].Count)
+		} else {
+			refused += uint64(a[i].Count)
+		}
+	}
+	k.count(groupSettled, settled)
+	k.count(groupRefused, refused)
 	for part := range slices.Chunk(a, wire.MaxGroupItems) {
 		k.tell(wire.OpGroupAnswer, &wire.GroupAnswers{Answers: part})
 	}

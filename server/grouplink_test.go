@@ -156,6 +156,12 @@ func TestWhatIsTakenBackWaitsBehindItsDelivery(t *testing.T) {
 	var revoke wire.GroupRevoke
 	require.NoError(t, revoke.Parse(f.body))
 	require.Equal(t, []wire.Revoke{{Offset: 0, Count: 1, Epoch: 12, Reason: wire.ReasonPark, GraceMs: 5}}, revoke.Revokes)
+	n.k.Answer([]wire.OutcomeAnswer{{Offset: 0, Count: 1, Epoch: 12}, {Offset: 1, Count: 2, Epoch: 12, Code: wire.CodeStaleEpoch}})
+	var counted []uint64
+	for i := range n.engine.counters.groupRecords {
+		counted = append(counted, n.engine.counters.groupRecords[i].Load())
+	}
+	require.Equal(t, []uint64{2, 0, 1, 2, 1, 1}, counted, "delivered, redelivered, settled, refused, revoked, lost")
 }
 
 func TestAGroupLinkCarriesWhatTheClientSays(t *testing.T) {

@@ -123,6 +123,7 @@ var (
 	metricSessions   = prometheus.NewDesc("lockstep_sessions", "Open client sessions.", nil, nil)
 	metricLinks      = prometheus.NewDesc("lockstep_links", "Open links.", nil, nil)
 	metricGroupLinks = prometheus.NewDesc("lockstep_group_links", "Open links of consumers in groups.", nil, nil)
+	metricGroupCount = prometheus.NewDesc("lockstep_group_records_total", "What consumers in groups were told of records, by kind.", []string{"kind"}, nil)
 	metricPaused     = prometheus.NewDesc("lockstep_sessions_paused", "Sessions whose socket is not read because a limit is reached.", nil, nil)
 	metricInFlight   = prometheus.NewDesc("lockstep_requests_in_flight", "Requests that wait for their answer.", nil, nil)
 	metricRequests   = prometheus.NewDesc("lockstep_requests_total", "Requests by opcode.", []string{"opcode"}, nil)
@@ -144,7 +145,7 @@ var (
 // Describe implements prometheus.Collector.
 func (s *sessionCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricSessions, metricLinks, metricGroupLinks, metricPaused, metricInFlight, metricRequests, metricRedirects, metricForwarded, metricUpstreams, metricErrors, metricClosed,
+		metricSessions, metricLinks, metricGroupLinks, metricGroupCount, metricPaused, metricInFlight, metricRequests, metricRedirects, metricForwarded, metricUpstreams, metricErrors, metricClosed,
 		metricAccepted, metricRefused, metricBytesIn, metricBytesOut, metricStream, metricSessionLog,
 		metricUnfinished, metricUnread,
 	} {
@@ -176,6 +177,9 @@ func (s *sessionCollector) Collect(ch chan<- prometheus.Metric) {
 		if n := c.requests[i].Load(); n > 0 {
 			count(metricRequests, n, name)
 		}
+	}
+	for i := range c.groupRecords {
+		count(metricGroupCount, c.groupRecords[i].Load(), groupCountNames[i])
 	}
 	for i := range c.errors {
 		if n := c.errors[i].Load(); n > 0 {
