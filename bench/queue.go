@@ -100,7 +100,7 @@ func (o *QueueOptions) run(ctx context.Context) (*Result, error) {
 					enough(errEnough)
 				}
 			})
-			if err != nil && !errors.Is(context.Cause(handling), errEnough) {
+			if !errors.Is(context.Cause(handling), errEnough) {
 				failed.set(err)
 				enough(err)
 			}
@@ -141,7 +141,7 @@ func (o *QueueOptions) run(ctx context.Context) (*Result, error) {
 	return result, nil
 }
 
-// work takes records and acknowledges each, until ctx ends.
+// work takes records and acknowledges each, until ctx ends or an error.
 func (w *worker) work(ctx context.Context, waits *histogram, started clock, done func()) error {
 	for n := int64(1); ; n++ {
 		sampled := n%latencySampling == 0

@@ -71,7 +71,6 @@ type attachment struct {
 	talking  bool           // the session's writer knows
 	said     wire.GroupOutcomes
 	deliver  wire.GroupDeliver // of the session's reader
-	inflated []byte
 }
 
 // heartbeat is one that was not answered yet.

@@ -258,7 +258,6 @@ func TestR_SIB_12_TheLocalPartitionIsPreferred(t *testing.T) {
 	}
 }
 
-
 // R-X-1: consumers come, leave and die without a word. As long as one lives, everything
 // that is sent is handed out: after a death, when the dead one is taken off the list.
 func TestR_X_1_NoBacklogWithoutAConsumer(t *testing.T) {

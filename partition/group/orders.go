@@ -20,12 +20,6 @@ type Order struct {
 	Done func(error)
 }
 
-func (o *Order) fail(err error) {
-	if o.Done != nil {
-		o.Done(err)
-	}
-}
-
 // order is an Order that waits until nothing is leased.
 type order struct {
 	Order

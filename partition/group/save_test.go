@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -102,10 +103,7 @@ func TestASnapshotDoesNotChange(t *testing.T) {
 
 // random applies some entry that a leader may have proposed.
 func (b *book) random(random *rand.Rand) {
-	var groups []ID
-	for _, id := range sorted(b.byID) {
-		groups = append(groups, id)
-	}
+	groups := slices.Clone(sorted(b.byID))
 	if len(groups) == 0 {
 		groups = append(groups, 7)
 	}
