@@ -45,9 +45,17 @@
 //   - Nothing grows without bound: what is buffered for sending and what is read
 //     ahead have limits, and reaching them holds back the caller or the broker.
 //
+// # Groups
+//
+// A Consumer (consumer.go) has an attachment for each partition that its group gives it
+// (binding.go, attachment.go): a session that outlives links and leaders, and everything
+// that it has leased (lease.go). A record of a scope is handed out when the outcome of
+// the one before it is committed. What the broker cannot confirm in time stops here
+// before it goes to somebody else (consumer_upkeep.go).
+//
 // # What is not done here
 //
-// Groups, acknowledgements and redelivery; TLS and authentication (WithDialer is the
+// Temporary queues, and requests with replies; TLS and authentication (WithDialer is the
 // place for TLS). A Reader reads the partitions that exist when it is opened.
 //
 // # Locks
