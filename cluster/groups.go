@@ -145,6 +145,11 @@ func agree(name string, has, wants *wire.GroupSettings) error {
 	return nil
 }
 
+// Agrees reports whether the group is of the kind that somebody expects.
+func (g *Group) Agrees(name string, wants *wire.GroupSettings) error {
+	return agree(name, &g.Settings, wants)
+}
+
 // Bounds of a group's times, in milliseconds.
 const (
 	MinSessionMs = 500

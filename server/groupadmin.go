@@ -46,7 +46,7 @@ func (b *broker) groupAdmin(m *wire.GroupAdminRequest, reply func(wire.Message, 
 		return
 	}
 	if c := command.SetGroup; c != nil && c.Exists { // mostly it is there
-		if d, ok := b.View().Destination(c.Destination); ok && d.Groups[c.Group] != nil && c.Settings == (wire.GroupSettings{}) {
+		if d, ok := b.View().Destination(c.Destination); ok && d.Groups[c.Group] != nil && d.Groups[c.Group].Agrees(c.Group, &c.Settings) == nil {
 			answer(groupInfo(d, c.Group, d.Groups[c.Group]), nil)
 			return
 		}
