@@ -74,7 +74,8 @@ func (c *Cluster) Start(node int) {
 	c.brokers[node-1].start()
 }
 
-// Await returns when every broker that runs sees all of those alive.
+// Await returns when every broker that runs sees all of those alive, and so many of them
+// vote about the metadata that it survives the loss of any one, if there are three.
 func (c *Cluster) Await() {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), formTimeout)
@@ -91,6 +92,13 @@ func (c *Cluster) Await() {
 		}
 		if err := b.sees(ctx, running); err != nil {
 			c.t.Fatalf("lockstest: %d brokers do not become a cluster: %v", len(c.brokers), err)
+		}
+		for running >= 3 && b.server.MetadataVoters() < 3 {
+			select {
+			case <-ctx.Done():
+				c.t.Fatalf("lockstest: %d nodes vote about the metadata of %d brokers", b.server.MetadataVoters(), running)
+			case <-time.After(10 * time.Millisecond):
+			}
 		}
 	}
 }

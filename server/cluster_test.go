@@ -272,7 +272,7 @@ func (c *crew) ends(node uint32) {
 func TestTheLastBrokerHasNoSuccessor(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 3)
-	c.await("three nodes vote on the metadata", func() bool { return c.broker(1).meta.others.Load() })
+	c.await("three nodes vote on the metadata", func() bool { return c.broker(1).meta.voters.Load() > 1 })
 	c.create(1, "orders", 3, 3)
 	c.fill("orders", 1)
 	leaders := func() (n int) {
@@ -362,7 +362,7 @@ func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
 func TestF10_AWipedNodeIsReplaced(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 3)
-	c.await("three nodes vote on the metadata", func() bool { return c.broker(1).meta.others.Load() })
+	c.await("three nodes vote on the metadata", func() bool { return c.broker(1).meta.voters.Load() > 1 })
 	c.create(1, "orders", 3, 3)
 	c.fill("orders", 5)
 	before := map[uint64]bool{}
@@ -529,7 +529,7 @@ func TestALoneReplicaLeadsThroughItsFirstElection(t *testing.T) {
 func TestTheMetadataSurvivesItsLeader(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 3)
-	c.await("three nodes vote", func() bool { return c.broker(1).meta.others.Load() })
+	c.await("three nodes vote", func() bool { return c.broker(1).meta.voters.Load() > 1 })
 	c.stop(1)
 	c.create(2, "orders", 3, 1)
 	c.start(1)

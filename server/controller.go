@@ -217,7 +217,7 @@ func (r *partitionReplica) hasSuccessor() bool {
 
 // hasSuccessor reports whether another node could lead the metadata.
 func (m *metadataReplica) hasSuccessor() bool {
-	if !m.others.Load() {
+	if m.voters.Load() <= 1 {
 		return false
 	}
 	for _, n := range m.broker.View().Nodes {

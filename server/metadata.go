@@ -34,7 +34,7 @@ type metadataReplica struct {
 	idle   atomic.Bool                   // it is asked for
 
 	leads      atomic.Bool   // this node leads the metadata
-	others     atomic.Bool   // there are other voters
+	voters     atomic.Int32  // how many replicas vote about the metadata, as of the last tick
 	leader     atomic.Uint32 // node that leads the metadata, 0 if none is known to
 	handOver   atomic.Bool   // somebody else should lead
 	leaderless int           // ticks without a leader; owner only, as the next
@@ -147,6 +147,9 @@ func (m *metadataReplica) lookAround(ticks int) {
 	if m.leads.Swap(leading) != leading && leading {
 		m.logger.Info("this node leads the metadata")
 	}
+	if ticks > 0 {
+		m.voters.Store(int32(len(m.group.Members().Voters)))
+	}
 	if m.leaderless += ticks; leader != 0 {
 		m.leaderless = 0
 	}
@@ -154,7 +157,7 @@ func (m *metadataReplica) lookAround(ticks int) {
 		m.leaderless = 0
 		m.metadata.Reject(&wire.Error{Code: wire.CodeUnavailable, Detail: "the metadata has no leader: most of the nodes that vote on it cannot be reached"})
 	}
-	if leading && m.handOver.Swap(false) && m.others.Load() {
+	if leading && m.handOver.Swap(false) && m.voters.Load() > 1 {
 		if err := m.group.Transfer(m.successor()); err != nil && m.broker.network != nil {
 			m.logger.Info("the metadata's leadership is not handed over", "err", err)
 		}
@@ -174,7 +177,6 @@ func (m *metadataReplica) reconfigure() {
 	if len(members.Outgoing) > 0 || len(v.Nodes) == 0 {
 		return
 	}
-	m.others.Store(len(members.Voters) > 1)
 	wanted, learners := cluster.PlanMeta(v, members.Voters, m.broker.lively)
 	if len(wanted) == 0 {
 		return

@@ -19,6 +19,7 @@ var (
 	metricBytes      = prometheus.NewDesc("lockstep_log_bytes", "Bytes of the logs, frames and control entries included.", []string{"destination"}, nil)
 	metricWaiting    = prometheus.NewDesc("lockstep_mailbox_bytes", "Bytes that wait for the partitions' owners.", []string{"destination"}, nil)
 	metricPending    = prometheus.NewDesc("lockstep_pending_bytes", "Memory of records on their way into logs, all partitions together.", nil, nil)
+	metricVoters     = prometheus.NewDesc("lockstep_metadata_voters", "Nodes that vote about the metadata: most of them must live for it to change. A cluster that grows has one at first.", nil, nil)
 	metricLevel      = prometheus.NewDesc("lockstep_feature_level", "What all nodes of the cluster have agreed to use; it rises when all have been upgraded.", nil, nil)
 	metricEpoch      = prometheus.NewDesc("lockstep_metadata_epoch", "Index of the last metadata change.", nil, nil)
 	metricDamaged    = prometheus.NewDesc("lockstep_damaged_records", "Stored records that cannot be read because their bytes are damaged.", []string{"destination"}, nil)
@@ -45,7 +46,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
+		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricVoters, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
 		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
@@ -60,6 +61,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	v := c.b.View()
 	gauge(metricDestinations, float64(len(v.Destinations)))
+	gauge(metricVoters, float64(c.b.meta.voters.Load()))
 	gauge(metricLevel, float64(v.Level))
 	gauge(metricEpoch, float64(v.Epoch))
 	gauge(metricPending, float64(c.b.pending.Used()))

@@ -223,6 +223,11 @@ func (s *Server) HTTPAddr() string {
 	return s.admin.listener.Addr().String()
 }
 
+// MetadataVoters is how many nodes vote about the cluster's metadata, as far as this one
+// knows. A cluster that has just been formed has one for some seconds: without that one
+// the others can change nothing.
+func (s *Server) MetadataVoters() int { return int(s.broker.meta.voters.Load()) }
+
 // Down lists the partitions that did not open or were fenced, as "orders/3".
 func (s *Server) Down() []string {
 	var names []string
