@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,6 +32,8 @@ type groupFlags struct {
 	parallel  int
 	ack       *choiceFlag
 	createNot bool
+	stdout    io.Writer // of commands that run at once
+	stderr    io.Writer
 }
 
 // groupOnly lists them, except --group.

@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -35,6 +37,7 @@ var errCommand = errors.New("the command of --exec cannot be started")
 func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer) error {
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	r.member.stdout, r.member.stderr = shared(r.app.stdout), shared(r.app.stderr)
 	var begun, done atomic.Int64
 	err := consumer.Run(running, func(ctx context.Context, d *client.Delivery) error {
 		if n := begun.Add(1); r.limit > 0 && n > r.limit {
@@ -67,6 +70,26 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 	return err
 }
 
+// shared is a writer that commands may write to at the same time: a file as it is, which
+// they inherit.
+func shared(w io.Writer) io.Writer {
+	if file, ok := w.(*os.File); ok {
+		return file
+	}
+	return &sharedWriter{w: w}
+}
+
+type sharedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (s *sharedWriter) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(p)
+}
+
 // runCommand runs it for one record. When ctx ends, the command and what it has started
 // are told to end, and killed if they do not. The commands die with this process.
 func (r *consumeRun) runCommand(ctx context.Context, d *client.Delivery) error {
@@ -76,7 +99,7 @@ func (r *consumeRun) runCommand(ctx context.Context, d *client.Delivery) error {
 	c := exec.CommandContext(ctx, "/bin/sh", "-c", r.member.exec)
 	c.Env = append(os.Environ(), recordEnvironment(d)...)
 	c.Stdin = bytes.NewReader(d.Value)
-	c.Stdout, c.Stderr = r.app.stdout, r.app.stderr
+	c.Stdout, c.Stderr = r.member.stdout, r.member.stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	var kill *time.Timer
 	c.Cancel = func() error {
