@@ -103,3 +103,18 @@ func TestFlagsOfMembersAreChecked(t *testing.T) {
 		require.Contains(t, got.stderr, test.text)
 	}
 }
+
+func TestAParkedKeyWaitsAndASkippedRecordIsPassedOver(t *testing.T) {
+	address := groupQueue(t, "a:1\na:2\nb:3\na:4\n")
+	sh := at(address, "")
+	must(t, sh, "group", "create", "orders", "billing", "--mode", "serial")
+	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"))
+	require.Equal(t, "parked \"a\" of orders for billing\n", must(t, sh, "key", "park", "orders", "billing", "a", "--reason", "later"))
+	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "parked: later\n")
+	require.Contains(t, must(t, sh, "explain", "queue", "orders", "--key", "a"), "parked")
+	must(t, at(address, "c:5\n"), "produce", "orders", "-K", ":")
+	require.Equal(t, "3\n5\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "2"), "others go on")
+	require.Equal(t, "skipped \"a\" of orders for billing: orders/0@1\n", must(t, sh, "key", "skip", "orders", "billing", "a"))
+	must(t, sh, "key", "unpark", "orders", "billing", "a")
+	require.Equal(t, "4\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "1"))
+}

@@ -41,6 +41,7 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 	var begun, done atomic.Int64
 	err := consumer.Run(running, func(ctx context.Context, d *client.Delivery) error {
 		if n := begun.Add(1); r.limit > 0 && n > r.limit {
+			<-ctx.Done() // given back before the others have ended, it would come again
 			return d.Release()
 		}
 		err := r.runCommand(ctx, d)

@@ -44,7 +44,7 @@ func TestEveryHelpStartsWithTwoExamplesThatParse(t *testing.T) {
 			}
 		})
 	})
-	require.Equal(t, 64, count, "commands")
+	require.Equal(t, 69, count, "commands")
 }
 
 // The first two examples of every command do what they say when they are pasted

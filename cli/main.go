@@ -133,6 +133,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.consumeCommand(),
 		a.groupCommand(),
 		a.explainCommand(),
+		a.keyCommand(),
 		a.benchCommand(),
 		a.logCommand(),
 		a.doctorCommand(),

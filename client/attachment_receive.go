@@ -136,6 +136,9 @@ func (b *batchOf) read(s *session, grants []wire.Grant) {
 	if len(grants) > 0 {
 		at.damaged(s, grants, b.reader.Err())
 	}
+	if c.paused { // it was on its way when that was said
+		at.releaseQueued()
+	}
 	if c.ready.len() > was {
 		poke(c.signal)
 	}

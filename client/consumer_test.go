@@ -365,6 +365,8 @@ func TestLeavingTheLoopGivesBackWhatWasSentAhead(t *testing.T) {
 	o := <-g.outcomes
 	require.Equal(t, wire.Outcome{Offset: 11, Count: 2, Epoch: fakeEpoch, Kind: wire.OutcomeReleased}, o)
 	g.answer(o, wire.CodeOK)
+	g.deliver(13, fakeEpoch, "") // it was on its way
+	g.answer(g.said(wire.OutcomeReleased, 13, fakeEpoch), wire.CodeOK)
 	ctx, cancel := context.WithCancel(testContext(t))
 	go func() {
 		require.Equal(t, wire.GroupCapacity{Records: 10, Refill: 5, Bytes: defaultPrefetchBytes}, <-g.capacity)
