@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -12,8 +13,8 @@ import (
 
 // keyDeed is one command about the records of a key.
 type keyDeed struct {
-	op                 wire.GroupOrderOp
-	verb, short, after string
+	op                          wire.GroupOrderOp
+	verb, short, after, example string // the second example
 }
 
 func (a *app) keyCommand() *cobra.Command {
@@ -26,10 +27,10 @@ func (a *app) keyCommand() *cobra.Command {
 	})
 	a.clientFlags(c)
 	for _, deed := range []keyDeed{
-		{wire.OrderShow, "show", "Show the next record of a key and what holds it up", ""},
-		{wire.OrderPark, "park", "Deliver no record of a key until it is unparked; who works on one may finish", "parked"},
-		{wire.OrderUnpark, "unpark", "Deliver the records of a parked key again, in order", "unparked"},
-		{wire.OrderSkip, "skip", "Give up the next record of a key; the one behind it is next", "skipped"},
+		{wire.OrderShow, "show", "Show the next record of a key and what holds it up", "", "customer-17 -o json"},
+		{wire.OrderPark, "park", "Deliver no record of a key until it is unparked; who works on one may finish", "parked", "customer-17 --now"},
+		{wire.OrderUnpark, "unpark", "Deliver the records of a parked key again, in order", "unparked", "clerk-3"},
+		{wire.OrderSkip, "skip", "Give up the next record of a key; the one behind it is next", "skipped", "clerk-3"},
 	} {
 		c.AddCommand(a.keyDeedCommand(deed))
 	}
@@ -41,7 +42,7 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 		Use:   deed.verb + " DEST GROUP KEY",
 		Short: deed.short,
 		Example: fmt.Sprintf(`  lockstep key %[1]s orders billing customer-17
-  lockstep key %[1]s orders billing clerk-3 --publisher`, deed.verb),
+  lockstep key %[1]s orders billing %[2]s`, deed.verb, deed.example),
 		Args: exactArgs("DEST", "GROUP", "KEY"),
 	}
 	flags := c.Flags()
@@ -71,6 +72,14 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 				return fail(err)
 			}
 			var answer wire.ScopeResponse
+			if deed.op == wire.OrderSkip { // the leader would look for a record until somebody consumes
+				if err := conn.GroupOrder(ctx, wire.OrderShow, args[0], partition, args[1], &ask, &answer); err != nil {
+					return fail(err)
+				}
+				if !answer.Known {
+					return fail(errors.New("no member has met a record of it, so none blocks; let a member run, and see lockstep key show"))
+				}
+			}
 			if err := conn.GroupOrder(ctx, deed.op, args[0], partition, args[1], &ask, &answer); err != nil {
 				return fail(err)
 			}
