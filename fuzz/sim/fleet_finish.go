@@ -88,7 +88,7 @@ func (f *fleet) settle() {
 	state := ""
 	for _, m := range f.members {
 		lead, term := m.group.Lead()
-		state += fmt.Sprintf("\n%s: term %d led by %d, %d entries, %d applied, stalled %v, %+v", m, term, lead, m.log.LastIndex(), m.group.Applied(), m.group.Stalled(), m.group.Drops())
+		state += fmt.Sprintf("\n%s: term %d led by %d, %d entries, %d applied, stalled %v, uncertain %v, members %+v, %+v", m, term, lead, m.log.LastIndex(), m.group.Applied(), m.group.Stalled(), m.group.Uncertain(), m.group.Members(), m.group.Drops())
 	}
 	if f.groups != nil {
 		state += f.groups.state()

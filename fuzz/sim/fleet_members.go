@@ -52,6 +52,21 @@ func (f *fleet) replaceWhileTheLeaderDies() {
 	}
 }
 
+// know reports whether most voters know that a change of the members is complete. As long
+// as only its leader does, the others need a majority of the old voters, too: without
+// the leader's disk there may be none.
+func (f *fleet) know(voters []uint64) bool {
+	knowing := 0
+	for _, m := range f.members {
+		if m.up && !m.stopped() && slices.Contains(voters, m.id) {
+			if has := m.group.Members(); len(has.Outgoing) == 0 && slices.Equal(has.Voters, voters) {
+				knowing++
+			}
+		}
+	}
+	return 2*knowing > len(voters)
+}
+
 // reconfigure does what is next about a replacement: the new replica learns, becomes a
 // voter in the place of the old one, and then is one.
 func (f *fleet) reconfigure() {
@@ -69,6 +84,9 @@ func (f *fleet) reconfigure() {
 		var err error
 		switch members := m.group.Members(); {
 		case slices.Contains(members.Voters, r.id) && !slices.Contains(members.Voters, r.old) && len(members.Outgoing) == 0:
+			if !f.know(members.Voters) {
+				continue
+			}
 			f.trace.add("replica %d has replaced %d", r.id, r.old)
 			f.counts[FleetReplaced]++
 			f.replacing = nil
