@@ -483,11 +483,9 @@ func (c *Consumer) end() {
 		}
 	}
 	c.departed()
-	err := c.err
 	c.mu.Unlock()
 	c.cancel()
 	c.wg.Wait()
-	c.events.send(ConsumerClosed{Destination: c.destination, Group: c.options.group, Err: err})
 	c.events.close()
 	c.conn.mu.Lock()
 	delete(c.conn.consumers, c)
@@ -498,6 +496,7 @@ func (c *Consumer) end() {
 func (c *Consumer) fail(err error) {
 	if c.err == nil {
 		c.err = err
+		c.events.send(ConsumerClosed{Destination: c.destination, Group: c.options.group, Err: err})
 		select {
 		case <-c.started:
 		default:

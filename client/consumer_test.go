@@ -293,6 +293,24 @@ func TestASessionThatIsGoneLosesEverythingAndJoinsAnew(t *testing.T) {
 	none(t, c)
 }
 
+// R-WLS-7: a consumer whose group is removed is told so at once; the connection stays.
+func TestR_WLS_7_AConsumerThatTheBrokerEndsIsToldSo(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	closed := make(chan ConsumerClosed, 10)
+	c := g.consumer(OnEvent(func(e Event) {
+		if e, ok := e.(ConsumerClosed); ok {
+			closed <- e
+		}
+	}))
+	g.send(wire.OpLinkClosed, &wire.LinkClosed{Code: wire.CodeGroupGone, Detail: "removed"})
+	require.ErrorIs(t, (<-closed).Err, wire.CodeGroupGone)
+	_, err := c.Next(testContext(t))
+	require.ErrorIs(t, err, wire.CodeGroupGone)
+	require.True(t, c.conn.Info().Connected)
+	c.end()
+	require.Empty(t, closed, "once")
+}
+
 // R-X-2, T1: a consumer that nobody confirms stops by itself before its broker gives its
 // records to others.
 func TestAConsumerThatIsNotConfirmedStops(t *testing.T) {
