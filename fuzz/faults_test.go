@@ -266,7 +266,7 @@ func (r *faultRun) formed() {
 	r.founded = true
 	founder, conn := r.nodes[0], r.direct(2)
 	for range 5 {
-		time.Sleep(4 * time.Second) // it takes them in meanwhile; nothing outside tells
+		time.Sleep(4 * time.Second) // it takes them in meanwhile; the metric that tells is inside their namespaces
 		founder.kill()
 		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
 		err := conn.AdministerNode(ctx, 2, wire.NodeUndrain) // it changes nothing, and has to be committed

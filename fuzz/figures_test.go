@@ -290,7 +290,7 @@ func rest(t *testing.T, addresses []string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		before := metric(t, addresses[0], `lockstep_peer_frames_total{direction="out"}`)
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // frames of a second are counted
 		return metric(t, addresses[0], `lockstep_peer_frames_total{direction="out"}`)-before < 100
 	}, 5*time.Minute, time.Second)
 }
@@ -369,7 +369,7 @@ func TestFigure_CatchUp(t *testing.T) {
 				caught.Store(int64(time.Since(began)))
 				return
 			}
-			time.Sleep(20 * time.Millisecond)
+			time.Sleep(20 * time.Millisecond) // a metric of another process is asked again
 		}
 	}()
 	during := foreground(func() bool { return caught.Load() != 0 || time.Since(began) > 20*time.Minute })

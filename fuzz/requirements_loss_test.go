@@ -242,7 +242,7 @@ func (s *suite) unreconnected(node int) func(t *testing.T) (gone, back func(t *t
 			var err error
 			for err == nil {
 				_, err = p.Send(context.Background(), &client.Record{Value: []byte("x")})
-				time.Sleep(pace)
+				time.Sleep(pace) // its rate
 			}
 			errs <- err
 		}()
