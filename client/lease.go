@@ -28,6 +28,7 @@ const (
 // Delivery is a record that was leased to a Consumer. It stays valid; its methods may be
 // called from any goroutine. Exactly one outcome counts: Ack, Nack, Reject or Release.
 // What has none is taken back when the group's ack wait is over.
+// AppendTime is not known here: only batches travel, not the frames that have it.
 type Delivery struct {
 	Record
 	// Deliveries counts how often the record was sent to a consumer, this time included,
