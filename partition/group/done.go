@@ -127,16 +127,36 @@ func (d *Done) following(o, limit wire.Offset) wire.Offset {
 	if o < d.floor {
 		return o
 	}
-	for o < limit && len(d.chunks) > 0 {
+	for o < limit {
 		number, bit := split(o)
 		if c := d.chunks[number]; c != nil {
 			if bit = c.next(bit, true); bit < chunkSize {
 				return min(limit, join(number, bit))
 			}
 		}
-		o = join(number+1, 0)
+		next, ok := d.after(number)
+		if !ok {
+			break
+		}
+		o = join(next, 0)
 	}
 	return limit
+}
+
+// after is the number of the first chunk behind another. It looks at no more numbers
+// than there are chunks, or at all chunks, however far apart they are.
+func (d *Done) after(number uint64) (next uint64, ok bool) {
+	for next = number + 1; next-number <= uint64(len(d.chunks)); next++ {
+		if d.chunks[next] != nil {
+			return next, true
+		}
+	}
+	for n := range d.chunks {
+		if n > number && (!ok || n < next) {
+			next, ok = n, true
+		}
+	}
+	return next, ok
 }
 
 // unfinished yields the runs of [from, to) that are not done.
@@ -224,13 +244,13 @@ func (d *Done) count(from, to wire.Offset) (n uint64) {
 		n = uint64(min(to, d.floor) - from)
 		from = d.floor
 	}
-	for from < to && len(d.chunks) > 0 {
+	for ok := true; ok && from < to; {
 		number, bit := split(from)
-		end := min(to, join(number+1, 0))
 		if c := d.chunks[number]; c != nil {
-			n += uint64(c.count(bit, bit+uint32(end-from)))
+			n += uint64(c.count(bit, bit+uint32(min(to, join(number+1, 0))-from)))
 		}
-		from = end
+		number, ok = d.after(number)
+		from = join(number, 0)
 	}
 	return n
 }
