@@ -84,7 +84,7 @@ func (b *broker) keepWatch(ctx context.Context) {
 	}
 }
 
-// watch is one look at all partitions, the metadata and the journal.
+// watch is one look at all partitions on disk, the metadata and the journal.
 func (b *broker) watch() {
 	now := monotonic()
 	var begun []*partitionReplica
@@ -100,6 +100,9 @@ func (b *broker) watch() {
 		disk = disk || s.stalled()
 	}
 	b.each(func(r *partitionReplica) {
+		if r.storage != wire.StorageDisk {
+			return // a turn that takes this long waits for a processor
+		}
 		if r.stall.look(now, b.cfg.stallAfter) {
 			if r.stall.stalled() {
 				begun = append(begun, r)
@@ -108,7 +111,7 @@ func (b *broker) watch() {
 				r.schedule() // for what was held back
 			}
 		}
-		disk = disk || r.storage == wire.StorageDisk && r.stall.stalled()
+		disk = disk || r.stall.stalled()
 	})
 	b.diskStalled.Store(disk)
 	for i, r := range begun {
