@@ -42,9 +42,10 @@ type clusterJSON struct {
 	// several.
 	UnderReplicated int `json:"under_replicated"`
 	Offline         int `json:"offline"`
-	// Only cluster status and node ls ask for these.
+	// What a broker that is older does not say.
 	Controller uint32 `json:"controller,omitempty"` // node that leads the metadata
 	Level      uint16 `json:"feature_level,omitempty"`
+	Voters     uint16 `json:"metadata_voters,omitempty"` // nodes that vote about the metadata
 }
 
 type nodeJSON struct {
@@ -68,19 +69,22 @@ type nodeJSON struct {
 }
 
 // askStatus asks a broker for the cluster, and all nodes for what they know of themselves.
-func askStatus(ctx context.Context, conn *client.Conn) (*clusterJSON, error) {
-	s, _, err := askCluster(ctx, conn)
+func askStatus(ctx context.Context, conn *client.Conn) (*clusterJSON, []client.Destination, error) {
+	s, destinations, err := askCluster(ctx, conn)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	status, err := conn.ClusterStatus(ctx)
 	if errors.Is(err, wire.CodeUnsupported) { // by a broker that is older
-		return s, nil
+		return s, destinations, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	s.Controller, s.Level = status.Controller, status.Level
+	s.Controller, s.Level, s.Voters = status.Controller, status.Level, status.Voters
+	if lacks := lacksVoters(s); lacks != "" {
+		s.Problems, s.Healthy = append(s.Problems, lacks), false
+	}
 	for _, said := range status.Nodes {
 		i := slices.IndexFunc(s.Nodes, func(n nodeJSON) bool { return n.Node == said.Node })
 		if i < 0 {
@@ -90,7 +94,24 @@ func askStatus(ctx context.Context, conn *client.Conn) (*clusterJSON, error) {
 		n.PeerAddress, n.HTTP, n.answered = said.PeerAddress, said.HTTP, said.Answered
 		n.Version, n.UptimeMs, n.StoredBytes, n.FreeBytes, n.TotalBytes = said.Version, said.UptimeMs, said.StoredBytes, said.FreeBytes, said.TotalBytes
 	}
-	return s, nil
+	return s, destinations, nil
+}
+
+// lacksVoters says that fewer nodes vote about the metadata than could. A cluster of three
+// that has just been formed has one voter for a moment; without that one nothing could be
+// changed.
+func lacksVoters(s *clusterJSON) string {
+	able := 0
+	for _, n := range s.Nodes {
+		if n.Alive && n.State != wire.NodeLeaving.String() {
+			able++
+		}
+	}
+	able = min(able, wire.MaxMetadataVoters)
+	if able -= 1 - able%2; int(s.Voters) >= able {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d nodes that could vote about the metadata do: they are still joining", s.Voters, able)
 }
 
 // askCluster asks a broker for the cluster.
@@ -183,7 +204,7 @@ func (a *app) clusterStatusCommand() *cobra.Command {
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			s, err := askStatus(ctx, conn)
+			s, _, err := askStatus(ctx, conn)
 			if err != nil {
 				return &failure{doing: "look at the cluster", err: err}
 			}
@@ -197,9 +218,9 @@ func (a *app) clusterStatusCommand() *cobra.Command {
 			if s.Controller != 0 {
 				controller = fmt.Sprintf("node %d", s.Controller)
 			}
-			text := fmt.Sprintf("\n%s, %s, %s (%d under-replicated, %d offline)\ncontroller: %s, feature level %d, metadata version %d\n",
+			text := fmt.Sprintf("\n%s, %s, %s (%d under-replicated, %d offline)\ncontroller: %s, %s, feature level %d, metadata version %d\n",
 				plural(int64(len(s.Nodes)), "node"), plural(int64(s.Destinations), "destination"), plural(int64(s.Partitions), "partition"),
-				s.UnderReplicated, s.Offline, controller, s.Level, s.Version)
+				s.UnderReplicated, s.Offline, controller, plural(int64(s.Voters), "voter"), s.Level, s.Version)
 			_, err = fmt.Fprint(a.stdout, text, healthText(s))
 			return outputError(err)
 		})
@@ -244,7 +265,7 @@ does not answer is one that is not healthy.`,
 		}
 		if !*watch {
 			return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-				s, _, err := askCluster(ctx, conn)
+				s, _, err := askStatus(ctx, conn)
 				if err != nil {
 					return &failure{doing: "look at the cluster", err: err}
 				}
@@ -319,7 +340,7 @@ func (a *app) healthOnce(ctx context.Context, conn **client.Conn) (*clusterJSON,
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	s, _, err := askCluster(ctx, *conn)
+	s, _, err := askStatus(ctx, *conn)
 	if err != nil {
 		(*conn).Close()
 		*conn = nil

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -64,6 +65,41 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
+func TestTooFewVotersOfTheMetadataAreAProblem(t *testing.T) {
+	nodes := func(alive, dead, leaving int) (list []nodeJSON) {
+		for range alive {
+			list = append(list, nodeJSON{State: "up", Alive: true})
+		}
+		for range dead {
+			list = append(list, nodeJSON{State: "up"})
+		}
+		for range leaving {
+			list = append(list, nodeJSON{State: wire.NodeLeaving.String(), Alive: true})
+		}
+		return list
+	}
+	const lacks = "%d of %d nodes that could vote about the metadata do: they are still joining"
+	for _, c := range []struct {
+		name   string
+		nodes  []nodeJSON
+		voters uint16
+		want   string
+	}{
+		{"one node", nodes(1, 0, 0), 1, ""},
+		{"two nodes cannot do better than one", nodes(2, 0, 0), 1, ""},
+		{"three nodes that were just started", nodes(3, 0, 0), 1, fmt.Sprintf(lacks, 1, 3)},
+		{"three that vote", nodes(3, 0, 0), 3, ""},
+		{"one of three is dead and votes", nodes(2, 1, 0), 3, ""},
+		{"one of four leaves", nodes(3, 0, 1), 3, ""},
+		{"six nodes", nodes(6, 0, 0), 3, fmt.Sprintf(lacks, 3, 5)},
+		{"nine nodes have five voters", nodes(9, 0, 0), 5, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			require.Equal(t, c.want, lacksVoters(&clusterJSON{Nodes: c.nodes, Voters: c.voters}))
+		})
+	}
+}
+
 func TestNodesAreCountedWithWhatTheyHold(t *testing.T) {
 	got := judgeCluster(threeNodesAt(7))
 	require.Equal(t, &clusterJSON{Version: 7, Healthy: true, Problems: []string{}, Destinations: 1, Partitions: 2, Nodes: []nodeJSON{
@@ -100,7 +136,7 @@ func TestClusterCommandsOnOneNode(t *testing.T) {
 		PeerAddress: n.PeerAddress, HTTP: n.HTTP,
 	}, n)
 	require.Regexp(t, `^NODE +ADDRESS +RACK +ROLE +STATE +LEADERS +REPLICAS +VERSION +UPTIME +STORED +FREE\n +1 +`+address+` +- +broker +up +\d +2 +`+server.Version()+` +\ds +392 B +\S+ \S+\n`+
-		`\n1 node, 1 destination, 2 partitions \(0 under-replicated, 0 offline\)\ncontroller: node 1, feature level 1, metadata version \d+\nhealthy\n$`,
+		`\n1 node, 1 destination, 2 partitions \(0 under-replicated, 0 offline\)\ncontroller: node 1, 1 voter, feature level 1, metadata version \d+\nhealthy\n$`,
 		must(t, sh, "cluster", "status"))
 	require.Regexp(t, `(?m)^orders/0 +1 +1 +active +1 +- +1 +0 +2$`, must(t, sh, "partition", "ls", "orders"))
 	var partitions []replicatedJSON

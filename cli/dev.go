@@ -189,8 +189,8 @@ func devDirFlag(dir string) string {
 	return " --dir " + shellWord(dir)
 }
 
-// devReady waits until members of the cluster know each other and every partition
-// has a leader. meanwhile is called again and again.
+// devReady waits until members of the cluster know each other, every partition has a
+// leader, and, if there are three, the metadata survive the loss of any. meanwhile is called again and again.
 func (a *app) devReady(ctx context.Context, d *devCluster, members int, meanwhile func()) error {
 	ctx, cancel := context.WithTimeout(ctx, devReadyTimeout)
 	defer cancel()
@@ -246,16 +246,21 @@ func devHealth(ctx context.Context, d *devCluster, members int) (lacks string, e
 }
 
 func devLacks(ctx context.Context, conn *client.Conn, members int) (string, error) {
-	nodes, _, err := conn.Nodes(ctx)
+	s, destinations, err := askStatus(ctx, conn)
 	if err != nil {
 		return "", err
 	}
-	if len(nodes) < members {
-		return fmt.Sprintf("%d of %s joined", len(nodes), plural(int64(members), "node")), nil
+	here := 0
+	for _, n := range s.Nodes {
+		if n.Alive {
+			here++
+		}
 	}
-	destinations, err := conn.Destinations(ctx)
-	if err != nil {
-		return "", err
+	if here < members {
+		return fmt.Sprintf("%d of %s joined", here, plural(int64(members), "node")), nil
+	}
+	if lacks := lacksVoters(s); members > 1 && lacks != "" {
+		return lacks, nil
 	}
 	for _, d := range destinations {
 		for _, p := range d.Partitions {

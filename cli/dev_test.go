@@ -131,6 +131,9 @@ func TestDevThreeNodesSurviveAKill(t *testing.T) {
 	d, err := loadDev(dir)
 	require.NoError(t, err)
 	server := d.clients()
+	require.Equal(t, 0, run("kill", "1").code) // the founder, at once
+	must(t, at(server, ""), "queue", "create", "early", "--replicas", "2")
+	require.Equal(t, 0, run("start", "1").code)
 	must(t, at(server, ""), "queue", "create", "orders", "--partitions", "6", "--replicas", "3")
 	must(t, at(server, ""), "cluster", "health", "--watch", "--exit-when-healthy", "--timeout", "60s")
 

@@ -46,7 +46,7 @@ func (a *app) nodeLsCommand() *cobra.Command {
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			s, err := askStatus(ctx, conn)
+			s, _, err := askStatus(ctx, conn)
 			if err != nil {
 				return &failure{doing: "list nodes", err: err}
 			}

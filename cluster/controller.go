@@ -520,14 +520,11 @@ func (p *plan) raiseLevel() {
 	}
 }
 
-// MetaVoters is the largest number of voters of group 0. Every other node learns.
-const MetaVoters = 5
-
-// PlanMeta is the configuration that group 0 should have: an odd number of voters, on
-// different racks where there are some, and everybody else as a learner. Who votes and
-// lives goes on voting; who votes and is dead does so too until another can take its
-// place, because fewer voters would not make the group any safer. IDs are those of
-// group 0.
+// PlanMeta is the configuration that group 0 should have: an odd number of voters, up to
+// wire.MaxMetadataVoters, on different racks where there are some, and everybody else as a
+// learner. Who votes and lives goes on voting; who votes and is dead does so too until
+// another can take its place, because fewer voters would not make the group any safer.
+// IDs are those of group 0.
 func PlanMeta(v *View, voters []uint64, alive func(node uint32) bool) (wanted, learners []uint64) {
 	var candidates [3][]Node // living voters, living learners, dead voters
 	members := 0
@@ -546,7 +543,7 @@ func PlanMeta(v *View, voters []uint64, alive func(node uint32) bool) (wanted, l
 		}
 		candidates[class] = append(candidates[class], n)
 	}
-	count := min(MetaVoters, members)
+	count := min(wire.MaxMetadataVoters, members)
 	count -= 1 - count%2
 	var chosen []Node
 	c := &census{}

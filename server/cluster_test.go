@@ -463,6 +463,7 @@ func TestTheStatusOfTheClusterComesFromAllNodes(t *testing.T) {
 	s := ask()
 	require.Equal(t, uint16(c.broker(2).View().Level), s.Level)
 	require.True(t, c.broker(s.Controller).meta.leads.Load())
+	c.await("everybody votes about the metadata", func() bool { return ask().Voters == 3 })
 	require.Len(t, s.Nodes, 3)
 	for i, n := range s.Nodes {
 		require.Equal(t, []any{uint32(i + 1), Version(), c.servers[n.Node].PeerAddr()}, []any{n.Node, n.Version, n.PeerAddress})

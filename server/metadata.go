@@ -85,6 +85,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 	}
 	m.owner.fenced = m.group.Fence
 	m.metadata.Bind(m.group, b.identity.metaID())
+	m.voters.Store(countVoters(m.group.Members()))
 	m.campaigned = !votesAlone(m.group, b.identity.metaID())
 	m.release(false)
 	return m, nil
@@ -148,7 +149,7 @@ func (m *metadataReplica) lookAround(ticks int) {
 		m.logger.Info("this node leads the metadata")
 	}
 	if ticks > 0 {
-		m.voters.Store(int32(len(m.group.Members().Voters)))
+		m.voters.Store(countVoters(m.group.Members()))
 	}
 	if m.leaderless += ticks; leader != 0 {
 		m.leaderless = 0
@@ -229,6 +230,15 @@ func (m *metadataReplica) successor() uint64 {
 		}
 	}
 	return 0
+}
+
+// countVoters is how many replicas vote. While they are exchanged both majorities are
+// needed, and the smaller group counts.
+func countVoters(m replication.Members) int32 {
+	if len(m.Outgoing) > 0 {
+		return int32(min(len(m.Voters), len(m.Outgoing)))
+	}
+	return int32(len(m.Voters))
 }
 
 // votesAlone reports whether a replica is the only voter of its group.

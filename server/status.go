@@ -30,7 +30,7 @@ func (b *broker) ownStatus() wire.NodeStatus {
 // called once, on any goroutine.
 func (b *broker) clusterStatus(reply func(wire.Message, error)) {
 	v := b.View()
-	answer := &wire.ClusterStatus{Controller: b.meta.leader.Load(), Level: uint16(v.Level), Nodes: make([]wire.NodeStatus, len(v.Nodes))}
+	answer := &wire.ClusterStatus{Controller: b.meta.leader.Load(), Level: uint16(v.Level), Voters: uint16(b.meta.voters.Load()), Nodes: make([]wire.NodeStatus, len(v.Nodes))}
 	var asked []int // places in Nodes
 	for i, n := range v.Nodes {
 		answer.Nodes[i] = wire.NodeStatus{Node: n.ID, PeerAddress: n.PeerAddress, HTTP: n.HTTP}

@@ -225,14 +225,20 @@ func (m *PartitionAdminRequest) Parse(src []byte) error {
 }
 
 // CLUSTER_STATUS (21), since version 1: what the nodes know of themselves, which METADATA
-// does not have. The broker that is asked asks the others. The request is empty.
+// does not have. The broker that is asked asks the others. The request is empty. Version
+// 2 has the voters.
+
+// MaxMetadataVoters is how many nodes vote about the metadata at most. A cluster with
+// fewer nodes has an odd number of them.
+const MaxMetadataVoters = 5
 
 // ClusterStatus answers CLUSTER_STATUS.
 //
-//	controller u32 | level u16 | count u32, each: node status
+//	controller u32 | level u16 | voters u16 | count u32, each: node status
 type ClusterStatus struct {
 	Controller uint32 // node that leads the metadata, 0 if none is known to
 	Level      uint16 // feature level that the cluster works at
+	Voters     uint16 // nodes that vote about the metadata, as far as the asked one knows
 	Nodes      []NodeStatus
 }
 
@@ -286,6 +292,7 @@ func (m *ClusterStatus) Append(dst []byte) []byte {
 	le := binary.LittleEndian
 	dst = le.AppendUint32(dst, m.Controller)
 	dst = le.AppendUint16(dst, m.Level)
+	dst = le.AppendUint16(dst, m.Voters)
 	dst = le.AppendUint32(dst, uint32(len(m.Nodes)))
 	for i := range m.Nodes {
 		dst = m.Nodes[i].Append(dst)
@@ -296,7 +303,7 @@ func (m *ClusterStatus) Append(dst []byte) []byte {
 // Parse implements Message.
 func (m *ClusterStatus) Parse(src []byte) error {
 	r := reader{src: src}
-	m.Controller, m.Level, m.Nodes = r.uint32(), r.uint16(), nil
+	m.Controller, m.Level, m.Voters, m.Nodes = r.uint32(), r.uint16(), r.uint16(), nil
 	if n := r.count(nodeStatusMinSize); n > 0 {
 		m.Nodes = make([]NodeStatus, n)
 		for i := range m.Nodes {

@@ -120,14 +120,15 @@ func (o Opcode) String() string {
 
 // Version is the version of the opcode's body that this build writes and reads:
 // 4 for METADATA, which has changed three times, 3 for CREATE and ALTER, 2 for DELETE,
-// INIT_PRODUCER and PARTITION_ADMIN, which have changed once, 1 for all others.
+// INIT_PRODUCER, PARTITION_ADMIN and CLUSTER_STATUS, which have changed once, 1 for all
+// others.
 func (o Opcode) Version() uint16 {
 	switch o {
 	case OpMetadata:
 		return 4
 	case OpCreate, OpAlter:
 		return 3
-	case OpDelete, OpInitProducer, OpPartAdmin:
+	case OpDelete, OpInitProducer, OpPartAdmin, OpClusterStatus:
 		return 2
 	}
 	return 1

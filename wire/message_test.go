@@ -310,11 +310,12 @@ var goldenMessages = []goldenMessage{
 		02                      // decommission
 	`},
 	{"CLUSTER_STATUS", OpClusterStatus, false, &ClusterStatusRequest{}, ``},
-	{"CLUSTER_STATUS response", OpClusterStatus, true, &ClusterStatus{Controller: 1, Level: 2, Nodes: []NodeStatus{
+	{"CLUSTER_STATUS response", OpClusterStatus, true, &ClusterStatus{Controller: 1, Level: 2, Voters: 3, Nodes: []NodeStatus{
 		{Node: 3, Answered: true, Version: "v", UptimeMs: 4, StoredBytes: 5, FreeBytes: 6, TotalBytes: 7, PeerAddress: "p", HTTP: "h"},
 	}}, `
 		01 00 00 00             // controller 1
 		02 00                   // level 2
+		03 00                   // 3 vote
 		01 00 00 00             // one node
 		03 00 00 00             // node 3
 		01                      // answered
