@@ -112,7 +112,7 @@ func TestOpcodes(t *testing.T) {
 			version = 4
 		case OpCreate, OpAlter:
 			version = 3
-		case OpDelete, OpInitProducer, OpPartAdmin:
+		case OpDelete, OpInitProducer, OpPartAdmin, OpClusterStatus:
 			version = 2
 		}
 		require.Equal(t, version, r.Min)
