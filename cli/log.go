@@ -150,7 +150,7 @@ func (a *app) logVerifyCommand() *cobra.Command {
 		var all []logTotals
 		var damaged []string
 		for _, dir := range dirs {
-			t, err := verify(c, dir)
+			t, err := verifyDirectory(c, dir)
 			if err != nil {
 				return inspectError(dir, err)
 			}
@@ -286,9 +286,9 @@ func (a *app) tellOfJournal(dir string) {
 	}
 }
 
-// verify walks one directory. Damage is counted, not returned: the rest of the
+// verifyDirectory walks one directory. Damage is counted, not returned: the rest of the
 // data directory is still to be checked.
-func verify(c *cobra.Command, dir string) (logTotals, error) {
+func verifyDirectory(c *cobra.Command, dir string) (logTotals, error) {
 	t := logTotals{Partition: dir}
 	file := ""
 	err := log.Inspect(vfs.OS(), dir, func(f log.InspectedFrame) error {

@@ -134,6 +134,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.groupCommand(),
 		a.explainCommand(),
 		a.keyCommand(),
+		a.verifyCommand(),
 		a.benchCommand(),
 		a.logCommand(),
 		a.doctorCommand(),

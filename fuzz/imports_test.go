@@ -39,9 +39,10 @@ var allowedImports = map[string][]string{
 	"server":              {"cluster", "replication", "partition", "partition/group", "log", "vfs", "wire", "internal/invariants"},
 	"client":              {"wire"},
 	"lockstest":           {"server", "client", "wire"},
+	"verify":              {"client", "promise", "wire"},
 	"bench":               {"client", "wire", "bench/floor"},
 	"bench/floor":         {},
-	"cli":                 {"server", "client", "bench", "bench/floor", "log", "promise", "vfs", "wire"},
+	"cli":                 {"server", "client", "bench", "bench/floor", "log", "verify", "vfs", "wire"},
 	"":                    {"cli"}, // main
 	"fuzz":                {},
 	"fuzz/groupmodel":     {"promise"},
