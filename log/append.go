@@ -391,6 +391,7 @@ func (l *Log) cutSegments(seg *segment.Segment) {
 	copy(kept, list)
 	l.segments.Store(&kept)
 	l.sealNext = min(l.sealNext, n-1)
+	l.tableNext = min(l.tableNext, l.sealNext)
 	if l.activeFile != nil {
 		l.activeFile.Release()
 	}

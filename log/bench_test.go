@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/segment"
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -152,4 +153,50 @@ func BenchmarkRawWrite(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkNextOf finds the next record of a key among 10,000 that lies 2 million records
+// of 100 bytes behind the last one, in the last but one of some six segments, by key
+// tables and without them.
+func BenchmarkNextOf(b *testing.B) {
+	const batches, each, keys = 20_000, 100, 10_000
+	r := benchLog(b, false)
+	l := r.log
+	l.KeepKeys(true)
+	value := make([]byte, 80)
+	var builder wire.BatchBuilder
+	var index wire.Index
+	for n := range batches {
+		builder.Reset(true)
+		for k := range each {
+			hash := uint64(n*each+k)%keys + 2
+			if n == 0 && k == 0 || n == batches-batches/8 && k == 0 {
+				hash = 1
+			}
+			builder.Append(0, 0, []byte("key-0123"), value, nil, hash*0x9e3779b97f4a7c15)
+		}
+		batch, records := builder.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 7, wire.CodecNone, nil)
+		wire.PatchBatch(batch, wire.Offset(n*each), 1)
+		body := wire.AppendBodyBatch(nil, records, batch)
+		index++
+		e := prefixed(wire.KindRecords, index, 1, each, 1000, len(body))
+		copy(e.Data[wire.EntryPrefixSize:], body)
+		r.append(e)
+		l.Publish(index)
+		l.Release(index, nil)
+		r.jobs.drain()
+	}
+	find := func(b *testing.B) {
+		for b.Loop() {
+			at, ok, err := l.NextOf(0x9e3779b97f4a7c15, false, 0, batches*each, func(wire.Offset) bool { return false })
+			if err != nil || !ok || at != (batches-batches/8)*each {
+				b.Fatal(at, ok, err)
+			}
+		}
+	}
+	b.Run("tables", find)
+	for _, s := range *l.segments.Load() {
+		s.SetKeys(segment.KeysNone)
+	}
+	b.Run("indexes", find)
 }

@@ -168,7 +168,7 @@ func (l *Log) begin(j *installJob) {
 	}
 	l.segments.Store(&[]*segment.Segment{})
 	l.removed, l.active, l.next = nil, nil, nil
-	l.sealNext = 0
+	l.sealNext, l.tableNext = 0, 0
 	l.startLink = j.start
 	l.places.truncate(0)
 	l.places.push(place{link: j.start, maxTimeMs: segment.NoTime})

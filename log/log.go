@@ -231,7 +231,12 @@ type Log struct {
 	dying       []*segment.Segment // out of the manifest and the list, to be recycled
 	prepareErr  [2]spaceFailure    // of the last preparation, for control and for records
 	sealing     bool
-	sealNext    int // number in segments of the first that is not yet sealed
+	sealNext    int  // number in segments of the first that is not yet sealed
+	tables      bool // key tables are wanted, see KeepKeys
+	tabulating  bool
+	tableNext   int         // number in segments of the first whose table nobody has looked for
+	tableGen    uint64      // one more than that of the store's space when a table did not fit; 0: it did
+	tableLost   atomic.Bool // one could not be read
 	checkpoint  *Checkpoint
 	newest      wire.Index // applied index of the newest checkpoint, 0 if none
 	older       wire.Index // of the one before

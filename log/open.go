@@ -731,6 +731,7 @@ func (r *recovery) quarantineStrangers() error {
 	for _, f := range r.found {
 		known[f.name()] = true
 		known[segment.SparseName(f.sequence, f.fileID)] = true
+		known[segment.KeysName(f.sequence, f.fileID)] = true
 	}
 	names, err := l.fs.List(l.o.Dir)
 	if err != nil {

@@ -230,6 +230,7 @@ func (j *dropJob) Done() {
 		l.segments.Store(&kept)
 		l.dying = append(l.dying, list[:j.fromHead]...)
 		l.sealNext -= j.fromHead
+		l.tableNext = max(0, l.tableNext-j.fromHead)
 		l.startLink = j.start
 		l.damage.forget(j.start.Index)
 		l.runs.trim(j.start.Index + 1)
@@ -342,5 +343,6 @@ func (j *sealJob) Done() {
 		return
 	}
 	l.seal()
+	l.tabulate()
 	l.maybeDrop()
 }

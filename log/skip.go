@@ -228,9 +228,10 @@ func (s *skipping) segment(k int) (err error) {
 			return s.corrupt(f, pos, fmt.Errorf("what follows continues entry %d, the log is at %d: %w", after.Index, s.link.Index, err))
 		}
 		if len(s.gaps) == before {
-			// It may name frames that are not there any more; it is made again.
-			err := s.fs.Remove(path.Join(s.dir, segment.SparseName(f.sequence, f.fileID)))
-			if err = errors.Join(ignoreMissing(err), s.fs.SyncDir(s.dir)); err != nil {
+			// They may name frames that are not there any more; they are made again.
+			err := ignoreMissing(s.fs.Remove(path.Join(s.dir, segment.SparseName(f.sequence, f.fileID))))
+			err = errors.Join(err, ignoreMissing(s.fs.Remove(path.Join(s.dir, segment.KeysName(f.sequence, f.fileID)))))
+			if err = errors.Join(err, s.fs.SyncDir(s.dir)); err != nil {
 				return err
 			}
 		}

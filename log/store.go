@@ -96,8 +96,9 @@ type Store struct {
 	short    atomic.Bool   // the log was told that records are refused for want of space
 	spaceGen atomic.Uint64 // counts RefreshSpace: failed allocations may be tried again
 
-	poolMu sync.Mutex // not held across I/O
-	pool   []pooled
+	tableMu sync.Mutex // held while a key table is made
+	poolMu  sync.Mutex // not held across I/O
+	pool    []pooled
 
 	reserve reserve
 	syncs   atomic.Int32 // logs whose sync is on its way
@@ -300,7 +301,7 @@ func (s *Store) openPool() error {
 func (s *Store) recycle(dir string, seg *segment.Segment) error {
 	from := path.Join(dir, seg.Name())
 	size := seg.Allocated()
-	if err := s.removeSparse(dir, seg); err != nil {
+	if err := s.removeMade(dir, seg); err != nil {
 		return err
 	}
 	s.poolMu.Lock()
@@ -322,10 +323,10 @@ func (s *Store) recycle(dir string, seg *segment.Segment) error {
 	return nil
 }
 
-// unlink removes a segment file and its sparse index, durably. Views that are
+// unlink removes a segment file and what lies beside it, durably. Views that are
 // still held keep the bytes until they are released.
 func (s *Store) unlink(dir string, seg *segment.Segment) error {
-	if err := s.removeSparse(dir, seg); err != nil {
+	if err := s.removeMade(dir, seg); err != nil {
 		return err
 	}
 	if err := s.fs.Remove(path.Join(dir, seg.Name())); err != nil {
@@ -334,12 +335,14 @@ func (s *Store) unlink(dir string, seg *segment.Segment) error {
 	return s.fs.SyncDir(dir)
 }
 
-func (s *Store) removeSparse(dir string, seg *segment.Segment) error {
-	err := s.fs.Remove(path.Join(dir, segment.SparseName(seg.Sequence(), seg.FileID())))
-	if errors.Is(err, iofs.ErrNotExist) {
-		return nil
+// removeMade removes what was made of a segment and lies beside it.
+func (s *Store) removeMade(dir string, seg *segment.Segment) error {
+	for _, name := range []string{segment.SparseName(seg.Sequence(), seg.FileID()), segment.KeysName(seg.Sequence(), seg.FileID())} {
+		if err := ignoreMissing(s.fs.Remove(path.Join(dir, name))); err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // takeRecycled moves a recycled file of exactly the given size to a new name, and

@@ -95,6 +95,7 @@ type Groups struct {
 	scanning bool
 	finds    []find        // that the feed could not answer
 	looking  bool          // it can answer more by now
+	keyed    bool          // there is a Leader that asks for keys or publishers
 	retry    time.Duration // of what has failed; 0: nothing has
 	letters  []failed
 	quiet    time.Duration // since when nobody consumes
@@ -381,6 +382,9 @@ func (g *Groups) turn(term wire.Term, nowMs int64, now time.Duration) (again boo
 			break
 		}
 	}
+	if g.keyed {
+		g.p.log.KeepKeys(true) // each time: what is missing is made when it can be
+	}
 	g.confirm()
 	g.scan()
 	g.schedule()
@@ -422,6 +426,10 @@ func (g *Groups) lead(s *group.Group) *lead {
 func (g *Groups) drop(l *lead, err error) {
 	l.closed = true
 	delete(g.leads, l.group.ID)
+	if len(g.leads) == 0 && g.keyed {
+		g.keyed = false
+		g.p.log.KeepKeys(false)
+	}
 	for c, of := range g.links {
 		if of == l {
 			delete(g.links, c)
@@ -591,6 +599,7 @@ func (g *Groups) dispatch() {
 		if l.Turn(g.now, g.p.applied, g.p.state.next) {
 			g.wake(l)
 		}
+		g.keyed = g.keyed || l.Hashed()
 		g.want(l)
 		if l.Pending() && !l.wants {
 			l.wants = true

@@ -58,6 +58,24 @@ func TestTheTailNeedsNoScan(t *testing.T) {
 	require.Zero(t, w.scans)
 }
 
+// Key tables are kept where a group asks for keys, as long as this replica leads it.
+func TestTheLogKeepsKeysForWhoAsksForThem(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	byKey := intent(8, "by key")
+	byKey.Settings.Mode, byKey.Settings.Scope = wire.ModeSerial, wire.ScopeKey
+	h.part.Groups().Intend(20, []Intent{intent(7, "workers"), byKey})
+	h.attach("workers", 1)
+	h.turns(0)
+	require.False(t, h.log.keys)
+	h.attach("by key", 2)
+	h.turns(0)
+	require.True(t, h.log.keys)
+	h.log.following = true
+	h.turns(0)
+	require.False(t, h.log.keys)
+}
+
 // consumer notes what its link hears.
 type consumer struct {
 	attached  *wire.AttachResponse

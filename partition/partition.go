@@ -72,6 +72,9 @@ type Log interface {
 	// BodyAt is where the body of applied entry i lies, which has bodyBytes bytes. It is
 	// false if its place is not in memory any more.
 	BodyAt(i wire.Index, bodyBytes int) (log.Position, bool)
+	// KeepKeys says whether somebody asks for records by the hashes of their keys or
+	// publishers.
+	KeepKeys(on bool)
 }
 
 // Receiver learns the outcome of an Append, once, except for AcksNone, where it

@@ -34,12 +34,14 @@ type fakeLog struct {
 	holders   int                 // 0 means 1
 	asked     map[wire.Index]bool // of Holders
 	places    bool                // it knows where entries lie
+	keys      bool                // somebody asks for keys
 }
 
 func (f *fakeLog) Bytes() int64 { return f.bytes }
 func (f *fakeLog) BodyAt(i wire.Index, _ int) (log.Position, bool) {
 	return log.Position{Segment: 1, Byte: int64(i) << 20}, f.places
 }
+func (f *fakeLog) KeepKeys(on bool) { f.keys = on }
 func (f *fakeLog) Paused() bool { return f.paused }
 func (f *fakeLog) Holders(i wire.Index) int {
 	if f.asked == nil {

@@ -141,6 +141,7 @@ func HeaderFileID(src []byte) uint64 { return binary.LittleEndian.Uint64(src[40:
 const (
 	segmentSuffix = ".segment"
 	sparseSuffix  = ".sparse"
+	keysSuffix    = ".keys"
 )
 
 // Name is the name of a segment file.
@@ -151,6 +152,11 @@ func Name(sequence, fileID uint64) string {
 // SparseName is the name of the sparse index beside a segment file.
 func SparseName(sequence, fileID uint64) string {
 	return fmt.Sprintf("%016x-%016x%s", sequence, fileID, sparseSuffix)
+}
+
+// KeysName is the name of the key table beside a segment file.
+func KeysName(sequence, fileID uint64) string {
+	return fmt.Sprintf("%016x-%016x%s", sequence, fileID, keysSuffix)
 }
 
 // ParseName splits the name of a segment file. It is false for other names.

@@ -98,8 +98,9 @@ type Segment struct {
 	details    atomic.Pointer[details]
 	persisted  atomic.Bool // the sparse index file is complete: details may be dropped
 
-	previous Link  // what the first frame continues from; fixed with the first frame
-	start    int64 // Env-independent count of the log's bytes before this segment, set by the log
+	keys     atomic.Int32 // what is known of the key table
+	previous Link         // what the first frame continues from; fixed with the first frame
+	start    int64        // Env-independent count of the log's bytes before this segment, set by the log
 	// appendedFrom is the first position that this process wrote: what lies before
 	// was found at recovery and may be cold.
 	appendedFrom atomic.Int64

@@ -116,6 +116,10 @@ func kindOf(s *Settings) kind {
 	return hashed
 }
 
+// Hashed reports whether a key or a publisher is a scope of the group: then the Leader asks
+// for the next record of one.
+func (l *Leader) Hashed() bool { return l.kind == hashed }
+
 // member is a session that is listed, or about to be.
 type member struct {
 	session Session
