@@ -76,6 +76,9 @@ func modeText(s *client.GroupSettings) string {
 		text += " by " + s.Scope.String()
 		if s.Scope == wire.ScopeDestination {
 			text += ", " + s.Holder.String()
+			if s.Failback {
+				text += " with failback"
+			}
 		}
 		if s.Order == wire.OrderReplay {
 			text += ", replay order"
@@ -162,7 +165,7 @@ type groupSettingsFlags struct {
 	ackWait, session, revoke, backoff, backoffMax   durationFlag
 	limit, window                                   uint32
 	letter                                          string
-	hold                                            bool
+	hold, failback                                  bool
 }
 
 func newGroupSettingsFlags(c *cobra.Command) *groupSettingsFlags {
@@ -186,7 +189,8 @@ func newGroupSettingsFlags(c *cobra.Command) *groupSettingsFlags {
 	flags.Var(f.letterMode, "dead-letter-mode", "what becomes of a record at the delivery limit: it goes to the dead letters alone, or its scope is parked with it")
 	flags.Uint32Var(&f.window, "scope-window", 0, "`records` of one scope that are sent ahead")
 	flags.BoolVar(&f.hold, "hold", false, "keep records in a topic until this group is done with them")
-	for _, name := range []string{"ack-wait", "session-timeout", "revoke-grace", "backoff", "backoff-max", "delivery-limit", "scope-window", "hold"} {
+	flags.BoolVar(&f.failback, "failback", false, "an active member with --standby makes way for one without it")
+	for _, name := range []string{"ack-wait", "session-timeout", "revoke-grace", "backoff", "backoff-max", "delivery-limit", "scope-window", "hold", "failback"} {
 		withoutDefault(flags, name)
 	}
 	return f
@@ -232,6 +236,9 @@ func (f *groupSettingsFlags) apply(c *cobra.Command, s *client.GroupSettings) er
 	}
 	if flags.Changed("hold") {
 		s.Hold = f.hold
+	}
+	if flags.Changed("failback") {
+		s.Failback = f.failback
 	}
 	return nil
 }

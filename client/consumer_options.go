@@ -100,6 +100,13 @@ func Holder(h wire.GroupHolder) ConsumerOption {
 	return func(o *consumerOptions) { o.settings.Holder = h }
 }
 
+// Failback has an active consumer that asked to stand by (StandbyPreferred) make way, as
+// soon as it holds nothing, for one that did not ask and has come since. Default: false,
+// who is active stays active.
+func Failback(on bool) ConsumerOption {
+	return func(o *consumerOptions) { o.settings.Failback = on }
+}
+
 // Binding says which partitions each consumer has. Default: Cover.
 func Binding(b wire.BindingPolicy) ConsumerOption {
 	return func(o *consumerOptions) { o.settings.Binding = b }

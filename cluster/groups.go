@@ -191,6 +191,8 @@ func validateGroup(d *Destination, name string, g *Group) error {
 		return bad("a delivery limit needs a destination for dead letters, or the mode park")
 	case s.Hold && d.Kind == wire.Queue:
 		return bad("a queue keeps what its groups are not done with; hold is for topics")
+	case s.Failback && (s.Holder != wire.HolderSticky || s.Mode != wire.ModeStream && (s.Mode != wire.ModeSerial || s.Scope != wire.ScopeDestination)):
+		return bad("failback is about the one active consumer, and group %q has none; use mode stream, or serial with scope destination and holder sticky", name)
 	case !slices.Contains([]string{"", "earliest", "latest", "offset", "time"}, g.Start.To):
 		return bad("start %q is none of earliest, latest, offset and time", g.Start.To)
 	}

@@ -71,6 +71,7 @@ func TestR_UM_8_AGroupThatCannotBeIsRefused(t *testing.T) {
 		"a session of no time":                 {"g", wire.GroupSettings{SessionMs: 1}, wire.CodeInvalidSetting},
 		"an unknown mode":                      {"g", wire.GroupSettings{Mode: 9}, wire.CodeInvalidSetting},
 		"backoff backwards":                    {"g", wire.GroupSettings{BackoffMs: 10, BackoffMaxMs: 5}, wire.CodeInvalidSetting},
+		"failback without an active one":       {"g", wire.GroupSettings{Mode: wire.ModeSerial, Failback: true}, wire.CodeInvalidSetting},
 		"hold on a queue":                      {"g", wire.GroupSettings{Hold: true}, wire.CodeInvalidSetting},
 	} {
 		s := grouped(t, 2)

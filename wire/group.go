@@ -164,7 +164,7 @@ func (v *DeadLetterMode) UnmarshalText(b []byte) error {
 // what the destination says, or else the default; in a partition's log nothing is left
 // open.
 //
-//	mode u8 | scope u8 | holder u8 | binding u8 | order u8 | hold bool | deadLetterMode u8 | zero u8 |
+//	mode u8 | scope u8 | holder u8 | binding u8 | order u8 | hold bool | deadLetterMode u8 | failback bool |
 //	window u32 | sessionMs u32 | ackWaitMs u32 | revokeMs u32 | backoffMs u32 | backoffMaxMs u32 |
 //	deliveryLimit u32 | deadLetter string
 type GroupSettings struct {
@@ -175,6 +175,7 @@ type GroupSettings struct {
 	Order          GroupOrder     `json:"order,omitempty"`
 	Hold           bool           `json:"hold,omitempty"` // records that the group is not done with stay in a topic until its threshold
 	DeadLetterMode DeadLetterMode `json:"dead_letter_mode,omitempty"`
+	Failback       bool           `json:"failback,omitempty"`       // a sticky active consumer that would rather stand by makes way for one that would not
 	Window         uint32         `json:"window,omitempty"`         // records of one scope that are leased at once
 	SessionMs      uint32         `json:"session_ms,omitempty"`     // silence after which a consumer is taken for dead
 	AckWaitMs      uint32         `json:"ack_wait_ms,omitempty"`    // how long a handler may take
@@ -191,7 +192,7 @@ const groupSettingsMinSize = 8 + 7*4 + 2
 func (m *GroupSettings) Append(dst []byte) []byte {
 	le := binary.LittleEndian
 	dst = append(dst, byte(m.Mode), byte(m.Scope), byte(m.Holder), byte(m.Binding), byte(m.Order))
-	dst = append(appendBool(dst, m.Hold), byte(m.DeadLetterMode), 0)
+	dst = appendBool(append(appendBool(dst, m.Hold), byte(m.DeadLetterMode)), m.Failback)
 	for _, v := range [...]uint32{m.Window, m.SessionMs, m.AckWaitMs, m.RevokeMs, m.BackoffMs, m.BackoffMaxMs, m.DeliveryLimit} {
 		dst = le.AppendUint32(dst, v)
 	}
@@ -206,7 +207,7 @@ func (m *GroupSettings) read(r *reader) {
 	m.Order = GroupOrder(r.uint8())
 	m.Hold = r.bool()
 	m.DeadLetterMode = DeadLetterMode(r.uint8())
-	r.zero(1)
+	m.Failback = r.bool()
 	for _, v := range [...]*uint32{&m.Window, &m.SessionMs, &m.AckWaitMs, &m.RevokeMs, &m.BackoffMs, &m.BackoffMaxMs, &m.DeliveryLimit} {
 		*v = r.uint32()
 	}

@@ -8,14 +8,14 @@ import (
 )
 
 var goldenGroupSettings = GroupSettings{
-	Mode: ModeSerial, Scope: ScopeKey, Holder: HolderAny, Binding: BindingGather, Order: OrderReplay, Hold: true, DeadLetterMode: DeadLetterPark,
+	Mode: ModeSerial, Scope: ScopeKey, Holder: HolderAny, Binding: BindingGather, Order: OrderReplay, Hold: true, DeadLetterMode: DeadLetterPark, Failback: true,
 	Window: 1, SessionMs: 2, AckWaitMs: 3, RevokeMs: 4, BackoffMs: 5, BackoffMaxMs: 6, DeliveryLimit: 7, DeadLetter: "d",
 }
 
 func TestGroupSettingsGolden(t *testing.T) {
 	want := unhex(t, `
 		02 01 02 03 02          // serial, key, any, gather, replay
-		01 02 00                // hold, park
+		01 02 01                // hold, park, failback
 		01 00 00 00             // window 1
 		02 00 00 00             // session 2 ms
 		03 00 00 00             // ack wait 3 ms
@@ -39,7 +39,7 @@ func TestGroupSettingsGolden(t *testing.T) {
 func TestGroupSettingsAreNamedInJSON(t *testing.T) {
 	text, err := json.Marshal(goldenGroupSettings)
 	require.NoError(t, err)
-	require.JSONEq(t, `{"mode":"serial","scope":"key","holder":"any","binding":"gather","order":"replay","hold":true,"dead_letter_mode":"park",
+	require.JSONEq(t, `{"mode":"serial","scope":"key","holder":"any","binding":"gather","order":"replay","hold":true,"dead_letter_mode":"park","failback":true,
 		"window":1,"session_ms":2,"ack_wait_ms":3,"revoke_ms":4,"backoff_ms":5,"backoff_max_ms":6,"delivery_limit":7,"dead_letter":"d"}`, string(text))
 	var got GroupSettings
 	require.NoError(t, json.Unmarshal(text, &got))

@@ -8,6 +8,11 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
+// maxRow is how many records one session gets in a row, where one record of the partition is
+// out at a time and any session may be next, while others wait: it gets the next one a leg
+// earlier than they would, and would get all.
+const maxRow = 64
+
 // maxMisses bounds the waiting records of one turn whose batches are not known.
 const maxMisses = 16
 
@@ -279,13 +284,21 @@ func (l *Leader) scanSingle(p *Place, stop wire.Offset) {
 // may reports whether a session may have the next record of a group whose scope is the
 // whole partition.
 func (l *Leader) may(m *member) bool {
-	if l.sticky() && m.session != l.g.Active || l.backing > 0 || l.activating && l.keeps(RuleActive) {
+	if l.sticky() && (m.session != l.g.Active || l.yields) || l.backing > 0 || l.activating && l.keeps(RuleActive) {
 		return false
 	}
 	if l.holder != nil && l.holder != m && !l.holder.leases.empty() && l.keeps(RuleSameHolder) {
 		return false
 	}
+	if l.holder == m && l.row >= maxRow && !l.sticky() && l.others(m) {
+		return false
+	}
 	return l.g.Settings.Mode == wire.ModeStream || l.unsettled(m) < l.window()
+}
+
+// others reports whether there is anybody else with room who did not let a record time out.
+func (l *Leader) others(m *member) bool {
+	return slices.ContainsFunc(l.eligible, func(x *member) bool { return x != m && !x.suspect })
 }
 
 // unsettled is how many records m holds that are not acked, up to the window.
@@ -361,7 +374,11 @@ func (l *Leader) grant(m *member, p *Place, from, to wire.Offset, known Returned
 		m.held += n
 	}
 	m.heldBytes += int(int64(p.BatchBytes) * int64(n) / int64(max(1, p.Count)))
+	if l.holder != m {
+		l.row = 0
+	}
 	l.holder = m
+	l.row += n
 	l.stats.Delivered += uint64(n)
 	g := wire.Grant{Offset: from, Count: uint32(n), Epoch: l.applied, Deliveries: known.Deliveries, Attempts: known.Attempts}
 	if g.Deliveries < math.MaxUint16 {

@@ -350,6 +350,9 @@ func (c *consumer) attach(b *broker) {
 	if c.known {
 		r.Flags |= wire.AttachKnown
 	}
+	if c.session[0]&1 == 1 { // half of them would rather not be active
+		r.Flags |= wire.AttachStandby
+	}
 	for _, t := range c.held {
 		if n := len(r.Claims); n > 0 {
 			if last := &r.Claims[n-1]; last.Next() == t.offset && last.Epoch == t.epoch && last.Kind == t.outcome {

@@ -62,9 +62,11 @@ type Leader struct {
 	unread  wire.Offset   // ends of damaged ranges passed
 	hold    time.Duration // nothing goes out before, where the partition is one scope
 	holder  *member       // that was given something last
+	row     int           // records that it was given since it is
 	// backing is how many records are on their way back.
 	backing    int
 	activating bool        // another session is about to become the active one
+	yields     bool        // the active session gets nothing more, see makesWay
 	raising    bool        // a higher horizon is to be proposed, or is
 	busy       bool        // there is more to do at once
 	round      int         // how often it has begun anew, after orders

@@ -22,7 +22,7 @@ var leaderKinds = []struct {
 	{"shared", Settings{Mode: wire.ModeShared}},
 	{"serial by key", Settings{Mode: wire.ModeSerial}},
 	{"serial by key with a window", Settings{Mode: wire.ModeSerial, Window: 3}},
-	{"serial, one for all", Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination}},
+	{"serial, one for all", Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination, Failback: true}},
 	{"serial, any of all", Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination, Holder: wire.HolderAny}},
 	{"shared, and in a hurry", Settings{Mode: wire.ModeShared, AckWaitMs: 300, RevokeMs: 100}},
 	{"serial by key, and in a hurry", Settings{Mode: wire.ModeSerial, AckWaitMs: 300, RevokeMs: 100}},

@@ -235,11 +235,12 @@ func (l *Leader) Trimmed() {
 // activate has a session made the active one of a sticky group that has none, or whose one
 // is going or has let a record time out.
 func (l *Leader) activate() {
+	l.yields = false
 	if l.kind != single || !l.sticky() || l.activating || l.frozen || l.waiting > 0 && l.keeps(RuleWait) || l.order != nil {
 		return
 	}
 	now := l.members[l.g.Active]
-	if now != nil && !now.ending && !now.draining && !now.suspect {
+	if l.yields = l.makesWay(now); now != nil && !now.ending && !now.draining && !now.suspect && !l.yields {
 		return
 	}
 	var best *member
@@ -271,6 +272,21 @@ func (l *Leader) activate() {
 	}
 	l.activating = true
 	l.next.active = &activation{session: best.session}
+}
+
+// makesWay reports whether the active session would rather stand by, and there is one that
+// would not: then it gets nothing more, and the other one is the active session when it
+// holds nothing. The group asks for that with Failback.
+func (l *Leader) makesWay(now *member) bool {
+	if now == nil || !l.g.Settings.Failback || now.flags&wire.AttachStandby == 0 {
+		return false
+	}
+	for _, m := range l.members {
+		if m.flags&wire.AttachStandby == 0 && m.listed && !m.ending && !m.draining && !m.suspect && m.link != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // before reports whether a should rather be the active session than b: those that did not
