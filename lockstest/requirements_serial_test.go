@@ -1,0 +1,384 @@
+package lockstest_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// What one consumer at a time means, and how that changes: R-UM and the units of R-WLS-13.
+
+var requirementRecords = flag.Int("requirements.records", 1000, "how many records the longer parts of TestRequirementsOfGroups handle")
+
+var (
+	stickyOne = client.GroupSettings{Mode: client.Serial, Scope: client.ByDestination, Holder: client.Sticky, SessionMs: 1000, BackoffMs: 1, BackoffMaxMs: 1}
+	anyOne    = client.GroupSettings{Mode: client.Serial, Scope: client.ByDestination, Holder: client.Any}
+)
+
+// states counts the members by their state.
+func (s *stage) states(t *testing.T, queue string) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	for _, m := range s.state(t, queue, 0).Sessions {
+		counts[m.State]++
+	}
+	return counts
+}
+
+// sticky has one active consumer and two that stand by, whoever publishes.
+func (s *stage) sticky(t *testing.T) {
+	queue := s.queue(t, 1)
+	s.group(t, queue, stickyOne)
+	active := s.join(t, queue)
+	standby := []*client.Consumer{s.join(t, queue), s.join(t, queue)}
+	awaitThat(t, "one is active", func() bool { return s.states(t, queue)["standby"] == 2 })
+	for i := range 10 {
+		s.by(t, queue, fmt.Sprintf("%c%d", 'A'+i%3, i))
+		d := take(t, active)
+		require.Equal(t, fmt.Sprintf("%c%d", 'A'+i%3, i), string(d.Value))
+		done(t, d)
+	}
+	s.send(t, queue, numbered("k", 3)...)
+	first := take(t, active)
+	for _, c := range standby {
+		idle(t, c)
+	}
+	require.EqualValues(t, 1, s.state(t, queue, 0).Leased)
+	done(t, first)
+	done(t, take(t, active))
+	done(t, take(t, active))
+	leave(t, append(standby, active)...)
+}
+
+// takeover loses the active consumer with a record in hand: one of those that stand by goes
+// on with that record, the others go on standing by.
+func (s *stage) takeover(t *testing.T) {
+	queue := s.queue(t, 1)
+	s.group(t, queue, stickyOne)
+	active, die := s.mortal(t, queue)
+	standby := []*client.Consumer{s.join(t, queue), s.join(t, queue)}
+	s.send(t, queue, numbered("k", 20)...)
+	done(t, take(t, active))
+	done(t, take(t, active))
+	require.Equal(t, "k 2", string(take(t, active).Value))
+	die()
+	began := time.Now()
+	var got []string
+	by := map[int]int{}
+	for len(got) < 18 {
+		for i, c := range standby {
+			list, err := c.Fetch(t.Context(), 1, 5*time.Millisecond)
+			require.NoError(t, err)
+			for _, d := range list {
+				if len(got) == 0 {
+					t.Logf("taken over after %v", time.Since(began).Round(time.Millisecond))
+					require.True(t, d.Redelivered)
+					require.Equal(t, 2, d.Deliveries)
+				}
+				got = append(got, string(d.Value))
+				by[i]++
+				done(t, d)
+			}
+		}
+	}
+	require.Equal(t, numbered("k", 20)[2:], got)
+	require.Len(t, by, 1, "one of them took over")
+	leave(t, standby...)
+}
+
+// anyHolder gives each record to whoever is free, one at a time in the whole group.
+func (s *stage) anyHolder(t *testing.T) {
+	const members = 3
+	queue := s.queue(t, 1)
+	s.group(t, queue, anyOne)
+	records := *requirementRecords
+	var busy, most, handled atomic.Int64
+	var by [members]atomic.Int64
+	order := make([]string, 0, records)
+	s.crew(t, queue, members, 4, func(m int, d *client.Delivery, stop func()) error {
+		n := busy.Add(1)
+		defer busy.Add(-1)
+		most.Store(max(most.Load(), n))
+		by[m].Add(1)
+		order = append(order, string(d.Value)) // one at a time, so nobody else is here
+		if handled.Add(1) == int64(records) {
+			stop()
+		}
+		return nil
+	}, func() { s.send(t, queue, numbered("k", records)...) })
+	require.EqualValues(t, 1, most.Load())
+	require.Equal(t, numbered("k", records), order)
+	for m := range by {
+		require.Positive(t, by[m].Load(), "member %d", m)
+		t.Logf("member %d: %d", m, by[m].Load())
+	}
+}
+
+// crew runs members with so many workers each until one of the handlers stops them.
+func (s *stage) crew(t *testing.T, queue string, members, workers int, handle func(m int, d *client.Delivery, stop func()) error, meanwhile func(), opts ...client.ConsumerOption) {
+	t.Helper()
+	ctx, stop := context.WithTimeout(t.Context(), timeout)
+	defer stop()
+	var running sync.WaitGroup
+	for m := range members {
+		c := s.join(t, queue, opts...)
+		running.Go(func() {
+			err := c.Run(ctx, func(_ context.Context, d *client.Delivery) error { return handle(m, d, stop) }, client.Workers(workers))
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("member %d: %v", m, err)
+			}
+			leave(t, c)
+		})
+	}
+	meanwhile()
+	running.Wait()
+}
+
+// unordered has as many records at work as there are members: a mode of its own.
+func (s *stage) unordered(t *testing.T) {
+	const members = 4
+	queue := s.queue(t, 1)
+	s.group(t, queue, client.GroupSettings{Mode: client.Shared})
+	var busy atomic.Int64
+	all := make(chan struct{})
+	s.crew(t, queue, members, 1, func(_ int, _ *client.Delivery, stop func()) error {
+		if busy.Add(1) == members {
+			close(all)
+			stop()
+		}
+		<-all // none goes on before each has one
+		return nil
+	}, func() { s.send(t, queue, numbered("k", members)...) }, client.Prefetch(1))
+	require.EqualValues(t, members, busy.Load())
+}
+
+// altered makes a shared group serial by key while it is at work: before the boundary any
+// two records of a key may be worked on at once, behind it they are not.
+func (s *stage) altered(t *testing.T) {
+	const members, keys = 3, 5
+	queue := s.queue(t, 1)
+	s.group(t, queue, client.GroupSettings{Mode: client.Shared, BackoffMs: 1})
+	records := *requirementRecords
+	var items []string
+	for i := range records {
+		items = append(items, fmt.Sprintf("key%d %d", i%keys, i))
+	}
+	s.send(t, queue, items...)
+
+	type start struct {
+		epoch, offset uint64
+		others        int // records of the key that were at work
+	}
+	var mu sync.Mutex
+	var starts []start
+	busy := map[string]int{}
+	seen := map[string]int{}
+	half, whole := make(chan struct{}), make(chan struct{})
+	var fence uint64
+	s.crew(t, queue, members, 4, func(_ int, d *client.Delivery, stop func()) error {
+		key := string(d.Key)
+		mu.Lock()
+		starts = append(starts, start{d.Epoch(), d.Offset, busy[key]})
+		busy[key]++
+		seen[string(d.Value)]++
+		if len(starts) == records/4 {
+			close(half)
+		}
+		mu.Unlock()
+		time.Sleep(300 * time.Microsecond) // work, for others to begin meanwhile
+		mu.Lock()
+		defer mu.Unlock()
+		busy[key]--
+		if len(seen) == records {
+			select {
+			case <-whole:
+			default:
+				close(whole)
+			}
+			stop()
+		}
+		return nil
+	}, func() {
+		<-half
+		_, err := s.conn.AlterGroup(t.Context(), queue, "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial, BackoffMs: 1}})
+		require.NoError(t, err)
+		<-whole
+	}, client.Prefetch(20))
+	require.Len(t, seen, records, "nothing is lost")
+	// The boundary is the first start from which on no record of a key overtook another.
+	overlaps := 0
+	for _, x := range starts {
+		if x.others > 0 {
+			overlaps++
+			fence = max(fence, x.epoch)
+		}
+	}
+	require.Positive(t, overlaps, "old rules before the boundary")
+	newest := map[uint64]uint64{}
+	behind := 0
+	for _, x := range starts {
+		if x.epoch > fence {
+			behind++
+			key := x.offset % keys
+			require.GreaterOrEqual(t, x.offset, newest[key], "new rules behind the boundary")
+			newest[key] = x.offset
+		}
+	}
+	require.Greater(t, behind, records/4)
+	t.Logf("%d records overlapped before the boundary, %d came behind it in order", overlaps, behind)
+	info, err := s.conn.DescribeGroup(t.Context(), queue, "g")
+	require.NoError(t, err)
+	require.Equal(t, client.Serial, info.Settings.Mode)
+	require.EqualValues(t, records, info.Partitions[0].Floor)
+}
+
+// preference has a consumer that would rather stand by: it is active while there is no
+// other. It makes way for one that comes later only if the group says so.
+func (s *stage) preference(t *testing.T) {
+	for _, failback := range []bool{false, true} {
+		queue := s.queue(t, 1)
+		settings := stickyOne
+		settings.Failback = failback
+		s.group(t, queue, settings)
+		spare := s.join(t, queue, client.ConsumerName("spare"), client.StandbyPreferred(true))
+		s.send(t, queue, "k 0")
+		first := take(t, spare)
+		one := s.join(t, queue, client.ConsumerName("one"))
+		two := s.join(t, queue, client.ConsumerName("two"))
+		s.send(t, queue, "k 1", "k 2")
+		idle(t, one)
+		done(t, first)
+		if !failback {
+			done(t, take(t, spare))
+			idle(t, one)
+			leave(t, spare) // of the two that are left, the one that came first
+		} else {
+			done(t, take(t, one))
+			idle(t, spare)
+		}
+		last := take(t, one)
+		require.Equal(t, "k 2", string(last.Value))
+		done(t, last)
+		third := s.join(t, queue, client.ConsumerName("third"), client.StandbyPreferred(true))
+		leave(t, one) // not to one that would rather stand by
+		s.send(t, queue, "k 3")
+		done(t, take(t, two))
+		leave(t, two, third)
+		if failback {
+			leave(t, spare)
+		}
+	}
+}
+
+// refused asks for one record at a time of several partitions: for a new group, for one that
+// is altered, and by more partitions for one that there is.
+func (s *stage) refused(t *testing.T) {
+	queue := s.queue(t, 2)
+	_, err := s.conn.CreateGroup(t.Context(), queue, "g", client.GroupIntent{Settings: stickyOne})
+	require.ErrorIs(t, err, wire.CodeSerialNeedsOnePartition)
+	s.group(t, queue, client.GroupSettings{Mode: client.Shared})
+	_, err = s.conn.AlterGroup(t.Context(), queue, "g", client.GroupIntent{Settings: stickyOne})
+	require.ErrorIs(t, err, wire.CodeSerialNeedsOnePartition)
+	one := s.queue(t, 1)
+	s.group(t, one, stickyOne)
+	d, err := s.conn.Destination(t.Context(), one)
+	require.NoError(t, err)
+	d.Settings.Partitions = 2
+	_, err = s.conn.AlterDestination(t.Context(), d, wire.MaskPartitions)
+	require.ErrorIs(t, err, wire.CodeInvalidSetting, "a queue keeps its partitions")
+}
+
+// units are the rules of a unit of order, for keys: M1, M2, … of the key a, with N of
+// another key beside them.
+func (s *stage) units(t *testing.T) {
+	group := client.GroupSettings{Mode: client.Serial, Window: 10, BackoffMs: 1, BackoffMaxMs: 1}
+	begin := func(t *testing.T, values ...string) string {
+		queue := s.queue(t, 1)
+		s.group(t, queue, group)
+		s.send(t, queue, values...)
+		return queue
+	}
+	rest := func(t *testing.T, c *client.Consumer, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			d := take(t, c)
+			require.Equal(t, w, string(d.Value))
+			done(t, d)
+		}
+		idle(t, c)
+		leave(t, c)
+	}
+	t.Run("one at a time", func(t *testing.T) {
+		queue := begin(t, "a M1", "a M2", "a M3")
+		c := s.join(t, queue)
+		m1 := take(t, c)
+		idle(t, c)
+		done(t, m1)
+		rest(t, c, "a M2", "a M3")
+	})
+	t.Run("what is not acknowledged is one session's", func(t *testing.T) {
+		queue := begin(t, "a M1", "a M2", "a M3")
+		c, other := s.join(t, queue, client.Prefetch(2)), s.join(t, queue, client.Prefetch(2))
+		awaitThat(t, "two are leased", func() bool { return s.state(t, queue, 0).Leased >= 2 })
+		holds := 0
+		for _, m := range s.state(t, queue, 0).Sessions {
+			if m.Leased > 0 {
+				holds++
+			}
+		}
+		require.Equal(t, 1, holds)
+		first, err := c.Fetch(t.Context(), 1, 50*time.Millisecond)
+		require.NoError(t, err)
+		if len(first) == 0 {
+			c, other = other, c
+			first = []*client.Delivery{take(t, c)}
+		}
+		idle(t, other)
+		done(t, first...)
+		leave(t, other)
+		rest(t, c, "a M2", "a M3")
+	})
+	t.Run("a delayed head holds up its unit alone", func(t *testing.T) {
+		queue := begin(t, "a M1", "a M2", "b N1")
+		c := s.join(t, queue)
+		m1 := take(t, c)
+		require.NoError(t, m1.Nack(client.Delay(300*time.Millisecond)))
+		n1 := take(t, c)
+		require.Equal(t, "b N1", string(n1.Value))
+		done(t, n1)
+		idle(t, c)
+		rest(t, c, "a M1", "a M2")
+	})
+	t.Run("rolled back, all come again in order", func(t *testing.T) {
+		queue := begin(t, "a M1", "a M2", "a M3")
+		c := s.join(t, queue)
+		require.NoError(t, take(t, c).Nack())
+		again := take(t, c)
+		require.Equal(t, "a M1", string(again.Value))
+		require.Equal(t, 1, again.Attempts)
+		require.NoError(t, again.Release()) // recover: no attempt
+		again = take(t, c)
+		require.Equal(t, "a M1", string(again.Value))
+		require.Equal(t, 1, again.Attempts)
+		done(t, again)
+		rest(t, c, "a M2", "a M3")
+	})
+	t.Run("a session that ends gives its unit back in order", func(t *testing.T) {
+		queue := begin(t, "a M1", "a M2", "a M3")
+		c, die := s.mortal(t, queue, client.ReleaseOnDisconnect(true))
+		take(t, c)
+		other := s.join(t, queue)
+		die()
+		rest(t, other, "a M1", "a M2", "a M3")
+	})
+}
