@@ -72,6 +72,10 @@ type settingsFlags struct {
 
 	thresholdRecords countFlag
 	thresholdBytes   sizeFlag
+
+	limit      uint32
+	letter     string
+	letterMode *choiceFlag
 }
 
 // newSettingsFlags adds the flags of create and alter to c, in alter those that
@@ -85,6 +89,7 @@ func newSettingsFlags(c *cobra.Command, altering bool) *settingsFlags {
 		sync:           newChoice("quorum-fsync", "quorum-fsync", "interval", "os"),
 
 		thresholdBytes: sizeFlag{bytes: -1, unlimited: true},
+		letterMode:     newChoice("", "record", "park", "none"),
 	}
 	flags := c.Flags()
 	if !altering {
@@ -98,6 +103,9 @@ func newSettingsFlags(c *cobra.Command, altering bool) *settingsFlags {
 	flags.Var(&s.thresholdBytes, "threshold-bytes", "refuse records while their partition holds a `size` of them, or unlimited")
 	flags.Var(s.sync, "sync", "when records are synced to disk: before they are acknowledged, soon after, or when the kernel does it")
 	flags.Var(&s.maxRecordBytes, "max-record-bytes", "refuse records above a `size`, at most "+exactSize(maxRecordLimit))
+	flags.Uint32Var(&s.limit, "delivery-limit", 0, "`attempts` after which a record is a dead letter, unless its group says otherwise; 0 = as many as it takes")
+	flags.StringVar(&s.letter, "dead-letter", "", "`destination` for dead letters, which is to be created, too")
+	flags.Var(s.letterMode, "dead-letter-mode", "what becomes of a dead letter: it goes there alone, or its key is parked with all that follows")
 	return s
 }
 
@@ -133,6 +141,10 @@ func (s *settingsFlags) read(c *cobra.Command) (client.Settings, client.Settings
 		settings.Storage = wire.StorageMemory
 	}
 	settings.Sync = syncMode(s.sync.value)
+	settings.DeliveryLimit, settings.DeadLetter = s.limit, s.letter
+	if err := settings.DeadLetterMode.UnmarshalText([]byte(s.letterMode.value)); err != nil {
+		return settings, 0, err
+	}
 
 	var mask client.SettingsMask
 	for name, bit := range map[string]client.SettingsMask{
@@ -140,6 +152,7 @@ func (s *settingsFlags) read(c *cobra.Command) (client.Settings, client.Settings
 		"retention-time": wire.MaskRetentionTime, "retention-bytes": wire.MaskRetentionBytes,
 		"storage": wire.MaskStorage, "sync": wire.MaskSync, "max-record-bytes": wire.MaskMaxRecordBytes,
 		"threshold-records": wire.MaskThresholdRecords, "threshold-bytes": wire.MaskThresholdBytes,
+		"delivery-limit": wire.MaskDeliveryLimit, "dead-letter": wire.MaskDeadLetter, "dead-letter-mode": wire.MaskDeadLetterMode,
 	} {
 		if flags.Changed(name) {
 			mask |= bit
@@ -235,6 +248,9 @@ type destinationJSON struct {
 	// Absent thresholds mean none.
 	ThresholdRecords uint64          `json:"threshold_records,omitempty"`
 	ThresholdBytes   uint64          `json:"threshold_bytes,omitempty"`
+	DeliveryLimit    uint32          `json:"delivery_limit,omitempty"`
+	DeadLetter       string          `json:"dead_letter,omitempty"`
+	DeadLetterMode   string          `json:"dead_letter_mode,omitempty"`
 	Records          uint64          `json:"records"`
 	Bytes            uint64          `json:"bytes"`
 	Partitions       []partitionJSON `json:"partitions"`
@@ -261,6 +277,7 @@ func describe(d client.Destination) destinationJSON {
 		PartitionCount: d.Settings.Partitions, Replicas: d.Settings.Replicas, Automatic: d.Automatic,
 		Storage: d.Settings.Storage.String(), Sync: d.Settings.Sync.String(),
 		MaxRecordBytes: d.Settings.MaxRecordBytes, ThresholdRecords: d.Settings.ThresholdRecords, ThresholdBytes: d.Settings.ThresholdBytes,
+		DeliveryLimit: d.Settings.DeliveryLimit, DeadLetter: d.Settings.DeadLetter, DeadLetterMode: d.Settings.DeadLetterMode.String(),
 		Partitions: make([]partitionJSON, len(d.Partitions)),
 	}
 	if out.MaxRecordBytes == 0 {
@@ -322,6 +339,22 @@ func thresholdText(d client.Destination) string {
 		return "none"
 	}
 	return strings.Join(words, ", ") + " in each partition"
+}
+
+// deadLetterText is what groups do with a record that fails, unless they say otherwise.
+func deadLetterText(d client.Destination) string {
+	s := &d.Settings
+	what := "to " + strconv.Quote(s.DeadLetter)
+	switch {
+	case s.DeadLetterMode == wire.DeadLetterPark:
+		what = "parked with its key"
+	case s.DeadLetterMode == wire.DeadLetterNone, s.DeadLetter == "":
+		return "none, unless a group says otherwise"
+	}
+	if s.DeliveryLimit == 0 {
+		return what + " when rejected, unless a group says otherwise"
+	}
+	return what + fmt.Sprintf(" after %s, unless a group says otherwise", plural(int64(s.DeliveryLimit), "attempt"))
 }
 
 func (a *app) lsCommand(w destinationWords) *cobra.Command {
@@ -409,11 +442,12 @@ Storage:     %s
 Sync:        %s
 Retention:   %s
 Threshold:   %s
+Dead letter: %s
 Max record:  %s
 Records:     %s
 Size:        %s
 
-`, d.Name, j.Kind, j.ID, j.PartitionCount, replicaText(d), j.Storage, j.Sync, retentionText(d), thresholdText(d),
+`, d.Name, j.Kind, j.ID, j.PartitionCount, replicaText(d), j.Storage, j.Sync, retentionText(d), thresholdText(d), deadLetterText(d),
 		formatSize(int64(j.MaxRecordBytes)), formatCount(clampInt64(j.Records)), formatSize(clampInt64(j.Bytes)))
 	if err != nil {
 		return outputError(err)

@@ -119,6 +119,9 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 		ms(s.SessionMs), ms(s.AckWaitMs), ms(s.BackoffMs), ms(s.BackoffMaxMs))
 	if s.DeliveryLimit > 0 {
 		fmt.Fprintf(a.stdout, ", after %d attempts %s", s.DeliveryLimit, letterText(s))
+		if o := &g.Own; o.DeliveryLimit != s.DeliveryLimit || o.DeadLetterMode == 0 && o.DeadLetter == "" {
+			fmt.Fprintf(a.stdout, " (as %s says)", g.Destination)
+		}
 	}
 	if g.Paused {
 		fmt.Fprint(a.stdout, ", paused")
@@ -297,7 +300,7 @@ new rules behind.`,
 			if err != nil {
 				return groupFailure("alter", args[0], args[1], err)
 			}
-			intent := client.GroupIntent{Settings: old.Settings, IfVersion: old.Version}
+			intent := client.GroupIntent{Settings: old.Own, IfVersion: old.Version}
 			if err := f.apply(c, &intent.Settings); err != nil {
 				return err
 			}

@@ -42,7 +42,20 @@ type Settings struct {
 	// ThresholdRecords and ThresholdBytes are what a partition may hold before it takes
 	// no more; 0: no threshold.
 	ThresholdRecords, ThresholdBytes uint64
+	// DeliveryLimit is how often a record may fail before it is a dead letter, for groups
+	// that say nothing else; 0: as often as it takes. DeadLetter is the destination that
+	// dead letters go to; with the mode park their keys stop instead, until somebody acts.
+	DeliveryLimit  uint32
+	DeadLetter     string
+	DeadLetterMode wire.DeadLetterMode // 0: DeadLetterRecord if DeadLetter is set
 }
+
+// What becomes of a record that has failed too often.
+const (
+	DeadLetterRecord = wire.DeadLetterRecord // it goes to the dead letter destination
+	DeadLetterPark   = wire.DeadLetterPark   // its key, or whatever is handled in order, is parked
+	DeadLetterNone   = wire.DeadLetterNone   // it is tried again for ever
+)
 
 func (s *Settings) encode() wire.Settings {
 	w := wire.Settings{
@@ -57,6 +70,7 @@ func (s *Settings) encode() wire.Settings {
 		RecordIndex:     s.RecordIndex,
 
 		ThresholdRecords: s.ThresholdRecords, ThresholdBytes: s.ThresholdBytes,
+		DeliveryLimit: s.DeliveryLimit, DeadLetterMode: s.DeadLetterMode, DeadLetter: s.DeadLetter,
 	}
 	if s.RetentionTime == 0 {
 		w.RetentionTimeMs = wire.Unlimited
@@ -80,6 +94,7 @@ func decodeSettings(w *wire.Settings) Settings {
 		RecordIndex:    w.RecordIndex,
 
 		ThresholdRecords: w.ThresholdRecords, ThresholdBytes: w.ThresholdBytes,
+		DeliveryLimit: w.DeliveryLimit, DeadLetterMode: w.DeadLetterMode, DeadLetter: w.DeadLetter,
 	}
 	if w.RetentionTimeMs == wire.Unlimited {
 		s.RetentionTime = 0

@@ -46,18 +46,42 @@ func (d *Destination) Indexed() bool {
 	return d.Settings.RecordIndex == wire.RecordIndexOn || d.Settings.RecordIndex == wire.RecordIndexDefault && d.Kind == wire.Queue
 }
 
-// Resolved is what a group's settings come to.
-func (d *Destination) Resolved(g *Group) wire.GroupSettings { return g.Settings.WithDefaults() }
+// Resolved is what a group's settings come to: where it says nothing about dead letters,
+// the destination does. A group with the mode none has none of the destination's.
+func (d *Destination) Resolved(g *Group) wire.GroupSettings {
+	s := g.Settings
+	if s.DeadLetterMode == wire.DeadLetterNone {
+		return s.WithDefaults()
+	}
+	if s.DeliveryLimit == 0 {
+		s.DeliveryLimit = d.Settings.DeliveryLimit
+	}
+	if s.DeadLetterMode == 0 && s.DeadLetter == "" { // who names a destination means it
+		s.DeadLetterMode = d.Settings.DeadLetterMode
+	}
+	if s.DeadLetter == "" && s.DeadLetterMode != wire.DeadLetterPark {
+		s.DeadLetter = d.Settings.DeadLetter
+	}
+	return s.WithDefaults()
+}
+
+// allowGroups refuses what some node would not understand.
+func (s *State) allowGroups() error {
+	for _, n := range s.Nodes {
+		if len(s.Nodes) > 1 && n.MaxLevel < LevelGroups {
+			return refuse(wire.CodeUnsupported, "node %d runs a build that knows no groups; upgrade it first", n.ID).Err
+		}
+	}
+	return nil
+}
 
 func (s *State) setGroup(index wire.Index, c *SetGroup) Result {
 	d := s.Destinations[c.Destination]
 	if d == nil {
 		return refuse(wire.CodeUnknownDestination, "destination %q not found", c.Destination)
 	}
-	for _, n := range s.Nodes {
-		if len(s.Nodes) > 1 && n.MaxLevel < LevelGroups {
-			return refuse(wire.CodeUnsupported, "node %d runs a build that knows no groups; upgrade it first", n.ID)
-		}
+	if err := s.allowGroups(); err != nil {
+		return Result{Err: err}
 	}
 	old := d.Groups[c.Group]
 	switch {
@@ -88,6 +112,13 @@ func (s *State) setGroup(index wire.Index, c *SetGroup) Result {
 	}
 	if old == nil && len(d.Groups) >= MaxGroups {
 		return refuse(wire.CodeTooMany, "%s %q has %d groups, its limit", d.Kind, d.Name, MaxGroups)
+	}
+	if to := d.Resolved(&g); to.DeadLetterMode == wire.DeadLetterRecord {
+		with := *d
+		with.Groups = map[string]*Group{c.Group: &g}
+		if err := s.checkLoop(&with); err != nil {
+			return Result{Err: err}
+		}
 	}
 	s.Level = max(s.Level, LevelGroups)
 	return Result{Destination: s.putGroup(index, d, c.Group, &g), Group: &g, Changed: true}
@@ -181,14 +212,6 @@ func validateGroup(d *Destination, name string, g *Group) error {
 		return bad("ack wait, revoke grace and backoff are at most %d ms", MaxAckWaitMs)
 	case s.BackoffMaxMs < s.BackoffMs:
 		return bad("backoff begins at %d ms and ends at %d ms", s.BackoffMs, s.BackoffMaxMs)
-	case s.DeadLetter == d.Name:
-		return bad("%q cannot be its own dead letter destination", d.Name)
-	case s.DeadLetter != "" && wire.ValidateName(s.DeadLetter) != nil:
-		return wire.ValidateName(s.DeadLetter)
-	case s.DeadLetterMode == wire.DeadLetterRecord && s.DeadLetter == "":
-		return bad("name the destination for dead letters, or park their scopes")
-	case s.DeliveryLimit > 0 && s.DeadLetterMode == wire.DeadLetterNone:
-		return bad("a delivery limit needs a destination for dead letters, or the mode park")
 	case s.Hold && d.Kind == wire.Queue:
 		return bad("a queue keeps what its groups are not done with; hold is for topics")
 	case s.Failback && (s.Holder != wire.HolderSticky || s.Mode != wire.ModeStream && (s.Mode != wire.ModeSerial || s.Scope != wire.ScopeDestination)):
@@ -196,7 +219,7 @@ func validateGroup(d *Destination, name string, g *Group) error {
 	case !slices.Contains([]string{"", "earliest", "latest", "offset", "time"}, g.Start.To):
 		return bad("start %q is none of earliest, latest, offset and time", g.Start.To)
 	}
-	return nil
+	return validateLetters(d.Name, s.DeliveryLimit, s.DeadLetterMode, s.DeadLetter)
 }
 
 // GroupNamed finds a group of a destination.

@@ -3,6 +3,8 @@ package cluster
 import (
 	"testing"
 
+	"github.com/google/uuid"
+
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -92,4 +94,105 @@ func TestGroupsWaitForTheLastOldBuild(t *testing.T) {
 	require.ErrorIs(t, setGroup(s, 20, SetGroup{Group: "g", Create: true}).Err, wire.CodeUnsupported)
 	s.Nodes[2].MaxLevel = LevelGroups
 	require.NoError(t, setGroup(s, 21, SetGroup{Group: "g", Create: true}).Err)
+}
+
+// letters alters what the destination orders says about dead letters.
+func letters(s *State, index wire.Index, limit uint32, mode wire.DeadLetterMode, to string) Result {
+	return s.Apply(index, &Command{Alter: &Alter{Name: "orders", Kind: wire.Queue, Mask: wire.MaskLetters, Settings: wire.Settings{
+		DeliveryLimit: limit, DeadLetterMode: mode, DeadLetter: to,
+	}}})
+}
+
+// R-MQC-12: what a destination says about poison messages holds for its groups, also for
+// those that are there, unless they say something themselves.
+func TestR_MQC_12_GroupsGoByTheDeadLettersOfTheirDestination(t *testing.T) {
+	type said struct {
+		limit uint32
+		mode  wire.DeadLetterMode
+		to    string
+	}
+	for name, test := range map[string]struct{ destination, own, want said }{
+		"all of the destination":            {said{5, 0, "dead"}, said{}, said{5, wire.DeadLetterRecord, "dead"}},
+		"a limit of its own":                {said{5, 0, "dead"}, said{3, 0, ""}, said{3, wire.DeadLetterRecord, "dead"}},
+		"a destination of its own":          {said{5, wire.DeadLetterPark, ""}, said{0, 0, "mine"}, said{5, wire.DeadLetterRecord, "mine"}},
+		"it parks":                          {said{5, 0, "dead"}, said{0, wire.DeadLetterPark, ""}, said{5, wire.DeadLetterPark, ""}},
+		"the destination parks":             {said{5, wire.DeadLetterPark, ""}, said{}, said{5, wire.DeadLetterPark, ""}},
+		"it wants none":                     {said{5, 0, "dead"}, said{0, wire.DeadLetterNone, ""}, said{0, wire.DeadLetterNone, ""}},
+		"nobody says anything":              {said{}, said{}, said{0, wire.DeadLetterNone, ""}},
+		"only what is rejected goes there":  {said{0, 0, "dead"}, said{}, said{0, wire.DeadLetterRecord, "dead"}},
+		"record, where the destination has": {said{5, wire.DeadLetterPark, "dead"}, said{0, wire.DeadLetterRecord, ""}, said{5, wire.DeadLetterRecord, "dead"}},
+	} {
+		s := grouped(t, 1)
+		require.NoError(t, setGroup(s, 20, SetGroup{Group: "own", Create: true, Settings: wire.GroupSettings{DeadLetterMode: wire.DeadLetterNone}}).Err, name)
+		require.NoError(t, letters(s, 21, test.destination.limit, test.destination.mode, test.destination.to).Err, name)
+		r := setGroup(s, 22, SetGroup{Group: "g", Create: true, Settings: wire.GroupSettings{
+			DeliveryLimit: test.own.limit, DeadLetterMode: test.own.mode, DeadLetter: test.own.to,
+		}})
+		require.NoError(t, r.Err, name)
+		got := r.Destination.Resolved(r.Group)
+		require.Equal(t, test.want, said{got.DeliveryLimit, got.DeadLetterMode, got.DeadLetter}, name)
+	}
+
+	s := grouped(t, 1)
+	setGroup(s, 20, SetGroup{Group: "follows", Create: true})
+	setGroup(s, 21, SetGroup{Group: "says itself", Create: true, Settings: wire.GroupSettings{DeliveryLimit: 2, DeadLetter: "mine"}})
+	before := s.Destinations["orders"]
+	require.NoError(t, letters(s, 22, 5, 0, "dead").Err)
+	require.Equal(t, 3, s.Version, "an older build must not open it")
+	require.EqualValues(t, 22, s.Destinations["orders"].Groups["follows"].Version, "its partitions take it over")
+	require.EqualValues(t, 21, s.Destinations["orders"].Groups["says itself"].Version)
+	require.EqualValues(t, 20, before.Groups["follows"].Version, "a view that shares the old one sees no change")
+
+	// What would leave a group with a limit and nothing that follows from it is refused.
+	require.NoError(t, setGroup(s, 23, SetGroup{Group: "own limit", Create: true, Settings: wire.GroupSettings{DeliveryLimit: 9}}).Err)
+	r := letters(s, 24, 0, 0, "")
+	require.ErrorIs(t, r.Err, wire.CodeInvalidSetting)
+	require.ErrorContains(t, r.Err, `group "own limit" of "orders" goes by these settings`)
+	require.Equal(t, "dead", s.Destinations["orders"].Settings.DeadLetter)
+}
+
+// Bad input: dead letters to their own source, to nowhere, and round and round.
+func TestDeadLettersOfADestinationThatCannotBeAreRefused(t *testing.T) {
+	for name, test := range map[string]struct {
+		limit uint32
+		mode  wire.DeadLetterMode
+		to    string
+		code  wire.ErrorCode
+		text  string
+	}{
+		"to itself":                    {5, 0, "orders", wire.CodeInvalidSetting, "its own dead letter destination"},
+		"to nowhere":                   {5, wire.DeadLetterRecord, "", wire.CodeInvalidSetting, "name the destination"},
+		"a limit without consequences": {5, 0, "", wire.CodeInvalidSetting, "a delivery limit needs"},
+		"a name that is none":          {5, 0, "a//b", wire.CodeInvalidName, ""},
+		"a mode that nobody knows":     {5, 9, "dead", wire.CodeInvalidSetting, "dead letter mode 9"},
+	} {
+		s := grouped(t, 1)
+		r := letters(s, 20, test.limit, test.mode, test.to)
+		require.ErrorIs(t, r.Err, test.code, name)
+		require.ErrorContains(t, r.Err, test.text, name)
+	}
+
+	s := grouped(t, 1)
+	create := func(index wire.Index, name, to string) Result {
+		c := &Create{Name: name, ID: id(byte(index)), Kind: wire.Queue, Settings: s.Destinations["orders"].Settings, PartitionIDs: []uuid.UUID{id(byte(index))}, Node: 1}
+		c.Settings.DeadLetter, c.Settings.DeliveryLimit = to, 0
+		return s.Apply(index, &Command{Create: c})
+	}
+	require.NoError(t, create(20, "b", "c").Err)
+	require.NoError(t, create(21, "c", "").Err)
+	require.NoError(t, letters(s, 22, 5, 0, "b").Err)
+	r := s.Apply(23, &Command{Alter: &Alter{Name: "c", Kind: wire.Queue, Mask: wire.MaskDeadLetter, Settings: wire.Settings{DeadLetter: "orders"}}})
+	require.ErrorIs(t, r.Err, wire.CodeInvalidSetting)
+	require.ErrorContains(t, r.Err, `dead letters of "c" would come back to it by way of "b"`)
+	r = s.Apply(24, &Command{SetGroup: &SetGroup{Destination: "c", Group: "g", Create: true, Settings: wire.GroupSettings{DeadLetter: "b"}}})
+	require.ErrorIs(t, r.Err, wire.CodeInvalidSetting, "nor by a group")
+	require.NoError(t, s.Apply(25, &Command{SetGroup: &SetGroup{Destination: "c", Group: "g", Create: true, Settings: wire.GroupSettings{DeadLetter: "d"}}}).Err)
+	require.ErrorIs(t, create(26, "d", "orders").Err, wire.CodeInvalidSetting, "nor by a new one")
+	require.NoError(t, create(27, "d", "").Err)
+
+	// An older build among the members would not know it.
+	s = grouped(t, 1)
+	s.Nodes[2] = &Node{ID: 2, MaxLevel: LevelCluster}
+	require.ErrorIs(t, letters(s, 20, 5, 0, "dead").Err, wire.CodeUnsupported)
+	require.NotEqual(t, LevelGroups, s.Level)
 }

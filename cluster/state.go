@@ -93,7 +93,7 @@ type Command struct {
 // understand in another way, it must not apply.
 func (c *Command) stamp() {
 	switch {
-	case c.SetGroup != nil, c.RemoveGroup != nil:
+	case c.SetGroup != nil, c.RemoveGroup != nil, c.Create != nil && c.Create.Settings.HasLetters(), c.Alter != nil && c.Alter.Mask&wire.MaskLetters != 0:
 		c.MinimumVersion = 3
 	case c.Join != nil, c.SetNode != nil, c.RemoveNode != nil, c.SetLevel != nil, c.Move != nil, c.Reconfigured != nil,
 		c.Lost != nil, c.SetPlacement != nil, c.SetReplicas != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil,
@@ -289,6 +289,11 @@ func (s *State) create(index wire.Index, c *Create) Result {
 	if err := ValidateSettings(c.Kind, &c.Settings); err != nil {
 		return Result{Err: err}
 	}
+	if c.Settings.HasLetters() {
+		if err := s.allowLetters(c.Name, &c.Settings); err != nil {
+			return Result{Err: err}
+		}
+	}
 	if int(c.Settings.Partitions) != len(c.PartitionIDs) {
 		return refuse(wire.CodeInvalidSetting, "%d partitions with %d identities", c.Settings.Partitions, len(c.PartitionIDs))
 	}
@@ -299,6 +304,9 @@ func (s *State) create(index wire.Index, c *Create) Result {
 	d := &Destination{
 		Name: c.Name, ID: c.ID, Kind: c.Kind, Settings: c.Settings, Version: index,
 		SlotVersion: 1, Slots: evenSlots(c.Settings.Partitions), Automatic: c.Automatic,
+	}
+	if err := s.checkLoop(d); err != nil {
+		return Result{Err: err}
 	}
 	for number, id := range c.PartitionIDs {
 		p := Partition{Number: uint32(number), ID: id, Incarnation: 1}
@@ -376,6 +384,17 @@ func (s *State) alter(index wire.Index, c *Alter) Result {
 	}
 	d := *old
 	d.Settings, d.Version = settings, index
+	if c.Mask&wire.MaskLetters != 0 {
+		if err := s.allowLetters(c.Name, &settings); err != nil {
+			return Result{Err: err}
+		}
+		if err := d.resolveAgain(index, old); err != nil {
+			return Result{Err: err}
+		}
+		if err := s.checkLoop(&d); err != nil {
+			return Result{Err: err}
+		}
+	}
 	s.put(&d)
 	return Result{Destination: &d, Changed: true}
 }

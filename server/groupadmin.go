@@ -115,7 +115,7 @@ func (b *broker) groups(destination string) ([]wire.GroupInfo, error) {
 
 func groupInfo(d *cluster.Destination, name string, g *cluster.Group) wire.GroupInfo {
 	return wire.GroupInfo{
-		Name: name, Destination: d.Name, ID: uint64(g.ID), Version: uint64(g.Version), Settings: d.Resolved(g), Paused: g.Paused,
+		Name: name, Destination: d.Name, ID: uint64(g.ID), Version: uint64(g.Version), Settings: d.Resolved(g), Own: g.Settings, Paused: g.Paused,
 	}
 }
 

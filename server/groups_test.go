@@ -27,7 +27,7 @@ type consumer struct {
 func (k *consumer) read() rawFrame {
 	k.t.Helper()
 	for {
-		if f := k.c.read(); f.Opcode != wire.OpGroupHeartbeat {
+		if f := k.c.read(); f.Opcode != wire.OpGroupHeartbeat && f.Opcode != wire.OpEvent {
 			return f
 		}
 	}

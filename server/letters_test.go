@@ -125,3 +125,56 @@ func TestABatchOfAnotherNodeIsAppendedByTheLeader(t *testing.T) {
 		require.EqualValues(t, 1, s.broker.local(d.ID, 0).records.Watermark().Next)
 	}
 }
+
+// A client of the version before creates, alters and sees destinations as it knows them.
+func TestRequestsOfTheVersionBeforeAreServed(t *testing.T) {
+	s := startMember(t, t.TempDir(), 1)
+	c := dialOpen(t, s.Addr())
+	ask := func(id uint32, op wire.Opcode, version uint16, m, answer wire.Message) {
+		c.write(wire.AppendFrame(nil, wire.Header{Opcode: op, Version: version, ID: id}, m))
+		f := c.answer(id)
+		require.Equal(t, wire.FlagResponse, f.Flags, "%v", f.code())
+		require.Equal(t, version, f.Version)
+		require.NoError(t, wire.ParseMessage(answer, f.body, version))
+	}
+	settings := wire.Settings{Partitions: 1, Sync: wire.SyncOS, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited}
+	var info wire.DestinationInfo
+	ask(2, wire.OpCreate, 3, &wire.CreateRequest{Name: "old", Kind: wire.Queue, Settings: settings}, &info)
+	require.Equal(t, "old", info.Name)
+	letters := &wire.AlterRequest{Name: "old", Kind: wire.Queue, Mask: wire.MaskLetters, Settings: wire.Settings{DeliveryLimit: 5, DeadLetter: "dead"}}
+	ask(3, wire.OpAlter, 4, letters, &info)
+	require.EqualValues(t, 5, info.Settings.DeliveryLimit)
+	ask(4, wire.OpAlter, 3, &wire.AlterRequest{Name: "old", Kind: wire.Queue, Mask: wire.MaskThresholdRecords, Settings: wire.Settings{ThresholdRecords: 9}}, &info)
+	require.Zero(t, info.Settings.DeliveryLimit, "it does not know it")
+	for version, limit := range map[uint16]uint32{4: 0, 5: 5} {
+		var all wire.MetadataResponse
+		ask(4+uint32(version), wire.OpMetadata, version, &wire.MetadataRequest{Scope: wire.MetadataAll}, &all)
+		require.Len(t, all.Destinations, 1)
+		require.EqualValues(t, 9, all.Destinations[0].Settings.ThresholdRecords)
+		require.Equal(t, limit, all.Destinations[0].Settings.DeliveryLimit, "and does not take it away")
+	}
+	c.write(wire.AppendFrame(nil, wire.Header{Opcode: wire.OpCreate, Version: 2, ID: 20}, &wire.CreateRequest{Name: "older", Kind: wire.Queue, Settings: settings}))
+	require.Equal(t, wire.CodeUnsupported, c.answer(20).code())
+}
+
+// A group that says nothing goes by what its destination says, also when that is altered
+// while it consumes.
+func TestAGroupFollowsItsAlteredDestination(t *testing.T) {
+	s := startMember(t, t.TempDir(), 1)
+	createLetters(t, s.Addr(), 1)
+	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, BackoffMs: 1})
+	produceKeyed(t, s.Addr(), "a", "a")
+	k := attachTo(t, s.Addr(), 1)
+	for range 3 {
+		k.say(outcome(k.next(1)[0], wire.OutcomeNack))
+	}
+	c := dialOpen(t, s.Addr())
+	c.send(wire.OpAlter, 2, &wire.AlterRequest{Name: "jobs", Kind: wire.Queue, Mask: wire.MaskLetters, Settings: wire.Settings{DeliveryLimit: 4, DeadLetter: "dead"}})
+	require.Equal(t, wire.CodeOK, c.answer(2).code())
+	g := k.next(1)
+	for ; g[0].Offset == 0; g = k.next(1) {
+		k.say(outcome(g[0], wire.OutcomeNack))
+	}
+	require.EqualValues(t, 1, g[0].Offset)
+	require.Contains(t, readLetters(t, s, 1)[0], "a=value 0 origin:jobs/0 offset:0 group:workers reason:delivery limit")
+}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/binary"
 	"sync"
 
@@ -30,9 +31,10 @@ type outbox struct {
 
 // inFlight is a request that waits for its answer.
 type inFlight struct {
-	opcode wire.Opcode
-	handle uint32 // for the receipt of a PRODUCE
-	bytes  int
+	opcode  wire.Opcode
+	version uint16 // of the body; 0: the newest
+	handle  uint32 // for the receipt of a PRODUCE
+	bytes   int
 }
 
 // begin registers a request. It returns false if its correlation ID is taken.
@@ -142,6 +144,12 @@ func (s *session) reply(op wire.Opcode, id uint32, m wire.Message) {
 	s.checkFull()
 }
 
+// replyVersion is reply in the version of the request.
+func (s *session) replyVersion(request wire.Header, m wire.Message) {
+	s.send(wire.Header{Opcode: request.Opcode, Flags: wire.FlagResponse, Version: request.Version, ID: request.ID}, m)
+	s.checkFull()
+}
+
 // refuse answers such a request with an error. Loop only.
 func (s *session) refuse(op wire.Opcode, id uint32, err error) {
 	body := errorBody(err)
@@ -160,7 +168,7 @@ func (s *session) finish(id uint32, m wire.Message, err error) {
 		o.mu.Unlock()
 		return
 	}
-	h := wire.Header{Opcode: r.opcode, Flags: wire.FlagResponse, Version: r.opcode.Version(), ID: id}
+	h := wire.Header{Opcode: r.opcode, Flags: wire.FlagResponse, Version: cmp.Or(r.version, r.opcode.Version()), ID: id}
 	if err != nil {
 		body := errorBody(err)
 		s.engine.counters.countError(body.Code)

@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -56,9 +57,9 @@ func (s *session) request(h wire.Header, body []byte) {
 		s.hello(h, body)
 		return
 	}
-	if h.Opcode.Known() && h.Version != h.Opcode.Version() {
-		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeUnsupported, "%v version %d; this broker understands version %d; upgrade %s",
-			h.Opcode, h.Version, h.Opcode.Version(), olderOf(h.Version, h.Opcode.Version())))
+	if h.Opcode.Known() && (h.Version < h.Opcode.Oldest() || h.Version > h.Opcode.Version()) {
+		s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeUnsupported, "%v version %d; this broker understands version %s; upgrade %s",
+			h.Opcode, h.Version, understood(h.Opcode), olderOf(h.Version, h.Opcode.Version())))
 		return
 	}
 	var err error
@@ -166,6 +167,14 @@ func (s *session) hello(h wire.Header, body []byte) {
 	s.greet(h, &m)
 }
 
+// understood is the range of versions of an opcode's body.
+func understood(o wire.Opcode) string {
+	if o.Oldest() < o.Version() {
+		return fmt.Sprintf("%d to %d", o.Oldest(), o.Version())
+	}
+	return fmt.Sprint(o.Version())
+}
+
 // olderOf says who has to be upgraded, by the versions that both know.
 func olderOf(client, broker uint16) string {
 	if client < broker {
@@ -230,7 +239,7 @@ func (s *session) metadata(h wire.Header, body []byte) error {
 		response.Nodes = append(response.Nodes, describeNode(&view.Nodes[i], s.engine.backend.Alive(view.Nodes[i].ID)))
 	}
 	s.describePage(&response, wanted(view, &m))
-	s.reply(h.Opcode, h.ID, &response)
+	s.replyVersion(h, &response)
 	return nil
 }
 
@@ -288,7 +297,7 @@ func (s *session) describePage(response *wire.MetadataResponse, wanted []*cluste
 
 func (s *session) create(h wire.Header, body []byte) error {
 	var m wire.CreateRequest
-	if err := m.Parse(body); err != nil {
+	if err := wire.ParseMessage(&m, body, h.Version); err != nil {
 		return err
 	}
 	s.admin(h, body, m.Name, &m)
@@ -297,7 +306,7 @@ func (s *session) create(h wire.Header, body []byte) error {
 
 func (s *session) alter(h wire.Header, body []byte) error {
 	var m wire.AlterRequest
-	if err := m.Parse(body); err != nil {
+	if err := wire.ParseMessage(&m, body, h.Version); err != nil {
 		return err
 	}
 	s.admin(h, body, m.Name, &m)
@@ -324,7 +333,7 @@ func (s *session) initProducer(h wire.Header, body []byte) error {
 
 // admin hands a request to the metadata. name may be empty only for a producer.
 func (s *session) admin(h wire.Header, body []byte, name string, m wire.Message) {
-	if !s.begin(h, inFlight{bytes: len(body)}) {
+	if !s.begin(h, inFlight{bytes: len(body), version: h.Version}) {
 		return
 	}
 	if name != "" || h.Opcode != wire.OpInitProducer {

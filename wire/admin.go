@@ -2,9 +2,9 @@ package wire
 
 import "encoding/binary"
 
-// CREATE (4), ALTER (5), version 3, and DELETE (6), version 2: administration of
+// CREATE (4), ALTER (5), version 4, and DELETE (6), version 2: administration of
 // destinations. Version 1 of CREATE and ALTER had no thresholds, their answers up to
-// version 2 no placement; version 1 of DELETE did not say which destination of the name. CREATE and ALTER are answered with DestinationInfo,
+// version 2 no placement, version 3, which is still understood, no dead letters; version 1 of DELETE did not say which destination of the name. CREATE and ALTER are answered with DestinationInfo,
 // DELETE with an empty body, each after the change is committed.
 
 // CreateRequest creates a destination.
@@ -17,18 +17,24 @@ type CreateRequest struct {
 }
 
 // Append implements Message.
-func (m *CreateRequest) Append(dst []byte) []byte {
+func (m *CreateRequest) Append(dst []byte) []byte { return m.appendVersion(dst, settingsWithLetters) }
+
+// appendVersion implements versioned.
+func (m *CreateRequest) appendVersion(dst []byte, version uint16) []byte {
 	dst = appendString(dst, m.Name)
 	dst = append(dst, byte(m.Kind))
-	return m.Settings.append(dst)
+	return m.Settings.append(dst, version >= settingsWithLetters)
 }
 
 // Parse implements Message.
-func (m *CreateRequest) Parse(src []byte) error {
+func (m *CreateRequest) Parse(src []byte) error { return m.parseVersion(src, settingsWithLetters) }
+
+// parseVersion implements versioned.
+func (m *CreateRequest) parseVersion(src []byte, version uint16) error {
 	r := reader{src: src}
 	m.Name = r.string()
 	m.Kind = DestinationKind(r.uint8())
-	m.Settings.read(&r)
+	m.Settings.read(&r, version >= settingsWithLetters)
 	return r.done("CREATE request")
 }
 
@@ -48,9 +54,15 @@ const (
 	MaskRecordIndex
 	MaskThresholdRecords
 	MaskThresholdBytes
+	MaskDeliveryLimit
+	MaskDeadLetterMode
+	MaskDeadLetter
+
+	// MaskLetters has the bits of the settings about dead letters.
+	MaskLetters = MaskDeliveryLimit | MaskDeadLetterMode | MaskDeadLetter
 
 	// MaskAll has the bits of all settings.
-	MaskAll SettingsMask = 1<<iota - 1
+	MaskAll SettingsMask = MaskDeadLetter<<1 - 1
 )
 
 // Merge returns s with the fields of the mask taken from changes.
@@ -88,6 +100,15 @@ func (s Settings) Merge(changes Settings, mask SettingsMask) Settings {
 	if mask&MaskThresholdBytes != 0 {
 		s.ThresholdBytes = changes.ThresholdBytes
 	}
+	if mask&MaskDeliveryLimit != 0 {
+		s.DeliveryLimit = changes.DeliveryLimit
+	}
+	if mask&MaskDeadLetterMode != 0 {
+		s.DeadLetterMode = changes.DeadLetterMode
+	}
+	if mask&MaskDeadLetter != 0 {
+		s.DeadLetter = changes.DeadLetter
+	}
 	return s
 }
 
@@ -102,20 +123,26 @@ type AlterRequest struct {
 }
 
 // Append implements Message.
-func (m *AlterRequest) Append(dst []byte) []byte {
+func (m *AlterRequest) Append(dst []byte) []byte { return m.appendVersion(dst, settingsWithLetters) }
+
+// appendVersion implements versioned.
+func (m *AlterRequest) appendVersion(dst []byte, version uint16) []byte {
 	dst = appendString(dst, m.Name)
 	dst = append(dst, byte(m.Kind))
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(m.Mask))
-	return m.Settings.append(dst)
+	return m.Settings.append(dst, version >= settingsWithLetters)
 }
 
 // Parse implements Message.
-func (m *AlterRequest) Parse(src []byte) error {
+func (m *AlterRequest) Parse(src []byte) error { return m.parseVersion(src, settingsWithLetters) }
+
+// parseVersion implements versioned.
+func (m *AlterRequest) parseVersion(src []byte, version uint16) error {
 	r := reader{src: src}
 	m.Name = r.string()
 	m.Kind = DestinationKind(r.uint8())
 	m.Mask = SettingsMask(r.uint32())
-	m.Settings.read(&r)
+	m.Settings.read(&r, version >= settingsWithLetters)
 	return r.done("ALTER request")
 }
 

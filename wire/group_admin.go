@@ -137,7 +137,8 @@ type GroupInfo struct {
 	Destination string           `json:"destination"`
 	ID          uint64           `json:"id"`
 	Version     uint64           `json:"version"`
-	Settings    GroupSettings    `json:"settings"`
+	Settings    GroupSettings    `json:"settings"` // what they come to
+	Own         GroupSettings    `json:"own"`      // what the group itself says; the rest is of its destination, or default
 	Paused      bool             `json:"paused,omitempty"`
 	Partitions  []GroupPartition `json:"partitions,omitempty"`
 }

@@ -119,19 +119,34 @@ func (o Opcode) String() string {
 }
 
 // Version is the version of the opcode's body that this build writes and reads:
-// 4 for METADATA, which has changed three times, 3 for CREATE and ALTER, 2 for DELETE,
+// 5 for METADATA, which has changed four times, 4 for CREATE and ALTER, 2 for DELETE,
 // INIT_PRODUCER, PARTITION_ADMIN and CLUSTER_STATUS, which have changed once, 1 for all
 // others.
 func (o Opcode) Version() uint16 {
 	switch o {
 	case OpMetadata:
-		return 4
+		return metadataWithLetters
 	case OpCreate, OpAlter:
-		return 3
+		return settingsWithLetters
 	case OpDelete, OpInitProducer, OpPartAdmin, OpClusterStatus:
 		return 2
 	}
 	return 1
+}
+
+// The versions of bodies since which settings have dead letters.
+const (
+	metadataWithLetters = 5
+	settingsWithLetters = 4 // of CREATE and ALTER
+)
+
+// Oldest is the lowest version of the opcode's body that this build still understands.
+func (o Opcode) Oldest() uint16 {
+	switch o {
+	case OpMetadata, OpCreate, OpAlter:
+		return o.Version() - 1
+	}
+	return o.Version()
 }
 
 // SupportedOpcodes lists the opcodes of this build with the versions of their
@@ -140,7 +155,7 @@ func SupportedOpcodes() []OpcodeRange {
 	ranges := make([]OpcodeRange, 0, len(opcodeNames)-1)
 	for i := range opcodeNames {
 		if o := Opcode(i); o.Known() {
-			ranges = append(ranges, OpcodeRange{Opcode: o, Min: o.Version(), Max: o.Version()})
+			ranges = append(ranges, OpcodeRange{Opcode: o, Min: o.Oldest(), Max: o.Version()})
 		}
 	}
 	return ranges
@@ -198,7 +213,7 @@ func AppendHeader(dst []byte, h Header) []byte {
 func AppendFrame(dst []byte, h Header, m Message) []byte {
 	start := len(dst)
 	dst = append(dst, make([]byte, HeaderSize)...)
-	dst = m.Append(dst)
+	dst = appendMessage(dst, m, h.Version)
 	h.Length = FrameLength(len(dst) - start - HeaderSize)
 	PutHeader(dst[start:], h)
 	return dst

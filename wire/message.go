@@ -15,6 +15,29 @@ type Message interface {
 	Parse(src []byte) error
 }
 
+// versioned is a Message that an earlier version of its opcode laid out otherwise. Append
+// and Parse are of the newest one.
+type versioned interface {
+	appendVersion(dst []byte, version uint16) []byte
+	parseVersion(src []byte, version uint16) error
+}
+
+func appendMessage(dst []byte, m Message, version uint16) []byte {
+	if v, ok := m.(versioned); ok {
+		return v.appendVersion(dst, version)
+	}
+	return m.Append(dst)
+}
+
+// ParseMessage is m.Parse of a body of the version in its header, between Opcode.Oldest
+// and Opcode.Version.
+func ParseMessage(m Message, src []byte, version uint16) error {
+	if v, ok := m.(versioned); ok {
+		return v.parseVersion(src, version)
+	}
+	return m.Parse(src)
+}
+
 // Empty is the body of messages without fields: PING both ways, the answer to
 // DELETE, and LINK_CLOSE.
 type Empty struct{}

@@ -24,9 +24,17 @@ var goldenSettings = Settings{
 	RetentionTimeMs: 86_400_000, RetentionBytes: Unlimited,
 	MaxRecordBytes: 1 << 20, SegmentBytes: 64 << 20, RecordIndex: RecordIndexOff,
 	ThresholdRecords: 8, ThresholdBytes: 9,
+	DeliveryLimit: 5, DeadLetterMode: DeadLetterPark, DeadLetter: "d",
 }
 
-const goldenSettingsHex = `
+const goldenSettingsHex = oldSettingsHex + `
+	05 00 00 00             // 5 attempts
+	02                      // park
+	01 00 64                // "d"
+`
+
+// oldSettingsHex are the settings in the versions before dead letters.
+const oldSettingsHex = `
 	04 00 00 00             // partitions 4
 	03                      // replicas 3
 	01                      // storage memory
@@ -493,6 +501,66 @@ var goldenMessages = []goldenMessage{
 	`},
 }
 
+// What clients of the version before send, and understand.
+var oldMessages = []struct {
+	name    string
+	version uint16
+	message Message // as it is read
+	hex     string
+}{
+	{"METADATA response 4", 4,
+		&MetadataResponse{Version: 5, Destinations: []DestinationInfo{{Name: "q", Kind: Queue, Settings: withoutLetters(goldenSettings)}}}, `
+		05 00 00 00 00 00 00 00 // version 5
+		00 00 00 00             // no nodes
+		01 00 00 00             // 1 destination
+		01 00 71                // "q"
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 // id
+		01                      // queue
+		00 00 00 00 00 00 00 00 // version 0
+	` + oldSettingsHex + `
+		00                      // not automatic
+		00 00 00 00             // slot version 0
+		00 00 00 00             // no runs
+		00 00 00 00             // no partitions
+		00 00                   // the last page
+	`},
+	{"CREATE request 3", 3, &CreateRequest{Name: "q", Kind: Queue, Settings: withoutLetters(goldenSettings)}, `
+		01 00 71 // "q"
+		01       // kind queue
+	` + oldSettingsHex},
+	{"ALTER request 3", 3, &AlterRequest{Name: "q", Kind: Queue, Mask: 1, Settings: withoutLetters(goldenSettings)}, `
+		01 00 71    // "q"
+		01          // kind queue
+		01 00 00 00 // mask: partitions
+	` + oldSettingsHex},
+}
+
+func withoutLetters(s Settings) Settings {
+	s.DeliveryLimit, s.DeadLetterMode, s.DeadLetter = 0, 0, ""
+	return s
+}
+
+// docs/upgrade.md: what the build before sends is understood, and answered as it knows it.
+func TestMessagesOfTheVersionBeforeAreUnderstood(t *testing.T) {
+	for _, test := range oldMessages {
+		t.Run(test.name, func(t *testing.T) {
+			want := unhex(t, test.hex)
+			require.Equal(t, want, appendMessage(nil, test.message, test.version))
+			got := fresh(test.message)
+			require.NoError(t, ParseMessage(got, want, test.version))
+			require.Equal(t, test.message, got)
+			for n := range want {
+				require.ErrorIs(t, ParseMessage(fresh(test.message), want[:n], test.version), CodeMalformed, "cut to %d bytes", n)
+			}
+			require.ErrorIs(t, fresh(test.message).Parse(want), CodeMalformed, "it is not one of the newest version")
+		})
+	}
+	settings := goldenDestination
+	settings.Settings = withoutLetters(settings.Settings)
+	require.Equal(t, appendMessage(nil, &settings, 3), appendMessage(nil, &goldenDestination, 3), "an older version leaves out what it does not have")
+	require.Equal(t, []OpcodeRange{{OpMetadata, 4, 5}, {OpCreate, 3, 4}, {OpAlter, 3, 4}}, SupportedOpcodes()[2:5])
+}
+
 // fresh is a new message of the same type.
 func fresh(m Message) Message { return reflect.New(reflect.TypeOf(m).Elem()).Interface().(Message) }
 
@@ -629,7 +697,8 @@ func TestSizesOfFixedMessages(t *testing.T) {
 	require.Len(t, (&Receipt{}).Append(nil), ReceiptSize)
 	require.Len(t, (&ProduceRequest{}).Append(nil), ProducePrefixSize)
 	require.Len(t, (&Deliver{}).Append(nil), DeliverPrefixSize)
-	require.Len(t, (&Settings{}).append(nil), settingsSize)
+	require.Len(t, (&Settings{}).append(nil, false), oldSettingsSize)
+	require.Len(t, (&Settings{}).append(nil, true), settingsMinSize)
 	require.Len(t, (&GroupDeliver{}).Append(nil), GroupDeliverPrefixSize)
 	require.Len(t, (&GroupDeliver{Grants: []Grant{{Count: 1}}}).Append(nil), GroupDeliverPrefixSize+GrantSize)
 	require.Len(t, (&GroupSettings{}).Append(nil), groupSettingsMinSize)
@@ -663,13 +732,13 @@ func TestSlotPartition(t *testing.T) {
 }
 
 func TestSettingsMergeTakesWhatTheMaskNames(t *testing.T) {
-	require.Equal(t, SettingsMask(0x7ff), MaskAll)
+	require.Equal(t, SettingsMask(0x3fff), MaskAll)
 	require.Equal(t, Settings{}, Settings{}.Merge(goldenSettings, 0))
 	require.Equal(t, goldenSettings, Settings{}.Merge(goldenSettings, MaskAll))
 	require.Equal(t, Settings{RetentionBytes: Unlimited}, Settings{}.Merge(goldenSettings, MaskRetentionBytes))
 	// Each field has one bit.
 	merged := Settings{}
-	for bit := range 11 {
+	for bit := range 14 {
 		next := merged.Merge(goldenSettings, 1<<bit)
 		require.NotEqual(t, merged, next, "bit %d", bit)
 		merged = next

@@ -5,10 +5,11 @@ import (
 	"sort"
 )
 
-// METADATA (3), version 4: which nodes and destinations exist, who leads what, where
+// METADATA (3), version 5: which nodes and destinations exist, who leads what, where
 // the replicas are, and how keys map to partitions. Version 1 had no pages and no way
 // to ask for the nodes alone, version 2 only the addresses of nodes, and no replicas,
-// version 3 did not say who is to lead, and whether the replicas are automatic.
+// version 3 did not say who is to lead, and whether the replicas are automatic, version 4,
+// which is still understood, nothing about dead letters.
 
 // DestinationKind says what a destination is.
 type DestinationKind uint8
@@ -106,7 +107,10 @@ const Unlimited = -1
 // judged by the codec; the broker answers INVALID_SETTING.
 //
 //	partitions u32 | replicas u8 | storage u8 | sync u8 | retentionTimeMs i64 | retentionBytes i64 |
-//	maxRecordBytes u32 | segmentBytes u64 | recordIndex u8 | thresholdRecords u64 | thresholdBytes u64
+//	maxRecordBytes u32 | segmentBytes u64 | recordIndex u8 | thresholdRecords u64 | thresholdBytes u64 |
+//	deliveryLimit u32 | deadLetterMode u8 | deadLetter string
+//
+// Bodies of older versions end before deliveryLimit.
 type Settings struct {
 	Partitions      uint32
 	Replicas        uint8 // 0 = automatic
@@ -121,11 +125,25 @@ type Settings struct {
 	// refuses more with PARTITION_FULL; 0 is no threshold.
 	ThresholdRecords uint64 `json:",omitempty"`
 	ThresholdBytes   uint64 `json:",omitempty"`
+	// DeliveryLimit, DeadLetterMode and DeadLetter are those of GroupSettings, for groups
+	// that have none of their own.
+	DeliveryLimit  uint32         `json:",omitempty"`
+	DeadLetterMode DeadLetterMode `json:",omitempty"`
+	DeadLetter     string         `json:",omitempty"`
 }
 
-const settingsSize = 4 + 1 + 1 + 1 + 8 + 8 + 4 + 8 + 1 + 8 + 8
+// HasLetters reports whether the settings say anything about dead letters.
+func (s *Settings) HasLetters() bool {
+	return s.DeliveryLimit > 0 || s.DeadLetterMode > 0 || s.DeadLetter != ""
+}
 
-func (s *Settings) append(dst []byte) []byte {
+const (
+	oldSettingsSize = 4 + 1 + 1 + 1 + 8 + 8 + 4 + 8 + 1 + 8 + 8
+	settingsMinSize = oldSettingsSize + 4 + 1 + 2
+)
+
+// append appends the settings; letters says whether the body's version has dead letters.
+func (s *Settings) append(dst []byte, letters bool) []byte {
 	le := binary.LittleEndian
 	dst = le.AppendUint32(dst, s.Partitions)
 	dst = append(dst, s.Replicas, byte(s.Storage), byte(s.Sync))
@@ -135,10 +153,15 @@ func (s *Settings) append(dst []byte) []byte {
 	dst = le.AppendUint64(dst, s.SegmentBytes)
 	dst = append(dst, byte(s.RecordIndex))
 	dst = le.AppendUint64(dst, s.ThresholdRecords)
-	return le.AppendUint64(dst, s.ThresholdBytes)
+	dst = le.AppendUint64(dst, s.ThresholdBytes)
+	if !letters {
+		return dst
+	}
+	dst = append(le.AppendUint32(dst, s.DeliveryLimit), byte(s.DeadLetterMode))
+	return appendString(dst, s.DeadLetter)
 }
 
-func (s *Settings) read(r *reader) {
+func (s *Settings) read(r *reader, letters bool) {
 	s.Partitions = r.uint32()
 	s.Replicas = r.uint8()
 	s.Storage = Storage(r.uint8())
@@ -150,6 +173,12 @@ func (s *Settings) read(r *reader) {
 	s.RecordIndex = RecordIndexMode(r.uint8())
 	s.ThresholdRecords = r.uint64()
 	s.ThresholdBytes = r.uint64()
+	s.DeliveryLimit, s.DeadLetterMode, s.DeadLetter = 0, 0, ""
+	if letters {
+		s.DeliveryLimit = r.uint32()
+		s.DeadLetterMode = DeadLetterMode(r.uint8())
+		s.DeadLetter = r.string()
+	}
 }
 
 // SlotRun maps the key slots from FirstSlot to the next run's FirstSlot, or to
@@ -323,11 +352,11 @@ type DestinationInfo struct {
 	Partitions  []PartitionInfo
 }
 
-const destinationInfoMinSize = 2 + 16 + 1 + 8 + settingsSize + 1 + 4 + 4 + 4
+const destinationInfoMinSize = 2 + 16 + 1 + 8 + settingsMinSize + 1 + 4 + 4 + 4
 
 // Size is the number of bytes that Append appends.
 func (m *DestinationInfo) Size() int {
-	size := destinationInfoMinSize + len(m.Name) + len(m.Slots)*slotRunSize + len(m.Partitions)*partitionInfoMinSize
+	size := destinationInfoMinSize + len(m.Name) + len(m.Settings.DeadLetter) + len(m.Slots)*slotRunSize + len(m.Partitions)*partitionInfoMinSize
 	for i := range m.Partitions {
 		size += len(m.Partitions[i].Problem) + len(m.Partitions[i].Replicas)*replicaInfoSize
 	}
@@ -335,13 +364,20 @@ func (m *DestinationInfo) Size() int {
 }
 
 // Append implements Message.
-func (m *DestinationInfo) Append(dst []byte) []byte {
+func (m *DestinationInfo) Append(dst []byte) []byte { return m.append(dst, true) }
+
+// appendVersion implements versioned.
+func (m *DestinationInfo) appendVersion(dst []byte, version uint16) []byte {
+	return m.append(dst, version >= settingsWithLetters)
+}
+
+func (m *DestinationInfo) append(dst []byte, letters bool) []byte {
 	le := binary.LittleEndian
 	dst = appendString(dst, m.Name)
 	dst = append(dst, m.ID[:]...)
 	dst = append(dst, byte(m.Kind))
 	dst = le.AppendUint64(dst, m.Version)
-	dst = m.Settings.append(dst)
+	dst = m.Settings.append(dst, letters)
 	dst = appendBool(dst, m.Automatic)
 	dst = le.AppendUint32(dst, m.SlotVersion)
 	dst = le.AppendUint32(dst, uint32(len(m.Slots)))
@@ -375,18 +411,21 @@ func (m *DestinationInfo) Append(dst []byte) []byte {
 }
 
 // Parse implements Message.
-func (m *DestinationInfo) Parse(src []byte) error {
+func (m *DestinationInfo) Parse(src []byte) error { return m.parseVersion(src, settingsWithLetters) }
+
+// parseVersion implements versioned.
+func (m *DestinationInfo) parseVersion(src []byte, version uint16) error {
 	r := reader{src: src}
-	m.read(&r)
+	m.read(&r, version >= settingsWithLetters)
 	return r.done("destination")
 }
 
-func (m *DestinationInfo) read(r *reader) {
+func (m *DestinationInfo) read(r *reader, letters bool) {
 	m.Name = r.string()
 	m.ID = r.uuid()
 	m.Kind = DestinationKind(r.uint8())
 	m.Version = r.uint64()
-	m.Settings.read(r)
+	m.Settings.read(r, letters)
 	m.Automatic = r.bool()
 	m.SlotVersion = r.uint32()
 	m.Slots, m.Partitions = nil, nil
@@ -590,6 +629,11 @@ type MetadataResponse struct {
 
 // Append implements Message.
 func (m *MetadataResponse) Append(dst []byte) []byte {
+	return m.appendVersion(dst, metadataWithLetters)
+}
+
+// appendVersion implements versioned.
+func (m *MetadataResponse) appendVersion(dst []byte, version uint16) []byte {
 	le := binary.LittleEndian
 	dst = le.AppendUint64(dst, m.Version)
 	dst = le.AppendUint32(dst, uint32(len(m.Nodes)))
@@ -598,13 +642,16 @@ func (m *MetadataResponse) Append(dst []byte) []byte {
 	}
 	dst = le.AppendUint32(dst, uint32(len(m.Destinations)))
 	for i := range m.Destinations {
-		dst = m.Destinations[i].Append(dst)
+		dst = m.Destinations[i].append(dst, version >= metadataWithLetters)
 	}
 	return appendString(dst, m.Next)
 }
 
 // Parse implements Message.
-func (m *MetadataResponse) Parse(src []byte) error {
+func (m *MetadataResponse) Parse(src []byte) error { return m.parseVersion(src, metadataWithLetters) }
+
+// parseVersion implements versioned.
+func (m *MetadataResponse) parseVersion(src []byte, version uint16) error {
 	r := reader{src: src}
 	m.Version = r.uint64()
 	m.Nodes, m.Destinations = nil, nil
@@ -614,10 +661,14 @@ func (m *MetadataResponse) Parse(src []byte) error {
 			m.Nodes[i].read(&r)
 		}
 	}
-	if n := r.count(destinationInfoMinSize); n > 0 {
+	least := destinationInfoMinSize
+	if version < metadataWithLetters {
+		least -= settingsMinSize - oldSettingsSize
+	}
+	if n := r.count(least); n > 0 {
 		m.Destinations = make([]DestinationInfo, n)
 		for i := range m.Destinations {
-			m.Destinations[i].read(&r)
+			m.Destinations[i].read(&r, version >= metadataWithLetters)
 		}
 	}
 	m.Next = r.string()
