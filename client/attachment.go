@@ -64,8 +64,8 @@ type attachment struct {
 	leaving     bool
 	left        bool
 
-	held     map[wire.Offset]*Delivery // until their outcome is confirmed or they are lost
-	gates    map[uint64]*gate          // of scopes with records that are held
+	held     heldRecords      // until their outcome is confirmed or they are lost
+	gates    map[uint64]*gate // of scopes with records that are held
 	freeGate []*gate
 	outcomes []wire.Outcome // to be said, in any order
 	talking  bool           // the session's writer knows
@@ -89,7 +89,7 @@ type gate struct {
 }
 
 func newAttachment(c *Consumer, partition uint32, leader leadership) *attachment {
-	return &attachment{consumer: c, partition: partition, leader: leader, id: newSessionID(), held: make(map[wire.Offset]*Delivery), gates: make(map[uint64]*gate)}
+	return &attachment{consumer: c, partition: partition, leader: leader, id: newSessionID(), gates: make(map[uint64]*gate)}
 }
 
 // --- the link ---
@@ -153,7 +153,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		}
 		at.answered(response.Refused)
 		if at.leaving {
-			s.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{Drain: len(at.held) > 0})
+			s.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{Drain: at.held.len() > 0})
 		}
 		if len(at.outcomes) > 0 {
 			at.talk()
@@ -202,15 +202,14 @@ func (m *memberReply) lost(s *session, err error) { m.answered(s, nil, err) }
 
 // claims are all records that are held, by offset.
 func (at *attachment) claims() []wire.Outcome {
-	claims := make([]wire.Outcome, 0, len(at.held))
-	for o, d := range at.held {
-		claim := wire.Outcome{Offset: o, Count: 1, Epoch: d.epoch, Kind: wire.OutcomeHeld}
+	claims := make([]wire.Outcome, 0, at.held.len())
+	for _, d := range at.held.list() {
+		claim := wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeHeld}
 		if d.state == leaseSettled {
 			claim.Kind, claim.DelayMs = d.kind, d.delay
 		}
 		claims = append(claims, claim)
 	}
-	slices.SortFunc(claims, func(a, b wire.Outcome) int { return cmp.Compare(a.Offset, b.Offset) })
 	return mergeOutcomes(claims)
 }
 
@@ -238,10 +237,10 @@ func (at *attachment) refused(err error) {
 
 // gone ends the session: the broker does not list it any more. The next one names it.
 func (at *attachment) gone(why error) {
-	for _, d := range at.held {
+	for _, d := range at.held.list() {
 		at.lose(d, why)
 	}
-	clear(at.held)
+	at.held.clear()
 	clear(at.gates)
 	at.outcomes = at.outcomes[:0]
 	at.predecessor, at.id = at.id, newSessionID()
@@ -280,10 +279,10 @@ func (at *attachment) closed(s *session, err error) {
 // depart ends the attachment for good.
 func (at *attachment) depart() {
 	at.left = true
-	for _, d := range at.held {
+	for _, d := range at.held.list() {
 		at.lose(d, ErrClosed)
 	}
-	clear(at.held)
+	at.held.clear()
 	clear(at.gates)
 	at.unlink()
 	at.consumer.departed()
@@ -363,8 +362,8 @@ func (at *attachment) confirmed(sent time.Time) {
 
 // each calls f for the records of a range that are held under an epoch.
 func (at *attachment) each(o wire.Offset, count uint32, epoch wire.Index, f func(*Delivery)) {
-	if int(count) > len(at.held) { // a broker may say more than was ever held
-		for _, d := range at.held {
+	if int(count) > at.held.len() { // a broker may say more than was ever held
+		for _, d := range at.held.list() {
 			if wire.Offset(d.Offset) >= o && wire.Offset(d.Offset)-o < wire.Offset(count) && d.epoch == epoch {
 				f(d)
 			}
@@ -372,7 +371,7 @@ func (at *attachment) each(o wire.Offset, count uint32, epoch wire.Index, f func
 		return
 	}
 	for end := o + wire.Offset(count); o < end; o++ {
-		if d := at.held[o]; d != nil && d.epoch == epoch {
+		if d := at.held.get(o); d != nil && d.epoch == epoch {
 			f(d)
 		}
 	}
@@ -385,7 +384,7 @@ func (at *attachment) answered(answers []wire.OutcomeAnswer) {
 			switch a.Code {
 			case wire.CodeOK, wire.CodeAlreadyDone:
 				if d.state == leaseSettled {
-					delete(at.held, wire.Offset(d.Offset))
+					at.held.remove(wire.Offset(d.Offset))
 					d.over(nil)
 					at.advance(d)
 					return
@@ -425,7 +424,7 @@ func (at *attachment) revoke(r *wire.Revoke) {
 
 // remove ends the lease of a record that is held: it is not the consumer's any more.
 func (at *attachment) remove(d *Delivery, why error) {
-	delete(at.held, wire.Offset(d.Offset))
+	at.held.remove(wire.Offset(d.Offset))
 	at.lose(d, why)
 	at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeLostSeen})
 	at.advance(d)
@@ -443,9 +442,9 @@ func (at *attachment) lose(d *Delivery, why error) {
 // expire drops everything that has no outcome: nobody has confirmed in time that it is
 // the consumer's. What has one may still be claimed.
 func (at *attachment) expire() {
-	for o, d := range at.held {
+	for _, d := range at.held.list() {
 		if d.state != leaseSettled {
-			delete(at.held, o)
+			at.held.remove(wire.Offset(d.Offset))
 			at.lose(d, errUnconfirmed)
 		}
 	}
@@ -527,11 +526,11 @@ const outcomeBytes = 64
 // admit takes a record that has arrived: it is ready, or waits for those of its scope
 // that came before.
 func (at *attachment) admit(d *Delivery) {
-	if old := at.held[wire.Offset(d.Offset)]; old != nil { // of a lease that is over, or this would not be sent
+	if old := at.held.get(wire.Offset(d.Offset)); old != nil { // of a lease that is over, or this would not be sent
 		at.remove(old, errRevoked)
 	}
 	if !at.serial || d.scope == 0 {
-		at.held[wire.Offset(d.Offset)] = d
+		at.held.put(d)
 		at.consumer.ready.push(d)
 		return
 	}
@@ -550,7 +549,7 @@ func (at *attachment) admit(d *Delivery) {
 	default:
 		g.queue = append(g.queue, d)
 	}
-	at.held[wire.Offset(d.Offset)] = d
+	at.held.put(d)
 }
 
 // advance lets the next record of a scope go when d stands no longer before it.
@@ -577,7 +576,7 @@ func (at *attachment) advance(d *Delivery) {
 	g.busy = g.queue[0]
 	g.queue = slices.Delete(g.queue, 0, 1)
 	at.consumer.ready.push(g.busy)
-	poke(at.consumer.signal)
+	at.consumer.rouse()
 }
 
 // dropBehind drops the records that wait behind d in its scope: the broker takes them
@@ -588,7 +587,7 @@ func (at *attachment) dropBehind(d *Delivery) {
 		return
 	}
 	for _, later := range g.queue {
-		delete(at.held, wire.Offset(later.Offset))
+		at.held.remove(wire.Offset(later.Offset))
 		later.over(fenced(at.partition, wire.Offset(later.Offset), errRevoked))
 	}
 	clear(g.queue)

@@ -140,7 +140,7 @@ func (b *batchOf) read(s *session, grants []wire.Grant) {
 		at.releaseQueued()
 	}
 	if c.ready.len() > was {
-		poke(c.signal)
+		c.rouse()
 	}
 }
 

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -32,6 +31,7 @@ type Consumer struct {
 	cancel        context.CancelFunc
 	wake          chan struct{} // capacity 1, for the upkeep
 	signal        chan struct{} // capacity 1, for one who waits in Next; he passes it on
+	began         time.Time
 	wg            sync.WaitGroup
 
 	mu          sync.Mutex // before a session's
@@ -40,6 +40,8 @@ type Consumer struct {
 	binding     binding
 	revokeGrace time.Duration // between the end of the ack wait and the nack
 	ready       readyList
+	waiting     int       // in Next
+	look        time.Time // when the upkeep looks again by itself; zero: it does not
 	running     runningList
 	paused      bool // nobody asks for records: brokers send none
 	closing     bool
@@ -81,7 +83,7 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 	x := &Consumer{
 		conn: c, destination: destination, destinationID: l.id, options: o, flags: o.flags,
 		wake: make(chan struct{}, 1), signal: make(chan struct{}, 1),
-		started: make(chan struct{}), gone: make(chan struct{}),
+		started: make(chan struct{}), gone: make(chan struct{}), began: time.Now(),
 		seen: l.generation, revokeGrace: time.Duration(settings.RevokeMs) * time.Millisecond,
 	}
 	if settings.Mode == wire.ModeShared && o.flagged&wire.AttachReleaseOnDisconnect == 0 {
@@ -163,30 +165,46 @@ func newSessionID() (id [16]byte) {
 // Next may be called again; anything else has ended the Consumer: ErrClosed,
 // wire.CodeGroupGone, wire.CodeDestinationGone, or ErrDisconnected without reconnecting.
 func (c *Consumer) Next(ctx context.Context) (*Delivery, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+		d := c.take(c.now())
+		if d != nil || c.err != nil {
+			if c.ready.len() > 0 || c.err != nil {
+				c.rouse()
+			}
+			return d, c.err
 		}
-		c.mu.Lock()
-		d := c.take(time.Now())
-		if d == nil && c.err == nil {
-			c.resume()
-		}
-		more, err := c.ready.len() > 0, c.err
+		c.resume()
+		c.waiting++
 		c.mu.Unlock()
-		if more || err != nil {
-			poke(c.signal)
-		}
-		if d != nil || err != nil {
-			return d, err
-		}
+		var err error
 		select {
 		case <-c.signal:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			err = ctx.Err()
+		}
+		c.mu.Lock()
+		c.waiting--
+		if err != nil {
+			return nil, err
 		}
 	}
 }
+
+// rouse wakes one who waits in Next, if somebody does. c.mu is held.
+func (c *Consumer) rouse() {
+	if c.waiting > 0 {
+		poke(c.signal)
+	}
+}
+
+// now is the time, at half the price of time.Now: its wall clock is as of when the
+// Consumer began.
+func (c *Consumer) now() time.Time { return c.began.Add(time.Since(c.began)) }
 
 // take hands out the next record that is ready, nil if none is. c.mu is held.
 func (c *Consumer) take(now time.Time) *Delivery {
@@ -203,7 +221,7 @@ func (c *Consumer) take(now time.Time) *Delivery {
 		d.state = leaseRunning
 		d.due = now.Add(at.ackWait)
 		c.running.insert(d)
-		if c.running.first == d {
+		if c.look.IsZero() || d.due.Before(c.look) {
 			poke(c.wake)
 		}
 		return d
@@ -224,9 +242,9 @@ func (c *Consumer) Fetch(ctx context.Context, max int, wait time.Duration) ([]*D
 		return nil, err
 	}
 	list := []*Delivery{first}
-	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	now := c.now()
 	for len(list) < max {
 		d := c.take(now)
 		if d == nil {
@@ -296,14 +314,7 @@ func (c *Consumer) releaseQueued() {
 }
 
 func (at *attachment) releaseQueued() {
-	var queued []*Delivery
-	for _, d := range at.held {
-		if d.state == leaseQueued {
-			queued = append(queued, d)
-		}
-	}
-	slices.SortFunc(queued, func(a, b *Delivery) int { return cmp.Compare(a.Offset, b.Offset) })
-	for _, d := range queued {
+	for _, d := range at.held.list() {
 		if d.state == leaseQueued { // else it went with the one before it
 			if g := at.gates[d.scope]; d.scope == 0 || g == nil || g.busy == d {
 				d.conclude(wire.OutcomeReleased, 0, "")
@@ -447,7 +458,7 @@ func (c *Consumer) settled() {
 		return
 	}
 	for _, at := range c.attachments {
-		if len(at.held) > 0 {
+		if at.held.len() > 0 {
 			return
 		}
 	}
@@ -503,7 +514,7 @@ func (c *Consumer) fail(err error) {
 			close(c.started)
 		}
 	}
-	poke(c.signal)
+	c.rouse()
 	poke(c.wake)
 }
 

@@ -193,7 +193,7 @@ func (d *Delivery) settle(kind wire.OutcomeKind, delay uint32, text string) erro
 		}
 		return d.refusal()
 	}
-	if !time.Now().Before(d.at.valid) {
+	if !c.now().Before(d.at.valid) {
 		d.at.expire()
 		return d.err
 	}
