@@ -319,6 +319,9 @@ func (p *Producer) wakeWaiting() {
 func (p *Producer) newBatch() *batch {
 	b := batches.Get().(*batch)
 	b.reset(p.layout.recordIndex)
+	if p.options.codec == NoCompression {
+		b.builder.Plain()
+	}
 	return b
 }
 
