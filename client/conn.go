@@ -24,6 +24,7 @@ type Conn struct {
 	addresses []string
 	clusterID string // of the first handshake, which is that of Connect
 	events    *dispatcher
+	requests  requester
 	topology  topology
 	ctx       context.Context // done when Close is called
 	cancel    context.CancelFunc
@@ -232,6 +233,7 @@ func (c *Conn) keepAlive(s *session) {
 			return
 		case <-ticker.C:
 		}
+		s.tellTaken()
 		if now := time.Now(); now.Sub(looked) > c.options.unused/4 {
 			if looked = now; !c.unused(s) {
 				used = now

@@ -53,10 +53,16 @@
 // the one before it is committed. What the broker cannot confirm in time stops here
 // before it goes to somebody else (consumer_upkeep.go).
 //
+// # Requests
+//
+// A TemporaryQueue (temporary.go) is where others send to for as long as this Conn lives.
+// Request sends a record that says where its reply is wanted and waits for that
+// (requester.go): all replies of a Conn come to one such queue and are told apart there.
+// Serve is the other side: a Consumer that answers, and then acknowledges (serve.go).
+//
 // # What is not done here
 //
-// Temporary queues, and requests with replies; TLS and authentication (WithDialer is the
-// place for TLS). A Reader reads the partitions that exist when it is opened.
+// TLS and authentication (WithDialer is the place for TLS). A Reader reads the partitions that exist when it is opened.
 //
 // # Locks
 //

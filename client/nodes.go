@@ -334,7 +334,7 @@ func (c *Conn) unused(s *session) bool {
 	}
 	consumers := slices.Collect(maps.Keys(c.consumers))
 	c.mu.Unlock()
-	if home {
+	if home || s.tellTaken() {
 		return false
 	}
 	for _, p := range producers {

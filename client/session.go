@@ -85,7 +85,7 @@ type link interface {
 	lost(s *session)
 }
 
-// member is a link that gets frames of a group.
+// member is a link that gets frames of a group, or of a temporary queue.
 type member interface {
 	link
 	// frame brings one. body is valid during the call; an error means that it is none.
@@ -329,7 +329,7 @@ func (s *session) handle(h wire.Header, body []byte) error {
 			l.closed(s, closed.Err())
 		}
 		return nil
-	case wire.OpGroupAnswer, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupHeartbeat, wire.OpGroupBinding:
+	case wire.OpGroupAnswer, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupHeartbeat, wire.OpGroupBinding, wire.OpTempDeliver:
 		if m, ok := s.linkOf(h.ID).(member); ok {
 			if err := m.frame(s, h.Opcode, body); err != nil {
 				return fmt.Errorf("%w: %w", ErrProtocol, err)

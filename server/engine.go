@@ -59,6 +59,8 @@ type engine struct {
 	start      time.Time
 	options    []gnet.Option
 
+	temporaries temporaries
+
 	topology     atomic.Uint64 // version of the metadata that was announced last
 	routes       atomic.Uint64 // rises with all that may send requests elsewhere
 	leadersMoved atomic.Bool   // the sessions have not heard of new leaders yet
@@ -141,6 +143,7 @@ func newEngine(o engineOptions) (*engine, error) {
 		yield: make(chan *loop, maxLoops), quit: make(chan struct{}),
 		loops: make(map[gnet.EventLoop]*loop),
 	}
+	e.temporaries.limits = &e.limits
 	e.partitionReads = max(1, e.sessionReads/lineShare)
 	e.dialing, e.hangUp = context.WithCancel(context.Background())
 	e.bad = complaints{logger: o.Logger, counters: &e.counters, perSec: limits.LogLines, kinds: make(map[string]*complaintWindow)}
@@ -207,8 +210,11 @@ func (e *engine) tick() {
 			e.tell(newsOfLeaders)
 			e.orphans.Store(true)
 		}
-		if ticks++; ticks%orphanTicks == 0 && e.orphans.Swap(false) {
-			e.tell(newsOfOrphans)
+		if ticks++; ticks%orphanTicks == 0 {
+			e.temporaries.expire(e.now())
+			if e.orphans.Swap(false) {
+				e.tell(newsOfOrphans)
+			}
 		}
 		if e.counters.sessions.Load() == 0 && e.counters.peers.Load() == 0 {
 			continue

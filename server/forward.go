@@ -101,9 +101,9 @@ type leaderHandle struct {
 // forwardedLink is a link whose stream comes from another node.
 type forwardedLink struct {
 	up     *upstream
-	id     uint32 // the client's
-	remote uint32 // the leader's
-	handle *handle
+	id     uint32  // the client's
+	remote uint32  // the leader's
+	handle *handle // nil: a temporary queue
 }
 
 var (
@@ -114,7 +114,13 @@ var (
 // forward hands a request on to the leader of a partition. It is in flight already
 // if it is one that is answered.
 func (s *session) forward(h wire.Header, t *handle, body []byte, answered bool) {
-	u, err := s.upstreamTo(t.node)
+	s.forwardTo(t.node, h, t, body, answered)
+}
+
+// forwardTo hands a request on to a node. Without a handle it is one that does not begin
+// with the number of one.
+func (s *session) forwardTo(node uint32, h wire.Header, t *handle, body []byte, answered bool) {
+	u, err := s.upstreamTo(node)
 	if err == nil {
 		s.engine.counters.forwarded.Add(1)
 		h.Flags = 0
@@ -124,7 +130,7 @@ func (s *session) forward(h wire.Header, t *handle, body []byte, answered bool) 
 		if opensLink(h.Opcode) {
 			s.opening++
 		}
-		if h.Opcode == wire.OpOpenPartition {
+		if t == nil || h.Opcode == wire.OpOpenPartition {
 			u.put(h, body)
 		} else {
 			u.putFor(t, h, body)
@@ -147,7 +153,7 @@ func (s *session) upstreamTo(node uint32) (*upstream, error) {
 	n, ok := e.backend.View().Node(node)
 	switch {
 	case !ok || n.PeerAddress == "":
-		return nil, wire.Errorf(wire.CodeRetry, "node %d leads the partition, and where it is to be reached is not known yet", node)
+		return nil, wire.Errorf(wire.CodeRetry, "the request is for node %d, and where it is to be reached is not known yet", node)
 	case len(s.upstreams) >= maxUpstreams:
 		return nil, wire.Errorf(wire.CodeTooMany, "requests are forwarded to %d nodes; one connection may have them forwarded to %d", len(s.upstreams), maxUpstreams)
 	case e.counters.upstreams.Add(1) > forwardedSessions:
@@ -441,7 +447,7 @@ func (u *upstream) received(h wire.Header, body []byte) error {
 			return leaderError(body)
 		}
 		return nil // this node has news of its own
-	case wire.OpDeliver, wire.OpGroupDeliver, wire.OpGroupAnswer, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupHeartbeat, wire.OpGroupBinding:
+	case wire.OpDeliver, wire.OpGroupDeliver, wire.OpGroupAnswer, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupHeartbeat, wire.OpGroupBinding, wire.OpTempDeliver:
 		if k := u.links[h.ID]; k != nil {
 			u.session.pass(wire.Header{Opcode: h.Opcode, Version: h.Version, ID: k.id}, body)
 		}
@@ -471,7 +477,7 @@ func (u *upstream) answered(f forwarded, h wire.Header, body []byte) error {
 		return nil
 	case wire.OpOpenPartition:
 		return u.openedPartition(f, failed, body)
-	case wire.OpLinkOpen, wire.OpGroupAttach, wire.OpGroupBind:
+	case wire.OpLinkOpen, wire.OpGroupAttach, wire.OpGroupBind, wire.OpTempOpen:
 		return u.openedLink(f, failed, body)
 	}
 	s.answer(f.id, h.Flags, body)
@@ -568,7 +574,7 @@ func (u *upstream) fail(f forwarded, why error) {
 
 // opensLink reports whether the answer to a request begins with the ID of a link.
 func opensLink(op wire.Opcode) bool {
-	return op == wire.OpLinkOpen || op == wire.OpGroupAttach || op == wire.OpGroupBind
+	return op == wire.OpLinkOpen || op == wire.OpGroupAttach || op == wire.OpGroupBind || op == wire.OpTempOpen
 }
 
 // openedLink handles the answer to LINK_OPEN and the like.
@@ -620,7 +626,7 @@ func (s *session) closeForwarded(k *forwardedLink, why wire.ErrorBody) {
 func (s *session) forgetForwarded(k *forwardedLink) {
 	delete(s.forwardedLinks, k.id)
 	delete(k.up.links, k.remote)
-	if k.up.phase != upstreamClosed {
+	if k.up.phase != upstreamClosed && k.handle != nil { // a temporary queue outlives its link
 		k.up.control(wire.OpLinkClose, k.remote, nil)
 	}
 }
@@ -628,6 +634,9 @@ func (s *session) forgetForwarded(k *forwardedLink) {
 // followForwarded closes a link whose partition is not led from where its stream comes
 // any more.
 func (s *session) followForwarded(k *forwardedLink) {
+	if k.handle == nil { // of a temporary queue, which stays where it is
+		return
+	}
 	err := s.refresh(k.handle)
 	if err == nil && k.handle.node != k.up.node {
 		err = wire.NotLeader(k.handle.node, 0)
@@ -699,8 +708,8 @@ func (u *upstream) drop(cause error) {
 	if cause != errUpstreamIdle && s.phase < phaseClosing {
 		s.engine.bad.log("a session is not forwarded any more", slog.Int("node", int(u.node)), slog.String("address", s.remote), slog.Any("cause", cause))
 	}
-	certain := wire.Errorf(wire.CodeRetry, "node %d, which leads the partition, cannot be reached: %v", u.node, cause)
-	unknown := wire.Errorf(wire.CodeUnavailable, "the connection to node %d, which leads the partition, was lost: %v", u.node, cause)
+	certain := wire.Errorf(wire.CodeRetry, "node %d, which leads the partition or has the queue, cannot be reached: %v", u.node, cause)
+	unknown := wire.Errorf(wire.CodeUnavailable, "the connection to node %d, which leads the partition or has the queue, was lost: %v", u.node, cause)
 	for _, p := range u.handles {
 		u.refuse(p, certain)
 	}

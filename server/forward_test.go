@@ -231,9 +231,31 @@ func TestR_IS_6_EveryOpcodeIsServedOrRedirectedByEveryNode(t *testing.T) {
 		heard(partition.InputOrder).Reply(nil, nil)
 		return c.answer(9).code()
 	}}
+	attempts[wire.OpTempOpen] = ask(wire.OpTempOpen, &wire.TemporaryOpenRequest{Token: [16]byte{1}})
+	home := dialOpen(t, members[0].address)
+	var temporary wire.TemporaryOpenResponse
+	home.send(wire.OpTempOpen, 3, &wire.TemporaryOpenRequest{Token: [16]byte{1}, GraceMs: 60_000})
+	home.ok(home.answer(3), &temporary)
+	attempts[wire.OpTempSend] = ask(wire.OpTempSend, &wire.TemporarySendRequest{Name: temporary.Name, Batch: batch})
+	attempts[wire.OpTempTaken] = attempt{send: func(c *rawClient, _, _ uint32) wire.ErrorCode {
+		// Taken up over another node, it comes from the first offset on, until that is taken.
+		var m wire.TemporaryOpenResponse
+		c.send(wire.OpTempOpen, 9, &wire.TemporaryOpenRequest{Name: temporary.Name, Token: [16]byte{1}})
+		f := c.answer(9)
+		c.ok(f, &m)
+		c.send(wire.OpTempSend, 10, &wire.TemporarySendRequest{Name: temporary.Name, Batch: batch})
+		for {
+			if f := c.read(); f.Opcode == wire.OpTempDeliver && f.ID == m.Link {
+				break
+			}
+		}
+		c.send(wire.OpTempTaken, m.Link, &wire.TemporaryTaken{Next: 1 << 60})
+		eventually(t, "room", func() bool { return members[0].engine.temporaries.bytes.Load() == 0 })
+		return f.code()
+	}}
 	// What only brokers send, and what the session begins with.
 	notAsked := []wire.Opcode{wire.OpHello, wire.OpDeliver, wire.OpLinkClosed, wire.OpEvent,
-		wire.OpGroupAnswer, wire.OpGroupDeliver, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupBinding}
+		wire.OpGroupAnswer, wire.OpGroupDeliver, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupBinding, wire.OpTempDeliver}
 	notAsked = append(notAsked, wire.OpGroupBind) // nobody serves it yet
 	expected := map[wire.Opcode]wire.ErrorCode{wire.OpCreate: wire.CodeAlreadyExists, wire.OpDelete: wire.CodeUnknownDestination}
 	for _, supported := range wire.SupportedOpcodes() {

@@ -95,7 +95,7 @@ func FuzzRequest(f *testing.F) {
 		if s.out.pending == nil && len(s.out.requests) == 0 && s.phase == phaseOpen {
 			require.Contains(t, []wire.Opcode{
 				wire.OpLinkCredit, wire.OpProduce, wire.OpReportDamage,
-				wire.OpGroupOutcome, wire.OpGroupCapacity, wire.OpGroupHeartbeat, wire.OpGroupLeave, // of links that are not there any more
+				wire.OpGroupOutcome, wire.OpGroupCapacity, wire.OpGroupHeartbeat, wire.OpGroupLeave, wire.OpTempTaken, // of links that are not there any more
 			}, wire.Opcode(op))
 		}
 	})
@@ -110,6 +110,7 @@ func fuzzSession(t *testing.T, out *os.File) *session {
 	var err error
 	e.limits, err = Limits{}.withDefaults(1000)
 	require.NoError(t, err)
+	e.temporaries.limits = &e.limits
 	e.bad = complaints{logger: e.logger, counters: &e.counters, kinds: make(map[string]*complaintWindow)}
 	l := &loop{engine: e, sessions: make(map[*session]struct{}), running: true, epoll: -1}
 	l.wheel.init(0)

@@ -103,7 +103,7 @@ func (s *session) groupHandle(number uint32, name string) (*handle, error) {
 	if err := wire.ValidateName(name); err != nil {
 		return nil, err
 	}
-	if open := len(s.links) + len(s.forwardedLinks) + len(s.groupLinks); open+s.opening >= s.engine.limits.Links {
+	if open := len(s.links) + len(s.forwardedLinks) + len(s.groupLinks) + len(s.temporary); open+s.opening >= s.engine.limits.Links {
 		return nil, wire.Errorf(wire.CodeTooMany, "%d links are open; one connection may have %d", open, s.engine.limits.Links)
 	}
 	return t, nil

@@ -66,6 +66,19 @@ type Limits struct {
 	// more is clamped.
 	LinkCredit int
 
+	// TemporaryQueues is how many temporary queues one connection may have. Default
+	// 1,000; then TOO_MANY.
+	TemporaryQueues int
+	// TemporaryBytes is how many bytes may wait in one of them. Default 4 MiB; then
+	// PARTITION_FULL. One larger batch is still taken.
+	TemporaryBytes int
+	// NodeTemporaryQueues is how many temporary queues a node has. Default 20,000; then
+	// TOO_MANY.
+	NodeTemporaryQueues int
+	// NodeTemporaryBytes is how many bytes may wait in all of them. Default 64 MiB; then
+	// MEMORY_FULL.
+	NodeTemporaryBytes int
+
 	// InboundBytes is how much memory unfinished frames of all connections may take
 	// together. Default 256 MiB; then a connection that needs more than 64 KiB for
 	// its frame is answered BUSY and closed.
@@ -163,6 +176,10 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 	setInt(&l.Handles, 4096)
 	setInt(&l.Links, 1024)
 	setInt(&l.LinkCredit, 64<<20)
+	setInt(&l.TemporaryQueues, 1000)
+	setInt(&l.TemporaryBytes, 4<<20)
+	setInt(&l.NodeTemporaryQueues, 20000)
+	setInt(&l.NodeTemporaryBytes, 64<<20)
 	setInt(&l.InboundBytes, 256<<20)
 	setInt(&l.OutboundBytes, 256<<20)
 	setInt(&l.LogLines, 5)
@@ -183,6 +200,10 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 		{"Links", l.Links},
 		{"LinkCredit", l.LinkCredit},
 		{"LogLines", l.LogLines},
+		{"TemporaryQueues", l.TemporaryQueues},
+		{"TemporaryBytes", l.TemporaryBytes},
+		{"NodeTemporaryQueues", l.NodeTemporaryQueues},
+		{"NodeTemporaryBytes", l.NodeTemporaryBytes},
 		{"InboundBytes", l.InboundBytes},
 		{"OutboundBytes", l.OutboundBytes},
 		{"HandshakeTimeout", int(l.HandshakeTimeout)},

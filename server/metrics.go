@@ -119,7 +119,10 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 }
 
 // sessionCollector exports the counters of the session layer.
-type sessionCollector struct{ c *counters }
+type sessionCollector struct {
+	c *counters
+	t *temporaries
+}
 
 var (
 	metricSessions   = prometheus.NewDesc("lockstep_sessions", "Open client sessions.", nil, nil)
@@ -138,6 +141,8 @@ var (
 	metricRefused    = prometheus.NewDesc("lockstep_connections_refused_total", "Connections refused, by limit.", []string{"limit"}, nil)
 	metricBytesIn    = prometheus.NewDesc("lockstep_client_bytes_in_total", "Bytes read from clients.", nil, nil)
 	metricBytesOut   = prometheus.NewDesc("lockstep_client_bytes_out_total", "Bytes handed to clients' sockets.", nil, nil)
+	metricTemporary  = prometheus.NewDesc("lockstep_temporary_queues", "Temporary queues of this node.", nil, nil)
+	metricTempBytes  = prometheus.NewDesc("lockstep_temporary_bytes", "Bytes that wait in temporary queues.", nil, nil)
 	metricUnfinished = prometheus.NewDesc("lockstep_inbound_bytes", "Memory held by frames that have not fully arrived.", nil, nil)
 	metricUnread     = prometheus.NewDesc("lockstep_outbound_bytes", "Memory held by replies that clients have not taken.", nil, nil)
 	metricStream     = prometheus.NewDesc("lockstep_stream_bytes_total", "Bytes of stored frames sent on links.", nil, nil)
@@ -149,7 +154,7 @@ func (s *sessionCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricSessions, metricLinks, metricGroupLinks, metricGroupCount, metricPaused, metricInFlight, metricRequests, metricRedirects, metricForwarded, metricUpstreams, metricErrors, metricClosed,
 		metricAccepted, metricRefused, metricBytesIn, metricBytesOut, metricStream, metricSessionLog,
-		metricUnfinished, metricUnread,
+		metricUnfinished, metricUnread, metricTemporary, metricTempBytes,
 	} {
 		ch <- d
 	}
@@ -171,6 +176,8 @@ func (s *sessionCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(metricInFlight, c.inFlight.Load())
 	gauge(metricUnfinished, c.inbound.Load())
 	gauge(metricUnread, c.outbound.Load())
+	gauge(metricTemporary, int64(s.t.len()))
+	gauge(metricTempBytes, s.t.bytes.Load())
 	for i := range c.requests {
 		name := "unknown"
 		if i > 0 {

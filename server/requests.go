@@ -84,6 +84,12 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.groupBind(h, body)
 	case wire.OpGroupOrder:
 		err = s.groupOrder(h, body)
+	case wire.OpTempSend:
+		err = s.tempSend(h, body)
+	case wire.OpTempTaken:
+		err = s.tempTaken(h, body)
+	case wire.OpTempOpen:
+		err = s.tempOpen(h, body)
 	case wire.OpReportDamage:
 		err = s.reportDamage(h, body)
 	case wire.OpLinkClose:
@@ -300,6 +306,12 @@ func (s *session) create(h wire.Header, body []byte) error {
 	if err := wire.ParseMessage(&m, body, h.Version); err != nil {
 		return err
 	}
+	if wire.IsTemporary(m.Name) {
+		if s.free(h) {
+			s.refuse(h.Opcode, h.ID, wire.Errorf(wire.CodeInvalidName, "%.64q is the name of a temporary queue: those come with a connection and are not created by name", m.Name))
+		}
+		return nil
+	}
 	s.admin(h, body, m.Name, &m)
 	return nil
 }
@@ -392,7 +404,10 @@ func (s *session) openHandle(name string, number uint32) (*handle, error) {
 	}
 	view := s.engine.backend.View()
 	d, ok := view.Destination(name)
-	if !ok {
+	switch {
+	case !ok && wire.IsTemporary(name):
+		return nil, wire.Errorf(wire.CodeInvalidRequest, "%.64q is a temporary queue: it has no partitions; everybody sends to it with TEMPORARY_SEND, and who has created it receives", name)
+	case !ok:
 		return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", name)
 	}
 	if number >= uint32(len(d.Partitions)) {

@@ -164,7 +164,7 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 		}
 	}
 	if cfg.HTTP != "off" {
-		more := []prometheus.Collector{&sessionCollector{&s.engine.counters}}
+		more := []prometheus.Collector{&sessionCollector{&s.engine.counters, &s.engine.temporaries}}
 		if s.peers != nil {
 			more = append(more, &peerCollector{s.peers})
 		}

@@ -85,6 +85,8 @@ type session struct {
 
 	groupLinks map[uint32]*groupLink // by the IDs that links do not have
 
+	temporary map[uint32]*temporaryQueue // that the client receives from, by link IDs that the others do not have
+
 	reads     []sessionRead   // that wait for their turn: at most two for each link, and the requests in flight
 	reading   int             // at work or in their partition's line
 	readingOf map[replica]int // of these; without those of which there are none

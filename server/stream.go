@@ -120,7 +120,7 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 		return nil
 	}
 	t, err := s.handle(m.Handle)
-	if open := len(s.links) + len(s.forwardedLinks) + len(s.groupLinks); err == nil && open+s.opening >= s.engine.limits.Links {
+	if open := len(s.links) + len(s.forwardedLinks) + len(s.groupLinks) + len(s.temporary); err == nil && open+s.opening >= s.engine.limits.Links {
 		err = wire.Errorf(wire.CodeTooMany, "%d links are open; one connection may have %d", open, s.engine.limits.Links)
 	}
 	if err != nil {
@@ -223,6 +223,10 @@ func (s *session) linkClose(h wire.Header, body []byte) error {
 		s.linkClosed(h.ID, wire.ErrorBody{})
 		return nil
 	}
+	if q := s.temporary[h.ID]; q != nil {
+		s.closeTemporary(h.ID, q)
+		return nil
+	}
 	if k == nil {
 		s.linkClosed(h.ID, wire.ErrorBody{Code: wire.CodeUnknownLink})
 		return nil
@@ -262,6 +266,7 @@ func (s *session) closeLinks() {
 		s.forgetForwarded(k)
 	}
 	s.closeGroupLinks()
+	s.leaveTemporary()
 	s.active = nil
 }
 

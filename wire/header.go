@@ -93,6 +93,10 @@ const (
 	OpGroupOrder     Opcode = 33
 	OpGroupBind      Opcode = 34
 	OpGroupBinding   Opcode = 35
+	OpTempOpen       Opcode = 36
+	OpTempDeliver    Opcode = 37
+	OpTempTaken      Opcode = 38
+	OpTempSend       Opcode = 39
 )
 
 var opcodeNames = [...]string{
@@ -106,6 +110,7 @@ var opcodeNames = [...]string{
 	OpGroupAttach:   "GROUP_ATTACH", OpGroupOutcome: "GROUP_OUTCOME", OpGroupAnswer: "GROUP_ANSWER", OpGroupDeliver: "GROUP_DELIVER",
 	OpGroupCapacity: "GROUP_CAPACITY", OpGroupRevoke: "GROUP_REVOKE", OpGroupLost: "GROUP_LOST", OpGroupHeartbeat: "GROUP_HEARTBEAT",
 	OpGroupLeave: "GROUP_LEAVE", OpGroupAdmin: "GROUP_ADMIN", OpGroupOrder: "GROUP_ORDER", OpGroupBind: "GROUP_BIND", OpGroupBinding: "GROUP_BINDING",
+	OpTempOpen: "TEMPORARY_OPEN", OpTempDeliver: "TEMPORARY_DELIVER", OpTempTaken: "TEMPORARY_TAKEN", OpTempSend: "TEMPORARY_SEND",
 }
 
 // Known reports whether this build knows the opcode.

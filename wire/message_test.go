@@ -499,6 +499,27 @@ var goldenMessages = []goldenMessage{
 		01 00 00 00             // one partition
 		04 00 00 00             // partition 4
 	`},
+	{"TEMPORARY_OPEN request", OpTempOpen, false, &TemporaryOpenRequest{Name: "n", Token: [16]byte{15: 2}, GraceMs: 3, Next: 4}, `
+		01 00 6e                // "n"
+		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 02 // token
+		03 00 00 00             // grace 3 ms
+		04 00 00 00 00 00 00 00 // next 4
+	`},
+	{"TEMPORARY_OPEN response", OpTempOpen, true, &TemporaryOpenResponse{Link: 1, Name: "n", GraceMs: 2}, `
+		01 00 00 00             // link 1
+		01 00 6e                // "n"
+		02 00 00 00             // grace 2 ms
+	`},
+	{"TEMPORARY_DELIVER", OpTempDeliver, true, &TemporaryDeliver{Base: 1, Batch: []byte{2, 3}}, `
+		01 00 00 00 00 00 00 00 // base 1
+		02 03                   // batch
+	`},
+	{"TEMPORARY_TAKEN", OpTempTaken, false, &TemporaryTaken{Next: 1}, `01 00 00 00 00 00 00 00`},
+	{"TEMPORARY_SEND request", OpTempSend, false, &TemporarySendRequest{Name: "n", Batch: []byte{2, 3}}, `
+		01 00 6e                // "n"
+		02 03                   // batch
+	`},
+	{"TEMPORARY_SEND response", OpTempSend, true, &TemporarySendResponse{Base: 1}, `01 00 00 00 00 00 00 00`},
 }
 
 // What clients of the version before send, and understand.
@@ -613,6 +634,12 @@ func TestMessagesRefuseOtherLengths(t *testing.T) {
 					require.ErrorIs(t, fresh(test.message).Parse(src[:n]), CodeMalformed, "cut to %d bytes", n)
 				}
 				return // so is what follows the grants
+			}
+			if batch := 2; test.opcode == OpTempDeliver || test.name == "TEMPORARY_SEND request" {
+				for n := range len(src) - batch {
+					require.ErrorIs(t, fresh(test.message).Parse(src[:n]), CodeMalformed, "cut to %d bytes", n)
+				}
+				return // and the batch
 			}
 			for n := range len(src) {
 				require.ErrorIs(t, fresh(test.message).Parse(src[:n]), CodeMalformed, "cut to %d bytes", n)
