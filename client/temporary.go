@@ -373,6 +373,9 @@ func (q *TemporaryQueue) takeUp(why error) {
 	ctx, cancel := context.WithTimeout(c.ctx, q.grace)
 	defer cancel()
 	err := q.begin(ctx)
+	for err != nil && ctx.Err() == nil && sessionLost(err, &c.options) && c.pause(ctx, retryPause) == nil {
+		err = q.begin(ctx) // without redirects there is an error while nobody is connected
+	}
 	if err == nil {
 		return
 	}
