@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lockstepmq/lockstep/internal/offsets"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -64,8 +65,8 @@ type attachment struct {
 	leaving     bool
 	left        bool
 
-	held     heldRecords      // until their outcome is confirmed or they are lost
-	gates    map[uint64]*gate // of scopes with records that are held
+	held     offsets.Map[Delivery] // until their outcome is confirmed or they are lost
+	gates    map[uint64]*gate      // of scopes with records that are held
 	freeGate []*gate
 	outcomes []wire.Outcome // to be said, in any order
 	talking  bool           // the session's writer knows
@@ -153,7 +154,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		}
 		at.answered(response.Refused)
 		if at.leaving {
-			s.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{Drain: at.held.len() > 0})
+			s.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{Drain: at.held.Len() > 0})
 		}
 		if len(at.outcomes) > 0 {
 			at.talk()
@@ -202,8 +203,8 @@ func (m *memberReply) lost(s *session, err error) { m.answered(s, nil, err) }
 
 // claims are all records that are held, by offset.
 func (at *attachment) claims() []wire.Outcome {
-	claims := make([]wire.Outcome, 0, at.held.len())
-	for _, d := range at.held.list() {
+	claims := make([]wire.Outcome, 0, at.held.Len())
+	for _, d := range at.held.List() {
 		claim := wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeHeld}
 		if d.state == leaseSettled {
 			claim.Kind, claim.DelayMs = d.kind, d.delay
@@ -237,10 +238,10 @@ func (at *attachment) refused(err error) {
 
 // gone ends the session: the broker does not list it any more. The next one names it.
 func (at *attachment) gone(why error) {
-	for _, d := range at.held.list() {
+	for _, d := range at.held.List() {
 		at.lose(d, why)
 	}
-	at.held.clear()
+	at.held.Clear()
 	clear(at.gates)
 	at.outcomes = at.outcomes[:0]
 	at.predecessor, at.id = at.id, newSessionID()
@@ -279,10 +280,10 @@ func (at *attachment) closed(s *session, err error) {
 // depart ends the attachment for good.
 func (at *attachment) depart() {
 	at.left = true
-	for _, d := range at.held.list() {
+	for _, d := range at.held.List() {
 		at.lose(d, ErrClosed)
 	}
-	at.held.clear()
+	at.held.Clear()
 	clear(at.gates)
 	at.unlink()
 	at.consumer.departed()
@@ -362,8 +363,8 @@ func (at *attachment) confirmed(sent time.Time) {
 
 // each calls f for the records of a range that are held under an epoch.
 func (at *attachment) each(o wire.Offset, count uint32, epoch wire.Index, f func(*Delivery)) {
-	if int(count) > at.held.len() { // a broker may say more than was ever held
-		for _, d := range at.held.list() {
+	if int(count) > at.held.Len() { // a broker may say more than was ever held
+		for _, d := range at.held.List() {
 			if wire.Offset(d.Offset) >= o && wire.Offset(d.Offset)-o < wire.Offset(count) && d.epoch == epoch {
 				f(d)
 			}
@@ -371,7 +372,7 @@ func (at *attachment) each(o wire.Offset, count uint32, epoch wire.Index, f func
 		return
 	}
 	for end := o + wire.Offset(count); o < end; o++ {
-		if d := at.held.get(o); d != nil && d.epoch == epoch {
+		if d := at.held.Get(o); d != nil && d.epoch == epoch {
 			f(d)
 		}
 	}
@@ -384,7 +385,7 @@ func (at *attachment) answered(answers []wire.OutcomeAnswer) {
 			switch a.Code {
 			case wire.CodeOK, wire.CodeAlreadyDone:
 				if d.state == leaseSettled {
-					at.held.remove(wire.Offset(d.Offset))
+					at.held.Remove(wire.Offset(d.Offset))
 					d.over(nil)
 					at.advance(d)
 					return
@@ -424,7 +425,7 @@ func (at *attachment) revoke(r *wire.Revoke) {
 
 // remove ends the lease of a record that is held: it is not the consumer's any more.
 func (at *attachment) remove(d *Delivery, why error) {
-	at.held.remove(wire.Offset(d.Offset))
+	at.held.Remove(wire.Offset(d.Offset))
 	at.lose(d, why)
 	at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeLostSeen})
 	at.advance(d)
@@ -442,9 +443,9 @@ func (at *attachment) lose(d *Delivery, why error) {
 // expire drops everything that has no outcome: nobody has confirmed in time that it is
 // the consumer's. What has one may still be claimed.
 func (at *attachment) expire() {
-	for _, d := range at.held.list() {
+	for _, d := range at.held.List() {
 		if d.state != leaseSettled {
-			at.held.remove(wire.Offset(d.Offset))
+			at.held.Remove(wire.Offset(d.Offset))
 			at.lose(d, errUnconfirmed)
 		}
 	}
@@ -526,11 +527,11 @@ const outcomeBytes = 64
 // admit takes a record that has arrived: it is ready, or waits for those of its scope
 // that came before.
 func (at *attachment) admit(d *Delivery) {
-	if old := at.held.get(wire.Offset(d.Offset)); old != nil { // of a lease that is over, or this would not be sent
+	if old := at.held.Get(wire.Offset(d.Offset)); old != nil { // of a lease that is over, or this would not be sent
 		at.remove(old, errRevoked)
 	}
 	if !at.serial || d.scope == 0 {
-		at.held.put(d)
+		at.held.Put(wire.Offset(d.Offset), d)
 		at.consumer.ready.push(d)
 		return
 	}
@@ -549,7 +550,7 @@ func (at *attachment) admit(d *Delivery) {
 	default:
 		g.queue = append(g.queue, d)
 	}
-	at.held.put(d)
+	at.held.Put(wire.Offset(d.Offset), d)
 }
 
 // advance lets the next record of a scope go when d stands no longer before it.
@@ -587,7 +588,7 @@ func (at *attachment) dropBehind(d *Delivery) {
 		return
 	}
 	for _, later := range g.queue {
-		at.held.remove(wire.Offset(later.Offset))
+		at.held.Remove(wire.Offset(later.Offset))
 		later.over(fenced(at.partition, wire.Offset(later.Offset), errRevoked))
 	}
 	clear(g.queue)

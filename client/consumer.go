@@ -314,7 +314,7 @@ func (c *Consumer) releaseQueued() {
 }
 
 func (at *attachment) releaseQueued() {
-	for _, d := range at.held.list() {
+	for _, d := range at.held.List() {
 		if d.state == leaseQueued { // else it went with the one before it
 			if g := at.gates[d.scope]; d.scope == 0 || g == nil || g.busy == d {
 				d.conclude(wire.OutcomeReleased, 0, "")
@@ -458,7 +458,7 @@ func (c *Consumer) settled() {
 		return
 	}
 	for _, at := range c.attachments {
-		if at.held.len() > 0 {
+		if at.held.Len() > 0 {
 			return
 		}
 	}

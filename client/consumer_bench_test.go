@@ -74,8 +74,8 @@ func BenchmarkConsumer(b *testing.B) {
 				}
 				out = at.appendOutcomes(out[:0], s)
 				at.answered([]wire.OutcomeAnswer{{Offset: base, Count: batch * batches, Epoch: 1}})
-				if at.held.len() > 0 {
-					b.Fatalf("%d records are still held", at.held.len())
+				if at.held.Len() > 0 {
+					b.Fatalf("%d records are still held", at.held.Len())
 				}
 			}
 		})

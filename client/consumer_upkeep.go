@@ -52,7 +52,7 @@ func (c *Consumer) upkeep() {
 // checkTimes ends what is over by its time, and returns when to look again. c.mu is held.
 func (c *Consumer) checkTimes(now time.Time) (next time.Duration) {
 	for _, at := range c.attachments {
-		if at.attached && at.held.len() > 0 && !at.left {
+		if at.attached && at.held.Len() > 0 && !at.left {
 			if !now.Before(at.valid) {
 				at.expire()
 			} else {

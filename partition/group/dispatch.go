@@ -158,7 +158,7 @@ func (l *Leader) take(m *member, s *scope, o wire.Offset) {
 	if i, found := slices.BinarySearch(s.leased, o); !found {
 		s.leased = slices.Insert(s.leased, i, o)
 	}
-	l.of[o] = s
+	l.of.Put(o, s)
 }
 
 // limit is one past the last record that may be given.

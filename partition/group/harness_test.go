@@ -1038,8 +1038,8 @@ func (h *harness) quiet() bool {
 func (h *harness) rest() {
 	l := h.office().leader
 	switch {
-	case len(l.scopes) > 0 || len(l.of) > 0:
-		h.fail("at rest there are %d scopes and %d leased records", len(l.scopes), len(l.of))
+	case len(l.scopes) > 0 || l.of.Len() > 0:
+		h.fail("at rest there are %d scopes and %d leased records", len(l.scopes), l.of.Len())
 	case l.backing != 0 || l.waiting != 0 || l.redo.len() > 0 && !slices.Contains([]kind{shared, hashed}, l.kind):
 		h.fail("at rest %d records are on their way back, %d sessions are waited for", l.backing, l.waiting)
 	case !l.ahead.empty():

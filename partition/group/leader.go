@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lockstepmq/lockstep/internal/offsets"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -51,13 +52,13 @@ type Leader struct {
 	ahead   leases
 	redo    fifo[wire.Offset] // records below scan without a scope that may go out again
 	scopes  map[Scope]*scope
-	parking map[Scope]int          // how many entries that park a scope are on their way
-	table   []lease                // taken over, whose scopes are not known yet
-	frozen  bool                   // the leases are on their way to the next leader
-	strays  int                    // how many more records that a session does not hold are looked at
-	handed  int                    // how often that was begun
-	of      map[wire.Offset]*scope // leased records of scopes
-	ring    fifo[*scope]           // that have a record to give
+	parking map[Scope]int      // how many entries that park a scope are on their way
+	table   []lease            // taken over, whose scopes are not known yet
+	frozen  bool               // the leases are on their way to the next leader
+	strays  int                // how many more records that a session does not hold are looked at
+	handed  int                // how often that was begun
+	of      offsets.Map[scope] // leased records of scopes
+	ring    fifo[*scope]       // that have a record to give
 	spare   []*scope
 	unread  wire.Offset   // ends of damaged ranges passed
 	hold    time.Duration // nothing goes out before, where the partition is one scope
@@ -74,6 +75,7 @@ type Leader struct {
 	number     uint64      // of the next dead letter
 	outs       []*member   // that get something in this turn
 	scratch    []Span
+	settlers   []*member // with acks in the entry that is being taken in
 
 	lettered map[wire.Offset]bool // records that are dead letters and not done
 	firsts   firsts
@@ -153,7 +155,8 @@ type member struct {
 	out     []Delivery // of this turn
 	answers []wire.OutcomeAnswer
 	lost    []wire.Lost
-	queued  bool // it is in Leader.answers
+	queued  bool   // it is in Leader.answers
+	settled []Span // its acks of the entry that is being taken in
 }
 
 type beat struct {
@@ -168,7 +171,7 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 	l := &Leader{
 		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(),
 		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int), asking: make(map[Session]*attachment), names: make(map[string]*member),
-		of: make(map[wire.Offset]*scope), step: horizonStep, lettered: make(map[wire.Offset]bool), next: new(proposal),
+		step: horizonStep, lettered: make(map[wire.Offset]bool), next: new(proposal),
 	}
 	sessions := make([]Session, 0, len(g.Sessions))
 	for s := range g.Sessions {

@@ -159,7 +159,7 @@ func (l *Leader) restart() {
 	l.redo.clear()
 	l.ring.clear()
 	clear(l.scopes)
-	clear(l.of)
+	l.of.Clear()
 	l.firsts = firsts{}
 	l.start = l.now
 	l.round++
@@ -219,7 +219,7 @@ func (l *Leader) Trimmed() {
 			m.leases.remove(r.from, r.to)
 			l.release(m, int(r.to-r.from))
 			l.lose(m, r.from, r.to, r.epoch, wire.ReasonExpired)
-			for o := r.from; o < r.to && len(l.of) > 0; o++ {
+			for o := r.from; o < r.to && l.of.Len() > 0; o++ {
 				if s := l.leave(o); s != nil {
 					l.ready(s)
 				}

@@ -197,7 +197,7 @@ func (l *Leader) firstHeld(m *member, o wire.Offset) bool {
 // inOrder reports whether the record at o is the first of its scope that is leased and
 // not acked, and notes that it is acked now.
 func (l *Leader) inOrder(o wire.Offset) bool {
-	s := l.of[o]
+	s := l.of.Get(o)
 	if s == nil {
 		return true // a scope of its own
 	}
@@ -241,7 +241,7 @@ func (l *Leader) giveBack(m *member, piece lease, c cause) {
 		l.takeBack(m, piece, c)
 		l.tail(m, piece.to, c)
 	case hashed:
-		s := l.of[piece.from]
+		s := l.of.Get(piece.from)
 		l.takeBack(m, piece, c)
 		if s == nil || !l.keeps(RuleTail) {
 			return
@@ -284,7 +284,7 @@ func (l *Leader) takeBack(m *member, piece lease, c cause) {
 		state = returning
 	}
 	m.leases.change(piece.from, piece.to, func(x *lease) { x.state = state })
-	if s := l.of[piece.from]; s != nil {
+	if s := l.of.Get(piece.from); s != nil {
 		s.ending += int(piece.to - piece.from)
 	}
 	l.eachReturn(piece, c, func(r Return) {
@@ -364,7 +364,7 @@ func (l *Leader) endAll(m *member, c cause) {
 			for o := r.from; o < r.to; o++ {
 				one, this := r, c
 				one.from, one.to = o, o+1
-				if s := l.of[o]; s != nil && !s.isHead(o) {
+				if s := l.of.Get(o); s != nil && !s.isHead(o) {
 					this = c.behind()
 				}
 				l.takeBack(m, one, this)

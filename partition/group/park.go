@@ -108,7 +108,7 @@ func (l *Leader) scopeOf(o wire.Offset) Scope {
 	case single:
 		return destinationScope
 	case hashed:
-		if s := l.of[o]; s != nil {
+		if s := l.of.Get(o); s != nil {
 			return s.hash
 		}
 	}

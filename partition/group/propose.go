@@ -125,6 +125,7 @@ func (l *Leader) Propose(dst []byte, room int) ([]byte, bool) {
 	if len(p.acks) > 0 || len(p.backs) > 0 || len(n.seen) > 0 {
 		k = take(len(n.seen), roomOfReturn)
 		p.seen, n.seen = append(p.seen, n.seen[:k]...), cutFront(n.seen, k)
+		slices.SortFunc(p.acks, func(a, b acked) int { return compareOffsets(a.from, b.from) })
 		dst = AppendOutcomes(dst, id, l.spans(p.acks), l.takens(p))
 	}
 	for len(n.letters) > 0 && room > roomOfMember+len(n.letters[0].letter.Text) {
@@ -215,23 +216,18 @@ func cutFront[T any](s []T, k int) []T {
 	return s[k:]
 }
 
-// spans are the records of acks, ascending, neighbours as one.
+// spans are the records of ascending acks, neighbours as one.
 func (l *Leader) spans(acks []acked) []Span {
 	l.scratch = l.scratch[:0]
 	for i := range acks {
-		l.scratch = append(l.scratch, Span{acks[i].from, acks[i].to})
-	}
-	slices.SortFunc(l.scratch, func(a, b Span) int { return compareOffsets(a.From, b.From) })
-	n := 0
-	for _, s := range l.scratch {
-		if n > 0 && s.From <= l.scratch[n-1].To {
-			l.scratch[n-1].To = max(s.To, l.scratch[n-1].To)
+		a := &acks[i]
+		if n := len(l.scratch); n > 0 && a.from <= l.scratch[n-1].To {
+			l.scratch[n-1].To = max(a.to, l.scratch[n-1].To)
 			continue
 		}
-		l.scratch[n] = s
-		n++
+		l.scratch = append(l.scratch, Span{a.from, a.to})
 	}
-	return l.scratch[:n]
+	return l.scratch
 }
 
 func compareOffsets(a, b wire.Offset) int {
@@ -337,9 +333,7 @@ func (l *Leader) Dropped() {
 func (l *Leader) Applied(i wire.Index) {
 	p := l.proposed[0]
 	l.proposed = shift(l.proposed)
-	for _, a := range p.acks {
-		l.appliedAck(&a, l.keeps(RuleCommitted))
-	}
+	l.appliedAcks(p.acks)
 	for k := range p.backs {
 		l.appliedBack(&p.backs[k])
 	}
@@ -390,20 +384,35 @@ func shift[T any](s []T) []T {
 	return s[:len(s)-1]
 }
 
-func (l *Leader) appliedAck(a *acked, tell bool) {
-	m := a.member
-	m.leases.remove(a.from, a.to)
-	if tell {
-		l.answer(m, a.from, a.to, a.epoch, wire.CodeOK)
-	}
-	if !l.ahead.empty() {
-		l.ahead.remove(a.from, a.to)
-	}
-	for o := a.from; o < a.to && len(l.of) > 0; o++ {
-		if s := l.leave(o); s != nil {
-			l.ready(s)
+// appliedAcks takes in that records are done: acks ascend. What each session held of them
+// leaves its leases in one pass.
+func (l *Leader) appliedAcks(acks []acked) {
+	tell := l.keeps(RuleCommitted)
+	for i := range acks {
+		a := &acks[i]
+		m := a.member
+		if len(m.settled) == 0 {
+			l.settlers = append(l.settlers, m)
+		}
+		m.settled = append(m.settled, Span{a.from, a.to})
+		if tell {
+			l.answer(m, a.from, a.to, a.epoch, wire.CodeOK)
+		}
+		if !l.ahead.empty() {
+			l.ahead.remove(a.from, a.to)
+		}
+		for o := a.from; o < a.to && l.of.Len() > 0; o++ {
+			if s := l.leave(o); s != nil {
+				l.ready(s)
+			}
 		}
 	}
+	for _, m := range l.settlers {
+		m.leases.removeAll(m.settled)
+		m.settled = m.settled[:0]
+	}
+	clear(l.settlers)
+	l.settlers = l.settlers[:0]
 }
 
 func (l *Leader) appliedBack(b *back) {
@@ -422,7 +431,7 @@ func (l *Leader) gone(b *back) {
 	l.backing -= int(to - from)
 	if l.kind == hashed {
 		for o := from; o < to; o++ {
-			if s := l.of[o]; s != nil {
+			if s := l.of.Get(o); s != nil {
 				s.ending--
 			}
 		}

@@ -33,8 +33,9 @@ type lease struct {
 // that are alike are one run. A record that is settled costs a binary search and, where
 // it splits a run, a shift of what lies behind it; runs leave at the front for nothing.
 type leases struct {
-	runs []lease // [head:] counts
-	head int
+	runs    []lease // [head:] counts
+	head    int
+	scratch []lease // of removeAll
 }
 
 func (l *leases) empty() bool { return l.head == len(l.runs) }
@@ -155,6 +156,43 @@ func (l *leases) remove(from, to wire.Offset) {
 		l.head = j
 	default:
 		l.runs = slices.Delete(l.runs, i, j)
+	}
+	if l.head == len(l.runs) {
+		l.runs, l.head = l.runs[:0], 0
+	}
+}
+
+// removeAll drops everything held in any of the spans, which ascend and do not overlap. It
+// passes over the runs once.
+func (l *leases) removeAll(spans []Span) {
+	if len(spans) == 1 {
+		l.remove(spans[0].From, spans[0].To)
+		return
+	}
+	i := l.search(spans[0].From)
+	rest := append(l.scratch[:0], l.runs[i:]...)
+	l.scratch = rest
+	l.runs = l.runs[:i]
+	for len(rest) > 0 {
+		r := &rest[0]
+		for len(spans) > 0 && spans[0].To <= r.from {
+			spans = spans[1:]
+		}
+		if len(spans) == 0 {
+			l.runs = append(l.runs, rest...)
+			break
+		}
+		s := spans[0]
+		if r.from < s.From { // what lies before the span stays
+			before := *r
+			before.to = min(r.to, s.From)
+			l.runs = append(l.runs, before)
+		}
+		if r.to > s.To {
+			r.from = max(r.from, s.To)
+		} else {
+			rest = rest[1:]
+		}
 	}
 	if l.head == len(l.runs) {
 		l.runs, l.head = l.runs[:0], 0

@@ -176,17 +176,16 @@ func (l *Leader) Found(h Scope, after, at wire.Offset, ok bool) {
 
 // gives reports whether a record could go out as far as it is concerned itself.
 func (l *Leader) gives(o wire.Offset) bool {
-	return !l.g.Done.Has(o) && !l.lettered[o] && l.of[o] == nil
+	return !l.g.Done.Has(o) && !l.lettered[o] && l.of.Get(o) == nil
 }
 
 // leave takes a record out of what its scope has leased, when its ack or its return is
 // applied.
 func (l *Leader) leave(o wire.Offset) *scope {
-	s := l.of[o]
+	s := l.of.Remove(o)
 	if s == nil {
 		return nil
 	}
-	delete(l.of, o)
 	if i := slices.Index(s.leased, o); i >= 0 {
 		s.leased = slices.Delete(s.leased, i, i+1)
 		if i < s.acked {

@@ -161,7 +161,7 @@ func (l *Leader) isHead(m *member, o wire.Offset) bool {
 	case single:
 		return l.firstHeld(m, o)
 	case hashed:
-		s := l.of[o]
+		s := l.of.Get(o)
 		return s == nil || s.isHead(o)
 	}
 	return true
