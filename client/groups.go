@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -100,9 +101,13 @@ func (c *Conn) groupAdmin(ctx context.Context, op wire.GroupAdminOp, destination
 	return decodeJSON(response.JSON, answer)
 }
 
+// lookPatience is how long a partition without a leader is asked how a group stands there:
+// that it has none is an answer.
+const lookPatience = 3 * time.Second
+
 // GroupOrder asks the leader of a partition something about a group there; ask and
 // answer are as the operation has them, or nil. It is repeated while the partition has
-// no leader, as long as ctx allows.
+// no leader, as long as ctx allows; where it only looks, for 3 s at most.
 func (c *Conn) GroupOrder(ctx context.Context, op wire.GroupOrderOp, destination string, partition uint32, group string, ask, answer any) error {
 	request := wire.GroupOrderRequest{Op: op, Group: group}
 	var err error
@@ -111,16 +116,29 @@ func (c *Conn) GroupOrder(ctx context.Context, op wire.GroupOrderOp, destination
 			return err
 		}
 	}
+	whole := ctx
+	if op == wire.OrderDescribe || op == wire.OrderExplain {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, lookPatience)
+		defer cancel()
+	}
+	var last error // of a partition that did answer
 	for {
 		var response wire.GroupJSON
 		if err = c.askLeader(ctx, destination, partition, &request, &response); err == nil {
 			return decodeJSON(response.JSON, answer)
 		}
 		code := codeOf(err)
+		if code != 0 || last == nil {
+			last = err
+		}
+		if ctx.Err() != nil && whole.Err() == nil {
+			return fmt.Errorf("group %q of %q partition %d: %w", group, destination, partition, last)
+		}
 		if ctx.Err() != nil || !sessionLost(err, &c.options) && !transient(code) && code != wire.CodeUnknownHandle && code != wire.CodeNotLeader {
 			return fmt.Errorf("group %q of %q partition %d: %w", group, destination, partition, err)
 		}
-		if err := c.pause(ctx, retryPause); err != nil {
+		if err := c.pause(ctx, retryPause); err != nil && (whole.Err() != nil || ctx.Err() == nil) {
 			return err
 		}
 	}
