@@ -223,7 +223,7 @@ func (at *attachment) refused(err error) {
 	case code == wire.CodeSessionGone:
 		at.gone(err)
 	case code == wire.CodeStaleBinding:
-		c.stale(at)
+		c.stale(at, err)
 	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle || code == wire.CodeNotLeader:
 		c.want = c.want || code == wire.CodeNotLeader || code == wire.CodeUnavailable
 		if !errors.Is(err, ErrDisconnected) {

@@ -1,7 +1,9 @@
 package client
 
 import (
+	"errors"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -20,11 +22,14 @@ func (b *binding) older(generation, counter uint32) bool {
 }
 
 // bindLink is a consumer's link to the coordinator of its group, the leader of one
-// partition. While the coordinator cannot be reached the binding stays as it is. Where
-// brokers have no coordinator, all partitions are the consumer's. Guarded by Consumer.mu.
+// partition. While the coordinator cannot be reached the binding stays as it is, and the
+// other partitions are asked in turn which of them coordinates by now. Where brokers have
+// no coordinator, all partitions are the consumer's. Guarded by Consumer.mu.
 type bindLink struct {
 	consumer   *Consumer
 	leaders    map[uint32]leadership // of all partitions
+	at         uint32                // the partition that coordinates, or is asked
+	since      time.Time             // when it was asked first; zero: it was not
 	id         [16]byte
 	old        [16]byte // predecessor
 	session    *session
@@ -32,6 +37,7 @@ type bindLink struct {
 	link       uint32
 	retryAt    time.Time
 	pause      time.Duration
+	every      time.Duration // between heartbeats
 	beat       time.Time
 	beatNumber uint64
 	left       bool
@@ -42,6 +48,7 @@ func newBindLink(c *Consumer, l *layout) *bindLink {
 	for i, n := range l.partitions {
 		b.leaders[n] = l.leaders[i]
 	}
+	b.at = slices.Min(l.partitions)
 	return b
 }
 
@@ -51,13 +58,13 @@ func (b *bindLink) learn(partition uint32, said leadership) {
 	b.leaders[partition] = l
 }
 
-// coordinator is the partition whose leader coordinates.
-func (b *bindLink) coordinator() uint32 {
-	first := ^uint32(0)
-	for n := range b.leaders {
-		first = min(first, n)
+// elsewhere has another partition asked: the one that was named, or else the next.
+func (b *bindLink) elsewhere(named bool, partition uint32) {
+	if _, there := b.leaders[partition]; !named || !there {
+		numbers := slices.Sorted(maps.Keys(b.leaders))
+		partition = numbers[(slices.Index(numbers, b.at)+1)%len(numbers)]
 	}
-	return first
+	b.at, b.since = partition, time.Time{}
 }
 
 // tend binds, and keeps the link alive.
@@ -69,14 +76,19 @@ func (b *bindLink) tend(now time.Time) (pause time.Duration) {
 	case b.session != nil:
 		if !now.Before(b.beat) {
 			b.beatNumber++
-			b.beat = now.Add(bindBeat)
+			b.beat = now.Add(b.every)
 			b.session.tell(wire.OpGroupHeartbeat, b.link, &wire.GroupHeartbeat{Number: b.beatNumber})
 		}
 		return until(b.beat, now)
 	case now.Before(b.retryAt):
 		return until(b.retryAt, now)
 	}
-	s := c.conn.sessionTo(b.leaders[b.coordinator()].node)
+	if b.since.IsZero() {
+		b.since = now
+	} else if b.opening == nil && now.Sub(b.since) > bindPatience {
+		b.elsewhere(false, 0)
+	}
+	s := c.conn.sessionTo(b.leaders[b.at].node)
 	if s == nil {
 		c.want = true
 	} else if b.opening != s {
@@ -85,8 +97,14 @@ func (b *bindLink) tend(now time.Time) (pause time.Duration) {
 	return leaderPause
 }
 
-// bindBeat is how often a consumer tells the coordinator that it lives.
-const bindBeat = 2 * time.Second
+const (
+	// bindPatience is how long a partition is asked for the coordinator before the next is.
+	bindPatience = 2 * time.Second
+	// A consumer tells the coordinator that it lives three times in the session timeout, but
+	// not less often than bindBeatMax says.
+	bindBeatMin = 100 * time.Millisecond
+	bindBeatMax = 10 * time.Second
+)
 
 func (b *bindLink) open(s *session) {
 	c := b.consumer
@@ -97,9 +115,9 @@ func (b *bindLink) open(s *session) {
 	}
 	b.opening = s
 	var opened wire.OpenPartitionResponse
-	b.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: c.destination, Partition: b.coordinator()}, &opened, func() {
+	b.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: c.destination, Partition: b.at}, &opened, func() {
 		request := wire.BindRequest{Handle: opened.Handle, Group: c.options.group, Session: b.id, Predecessor: b.old, Name: c.options.name,
-			Node: c.conn.homeNode(), Flags: c.flags, Generation: c.binding.generation, Counter: c.binding.counter}
+			Node: c.conn.homeNode(), Flags: c.flags, Generation: c.binding.generation, Counter: c.binding.counter, Partitions: c.binding.partitions}
 		var response wire.BindResponse
 		b.ask(s, wire.OpGroupBind, &request, &response, func() {
 			b.opening = nil
@@ -110,7 +128,9 @@ func (b *bindLink) open(s *session) {
 			b.session, b.link, b.pause = s, response.Link, 0
 			b.old = [16]byte{}
 			s.attachLink(b.link, b)
-			b.beat = time.Now().Add(bindBeat)
+			b.since = time.Time{}
+			b.every = min(max(time.Duration(response.SessionMs)*time.Millisecond/3, bindBeatMin), bindBeatMax)
+			b.beat = time.Now().Add(b.every)
 			c.rebind(response.Generation, response.Counter, response.Partitions)
 			poke(c.wake)
 		})
@@ -138,10 +158,12 @@ func (b *bindLink) ask(s *session, op wire.Opcode, request, response wire.Messag
 
 func (b *bindLink) refused(err error) {
 	c := b.consumer
-	l := b.leaders[b.coordinator()]
+	l := b.leaders[b.at]
 	switch code := codeOf(err); {
 	case code == wire.CodeNotLeader && l.follow(err):
-		b.leaders[b.coordinator()] = l
+		b.leaders[b.at] = l
+	case code == wire.CodeNotCoordinator:
+		b.follow(err)
 	case code == wire.CodeUnsupported: // brokers without a coordinator
 		c.rebind(0, 0, slices.Sorted(maps.Keys(b.leaders)))
 		b.left = true
@@ -155,6 +177,32 @@ func (b *bindLink) refused(err error) {
 		c.fail(err)
 	}
 	poke(c.wake)
+}
+
+// follow asks the partition that coordinates as the error says.
+func (b *bindLink) follow(err error) {
+	var e *wire.Error
+	named := errors.As(err, &e) && uint64(e.Next) <= math.MaxUint32
+	if named {
+		b.elsewhere(true, uint32(e.Next))
+	} else {
+		b.elsewhere(false, 0)
+	}
+	b.pause = min(max(2*b.pause, attachPauseMin), attachPauseMax) // two that name each other are not asked without end
+	b.retryAt = time.Now().Add(b.pause)
+}
+
+// outdated leaves a coordinator that does not know of a newer one.
+func (b *bindLink) outdated(generation uint32) {
+	if b.left || generation <= b.consumer.binding.generation {
+		return
+	}
+	if b.session != nil {
+		b.session.tell(wire.OpGroupLeave, b.link, &wire.GroupLeave{})
+		b.session.dropLink(b.link)
+		b.session = nil
+		b.elsewhere(false, 0)
+	}
 }
 
 // closed implements link.
@@ -250,8 +298,12 @@ func (at *attachment) drain() {
 
 // stale is told that an attach had a binding that is not the newest: the coordinator will
 // say which one is.
-func (c *Consumer) stale(at *attachment) {
+func (c *Consumer) stale(at *attachment, err error) {
 	at.retryAt = time.Now().Add(retryPause)
+	var e *wire.Error
+	if errors.As(err, &e) && c.bind != nil {
+		c.bind.outdated(uint32(e.Next >> 32))
+	}
 }
 
 // homeNode is the node the client is connected to.

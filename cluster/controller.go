@@ -67,6 +67,7 @@ type Controller struct {
 	asked   map[partitionKey]asked // transfers of the last transferTicks
 	usable  []uint32               // nodes that could take replicas at the last plan
 	settled uint64                 // tick from which on leaders may be balanced
+	silent  map[uuid.UUID]uint64   // tick since when coordinators of groups have no leader
 }
 
 // asked is a transfer that was asked for.
@@ -124,6 +125,7 @@ func (c *Controller) Plan(v *View, h Health, tick uint64) ([]Command, []Transfer
 	p.balanceReplicas()
 	p.removeNodes()
 	p.raiseLevel()
+	p.replaceCoordinators()
 	return p.commands, p.transfers
 }
 

@@ -85,15 +85,16 @@ type Command struct {
 	SetPlacement *SetPlacement `json:"set_placement,omitempty"`
 	SetReplicas  *SetReplicas  `json:"set_replicas,omitempty"`
 	// Since version 3.
-	SetGroup    *SetGroup    `json:"set_group,omitempty"`
-	RemoveGroup *RemoveGroup `json:"remove_group,omitempty"`
+	SetGroup        *SetGroup        `json:"set_group,omitempty"`
+	RemoveGroup     *RemoveGroup     `json:"remove_group,omitempty"`
+	MoveCoordinator *MoveCoordinator `json:"move_coordinator,omitempty"`
 }
 
 // stamp sets MinimumVersion: what an older build would not understand, or would
 // understand in another way, it must not apply.
 func (c *Command) stamp() {
 	switch {
-	case c.SetGroup != nil, c.RemoveGroup != nil, c.Create != nil && c.Create.Settings.HasLetters(), c.Alter != nil && c.Alter.Mask&wire.MaskLetters != 0:
+	case c.SetGroup != nil, c.RemoveGroup != nil, c.MoveCoordinator != nil, c.Create != nil && c.Create.Settings.HasLetters(), c.Alter != nil && c.Alter.Mask&wire.MaskLetters != 0:
 		c.MinimumVersion = 3
 	case c.Join != nil, c.SetNode != nil, c.RemoveNode != nil, c.SetLevel != nil, c.Move != nil, c.Reconfigured != nil,
 		c.Lost != nil, c.SetPlacement != nil, c.SetReplicas != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil,
@@ -269,6 +270,8 @@ func (s *State) apply(index wire.Index, c *Command) Result {
 		return s.setGroup(index, c.SetGroup)
 	case c.RemoveGroup != nil:
 		return s.removeGroup(index, c.RemoveGroup)
+	case c.MoveCoordinator != nil:
+		return s.moveCoordinator(index, c.MoveCoordinator)
 	}
 	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
 }

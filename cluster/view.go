@@ -145,6 +145,9 @@ type Destination struct {
 	Labels      map[string]string `json:"labels,omitempty"`
 	// Groups are by name. A *Group is replaced, never changed, and so is the map.
 	Groups map[string]*Group `json:"groups,omitempty"`
+	// Coordinator is the partition that keeps the members of groups, once it is another
+	// than the first: see Coordinates.
+	Coordinator Coordinator `json:"coordinator,omitzero"`
 }
 
 // Deleted is a destination that a committed command has removed. It is remembered

@@ -337,3 +337,82 @@ func TestANewCoordinatorGoesOnWithTheMembers(t *testing.T) {
 		b.close(t)
 	}
 }
+
+// GROUP_BIND by way of a node that has no replica of the coordinator's partition: the node
+// passes it on, and what the coordinator says comes back.
+func TestBindingsComeThroughAnyNode(t *testing.T) {
+	c := lockstest.StartCluster(t, 3)
+	ctx, conn := connect(t, c.Broker(1))
+	jobs(ctx, t, conn, 1)
+	var f filler
+	log := &received{list: make(map[uint32][]string)}
+	var list []*bound
+	for node := 1; node <= 3; node++ {
+		gateway, err := client.Connect(ctx, c.Broker(node).URL(), client.AllowRedirect(false))
+		require.NoError(t, err)
+		defer func() { _ = gateway.Close() }()
+		list = append(list, bind(ctx, t, gateway, log, wire.BindingCover))
+	}
+	require.Eventually(t, func() bool {
+		f.fill(ctx, t, conn, 1, all...)
+		f.drained(t, log)
+		each := slices.Concat(list[0].look(), list[1].look(), list[2].look())
+		slices.Sort(each)
+		return slices.Equal(all, each)
+	}, timeout, time.Millisecond)
+	for _, b := range list {
+		b.close(t)
+	}
+}
+
+// R-SIB-15: the node that leads the coordinator's partition is lost, and its partition with
+// it. Another partition becomes the coordinator in a higher generation: who has partitions
+// keeps them, who comes gets his share, and the lost partition is adopted when it is back.
+func TestR_SIB_15_ALostCoordinatorIsReplaced(t *testing.T) {
+	c := lockstest.StartCluster(t, 3)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*timeout)
+	defer cancel()
+	conn, err := client.Connect(ctx, c.URL())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	jobs(ctx, t, conn, 1)
+	var f filler
+	log := &received{list: make(map[uint32][]string)}
+	short := client.SessionTimeout(time.Second)
+	one, two := bind(ctx, t, conn, log, wire.BindingCover, short), bind(ctx, t, conn, log, wire.BindingCover, short)
+	f.fill(ctx, t, conn, 5, all...)
+	f.drained(t, log)
+	var d client.Destination
+	d, err = conn.Destination(ctx, "jobs")
+	require.NoError(t, err)
+	lost := int(d.Partitions[0].Leader)
+	had := slices.Sorted(slices.Values(slices.Concat(one.last(), two.last())))
+	c.Stop(lost)
+	require.Eventually(t, func() bool {
+		info, err := conn.DescribeGroup(ctx, "jobs", "workers")
+		return err == nil && slices.ContainsFunc(info.Partitions, func(p client.GroupPartition) bool { return p.Binding == "cover 2.1 of 2 consumers" })
+	}, 2*timeout, 50*time.Millisecond)
+	require.Equal(t, had, slices.Sorted(slices.Values(slices.Concat(one.last(), two.last()))), "nobody has lost anything by it")
+	f.fill(ctx, t, conn, 5, 1, 2)
+	f.drained(t, log)
+
+	c.Start(lost)
+	require.Eventually(t, func() bool {
+		d, err := conn.Destination(ctx, "jobs")
+		return err == nil && d.Partitions[0].Leader != 0
+	}, timeout, 10*time.Millisecond)
+	three := bind(ctx, t, conn, log, wire.BindingCover, short)
+	require.Eventually(t, func() bool {
+		f.fill(ctx, t, conn, 1, all...)
+		f.drained(t, log)
+		each := slices.Concat(one.look(), two.look(), three.look())
+		slices.Sort(each)
+		return slices.Equal(all, each)
+	}, timeout, time.Millisecond)
+	info, err := conn.DescribeGroup(ctx, "jobs", "workers")
+	require.NoError(t, err)
+	require.Empty(t, info.Partitions[0].Binding, "it coordinates no longer")
+	for _, b := range []*bound{one, two, three} {
+		b.close(t)
+	}
+}

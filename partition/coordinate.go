@@ -2,6 +2,7 @@ package partition
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -50,7 +51,7 @@ func (l *lead) Dropped() {
 	if s.leader {
 		l.Leader.Dropped()
 	}
-	if s.coordinator {
+	if s.coordinator && l.coordinator != nil {
 		l.coordinator.Dropped()
 	}
 }
@@ -62,7 +63,7 @@ func (l *lead) Applied(i wire.Index) {
 	if s.leader {
 		l.Leader.Applied(i)
 	}
-	if s.coordinator {
+	if s.coordinator && l.coordinator != nil {
 		l.coordinator.Applied()
 	}
 }
@@ -94,12 +95,19 @@ func (l *lead) Close(err error) {
 	l.Leader.Close(err)
 }
 
-// coordinate begins the Coordinator of a group.
-func (g *Groups) coordinate(l *lead) {
-	if l.coordinator == nil {
-		l.coordinator = group.NewCoordinator(l.group, g.effects.Partitions, g.now)
-		g.wake(l)
+// coordinate begins the Coordinator of a group, if this partition is the one that keeps
+// its members. Otherwise it returns CodeNotCoordinator.
+func (g *Groups) coordinate(l *lead) error {
+	term, err := g.effects.Coordinates()
+	if err != nil || l.coordinator != nil {
+		return err
 	}
+	if slices.ContainsFunc(l.shares, func(s share) bool { return s.coordinator }) {
+		return wire.Errorf(wire.CodeRetry, "what the coordinator before has proposed is not applied yet")
+	}
+	l.coordinator = group.NewCoordinator(l.group, g.effects.Partitions, term, g.now)
+	g.wake(l)
+	return nil
 }
 
 // bind begins the link of a consumer to the coordinator of its group.
@@ -110,7 +118,10 @@ func (g *Groups) bind(in *Input) {
 		return
 	}
 	l := g.lead(s)
-	g.coordinate(l)
+	if err := g.coordinate(l); err != nil {
+		in.refuse(err)
+		return
+	}
 	if g.binders == nil {
 		g.binders = make(map[group.Binder]*lead)
 	}
@@ -141,13 +152,28 @@ func (g *Groups) bound(in *Input) {
 	g.wake(l)
 }
 
-// reconsider has all bindings looked at: there may be other partitions.
+// reconsider has all bindings looked at: there may be other partitions, or this one may
+// keep the members no longer.
 func (g *Groups) reconsider() {
+	var term group.Term
+	var err error
+	asked := false
 	for _, l := range g.leads {
-		if l.coordinator != nil {
-			l.coordinator.Reconsider()
-			g.wake(l)
+		if l.coordinator == nil {
+			continue
 		}
+		if !asked {
+			term, err = g.effects.Coordinates()
+			asked = true
+		}
+		if err == nil {
+			l.coordinator.Reconsider(term.Generation)
+			g.wake(l)
+			continue
+		}
+		maps.DeleteFunc(g.binders, func(_ group.Binder, of *lead) bool { return of == l })
+		l.coordinator.Close(err)
+		l.coordinator = nil
 	}
 }
 

@@ -96,6 +96,10 @@ type Effects interface {
 	Locate(timeMs int64, then func(wire.Offset, error))
 	// Partitions are those of the destination as they are known at the moment, ascending.
 	Partitions() []group.PartitionLoad
+	// Coordinates is since when, and in which generation, this partition keeps the members
+	// of the destination's groups; CodeNotCoordinator, with the number of the partition that
+	// does as its next, if it does not.
+	Coordinates() (group.Term, error)
 	// Letter writes a record to where the dead letters of a group go, and tells
 	// Partition.LetterWritten. Before a producer is committed for them it gets one, which
 	// it tells Partition.LetterProducer. The group is read during the call only.

@@ -124,12 +124,10 @@ func (g *Groups) applied(e *Entry) {
 			if g.p.state.groups.Group(id) != l.group {
 				g.drop(l, wire.CodeGroupGone)
 			} else {
-				if l.coordinator != nil {
-					l.coordinator.Reconsider() // the policy may be another
-				}
 				g.wake(l)
 			}
 		}
+		g.reconsider() // the policy may be another
 	}
 	if len(g.controls) == 0 || e.Term != g.p.term {
 		return

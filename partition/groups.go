@@ -399,7 +399,7 @@ func (g *Groups) begin() {
 			g.lead(s)
 		}
 		if s.Members != nil {
-			g.coordinate(g.lead(s))
+			_ = g.coordinate(g.lead(s)) // another partition may do so by now
 		}
 	}
 }

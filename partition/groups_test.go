@@ -13,10 +13,12 @@ import (
 
 // world is what groups need, as far as tests need it.
 type world struct {
-	h        *harness
-	scans    int
-	confirms []func(error)
-	hold     bool // confirmations wait
+	h         *harness
+	scans     int
+	confirms  []func(error)
+	hold      bool // confirmations wait
+	term      group.Term
+	elsewhere error // another partition coordinates
 }
 
 func (w *world) Scan(from wire.Offset, _ int) {
@@ -32,6 +34,7 @@ func (w *world) NextOf(group.ID, group.Scope, bool, wire.Offset, wire.Offset, fu
 func (w *world) Firsts(group.ID, bool, wire.Offset, wire.Offset, func(wire.Offset) bool) {}
 func (w *world) Locate(_ int64, then func(wire.Offset, error))                           { then(2, nil) }
 func (w *world) Letter(*group.Group, group.Letter)                                       {}
+func (w *world) Coordinates() (group.Term, error)                                        { return w.term, w.elsewhere }
 func (w *world) Partitions() []group.PartitionLoad {
 	return []group.PartitionLoad{{Number: 0}, {Number: 1}, {Number: 2}}
 }

@@ -231,6 +231,23 @@ func TestR_IS_6_EveryOpcodeIsServedOrRedirectedByEveryNode(t *testing.T) {
 		heard(partition.InputOrder).Reply(nil, nil)
 		return c.answer(9).code()
 	}}
+	attempts[wire.OpGroupBind] = attempt{routed: true, send: func(c *rawClient, handle, _ uint32) wire.ErrorCode {
+		leader.set(func() { leader.inputs = nil })
+		c.send(wire.OpGroupBind, 9, &wire.BindRequest{Handle: handle, Group: "g", Session: [16]byte{1}})
+		binder := heard(partition.InputBind).Binder
+		binder.Bound(&wire.BindResponse{Generation: 1, Counter: 2}, nil)
+		f := c.answer(9)
+		var m wire.BindResponse
+		c.ok(f, &m)
+		c.send(wire.OpGroupHeartbeat, m.Link, &wire.GroupHeartbeat{Number: 7})
+		require.Equal(t, uint64(7), heard(partition.InputHeartbeat).Number)
+		binder.Rebound(&wire.GroupBinding{Generation: 1, Counter: 3, Partitions: []uint32{0}})
+		for {
+			if told := c.read(); told.Opcode == wire.OpGroupBinding && told.ID == m.Link {
+				return f.code()
+			}
+		}
+	}}
 	attempts[wire.OpTempOpen] = ask(wire.OpTempOpen, &wire.TemporaryOpenRequest{Token: [16]byte{1}})
 	home := dialOpen(t, members[0].address)
 	var temporary wire.TemporaryOpenResponse
@@ -256,7 +273,6 @@ func TestR_IS_6_EveryOpcodeIsServedOrRedirectedByEveryNode(t *testing.T) {
 	// What only brokers send, and what the session begins with.
 	notAsked := []wire.Opcode{wire.OpHello, wire.OpDeliver, wire.OpLinkClosed, wire.OpEvent,
 		wire.OpGroupAnswer, wire.OpGroupDeliver, wire.OpGroupRevoke, wire.OpGroupLost, wire.OpGroupBinding, wire.OpTempDeliver}
-	notAsked = append(notAsked, wire.OpGroupBind) // nobody serves it yet
 	expected := map[wire.Opcode]wire.ErrorCode{wire.OpCreate: wire.CodeAlreadyExists, wire.OpDelete: wire.CodeUnknownDestination}
 	for _, supported := range wire.SupportedOpcodes() {
 		op := supported.Opcode
@@ -278,6 +294,21 @@ func TestR_IS_6_EveryOpcodeIsServedOrRedirectedByEveryNode(t *testing.T) {
 				redirected(t, c.answer(2), 1, 5)
 			})
 		}
+	}
+}
+
+// A partition that does not coordinate the groups says which one does, whichever node is
+// asked.
+func TestAPartitionThatDoesNotCoordinateNamesTheOneThatDoes(t *testing.T) {
+	members := startMembers(t, 2, Limits{})
+	create(members, "events", 2, 1)
+	for _, m := range members {
+		c := dialOpen(t, m.address)
+		c.send(wire.OpGroupBind, 9, &wire.BindRequest{Handle: c.open("events", 1), Group: "g", Session: [16]byte{1}})
+		f := c.answer(9)
+		require.Equal(t, wire.CodeNotCoordinator, f.code())
+		require.Zero(t, f.failure().Next)
+		require.Contains(t, f.failure().Detail, `partition 1 of "events" does not coordinate groups; partition 0 does`)
 	}
 }
 

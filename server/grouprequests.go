@@ -35,8 +35,8 @@ func (s *session) groupAttach(h wire.Header, body []byte) error {
 	return nil
 }
 
-// groupBind begins the link of a consumer to the coordinator of its group, which leads the
-// first partition of the destination. The answer comes when the group has listed it.
+// groupBind begins the link of a consumer to the coordinator of its group, the leader of
+// one partition of the destination. The answer comes when the group has listed it.
 func (s *session) groupBind(h wire.Header, body []byte) error {
 	m := new(wire.BindRequest)
 	if err := m.Parse(body); err != nil {
@@ -47,7 +47,7 @@ func (s *session) groupBind(h wire.Header, body []byte) error {
 	}
 	t, err := s.groupHandle(m.Handle, m.Group)
 	if err == nil {
-		err = coordinates(t)
+		err = coordinates(t.dest, t.key.partition)
 	}
 	switch {
 	case err != nil:
@@ -63,14 +63,6 @@ func (s *session) groupBind(h wire.Header, body []byte) error {
 	k := s.newGroupLink(h, t)
 	k.binds = true
 	k.input(partition.Input{Kind: partition.InputBind, Group: m.Group, Bind: m})
-	return nil
-}
-
-// coordinates refuses a partition that does not keep the members of groups.
-func coordinates(t *handle) error {
-	if first := t.dest.Partitions[0].Number; t.key.partition != first {
-		return wire.Errorf(wire.CodeNotCoordinator, "partition %d of %q does not coordinate groups; partition %d does", t.key.partition, t.dest.Name, first)
-	}
 	return nil
 }
 

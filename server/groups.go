@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/lockstepmq/lockstep/cluster"
@@ -76,6 +77,30 @@ func (r groupEffects) Partitions() []group.PartitionLoad {
 		}
 	}
 	return list
+}
+
+// Coordinates implements partition.Effects.
+func (r groupEffects) Coordinates() (group.Term, error) {
+	d, ok := r.broker.View().DestinationByID(r.destination)
+	if !ok {
+		return group.Term{}, wire.CodeDestinationGone
+	}
+	if err := coordinates(d, r.number); err != nil {
+		return group.Term{}, err
+	}
+	c := d.Coordinates()
+	return group.Term{Generation: c.Generation, Since: c.Since}, nil
+}
+
+// coordinates refuses a partition that does not keep the members of the destination's
+// groups, and says which one does.
+func coordinates(d *cluster.Destination, partition uint32) error {
+	c := d.Coordinates()
+	if c.Partition == partition {
+		return nil
+	}
+	return &wire.Error{Code: wire.CodeNotCoordinator, Next: wire.Offset(c.Partition),
+		Detail: fmt.Sprintf("partition %d of %q does not coordinate groups; partition %d does", partition, d.Name, c.Partition)}
 }
 
 // Group implements replica. An attach wakes a partition that was never written, and is

@@ -7,11 +7,11 @@ import "encoding/binary"
 // which partitions to attach to. The link is kept alive with GROUP_HEARTBEAT and ends
 // with GROUP_LEAVE.
 
-// BindRequest asks for partitions. A node that does not coordinate the group answers
-// NOT_COORDINATOR.
+// BindRequest asks for partitions. A partition that does not coordinate the group answers
+// NOT_COORDINATOR, with the number of the one that does as the next of the error.
 //
 //	handle u32 | group string | session 16 | predecessor 16 | name string | node u32 | flags u8 |
-//	generation u32 | counter u32
+//	generation u32 | counter u32 | count u32, each: partition u32
 type BindRequest struct {
 	Handle      uint32
 	Group       string
@@ -22,6 +22,7 @@ type BindRequest struct {
 	Flags       AttachFlags
 	Generation  uint32 // of the binding that it knows, 0 and 0: none
 	Counter     uint32
+	Partitions  []uint32 // that the binding gives it, so that a new coordinator can leave them to it
 }
 
 // Append implements Message.
@@ -35,7 +36,8 @@ func (m *BindRequest) Append(dst []byte) []byte {
 	dst = le.AppendUint32(dst, m.Node)
 	dst = append(dst, byte(m.Flags))
 	dst = le.AppendUint32(dst, m.Generation)
-	return le.AppendUint32(dst, m.Counter)
+	dst = le.AppendUint32(dst, m.Counter)
+	return appendNumbers(dst, m.Partitions)
 }
 
 // Parse implements Message.
@@ -50,17 +52,19 @@ func (m *BindRequest) Parse(src []byte) error {
 	m.Flags = AttachFlags(r.uint8())
 	m.Generation = r.uint32()
 	m.Counter = r.uint32()
+	m.Partitions = r.numbers()
 	return r.done("GROUP_BIND request")
 }
 
 // BindResponse names the link and says which partitions are the consumer's.
 //
-//	link u32 | generation u32 | counter u32 | binding u8 | count u32, each: partition u32
+//	link u32 | generation u32 | counter u32 | binding u8 | sessionMs u32 | count u32, each: partition u32
 type BindResponse struct {
 	Link       uint32
 	Generation uint32
 	Counter    uint32
 	Binding    BindingPolicy
+	SessionMs  uint32 // silence after which the consumer is taken off the list
 	Partitions []uint32
 }
 
@@ -71,6 +75,7 @@ func (m *BindResponse) Append(dst []byte) []byte {
 	dst = le.AppendUint32(dst, m.Generation)
 	dst = le.AppendUint32(dst, m.Counter)
 	dst = append(dst, byte(m.Binding))
+	dst = le.AppendUint32(dst, m.SessionMs)
 	return appendNumbers(dst, m.Partitions)
 }
 
@@ -81,6 +86,7 @@ func (m *BindResponse) Parse(src []byte) error {
 	m.Generation = r.uint32()
 	m.Counter = r.uint32()
 	m.Binding = BindingPolicy(r.uint8())
+	m.SessionMs = r.uint32()
 	m.Partitions = r.numbers()
 	return r.done("GROUP_BIND response")
 }

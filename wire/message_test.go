@@ -473,7 +473,7 @@ var goldenMessages = []goldenMessage{
 	`},
 	{"GROUP_ORDER response", OpGroupOrder, true, &GroupJSON{JSON: []byte("{}")}, `02 00 00 00 7b 7d // {}`},
 	{"GROUP_BIND request", OpGroupBind, false, &BindRequest{
-		Handle: 1, Group: "g", Session: [16]byte{15: 2}, Predecessor: [16]byte{15: 3}, Name: "n", Node: 4, Flags: AttachStandby, Generation: 5, Counter: 6,
+		Handle: 1, Group: "g", Session: [16]byte{15: 2}, Predecessor: [16]byte{15: 3}, Name: "n", Node: 4, Flags: AttachStandby, Generation: 5, Counter: 6, Partitions: []uint32{7},
 	}, `
 		01 00 00 00             // handle 1
 		01 00 67                // "g"
@@ -484,12 +484,15 @@ var goldenMessages = []goldenMessage{
 		02                      // standby
 		05 00 00 00             // generation 5
 		06 00 00 00             // counter 6
+		01 00 00 00             // one partition
+		07 00 00 00             // partition 7
 	`},
-	{"GROUP_BIND response", OpGroupBind, true, &BindResponse{Link: 1, Generation: 2, Counter: 3, Binding: BindingCover, Partitions: []uint32{4}}, `
+	{"GROUP_BIND response", OpGroupBind, true, &BindResponse{Link: 1, Generation: 2, Counter: 3, Binding: BindingCover, SessionMs: 6000, Partitions: []uint32{4}}, `
 		01 00 00 00             // link 1
 		02 00 00 00             // generation 2
 		03 00 00 00             // counter 3
 		01                      // cover
+		70 17 00 00             // 6,000 ms
 		01 00 00 00             // one partition
 		04 00 00 00             // partition 4
 	`},

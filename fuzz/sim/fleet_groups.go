@@ -519,6 +519,7 @@ func (j *findJob) Done() {
 }
 
 // Partitions: the consumers of the fleet gather.
+func (fleetEffects) Coordinates() (group.Term, error)  { return group.Term{Generation: 1}, nil }
 func (fleetEffects) Partitions() []group.PartitionLoad { return nil }
 
 // Locate implements partition.Effects.

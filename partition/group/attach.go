@@ -1,6 +1,7 @@
 package group
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -115,6 +116,9 @@ func (l *Leader) advance(a *attachment) bool {
 	case m.ending && l.keeps(RuleEnding):
 		return false // the outcome comes first
 	}
+	if err := l.outdated(bindingOf(a.request), true); err != nil {
+		return l.refuse(a, err)
+	}
 	a.member = m
 	if !a.returned {
 		a.returned = true
@@ -143,10 +147,9 @@ func (l *Leader) join(a *attachment) bool {
 	if len(l.members) >= MaxSessions {
 		return l.refuse(a, wire.Errorf(wire.CodeTooMany, "group %s has %d consumers at this partition, that is its limit: attach some elsewhere", l.g.Name, MaxSessions))
 	}
-	binding := Binding{r.Generation, r.Counter}
-	if binding != (Binding{}) && binding.Before(l.binding) {
-		return l.refuse(a, wire.Errorf(wire.CodeStaleBinding, "binding %d.%d is older than %d.%d, which another consumer has",
-			binding.Generation, binding.Counter, l.binding.Generation, l.binding.Counter))
+	binding := bindingOf(r)
+	if err := l.outdated(binding, false); err != nil {
+		return l.refuse(a, err)
 	}
 	predecessor := l.members[Session(r.Predecessor)]
 	if r.Name != "" && (predecessor == nil || !predecessor.listed) {
@@ -180,12 +183,37 @@ func (l *Leader) join(a *attachment) bool {
 	return false
 }
 
+func bindingOf(r *wire.AttachRequest) Binding { return Binding{r.Generation, r.Counter} }
+
+// outdated is the error for a consumer that goes by a binding which is older than that of
+// another one here; one that is listed may, as long as both are of one coordinator.
+func (l *Leader) outdated(b Binding, listed bool) error {
+	switch {
+	case b == (Binding{}), !b.Before(l.binding), listed && b.Generation == l.binding.Generation, !l.keeps(RuleGeneration):
+		return nil
+	}
+	return &wire.Error{Code: wire.CodeStaleBinding, Next: wire.Offset(l.binding.Generation)<<32 | wire.Offset(l.binding.Counter),
+		Detail: fmt.Sprintf("binding %d.%d is older than %d.%d, which another consumer has", b.Generation, b.Counter, l.binding.Generation, l.binding.Counter)}
+}
+
+// depose ends the links of consumers of an older generation: each has to hear from the
+// coordinator what it has now.
+func (l *Leader) depose() {
+	for _, m := range l.members {
+		if m.link != nil && l.links[m.link] != nil && l.links[m.link].open {
+			if err := l.outdated(m.binding, true); err != nil {
+				l.unlink(m, err)
+			}
+		}
+	}
+}
+
 // attached answers an attach: from now on the session is served on this link. Leaving the
 // wait set and granting the claims is one step.
 func (l *Leader) attached(a *attachment, m *member, refused []wire.OutcomeAnswer) {
 	r := a.request
 	a.request, a.open, a.member, a.scopes = nil, true, m, nil
-	m.link, m.flags = a.consumer, r.Flags
+	m.link, m.flags, m.binding = a.consumer, r.Flags, bindingOf(r)
 	m.draining, m.leaving = false, false
 	m.limits(r.Capacity, r.Refill, r.Bytes)
 	if m.waiting {

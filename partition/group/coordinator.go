@@ -8,12 +8,18 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// MinMemberTimeout is the shortest silence after which a consumer is taken off the list of
-// members: consumers say that they live every 2 s.
-const MinMemberTimeout = 6 * time.Second
-
-// maxEnrol bounds the bytes of the members that one entry lists.
-const maxEnrol = 128 << 10
+const (
+	// MinMemberTimeout is the shortest silence after which a consumer is taken off the list
+	// of members, however short the session timeout of its group is. Consumers say three
+	// times in that time that they live, and that costs one partition for all of them.
+	MinMemberTimeout = time.Second
+	// maxEnrol bounds the bytes of the members that one entry lists.
+	maxEnrol = 128 << 10
+	// A binding names all members and all of them hear of it. Where there are many, the next
+	// one waits for bindingPause per member: what comes meanwhile is one change, not many.
+	bindingPause = 100 * time.Microsecond
+	crowd        = 100
+)
 
 // Binder is the link of one consumer to the coordinator. Its methods are called in the
 // owner's turn: they must not block, must not call back, and copy what they keep.
@@ -34,20 +40,39 @@ type Binder interface {
 //
 //	Bind, Leave, silence ──▶ MEMBER …, BINDING in one entry ──applied──▶ all links hear it
 //
-// One entry is on its way at a time; what comes meanwhile goes with the next. Owner only.
+// One entry is on its way at a time; what comes meanwhile goes with the next.
+//
+// When another partition becomes the one that keeps the members, its Coordinator begins
+// with a higher generation and an empty list. It waits until the members have had time to
+// come to it, with what they have: then the first binding takes nothing from anybody. Until
+// they hear of it they go on with the binding that they know; a partition that has a
+// consumer of the new generation serves none of an older one. Owner only.
 type Coordinator struct {
-	g       *Group
-	loads   func() []PartitionLoad
-	start   time.Duration // silence before does not count
-	now     time.Duration
-	check   time.Duration // when somebody may have been silent for too long; 0: nobody is listed
-	links   map[Binder]*membership
-	members map[Session]*membership
-	asking  []*membership // listed ones that wait for an answer
-	next    enrolment
-	entry   *enrolment // on its way
-	above   Binding    // somebody knows this one: ours must be newer
-	stale   bool       // the binding is to be looked at
+	g          *Group
+	loads      func() []PartitionLoad
+	generation uint32
+	start      time.Duration // silence before does not count
+	now        time.Duration
+	check      time.Duration // when somebody may have been silent for too long; 0: nobody is listed
+	pause      time.Duration // nothing is proposed before
+	links      map[Binder]*membership
+	members    map[Session]*membership
+	names      map[string]*membership
+	asking     []*membership // listed ones that wait for an answer
+	next       enrolment
+	entry      *enrolment // on its way
+	above      Binding    // somebody knows this one: ours must be newer
+	stale      bool       // the binding is to be looked at
+	taken      uint64     // rules, see WithoutRules
+}
+
+// Term is which coordinator a group has.
+type Term struct {
+	// Generation is the binding's: it rises when another partition becomes the coordinator.
+	Generation uint32
+	// Since is the metadata index as of which it is the coordinator. A group that is younger
+	// has no members elsewhere.
+	Since wire.Index
 }
 
 // membership is a member as the coordinator knows it.
@@ -57,6 +82,8 @@ type membership struct {
 	asks                    bool   // its link waits for an answer
 	listed, ending, leaving bool   // leaving: by its own wish
 	heard                   time.Duration
+	told                    time.Duration // the timeout that it goes by
+	had                     []uint32      // what the coordinator before has given it
 }
 
 // enrolment is what one entry changes.
@@ -67,15 +94,29 @@ type enrolment struct {
 
 // NewCoordinator begins the term of a coordinator. Loads gives the partitions of the
 // destination as they are; it is called in turns and must not block.
-func NewCoordinator(g *Group, loads func() []PartitionLoad, now time.Duration) *Coordinator {
-	c := &Coordinator{g: g, loads: loads, start: now, now: now, links: make(map[Binder]*membership), members: make(map[Session]*membership), stale: true}
+func NewCoordinator(g *Group, loads func() []PartitionLoad, term Term, now time.Duration) *Coordinator {
+	c := &Coordinator{
+		g: g, loads: loads, generation: max(term.Generation, 1), start: now, now: now, stale: true,
+		links: make(map[Binder]*membership), members: make(map[Session]*membership), names: make(map[string]*membership),
+	}
 	if g.Members != nil {
-		for session, m := range g.Members.List {
-			c.members[session] = &membership{Membership: m, listed: true, heard: now}
+		for _, m := range g.Members.List {
+			c.know(&membership{Membership: m, listed: true, heard: now})
 			c.check = now + c.timeout()
 		}
 	}
+	if c.generation > 1 && c.binding().Generation < c.generation && wire.Index(g.ID) < term.Since {
+		c.pause = now + c.timeout()
+	}
 	return c
+}
+
+// know notes a member.
+func (c *Coordinator) know(m *membership) {
+	c.members[m.Session] = m
+	if m.Name != "" {
+		c.names[m.Name] = m
+	}
 }
 
 func (c *Coordinator) timeout() time.Duration {
@@ -93,7 +134,11 @@ func (c *Coordinator) binding() (b Binding) {
 // listed.
 func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 	m := c.members[Session(r.Session)]
+	known := Binding{r.Generation, r.Counter}
 	switch {
+	case r.Generation > max(c.generation, c.binding().Generation) && c.keeps(RuleNewest):
+		b.Bound(nil, wire.Errorf(wire.CodeRetry, "group %s has a coordinator of generation %d, this one is of %d: it is about to hear of it", c.g.Name, r.Generation, c.generation))
+		return
 	case m == nil && len(c.members) >= MaxSessions:
 		b.Bound(nil, wire.Errorf(wire.CodeTooMany, "group %s has %d consumers, that is its limit", c.g.Name, MaxSessions))
 		return
@@ -109,9 +154,15 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 		}
 	}
 	m.link, m.asks, m.heard = b, true, max(m.heard, now)
-	c.links[b] = m
-	if known := (Binding{r.Generation, r.Counter}); c.binding().Before(known) {
+	if c.links[b] = m; known.Generation < c.generation {
+		m.had = r.Partitions
+	}
+	if c.binding().Before(known) && c.above.Before(known) && c.keeps(RuleAbove) {
 		c.above, c.stale = known, true
+	}
+	if !c.keeps(RuleEnrolled) {
+		m.asks = false
+		b.Bound(&wire.BindResponse{Generation: c.binding().Generation, Counter: c.binding().Counter, Partitions: c.spread(&enrolment{joins: c.next.joins})[m.Session]}, nil)
 	}
 }
 
@@ -121,15 +172,13 @@ func (c *Coordinator) join(r *wire.BindRequest) *membership {
 	m := &membership{Membership: &Membership{
 		Session: Session(r.Session), Predecessor: Session(r.Predecessor), Name: r.Name, Node: r.Node, Flags: uint8(r.Flags),
 	}}
-	for session, other := range c.members {
-		if r.Name != "" && other.Name == r.Name && !other.ending {
-			m.Predecessor = session
-		}
+	if other := c.names[r.Name]; r.Name != "" && other != nil && !other.ending {
+		m.Predecessor = other.Session
 	}
 	if before := c.members[m.Predecessor]; before != nil {
 		c.remove(before)
 	}
-	c.members[m.Session] = m
+	c.know(m)
 	c.next.joins = append(c.next.joins, m)
 	return m
 }
@@ -164,8 +213,11 @@ func (c *Coordinator) Gone(b Binder, dead bool) {
 	}
 }
 
-// Reconsider says that there are other partitions than before, or other settings.
-func (c *Coordinator) Reconsider() { c.stale = true }
+// Reconsider says that there are other partitions than before, other settings, or a higher
+// generation.
+func (c *Coordinator) Reconsider(generation uint32) {
+	c.stale, c.generation = true, max(c.generation, generation)
+}
 
 // Resumed says that the broker could not work for a while: silence until now says nothing.
 func (c *Coordinator) Resumed(now time.Duration) { c.start = max(c.start, now) }
@@ -188,6 +240,9 @@ func (c *Coordinator) remove(m *membership) {
 func (c *Coordinator) forget(m *membership) {
 	if c.members[m.Session] == m {
 		delete(c.members, m.Session)
+	}
+	if c.names[m.Name] == m {
+		delete(c.names, m.Name)
 	}
 	if m.leaving {
 		c.unlink(m, nil)
@@ -221,12 +276,15 @@ func (c *Coordinator) Turn(now time.Duration) {
 	}
 	clear(c.asking)
 	c.asking = c.asking[:0]
+	if c.pause > 0 && c.pause <= c.now {
+		c.pause = 0
+	}
 	if c.check == 0 || c.check > c.now {
 		return
 	}
 	c.check = 0
 	for _, m := range c.members {
-		if at := max(m.heard, c.start) + c.timeout(); !m.listed || m.ending {
+		if at := c.silentAt(m); !m.listed || m.ending || !c.keeps(RuleQuiet) {
 			continue
 		} else if at <= c.now {
 			c.remove(m)
@@ -236,22 +294,36 @@ func (c *Coordinator) Turn(now time.Duration) {
 	}
 }
 
-// Deadline is when the next turn is due, 0 if none is.
-func (c *Coordinator) Deadline() time.Duration { return c.check }
+// silentAt is when a member that is not heard any more is taken off the list. It may go by
+// a timeout that is longer than the group's is by now.
+func (c *Coordinator) silentAt(m *membership) time.Duration {
+	return max(m.heard, c.start) + max(m.told, c.timeout())
+}
 
-// answer tells a listed member what it asked for.
+// Deadline is when the next turn is due, 0 if none is.
+func (c *Coordinator) Deadline() time.Duration {
+	if c.pause > 0 && (c.check == 0 || c.pause < c.check) {
+		return c.pause
+	}
+	return c.check
+}
+
+// answer tells a listed member what it asked for, unless somebody knows of a newer binding:
+// then the next one is the answer.
 func (c *Coordinator) answer(m *membership) {
-	if m.link == nil || !m.asks || !m.listed || m.ending {
+	if m.link == nil || !m.asks || !m.listed || m.ending || c.binding().Before(c.above) {
 		return
 	}
-	m.asks = false
+	m.asks, m.told = false, c.timeout()
 	b := c.g.Members.Binding
-	m.link.Bound(&wire.BindResponse{Generation: b.Generation, Counter: b.Counter, Binding: c.g.Settings.Binding, Partitions: c.g.Members.Of(m.Session)}, nil)
+	m.link.Bound(&wire.BindResponse{
+		Generation: b.Generation, Counter: b.Counter, Binding: c.g.Settings.Binding, SessionMs: uint32(m.told.Milliseconds()), Partitions: c.g.Members.Of(m.Session),
+	}, nil)
 }
 
 // Pending reports whether Propose may have something to say.
 func (c *Coordinator) Pending() bool {
-	return c.entry == nil && (c.stale || len(c.next.joins)+len(c.next.gone) > 0)
+	return c.entry == nil && c.pause == 0 && (c.stale || len(c.next.joins)+len(c.next.gone) > 0)
 }
 
 // Propose appends the commands that are to be committed, if they fit in room bytes.
@@ -273,11 +345,14 @@ func (c *Coordinator) Propose(dst []byte, room int) ([]byte, bool) {
 	}
 	partitions := c.spread(e)
 	b := c.binding()
-	if c.g.Members == nil || b.Before(c.above) || !maps.EqualFunc(partitions, c.g.Members.Partitions, slices.Equal) {
+	if c.g.Members == nil || b.Generation < c.generation || b.Before(c.above) || !maps.EqualFunc(partitions, c.g.Members.Partitions, slices.Equal) {
 		if b.Before(c.above) {
 			b = c.above
 		}
-		out = AppendBinding(out, c.g.ID, Binding{max(b.Generation, 1), b.Counter + 1}, partitions)
+		if b.Generation < c.generation {
+			b = Binding{Generation: c.generation}
+		}
+		out = AppendBinding(out, c.g.ID, Binding{b.Generation, b.Counter + 1}, partitions)
 	}
 	switch {
 	case len(out)-len(dst) > room:
@@ -304,8 +379,11 @@ func (c *Coordinator) spread(e *enrolment) map[Session][]uint32 {
 		delete(list, m.Session)
 	}
 	for _, m := range e.joins {
-		if delete(list, m.Predecessor); len(old[m.Predecessor]) > 0 && m.Predecessor != (Session{}) {
+		if delete(list, m.Predecessor); len(old[m.Predecessor]) > 0 && m.Predecessor != (Session{}) && c.keeps(RuleInherits) {
 			old[m.Session] = old[m.Predecessor]
+		}
+		if len(old[m.Session]) == 0 {
+			old[m.Session] = m.had
 		}
 		list[m.Session] = m.Membership
 	}
@@ -319,6 +397,9 @@ func (c *Coordinator) Dropped() {
 		return
 	}
 	c.entry, c.stale = nil, true
+	if !c.keeps(RuleAgain) {
+		return
+	}
 	var joins []*membership
 	for _, m := range e.joins {
 		if !m.ending {
@@ -338,13 +419,16 @@ func (c *Coordinator) Applied() {
 		return
 	}
 	c.entry = nil
+	if n := len(c.members); n >= crowd {
+		c.pause = c.now + time.Duration(n)*bindingPause
+	}
 	for _, m := range e.gone {
 		m.listed = false
 		c.forget(m)
 	}
 	for _, m := range e.joins {
-		m.listed, m.heard = true, max(m.heard, c.now)
-		if at := m.heard + c.timeout(); c.check == 0 || at < c.check {
+		m.listed, m.heard, m.had = true, max(m.heard, c.now), nil
+		if at := c.silentAt(m); c.check == 0 || at < c.check {
 			c.check = at
 		}
 	}
@@ -354,7 +438,7 @@ func (c *Coordinator) Applied() {
 		case !m.listed || m.ending || m.link == nil:
 		case m.asks:
 			c.answer(m)
-		default:
+		case c.keeps(RuleTold):
 			m.link.Rebound(&wire.GroupBinding{Generation: b.Generation, Counter: b.Counter, Partitions: c.g.Members.Of(m.Session)})
 		}
 	}

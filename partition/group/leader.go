@@ -136,6 +136,7 @@ type member struct {
 	waiting, listed, ending, draining, suspect bool
 	leaving                                    bool // closed with OK when removed
 	flags                                      wire.AttachFlags
+	binding                                    Binding // that it goes by
 
 	leases    leases
 	held      int // records that count against the capacity

@@ -60,6 +60,9 @@ const (
 	RuleWhole
 	// RuleFrozen: nothing is given out after the leases are handed over.
 	RuleFrozen
+	// RuleGeneration: where a consumer of a newer generation of bindings is, none of an
+	// older one stays or comes.
+	RuleGeneration
 	rules
 )
 
@@ -72,3 +75,36 @@ func (l *Leader) Without(r ...Rule) {
 
 // keeps reports whether a rule is in force.
 func (l *Leader) keeps(r Rule) bool { return !invariants.Enabled || l.taken&(1<<r) == 0 }
+
+// CoordinatorRule is a rule of the Coordinator that a test can take away.
+type CoordinatorRule uint8
+
+// The rules of the Coordinator that can be taken away.
+const (
+	// RuleEnrolled: a consumer hears its partitions when the entry that lists it is applied.
+	RuleEnrolled CoordinatorRule = iota
+	// RuleTold: all members hear of a binding, not only those who caused it.
+	RuleTold
+	// RuleAbove: a binding is newer than every one that a member knows.
+	RuleAbove
+	// RuleNewest: a coordinator of an older generation serves no member of a newer one.
+	RuleNewest
+	// RuleQuiet: who is not heard is taken off the list.
+	RuleQuiet
+	// RuleInherits: who takes the place of another takes its partitions.
+	RuleInherits
+	// RuleAgain: what was not committed is proposed again.
+	RuleAgain
+)
+
+// Without takes rules away. It does nothing in release builds.
+func (c *Coordinator) Without(r ...CoordinatorRule) {
+	for _, r := range r {
+		c.taken |= 1 << r
+	}
+}
+
+// keeps reports whether a rule is in force.
+func (c *Coordinator) keeps(r CoordinatorRule) bool {
+	return !invariants.Enabled || c.taken&(1<<r) == 0
+}

@@ -485,7 +485,11 @@ func (l *Leader) lists(m *member, record *Member) {
 	if m.name = record.Name; m.name != "" {
 		l.names[m.name] = m
 	}
+	m.binding = record.Binding
 	if l.binding.Before(record.Binding) {
-		l.binding = record.Binding
+		deposes := l.binding.Generation < record.Binding.Generation
+		if l.binding = record.Binding; deposes {
+			l.depose()
+		}
 	}
 }
