@@ -192,6 +192,7 @@ func TestAGroupLinkCarriesWhatTheClientSays(t *testing.T) {
 	require.NoError(t, closed.Parse(f.body))
 	require.NoError(t, closed.Err())
 	require.Zero(t, n.engine.counters.groupLinks.Load())
+	require.Equal(t, n.k, n.r.input(t, partition.InputGone).Consumer, "the owner forgets it, too")
 
 	// What was on its way is no error.
 	n.c.send(wire.OpGroupHeartbeat, n.link, &wire.GroupHeartbeat{Number: 5})
@@ -209,9 +210,11 @@ func TestAnAttachThatIsRefusedLeavesNoLink(t *testing.T) {
 	c.send(wire.OpGroupAttach, 7, &wire.AttachRequest{Handle: h, Group: "workers", Session: [16]byte{1}})
 	r.input(t, partition.InputAttach).Consumer.Attached(nil, wire.NotLeader(2, 5))
 	require.Equal(t, wire.CodeNotLeader, c.answer(7).code())
+	r.input(t, partition.InputGone)
 	c.send(wire.OpGroupAttach, 7, &wire.AttachRequest{Handle: h, Group: "workers", Session: [16]byte{1}})
 	r.input(t, partition.InputAttach).Consumer.Closed(wire.CodeShuttingDown)
 	require.Equal(t, wire.CodeShuttingDown, c.answer(7).code())
+	r.input(t, partition.InputGone)
 	r.set(func() { r.full = true })
 	c.send(wire.OpGroupAttach, 7, &wire.AttachRequest{Handle: h, Group: "workers", Session: [16]byte{1}})
 	require.Equal(t, wire.CodeMailboxFull, c.answer(7).code())

@@ -180,7 +180,7 @@ func (s *session) endGroupLink(k *groupLink) {
 	s.out.mu.Lock()
 	why, silent := k.why, k.silent
 	s.out.mu.Unlock()
-	s.dropGroupLink(k)
+	s.forgetGroupLink(k, false)
 	if !silent {
 		s.groupLinkClosed(k, why)
 	}
@@ -203,24 +203,18 @@ func (s *session) groupLinkClosed(k *groupLink, why error) {
 	s.linkClosed(k.id, body)
 }
 
-// dropGroupLink takes a link out of the session.
-func (s *session) dropGroupLink(k *groupLink) {
+// forgetGroupLink takes a link out of the session; dead says that the client has ended with
+// it. The owner of the partition hears of it last, also if the group has closed the link:
+// it keeps a link until then, unless it has lost the leadership and all links with it.
+func (s *session) forgetGroupLink(k *groupLink, dead bool) {
 	if k.closed {
 		return
 	}
 	k.closed = true
 	delete(s.groupLinks, k.id)
 	s.engine.counters.groupLinks.Add(-1)
-}
-
-// forgetGroupLink ends a link from this side; dead says that the client has ended with it.
-func (s *session) forgetGroupLink(k *groupLink, dead bool) {
-	if k.closed {
-		return
-	}
-	s.dropGroupLink(k)
-	if !k.over.Swap(true) {
-		k.input(partition.Input{Kind: partition.InputGone, Dead: dead})
+	if over := k.over.Swap(true); !over || k.replica.Leading() {
+		k.input(partition.Input{Kind: partition.InputGone, Dead: dead && !over})
 	}
 }
 
