@@ -262,6 +262,7 @@ type partitionJSON struct {
 	Epoch       uint32 `json:"epoch"`
 	State       string `json:"state"`
 	Full        bool   `json:"full"`
+	Unattended  bool   `json:"unattended,omitempty"`
 	Closed      bool   `json:"closed"`
 	Damaged     uint32 `json:"damaged_ranges"`
 	Problem     string `json:"problem,omitempty"`
@@ -293,7 +294,7 @@ func describe(d client.Destination) destinationJSON {
 	for i, p := range d.Partitions {
 		out.Partitions[i] = partitionJSON{
 			Partition: p.Number, Leader: p.Leader, Epoch: p.Epoch, State: p.State.String(), Damaged: p.Damaged, Problem: p.Problem,
-			Full: p.Flags&wire.PartitionFull != 0, Closed: p.Flags&wire.PartitionSendDisabled != 0,
+			Full: p.Flags&wire.PartitionFull != 0, Unattended: p.Flags&wire.PartitionUnattended != 0, Closed: p.Flags&wire.PartitionSendDisabled != 0,
 			StartOffset: p.StartOffset, NextOffset: p.NextOffset, Records: p.NextOffset - p.StartOffset, Bytes: p.Bytes,
 		}
 		out.Records += p.NextOffset - p.StartOffset
@@ -481,6 +482,9 @@ func stateText(p partitionJSON) string {
 	}
 	if p.Closed {
 		text += ", closed to new records"
+	}
+	if p.Unattended {
+		text += ", no consumer"
 	}
 	return text
 }

@@ -13,8 +13,10 @@ import (
 // its way; then one is chosen for the next batch, from the first of these that has one
 // which takes records at the moment:
 //
-//	local    active, and led by the node that the client is connected to
-//	active   led, and neither full nor closed to new records; all, if there is none
+//	local    as the next, and led by the node that the client is connected to
+//	active   led, neither full nor closed to new records, and with consumers, if any has
+//	left     the others of those, of a queue without consumers in these partitions
+//	all      if there is none
 //
 // Records that a partition does not take are given to another one, as long as they are
 // known to be in no log (RULES R6).
@@ -61,20 +63,29 @@ type choices struct {
 	home   uint32 // node that was local; 0: make them anew
 	local  []int
 	active []int // never empty
+	left   []int // that would be active if they had consumers, as others have
 	equal  bool  // all weights are
 }
 
 // takes reports whether a partition is one for records without a key, as far as the
 // answering broker knows.
 func takes(p *wire.PartitionInfo) bool {
-	return p.State == wire.PartitionActive && p.Leader != 0 && p.Flags == 0
+	return p.State == wire.PartitionActive && p.Leader != 0 && p.Flags&^wire.PartitionUnattended == 0
 }
 
 // spread makes the choices. home is the node that the client is connected to.
 func (p *Producer) spread(home uint32) {
 	c := choices{home: home, equal: true}
+	consumed := false
+	for i, takes := range p.layout.takes {
+		consumed = consumed || takes && p.layout.attended[i]
+	}
 	for i := range p.layout.partitions {
 		if !p.layout.takes[i] {
+			continue
+		}
+		if consumed && !p.layout.attended[i] {
+			c.left = append(c.left, i)
 			continue
 		}
 		c.active = append(c.active, i)
@@ -104,7 +115,7 @@ func (p *Producer) begin() {
 // takes records, they wait where they would have gone: with the present lane, if it is
 // among those.
 func (p *Producer) choose() int {
-	for _, places := range [][]int{p.choices.local, p.choices.active} {
+	for _, places := range [][]int{p.choices.local, p.choices.active, p.choices.left} {
 		if i := p.pick(places); i >= 0 {
 			return i
 		}

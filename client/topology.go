@@ -53,6 +53,7 @@ type layout struct {
 	partitions     []uint32     // numbers
 	leaders        []leadership // of partitions
 	takes          []bool       // which of them records without a key may go to
+	attended       []bool       // which of them have consumers, as far as is known
 	weights        []uint8      // of partitions, at least 1
 	partial        bool         // some do not take records
 	slots          []uint32     // for each key slot, the place of its partition in partitions
@@ -96,6 +97,7 @@ func newLayout(generation uint64, info *wire.DestinationInfo) (*layout, error) {
 		l.partitions = append(l.partitions, n)
 		l.leaders = append(l.leaders, leadership{info.Partitions[i].Leader, info.Partitions[i].Epoch})
 		l.takes = append(l.takes, takes(&info.Partitions[i]))
+		l.attended = append(l.attended, info.Partitions[i].Flags&wire.PartitionUnattended == 0)
 		l.weights = append(l.weights, max(info.Partitions[i].Weight, 1))
 		l.partial = l.partial || !l.takes[i]
 	}

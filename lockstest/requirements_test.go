@@ -48,6 +48,7 @@ func TestRequirementsOfGroups(t *testing.T) {
 		{"R_UM_7_WhoWouldRatherStandBy", s.preference},
 		{"R_UM_8_OneAtATimeNeedsOnePartition", s.refused},
 		{"R_WLS_13_UnitsOfOrder", s.units},
+		{"R_MQC_15_RecordsGoWhereConsumersAre", s.attended},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -168,10 +169,12 @@ func take(t *testing.T, c *client.Consumer) *client.Delivery {
 	return d
 }
 
+const idleWait = 50 * time.Millisecond
+
 // idle says that a member gets nothing for a while that is long for a broker at rest.
 func idle(t *testing.T, c *client.Consumer) {
 	t.Helper()
-	list, err := c.Fetch(t.Context(), 1, 50*time.Millisecond)
+	list, err := c.Fetch(t.Context(), 1, idleWait)
 	require.NoError(t, err)
 	require.Empty(t, list)
 }

@@ -60,6 +60,7 @@ type Groups struct {
 
 	inbox    inbox
 	deadline atomic.Int64
+	deserted atomic.Int64 // see Deserted
 
 	leads    map[group.ID]*lead
 	links    map[group.Consumer]*lead
@@ -749,8 +750,18 @@ func (g *Groups) shut(err error) {
 	}
 }
 
-// schedule publishes when the next turn is due.
+// Deserted is since when the partition, led here and of a queue, has groups and no consumer
+// of any; 0 if it has one.
+func (g *Groups) Deserted() time.Duration { return time.Duration(g.deserted.Load()) }
+
+// schedule publishes when the next turn is due, and whether anybody consumes.
 func (g *Groups) schedule() {
+	switch {
+	case !g.leading || g.p.state.groups.Len() == 0 || len(g.links) > 0 || !g.p.queue:
+		g.deserted.Store(0)
+	case g.deserted.Load() == 0:
+		g.deserted.Store(int64(max(g.now, 1)))
+	}
 	var at time.Duration
 	soonest := func(t time.Duration) {
 		if t > 0 && (at == 0 || t < at) {

@@ -266,6 +266,9 @@ func (b *broker) describePartition(d *cluster.Destination, p *cluster.Partition)
 		if l.Full {
 			info.Flags |= wire.PartitionFull
 		}
+		if l.Unattended {
+			info.Flags |= wire.PartitionUnattended
+		}
 		return info
 	}
 	if r != nil {

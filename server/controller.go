@@ -148,7 +148,7 @@ func (r *partitionReplica) saysOfItself() wire.PeerLeader {
 	if r.leads.Load() {
 		info := r.info()
 		// One that is alone leads before its first election.
-		l.Full = info.Flags&wire.PartitionFull != 0
+		l.Full, l.Unattended = info.Flags&wire.PartitionFull != 0, info.Flags&wire.PartitionUnattended != 0
 		l.Epoch, l.State, l.Start, l.Next, l.Bytes = max(info.Epoch, 1), wire.PartitionActive, info.StartOffset, info.NextOffset, info.Bytes
 	}
 	return l

@@ -36,7 +36,7 @@ func (h *hints) note(node uint32, leaders []wire.PeerLeader) (changed bool) {
 			changed = changed || known
 		case !known || l.Epoch >= old.Epoch:
 			h.leader[l.Replica] = hint{node, l}
-			changed = changed || !known || l.Epoch != old.Epoch || l.State != old.State || l.Full != old.Full
+			changed = changed || !known || l.Epoch != old.Epoch || l.State != old.State || l.Full != old.Full || l.Unattended != old.Unattended
 		}
 	}
 	return changed

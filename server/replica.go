@@ -50,6 +50,7 @@ type partitionReplica struct {
 	confirming atomic.Bool           // the metadata is told that the directory exists
 	stalled    atomic.Bool           // it lacks space or descriptors to elect or to write
 	start      atomic.Uint64         // first readable offset
+	unattended atomic.Bool           // as producers are told
 	restless   atomic.Int32          // ticks until it counts as idle, 0 once it does
 	retained   uint64                // start when retention was asked for last; the ticker only
 
@@ -425,6 +426,9 @@ func (r *partitionReplica) info() wire.PartitionInfo {
 	var flags wire.PartitionFlags
 	if r.part.Full() {
 		flags = wire.PartitionFull
+	}
+	if r.unattended.Load() {
+		flags |= wire.PartitionUnattended
 	}
 	return wire.PartitionInfo{
 		Number: r.number, Flags: flags, Leader: leader, Epoch: r.Epoch(), State: r.State(),

@@ -60,7 +60,7 @@ func (b *broker) stoodStill(seen *int64) bool {
 }
 
 // keepTime turns the passing of time into requests to owners. An idle partition
-// costs it two atomic loads a tick.
+// costs it three atomic loads a tick.
 func (b *broker) keepTime(ctx context.Context) {
 	ticker := time.NewTicker(tickPeriod)
 	defer ticker.Stop()
@@ -112,7 +112,11 @@ func (b *broker) keepTime(ctx context.Context) {
 		if b.meta.tick() {
 			b.meta.schedule()
 		}
+		var moved []*partitionReplica
 		b.each(func(r *partitionReplica) {
+			if r.attended(now) {
+				moved = append(moved, r)
+			}
 			due := r.part.Groups().Deadline()
 			if r.tick() || due > 0 && int64(due) <= now {
 				r.schedule()
@@ -144,6 +148,35 @@ func (b *broker) keepTime(ctx context.Context) {
 			b.announce()
 			b.network.Tick()
 		}
+		b.attendance(moved)
+	}
+}
+
+// desertedAfter is for how long a partition of a queue is without a consumer until producers
+// are told: consumers that find a new leader take less.
+const desertedAfter = 500 * time.Millisecond
+
+// attended looks whether somebody consumes from the partition, and reports whether that is
+// news. Once a tick.
+func (r *partitionReplica) attended(now int64) (news bool) {
+	since := int64(r.part.Groups().Deserted())
+	is := since > 0 && now-since >= int64(desertedAfter)
+	return r.unattended.Load() != is && r.unattended.CompareAndSwap(!is, is)
+}
+
+// attendance tells other nodes and clients that partitions have consumers that had none, or
+// the other way round.
+func (b *broker) attendance(moved []*partitionReplica) {
+	switch {
+	case len(moved) == 0:
+	case b.network == nil:
+		b.leadersChanged()
+	default:
+		news := make([]wire.PeerLeader, 0, len(moved))
+		for _, r := range moved {
+			news = append(news, r.saysOfItself())
+		}
+		b.say(news)
 	}
 }
 

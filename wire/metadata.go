@@ -284,6 +284,9 @@ const (
 	PartitionFull PartitionFlags = 1 << 0
 	// PartitionSendDisabled says that an operator has closed it to new records.
 	PartitionSendDisabled PartitionFlags = 1 << 1
+	// PartitionUnattended says that it is a queue's, which has groups, and that no consumer
+	// of any of them is attached: records without a key rather go where some are.
+	PartitionUnattended PartitionFlags = 1 << 2
 )
 
 // LeaderPolicy says what a partition's preferred leader means once the partition has

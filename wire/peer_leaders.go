@@ -10,7 +10,8 @@ import "encoding/binary"
 const (
 	peerLeaderSize = 40
 
-	peerLeaderFull = 1
+	peerLeaderFull       = 1
+	peerLeaderUnattended = 2 // never where a node is older than groups
 )
 
 // PeerLeader is one partition that the sender leads. It is a hint: who serves a
@@ -20,6 +21,7 @@ type PeerLeader struct {
 	Epoch       uint32 // its term as leader; 0: it leads no longer
 	State       PartitionState
 	Full        bool   // above a threshold: PARTITION_FULL
+	Unattended  bool   // see PartitionUnattended
 	Start, Next Offset // what can be read
 	Bytes       uint64
 }
@@ -36,6 +38,9 @@ func (m *PeerLeaders) Append(dst []byte) []byte {
 		flags := byte(0)
 		if l.Full {
 			flags |= peerLeaderFull
+		}
+		if l.Unattended {
+			flags |= peerLeaderUnattended
 		}
 		dst = le.AppendUint64(dst, l.Replica)
 		dst = le.AppendUint32(dst, l.Epoch)
@@ -54,10 +59,10 @@ func (m *PeerLeaders) Parse(src []byte) error {
 	for range r.count(peerLeaderSize) {
 		l := PeerLeader{Replica: r.uint64(), Epoch: r.uint32(), State: PartitionState(r.uint8())}
 		flags := r.uint8()
-		if flags&^peerLeaderFull != 0 {
+		if flags&^(peerLeaderFull|peerLeaderUnattended) != 0 {
 			r.fail("unknown flags")
 		}
-		l.Full = flags&peerLeaderFull != 0
+		l.Full, l.Unattended = flags&peerLeaderFull != 0, flags&peerLeaderUnattended != 0
 		peerReserved(&r, uint32(r.uint16()))
 		l.Start, l.Next, l.Bytes = Offset(r.uint64()), Offset(r.uint64()), r.uint64()
 		m.Leaders = append(m.Leaders, l)

@@ -110,11 +110,11 @@ var goldenPeer = []struct {
 		02 00 00 00 08 01       // configuration
 	`},
 	{PeerKindLeaders, &PeerLeaders{Leaders: []PeerLeader{
-		{Replica: 1, Epoch: 2, State: PartitionActive, Full: true, Start: 3, Next: 4, Bytes: 5},
+		{Replica: 1, Epoch: 2, State: PartitionActive, Full: true, Unattended: true, Start: 3, Next: 4, Bytes: 5},
 		{Replica: 6, State: PartitionFenced},
 	}}, `
 		02 00 00 00
-		01 00 00 00 00 00 00 00 02 00 00 00 01 01 00 00 // replica, epoch, active, full
+		01 00 00 00 00 00 00 00 02 00 00 00 01 03 00 00 // replica, epoch, active, full and unattended
 		03 00 00 00 00 00 00 00 04 00 00 00 00 00 00 00 05 00 00 00 00 00 00 00 // start, next, bytes
 		06 00 00 00 00 00 00 00 00 00 00 00 02 00 00 00 // replica, no epoch, fenced
 		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
