@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
+	"github.com/lockstepmq/lockstep/wire/inflate"
 )
 
 // damageDelay is when a record that arrived damaged is to be delivered again.
@@ -88,7 +89,7 @@ func (b *batchOf) open(body wire.BodyBatch) error {
 	}
 	section := wire.Records(body.Batch)
 	if b.info.Codec != NoCompression {
-		if section, err = inflate(nil, b.info.Codec, section); err != nil {
+		if section, err = inflate.Records(nil, b.info.Codec, section); err != nil {
 			return err
 		}
 	}

@@ -44,8 +44,8 @@ func compressSnappy(dst, src []byte) []byte {
 	return dst[:n+len(block)]
 }
 
-// The zstd coders are shared by the whole process: each keeps several hundred
-// kilobytes, and their EncodeAll and DecodeAll may be called concurrently.
+// The zstd encoder is shared by the whole process: it keeps several hundred kilobytes, and
+// its EncodeAll may be called concurrently.
 var zstdEncoder = sync.OnceValue(func() *zstd.Encoder {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.SpeedFastest),
@@ -57,50 +57,4 @@ var zstdEncoder = sync.OnceValue(func() *zstd.Encoder {
 	return e
 })
 
-var zstdDecoder = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil,
-		zstd.WithDecoderMaxMemory(wire.MaxUncompressedBytes),
-		zstd.WithDecoderMaxWindow(wire.MaxZstdWindowBytes),
-		zstd.WithDecodeAllCapLimit(true)) // never beyond what UncompressedSize allowed
-	if err != nil {
-		panic(fmt.Sprintf("client: zstd decoder: %v", err))
-	}
-	return d
-})
-
 func compressZstd(dst, src []byte) []byte { return zstdEncoder().EncodeAll(src, dst) }
-
-// inflate decompresses a records section into dst, whose memory it reuses. It
-// allocates no more than the section's framing admits, and that is bounded by
-// wire.MaxUncompressedBytes.
-func inflate(dst []byte, codec Codec, section []byte) ([]byte, error) {
-	size, exact, err := wire.UncompressedSize(codec, section)
-	if err != nil {
-		return dst, err
-	}
-	dst = slices.Grow(dst[:0], size)[:0]
-	switch {
-	case codec == Zstd:
-		dst, err = zstdDecoder().DecodeAll(section, dst[:0:size])
-	case wire.IsXerial(section):
-		for chunk, chunkErr := range wire.XerialChunks(section) {
-			if err = chunkErr; err == nil {
-				var out []byte
-				out, err = s2.Decode(dst[len(dst):size], chunk)
-				dst = dst[:len(dst)+len(out)]
-			}
-			if err != nil {
-				break
-			}
-		}
-	default:
-		dst, err = s2.Decode(dst[:size], section)
-	}
-	if err != nil {
-		return dst, wire.Errorf(wire.CodeCorrupt, "%v: %v", codec, err)
-	}
-	if exact && len(dst) != size {
-		return dst, wire.Errorf(wire.CodeCorrupt, "%v: %d bytes, the section declares %d", codec, len(dst), size)
-	}
-	return dst, nil
-}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lockstepmq/lockstep/wire"
+	"github.com/lockstepmq/lockstep/wire/inflate"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -747,7 +748,7 @@ func (p *fakePartition) recordsLocked(t testing.TB) []wire.Record {
 		require.NoError(t, err)
 		section := wire.Records(b.Batch)
 		if info.Codec != wire.CodecNone {
-			section, err = inflate(nil, info.Codec, section)
+			section, err = inflate.Records(nil, info.Codec, section)
 			require.NoError(t, err)
 		}
 		var r wire.RecordReader

@@ -18,6 +18,7 @@ func TestClientImportsOnlyWireCompressAndXxhash(t *testing.T) {
 		case path == "github.com/lockstepmq/lockstep/client",
 			path == "github.com/lockstepmq/lockstep/wire",
 			path == "github.com/lockstepmq/lockstep/internal/offsets", // a map, on wire's Offset
+			path == "github.com/lockstepmq/lockstep/wire/inflate",
 			path == "github.com/cespare/xxhash/v2",
 			strings.HasPrefix(path, "github.com/klauspost/compress"):
 		default:

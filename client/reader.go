@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
+	"github.com/lockstepmq/lockstep/wire/inflate"
 )
 
 // Reader reads the records of a destination's partitions, in order inside each.
@@ -262,7 +263,7 @@ func (r *Reader) nextBatch() error {
 		}
 		section := wire.Records(b.Batch)
 		if info.Codec != NoCompression {
-			if r.inflated, err = inflate(r.inflated, info.Codec, section); err != nil {
+			if r.inflated, err = inflate.Records(r.inflated, info.Codec, section); err != nil {
 				return r.corrupt(r.next, err)
 			}
 			section = r.inflated

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/wire"
+	"github.com/lockstepmq/lockstep/wire/inflate"
 )
 
 // fill appends batches of the given sizes with numbered values to a partition, as
@@ -138,30 +139,30 @@ func TestXerialSnappyIsRead(t *testing.T) {
 	section = append(section, block...)
 	section = append(section, 0, 0, 0, byte(len(block)))
 	section = append(section, block...)
-	out, err := inflate(nil, Snappy, section)
+	out, err := inflate.Records(nil, Snappy, section)
 	require.NoError(t, err)
 	require.Equal(t, string(raw)+string(raw), string(out))
 }
 
 func TestInflatingIsBounded(t *testing.T) {
 	bomb := compressZstd(nil, make([]byte, wire.MaxUncompressedBytes+1))
-	_, err := inflate(nil, Zstd, bomb)
+	_, err := inflate.Records(nil, Zstd, bomb)
 	require.ErrorIs(t, err, wire.CodeTooLarge)
 	bomb = compressSnappy(nil, make([]byte, wire.MaxUncompressedBytes+1))
-	_, err = inflate(nil, Snappy, bomb)
+	_, err = inflate.Records(nil, Snappy, bomb)
 	require.ErrorIs(t, err, wire.CodeTooLarge)
 	for _, codec := range []Codec{Snappy, Zstd} {
 		section := compressor(codec)(nil, bytes.Repeat([]byte("abcd"), 1000))
 		for i := range section {
 			broken := bytes.Clone(section)
 			broken[i] ^= 0x55
-			out, err := inflate(nil, codec, broken) // any result, no panic, no flood
+			out, err := inflate.Records(nil, codec, broken) // any result, no panic, no flood
 			if err == nil {
 				require.LessOrEqual(t, len(out), wire.MaxUncompressedBytes)
 			} else {
 				require.NotEqual(t, wire.CodeUnknown, wire.CodeOf(err))
 			}
-			_, err = inflate(nil, codec, section[:i])
+			_, err = inflate.Records(nil, codec, section[:i])
 			require.Error(t, err)
 		}
 	}

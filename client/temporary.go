@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
+	"github.com/lockstepmq/lockstep/wire/inflate"
 )
 
 const (
@@ -293,7 +294,7 @@ func (q *TemporaryQueue) frame(s *session, op wire.Opcode, body []byte) error {
 	batch := bytes.Clone(m.Batch)
 	section := wire.Records(batch)
 	if info.Codec != NoCompression {
-		if section, err = inflate(nil, info.Codec, section); err != nil {
+		if section, err = inflate.Records(nil, info.Codec, section); err != nil {
 			return err
 		}
 	}

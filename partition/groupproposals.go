@@ -140,6 +140,7 @@ func (g *Groups) applied(e *Entry) {
 	for _, l := range c.leads {
 		if !l.closed {
 			l.Applied(e.Index)
+			g.writeLetters(l) // those behind the ones that are done
 			g.wake(l)
 		}
 	}
@@ -174,7 +175,7 @@ func (g *Groups) abandon(err error) {
 	for _, l := range g.leads {
 		g.drop(l, err)
 	}
-	g.ready, g.wanting, g.asking, g.due, g.letters = nil, nil, nil, nil, nil
+	g.ready, g.wanting, g.asking, g.due, g.resting = nil, nil, nil, nil, nil
 	g.commands, g.commanded, g.located, g.locating = nil, false, nil, nil
 	g.finds, g.looking = nil, false
 	g.retry, g.quiet, g.end = 0, 0, 0

@@ -30,7 +30,7 @@ const (
 	// controlRounds is how often one turn goes from what was applied to what that makes
 	// possible; the next turn goes on.
 	controlRounds = 4
-	// scanRetry is after how long a scan or a letter that failed is tried again.
+	// scanRetry is after how long a scan that failed is tried again.
 	scanRetry = 500 * time.Millisecond
 	// findRecords is how many records one turn looks at for those that Leaders ask for, and
 	// findFar how far away one may be before a reader looks for it alone.
@@ -98,7 +98,7 @@ type Groups struct {
 	looking  bool          // it can answer more by now
 	keyed    bool          // there is a Leader that asks for keys or publishers
 	retry    time.Duration // of what has failed; 0: nothing has
-	letters  []failed
+	resting  []*lead       // whose letters could not be written
 	quiet    time.Duration // since when nobody consumes
 }
 
@@ -114,6 +114,7 @@ type lead struct {
 	ready       bool
 	wants       bool          // it is in wanting
 	timer       time.Duration // its entry in due
+	letters     letters
 	closed      bool
 }
 
@@ -155,12 +156,6 @@ type find struct {
 	lead *lead
 	what group.Find
 	from wire.Offset
-}
-
-// failed is a letter that could not be written.
-type failed struct {
-	group  group.ID
-	number uint64
 }
 
 // inbox is what the owner takes in one turn, at any time.
@@ -286,52 +281,6 @@ func (p *Partition) Found(id group.ID, s group.Scope, after, at wire.Offset, ok 
 	})
 }
 
-// LetterWritten says that Effects.Letter has written a letter, or why it could not: then
-// it is tried again. Any goroutine; the caller sees to a turn.
-func (p *Partition) LetterWritten(id group.ID, number uint64, err error) {
-	g := &p.groups
-	g.result(func() {
-		l := g.leads[id]
-		switch {
-		case l == nil:
-		case err != nil:
-			g.letters = append(g.letters, failed{id, number})
-			g.retry = g.now + scanRetry
-		default:
-			l.Leader.LetterWritten(number)
-			g.wake(l)
-		}
-	})
-}
-
-// LetterProducer brings the ID of a producer for the dead letters of a group, or why there
-// is none yet. Any goroutine; the caller sees to a turn.
-func (p *Partition) LetterProducer(id group.ID, producer int64, err error) {
-	g := &p.groups
-	g.result(func() {
-		l := g.leads[id]
-		if l == nil {
-			return
-		}
-		again := func(err error) {
-			for number, letter := range l.group.Letters.Open {
-				if err == nil {
-					g.effects.Letter(l.group, letter)
-					continue
-				}
-				g.letters = append(g.letters, failed{id, number})
-				g.retry = g.now + scanRetry
-			}
-		}
-		if err != nil {
-			again(err)
-			return
-		}
-		l.Leader.Order(group.Order{Command: group.AppendLetterProducer(nil, id, producer, 0), Done: again})
-		g.wake(l)
-	})
-}
-
 // wake gives a Leader a turn.
 func (g *Groups) wake(l *lead) {
 	if !l.ready && !l.closed {
@@ -415,9 +364,7 @@ func (g *Groups) lead(s *group.Group) *lead {
 			g.leads, g.links = make(map[group.ID]*lead), make(map[group.Consumer]*lead)
 		}
 		g.leads[s.ID] = l
-		for _, letter := range s.Letters.Open {
-			g.effects.Letter(s, letter)
-		}
+		g.writeLetters(l)
 		g.wake(l)
 	}
 	return l
@@ -556,17 +503,10 @@ func (g *Groups) expire() {
 	}
 	if g.retry > 0 && g.retry <= g.now {
 		g.retry = 0
-		for _, f := range g.letters {
-			if l := g.leads[f.group]; l != nil {
-				if letter, open := l.group.Letters.Open[f.number]; open {
-					g.effects.Letter(l.group, letter)
-				}
-			}
-		}
-		g.letters = g.letters[:0]
 		g.looking = len(g.finds) > 0
 		g.wakeAll() // they ask for what they still need
 	}
+	g.retryLetters()
 	keep := g.unknown[:0]
 	for _, u := range g.unknown {
 		if u.until > g.now {
@@ -630,8 +570,8 @@ func (g *Groups) want(l *lead) {
 		g.finds = append(g.finds, find{lead: l, what: f, from: f.After + 1})
 		g.looking = true
 	}
-	for _, letter := range w.Letters {
-		g.effects.Letter(l.group, letter)
+	if len(w.Letters) > 0 {
+		g.writeLetters(l)
 	}
 	if w.Confirm {
 		g.asking = append(g.asking, l)
@@ -776,6 +716,9 @@ func (g *Groups) schedule() {
 			soonest(g.due[0].at)
 		}
 		soonest(g.retry)
+		for _, l := range g.resting {
+			soonest(l.letters.rests)
+		}
 		soonest(g.quiet)
 		if len(g.unknown) > 0 {
 			soonest(g.unknown[0].until)

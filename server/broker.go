@@ -57,14 +57,16 @@ type broker struct {
 	unsaid atomic.Bool         // the metadata has to be told something again
 	reset  atomic.Bool         // the metadata knows that what was in memory is gone
 
-	removed      chan struct{} // closed when the other nodes say that this one is no member
-	began        int64         // monotonic time
-	ticked       atomic.Int64  // monotonic time of the last tick, 0 before the first
-	dirty        chan struct{} // the metadata changed
-	unfit        chan error    // why the cluster does not take this build
-	untidy       chan struct{} // there is something to remove
-	stops        chan struct{} // close has stopped something
-	viewed       func(*cluster.View)
+	removed chan struct{} // closed when the other nodes say that this one is no member
+	began   int64         // monotonic time
+	ticked  atomic.Int64  // monotonic time of the last tick, 0 before the first
+	dirty   chan struct{} // the metadata changed
+	unfit   chan error    // why the cluster does not take this build
+	untidy  chan struct{} // there is something to remove
+	stops   chan struct{} // close has stopped something
+	viewed  func(*cluster.View)
+	// unsearched is a mutant: a producer of letters that begins again is believed.
+	unsearched   atomic.Bool
 	leadersMoved func()
 	cancel       context.CancelFunc
 	closing      <-chan struct{} // closed by cancel

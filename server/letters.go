@@ -2,9 +2,11 @@ package server
 
 import (
 	"encoding/binary"
+	"errors"
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/google/uuid"
@@ -13,6 +15,7 @@ import (
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
+	"github.com/lockstepmq/lockstep/wire/inflate"
 )
 
 // A dead letter is written exactly once (RULES Q3): the source partition has numbered it
@@ -26,18 +29,23 @@ type letter struct {
 	group    group.ID
 	name     string // of the group
 	to       string // destination
-	producer int64
-	epoch    int16
+	producer wire.ProducerIdentity
 }
 
 // letters are the dead letters that a replica has to write: one at a time, those of a
-// group in the order of their numbers.
+// group in the order of their numbers. Of one group there are no more than the partition
+// hands on at once.
 type letters struct {
 	mu      sync.Mutex
 	waiting []letter
 	busy    bool
 	naming  map[group.ID]bool // groups that get a producer
+	told    map[group.ID]int64
 }
+
+// letterNews is how often the log says that letters of a group are not written, in
+// milliseconds.
+const letterNews = 60_000
 
 // Letter implements partition.Effects.
 func (r groupEffects) Letter(g *group.Group, l group.Letter) {
@@ -49,7 +57,8 @@ func (r groupEffects) Letter(g *group.Group, l group.Letter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.waiting = append(q.waiting, letter{
-		Letter: l, group: g.ID, name: g.Name, to: g.Settings.DeadLetter, producer: g.Letters.Producer, epoch: g.Letters.Epoch,
+		Letter: l, group: g.ID, name: g.Name, to: g.Settings.DeadLetter,
+		producer: wire.ProducerIdentity{ID: g.Letters.Producer, Epoch: g.Letters.Epoch, Sequence: g.Letters.Sequence(l.Number)},
 	})
 	if !q.busy {
 		q.busy = true
@@ -97,11 +106,12 @@ func (r groupEffects) writeLetter() {
 	l := q.waiting[next]
 	q.waiting = slices.Delete(q.waiting, next, next+1)
 	q.mu.Unlock()
-	written := func(code wire.ErrorCode) {
-		var err error
-		if code != wire.CodeOK && code != wire.CodeDuplicate { // of which the offset is forgotten
-			err = code
-			r.logger.Warn("a dead letter is not written; it is tried again", "group", l.name, "offset", l.Offset, "to", l.to, "code", code)
+	written := func(err error) {
+		if errors.Is(err, wire.CodeDuplicate) { // of which the offset is forgotten
+			err = nil
+		}
+		if err != nil {
+			r.refused(&l, err)
 		}
 		r.part.LetterWritten(l.group, l.Number, err)
 		r.schedule()
@@ -109,10 +119,34 @@ func (r groupEffects) writeLetter() {
 	}
 	request, err := r.encode(&l)
 	if err != nil {
-		written(wire.CodeOf(err))
+		written(err)
 		return
 	}
-	r.broker.produce(request, written)
+	r.broker.produce(request, func(code wire.ErrorCode) {
+		if code == wire.CodeOK {
+			written(nil)
+			return
+		}
+		written(wire.Errorf(code, "dead letters to %q", l.to))
+	})
+}
+
+// refused takes the letters of a group that are behind one that was not written out of the
+// way: they come again with it. The log says so now and then.
+func (r groupEffects) refused(l *letter, err error) {
+	q := &r.letters
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = slices.DeleteFunc(q.waiting, func(x letter) bool { return x.group == l.group })
+	now := monotonic() / int64(time.Millisecond)
+	if last, told := q.told[l.group]; told && now-last < letterNews {
+		return
+	}
+	if q.told == nil {
+		q.told = make(map[group.ID]int64)
+	}
+	q.told[l.group] = now
+	r.logger.Warn("dead letters are not written; they are tried again, and explain says why", "group", l.name, "offset", l.Offset, "to", l.to, "err", err)
 }
 
 // encode makes the request that writes a letter: the record as it was, and headers that
@@ -120,7 +154,7 @@ func (r groupEffects) writeLetter() {
 func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 	d, ok := r.broker.View().Destination(l.to)
 	if !ok || len(d.Partitions) == 0 {
-		return nil, wire.CodeUnknownDestination
+		return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", l.to)
 	}
 	var s log.Scanned
 	if err := r.records.Scan(l.Offset, 1, &s); err != nil {
@@ -130,21 +164,8 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 		return nil, wire.CodeCorrupt
 	}
 	b := &s.Batches[0]
-	if b.Compressed {
-		return nil, wire.Errorf(wire.CodeUnsupported, "the record is in a compressed batch")
-	}
-	body := make([]byte, wire.BodyBatchSize(b.IndexBytes, b.BatchBytes))
-	for at, n := b.At, 0; n < len(body); {
-		got, next, err := r.records.ReadAt(at, body[n:])
-		if err == nil && got == 0 {
-			err = log.ErrCorrupt
-		}
-		if err != nil {
-			return nil, err
-		}
-		n, at = n+got, next
-	}
-	stored, _, err := wire.NextBodyBatch(body)
+	var body []byte
+	stored, err := r.readBatch(b, &body)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +175,14 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 	}
 	var reader wire.RecordReader
 	var rec wire.Record
-	reader.Reset(&info, wire.Records(stored.Batch))
+	section := wire.Records(stored.Batch)
+	if info.Codec != wire.CodecNone {
+		// One at a time in each partition, and no more than wire.MaxUncompressedBytes.
+		if section, err = inflate.Records(nil, info.Codec, section); err != nil {
+			return nil, err
+		}
+	}
+	reader.Reset(&info, section)
 	for reader.Next(&rec) && rec.Offset != l.Offset {
 	}
 	if rec.Offset != l.Offset {
@@ -171,7 +199,7 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 	}
 	number := binary.LittleEndian.Uint64(r.identity.ID[:])
 	m := &wire.PeerBatch{Destination: d.ID, Partition: uint32(number % uint64(len(d.Partitions)))}
-	m.Batch, m.Index = builder.Finish(wire.ProducerIdentity{ID: l.producer, Epoch: l.epoch, Sequence: int32(l.Number & (1<<31 - 1))}, b.Publisher, wire.CodecNone, nil)
+	m.Batch, m.Index = builder.Finish(l.producer, b.Publisher, wire.CodecNone, nil)
 	return m, nil
 }
 
@@ -182,10 +210,11 @@ func (r groupEffects) origin(l *letter) []wire.RecordHeader {
 		reason = "rejected"
 	}
 	text := func(key, value string) wire.RecordHeader {
-		return wire.RecordHeader{Key: "lockstep-dead-letter-" + key, Value: []byte(value)}
+		return wire.RecordHeader{Key: wire.LetterHeader + key, Value: []byte(value)}
 	}
 	return []wire.RecordHeader{
 		text("origin", r.name), text("offset", strconv.FormatUint(uint64(l.Offset), 10)), text("group", l.name), text("reason", reason), text("text", l.Text),
+		text("number", strconv.FormatUint(l.Number, 10)),
 		text("deliveries", strconv.Itoa(int(l.Deliveries))), text("attempts", strconv.Itoa(int(l.Attempts))),
 	}
 }
@@ -206,7 +235,9 @@ func (b *broker) produce(m *wire.PeerBatch, then func(wire.ErrorCode)) {
 	}
 }
 
-// produceHere appends a batch to a partition that this node leads.
+// produceHere appends a batch to a partition that this node leads. One of a producer that
+// begins again is looked for first: the letter may be one that the partition has taken
+// before it forgot the producer.
 func (b *broker) produceHere(m *wire.PeerBatch, then func(wire.ErrorCode)) {
 	d, ok := b.View().DestinationByID(m.Destination)
 	if !ok || m.Partition >= uint32(len(d.Partitions)) {
@@ -221,14 +252,104 @@ func (b *broker) produceHere(m *wire.PeerBatch, then func(wire.ErrorCode)) {
 	var t handle
 	t.bind(b.View(), d, route{local: r}, 0)
 	info, err := wire.ValidateBatch(m.Batch, m.Index, t.limits)
-	if err == nil {
-		err = r.Append(partition.Append{Batch: m.Batch, Index: m.Index, Info: info, Acks: wire.AcksQuorum, Receiver: produced(then)})
-	}
 	if err != nil {
 		then(errorBody(err).Code)
 		return
 	}
-	r.Kick(false)
+	add := func() {
+		if err := r.Append(partition.Append{Batch: m.Batch, Index: m.Index, Info: info, Acks: wire.AcksQuorum, Receiver: produced(then)}); err != nil {
+			then(errorBody(err).Code)
+			return
+		}
+		r.Kick(false)
+	}
+	if info.ProducerEpoch == 0 || info.BaseSequence != 0 || b.unsearched.Load() {
+		add()
+		return
+	}
+	m.Batch, m.Index = slices.Clone(m.Batch), slices.Clone(m.Index) // for later
+	r.Blocking(func() {
+		switch there, err := r.holdsLetter(&info, m.Batch); {
+		case err != nil:
+			then(errorBody(err).Code)
+		case there:
+			then(wire.CodeOK)
+		default:
+			add()
+		}
+	})
+}
+
+// holdsLetter reports whether the partition has a letter already: a record of the same
+// producer with the same number. A letter that was consumed and is gone is not found. It
+// may block.
+func (r *partitionReplica) holdsLetter(info *wire.BatchInfo, batch []byte) (bool, error) {
+	number, ok := letterNumber(info, batch)
+	if !ok {
+		return false, nil
+	}
+	var s log.Scanned
+	var body []byte
+	for o := max(r.StartOffset(), 0); ; {
+		if err := r.records.Scan(o, partition.ScanRecords, &s); err != nil {
+			return false, err
+		}
+		if len(s.Batches) == 0 {
+			return false, nil
+		}
+		for i := range s.Batches {
+			b := &s.Batches[i]
+			if o = b.Next(); b.Damaged || b.Compressed || b.Count != 1 { // letters are none of it
+				continue
+			}
+			stored, err := r.readBatch(b, &body)
+			if err != nil {
+				return false, err
+			}
+			other, err := wire.ParseBatch(stored.Batch)
+			if err != nil || other.ProducerID != info.ProducerID {
+				continue
+			}
+			if n, ok := letterNumber(&other, stored.Batch); ok && n == number {
+				return true, nil
+			}
+		}
+	}
+}
+
+// letterNumber is the number of the letter that a batch holds.
+func letterNumber(info *wire.BatchInfo, batch []byte) (uint64, bool) {
+	var reader wire.RecordReader
+	var rec wire.Record
+	reader.Reset(info, wire.Records(batch))
+	if info.Codec != wire.CodecNone || info.RecordCount != 1 || !reader.Next(&rec) {
+		return 0, false
+	}
+	for key, value := range rec.Headers() {
+		if string(key) == wire.LetterHeader+"number" {
+			n, err := strconv.ParseUint(string(value), 10, 64)
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
+
+// readBatch reads a batch that Scan has found, into memory that it may grow. It may block.
+func (r *partitionReplica) readBatch(b *log.Batch, into *[]byte) (wire.BodyBatch, error) {
+	body := slices.Grow((*into)[:0], wire.BodyBatchSize(b.IndexBytes, b.BatchBytes))[:wire.BodyBatchSize(b.IndexBytes, b.BatchBytes)]
+	*into = body
+	for at, n := b.At, 0; n < len(body); {
+		got, next, err := r.records.ReadAt(at, body[n:])
+		if err == nil && got == 0 {
+			err = log.ErrCorrupt
+		}
+		if err != nil {
+			return wire.BodyBatch{}, err
+		}
+		n, at = n+got, next
+	}
+	stored, _, err := wire.NextBodyBatch(body)
+	return stored, err
 }
 
 // produced hears the receipt of a batch.

@@ -82,8 +82,8 @@ func TestRecordsThatFailTooOftenBecomeDeadLetters(t *testing.T) {
 	require.EqualValues(t, 2, third[0].Offset)
 	require.Equal(t, wire.CodeOK, k.say(ack(third[0]))[0].Code)
 	want := []string{
-		"a=value 0 origin:jobs/0 offset:0 group:workers reason:delivery limit text: deliveries:2 attempts:2",
-		"a=value 1 origin:jobs/0 offset:1 group:workers reason:rejected text:no such customer deliveries:1 attempts:1",
+		"a=value 0 origin:jobs/0 offset:0 group:workers reason:delivery limit text: number:0 deliveries:2 attempts:2",
+		"a=value 1 origin:jobs/0 offset:1 group:workers reason:rejected text:no such customer number:1 deliveries:1 attempts:1",
 	}
 	require.Equal(t, want, readLetters(t, s, 2))
 	eventually(t, "everything is done", func() bool {
@@ -97,7 +97,7 @@ func TestRecordsThatFailTooOftenBecomeDeadLetters(t *testing.T) {
 	produceKeyed(t, s.Addr(), "b")
 	k = attachTo(t, s.Addr(), 1) // whom it waits for
 	k.say(outcome(k.next(1)[0], wire.OutcomeReject))
-	require.Equal(t, append(want, "b=value 0 origin:jobs/0 offset:3 group:workers reason:rejected text: deliveries:1 attempts:1"), readLetters(t, s, 3))
+	require.Equal(t, append(want, "b=value 0 origin:jobs/0 offset:3 group:workers reason:rejected text: number:2 deliveries:1 attempts:1"), readLetters(t, s, 3))
 }
 
 // A dead letter goes to whoever leads its partition, and not twice.

@@ -23,6 +23,11 @@ const (
 	MaxGroupCapacityBytes = 64 << 20
 )
 
+// LetterHeader begins the keys of the headers that a dead letter has besides those of its
+// record: origin (destination/partition), offset, group, reason, text, number, deliveries
+// and attempts, all as text.
+const LetterHeader = "lockstep-dead-letter-"
+
 // GroupMode says how a group shares records. Numbers are never reused; 0 in settings
 // stands for what the destination or the build has as its default, here and in the types
 // below.

@@ -252,7 +252,8 @@ func AppendLetterDone(dst []byte, id ID, number uint64) []byte {
 	return end(binary.LittleEndian.AppendUint64(dst, number), at)
 }
 
-// AppendLetterProducer appends the command that notes the producer that writes letters.
+// AppendLetterProducer appends the command that notes the producer that writes letters, or
+// that it begins again with the lowest open one, under a higher epoch.
 //
 //	group u64 | producer i64 | epoch i16
 func AppendLetterProducer(dst []byte, id ID, producer int64, epoch int16) []byte {

@@ -114,7 +114,7 @@ func (e *explainer) group() {
 		e.say("corrupt_range", "", 0, 0, "Records before offset %d cannot be read here and wait.", l.unread)
 	}
 	if n := len(l.lettered); n > 0 {
-		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%d records have failed too often and are not written to %q yet.", n, l.g.Settings.DeadLetter)
+		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%d records have failed too often and are not written to %q yet: %s.", n, l.g.Settings.DeadLetter, l.advice())
 	}
 }
 
@@ -220,7 +220,7 @@ func (e *explainer) record(o wire.Offset) {
 		e.say("done", "", 0, 0, "The group is done with it.")
 		return
 	case l.lettered[o]:
-		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "It has failed too often and is not written to %q yet.", l.g.Settings.DeadLetter)
+		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "It has failed too often and is not written to %q yet: %s.", l.g.Settings.DeadLetter, l.advice())
 		return
 	}
 	for _, m := range l.sorted() {

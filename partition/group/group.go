@@ -159,7 +159,20 @@ type Letters struct {
 	Open     map[uint64]Letter
 	Producer int64 // that writes them; below 0: none yet
 	Epoch    int16
+	Base     uint64 // the letter that this epoch of the producer begins with
 }
+
+// First is the lowest letter that is not known to be written; Next if there is none.
+func (l *Letters) First() uint64 {
+	first := l.Next
+	for number := range l.Open {
+		first = min(first, number)
+	}
+	return first
+}
+
+// Sequence is that of a letter's record: they have no gap from Base on.
+func (l *Letters) Sequence(number uint64) int32 { return int32((number - l.Base) & (1<<31 - 1)) }
 
 // Letter is a record that is out of its scope and not yet written where it belongs: it
 // is not done, so its body stays.

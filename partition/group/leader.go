@@ -77,9 +77,11 @@ type Leader struct {
 	scratch    []Span
 	settlers   []*member // with acks in the entry that is being taken in
 
-	lettered map[wire.Offset]bool // records that are dead letters and not done
-	firsts   firsts
-	timers   timers
+	lettered    map[wire.Offset]bool // records that are dead letters and not done
+	letterLimit int                  // MaxLetters
+	refusal     refusal              // of the lowest letter that could not be written
+	firsts      firsts
+	timers      timers
 
 	next     *proposal   // what is to be proposed
 	proposed []*proposal // and not applied, oldest first
@@ -172,7 +174,7 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 	l := &Leader{
 		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(),
 		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int), asking: make(map[Session]*attachment), names: make(map[string]*member),
-		step: horizonStep, lettered: make(map[wire.Offset]bool), next: new(proposal),
+		step: horizonStep, lettered: make(map[wire.Offset]bool), letterLimit: MaxLetters, next: new(proposal),
 	}
 	sessions := make([]Session, 0, len(g.Sessions))
 	for s := range g.Sessions {

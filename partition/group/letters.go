@@ -1,6 +1,15 @@
 package group
 
-import "github.com/lockstepmq/lockstep/wire"
+import (
+	"fmt"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// MaxLetters bounds the dead letters of a group that are not written in one partition.
+// Beyond it a record that has failed too often goes back to be tried again, as if the limit
+// were higher.
+const MaxLetters = 10_000
 
 // unpark as the head of a park says that the scope goes on.
 const unpark = ^wire.Offset(0)
@@ -20,6 +29,9 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 	}
 	switch s.DeadLetterMode {
 	case wire.DeadLetterRecord:
+		if len(l.lettered)+len(l.next.letters)+int(r.To-r.From) > l.letterLimit {
+			return false
+		}
 		for o := r.From; o < r.To; o++ {
 			l.number = max(l.number, l.g.Letters.Next)
 			one := r
@@ -56,9 +68,61 @@ func (l *Leader) LetterWritten(number uint64) {
 	if _, open := l.g.Letters.Open[number]; open {
 		l.next.written = append(l.next.written, number)
 	}
+	if l.refusal.code != wire.CodeOK && number >= l.refusal.number {
+		l.refusal = refusal{}
+	}
 }
 
-func (l *Leader) appliedWritten(uint64) {
+// refusal is why a letter could not be written.
+type refusal struct {
+	number uint64
+	code   wire.ErrorCode
+	text   string
+}
+
+// LetterFailed notes why a letter could not be written, for those who ask. It is tried
+// again.
+func (l *Leader) LetterFailed(number uint64, err error) {
+	if _, open := l.g.Letters.Open[l.refusal.number]; !open || number <= l.refusal.number || l.refusal.code == wire.CodeOK {
+		l.refusal = refusal{number: number, code: wire.CodeOf(err), text: err.Error()}
+	}
+}
+
+// Forgotten is the order by which the producer of letters begins again, if the partition
+// that they go to has said that it does not know it or that one is missing. That partition
+// sees to it that nothing is written twice.
+func (l *Leader) Forgotten(done func(error)) (Order, bool) {
+	if c := l.refusal.code; c != wire.CodeUnknownProducer && c != wire.CodeOutOfSequence {
+		return Order{}, false
+	}
+	l.refusal = refusal{}
+	s := &l.g.Letters
+	return Order{Command: AppendLetterProducer(nil, l.g.ID, s.Producer, s.Epoch+1), Done: done}, true
+}
+
+// advice says what to do about letters that are not written.
+func (l *Leader) advice() string {
+	to := l.g.Settings.DeadLetter
+	switch r := &l.refusal; r.code {
+	case wire.CodeOK:
+		return "they are on their way"
+	case wire.CodeUnknownDestination, wire.CodeDestinationGone:
+		return fmt.Sprintf("there is no %q: create it, or name another one for dead letters", to)
+	case wire.CodePartitionFull:
+		return fmt.Sprintf("%q is full: redrive or purge what it holds, or raise its threshold", to)
+	case wire.CodeSendDisabled:
+		return fmt.Sprintf("a partition of %q is closed to new records: open it", to)
+	case wire.CodeTooLarge:
+		return fmt.Sprintf("the record at offset %d is too large for %q: let that take larger records, or drop the letter", l.g.Letters.Open[r.number].Offset, to)
+	case wire.CodeCorrupt:
+		return fmt.Sprintf("the record at offset %d cannot be read: repair it, or drop the letter", l.g.Letters.Open[r.number].Offset)
+	default:
+		return fmt.Sprintf("%q does not take them (%s); they are tried again", to, r.text)
+	}
+}
+
+// appliedWritten forgets the letters that are done.
+func (l *Leader) appliedWritten() {
 	for o := range l.lettered {
 		if l.g.Done.Has(o) {
 			delete(l.lettered, o)

@@ -153,7 +153,7 @@ func (l *Leader) Propose(dst []byte, room int) ([]byte, bool) {
 		room -= roomOfCommand
 	}
 	// What a session held goes back before it is removed.
-	if len(n.acks)+len(n.backs)+len(n.letters)+len(n.parks) == 0 {
+	if len(n.acks)+len(n.backs)+len(n.letters)+len(n.parks)+len(n.written) == 0 {
 		dst = l.proposeSessions(dst, p, n, &room)
 	}
 	l.proposed = append(l.proposed, p)
@@ -343,8 +343,8 @@ func (l *Leader) Applied(i wire.Index) {
 	for _, s := range p.parks {
 		l.appliedPark(s)
 	}
-	for _, number := range p.written {
-		l.appliedWritten(number)
+	if len(p.written) > 0 {
+		l.appliedWritten()
 	}
 	for _, r := range p.removes {
 		l.removed(r.member)

@@ -115,6 +115,7 @@ func (g *Group) save(dst []byte) []byte {
 	}
 	dst = appendUint64s(dst, g.Letters.Next, uint64(g.Letters.Producer))
 	dst = binary.LittleEndian.AppendUint16(dst, uint16(g.Letters.Epoch))
+	dst = appendUint64s(dst, g.Letters.Base)
 	dst = appendCount(dst, len(g.Letters.Open))
 	for _, number := range sorted(g.Letters.Open) {
 		l := g.Letters.Open[number]
@@ -266,6 +267,7 @@ func (r *reader) group() *Group {
 		return r.offset(), bytes.Clone(r.take(int(r.uint32())))
 	})
 	g.Letters.Next, g.Letters.Producer, g.Letters.Epoch = r.uint64(), int64(r.uint64()), int16(r.uint16())
+	g.Letters.Base = r.uint64()
 	list(r, g.Letters.Open, func() (uint64, Letter) {
 		l := r.letter()
 		return l.Number, l

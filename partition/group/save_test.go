@@ -61,7 +61,7 @@ func TestSavedGroups(t *testing.T) {
 		"01000000" + "0602" + "01" + "01" + "e807" + "0d" + "01" + "aa0000000000000000000000000000aa" + // returned
 		"00000000" + // settled
 		"00000000" + "00000000" + // parked, substitutes
-		"0000000000000000" + "ffffffffffffffff" + "0000" + "00000000" // letters
+		"0000000000000000" + "ffffffffffffffff" + "0000" + "0000000000000000" + "00000000" // letters
 	require.Equal(t, want, hex.EncodeToString(b.Save(nil)))
 }
 

@@ -268,8 +268,12 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 		}
 	case CommandLetterProducer:
 		producer, epoch := int64(r.uint64()), int16(r.uint16())
-		if g.Letters.Producer < 0 { // the first one: what it has written must not be written by another
+		switch {
+		case g.Letters.Producer < 0:
 			g.Letters.Producer, g.Letters.Epoch = producer, epoch
+		case producer == g.Letters.Producer && epoch > g.Letters.Epoch:
+			// The one before was forgotten, or a letter is left out: it begins again.
+			g.Letters.Epoch, g.Letters.Base = epoch, g.Letters.First()
 		}
 	case CommandMember:
 		on, c := r.bool(), r.membership()
