@@ -44,7 +44,7 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 			<-ctx.Done() // given back before the others have ended, it would come again
 			return d.Release()
 		}
-		err := r.runCommand(ctx, d)
+		err := runShell(ctx, r.member.exec, d, r.member.stdout, r.member.stderr)
 		switch {
 		case errors.Is(err, errCommand):
 			stop(err)
@@ -91,16 +91,16 @@ func (s *sharedWriter) Write(p []byte) (int, error) {
 	return s.w.Write(p)
 }
 
-// runCommand runs it for one record. When ctx ends, the command and what it has started
+// runShell runs a command for one record. When ctx ends, the command and what it has started
 // are told to end, and killed if they do not. The commands die with this process.
-func (r *consumeRun) runCommand(ctx context.Context, d *client.Delivery) error {
+func runShell(ctx context.Context, command string, d *client.Delivery, stdout, stderr io.Writer) error {
 	// The kernel sends Pdeathsig when the thread ends that has started the command.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	c := exec.CommandContext(ctx, "/bin/sh", "-c", r.member.exec)
+	c := exec.CommandContext(ctx, "/bin/sh", "-c", command)
 	c.Env = append(os.Environ(), recordEnvironment(d)...)
 	c.Stdin = bytes.NewReader(d.Value)
-	c.Stdout, c.Stderr = r.member.stdout, r.member.stderr
+	c.Stdout, c.Stderr = stdout, stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	var kill *time.Timer
 	c.Cancel = func() error {
@@ -117,7 +117,7 @@ func (r *consumeRun) runCommand(ctx context.Context, d *client.Delivery) error {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && (exit.ExitCode() == exitNotFound || exit.ExitCode() == exitNotRunnable):
-		return fmt.Errorf("%w: %q: %w; its record is given back", errCommand, r.member.exec, err)
+		return fmt.Errorf("%w: %q: %w; its record is given back", errCommand, command, err)
 	case err != nil && c.Process == nil:
 		return fmt.Errorf("%w: %w", errCommand, err)
 	}

@@ -131,6 +131,8 @@ func (a *app) rootCommand() *cobra.Command {
 		a.destinationCommand(topicWords),
 		a.produceCommand(),
 		a.consumeCommand(),
+		a.requestCommand(),
+		a.replyCommand(),
 		a.groupCommand(),
 		a.explainCommand(),
 		a.keyCommand(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -47,53 +48,61 @@ func (c *Conn) Serve(ctx context.Context, destination string, handler Handler, o
 func (c *Consumer) Serve(ctx context.Context, handler Handler, opts ...RunOption) error {
 	return c.Run(ctx, func(ctx context.Context, d *Delivery) error {
 		reply, err := handler(ctx, d)
-		if errors.Is(err, ErrAgain) || ctx.Err() != nil {
+		switch {
+		case errors.Is(err, ErrAgain) || ctx.Err() != nil:
 			return errors.Join(err, ctx.Err())
+		case err != nil:
+			return d.ReplyError(ctx, err)
 		}
-		return c.answer(ctx, d, reply, err)
+		return d.Reply(ctx, reply)
 	}, opts...)
 }
 
-// answer sends a reply, or an error, to the requester.
-func (c *Consumer) answer(ctx context.Context, d *Delivery, reply *Record, failed error) error {
+// Reply sends a reply, nil being an empty one, to where the record wants it; if it wants
+// none, nothing is sent. It is no outcome: acknowledge the record when it returns nil, which
+// it does too if the requester is gone, or if the reply is too large and an error went in
+// its place.
+func (d *Delivery) Reply(ctx context.Context, reply *Record) error {
+	if reply == nil {
+		reply = &Record{}
+	}
+	err := d.answer(ctx, *reply)
+	if errors.Is(err, ErrRecordTooLarge) || errors.Is(err, wire.CodeTooLarge) {
+		return d.ReplyError(ctx, fmt.Errorf("the reply is larger than the requester takes: %w", err))
+	}
+	return err
+}
+
+// ReplyError tells the requester that the request has failed, as Reply does: there it is a
+// *RequestError.
+func (d *Delivery) ReplyError(ctx context.Context, failed error) error {
+	text := failed.Error()
+	return d.answer(ctx, Record{Headers: []Header{{Key: ErrorHeader, Value: []byte(text[:min(len(text), maxErrorText)])}}})
+}
+
+// WantsReply reports whether somebody asked for a reply to the record.
+func (d *Delivery) WantsReply() bool {
+	_, wanted := headerOf(&d.Record, ReplyToHeader)
+	return wanted
+}
+
+// answer sends a reply to the requester.
+func (d *Delivery) answer(ctx context.Context, answer Record) error {
 	to, wanted := headerOf(&d.Record, ReplyToHeader)
 	if !wanted {
-		if failed != nil {
-			c.conn.options.logger.Warn("a request that wants no reply has failed", "destination", c.destination, "partition", d.Partition, "offset", d.Offset, "error", failed)
-		}
 		return nil
 	}
-	answer := Record{}
-	if reply != nil {
-		answer = *reply
+	if id, ok := headerOf(&d.Record, CorrelationHeader); ok {
+		answer.Headers = append(slices.Clip(answer.Headers), Header{Key: CorrelationHeader, Value: id})
 	}
-	if failed != nil {
-		answer = errorReply(failed)
-	}
-	send := func() error {
-		if id, ok := headerOf(&d.Record, CorrelationHeader); ok {
-			answer.Headers = append(answer.Headers[:len(answer.Headers):len(answer.Headers)], Header{Key: CorrelationHeader, Value: id})
-		}
-		_, err := c.conn.Send(ctx, string(to), &answer)
-		return err
-	}
-	err := send()
-	if errors.Is(err, ErrRecordTooLarge) || errors.Is(err, wire.CodeTooLarge) {
-		answer = errorReply(fmt.Errorf("the reply is larger than %q takes: %w", to, err))
-		err = send()
-	}
+	c := d.at.consumer
+	_, err := c.conn.Send(ctx, string(to), &answer)
 	switch {
 	case errors.Is(err, wire.CodeDestinationGone), errors.Is(err, wire.CodeUnknownDestination), errors.Is(err, wire.CodeInvalidName):
 		c.conn.options.logger.Info("a requester is gone before its reply", "destination", c.destination, "partition", d.Partition, "offset", d.Offset, "reply-to", string(to), "error", err)
 		return nil
 	case err != nil:
-		return fmt.Errorf("reply to %q: %w", to, err)
+		return fmt.Errorf("reply to %.80q: %w", to, err)
 	}
 	return nil
-}
-
-// errorReply is a reply that says that the request has failed.
-func errorReply(err error) Record {
-	text := err.Error()
-	return Record{Headers: []Header{{Key: ErrorHeader, Value: []byte(text[:min(len(text), maxErrorText)])}}}
 }
