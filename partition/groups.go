@@ -360,6 +360,9 @@ func (g *Groups) lead(s *group.Group) *lead {
 	if l == nil {
 		l = &lead{Leader: group.NewLeader(s, &g.feed, g.now, g.p.applied), group: s}
 		l.Without(g.taken...)
+		if ignored := rulesIgnored.Load(); ignored != nil {
+			l.Without(*ignored...)
+		}
 		if g.leads == nil {
 			g.leads, g.links = make(map[group.ID]*lead), make(map[group.Consumer]*lead)
 		}
@@ -560,6 +563,9 @@ func (g *Groups) want(l *lead) {
 	w := l.Wants()
 	if w.Empty() {
 		return
+	}
+	if len(w.Scan) > 0 {
+		g.feed.use(true) // also where nobody is linked: the leases of a planned move are looked at
 	}
 	for _, o := range w.Scan {
 		if !g.scanning && !slices.Contains(g.scans, o) {

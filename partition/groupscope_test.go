@@ -78,3 +78,27 @@ func TestLeasesAreCommittedBeforeAPlannedMove(t *testing.T) {
 	require.Equal(t, 3, late.records(), "it goes on")
 	require.Nil(t, h.part.state.groups.Named("workers").Table)
 }
+
+// After a planned move the next leader of a serial group looks at the records that are
+// leased before anybody has attached, once.
+func TestHandedOverLeasesAreLookedAtOnce(t *testing.T) {
+	h, w := newGroups(t)
+	h.log.immediate = true
+	serial := intent(7, "workers")
+	serial.Settings = wire.GroupSettings{Mode: wire.ModeSerial, Scope: wire.ScopePublisher}.WithDefaults()
+	h.part.Groups().Intend(20, []Intent{serial})
+	c := h.attach("workers", 1)
+	h.turns(0)
+	h.send(-1, 0, 0, 3)
+	h.turns(1)
+	require.Equal(t, 3, c.records())
+	h.part.Groups().HandOver(func(err error) { require.NoError(t, err) })
+	h.turns(2)
+
+	h.log.term++
+	h.part.Reject(wire.CodeNotLeader)
+	w.scans = 0
+	h.noOp()
+	h.turns(3)
+	require.LessOrEqual(t, w.scans, 1)
+}

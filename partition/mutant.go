@@ -24,3 +24,9 @@ func unchecked(epochsDiffer bool) bool {
 // Without takes rules of the Leaders away, before the first turn. It is for tests that show
 // the rules to be needed, and does nothing in release builds.
 func (g *Groups) Without(rules ...group.Rule) { g.taken = rules }
+
+// rulesIgnored are taken away from all Leaders that are made.
+var rulesIgnored atomic.Pointer[[]group.Rule]
+
+// IgnoreRules is Without for all partitions of the process, those of later on.
+func IgnoreRules(rules ...group.Rule) { rulesIgnored.Store(&rules) }
