@@ -25,7 +25,8 @@ type groups struct {
 	accepted map[wire.Offset]group.Session // whose was confirmed
 	since    map[wire.Offset]wire.Index    // and what was applied where it was
 	given    map[grantKey]group.Session
-	checked  wire.Offset // everything below it that is gone was acknowledged
+	newest   map[wire.Offset]wire.Index // epoch that a record was given with
+	checked  wire.Offset                // everything below it that is gone was acknowledged
 	sessions int
 	counts   GroupCounts
 }
@@ -90,7 +91,7 @@ type fleetLink struct {
 
 func newGroups(f *fleet) *groups {
 	g := &groups{
-		fleet: f, acked: map[wire.Offset]bool{}, accepted: map[wire.Offset]group.Session{}, since: map[wire.Offset]wire.Index{}, given: map[grantKey]group.Session{},
+		fleet: f, acked: map[wire.Offset]bool{}, accepted: map[wire.Offset]group.Session{}, since: map[wire.Offset]wire.Index{}, given: map[grantKey]group.Session{}, newest: map[wire.Offset]wire.Index{},
 	}
 	g.settings = wire.GroupSettings{SessionMs: 3000, BackoffMs: 200, BackoffMaxMs: 400}
 	switch f.random.IntN(6) {
@@ -102,6 +103,9 @@ func newGroups(f *fleet) *groups {
 		g.settings.Mode, g.settings.Window = wire.ModeSerial, uint32(1+f.random.IntN(3))
 	default:
 		g.settings.Mode = wire.ModeShared
+	}
+	if f.random.IntN(2) == 0 { // in a hurry
+		g.settings.AckWaitMs, g.settings.RevokeMs = 300, 100
 	}
 	g.settings = g.settings.WithDefaults()
 	for range 1 + f.random.IntN(3) {
@@ -339,6 +343,9 @@ func (c *consumer) settle(a wire.OutcomeAnswer, applied wire.Index) (gone bool) 
 		if who, before := g.accepted[o]; before && who != c.session {
 			f.fail("%s: its acknowledgement of record %d is accepted, and that of %x was", c, o, who[:2])
 		}
+		if a.Epoch < g.newest[o] {
+			f.fail("%s: its acknowledgement of record %d with epoch %d is accepted, and it was given with epoch %d since", c, o, a.Epoch, g.newest[o])
+		}
 		g.accepted[o] = c.session
 		if g.since[o] == 0 {
 			g.since[o] = applied
@@ -399,6 +406,7 @@ func (l *fleetLink) Deliver(d *group.Delivery) {
 				f.fail("%s: record %d is given to %x with epoch %d, which %x has", l.m, o, session[:2], x.Epoch, who[:2])
 			}
 			g.given[key] = session
+			g.newest[o] = max(g.newest[o], x.Epoch)
 			if at, ok := g.since[o]; ok && x.Epoch > at {
 				f.fail("%s: record %d is given with epoch %d; it was acknowledged at entry %d", l.m, o, x.Epoch, at)
 			}

@@ -336,7 +336,11 @@ func (m *member) turn() (again bool) {
 	if m.group.Err() == nil {
 		again = m.part.Turn(m.nowMs, time.Duration(m.nowMs)*time.Millisecond)
 	}
-	if _, leading := m.group.Leading(); m.give {
+	_, leading := m.group.Leading()
+	if m.fleet.groups != nil && !leading {
+		m.part.Reject(wire.CodeNotLeader) // as a node does: what came too late is answered
+	}
+	if m.give {
 		m.give = false
 		if leading && m.group.Err() == nil {
 			m.fleet.groups.counts.HandedOver++

@@ -172,7 +172,9 @@ func (l *Leader) limit() wire.Offset {
 // giveScanned goes on with the scan by one batch, or what is left of it, and reports
 // whether it is worth to go on.
 func (l *Leader) giveScanned(budget *int) bool {
-	l.scan = l.g.Done.Next(l.scan)
+	if l.keeps(RuleDone) {
+		l.scan = l.g.Done.Next(l.scan)
+	}
 	limit := l.limit()
 	if l.scan >= limit {
 		return false
@@ -206,13 +208,13 @@ func (l *Leader) giveScanned(budget *int) bool {
 // are done: none was taken back, is leased, parked or a letter, or of doubtful count. Then
 // a run of them is as good as one record.
 func (l *Leader) plain(o wire.Offset) bool {
-	return l.ahead.empty() && len(l.lettered) == 0 && len(l.g.Parked)+len(l.parking) == 0 && len(l.g.Substitutes) == 0 && o >= l.g.Doubt && l.g.returned.len() == 0
+	return l.keeps(RuleDone) && l.ahead.empty() && len(l.lettered) == 0 && len(l.g.Parked)+len(l.parking) == 0 && len(l.g.Substitutes) == 0 && o >= l.g.Doubt && l.g.returned.len() == 0
 }
 
 // skips reports whether the scan leaves out the record at o, and puts it where it waits if
 // it may go out later.
 func (l *Leader) skips(o wire.Offset, known Returned) bool {
-	if l.g.Done.Has(o) || l.lettered[o] || l.ahead.find(o) != nil {
+	if l.g.Done.Has(o) && l.keeps(RuleDone) || l.lettered[o] || l.ahead.find(o) != nil {
 		return true
 	}
 	if known.DelayMs > 0 && l.kind == shared {

@@ -8,7 +8,7 @@ type Rule uint8
 
 // The rules that can be taken away.
 const (
-	// RuleTerm: only an applied entry of the own term settles anything; without it an ack is
+	// RuleCommitted: only an applied entry of the own term settles anything; without it an ack is
 	// answered when it is read.
 	RuleCommitted Rule = iota
 	// RuleHandOver: a record goes to another session when its return is applied; without it
@@ -63,6 +63,9 @@ const (
 	// RuleGeneration: where a consumer of a newer generation of bindings is, none of an
 	// older one stays or comes.
 	RuleGeneration
+	// RuleDone: what is done is not given again; without it a new leader begins at the
+	// floor and gives everything above it.
+	RuleDone
 	rules
 )
 
