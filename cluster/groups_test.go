@@ -1,10 +1,10 @@
 package cluster
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/google/uuid"
-
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -195,4 +195,22 @@ func TestDeadLettersOfADestinationThatCannotBeAreRefused(t *testing.T) {
 	s.Nodes[2] = &Node{ID: 2, MaxLevel: LevelCluster}
 	require.ErrorIs(t, letters(s, 20, 5, 0, "dead").Err, wire.CodeUnsupported)
 	require.NotEqual(t, LevelGroups, s.Level)
+}
+
+// One group more than a destination may have is refused by name, and those that there are
+// can be altered and removed.
+func TestTheGroupsOfADestinationAreBounded(t *testing.T) {
+	s := grouped(t, 1)
+	require.NoError(t, setGroup(s, 20, SetGroup{Group: "first", Create: true, Settings: wire.GroupSettings{Mode: wire.ModeShared}}).Err)
+	g := s.Destinations["orders"].Groups["first"]
+	for i := range MaxGroups - 1 {
+		s.Destinations["orders"].Groups[fmt.Sprint("group-", i)] = g
+	}
+	one := SetGroup{Group: "one more", Create: true, Settings: wire.GroupSettings{Mode: wire.ModeShared}}
+	err := setGroup(s, 21, one).Err
+	require.ErrorIs(t, err, wire.CodeTooMany)
+	require.Contains(t, err.Error(), "has 10000 groups, its limit")
+	require.NoError(t, setGroup(s, 22, SetGroup{Group: "first", Settings: wire.GroupSettings{Mode: wire.ModeSerial}}).Err)
+	require.NoError(t, s.Apply(23, &Command{RemoveGroup: &RemoveGroup{Destination: "orders", Group: "group-1"}}).Err)
+	require.NoError(t, setGroup(s, 24, one).Err)
 }

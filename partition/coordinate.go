@@ -173,7 +173,24 @@ func (g *Groups) reconsider() {
 		}
 		maps.DeleteFunc(g.binders, func(_ group.Binder, of *lead) bool { return of == l })
 		l.coordinator.Close(err)
-		l.coordinator = nil
+		l.coordinator, l.looked = nil, 0
+		g.uncovered(l)
+	}
+}
+
+// uncovered tells the world when other partitions than before have no consumer.
+func (g *Groups) uncovered(l *lead) {
+	var list []uint32
+	if l.coordinator != nil && !l.closed {
+		if l.coordinator.Version() == l.looked {
+			return
+		}
+		l.looked = l.coordinator.Version()
+		list = l.coordinator.Uncovered()
+	}
+	if !slices.Equal(list, l.uncovered) {
+		l.uncovered = list
+		g.effects.Uncovered(l.group.Name, list)
 	}
 }
 

@@ -54,6 +54,29 @@ type Input struct {
 	Reply func(json []byte, err error)
 	// Client is where the consumer comes from, for people: of InputAttach.
 	Client string
+	// Sender hears, in an owner's turn, that the input does not wait any more; nil: nobody
+	// wants to know.
+	Sender Sender
+}
+
+// Sender bounds what it has waiting in the inboxes of partitions. Taken must not block.
+type Sender interface{ Taken(bytes int) }
+
+// Size is about the memory of an input while it waits, in bytes.
+func (in *Input) Size() int {
+	n := 256 + 32*len(in.Outcomes)
+	if in.Attach != nil {
+		n += 32 * len(in.Attach.Claims)
+	}
+	return n
+}
+
+// taken tells the sender.
+func (in *Input) taken() {
+	if in.Sender != nil {
+		in.Sender.Taken(in.Size())
+		in.Sender = nil
+	}
 }
 
 // refuse answers what begins something with an error.
@@ -100,6 +123,8 @@ type Effects interface {
 	// of the destination's groups; CodeNotCoordinator, with the number of the partition that
 	// does as its next, if it does not.
 	Coordinates() (group.Term, error)
+	// Uncovered says which partitions no consumer of a group has, while it has consumers.
+	Uncovered(name string, partitions []uint32)
 	// Letter writes a record to where the dead letters of a group go, and tells
 	// Partition.LetterWritten. Before a producer is committed for them it gets one, which
 	// it tells Partition.LetterProducer. The group is read during the call only.

@@ -109,6 +109,8 @@ type lead struct {
 	// coordinator is set where the members of the group are kept, and somebody is one.
 	coordinator *group.Coordinator
 	shares      []share // of control entries, as they were proposed
+	looked      uint64  // version of the coordinator's list that uncovered is of
+	uncovered   []uint32
 	links       int
 	order       bool // one is under way that changes the group
 	ready       bool
@@ -176,15 +178,6 @@ func (b *inbox) emptyLocked() bool {
 	return len(b.items)+len(b.results) == 0 && !b.intended && !b.resumed
 }
 
-// sizeOf is about the memory of an input.
-func sizeOf(in *Input) int {
-	n := 256 + 32*len(in.Outcomes)
-	if in.Attach != nil {
-		n += 32 * len(in.Attach.Claims)
-	}
-	return n
-}
-
 // Groups are the groups of the partition.
 func (p *Partition) Groups() *Groups { return &p.groups }
 
@@ -204,7 +197,7 @@ func (g *Groups) Put(in Input) error {
 		return ErrMailboxFull
 	}
 	b.items = append(b.items, in)
-	b.bytes += sizeOf(&in)
+	b.bytes += in.Size()
 	return nil
 }
 
@@ -392,6 +385,7 @@ func (g *Groups) drop(l *lead, err error) {
 		}
 	}
 	l.Close(err)
+	g.uncovered(l)
 }
 
 // receive takes what has come in since the last turn.
@@ -423,6 +417,7 @@ func (g *Groups) receive(term wire.Term) {
 		f()
 	}
 	for i := range items {
+		items[i].taken()
 		g.input(&items[i], term)
 	}
 }
@@ -545,6 +540,7 @@ func (g *Groups) dispatch() {
 		}
 		g.keyed = g.keyed || l.Hashed()
 		g.want(l)
+		g.uncovered(l)
 		if l.Pending() && !l.wants {
 			l.wants = true
 			g.wanting = append(g.wanting, l)
@@ -683,6 +679,7 @@ func (g *Groups) reject(err error) {
 	}
 	g.unknown = nil
 	for i := range items {
+		items[i].taken()
 		items[i].refuse(err)
 	}
 }

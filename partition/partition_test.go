@@ -42,7 +42,7 @@ func (f *fakeLog) BodyAt(i wire.Index, _ int) (log.Position, bool) {
 	return log.Position{Segment: 1, Byte: int64(i) << 20}, f.places
 }
 func (f *fakeLog) KeepKeys(on bool) { f.keys = on }
-func (f *fakeLog) Paused() bool { return f.paused }
+func (f *fakeLog) Paused() bool     { return f.paused }
 func (f *fakeLog) Holders(i wire.Index) int {
 	if f.asked == nil {
 		f.asked = map[wire.Index]bool{}

@@ -68,6 +68,10 @@ func (b *broker) groupAdmin(m *wire.GroupAdminRequest, reply func(wire.Message, 
 
 // groupCommand is what a request asks of the metadata.
 func groupCommand(m *wire.GroupAdminRequest) (cluster.Command, error) {
+	// Here, because metadata in JSON would make another name of one that is not UTF-8.
+	if err := wire.ValidateName(m.Group); err != nil {
+		return cluster.Command{}, err
+	}
 	c := &cluster.SetGroup{Destination: m.Destination, Group: m.Group}
 	switch m.Op {
 	case wire.GroupRemove:

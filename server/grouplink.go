@@ -465,7 +465,10 @@ func (k *groupLink) input(in partition.Input) {
 	} else {
 		in.Consumer = k
 	}
+	in.Sender = k
+	k.session.groupWaits(in.Size())
 	if err := k.replica.Group(in); err != nil {
+		k.Taken(in.Size())
 		if in.Kind != partition.InputGone {
 			s := k.session
 			s.forgetGroupLink(k, false)
@@ -474,4 +477,29 @@ func (k *groupLink) input(in partition.Input) {
 		return
 	}
 	k.session.loop.kick(k.replica, 1)
+}
+
+// Taken implements partition.Sender.
+func (k *groupLink) Taken(bytes int) {
+	s := k.session
+	o := &s.out
+	o.mu.Lock()
+	before := o.inbox
+	o.inbox -= bytes
+	half := s.engine.limits.GroupInboxBytes / 2
+	notify := before > half && o.inbox <= half && o.notifyLocked() // it may be read on
+	o.mu.Unlock()
+	if notify {
+		s.loop.push(s)
+	}
+}
+
+// groupWaits counts what waits for the owners of partitions, and stops reading where that is
+// too much: whoever has many consumers on one connection takes no room from others.
+// Loop only.
+func (s *session) groupWaits(bytes int) {
+	s.out.mu.Lock()
+	s.out.inbox += bytes
+	s.out.mu.Unlock()
+	s.checkFull()
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/lockstepmq/lockstep/cluster"
@@ -101,6 +102,38 @@ func coordinates(d *cluster.Destination, partition uint32) error {
 	}
 	return &wire.Error{Code: wire.CodeNotCoordinator, Next: wire.Offset(c.Partition),
 		Detail: fmt.Sprintf("partition %d of %q does not coordinate groups; partition %d does", partition, d.Name, c.Partition)}
+}
+
+// uncovered are the partitions without a consumer, by group, as far as a replica
+// coordinates.
+type uncovered struct {
+	mu sync.Mutex
+	of map[string]int
+}
+
+// Uncovered implements partition.Effects: what it hears is a metric, and said once.
+func (r groupEffects) Uncovered(name string, partitions []uint32) {
+	r.uncovered.mu.Lock()
+	defer r.uncovered.mu.Unlock()
+	if len(partitions) == 0 {
+		delete(r.uncovered.of, name)
+		return
+	}
+	if r.uncovered.of == nil {
+		r.uncovered.of = make(map[string]int)
+	}
+	r.uncovered.of[name] = len(partitions)
+	r.broker.logger.Warn("partitions without a consumer: start more consumers, or bind with cover", "coordinator", r.name, "group", name, "partitions", partitions)
+}
+
+// withoutConsumer is how many partitions have no consumer, of all groups.
+func (u *uncovered) withoutConsumer() (n int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, of := range u.of {
+		n += of
+	}
+	return n
 }
 
 // Group implements replica. An attach wakes a partition that was never written, and is

@@ -53,6 +53,10 @@ type Limits struct {
 	// InFlightBytes is how many bytes those requests may hold. Default 16 MiB; same
 	// reaction. The request that reaches it is still taken.
 	InFlightBytes int
+	// GroupInboxBytes is how many bytes of what the consumers of one connection say may wait
+	// for the owners of partitions; one larger message is still taken. Default 1 MiB; the
+	// socket is not read beyond it.
+	GroupInboxBytes int
 	// OutboxBytes is how many bytes of replies may wait for one client to read
 	// them. Default 1 MiB; then its socket is not read until half are gone.
 	OutboxBytes int
@@ -172,6 +176,7 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 	setInt(&l.LingerBytes, 1<<20)
 	setInt(&l.InFlightRequests, 1024)
 	setInt(&l.InFlightBytes, 16<<20)
+	setInt(&l.GroupInboxBytes, 1<<20)
 	setInt(&l.OutboxBytes, 1<<20)
 	setInt(&l.Handles, 4096)
 	setInt(&l.Links, 1024)
@@ -195,6 +200,7 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 		{"LingerBytes", l.LingerBytes},
 		{"InFlightRequests", l.InFlightRequests},
 		{"InFlightBytes", l.InFlightBytes},
+		{"GroupInboxBytes", l.GroupInboxBytes},
 		{"OutboxBytes", l.OutboxBytes},
 		{"Handles", l.Handles},
 		{"Links", l.Links},

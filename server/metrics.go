@@ -23,6 +23,7 @@ var (
 	metricLevel      = prometheus.NewDesc("lockstep_feature_level", "What all nodes of the cluster have agreed to use; it rises when all have been upgraded.", nil, nil)
 	metricEpoch      = prometheus.NewDesc("lockstep_metadata_epoch", "Index of the last metadata change.", nil, nil)
 	metricDamaged    = prometheus.NewDesc("lockstep_damaged_records", "Stored records that cannot be read because their bytes are damaged.", []string{"destination"}, nil)
+	metricUncovered  = prometheus.NewDesc("lockstep_partitions_without_consumer", "Partitions that no consumer of a group has which has consumers, of all groups, as this node coordinates them.", []string{"destination"}, nil)
 	metricRanges     = prometheus.NewDesc("lockstep_damaged_ranges", "Ranges of damaged frames.", []string{"destination"}, nil)
 	metricReports    = prometheus.NewDesc("lockstep_damage_reports_total", "Damaged frames reported by clients, by what the disk says.", []string{"result"}, nil)
 	metricScrubbed   = prometheus.NewDesc("lockstep_scrubbed_bytes_total", "Bytes that the scrubber has verified.", nil, nil)
@@ -47,7 +48,7 @@ var (
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricVoters, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
-		metricDamaged, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed,
+		metricDamaged, metricUncovered, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
 		ch <- d
@@ -91,7 +92,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		wire.PartitionStarting: 0, wire.PartitionActive: 0, wire.PartitionFenced: 0, wire.PartitionUnavailable: 0,
 	}
 	for _, d := range v.Destinations {
-		var appended, retained, bytes, waiting, damaged, ranges float64
+		var appended, retained, bytes, waiting, damaged, ranges, uncovered float64
 		info := c.b.Describe(d)
 		for _, p := range info.Partitions {
 			states[p.State]++
@@ -100,6 +101,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 			bytes += float64(p.Bytes)
 			if r := c.b.local(d.ID, p.Number); r != nil {
 				waiting += float64(r.part.Waiting())
+				uncovered += float64(r.uncovered.withoutConsumer())
 				for _, run := range r.records.Damage() {
 					damaged += float64(run.Next - run.Base)
 					ranges++
@@ -112,6 +114,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(metricWaiting, waiting, d.Name)
 		gauge(metricDamaged, damaged, d.Name)
 		gauge(metricRanges, ranges, d.Name)
+		gauge(metricUncovered, uncovered, d.Name)
 	}
 	for state, n := range states {
 		gauge(metricPartitions, float64(n), state.String())

@@ -24,6 +24,7 @@ type outbox struct {
 	unsent   int                 // bytes that the loop has taken from pending and the socket has not
 	requests map[uint32]inFlight // by correlation ID
 	bytes    int                 // held by requests
+	inbox    int                 // bytes for groups that no owner has taken yet
 	woken    []streamer          // to be looked at again
 	queued   bool                // the loop knows that there is something to do
 	closed   bool                // nothing more will be sent
@@ -85,7 +86,7 @@ func (o *outbox) full(l *Limits) bool {
 // fullLocked reports whether a cap is reached: requests or bytes in flight, or
 // answers that the client does not read.
 func (o *outbox) fullLocked(l *Limits) bool {
-	return len(o.requests) >= l.InFlightRequests || o.bytes >= l.InFlightBytes || o.pending.size()+o.unsent >= l.OutboxBytes
+	return len(o.requests) >= l.InFlightRequests || o.bytes >= l.InFlightBytes || o.inbox >= l.GroupInboxBytes || o.pending.size()+o.unsent >= l.OutboxBytes
 }
 
 // unread is how many bytes wait for the client to take them.
@@ -97,7 +98,7 @@ func (o *outbox) unread() int {
 
 // roomLocked reports whether every cap is at most half used: reading resumes.
 func (o *outbox) roomLocked(l *Limits) bool {
-	return len(o.requests) <= l.InFlightRequests/2 && o.bytes <= l.InFlightBytes/2 && o.pending.size()+o.unsent <= l.OutboxBytes/2
+	return len(o.requests) <= l.InFlightRequests/2 && o.bytes <= l.InFlightBytes/2 && o.inbox <= l.GroupInboxBytes/2 && o.pending.size()+o.unsent <= l.OutboxBytes/2
 }
 
 // notifyLocked reports whether the loop must be told of the session.

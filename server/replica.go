@@ -73,6 +73,7 @@ type partitionReplica struct {
 	settings    atomic.Pointer[wire.Settings]
 	groupsOf    atomic.Pointer[cluster.Destination] // whose groups the partition was told of
 	letters     letters
+	uncovered   uncovered
 	confirms    confirms
 	asked       map[*[]func(error)]struct{} // taken from confirms, and not answered; owner only
 

@@ -63,7 +63,8 @@ type Coordinator struct {
 	entry      *enrolment // on its way
 	above      Binding    // somebody knows this one: ours must be newer
 	stale      bool       // the binding is to be looked at
-	taken      uint64     // rules, see WithoutRules
+	version    uint64     // of what Uncovered depends on
+	taken      uint64     // rules, see Without
 }
 
 // Term is which coordinator a group has.
@@ -96,7 +97,7 @@ type enrolment struct {
 // destination as they are; it is called in turns and must not block.
 func NewCoordinator(g *Group, loads func() []PartitionLoad, term Term, now time.Duration) *Coordinator {
 	c := &Coordinator{
-		g: g, loads: loads, generation: max(term.Generation, 1), start: now, now: now, stale: true,
+		g: g, loads: loads, generation: max(term.Generation, 1), start: now, now: now, stale: true, version: 1,
 		links: make(map[Binder]*membership), members: make(map[Session]*membership), names: make(map[string]*membership),
 	}
 	if g.Members != nil {
@@ -217,7 +218,11 @@ func (c *Coordinator) Gone(b Binder, dead bool) {
 // generation.
 func (c *Coordinator) Reconsider(generation uint32) {
 	c.stale, c.generation = true, max(c.generation, generation)
+	c.version++
 }
+
+// Version changes when other partitions may be without a consumer.
+func (c *Coordinator) Version() uint64 { return c.version }
 
 // Resumed says that the broker could not work for a while: silence until now says nothing.
 func (c *Coordinator) Resumed(now time.Duration) { c.start = max(c.start, now) }
@@ -419,6 +424,7 @@ func (c *Coordinator) Applied() {
 		return
 	}
 	c.entry = nil
+	c.version++
 	if n := len(c.members); n >= crowd {
 		c.pause = c.now + time.Duration(n)*bindingPause
 	}
