@@ -25,7 +25,7 @@ func TestLimitsDefaults(t *testing.T) {
 	require.Equal(t, Limits{
 		Connections: 15_902, ConnectionsPerAddress: 1_590, Registering: 16, DescriptorReserve: 4_096,
 		HandshakeTimeout: 5 * time.Second, FrameTimeout: 10 * time.Second, IdleTimeout: time.Minute, WriteTimeout: 10 * time.Second,
-		LingerTimeout: time.Second, LingerBytes: 1 << 20, InFlightRequests: 1024, InFlightBytes: 16 << 20, OutboxBytes: 1 << 20,
+		LingerTimeout: time.Second, LingerBytes: 1 << 20, InFlightRequests: 1024, InFlightBytes: 16 << 20, GroupInboxBytes: 1 << 20, OutboxBytes: 1 << 20,
 		Handles: 4096, Links: 1024, LinkCredit: 64 << 20, TemporaryQueues: 1000, TemporaryBytes: 4 << 20, NodeTemporaryQueues: 20_000, NodeTemporaryBytes: 64 << 20,
 		InboundBytes: 256 << 20, OutboundBytes: 256 << 20, LogLines: 5, descriptors: 15_904,
 	}, l)
