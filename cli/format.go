@@ -141,6 +141,7 @@ type jsonRecord struct {
 	Value         string       `json:"value"`
 	ValueEncoding string       `json:"value_encoding,omitempty"`
 	Headers       []jsonHeader `json:"headers,omitempty"`
+	*browsedJSON
 }
 
 type jsonHeader struct {
@@ -150,8 +151,13 @@ type jsonHeader struct {
 }
 
 // appendJSON writes one record as a JSON object and a newline to dst.
-func appendJSON(dst *bytes.Buffer, r *client.Record) error {
+func appendJSON(dst *bytes.Buffer, r *client.Record) error { return appendBrowsed(dst, r, nil) }
+
+// appendBrowsed is appendJSON with how the record stands, if that is given.
+func appendBrowsed(dst *bytes.Buffer, r *client.Record, state *browsedJSON) error {
 	out := jsonRecord{
+		browsedJSON: state,
+
 		Partition: r.Partition,
 		Offset:    r.Offset,
 		Epoch:     r.Epoch,

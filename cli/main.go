@@ -131,6 +131,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.destinationCommand(topicWords),
 		a.produceCommand(),
 		a.consumeCommand(),
+		a.browseCommand(),
 		a.requestCommand(),
 		a.replyCommand(),
 		a.groupCommand(),

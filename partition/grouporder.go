@@ -27,6 +27,14 @@ func (g *Groups) order(in *Input) {
 		g.wake(l)
 	case wire.OrderExplain:
 		g.explain(s, in)
+	case wire.OrderUnfinished:
+		var q wire.BrowseRequest
+		if unmarshal(in, &q) {
+			if q.Limit == 0 || q.Limit > wire.MaxBrowse {
+				q.Limit = wire.MaxBrowse
+			}
+			in.Reply(json.Marshal(g.lead(s).Browse(wire.Offset(q.From), int(q.Limit))))
+		}
 	case wire.OrderPark, wire.OrderUnpark, wire.OrderSkip, wire.OrderShow:
 		g.scope(s, in)
 	default:

@@ -61,7 +61,7 @@ const (
 	OrderUnpark     GroupOrderOp = 7  // ScopeRequest
 	OrderSkip       GroupOrderOp = 8  // ScopeRequest
 	OrderShow       GroupOrderOp = 9  // ScopeRequest
-	OrderUnfinished GroupOrderOp = 10 //
+	OrderUnfinished GroupOrderOp = 10 // BrowseRequest; answered with BrowseResponse
 	OrderLetters    GroupOrderOp = 11 //
 	OrderRepair     GroupOrderOp = 12 //
 )
@@ -236,4 +236,50 @@ type ScopeRequest struct {
 	Scope     *uint64 `json:"scope,omitempty"`
 	Reason    string  `json:"reason,omitempty"`
 	Now       bool    `json:"now,omitempty"` // do not wait for the holder
+}
+
+// MaxBrowse is how many records one BrowseRequest lists at most.
+const MaxBrowse = 1000
+
+// BrowseRequest asks for the records of a partition that a group is not done with.
+type BrowseRequest struct {
+	From  uint64 `json:"from"`
+	Limit uint32 `json:"limit"` // at most MaxBrowse, which is also what 0 means
+}
+
+// BrowseResponse lists them in ascending order.
+type BrowseResponse struct {
+	Next uint64      `json:"next"` // where to go on; End if that is all
+	End  uint64      `json:"end"`  // behind the last record of the partition
+	Runs []BrowseRun `json:"runs"`
+}
+
+// BrowseState says how an unfinished record stands.
+type BrowseState string
+
+// The states.
+const (
+	BrowseWaiting  BrowseState = "waiting"     // nobody has had it
+	BrowseLeased   BrowseState = "leased"      // a consumer has it
+	BrowseBehind   BrowseState = "behind"      // it waits for an earlier record of its key or publisher
+	BrowseReturned BrowseState = "returned"    // it was given back, and is tried again
+	BrowseParked   BrowseState = "parked"      // it is the first of its parked key or publisher
+	BrowseLetter   BrowseState = "dead letter" // it has failed too often, and is being written elsewhere
+)
+
+// BrowseRun is Count records from Offset on that stand alike.
+type BrowseRun struct {
+	Offset     uint64      `json:"offset"`
+	Count      uint32      `json:"count"`
+	State      BrowseState `json:"state"`
+	Holder     string      `json:"holder,omitempty"` // the consumer that has it
+	Deliveries uint16      `json:"deliveries,omitempty"`
+	Attempts   uint16      `json:"attempts,omitempty"`
+	Reason     string      `json:"reason,omitempty"` // why it is parked
+}
+
+// Joins reports whether another run follows this one and stands alike.
+func (r *BrowseRun) Joins(next *BrowseRun) bool {
+	return r.Offset+uint64(r.Count) == next.Offset && r.State == next.State && r.Holder == next.Holder &&
+		r.Deliveries == next.Deliveries && r.Attempts == next.Attempts && r.Reason == next.Reason
 }

@@ -1,0 +1,190 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// BrowseState says how an unfinished record of a group stands.
+type BrowseState = wire.BrowseState
+
+// browseGap is how many finished records are read over rather than skipped.
+const browseGap = 4096
+
+// BrowseOptions say what Browse looks at. The zero value is everything.
+type BrowseOptions struct {
+	// Group is whose unfinished records are wanted. Empty: those of a queue's only group, or
+	// everything that is there.
+	Group string
+	// Partitions are looked at one after the other. Empty: all.
+	Partitions []uint32
+	// From is the lowest offset, in each partition.
+	From uint64
+	// Limit is how many records are wanted. 0: no limit.
+	Limit int
+}
+
+// BrowsedRecord is a record that was looked at, and how it stood then.
+type BrowsedRecord struct {
+	Record
+	// Group is whose record it is; if it is empty, what follows is not known.
+	Group      string
+	State      BrowseState
+	Holder     string // the consumer that has it
+	Deliveries int
+	Attempts   int
+	Reason     string // why it is parked
+}
+
+// Browse looks at records and leaves them where they are: nobody's place moves, and nothing
+// is leased. Of a group it yields the records that the group is not done with, and how they
+// stand; else what is there now. While others consume it is a look at each record at some
+// time, not at one and the same. A record that is yielded belongs to the caller. An error is
+// yielded once and ends the loop.
+func (c *Conn) Browse(ctx context.Context, destination string, o BrowseOptions) iter.Seq2[*BrowsedRecord, error] {
+	return func(yield func(*BrowsedRecord, error) bool) {
+		b := browsing{conn: c, destination: destination, options: o, yield: yield}
+		if err := b.run(ctx); err != nil && !errors.Is(err, errBrowsed) {
+			yield(nil, fmt.Errorf("browse %q: %w", destination, err))
+		}
+	}
+}
+
+// errBrowsed says that nothing more is wanted.
+var errBrowsed = errors.New("browsed enough")
+
+type browsing struct {
+	conn        *Conn
+	destination string
+	options     BrowseOptions
+	yield       func(*BrowsedRecord, error) bool
+	yielded     int
+}
+
+func (b *browsing) run(ctx context.Context) error {
+	d, err := b.conn.Destination(ctx, b.destination)
+	if err != nil {
+		return err
+	}
+	if b.options.Group == "" && d.Kind == Queue {
+		groups, err := b.conn.Groups(ctx, b.destination)
+		switch {
+		case err != nil:
+			return err
+		case len(groups) == 1:
+			b.options.Group = groups[0].Name
+		case len(groups) > 1:
+			names := make([]string, len(groups))
+			for i := range groups {
+				names[i] = groups[i].Name
+			}
+			return wire.Errorf(wire.CodeInvalidRequest, "the queue has several groups, each with its own place: name one of %s", strings.Join(names, ", "))
+		}
+	}
+	for _, n := range b.options.Partitions {
+		if !slices.ContainsFunc(d.Partitions, func(p PartitionInfo) bool { return p.Number == n }) {
+			return fmt.Errorf("%w: %d", ErrUnknownPartition, n)
+		}
+	}
+	for _, p := range d.Partitions {
+		if len(b.options.Partitions) > 0 && !slices.Contains(b.options.Partitions, p.Number) {
+			continue
+		}
+		if b.options.Group != "" {
+			err = b.group(ctx, p.Number)
+		} else {
+			start := FromOffset(b.options.From)
+			if b.options.From <= p.StartOffset {
+				start = FromEarliest()
+			}
+			err = b.read(ctx, p.Number, start, math.MaxUint64, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// group goes through what a group is not done with in a partition.
+func (b *browsing) group(ctx context.Context, partition uint32) error {
+	for from := b.options.From; ; {
+		var page wire.BrowseResponse
+		limit := uint32(wire.MaxBrowse)
+		if b.options.Limit > 0 {
+			limit = uint32(min(b.options.Limit-b.yielded, wire.MaxBrowse))
+		}
+		err := b.conn.GroupOrder(ctx, wire.OrderUnfinished, b.destination, partition, b.options.Group, wire.BrowseRequest{From: from, Limit: limit}, &page)
+		if err != nil {
+			return err
+		}
+		for runs := page.Runs; len(runs) > 0; {
+			n := 1
+			for n < len(runs) && runs[n].Offset-(runs[n-1].Offset+uint64(runs[n-1].Count)) <= browseGap {
+				n++
+			}
+			last := &runs[n-1]
+			if err := b.read(ctx, partition, FromOffset(runs[0].Offset), last.Offset+uint64(last.Count), runs[:n]); err != nil {
+				return err
+			}
+			runs = runs[n:]
+		}
+		if from = page.Next; from >= page.End {
+			return nil
+		}
+	}
+}
+
+// read yields the records of a partition below an offset, with runs only those in them.
+func (b *browsing) read(ctx context.Context, partition uint32, start ReaderOption, to uint64, runs []wire.BrowseRun) error {
+	r, err := b.conn.Reader(ctx, b.destination, Partitions(partition), start, StopAtEnd())
+	if err != nil {
+		return b.passed(err)
+	}
+	defer r.Close()
+	for record, err := range r.Records(ctx) {
+		if err != nil {
+			return b.passed(err)
+		}
+		for len(runs) > 0 && runs[0].Offset+uint64(runs[0].Count) <= record.Offset {
+			runs = runs[1:]
+		}
+		switch {
+		case record.Offset >= to:
+			return nil
+		case b.options.Group != "" && (len(runs) == 0 || record.Offset < runs[0].Offset):
+			continue
+		}
+		found := &BrowsedRecord{Record: *record.Clone(), Group: b.options.Group}
+		if len(runs) > 0 {
+			x := &runs[0]
+			found.State, found.Holder, found.Reason = x.State, x.Holder, x.Reason
+			found.Deliveries, found.Attempts = int(x.Deliveries), int(x.Attempts)
+		}
+		b.yielded++
+		if !b.yield(found, nil) || b.options.Limit > 0 && b.yielded >= b.options.Limit {
+			return errBrowsed
+		}
+		if record.Offset+1 >= to {
+			return nil
+		}
+	}
+	return nil
+}
+
+// passed is nil for records that went away after they were listed: they are finished.
+func (b *browsing) passed(err error) error {
+	var gone *OutOfRangeError
+	if errors.As(err, &gone) || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
