@@ -232,6 +232,7 @@ func (at *attachment) refused(err error) {
 		}
 	default:
 		c.fail(err)
+		at.depart(err) // so that Close has nobody to wait for
 	}
 	poke(c.wake)
 }
@@ -268,7 +269,7 @@ func (at *attachment) closed(s *session, err error) {
 	at.session = nil
 	switch {
 	case at.leaving && (err == nil || codeOf(err) == wire.CodeSessionGone):
-		at.depart()
+		at.depart(ErrClosed)
 	case err == nil:
 		at.gone(wire.Errorf(wire.CodeSessionGone, "the broker has removed the consumer"))
 	default:
@@ -277,11 +278,11 @@ func (at *attachment) closed(s *session, err error) {
 	poke(c.wake)
 }
 
-// depart ends the attachment for good.
-func (at *attachment) depart() {
+// depart ends the attachment for good; what is still held is lost because of why.
+func (at *attachment) depart(why error) {
 	at.left = true
 	for _, d := range at.held.List() {
-		at.lose(d, ErrClosed)
+		at.lose(d, why)
 	}
 	at.held.Clear()
 	clear(at.gates)

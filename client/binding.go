@@ -292,7 +292,7 @@ func (at *attachment) drain() {
 		at.session.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{Drain: true})
 		at.releaseQueued()
 	case !at.attached:
-		at.depart()
+		at.depart(ErrClosed)
 	}
 }
 

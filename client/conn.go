@@ -39,6 +39,7 @@ type Conn struct {
 	fled        time.Time                            // when a home was left for another that lives
 	changed     chan struct{}                        // closed and replaced when a session begins or ends, or err changes
 	err         error                                // why there will be no other session
+	retries     int                                  // attempts to connect that failed since the home was lost
 	lastErr     error                                // of the newest attempt to connect
 	closing     bool
 	producers   map[*Producer]struct{}
@@ -91,7 +92,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Conn, error)
 func (c *Conn) install(s *session) {
 	c.mu.Lock()
 	c.current = s
-	c.lastErr = nil
+	c.lastErr, c.retries = nil, 0
 	c.tellChanged()
 	c.mu.Unlock()
 	c.events.send(Connected{Address: s.address, Node: s.hello.NodeID})
@@ -298,6 +299,7 @@ func (c *Conn) reconnect(pause *time.Duration) *session {
 		c.options.logger.Warn("reconnect failed", "error", err)
 		c.mu.Lock()
 		c.lastErr = err
+		c.retries++
 		c.mu.Unlock()
 	}
 }
@@ -496,14 +498,16 @@ type Info struct {
 	Node           uint32 // the broker's node ID
 	Address        string // the broker's address, as given to Connect or learned
 	ServerVersion  string
-	Connected      bool // false: this is the session that was lost last
-	MaxRecordBytes int  // largest encoded record the broker takes
+	Connected      bool  // false: this is the session that was lost last
+	Retries        int   // attempts to connect that have failed since then; more will follow, for as long as it takes
+	Err            error // why the newest of them has
+	MaxRecordBytes int   // largest encoded record the broker takes
 }
 
 // Info describes the session in use, or the last one while there is none.
 func (c *Conn) Info() Info {
 	c.mu.Lock()
-	s := c.current
+	s, retries, err := c.current, c.retries, c.lastErr
 	c.mu.Unlock()
 	connected := true
 	select {
@@ -517,6 +521,8 @@ func (c *Conn) Info() Info {
 		Address:        s.address,
 		ServerVersion:  s.hello.ServerVersion,
 		Connected:      connected,
+		Retries:        retries,
+		Err:            err,
 		MaxRecordBytes: int(s.hello.MaxRecordBytes),
 	}
 }

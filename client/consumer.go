@@ -442,7 +442,7 @@ func (at *attachment) leave() {
 	switch {
 	case at.left:
 	case at.session == nil && !at.attached:
-		at.depart()
+		at.depart(ErrClosed)
 	default:
 		at.leaving = true
 		if at.session != nil {
@@ -490,7 +490,7 @@ func (c *Consumer) end() {
 	c.closing = true
 	for _, at := range c.attachments {
 		if !at.left {
-			at.depart()
+			at.depart(ErrClosed)
 		}
 	}
 	c.departed()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -307,7 +308,7 @@ func TestR_WLS_7_AConsumerThatTheBrokerEndsIsToldSo(t *testing.T) {
 	_, err := c.Next(testContext(t))
 	require.ErrorIs(t, err, wire.CodeGroupGone)
 	require.True(t, c.conn.Info().Connected)
-	c.end()
+	require.NoError(t, c.Close(testContext(t)), "there is nobody to wait for")
 	require.Empty(t, closed, "once")
 }
 
@@ -340,8 +341,17 @@ func TestAHandlerThatTakesTooLongIsStoppedAndItsRecordGivenBack(t *testing.T) {
 	d := next(t, c)
 	<-d.Context().Done()
 	require.ErrorIs(t, context.Cause(d.Context()), errAckWait)
-	g.said(wire.OutcomeNack, 10, fakeEpoch)
+	back := g.said(wire.OutcomeNack, 10, fakeEpoch)
 	require.ErrorIs(t, d.Ack(), ErrFenced)
+	g.answer(back, wire.CodeOK)
+	c.mu.Lock()
+	for d.state != leaseOver {
+		c.mu.Unlock()
+		runtime.Gosched()
+		c.mu.Lock()
+	}
+	c.mu.Unlock()
+	require.ErrorIs(t, d.Ack(), ErrFenced, "also when the broker has confirmed that it is back")
 }
 
 func TestARevokedRecordIsReleasedByItsHandler(t *testing.T) {

@@ -230,7 +230,10 @@ func (d *Delivery) over(err error) {
 	if d.state == leaseRunning {
 		d.at.consumer.running.remove(d)
 	}
-	d.state, d.err = leaseOver, err
+	d.state = leaseOver
+	if d.err == nil { // else its time was over before, and the broker has confirmed that it is back
+		d.err = err
+	}
 	d.stop(err)
 	if d.done != nil {
 		close(d.done)

@@ -182,7 +182,7 @@ func (c *Conn) adopt() *session {
 	for _, n := range c.nodes {
 		if s := alive(n.session); s != nil && c.options.target.wants(&n.Node) {
 			c.current = s
-			c.lastErr = nil
+			c.lastErr, c.retries = nil, 0
 			c.tellChanged()
 			return s
 		}
