@@ -84,6 +84,12 @@ func groupCommand(m *wire.GroupAdminRequest) (cluster.Command, error) {
 		if err := json.Unmarshal(m.JSON, &intent); err != nil {
 			return cluster.Command{}, wire.Errorf(wire.CodeMalformed, "GROUP_ADMIN request: %v", err)
 		}
+		switch {
+		case intent.Selector != "":
+			return cluster.Command{}, wire.Errorf(wire.CodeUnsupported, "group %q: selectors; a record that matches no consumer would hold up what lies behind it: use a destination for each kind of records", m.Group)
+		case intent.ForwardDelayMs != 0:
+			return cluster.Command{}, wire.Errorf(wire.CodeUnsupported, "group %q: a forward delay; records stay in their partition: with binding cover each partition has a consumer as long as the group has one", m.Group)
+		}
 		c.Create, c.Exists = m.Op == wire.GroupCreate, intent.Exists
 		c.Settings, c.Start, c.IfVersion = intent.Settings, intent.Start, wire.Index(intent.IfVersion)
 	default:

@@ -120,6 +120,11 @@ type GroupIntent struct {
 	// and binding: its other settings stay as they are.
 	Exists bool       `json:"exists,omitempty"`
 	Start  GroupStart `json:"start,omitzero"` // with GroupCreate only
+	// Selector and ForwardDelayMs are what other systems have and brokers refuse with
+	// UNSUPPORTED: consumers of a group get its records whatever is in them, and no record is
+	// moved to another partition.
+	Selector       string `json:"selector,omitempty"`
+	ForwardDelayMs uint32 `json:"forward_delay_ms,omitempty"`
 	// IfVersion refuses the change if the group has another one; 0 does not ask.
 	IfVersion uint64 `json:"if_version,omitempty"`
 }
