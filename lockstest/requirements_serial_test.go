@@ -127,7 +127,7 @@ func (s *stage) anyHolder(t *testing.T) {
 // crew runs members with so many workers each until one of the handlers stops them.
 func (s *stage) crew(t *testing.T, queue string, members, workers int, handle func(m int, d *client.Delivery, stop func()) error, meanwhile func(), opts ...client.ConsumerOption) {
 	t.Helper()
-	ctx, stop := context.WithTimeout(t.Context(), timeout)
+	ctx, stop := context.WithTimeout(t.Context(), timeout+time.Duration(*requirementRecords)*5*time.Millisecond)
 	defer stop()
 	var running sync.WaitGroup
 	for m := range members {

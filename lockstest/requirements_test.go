@@ -49,6 +49,12 @@ func TestRequirementsOfGroups(t *testing.T) {
 		{"R_UM_8_OneAtATimeNeedsOnePartition", s.refused},
 		{"R_WLS_13_UnitsOfOrder", s.units},
 		{"R_MQC_15_RecordsGoWhereConsumersAre", s.attended},
+		{"R_MQC_12_WhatFailsTooOftenIsADeadLetter", s.letters},
+		{"R_MQC_17_APoisonHoldsUpNobodyElse", s.poison},
+		{"R_WLS_12_AForwardDelayIsRefused", s.forwarding},
+		{"R_WLS_15_NothingIsWedgedInSilence", s.wedged},
+		{"R_X_2_EpochsKeepStaleWritesOut", s.fenced},
+		{"R_X_4_ABlockedKeyCostsOthersNothing", s.isolated},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
