@@ -18,7 +18,11 @@ func (at *attachment) receive(s *session, body []byte) error {
 	if err := m.Parse(body); err != nil {
 		return err
 	}
-	if m.Kind != wire.DeliverBatches {
+	switch m.Kind {
+	case wire.DeliverBatches:
+	case wire.DeliverRecords:
+		return at.receiveRun(s, m)
+	default:
 		return fmt.Errorf("GROUP_DELIVER of kind %d", m.Kind)
 	}
 	c := at.consumer
@@ -56,6 +60,22 @@ func (at *attachment) receive(s *session, body []byte) error {
 	return nil
 }
 
+// receiveRun takes a GROUP_DELIVER of some records of a batch.
+func (at *attachment) receiveRun(s *session, m *wire.GroupDeliver) error {
+	run, err := wire.ParseRecordRun(m.Bytes)
+	if err != nil {
+		return err
+	}
+	last := &m.Grants[len(m.Grants)-1]
+	if from, to := m.Grants[0].Offset, last.Offset+wire.Offset(last.Count); from < run.Base() || to > run.Base()+wire.Offset(run.Count) {
+		return fmt.Errorf("records [%d, %d) were granted, and [%d, %d) sent", from, to, run.Base(), run.Base()+wire.Offset(run.Count))
+	}
+	b := batchOf{at: at, info: run.Info, run: &run}
+	run.Read(&b.reader)
+	b.read(s, m.Grants)
+	return nil
+}
+
 // damaged gives back records whose bytes do not match their checksum, and reports them.
 func (at *attachment) damaged(s *session, grants []wire.Grant, err error) {
 	at.consumer.conn.options.logger.Error("records arrived damaged", "destination", at.consumer.destination, "partition", at.partition, "error", err)
@@ -73,6 +93,7 @@ type batchOf struct {
 	info    wire.BatchInfo
 	index   wire.RecordIndex
 	indexed bool
+	run     *wire.RecordRun // of records of the batch, and not all of them; nil: all
 	reader  wire.RecordReader
 }
 
@@ -121,6 +142,15 @@ func (b *batchOf) read(s *session, grants []wire.Grant) {
 		if view.Offset < g.Offset {
 			continue
 		}
+		if b.run != nil {
+			if err := b.run.Check(i, &view); err != nil {
+				g.Count -= uint32(view.Offset - g.Offset) // those before it are handed out
+				g.Offset = view.Offset
+				at.damaged(s, grants, err)
+				grants = nil
+				break
+			}
+		}
 		if len(made) == 0 {
 			made = make([]Delivery, min(total, slab))
 			total -= len(made)
@@ -165,6 +195,10 @@ func (b *batchOf) scope(i int) uint64 {
 		return 0
 	case b.at.scope == wire.ScopeDestination:
 		return 1
+	case b.run != nil && b.at.scope == wire.ScopePublisher:
+		return b.run.Publisher
+	case b.run != nil:
+		return b.run.Entry(i).KeyHash
 	case !b.indexed || i >= b.index.Len():
 		return 0
 	case b.at.scope == wire.ScopePublisher:

@@ -460,6 +460,40 @@ func TestCloseWaitsForOutcomesAndLeaves(t *testing.T) {
 	require.ErrorIs(t, err, ErrClosed)
 }
 
+// A run of records of a batch reads like the batch; a record in it that does not match its
+// checksum goes back with all that was granted behind it.
+func TestRunsOfRecordsAreCheckedOneByOne(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial, Scope: ByKey})
+	c := g.consumer()
+	var builder wire.BatchBuilder
+	builder.Reset(true)
+	for i := range 6 {
+		builder.Append(int64(i), 0, []byte{'a' + byte(i)}, []byte("value"), nil, uint64(i+1))
+	}
+	batch, index := builder.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, wire.CodecNone, nil)
+	wire.PatchBatch(batch, 10, fakeTerm)
+	x, err := wire.ParseRecordIndex(index)
+	require.NoError(t, err)
+	size := int(x.Entry(0).Length)
+	run := func(first, count int) []byte {
+		entries := index[wire.RecordIndexHeaderSize+first*wire.RecordIndexEntrySize:][:count*wire.RecordIndexEntrySize]
+		b := wire.AppendRecordRun(nil, first, 0, batch[:wire.BatchHeaderSize], entries)
+		return append(b, batch[wire.BatchHeaderSize+first*size:][:count*size]...)
+	}
+	grants := []wire.Grant{{Offset: 11, Count: 1, Epoch: fakeEpoch, Deliveries: 1}, {Offset: 13, Count: 1, Epoch: fakeEpoch, Deliveries: 1}}
+	g.send(wire.OpGroupDeliver, &wire.GroupDeliver{Kind: wire.DeliverRecords, Grants: grants, Bytes: run(1, 3)})
+	for _, want := range []string{"b", "d"} {
+		d := next(t, c)
+		require.Equal(t, want, string(d.Key))
+		require.EqualValues(t, want[0]-'a', d.Timestamp.UnixMilli())
+	}
+	rotten := run(4, 2)
+	rotten[len(rotten)-2] ^= 1
+	g.send(wire.OpGroupDeliver, &wire.GroupDeliver{Kind: wire.DeliverRecords, Grants: []wire.Grant{{Offset: 14, Count: 2, Epoch: fakeEpoch, Deliveries: 1}}, Bytes: rotten})
+	require.Equal(t, uint64(14), next(t, c).Offset)
+	require.Equal(t, "damaged", g.said(wire.OutcomeNack, 15, fakeEpoch).Text)
+}
+
 func TestDamagedRecordsAreReportedAndGivenBack(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Shared})
 	c := g.consumer()

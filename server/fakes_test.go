@@ -212,8 +212,9 @@ func (b *fakeBackend) Info() serverInfo {
 
 // fakeReplica appends in the callers' goroutines and keeps its log in memory.
 type fakeReplica struct {
-	number uint32
-	owner  sync.Mutex // held for a turn
+	verified batchHeaders
+	number   uint32
+	owner    sync.Mutex // held for a turn
 
 	mu      sync.Mutex
 	mailbox []partition.Append
@@ -378,6 +379,8 @@ func (r *fakeReplica) wake() {
 }
 
 func (r *fakeReplica) Log() partitionLog { return r }
+
+func (r *fakeReplica) batchHeaders() *batchHeaders { return &r.verified }
 
 func (r *fakeReplica) Park(w waiter) bool {
 	r.mu.Lock()

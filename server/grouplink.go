@@ -65,7 +65,24 @@ type order struct {
 	size   int          // of it in bytes
 	grant  int          // the first of its grants
 	grants int
-	frame  []byte // of others
+	cut    *runCut // at and size are those of a run of records of a batch
+	frame  []byte  // of others
+}
+
+// kind is how the bytes are to be read.
+func (o *order) kind() wire.DeliverKind {
+	if o.cut != nil {
+		return wire.DeliverRecords
+	}
+	return wire.DeliverBatches
+}
+
+// inFront is how many bytes go in front of the stored ones.
+func (o *order) inFront() int {
+	if o.cut != nil {
+		return len(o.cut.head)
+	}
+	return 0
 }
 
 // next is the position behind the stored bytes.
@@ -80,6 +97,11 @@ const maxPieceGrants = 1024
 // release it and, if so told, push the session.
 func (k *groupLink) queueOrder(o order) (notify bool) {
 	k.orders = append(k.orders, o)
+	return k.notifyOrders()
+}
+
+// notifyOrders makes the loop look at orders, as queueOrder does.
+func (k *groupLink) notifyOrders() (notify bool) {
 	if k.woken {
 		return false
 	}
@@ -155,7 +177,13 @@ func (k *groupLink) Deliver(d *group.Delivery) {
 	if k.wantedLocked() {
 		at := len(k.granted)
 		k.granted = append(k.granted, d.Grants...)
-		notify = k.queueOrder(order{at: d.Place.At, size: wire.BodyBatchSize(d.Place.IndexBytes, d.Place.BatchBytes), grant: at, grants: len(d.Grants)})
+		cuts, ok := cutOrders(k.orders, d, at)
+		if ok {
+			k.orders = cuts
+			notify = k.notifyOrders()
+		} else {
+			notify = k.queueOrder(order{at: d.Place.At, size: wire.BodyBatchSize(d.Place.IndexBytes, d.Place.BatchBytes), grant: at, grants: len(d.Grants)})
+		}
 	}
 	o.mu.Unlock()
 	if notify {
@@ -313,8 +341,12 @@ func (k *groupLink) next(g *gather) (more bool) {
 		k.put(g, piece{of: k, head: first.frame, order: k.head}, 1)
 		return true
 	}
+	if first.cut != nil && !first.cut.fill(k.replica.batchHeaders()) {
+		s.verifyOrder(k)
+		return false
+	}
 	n, size, grants := k.run()
-	prefix := wire.HeaderSize + wire.GroupDeliverPrefixSize + grants*wire.GrantSize
+	prefix := wire.HeaderSize + wire.GroupDeliverPrefixSize + grants*wire.GrantSize + first.inFront()
 	head := g.room(prefix)
 	if head == nil {
 		if g.n > 0 {
@@ -356,7 +388,7 @@ func (k *groupLink) run() (n, size, grants int) {
 	n, size, grants = 1, first.size, first.grants
 	for next := first.next(); k.head+n < len(k.queue); n++ {
 		o := &k.queue[k.head+n]
-		if o.frame != nil || o.at != next || size+o.size > pieceBytes || grants+o.grants > maxPieceGrants {
+		if first.cut != nil || o.cut != nil || o.frame != nil || o.at != next || size+o.size > pieceBytes || grants+o.grants > maxPieceGrants {
 			break
 		}
 		size += o.size
@@ -368,13 +400,17 @@ func (k *groupLink) run() (n, size, grants int) {
 
 // prefix appends the head of the GROUP_DELIVER that begins with the next order.
 func (k *groupLink) prefix(head []byte, size, grants int) []byte {
-	from := k.queue[k.head].grant
-	m := wire.GroupDeliver{Kind: wire.DeliverBatches, Next: k.log.Watermark().Next, Grants: k.grants[from : from+grants]}
+	o := &k.queue[k.head]
+	m := wire.GroupDeliver{Kind: o.kind(), Next: k.log.Watermark().Next, Grants: k.grants[o.grant : o.grant+grants]}
 	head = wire.AppendHeader(head, wire.Header{
-		Length: wire.FrameLength(wire.GroupDeliverPrefixSize + grants*wire.GrantSize + size),
+		Length: wire.FrameLength(wire.GroupDeliverPrefixSize + grants*wire.GrantSize + o.inFront() + size),
 		Opcode: wire.OpGroupDeliver, Version: wire.OpGroupDeliver.Version(), ID: k.id,
 	})
-	return m.AppendPrefix(head)
+	head = m.AppendPrefix(head)
+	if o.cut != nil {
+		head = append(head, o.cut.head...)
+	}
+	return head
 }
 
 // put adds a piece that carries out n orders.
@@ -389,9 +425,14 @@ func (k *groupLink) undo(p *piece) { k.head = p.order }
 
 // reread implements streamer.
 func (k *groupLink) reread() {
-	if !k.loading && k.head < len(k.queue) && k.queue[k.head].frame == nil {
-		k.session.readOrder(k)
+	if k.loading || k.head == len(k.queue) || k.queue[k.head].frame != nil {
+		return
 	}
+	if c := k.queue[k.head].cut; c != nil && !c.fill(k.replica.batchHeaders()) {
+		k.session.verifyOrder(k)
+		return
+	}
+	k.session.readOrder(k)
 }
 
 // loadOrder makes the stored bytes that are next resident on a worker.
@@ -412,19 +453,14 @@ func (s *session) readOrder(k *groupLink) {
 	k.loading = true
 	o := k.queue[k.head]
 	records := k.log
-	b := newBuffer(o.size)
+	front := o.inFront()
+	b := newBuffer(front + o.size)
 	s.blocking(k.replica, func() error {
-		for at := o.at; len(b.bytes) < o.size; {
-			n, next, err := records.ReadAt(at, b.bytes[len(b.bytes):o.size])
-			if err == nil && n == 0 {
-				err = log.ErrCorrupt // the rest of the batch is not to be read
-			}
-			if err != nil {
-				return err
-			}
-			b.bytes, at = b.bytes[:len(b.bytes)+n], next
+		b.bytes = b.bytes[:front+o.size]
+		if o.cut != nil {
+			copy(b.bytes, o.cut.head)
 		}
-		return nil
+		return readWhole(records, o.at, b.bytes[front:])
 	}, func(err error) {
 		defer b.free()
 		k.loading, k.missed = false, false
@@ -436,7 +472,7 @@ func (s *session) readOrder(k *groupLink) {
 			s.engine.counters.streamBytes.Add(uint64(o.size))
 			if !k.over.Load() {
 				s.send(wire.Header{Opcode: wire.OpGroupDeliver, Version: wire.OpGroupDeliver.Version(), ID: k.id}, &wire.GroupDeliver{
-					Kind: wire.DeliverBatches, Next: k.log.Watermark().Next, Grants: k.grants[o.grant : o.grant+o.grants], Bytes: b.bytes,
+					Kind: o.kind(), Next: k.log.Watermark().Next, Grants: k.grants[o.grant : o.grant+o.grants], Bytes: b.bytes,
 				})
 			}
 		default:

@@ -33,6 +33,7 @@ type partitionReplica struct {
 	dir         string
 	storage     wire.Storage
 	node        uint32
+	verified    batchHeaders
 
 	records  *log.Log
 	group    *replication.Group
@@ -375,6 +376,9 @@ func (r *partitionReplica) Err() error {
 	}
 	return nil
 }
+
+// batchHeaders implements replica.
+func (r *partitionReplica) batchHeaders() *batchHeaders { return &r.verified }
 
 // Park implements replica.
 func (r *partitionReplica) Park(w waiter) bool {

@@ -74,6 +74,8 @@ type replica interface {
 	Leading() bool
 	// State says whether the partition serves.
 	State() wire.PartitionState
+	// batchHeaders are the headers of batches that were verified, see runCut.
+	batchHeaders() *batchHeaders
 	// info describes the partition to clients.
 	info() wire.PartitionInfo
 }

@@ -12,9 +12,9 @@ type DeliverKind uint8
 const (
 	// DeliverBatches: stored body batches, whole, one after the other, see NextBodyBatch.
 	DeliverBatches DeliverKind = 1
-	// DeliverRecords: a run of records of one batch that is not compressed:
+	// DeliverRecords: a run of records of one batch that is not compressed, see RecordRun:
 	//
-	//	first u32 | count u32 | batch header 61 | zero 3 | count × index entry 16 | records
+	//	first u32 | count u32 | publisher u64 | batch header 61 | zero 3 | count × index entry 16 | records
 	DeliverRecords DeliverKind = 2
 	// DeliverSubstitute: one encoded record that stands in the place of a damaged one.
 	DeliverSubstitute DeliverKind = 3
