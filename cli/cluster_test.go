@@ -181,6 +181,10 @@ func TestClusterCommandsOnOneNode(t *testing.T) {
 		{[]string{"partition", "move", "orders/0", "--from", "1", "--to", "2"}, 1},
 		{[]string{"partition", "transfer-leader", "nope/0"}, 1},
 		{[]string{"cluster", "health", "--exit-when-healthy"}, 2},
+		{[]string{"partition", "recover", "orders"}, 2},
+		{[]string{"partition", "recover", "orders/0"}, 1},
+		{[]string{"partition", "recover", "orders/0", "--accept-loss"}, 1},
+		{[]string{"partition", "recover", "nope/0"}, 1},
 	} {
 		got := sh.run(context.Background(), c.args...)
 		require.Equal(t, c.code, got.code, "%v: %s", c.args, got.stderr)

@@ -23,7 +23,7 @@ func (a *app) partitionCommand() *cobra.Command {
   lockstep partition transfer-leader orders/0 --to 2`,
 	})
 	a.clientFlags(c)
-	c.AddCommand(a.partitionLsCommand(), a.partitionAlterCommand(), a.partitionMoveCommand(), a.partitionTransferCommand())
+	c.AddCommand(a.partitionLsCommand(), a.partitionAlterCommand(), a.partitionMoveCommand(), a.partitionTransferCommand(), a.partitionRecoverCommand())
 	return c
 }
 

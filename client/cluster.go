@@ -66,6 +66,23 @@ func (c *Conn) administerPartition(ctx context.Context, request *wire.PartitionA
 	return nil
 }
 
+// PartitionRecovery is what is left of a partition, and which replica goes on or would.
+type PartitionRecovery = wire.PartitionRecovery
+
+// RecoverPartition asks what is left of a partition of which a majority of replicas is gone
+// for good. With accept one of them goes on alone, that of a node or, for node 0, the one
+// with the longest log: what only the others had is lost, acknowledged or not, and they are
+// not listened to any more if they come back. It returns when that is decided. Errors:
+// wire.CodeRefused with the reason where there is nothing to recover, or nothing is left.
+func (c *Conn) RecoverPartition(ctx context.Context, destination string, partition, node uint32, accept bool) (PartitionRecovery, error) {
+	var found PartitionRecovery
+	request := wire.PartitionRecoverRequest{Destination: destination, Partition: partition, Node: node, Accept: accept}
+	if err := c.do(ctx, wire.OpPartRecover, &request, &found, !accept); err != nil {
+		return found, fmt.Errorf("partition %s/%d: %w", destination, partition, err)
+	}
+	return found, nil
+}
+
 // ClusterStatus is what the nodes of a cluster know of themselves.
 type ClusterStatus = wire.ClusterStatus
 

@@ -257,8 +257,11 @@ func (s *State) reconfigured(c *Reconfigured) Result {
 	if err != nil {
 		return Result{Err: err}
 	}
-	if c.Index <= p.ConfIndex || len(c.Voters) == 0 {
+	if c.Index <= p.ConfIndex || len(c.Voters) == 0 || p.Recovery.obsolete(c.Voters) {
 		return Result{} // another leader has reported what came later
+	}
+	if p.Recovering() {
+		p.Recovery = &Recovery{Replica: p.Recovery.Replica, Before: p.Recovery.Before, Done: true}
 	}
 	p.Voters, p.Learners, p.ConfIndex = slices.Clone(c.Voters), slices.Clone(c.Learners), c.Index
 	for i := range p.Replicas {

@@ -88,13 +88,14 @@ type Command struct {
 	SetGroup        *SetGroup        `json:"set_group,omitempty"`
 	RemoveGroup     *RemoveGroup     `json:"remove_group,omitempty"`
 	MoveCoordinator *MoveCoordinator `json:"move_coordinator,omitempty"`
+	Recover         *Recover         `json:"recover,omitempty"`
 }
 
 // stamp sets MinimumVersion: what an older build would not understand, or would
 // understand in another way, it must not apply.
 func (c *Command) stamp() {
 	switch {
-	case c.SetGroup != nil, c.RemoveGroup != nil, c.MoveCoordinator != nil, c.Create != nil && c.Create.Settings.HasLetters(), c.Alter != nil && c.Alter.Mask&wire.MaskLetters != 0:
+	case c.SetGroup != nil, c.RemoveGroup != nil, c.MoveCoordinator != nil, c.Recover != nil, c.Create != nil && c.Create.Settings.HasLetters(), c.Alter != nil && c.Alter.Mask&wire.MaskLetters != 0:
 		c.MinimumVersion = 3
 	case c.Join != nil, c.SetNode != nil, c.RemoveNode != nil, c.SetLevel != nil, c.Move != nil, c.Reconfigured != nil,
 		c.Lost != nil, c.SetPlacement != nil, c.SetReplicas != nil, c.Create != nil && c.Create.Placement != nil, c.Bury != nil && c.Bury.Replicas != nil,
@@ -272,6 +273,8 @@ func (s *State) apply(index wire.Index, c *Command) Result {
 		return s.removeGroup(index, c.RemoveGroup)
 	case c.MoveCoordinator != nil:
 		return s.moveCoordinator(index, c.MoveCoordinator)
+	case c.Recover != nil:
+		return s.recover(c.Recover)
 	}
 	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
 }

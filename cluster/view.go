@@ -84,6 +84,8 @@ type Partition struct {
 	Voters    []uint64   `json:"voters,omitempty"`
 	Learners  []uint64   `json:"learners,omitempty"`
 	ConfIndex wire.Index `json:"conf_index,omitempty"`
+	// Recovery is set once a majority was given up, see Recover. Since version 3.
+	Recovery *Recovery `json:"recovery,omitempty"`
 	// Preferred is the node that leads first, 0 if it does not matter; Policy says what
 	// it means later.
 	Preferred uint32            `json:"preferred,omitempty"`

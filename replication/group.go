@@ -200,6 +200,8 @@ type Group struct {
 	unconfirmed    bool // leadership is asked for after this process stood still
 	unasked        bool // and has to be asked for again
 	stalled        stall
+	outcast        func(replica uint64) bool // nil: nobody, see Disown
+	taking         takeOver
 	// Mutants: entries without pins, promises that are sent before the disk has them,
 	// leaders that wait for their disk for ever, uncertain votes that count as others,
 	// leaders that ask nobody after a sleep.
@@ -750,7 +752,9 @@ func (g *Group) apply(m *raftpb.Message) {
 			if err := change.Unmarshal(e.Data); err != nil {
 				panic(fmt.Sprintf("replication: committed membership change %d does not decode: %v", e.Index, err))
 			}
-			g.confState = *g.node.ApplyConfChange(change)
+			if !leftAlready(g.confState, change) {
+				g.confState = *g.node.ApplyConfChange(change)
+			}
 			g.confIndex = entry.Index
 		case len(e.Data) > 0:
 			var err error

@@ -151,6 +151,9 @@ func (g *Group) sound(m *Message) bool {
 }
 
 func (g *Group) admissible(m *Message, status *raft.BasicStatus) (bool, DropReason) {
+	if g.outcast != nil && g.outcast(m.From) {
+		return false, DropAddress
+	}
 	switch m.Type {
 	case raftpb.MsgApp, raftpb.MsgSnap, raftpb.MsgVote, raftpb.MsgPreVote, raftpb.MsgHeartbeat:
 		// A replica that was added while this one was away is not known here yet.

@@ -68,8 +68,17 @@ func (g *Group) replay(known wire.Index) (commit wire.Index, err error) {
 
 var errReplayed = errors.New("replayed")
 
+// leftAlready reports whether a change ends the joint configuration of a replica that has
+// none: it has taken over meanwhile.
+func leftAlready(conf raftpb.ConfState, change raftpb.ConfChangeV2) bool {
+	return change.LeaveJoint() && len(conf.VotersOutgoing) == 0
+}
+
 // changed is the configuration after a change.
 func changed(conf raftpb.ConfState, change raftpb.ConfChangeV2, index wire.Index) (raftpb.ConfState, error) {
+	if leftAlready(conf, change) {
+		return conf, nil
+	}
 	c := confchange.Changer{Tracker: tracker.MakeProgressTracker(1, 0), LastIndex: uint64(index)}
 	config, progress, err := confchange.Restore(c, conf)
 	if err != nil {

@@ -41,6 +41,8 @@ func (b *broker) Admin(request wire.Message, reply func(wire.Message, error)) {
 		b.nodeAdmin(m, reply)
 	case *wire.PartitionAdminRequest:
 		b.partitionAdmin(m, reply)
+	case *wire.PartitionRecoverRequest:
+		b.recoverPartition(m, reply)
 	case *wire.GroupAdminRequest:
 		b.groupAdmin(m, reply)
 	case *wire.ClusterStatusRequest:

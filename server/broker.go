@@ -686,6 +686,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 	if err != nil {
 		return nil, errors.Join(err, r.records.Close(false))
 	}
+	disown(r.group, p)
 	r.owner.fenced = r.group.Fence
 	r.group.OnRelease(r.part.Recycle)
 	bind := func() {

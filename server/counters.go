@@ -36,7 +36,7 @@ var closeReasonNames = [closeReasons]string{
 func (r closeReason) String() string { return closeReasonNames[r] }
 
 // opcodeCount is one more than the highest opcode that is counted by itself.
-const opcodeCount = int(wire.OpTempSend) + 1
+const opcodeCount = int(wire.OpPartRecover) + 1
 
 // groupCount is what a consumer in a group was told of a record.
 type groupCount uint8

@@ -43,6 +43,7 @@ type damageCounters struct {
 	failures  atomic.Uint64 // reads of the scrubber that failed
 	repaired  atomic.Uint64 // damaged frames that were written again from another replica
 	reformed  atomic.Uint64 // partitions that may have lost records with the machine
+	recovered atomic.Uint64 // partitions that went on with a replica of this node, by an operator's decision
 }
 
 // reportDamage is a client's word that a frame arrived damaged. It is not

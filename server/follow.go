@@ -36,6 +36,7 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 	if p != r.follows {
 		r.follows = p
 		r.group.SetPeers(peersOf(p, r.replicaID))
+		disown(r.group, p)
 		if mine := p.Replica(r.replicaID); r.waits && mine != nil && mine.State != cluster.ReplicaNew {
 			r.waits = false
 			r.group.Admit(false)
@@ -69,6 +70,10 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 		r.part.Reject(&wire.Error{Code: wire.CodeUnavailable, Detail: "the partition has no leader: most of its replicas cannot be reached"})
 	}
 	r.continueHandOver(leading, ticks)
+	if p.Recovering() && p.Recovery.Replica == r.replicaID {
+		r.takeOver(p)
+		return
+	}
 	if !leading {
 		return
 	}

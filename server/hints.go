@@ -13,6 +13,7 @@ import (
 type hints struct {
 	mu     sync.RWMutex
 	leader map[uint64]hint // by replica
+	gone   map[uint64]hint // what dead nodes have said last
 }
 
 // hint is what a leader says of itself.
@@ -33,6 +34,7 @@ func (h *hints) note(node uint32, leaders []wire.PeerLeader) (changed bool) {
 		switch {
 		case l.Epoch == 0:
 			delete(h.leader, l.Replica)
+			delete(h.gone, l.Replica)
 			changed = changed || known
 		case !known || l.Epoch >= old.Epoch:
 			h.leader[l.Replica] = hint{node, l}
@@ -46,11 +48,32 @@ func (h *hints) note(node uint32, leaders []wire.PeerLeader) (changed bool) {
 func (h *hints) forgetNode(node uint32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.gone == nil {
+		h.gone = make(map[uint64]hint)
+	}
+	for id, l := range h.gone {
+		if l.node == node {
+			delete(h.gone, id)
+		}
+	}
 	for id, l := range h.leader {
 		if l.node == node {
+			h.gone[id] = l
 			delete(h.leader, id)
 		}
 	}
+}
+
+// last is what the partition's last leader has said, on a node that is dead by now.
+func (h *hints) last(p *cluster.Partition) (best hint, ok bool) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for i := range p.Replicas {
+		if l, known := h.gone[p.Replicas[i].ID]; known && (!ok || l.Epoch > best.Epoch) {
+			best, ok = l, true
+		}
+	}
+	return best, ok
 }
 
 // of is the hint of the partition's leader: of those of its replicas the one with the

@@ -32,6 +32,7 @@ var (
 	metricRepaired   = prometheus.NewDesc("lockstep_damage_repaired_total", "Damaged frames that were written again from another replica.", nil, nil)
 	metricUnsaved    = prometheus.NewDesc("lockstep_checkpoints_failed_total", "Checkpoints that were not written, for want of space or because they are too large.", nil, nil)
 	metricReformed   = prometheus.NewDesc("lockstep_partitions_cut_back_total", "Partitions that may have lost unsynced records with the machine, since this process started.", nil, nil)
+	metricRecovered  = prometheus.NewDesc("lockstep_partitions_recovered_total", "Partitions that went on with a replica of this node without a majority, because an operator accepted the loss.", nil, nil)
 	metricStalls     = prometheus.NewDesc("lockstep_storage_stalls", "Partitions, metadata and journal included, that wait for a disk that has stalled.", nil, nil)
 	metricStallTime  = prometheus.NewDesc("lockstep_storage_stall_seconds", "How long a partition has waited for a disk that has stalled; of the longest only, at most 20.", []string{"partition"}, nil)
 	metricFree       = prometheus.NewDesc("lockstep_storage_free_bytes", "Free space of the device that holds the data directory.", nil, nil)
@@ -48,7 +49,7 @@ var (
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricVoters, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
-		metricDamaged, metricUncovered, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed,
+		metricDamaged, metricUncovered, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed, metricRecovered,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
 		ch <- d
@@ -86,6 +87,8 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	count(metricScrubbed, damage.scrubbed.Load())
 	count(metricRepaired, damage.repaired.Load())
 	count(metricUnsaved, c.b.disk.CheckpointsFailed())
+	count(metricReformed, damage.reformed.Load())
+	count(metricRecovered, damage.recovered.Load())
 	count(metricPasses, damage.passes.Load())
 	count(metricScrubFails, damage.failures.Load())
 	states := map[wire.PartitionState]int{

@@ -158,6 +158,19 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 	case wire.PeerStatus:
 		s := b.ownStatus()
 		reply(wire.CodeOK, s.Append(nil))
+	case wire.PeerEnd:
+		var m wire.PeerFetch
+		if err := m.Parse(body); err != nil {
+			reply(wire.CodeMalformed, []byte(err.Error()))
+			return
+		}
+		b.endOf(m.Replica, func(end *wire.RemainingReplica) {
+			if end == nil {
+				reply(wire.CodeUnavailable, []byte("the replica is not here"))
+				return
+			}
+			reply(wire.CodeOK, end.Append(nil))
+		})
 	case wire.PeerProduce:
 		var m wire.PeerBatch
 		if err := m.Parse(body); err != nil {

@@ -93,6 +93,8 @@ type partitionReplica struct {
 	orphaned int // ticks without a leader
 	loss     loss
 	drains   drains
+	endsMu   sync.Mutex
+	ends     []func(*wire.RemainingReplica) // that asked where the log ends, see tellEnd
 
 	diskStalled *atomic.Bool          // the broker's; nil for a partition in memory
 	producers   *producerIDs          // the broker's
@@ -113,6 +115,7 @@ const (
 	requestIntent   // the metadata says something else about the partition's replicas
 	requestTransfer // hand the leadership over
 	requestConfirm  // reads wait for the leader to be confirmed
+	requestEnd      // somebody asks where the log ends
 )
 
 // checkpointsKept is how many checkpoints a log keeps: so many have to be written
@@ -138,6 +141,9 @@ func (r *partitionReplica) turn() (again bool) {
 	r.group.Turn()
 	if asked&requestConfirm != 0 {
 		r.confirmReads()
+	}
+	if asked&requestEnd != 0 {
+		r.tellEnd()
 	}
 	if asked&requestStop != 0 {
 		r.beginStop()

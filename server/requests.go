@@ -112,6 +112,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.administer(h, body, &wire.ClusterStatusRequest{})
 	case wire.OpPartAdmin:
 		err = s.administer(h, body, &wire.PartitionAdminRequest{})
+	case wire.OpPartRecover:
+		err = s.administer(h, body, &wire.PartitionRecoverRequest{})
 	case wire.OpGroupAdmin:
 		err = s.administer(h, body, &wire.GroupAdminRequest{})
 	case wire.OpHello:

@@ -97,6 +97,7 @@ const (
 	OpTempDeliver    Opcode = 37
 	OpTempTaken      Opcode = 38
 	OpTempSend       Opcode = 39
+	OpPartRecover    Opcode = 40
 )
 
 var opcodeNames = [...]string{
@@ -111,6 +112,7 @@ var opcodeNames = [...]string{
 	OpGroupCapacity: "GROUP_CAPACITY", OpGroupRevoke: "GROUP_REVOKE", OpGroupLost: "GROUP_LOST", OpGroupHeartbeat: "GROUP_HEARTBEAT",
 	OpGroupLeave: "GROUP_LEAVE", OpGroupAdmin: "GROUP_ADMIN", OpGroupOrder: "GROUP_ORDER", OpGroupBind: "GROUP_BIND", OpGroupBinding: "GROUP_BINDING",
 	OpTempOpen: "TEMPORARY_OPEN", OpTempDeliver: "TEMPORARY_DELIVER", OpTempTaken: "TEMPORARY_TAKEN", OpTempSend: "TEMPORARY_SEND",
+	OpPartRecover: "PARTITION_RECOVER",
 }
 
 // Known reports whether this build knows the opcode.

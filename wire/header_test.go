@@ -98,7 +98,7 @@ func TestParseHeaderRefuses(t *testing.T) {
 
 func TestOpcodes(t *testing.T) {
 	ranges := SupportedOpcodes()
-	require.Len(t, ranges, 38)
+	require.Len(t, ranges, 39)
 	names := map[string]bool{}
 	for i, r := range ranges {
 		want := Opcode(i + 1)
@@ -122,10 +122,10 @@ func TestOpcodes(t *testing.T) {
 		require.NotEmpty(t, r.Opcode.String())
 		names[r.Opcode.String()] = true
 	}
-	require.Len(t, names, 38)
+	require.Len(t, names, 39)
 	require.False(t, Opcode(0).Known())
 	require.False(t, Opcode(22).Known())
-	require.False(t, Opcode(40).Known())
+	require.False(t, Opcode(41).Known())
 	require.Equal(t, "UNKNOWN", Opcode(255).String())
 }
 

@@ -335,6 +335,29 @@ var goldenMessages = []goldenMessage{
 		01 00 70                // "p"
 		01 00 68                // "h"
 	`},
+	{"PARTITION_RECOVER", OpPartRecover, false, &PartitionRecoverRequest{Destination: "q", Partition: 1, Node: 2, Accept: true}, `
+		01 00 71                // "q"
+		01 00 00 00             // partition 1
+		02 00 00 00             // node 2
+		01                      // the loss is accepted
+	`},
+	{"PARTITION_RECOVER response", OpPartRecover, true, &PartitionRecovery{
+		Node: 1, Next: 2, HeardNode: 3, HeardEpoch: 4, HeardNext: 5,
+		Replicas: []RemainingReplica{{Replica: 6, Node: 7, Reached: true, Votes: true, Term: 8, Index: 9, Next: 10}},
+	}, `
+		01 00 00 00             // node 1 goes on
+		02 00 00 00 00 00 00 00 // from offset 2
+		03 00 00 00             // node 3 led
+		04 00 00 00             // in epoch 4
+		05 00 00 00 00 00 00 00 // up to offset 5
+		01 00 00 00             // one replica
+		06 00 00 00 00 00 00 00 // replica 6
+		07 00 00 00             // on node 7
+		01 00 01                // reached, certain, a voter
+		08 00 00 00 00 00 00 00 // term 8
+		09 00 00 00 00 00 00 00 // index 9
+		0a 00 00 00 00 00 00 00 // offset 10
+	`},
 	{"PARTITION_ADMIN", OpPartAdmin, false, &PartitionAdminRequest{
 		Destination: "q", Partition: 1, Action: PartitionPlace, From: 2, To: 3,
 		Placement: Placement{Mask: MaskPreferred | MaskSend, Preferred: 4, Policy: LeaderFailback, Weight: 5, SendDisabled: true},

@@ -34,12 +34,15 @@ const (
 	// PeerProduce appends a batch to a partition that the other broker leads; PeerBatch is
 	// its body. The code of the answer is the batch's.
 	PeerProduce PeerOp = 8
+	// PeerEnd asks where the log of a replica ends; PeerFetch is its body, RemainingReplica
+	// the answer.
+	PeerEnd PeerOp = 9
 )
 
 var peerOpNames = [...]string{
 	PeerSubmit: "SUBMIT", PeerFetchCheckpoint: "FETCH_CHECKPOINT", PeerFetchFrames: "FETCH_FRAMES",
 	PeerTransfer: "TRANSFER", PeerStatus: "STATUS", PeerRelayEvent: "RELAY_EVENT",
-	PeerFence: "FENCE", PeerProduce: "PRODUCE",
+	PeerFence: "FENCE", PeerProduce: "PRODUCE", PeerEnd: "END",
 }
 
 // Known reports whether this build knows the request. One it does not know is
