@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -87,6 +88,52 @@ func TestACommandEndsWithConsume(t *testing.T) {
 	require.NotEqual(t, 0, got.code)
 	require.FileExists(t, filepath.Join(dir, "ended"))
 	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"))
+}
+
+// Commands that do what none should: each record comes to its end, and the next one begins.
+func TestCommandsThatMisbehave(t *testing.T) {
+	for name, c := range map[string]struct {
+		lines, command string
+		stdout, stderr string
+		size           int // of what is printed, if not all of it is of interest
+	}{
+		"killed":                              {"a:1\n", `test $LOCKSTEP_DELIVERY_COUNT = 2 || kill -9 $$`, "", "lockstep: orders/0@0 failed, attempt 1: signal: killed\n", 0},
+		"prints megabytes":                    {"a:1\na:2\n", `head -c 4000000 /dev/zero`, "", "", 8_000_000},
+		"ignores its input":                   {"a:" + strings.Repeat("x", 300_000) + "\na:2\n", `exec 0</dev/null; echo done`, "done\ndone\n", "", 0},
+		"leaves children that hold the pipes": {"a:1\na:2\n", `sleep 1000 & echo left`, "left\nleft\n", "", 0},
+		"leaves children that ignore signals": {"a:1\n", `(trap '' TERM HUP INT; sleep 1000) & echo left; exit 0`, "left\n", "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := groupQueue(t, c.lines)
+			must(t, at(address, ""), "group", "create", "orders", "billing", "--mode", "serial", "--backoff", "1ms")
+			n := strings.Count(c.lines, "\n")
+			if c.stderr != "" {
+				n++ // attempts are counted
+			}
+			got := at(address, "").run(context.Background(), "consume", "orders", "-g", "billing", "-c", strconv.Itoa(n), "--exec", c.command)
+			require.Equal(t, 0, got.code, got.stderr)
+			require.Equal(t, c.stderr, got.stderr)
+			if c.size > 0 {
+				require.Len(t, got.stdout, c.size)
+			} else {
+				require.Equal(t, c.stdout, got.stdout)
+			}
+			must(t, at(address, "b:9\n"), "produce", "orders", "-K", ":")
+			require.Equal(t, "9\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"), "all others are settled")
+		})
+	}
+}
+
+// A record whose key and headers fit into no environment fails by itself: the command runs
+// for the others.
+func TestARecordThatFitsIntoNoEnvironmentFailsAlone(t *testing.T) {
+	address := groupQueue(t, strings.Repeat("k", 200_000)+":1\nb:2\n")
+	must(t, at(address, ""), "group", "create", "orders", "billing", "--mode", "serial", "--backoff", "1m")
+	got := at(address, "").run(context.Background(), "consume", "orders", "-g", "billing", "-c", "2", "--exec", "cat")
+	require.Equal(t, 0, got.code, got.stderr)
+	require.Equal(t, "2", got.stdout)
+	require.Contains(t, got.stderr, "orders/0@0 failed, attempt 1: its key and headers do not fit into an environment")
 }
 
 func TestFlagsOfMembersAreChecked(t *testing.T) {

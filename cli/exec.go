@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -92,7 +94,9 @@ func (s *sharedWriter) Write(p []byte) (int, error) {
 }
 
 // runShell runs a command for one record. When ctx ends, the command and what it has started
-// are told to end, and killed if they do not. The commands die with this process.
+// are told to end, and killed if they do not. What it has started and left behind is killed
+// when it ends: the next record of its key may begin. The commands die with this process.
+// What it prints is passed on as it comes, and what it does not read is dropped.
 func runShell(ctx context.Context, command string, d *client.Delivery, stdout, stderr io.Writer) error {
 	// The kernel sends Pdeathsig when the thread ends that has started the command.
 	runtime.LockOSThread()
@@ -109,19 +113,33 @@ func runShell(ctx context.Context, command string, d *client.Delivery, stdout, s
 		return syscall.Kill(group, syscall.SIGTERM)
 	}
 	c.WaitDelay = killAfter + time.Second
-	err := c.Run()
+	err := c.Start()
+	if err == nil {
+		awaitEnd(c.Process.Pid)
+		syscall.Kill(-c.Process.Pid, syscall.SIGKILL) // whatever it has left behind, and may hold its output open
+		err = c.Wait()
+	}
 	if kill != nil {
 		kill.Stop()
-		syscall.Kill(-c.Process.Pid, syscall.SIGKILL) // whatever it has left behind
 	}
 	var exit *exec.ExitError
 	switch {
+	case errors.Is(err, syscall.E2BIG):
+		return fmt.Errorf("its key and headers do not fit into an environment: %w", err)
+	case errors.Is(err, exec.ErrWaitDelay) && c.ProcessState.Success():
+		return nil // what is in no group of ours any more holds its output open
 	case errors.As(err, &exit) && (exit.ExitCode() == exitNotFound || exit.ExitCode() == exitNotRunnable):
 		return fmt.Errorf("%w: %q: %w; its record is given back", errCommand, command, err)
 	case err != nil && c.Process == nil:
 		return fmt.Errorf("%w: %w", errCommand, err)
 	}
 	return err
+}
+
+// awaitEnd waits for the end of a child and does not reap it: so its group keeps its number.
+func awaitEnd(pid int) {
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
 }
 
 // recordEnvironment is what a command is told of its record. A key that no environment
@@ -137,7 +155,9 @@ func recordEnvironment(d *client.Delivery) []string {
 		value, encoding := textOrBase64(h.Value)
 		headers = append(headers, jsonHeader{Name: h.Key, Value: value, ValueEncoding: encoding})
 		if h.Key == wire.PublisherHeader {
-			publisher = value
+			if publisher = value; bytes.IndexByte(h.Value, 0) >= 0 {
+				publisher = base64.StdEncoding.EncodeToString(h.Value)
+			}
 		}
 	}
 	text, err := json.Marshal(headers)
