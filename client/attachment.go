@@ -59,6 +59,7 @@ type attachment struct {
 	order       wire.GroupOrder
 	valid       time.Time // until when what is held is the consumer's
 	attached    bool      // at least once, in this session
+	lapsed      bool      // nobody has confirmed what is held in time, and that was said
 	beat        time.Time // when the next heartbeat is due
 	beats       []heartbeat
 	beatNumber  uint64
@@ -358,7 +359,7 @@ func (at *attachment) frame(s *session, op wire.Opcode, body []byte) error {
 // confirmed takes note that a quorum has confirmed the session after the given time.
 func (at *attachment) confirmed(sent time.Time) {
 	if until := sent.Add(time.Duration(float64(at.timeout) * validPart)); until.After(at.valid) {
-		at.valid = until
+		at.valid, at.lapsed = until, false
 	}
 }
 
@@ -444,6 +445,10 @@ func (at *attachment) lose(d *Delivery, why error) {
 // expire drops everything that has no outcome: nobody has confirmed in time that it is
 // the consumer's. What has one may still be claimed.
 func (at *attachment) expire() {
+	if c := at.consumer; !at.lapsed && at.held.Len() > 0 {
+		at.lapsed = true
+		c.events.send(Unconfirmed{Destination: c.destination, Group: c.options.group, Partition: at.partition})
+	}
 	for _, d := range at.held.List() {
 		if d.state != leaseSettled {
 			at.held.Remove(wire.Offset(d.Offset))

@@ -15,6 +15,15 @@ type LeaseLost struct {
 	Reason             string
 }
 
+// Unconfirmed is sent when no broker has confirmed for the session timeout that what a
+// consumer holds of a partition is its own. What is worked on is lost. What is
+// acknowledged and not answered yet may be: the answer that comes when a broker is there
+// again decides.
+type Unconfirmed struct {
+	Destination, Group string
+	Partition          uint32
+}
+
 // Rebound is sent when a consumer has other partitions than before.
 type Rebound struct {
 	Destination, Group string
@@ -30,5 +39,6 @@ type ConsumerClosed struct {
 
 func (Attached) event()       {}
 func (LeaseLost) event()      {}
+func (Unconfirmed) event()    {}
 func (Rebound) event()        {}
 func (ConsumerClosed) event() {}

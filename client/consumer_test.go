@@ -320,14 +320,19 @@ func TestAConsumerThatIsNotConfirmedStops(t *testing.T) {
 	g.deaf = true
 	g.mu.Unlock()
 	lost := make(chan LeaseLost, 10)
+	lapsed := make(chan Unconfirmed, 10)
 	c := g.consumer(OnEvent(func(e Event) {
-		if l, ok := e.(LeaseLost); ok {
-			lost <- l
+		switch e := e.(type) {
+		case LeaseLost:
+			lost <- e
+		case Unconfirmed:
+			lapsed <- e
 		}
 	}))
 	g.deliver(10, fakeEpoch, "", "")
 	d := next(t, c)
 	<-d.Context().Done()
+	require.Equal(t, Unconfirmed{Destination: "orders", Group: "billing", Partition: 0}, <-lapsed)
 	require.ErrorIs(t, context.Cause(d.Context()), ErrFenced)
 	require.ErrorIs(t, d.Ack(), ErrFenced)
 	require.Equal(t, LeaseLost{Destination: "orders", Group: "billing", Partition: 0, Offset: 10, Reason: errUnconfirmed.Error()}, <-lost)

@@ -26,6 +26,7 @@ import (
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/server"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -51,6 +52,7 @@ const (
 	roleVariable = "FUZZ_ROLE"
 	roleHolder   = "holder" // a producer: number, address, delivery timeout
 	roleBroker   = "broker" // the program, with a check taken away or a fault put in: which
+	roleTaker    = "taker"  // a consumer: session, addresses, destination, name
 )
 
 // TestMain starts the role that the environment names, or the tests.
@@ -58,7 +60,13 @@ func TestMain(m *testing.M) {
 	switch role := strings.Fields(os.Getenv(roleVariable)); {
 	case len(role) == 4 && role[0] == roleHolder:
 		os.Exit(holdName(role[1], role[2], role[3]))
+	case len(role) == 5 && role[0] == roleTaker:
+		os.Exit(takeRecords(role[1], role[2], role[3], role[4]))
 	case len(role) == 2 && role[0] == roleBroker:
+		var rule group.Rule
+		if n, _ := fmt.Sscanf(role[1], "rule-%d", &rule); n == 1 {
+			partition.IgnoreRules(rule)
+		}
 		partition.IgnoreEpochs(role[1] == "epochs")
 		partition.IgnoreSequences(role[1] == "sequences")
 		server.IgnoreConfirmations(role[1] == "confirmations")

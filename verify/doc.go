@@ -5,7 +5,7 @@
 // why, and whether a scope ever had two holders.
 //
 // A Book is where all of that comes together: what was sent (Stored, Failed), and what
-// consumers saw. Watch makes the handler of a consumer that tells the Book. Promises
+// consumers saw. A Watcher tells the Book what one consumer sees. Promises
 // are checked by package promise; the Book adds what needs the numbers in the
 // records: loss, order of the numbers of a key, and the reason why a record was started
 // again.

@@ -275,12 +275,16 @@ func (r *run) work(ctx context.Context, processes []victim) (done []Deed, open b
 		}
 		r.conns = append(r.conns, conn)
 		// Create makes sure that the node it is connected to knows of the group.
-		c, err := conn.Consumer(ctx, r.Destination, client.Group(r.group), client.Mode(client.Serial), client.Create(true))
+		w := NewWatcher(fmt.Sprintf("consumer %d", i+1), r.book.Observe, func(d *client.Delivery) uint64 {
+			n, _ := numberIn(d.Value, r.id)
+			return n
+		})
+		c, err := conn.Consumer(ctx, r.Destination, client.Group(r.group), client.Mode(client.Serial), client.Create(true), client.OnEvent(w.Event))
 		if err != nil {
 			return nil, false, err
 		}
 		r.consumers = append(r.consumers, c)
-		r.consume(ctx, i, c)
+		r.consume(ctx, i, c, w)
 	}
 	sending, stop := context.WithCancel(ctx)
 	defer stop()
@@ -318,7 +322,7 @@ func (r *run) work(ctx context.Context, processes []victim) (done []Deed, open b
 }
 
 // consume runs one consumer until ctx or the consumer ends.
-func (r *run) consume(ctx context.Context, i int, c *client.Consumer) {
+func (r *run) consume(ctx context.Context, i int, c *client.Consumer, w *Watcher) {
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(r.Seed, uint64(i)+1))
 	handle := func(ctx context.Context, d *client.Delivery) error {
@@ -341,11 +345,7 @@ func (r *run) consume(ctx context.Context, i int, c *client.Consumer) {
 		}
 		return nil
 	}
-	number := func(d *client.Delivery) uint64 {
-		n, _ := numberIn(d.Value, r.id)
-		return n
-	}
-	watched := Watch(fmt.Sprintf("consumer %d", i+1), r.book.Observe, number, handle)
+	watched := w.Handler(handle)
 	r.working.Go(func() {
 		err := c.Run(ctx, func(ctx context.Context, d *client.Delivery) error {
 			n, ours := numberIn(d.Value, r.id)

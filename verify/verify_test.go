@@ -181,7 +181,7 @@ func TestABookFindsWhatIsBroken(t *testing.T) {
 }
 
 // A broker that hands one record to two consumers is caught by what they tell.
-func TestWatchTellsEnoughToCatchTwoHolders(t *testing.T) {
+func TestAWatcherTellsEnoughToCatchTwoHolders(t *testing.T) {
 	broker := lockstest.Start(t)
 	conn, err := client.Connect(t.Context(), broker.URL())
 	require.NoError(t, err)
@@ -194,10 +194,11 @@ func TestWatchTellsEnoughToCatchTwoHolders(t *testing.T) {
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
 	for _, group := range []string{"one", "two"} { // as if they were one group
-		c, err := conn.Consumer(t.Context(), "orders", client.Group(group), client.Mode(client.Serial))
+		w := verify.NewWatcher(group, b.Observe, number)
+		c, err := conn.Consumer(t.Context(), "orders", client.Group(group), client.Mode(client.Serial), client.OnEvent(w.Event))
 		require.NoError(t, err)
 		running.Go(func() {
-			_ = c.Run(ctx, verify.Watch(group, b.Observe, number, func(ctx context.Context, _ *client.Delivery) error {
+			_ = c.Run(ctx, w.Handler(func(ctx context.Context, _ *client.Delivery) error {
 				handling <- struct{}{}
 				<-ctx.Done()
 				return errors.New("enough")

@@ -1,0 +1,248 @@
+package fuzz
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/promise"
+	verifier "github.com/lockstepmq/lockstep/verify" // verify is a function here
+)
+
+// Figures of the processes that take records.
+const (
+	takerGroup    = "takers"
+	takerWorkers  = 4
+	takerPrefetch = 16
+	// takerWork is the longest that most records are worked on, and takerLong that of one
+	// in takerLongOne.
+	takerWork    = 10 * time.Millisecond
+	takerLong    = 300 * time.Millisecond
+	takerLongOne = 20
+	takerNackOne = 25
+	// takerBeat is how often a process looks at the clock, and takerStall after how long
+	// without such a look it stood still, and says so.
+	takerBeat  = 10 * time.Millisecond
+	takerStall = 60 * time.Millisecond
+)
+
+// timed is what a process saw, with the time of the machine's monotonic clock, which is
+// one for all processes: sorted by it, the events of several are in the order in which
+// they happened.
+type timed struct {
+	At int64 // nanoseconds
+	verifier.Seen
+}
+
+// machineTime is that clock.
+func machineTime() int64 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		panic("CLOCK_MONOTONIC: " + err.Error())
+	}
+	return now.Nano()
+}
+
+// takeRecords is the process of one consumer: it takes records of a group until its
+// standard input closes, and prints what it sees, a line of JSON each, before it does
+// anything that follows from it. name is the consumer's, or "-".
+func takeRecords(session, addresses, destination, name string) int {
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	var mu sync.Mutex
+	out := json.NewEncoder(os.Stdout)
+	sayAt := func(at int64, s verifier.Seen) {
+		mu.Lock()
+		defer mu.Unlock()
+		if at == 0 {
+			at = machineTime()
+		}
+		_ = out.Encode(timed{at, s})
+	}
+	go func() {
+		last := machineTime()
+		for {
+			time.Sleep(takerBeat)
+			now := machineTime()
+			if now-last > int64(takerStall) {
+				sayAt(last, verifier.Seen{Event: promise.Event{Kind: promise.Stopped, Session: session}})
+			}
+			last = now
+		}
+	}()
+	number := func(d *client.Delivery) uint64 {
+		n, err := strconv.ParseUint(string(d.Value), 10, 64)
+		if err != nil {
+			panic("a value that nobody has sent: " + err.Error())
+		}
+		return n
+	}
+	w := verifier.NewWatcher(session, func(s verifier.Seen) { sayAt(0, s) }, number)
+	ctx := context.Background()
+	var consumer *client.Consumer
+	for consumer == nil {
+		conn, err := client.Connect(ctx, addresses, client.WithReconnectBackoff(5*time.Millisecond, 50*time.Millisecond))
+		if err == nil {
+			options := []client.ConsumerOption{client.Group(takerGroup), client.Mode(client.Serial), client.Prefetch(takerPrefetch), client.OnEvent(w.Event)}
+			if name != "-" {
+				options = append(options, client.ConsumerName(name))
+			}
+			joining, cancel := context.WithTimeout(ctx, 5*time.Second)
+			consumer, err = conn.Consumer(joining, destination, options...)
+			cancel()
+		}
+		if err != nil {
+			time.Sleep(20 * time.Millisecond) // brokers may be down, or out of reach: try again
+		}
+	}
+	handle := func(ctx context.Context, _ *client.Delivery) error {
+		work := rand.N(takerWork)
+		if rand.IntN(takerLongOne) == 0 {
+			work = rand.N(takerLong)
+		}
+		select {
+		case <-time.After(work):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if rand.IntN(takerNackOne) == 0 {
+			return errors.New("not now")
+		}
+		return nil
+	}
+	err := consumer.Run(ctx, w.Handler(handle), client.Workers(takerWorkers))
+	fmt.Fprintf(os.Stderr, "consumer %s has ended: %v\n", session, err)
+	return 1
+}
+
+// taker is the process of one consumer as the test sees it.
+type taker struct {
+	session string
+	host    int
+	command *exec.Cmd
+	stdin   io.Closer
+	ended   chan struct{}
+
+	mu     sync.Mutex
+	events []timed
+	held   map[uint64]bool // numbers that it has started and not settled
+	begun  int             // records
+	fenced int             // outcomes that were refused, and records that were taken away
+	last   int64           // time of the last event
+}
+
+// startTaker starts a consumer, on a host if that is not 0.
+func startTaker(t *testing.T, session, addresses, destination, name string, host int) *taker {
+	t.Helper()
+	k := &taker{session: session, host: host, ended: make(chan struct{}), held: map[uint64]bool{}}
+	line := []string{os.Args[0]}
+	if host != 0 {
+		line = append([]string{"nsenter", "--net=/run/netns/" + hostName(host)}, line...)
+	}
+	k.command = exec.Command(line[0], line[1:]...)
+	k.command.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %s %s %s", roleVariable, roleTaker, session, addresses, destination, name), "GORACE=atexit_sleep_ms=0")
+	var err error
+	k.stdin, err = k.command.StdinPipe()
+	require.NoError(t, err)
+	out, err := k.command.StdoutPipe()
+	require.NoError(t, err)
+	k.command.Stderr = os.Stderr
+	require.NoError(t, k.command.Start())
+	go func() {
+		defer close(k.ended)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			k.note(s.Bytes())
+		}
+		_ = k.command.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = k.command.Process.Kill()
+		<-k.ended
+	})
+	return k
+}
+
+func (k *taker) note(line []byte) {
+	var e timed
+	if json.Unmarshal(line, &e) != nil {
+		return // cut off by SIGKILL
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.events = append(k.events, e)
+	k.last = max(k.last, e.At)
+	switch e.Kind {
+	case promise.Started:
+		k.held[e.Number] = true
+		k.begun++
+	case promise.Nacked, promise.Answered:
+		delete(k.held, e.Number)
+	}
+	if e.Kind == promise.Revoked {
+		delete(k.held, e.Number)
+		k.fenced++
+	}
+}
+
+// says adds an event that the test knows of.
+func (k *taker) says(at int64, kind promise.Kind) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.events = append(k.events, timed{at, verifier.Seen{Event: promise.Event{Kind: kind, Session: k.session}}})
+}
+
+// holds is what it works on, or has settled without an answer.
+func (k *taker) holds() (numbers []uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for n := range k.held {
+		numbers = append(numbers, n)
+	}
+	return numbers
+}
+
+func (k *taker) counts() (begun, fenced int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.begun, k.fenced
+}
+
+// began reports whether it has begun with a record after a time.
+func (k *taker) began(number uint64, after int64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i := len(k.events) - 1; i >= 0 && k.events[i].At > after; i-- {
+		if e := &k.events[i]; e.Kind == promise.Started && e.Number == number {
+			return true
+		}
+	}
+	return false
+}
+
+// kill ends the process. Its end lies behind the last thing it said, and behind the
+// order to kill it; what others saw because of it lies behind both.
+func (k *taker) kill() {
+	at := machineTime()
+	_ = k.command.Process.Kill()
+	<-k.ended
+	k.mu.Lock()
+	at = max(at, k.last)
+	k.mu.Unlock()
+	k.says(at, promise.Died)
+}
