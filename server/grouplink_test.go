@@ -266,6 +266,15 @@ func TestALinkThatEndsIsGoneOnce(t *testing.T) {
 	require.False(t, r.input(t, partition.InputGone).Dead)
 }
 
+// A process that ends before it has read what was sent leaves a reset, and no end of
+// stream; it has ended all the same.
+func TestAResetSaysThatTheConsumerHasEnded(t *testing.T) {
+	n := attachGroup(t, 1, 50)
+	require.NoError(t, n.c.conn.SetLinger(0))
+	require.NoError(t, n.c.conn.Close())
+	require.True(t, n.r.input(t, partition.InputGone).Dead)
+}
+
 func TestInputsThatDoNotFitEndTheLink(t *testing.T) {
 	n := attachGroup(t, 1, 50)
 	n.r.set(func() { n.r.full = true })

@@ -221,7 +221,7 @@ func (s *session) forgetGroupLink(k *groupLink, dead bool) {
 // closeGroupLinks ends all links to groups without a word: the connection ends with them.
 func (s *session) closeGroupLinks() {
 	for _, k := range s.groupLinks {
-		s.forgetGroupLink(k, s.endOfStream && !s.forwarded)
+		s.forgetGroupLink(k, s.ended && !s.forwarded)
 		s.out.mu.Lock()
 		answered := k.answered
 		k.answered = true

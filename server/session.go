@@ -49,14 +49,14 @@ type session struct {
 	forwarded bool   // another node hands its requests on
 	hops      uint8  // nodes that do so, one to the other
 
-	phase       phase
-	full        bool // no further request is handled for now
-	paused      bool // the socket is not read
-	endOfStream bool // the client has sent its last byte
-	halfClosed  bool // and we hold the socket ourselves
-	streaming   bool // in loop.streams
-	reason      closeReason
-	cause       error // for the log
+	phase      phase
+	full       bool // no further request is handled for now
+	paused     bool // the socket is not read
+	ended      bool // by the client, or by the kernel for it: its last byte, or a reset
+	halfClosed bool // and we hold the socket ourselves
+	streaming  bool // in loop.streams
+	reason     closeReason
+	cause      error // for the log
 
 	rest    *buffer // unparsed bytes; nil if there are none
 	parsed  int     // of rest, handled already
@@ -624,7 +624,7 @@ func (s *session) disconnected(endOfStream bool, err error) {
 	if s.phase == phaseClosed {
 		return
 	}
-	s.endOfStream = endOfStream
+	s.ended = endOfStream || s.reason == closedByClient && resetByPeer(err)
 	if endOfStream && s.phase == phaseOpen && s.takeOver() {
 		return
 	}
@@ -632,6 +632,13 @@ func (s *session) disconnected(endOfStream bool, err error) {
 		s.cause = err
 	}
 	s.end()
+}
+
+// resetByPeer reports whether the other side's kernel has answered that nobody has the
+// connection any more. It does so for a process that ends before it has read everything;
+// one that has gets an end of stream.
+func resetByPeer(err error) bool {
+	return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
 // takeOver duplicates the socket if something is owed to the client.
