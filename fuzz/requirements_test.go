@@ -40,7 +40,7 @@ type suite struct {
 	stock  []string // topics with the settings replicated that nobody uses yet
 	thirty []string // topics of one partition
 	script []string // what the script says on any node
-	busy   string   // the topic of the load
+	busy   []string // the destinations that are sent to all the time
 }
 
 const gateway = 4
