@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockstepmq/lockstep/bench"
 	"github.com/lockstepmq/lockstep/client"
@@ -343,6 +344,16 @@ func TestFigure_CatchUp(t *testing.T) {
 	c.nodes[away-1].kill()
 	known := sent.Load()
 	without := foreground(after(*figureBaseline))
+	// The control: a plain file takes as many bytes as quickly, synced as often, beside two
+	// nodes that catch nobody up. What that does to the producer is the machine's.
+	var wrote atomic.Bool
+	control := make(chan error, 1)
+	go func() {
+		control <- writePlainly(t.TempDir(), min(*figureBehind, figureControl))
+		wrote.Store(true)
+	}()
+	beside := foreground(wrote.Load)
+	require.NoError(t, <-control)
 	fill, err := c.connect().Producer(t.Context(), "figure", client.DeliveryTimeout(killDelivery))
 	require.NoError(t, err)
 	for filled := int64(0); filled < *figureBehind; filled += figureRecord {
@@ -375,8 +386,46 @@ func TestFigure_CatchUp(t *testing.T) {
 	during := foreground(func() bool { return caught.Load() != 0 || time.Since(began) > 20*time.Minute })
 	<-watched
 	seconds := time.Duration(caught.Load()).Seconds()
-	t.Logf("a follower %d MiB behind had them after %.1f s (%.0f MiB/s); %d records/s of %d bytes meanwhile: p99 %v, before %v, with two nodes %v (medians %v, %v, %v); %s",
-		int64(missed)>>20, seconds, missed/(1<<20)/seconds, figureRate, figureRecord,
-		quantile(during, 0.99).Round(10*time.Microsecond), quantile(baseline, 0.99).Round(10*time.Microsecond), quantile(without, 0.99).Round(10*time.Microsecond),
-		quantile(during, 0.5).Round(10*time.Microsecond), quantile(baseline, 0.5).Round(10*time.Microsecond), quantile(without, 0.5).Round(10*time.Microsecond), machineLoad())
+	t.Logf("a follower %d MiB behind had them after %.1f s (%.0f MiB/s); %d records/s of %d bytes meanwhile; %s",
+		int64(missed)>>20, seconds, missed/(1<<20)/seconds, figureRate, figureRecord, machineLoad())
+	for _, phase := range []struct {
+		name string
+		took []time.Duration
+	}{{"before", baseline}, {"with two nodes", without}, {"with two nodes, beside a plain writer of the same bytes", beside}, {"while it catches up", during}} {
+		t.Logf("%s: %s", phase.name, spread(phase.took))
+	}
+}
+
+// figureControl is how much the control of TestFigure_CatchUp writes at most.
+const figureControl = 1 << 30
+
+// writePlainly writes files as a follower that catches up does: 1 MiB and a sync at a
+// time, at the rate at which a leader reads for it.
+func writePlainly(dir string, total int64) error {
+	const rate, step, segment = 64 << 20, 1 << 20, 64 << 20
+	began := time.Now()
+	var f *os.File
+	for written := int64(0); written < total; written += step {
+		if written%segment == 0 {
+			if f != nil {
+				_ = f.Close()
+			}
+			var err error
+			if f, err = os.Create(fmt.Sprintf("%s/%d", dir, written/segment)); err != nil {
+				return err
+			}
+			defer f.Close()
+			if err := unix.Fallocate(int(f.Fd()), 0, 0, segment); err != nil {
+				return err
+			}
+		}
+		if _, err := f.WriteAt(make([]byte, step), written%segment); err != nil {
+			return err
+		}
+		if err := unix.Fdatasync(int(f.Fd())); err != nil {
+			return err
+		}
+		time.Sleep(time.Until(began.Add(time.Duration(written) * time.Second / rate))) // the rate
+	}
+	return nil
 }

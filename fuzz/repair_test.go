@@ -8,10 +8,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/internal/invariants"
 )
 
 var (
@@ -69,14 +73,9 @@ func TestRX5_BitsThatRotOnOneReplicaAreMendedUnderLoad(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, f.Close())
 		what := fmt.Sprintf("flip %d: bit %08b at %d of %s", flip, bit, at, file)
-		require.Eventually(t, func() bool {
-			now, err := os.ReadFile(file)
-			if os.IsNotExist(err) {
-				replaced++
-				return true
-			}
-			return err == nil && bytes.Equal(before, now) && mended() == count+1
-		}, startTimeout, 20*time.Millisecond, what)
+		if awaitMended(t, file, before, func() bool { return mended() == count+1 }, startTimeout, what) {
+			replaced++
+		}
 		healthy(t, c.nodes[0])
 		c.progress(producers)
 		verify(t, conn, logs, producers)
@@ -97,6 +96,55 @@ func TestRX5_BitsThatRotOnOneReplicaAreMendedUnderLoad(t *testing.T) {
 		require.Equal(t, l.records, again.records, "partition %d", l.partition)
 	}
 	t.Logf("%d bits: %v bodies were mended, %d replicas made anew; %d records", *repairFlips, mended(), replaced, sent)
+}
+
+// awaitMended waits until a file is what it was before, and counted is true, or until its
+// replica was made anew.
+func awaitMended(t testing.TB, file string, before []byte, counted func() bool, patience time.Duration, what string) (replaced bool) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		now, err := os.ReadFile(file)
+		if replaced = os.IsNotExist(err); replaced {
+			return true
+		}
+		return err == nil && bytes.Equal(before, now) && counted()
+	}, patience, 20*time.Millisecond, what)
+	return replaced
+}
+
+// TestRX5_Catches_DamageThatNobodyMends shows that the check would notice a broker that
+// finds rot and leaves it.
+func TestRX5_Catches_DamageThatNobodyMends(t *testing.T) {
+	if !invariants.Enabled {
+		t.Skip("release builds always repair")
+	}
+	c := newClusterProcess(t, func(b *brokerProcess) { b.args = append(b.args, "--scrub-interval", "1s") })
+	conn := c.connect()
+	c.create(conn, "rotten", 1)
+	producer, err := conn.Producer(t.Context(), "rotten", client.DeliveryTimeout(killDelivery))
+	require.NoError(t, err)
+	b := c.nodes[clusterNodes-1]
+	var sealed []string
+	for len(sealed) == 0 {
+		for range 256 {
+			require.NoError(t, producer.SendFunc(t.Context(), &client.Record{Value: make([]byte, 4096)}, func(client.Receipt, error) {}))
+		}
+		require.NoError(t, producer.Flush(t.Context()))
+		sealed = sealedSegments(t, b.data)
+	}
+	b.end()
+	b.binary, b.role = os.Args[0], roleBroker+" repairs"
+	b.start()
+	_ = b.connect().Close()
+	before, err := os.ReadFile(sealed[0])
+	require.NoError(t, err)
+	rotten := bytes.Clone(before)
+	rotten[len(bytes.TrimRight(before, "\x00"))/2] ^= 1 // a record has 4 KiB, its header 64 B
+	require.NoError(t, os.WriteFile(sealed[0], rotten, 0o600))
+	require.Eventually(t, func() bool { return strings.Contains(b.stderr.String(), "stored records are damaged") }, startTimeout, 20*time.Millisecond, "it is found")
+	require.True(t, fails(t, func(t testing.TB) {
+		awaitMended(t, sealed[0], before, func() bool { return true }, mutantPatience/2, "")
+	}))
 }
 
 // sealedSegments are the segments of partitions in a data directory that are written to

@@ -69,7 +69,9 @@ func TestMain(m *testing.M) {
 		}
 		partition.IgnoreEpochs(role[1] == "epochs")
 		partition.IgnoreSequences(role[1] == "sequences")
+		partition.IgnoreMajorities(role[1] == "majorities")
 		server.IgnoreConfirmations(role[1] == "confirmations")
+		server.IgnoreRepairs(role[1] == "repairs")
 		switch role[1] {
 		case "syncs":
 			skipSyncsWhenTold()

@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 
 	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -27,6 +28,13 @@ type mending struct {
 	try  atomic.Uint32 // counts attempts: the next one asks for another run, or another node
 }
 
+// repairsIgnored is a mutant, see IgnoreRepairs.
+var repairsIgnored atomic.Bool
+
+// IgnoreRepairs leaves damage where it is. It is for the test that shows the repair to be
+// needed, and does nothing in release builds.
+func IgnoreRepairs(ignore bool) { repairsIgnored.Store(ignore) }
+
 // repair asks another replica for the first bodies of a damaged run, if no repair is
 // on its way. Each attempt tries another run, and then another node.
 func (b *broker) repair(r *partitionReplica) {
@@ -35,7 +43,7 @@ func (b *broker) repair(r *partitionReplica) {
 		r.mending.away.Store(0)
 		return
 	}
-	if len(sources) == 0 {
+	if len(sources) == 0 || invariants.Enabled && repairsIgnored.Load() {
 		return
 	}
 	if r.leads.Load() && r.mending.away.Add(1) <= stepAsideTries {
