@@ -27,7 +27,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestClusterOfProcesses' -v -timeout 2h -cluster.faults 1000
 	go test ./fuzz -run '^TestF15_Nothing' -v -timeout 30m -faults.count 11 -faults.for 10m
 	go test ./fuzz -run '^TestF26' -v -timeout 1h -upgrade.runs 20
-	go test ./fuzz -run '^TestRequirements' -v -timeout 1h -requirements.kills 50
+	go test ./fuzz -run '^TestRequirements' -v -timeout 1h -requirements.kills 50 -requirements.temporary 10000
 	go test ./fuzz -run '^TestRX5_Bits' -v -timeout 2h -repair.flips 500
 	go test ./fuzz -run '^TestF14_ADeposed' -v -timeout 1h -minority.rounds 100
 	go test ./fuzz -run '^Test(F21|F22)' -v -timeout 1h -storm.partitions 2000 -stopped.for 1m

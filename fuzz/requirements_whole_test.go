@@ -401,6 +401,7 @@ func TestRequirements(t *testing.T) {
 		{"R_SIB_24_TheHomeIsTheNodeThatIsWanted", s.targets},
 		{"R_X_11_ReceiptsAreTrue", s.receipts},
 		{"R_WLS_1_ThirtyDestinationsAreLedByAllNodes", s.thirtyTopics},
+		{"R_SIB_20_R_WLS_4_TemporaryQueuesAreReachedOverAnyNode", s.temporary},
 	} {
 		t.Run(c.name, c.show)
 	}
@@ -420,6 +421,7 @@ func TestRequirements(t *testing.T) {
 		{"R_MQC_11_OnlyVolatileRecordsAreLost", s.volatile(s.at(gateway), client.AllowRedirect(false))},
 		{"R_SIB_24_RequiredOrPreferred", s.untargeted},
 		{"R_X_11_ReceiptsCountTheLiving", s.fewer},
+		{"R_WLS_4_R_IS_7_TemporaryQueuesDieWithTheirNode", s.orphans(2)},
 	})
 	s.await(t, 1, 2, 3, gateway)
 	s.lose(t, gateway, []loss{

@@ -41,6 +41,8 @@ type engineOptions struct {
 	descriptors uint64
 	// hoard is a mutant: streams go on although the socket takes nothing.
 	hoard bool
+	// temporary is what temporary queues do without, in tests.
+	temporary temporaryMutant
 }
 
 // engine runs the event loops and the sessions on them.
@@ -143,7 +145,7 @@ func newEngine(o engineOptions) (*engine, error) {
 		yield: make(chan *loop, maxLoops), quit: make(chan struct{}),
 		loops: make(map[gnet.EventLoop]*loop),
 	}
-	e.temporaries.limits = &e.limits
+	e.temporaries.limits, e.temporaries.mutant = &e.limits, o.temporary
 	e.partitionReads = max(1, e.sessionReads/lineShare)
 	e.dialing, e.hangUp = context.WithCancel(context.Background())
 	e.bad = complaints{logger: o.Logger, counters: &e.counters, perSec: limits.LogLines, kinds: make(map[string]*complaintWindow)}
