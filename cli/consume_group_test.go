@@ -165,3 +165,25 @@ func TestAParkedKeyWaitsAndASkippedRecordIsPassedOver(t *testing.T) {
 	must(t, sh, "key", "unpark", "orders", "billing", "a")
 	require.Equal(t, "4\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "1"))
 }
+
+func TestAKeyIsSkippedAndRepairedThatNoMemberHasMet(t *testing.T) {
+	address := groupQueue(t, "a:1\na:2\nb:3\na:4\n")
+	sh := at(address, "")
+	must(t, sh, "group", "create", "orders", "billing", "--mode", "serial")
+	require.Equal(t, "skipped \"a\" of orders for billing: orders/0@0\n", must(t, sh, "key", "skip", "orders", "billing", "a"))
+	must(t, sh, "key", "park", "orders", "billing", "a")
+	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "\"a\": next is orders/0@1, delivered 0 times, failed 0 times\nparked")
+	require.Equal(t, "repaired \"a\" of orders for billing: orders/0@1\n", must(t, at(address, "two\n"), "key", "repair", "orders", "billing", "a", "--value", "@-"))
+	require.Equal(t, "skipped orders/0@2 of orders for other: orders/0@2\n", func() string {
+		must(t, sh, "group", "create", "orders", "other")
+		return must(t, sh, "key", "skip", "orders", "other", "--partition", "0", "--offset", "2")
+	}())
+	require.Equal(t, "two\n\n3\n4\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "3"), "the key goes on, in order, and what is stored stays")
+	require.Equal(t, "2\n4\n", must(t, sh, "consume", "orders", "-g", "other", "-c", "2"), "what was done when it was created is gone")
+	got := sh.run(context.Background(), "key", "skip", "orders", "billing", "a")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "the group is done with every record of it")
+	for _, bad := range []string{"key skip orders billing", "key skip orders billing a --offset 1", "key repair orders billing a"} {
+		require.Equal(t, 2, sh.run(context.Background(), strings.Fields(bad)...).code, bad)
+	}
+}

@@ -44,7 +44,7 @@ func TestEveryHelpStartsWithTwoExamplesThatParse(t *testing.T) {
 			}
 		})
 	})
-	require.Equal(t, 73, count, "commands")
+	require.Equal(t, 75, count, "commands")
 }
 
 // The first two examples of every command do what they say when they are pasted
@@ -78,8 +78,6 @@ func TestHelpExamplesRun(t *testing.T) {
 					t.Skip("SKIPPED: it keeps both processors busy for seconds; package bench tests it")
 				case words[1] == "node" && words[2] != "ls", words[1] == "partition" && words[2] != "ls":
 					t.Skip("SKIPPED: it needs a second node; the tests of the cluster do the same")
-				case words[1] == "key" && words[2] == "skip":
-					t.Skip("SKIPPED: it needs a record that a member has met; TestAParkedKeyWaitsAndASkippedRecordIsPassedOver does the same")
 				case words[1] == "dev":
 					t.Skip("SKIPPED: it starts brokers on fixed ports, or needs them; TestDev does the same elsewhere")
 				case words[1] == "request":

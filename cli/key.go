@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"io"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +23,7 @@ func (a *app) keyCommand() *cobra.Command {
 	c := a.group(&cobra.Command{
 		Use:        "key",
 		SuggestFor: []string{"keys", "scope", "scopes"},
-		Short:      "Show, park, unpark and skip what a serial group does with one key",
+		Short:      "Show, park, unpark, skip and repair what a serial group does with one key",
 		Example: `  lockstep key show orders billing customer-17
   lockstep key park orders billing customer-17 --reason 'card is being replaced'`,
 	})
@@ -29,8 +31,9 @@ func (a *app) keyCommand() *cobra.Command {
 	for _, deed := range []keyDeed{
 		{wire.OrderShow, "show", "Show the next record of a key and what holds it up", "", "customer-17 -o json"},
 		{wire.OrderPark, "park", "Deliver no record of a key until it is unparked; who works on one may finish", "parked", "customer-17 --now"},
-		{wire.OrderUnpark, "unpark", "Deliver the records of a parked key again, in order", "unparked", "clerk-3"},
-		{wire.OrderSkip, "skip", "Give up the next record of a key; the one behind it is next", "skipped", "clerk-3"},
+		{wire.OrderUnpark, "unpark", "Deliver the records of a parked key again, in order, the one it stopped at first", "unparked", "clerk-3"},
+		{wire.OrderSkip, "skip", "Give up the next record of a key; it goes on with the one behind it", "skipped", "clerk-3"},
+		{wire.OrderRepair, "repair", "Give the next record of a key another value; it goes on with that", "repaired", "clerk-3 --value '{\"amount\": 12}'"},
 	} {
 		c.AddCommand(a.keyDeedCommand(deed))
 	}
@@ -38,57 +41,87 @@ func (a *app) keyCommand() *cobra.Command {
 }
 
 func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
+	first := ""
+	if deed.op == wire.OrderRepair {
+		first = " --value 12"
+	}
 	c := &cobra.Command{
-		Use:   deed.verb + " DEST GROUP KEY",
+		Use:   deed.verb + " DEST GROUP [KEY]",
 		Short: deed.short,
-		Example: fmt.Sprintf(`  lockstep key %[1]s orders billing customer-17
-  lockstep key %[1]s orders billing %[2]s`, deed.verb, deed.example),
-		Args: exactArgs("DEST", "GROUP", "KEY"),
+		Example: fmt.Sprintf(`  lockstep key %[1]s orders billing customer-17%[3]s
+  lockstep key %[1]s orders billing %[2]s`, deed.verb, deed.example, first),
+		Args: cobra.RangeArgs(2, 3),
 	}
 	flags := c.Flags()
 	publisher := flags.Bool("publisher", false, "KEY is the name of a publisher, in a group with --scope publisher")
+	partition := flags.Uint32("partition", 0, "instead of KEY: the partition with this `number`, where a whole one is handled in order, or with --offset")
+	offset := flags.Uint64("offset", 0, "with --partition: the record with this `number`, in a group that is not serial, or that has no key")
+	withoutDefault(flags, "partition")
+	withoutDefault(flags, "offset")
 	var ask client.ScopeRequest
 	var output *choiceFlag
+	var value *string
 	switch deed.op {
 	case wire.OrderShow:
 		output = outputFlag(c)
 	case wire.OrderPark:
 		flags.StringVar(&ask.Reason, "reason", "", "a `text` for those who look at it later")
 		flags.BoolVar(&ask.Now, "now", false, "ask who works on a record of it to give that back")
+	case wire.OrderRepair:
+		value = flags.String("value", "", "the new `value`, or @FILE to read it from there, @- from standard input")
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
-		key := []byte(args[2])
-		if *publisher {
-			ask.Publisher = &key
-		} else {
-			ask.Key = &key
+		var what string
+		switch {
+		case len(args) == 3 && !flags.Changed("partition") && !flags.Changed("offset"):
+			key := []byte(args[2])
+			what = fmt.Sprintf("%q", args[2])
+			if *publisher {
+				ask.Publisher = &key
+			} else {
+				ask.Key = &key
+			}
+		case len(args) == 2 && flags.Changed("partition"):
+			what = fmt.Sprintf("partition %d", *partition)
+			if flags.Changed("offset") {
+				what = fmt.Sprintf("%s/%d@%d", args[0], *partition, *offset)
+				ask.Scope = offset
+			}
+		default:
+			return usagef(c, "name a KEY, or --partition and, where records stand for themselves, --offset")
+		}
+		if deed.op == wire.OrderRepair && !flags.Changed("value") {
+			return usagef(c, "say what the record is to hold, with --value")
 		}
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
 			fail := func(err error) error {
-				return groupFailure(deed.verb+" "+fmt.Sprintf("%q in", args[2]), args[0], args[1], err)
+				return groupFailure(deed.verb+" "+what+" in", args[0], args[1], err)
 			}
-			partition, err := conn.PartitionOf(ctx, args[0], key)
+			n, err := *partition, error(nil)
+			if len(args) == 3 {
+				n, err = conn.PartitionOf(ctx, args[0], []byte(args[2]))
+			}
 			if err != nil {
 				return fail(err)
 			}
 			var answer wire.ScopeResponse
-			if deed.op == wire.OrderSkip { // the leader would look for a record until somebody consumes
-				if err := conn.GroupOrder(ctx, wire.OrderShow, args[0], partition, args[1], &ask, &answer); err != nil {
-					return fail(err)
+			if deed.op == wire.OrderRepair {
+				var text []byte
+				if text, err = a.valueOf(*value); err == nil {
+					answer, err = conn.RepairHead(ctx, args[0], n, args[1], ask, text)
 				}
-				if !answer.Known {
-					return fail(errors.New("no member has met a record of it, so none blocks; let a member run, and see lockstep key show"))
-				}
+			} else {
+				err = conn.GroupOrder(ctx, deed.op, args[0], n, args[1], &ask, &answer)
 			}
-			if err := conn.GroupOrder(ctx, deed.op, args[0], partition, args[1], &ask, &answer); err != nil {
+			if err != nil {
 				return fail(err)
 			}
 			if output != nil {
-				return a.showKey(&answer, args[0], args[2], partition, output.value == "json")
+				return a.showKey(&answer, args[0], what, n, output.value == "json")
 			}
-			text := fmt.Sprintf("%s %q of %s for %s", deed.after, args[2], args[0], args[1])
-			if deed.op == wire.OrderSkip {
-				text += fmt.Sprintf(": %s/%d@%d", args[0], partition, answer.Offset)
+			text := fmt.Sprintf("%s %s of %s for %s", deed.after, what, args[0], args[1])
+			if deed.op == wire.OrderSkip || deed.op == wire.OrderRepair {
+				text += fmt.Sprintf(": %s/%d@%d", args[0], n, answer.Offset)
 			}
 			_, err = fmt.Fprintln(a.stdout, text)
 			return err
@@ -97,15 +130,27 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 	return c
 }
 
-func (a *app) showKey(s *wire.ScopeResponse, destination, key string, partition uint32, asJSON bool) error {
+// valueOf is what --value says: a text, or what a file holds.
+func (a *app) valueOf(text string) ([]byte, error) {
+	switch name, file := strings.CutPrefix(text, "@"); {
+	case !file:
+		return []byte(text), nil
+	case name == "-":
+		return io.ReadAll(a.stdin)
+	default:
+		return os.ReadFile(name)
+	}
+}
+
+func (a *app) showKey(s *wire.ScopeResponse, destination, what string, partition uint32, asJSON bool) error {
 	if asJSON {
 		return a.printJSON(s)
 	}
 	switch {
 	case s.Known:
-		fmt.Fprintf(a.stdout, "%q: next is %s/%d@%d, delivered %d times, failed %d times\n", key, destination, partition, s.Offset, s.Deliveries, s.Attempts)
+		fmt.Fprintf(a.stdout, "%s: next is %s/%d@%d, delivered %d times, failed %d times\n", what, destination, partition, s.Offset, s.Deliveries, s.Attempts)
 	default:
-		fmt.Fprintf(a.stdout, "%q in %s/%d: nothing of it is held, waiting or parked\n", key, destination, partition)
+		fmt.Fprintf(a.stdout, "%s in %s/%d: the group is done with every record of it\n", what, destination, partition)
 	}
 	if s.Parked {
 		fmt.Fprintf(a.stdout, "parked: %s\n", s.Reason)

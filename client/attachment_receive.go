@@ -19,7 +19,7 @@ func (at *attachment) receive(s *session, body []byte) error {
 		return err
 	}
 	switch m.Kind {
-	case wire.DeliverBatches:
+	case wire.DeliverBatches, wire.DeliverSubstitute:
 	case wire.DeliverRecords:
 		return at.receiveRun(s, m)
 	default:

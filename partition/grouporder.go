@@ -13,7 +13,7 @@ import (
 func (g *Groups) order(in *Input) {
 	s := g.p.state.groups.Named(in.Group)
 	if s == nil {
-		in.Reply(nil, wire.Errorf(wire.CodeUnknownGroup, "the partition has no group %q", in.Group))
+		g.await(in) // it may have been created a moment ago
 		return
 	}
 	switch in.Order.Op {
@@ -35,8 +35,12 @@ func (g *Groups) order(in *Input) {
 			}
 			in.Reply(json.Marshal(g.lead(s).Browse(wire.Offset(q.From), int(q.Limit))))
 		}
-	case wire.OrderPark, wire.OrderUnpark, wire.OrderSkip, wire.OrderShow:
+	case wire.OrderPark, wire.OrderUnpark, wire.OrderSkip, wire.OrderShow, wire.OrderRepair:
 		g.scope(s, in)
+	case wire.OrderSettle:
+		g.settle(s, in)
+	case wire.OrderLetters:
+		g.openLetters(s, in)
 	default:
 		in.Reply(nil, wire.Errorf(wire.CodeUnsupported, "this broker does not know operation %d on groups", in.Order.Op))
 	}

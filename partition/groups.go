@@ -99,6 +99,7 @@ type Groups struct {
 	keyed    bool          // there is a Leader that asks for keys or publishers
 	retry    time.Duration // of what has failed; 0: nothing has
 	resting  []*lead       // whose letters could not be written
+	heads    map[asked][]func(wire.Offset, bool, error)
 	quiet    time.Duration // since when nobody consumes
 }
 
@@ -268,6 +269,7 @@ func (p *Partition) Found(id group.ID, s group.Scope, after, at wire.Offset, ok 
 	g := &p.groups
 	g.result(func() {
 		if l := g.leads[id]; l != nil {
+			g.headFound(asked{id, s, after}, at, ok, nil)
 			l.Leader.Found(s, after, at, ok)
 			g.wake(l)
 		}
@@ -356,6 +358,7 @@ func (g *Groups) lead(s *group.Group) *lead {
 		if ignored := rulesIgnored.Load(); ignored != nil {
 			l.Without(*ignored...)
 		}
+		l.Reaches(g.p.state.next)
 		if g.leads == nil {
 			g.leads, g.links = make(map[group.ID]*lead), make(map[group.Consumer]*lead)
 		}

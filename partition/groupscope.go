@@ -16,47 +16,197 @@ func (g *Groups) explain(s *group.Group, in *Input) {
 	in.Reply(json.Marshal(g.lead(s).Explain(&q, g.nowMs)))
 }
 
-// scope parks a key or publisher, lets it go on, skips its head, or shows it.
+// scope parks a key or publisher, lets it go on, skips or repairs its head, or shows it.
 func (g *Groups) scope(s *group.Group, in *Input) {
-	var q wire.ScopeRequest
+	var q wire.RepairRequest
 	if !unmarshal(in, &q) {
 		return
 	}
 	l := g.lead(s)
-	h, err := l.ScopeOf(&q)
+	h, err := l.ScopeOf(&q.ScopeRequest)
 	if err != nil {
 		in.Reply(nil, err)
 		return
 	}
-	done := func(err error) { in.Reply([]byte("{}"), err) }
 	switch in.Order.Op {
-	case wire.OrderPark:
-		l.Park(h, q.Reason, q.Now, done)
-	case wire.OrderUnpark:
-		l.Unpark(h, done)
-	case wire.OrderSkip:
-		if l.order {
-			in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
-			return
+	case wire.OrderPark, wire.OrderUnpark:
+		done := func(err error) { in.Reply([]byte("{}"), err) }
+		if in.Order.Op == wire.OrderPark {
+			l.Park(h, q.Reason, q.Now, done)
+		} else {
+			l.Unpark(h, done)
 		}
-		l.Skip(h, func(o wire.Offset, err error) {
-			answer, _ := json.Marshal(wire.ScopeResponse{Scope: uint64(h), Offset: uint64(o)})
-			in.Reply(answer, err)
-		})
+		g.wake(l)
 	default:
-		answer := wire.ScopeResponse{Scope: uint64(h)}
-		if o, ok := l.Head(h); ok {
-			answer.Offset, answer.Known = uint64(o), true
-			r, _ := s.Record(o)
-			answer.Deliveries, answer.Attempts = r.Deliveries, r.Attempts
-		}
-		if p, ok := s.Parked[h]; ok {
-			answer.Parked, answer.Reason = true, p.Reason
-		}
-		answer.Reasons = l.ExplainScope(h, g.nowMs)
-		in.Reply(json.Marshal(answer))
+		g.head(l, h, func(o wire.Offset, ok bool, err error) {
+			switch {
+			case err != nil:
+				in.Reply(nil, err)
+			case in.Order.Op == wire.OrderShow:
+				g.show(l, h, o, ok, in)
+			case !ok:
+				in.Reply(nil, wire.Errorf(wire.CodeRefused, "the group is done with every record of it"))
+			case l.order:
+				in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
+			case in.Order.Op == wire.OrderSkip:
+				l.Settle([]group.Span{{From: o, To: o + 1}}, &h, g.headed(h, o, in))
+				g.wake(l)
+			default:
+				g.repair(l, h, o, &q, in)
+			}
+		})
+	}
+}
+
+// headed answers what was done to the head of a scope.
+func (g *Groups) headed(h group.Scope, o wire.Offset, in *Input) func(error) {
+	return func(err error) {
+		answer, _ := json.Marshal(wire.ScopeResponse{Scope: uint64(h), Offset: uint64(o)})
+		in.Reply(answer, err)
+	}
+}
+
+// show says how a scope stands.
+func (g *Groups) show(l *lead, h group.Scope, o wire.Offset, ok bool, in *Input) {
+	answer := wire.ScopeResponse{Scope: uint64(h)}
+	if ok {
+		answer.Offset, answer.Known = uint64(o), true
+		r, _ := l.group.Record(o)
+		answer.Deliveries, answer.Attempts = r.Deliveries, r.Attempts
+	}
+	if p, ok := l.group.Parked[h]; ok {
+		answer.Parked, answer.Reason = true, p.Reason
+	}
+	answer.Reasons = l.ExplainScope(h, g.nowMs)
+	in.Reply(json.Marshal(answer))
+}
+
+// repair puts a record in the place of the head of a scope.
+func (g *Groups) repair(l *lead, h group.Scope, o wire.Offset, q *wire.RepairRequest, in *Input) {
+	var key, value []byte
+	var hash, publisher uint64
+	if q.Key != nil {
+		key = *q.Key
+		hash = uint64(group.HashOf(key))
+	}
+	if q.Value != nil {
+		value = *q.Value
+	}
+	by := l.group.Settings.Scope
+	if p, ok := g.feed.At(o); ok {
+		publisher = p.Publisher
+	}
+	switch serial := l.group.Settings.Mode == wire.ModeSerial; {
+	case wire.Offset(q.Offset) != o:
+		in.Reply(nil, wire.Errorf(wire.CodeRefused, "the record to be repaired is the one at offset %d, not %d; look at it again", o, q.Offset))
+		return
+	case serial && by == wire.ScopeKey && group.Scope(hash) != h && h != group.Scope(o):
+		in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "a repaired record keeps its key"))
+		return
+	case serial && by == wire.ScopePublisher:
+		publisher = uint64(h)
+	}
+	headers := make([]wire.RecordHeader, len(q.Headers))
+	for i, x := range q.Headers {
+		headers[i] = wire.RecordHeader{Key: x.Key, Value: x.Value}
+	}
+	var b wire.BatchBuilder
+	b.Reset(true)
+	if !b.Append(q.TimestampMs, 0, key, value, headers, hash) {
+		in.Reply(nil, wire.Errorf(wire.CodeTooLarge, "a repaired record of %d bytes", len(value)))
 		return
 	}
+	batch, index := b.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, publisher, wire.CodecNone, nil)
+	wire.PatchBatch(batch, o, 0)
+	l.Repair(h, o, wire.AppendBodyBatch(nil, index, batch), g.headed(h, o, in))
+	g.wake(l)
+}
+
+// asked is who waits for the head of a scope, of which everything up to after is done.
+type asked struct {
+	group group.ID
+	scope group.Scope
+	after wire.Offset
+}
+
+// head calls then with the lowest unfinished record of a scope, now or in a later turn: one
+// that no consumer has met is looked for.
+func (g *Groups) head(l *lead, h group.Scope, then func(o wire.Offset, ok bool, err error)) {
+	o, ok := l.Head(h)
+	if ok || !l.Hashed() {
+		then(o, ok, nil)
+		return
+	}
+	s := l.group
+	if o := wire.Offset(h); o < g.p.state.next && o >= s.Done.Floor() { // of a record without a key
+		if p, known := g.feed.At(o); known && l.Loose(p, o) {
+			then(o, !s.Done.Has(o), nil)
+			return
+		}
+	}
+	key := asked{s.ID, h, s.Done.Floor() - 1} // which wraps at 0, as the search expects
+	if g.heads == nil {
+		g.heads = make(map[asked][]func(wire.Offset, bool, error))
+	}
+	if g.heads[key] = append(g.heads[key], then); len(g.heads[key]) > 1 {
+		return
+	}
+	done, lettered := s.Done.Clone(), make(map[wire.Offset]bool)
+	for _, letter := range s.Letters.Open {
+		lettered[letter.Offset] = true
+	}
+	g.effects.NextOf(s.ID, h, s.Settings.Scope == wire.ScopePublisher, key.after, g.p.state.next, func(o wire.Offset) bool { return done.Has(o) || lettered[o] })
+}
+
+// headFound answers those who wait for a head.
+func (g *Groups) headFound(key asked, at wire.Offset, ok bool, err error) {
+	waiting := g.heads[key]
+	delete(g.heads, key)
+	for _, then := range waiting {
+		then(at, ok, err)
+	}
+}
+
+// settle makes records done.
+func (g *Groups) settle(s *group.Group, in *Input) {
+	var q wire.SettleRequest
+	if !unmarshal(in, &q) {
+		return
+	}
+	l := g.lead(s)
+	spans := make([]group.Span, 0, len(q.Spans))
+	last := uint64(0)
+	for _, x := range q.Spans {
+		if x.From >= x.To || x.From < last || wire.Offset(x.To) > g.p.state.next {
+			in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "records [%d, %d) of a partition that ends at %d, behind %d", x.From, x.To, g.p.state.next, last))
+			return
+		}
+		last = x.To
+		spans = append(spans, group.Span{From: wire.Offset(x.From), To: wire.Offset(x.To)})
+	}
+	switch {
+	case len(spans) == 0 || len(spans) > wire.MaxSettle:
+		in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "%d stretches of records; name 1 to %d", len(spans), wire.MaxSettle))
+	case l.order:
+		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
+	default:
+		l.Settle(spans, nil, func(err error) { in.Reply([]byte("{}"), err) })
+		g.wake(l)
+	}
+}
+
+// openLetters shows the dead letters that are not written, or gives one up.
+func (g *Groups) openLetters(s *group.Group, in *Input) {
+	var q wire.LettersRequest
+	if !unmarshal(in, &q) {
+		return
+	}
+	l := g.lead(s)
+	if q.Drop == nil {
+		in.Reply(json.Marshal(l.DescribeLetters()))
+		return
+	}
+	l.DropLetter(wire.Offset(*q.Drop), func(err error) { in.Reply([]byte("{}"), err) })
 	g.wake(l)
 }
 

@@ -34,7 +34,9 @@ func rejecting(t *testing.T, to string, keys ...string) *letterRig {
 	produceKeyed(t, s.Addr(), keys...)
 	r.k = attachTo(t, s.Addr(), 1)
 	r.k.keepAlive()
-	r.k.say(outcome(r.k.next(1)[0], wire.OutcomeReject))
+	o := outcome(r.k.next(1)[0], wire.OutcomeReject)
+	o.Count = 1
+	r.k.say(o)
 	return r
 }
 

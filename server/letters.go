@@ -30,6 +30,7 @@ type letter struct {
 	name     string // of the group
 	to       string // destination
 	producer wire.ProducerIdentity
+	repaired []byte // the body batch to write instead of what is stored; nil: as it is
 }
 
 // letters are the dead letters that a replica has to write: one at a time, those of a
@@ -59,6 +60,7 @@ func (r groupEffects) Letter(g *group.Group, l group.Letter) {
 	q.waiting = append(q.waiting, letter{
 		Letter: l, group: g.ID, name: g.Name, to: g.Settings.DeadLetter,
 		producer: wire.ProducerIdentity{ID: g.Letters.Producer, Epoch: g.Letters.Epoch, Sequence: g.Letters.Sequence(l.Number)},
+		repaired: g.Substitutes[l.Offset],
 	})
 	if !q.busy {
 		q.busy = true
@@ -166,6 +168,9 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 	b := &s.Batches[0]
 	var body []byte
 	stored, err := r.readBatch(b, &body)
+	if l.repaired != nil {
+		stored, _, err = wire.NextBodyBatch(l.repaired)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -205,15 +210,11 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 
 // origin are the headers of a letter.
 func (r groupEffects) origin(l *letter) []wire.RecordHeader {
-	reason := "delivery limit"
-	if l.Reason == 2 {
-		reason = "rejected"
-	}
 	text := func(key, value string) wire.RecordHeader {
 		return wire.RecordHeader{Key: wire.LetterHeader + key, Value: []byte(value)}
 	}
 	return []wire.RecordHeader{
-		text("origin", r.name), text("offset", strconv.FormatUint(uint64(l.Offset), 10)), text("group", l.name), text("reason", reason), text("text", l.Text),
+		text("origin", r.name), text("offset", strconv.FormatUint(uint64(l.Offset), 10)), text("group", l.name), text("reason", l.Why()), text("text", l.Text),
 		text("number", strconv.FormatUint(l.Number, 10)),
 		text("deliveries", strconv.Itoa(int(l.Deliveries))), text("attempts", strconv.Itoa(int(l.Attempts))),
 	}

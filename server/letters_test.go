@@ -1,7 +1,9 @@
 package server
 
 import (
+	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -177,4 +179,136 @@ func TestAGroupFollowsItsAlteredDestination(t *testing.T) {
 	}
 	require.EqualValues(t, 1, g[0].Offset)
 	require.Contains(t, readLetters(t, s, 1)[0], "a=value 0 origin:jobs/0 offset:0 group:workers reason:delivery limit")
+}
+
+// ordering asks the leader of jobs something about the group workers.
+func ordering(t *testing.T, c *rawClient, op wire.GroupOrderOp, ask, answer any) wire.ErrorCode {
+	t.Helper()
+	body, err := json.Marshal(ask)
+	require.NoError(t, err)
+	c.send(wire.OpGroupOrder, 77, &wire.GroupOrderRequest{Handle: c.open("jobs", 0), Op: op, Group: "workers", JSON: body})
+	f := c.answer(77)
+	if code := f.code(); code != wire.CodeOK {
+		return code
+	}
+	var m wire.GroupJSON
+	require.NoError(t, m.Parse(f.body))
+	require.NoError(t, json.Unmarshal(m.JSON, answer))
+	return wire.CodeOK
+}
+
+// R-MQC-13: in park mode a poison message keeps its key in order until an operator repairs,
+// replays or skips it, and then the key goes on in order.
+func TestR_MQC_13_AParkedKeyGoesOnInOrderWhenItsHeadIsRepairedReplayedOrSkipped(t *testing.T) {
+	for name, operator := range map[string]struct {
+		op    wire.GroupOrderOp
+		first string // what comes next
+	}{
+		"repaired": {wire.OrderRepair, "0: better"},
+		"replayed": {wire.OrderUnpark, "0: value 0"},
+		"skipped":  {wire.OrderSkip, "1: value 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startMember(t, t.TempDir(), 1)
+			createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, BackoffMs: 1, DeliveryLimit: 2, DeadLetterMode: wire.DeadLetterPark})
+			produceKeyed(t, s.Addr(), "a", "a", "a", "b")
+			k := attachTo(t, s.Addr(), 1)
+			k.keepAlive()
+			for failed := 0; failed < 2; {
+				for _, g := range k.next(1) {
+					if kind := wire.OutcomeNack; g.Offset == 0 {
+						k.say(outcome(g, kind))
+						failed++
+					} else {
+						require.EqualValues(t, 3, g.Offset, "the others go on")
+						k.say(ack(g))
+					}
+				}
+			}
+			c := dialOpen(t, s.Addr())
+			key, better := []byte("a"), []byte("better")
+			scope := wire.ScopeRequest{Key: &key}
+			var shown wire.ScopeResponse
+			eventually(t, "the key is parked", func() bool {
+				require.Equal(t, wire.CodeOK, ordering(t, c, wire.OrderShow, scope, &shown))
+				return shown.Parked
+			})
+			require.EqualValues(t, 0, shown.Offset)
+			if operator.op == wire.OrderRepair {
+				require.Equal(t, wire.CodeRefused, ordering(t, c, operator.op, wire.RepairRequest{ScopeRequest: scope, Offset: 1, Key: &key, Value: &better}, &shown), "another record than he looked at")
+				other := []byte("b")
+				require.Equal(t, wire.CodeInvalidRequest, ordering(t, c, operator.op, wire.RepairRequest{ScopeRequest: scope, Key: &other, Value: &better}, &shown))
+				big := make([]byte, 600<<10)
+				require.Equal(t, wire.CodeTooLarge, ordering(t, c, operator.op, wire.RepairRequest{ScopeRequest: scope, Key: &key, Value: &big}, &shown))
+				require.Equal(t, wire.CodeOK, ordering(t, c, operator.op, wire.RepairRequest{ScopeRequest: scope, Key: &key, Value: &better, TimestampMs: 5}, &shown))
+			} else {
+				require.Equal(t, wire.CodeOK, ordering(t, c, operator.op, scope, &shown))
+			}
+			var got []string
+			for len(got) == 0 || !strings.HasPrefix(got[len(got)-1], "2:") {
+				g, text := k.nextText()
+				got = append(got, text)
+				k.say(ack(g))
+			}
+			want := []string{operator.first, "1: value 1", "2: value 2"}
+			if operator.op == wire.OrderSkip {
+				want = want[1:]
+			}
+			require.Equal(t, want, got)
+		})
+	}
+}
+
+// nextText is the next record, as offset and value.
+func (k *consumer) nextText() (g wire.Grant, text string) {
+	f := k.read()
+	require.Equal(k.t, wire.OpGroupDeliver, f.Opcode, "%v", f.failure())
+	var m wire.GroupDeliver
+	require.NoError(k.t, m.Parse(f.body))
+	require.Len(k.t, m.Grants, 1)
+	b, _, err := wire.NextBodyBatch(m.Bytes)
+	require.NoError(k.t, err)
+	info, err := wire.VerifyBatch(b.Batch)
+	require.NoError(k.t, err)
+	var reader wire.RecordReader
+	var rec wire.Record
+	for reader.Reset(&info, wire.Records(b.Batch)); reader.Next(&rec); {
+		if rec.Offset == m.Grants[0].Offset {
+			return m.Grants[0], fmt.Sprintf("%d: %s", rec.Offset, rec.Value)
+		}
+	}
+	require.FailNow(k.t, "the record is not in its batch")
+	return g, ""
+}
+
+// What is not done, what waits to be a letter, and settling both: orders that tools use.
+func TestOrdersTellAndSettleWhatIsUnfinished(t *testing.T) {
+	r := rejecting(t, "dead", "a", "b", "c", "d", "e")
+	c := dialOpen(t, r.s.Addr())
+	var letters wire.LettersResponse
+	eventually(t, "the letter is refused", func() bool {
+		require.Equal(t, wire.CodeOK, ordering(t, c, wire.OrderLetters, wire.LettersRequest{}, &letters))
+		return letters.Problem == `there is no "dead": create it, or name another one for dead letters`
+	})
+	require.Equal(t, []wire.LetterInfo{{Number: 0, Offset: 0, Deliveries: 1, Attempts: 1, Reason: "rejected"}}, letters.Letters)
+	drop := uint64(0)
+	var none struct{}
+	require.Equal(t, wire.CodeOK, ordering(t, c, wire.OrderLetters, wire.LettersRequest{Drop: &drop}, &none))
+	require.Equal(t, wire.CodeRefused, ordering(t, c, wire.OrderLetters, wire.LettersRequest{Drop: &drop}, &none), "it is gone")
+	r.k.c.send(wire.OpGroupLeave, r.k.link, &wire.GroupLeave{})
+	require.Equal(t, wire.CodeOK, ordering(t, c, wire.OrderSettle, wire.SettleRequest{Spans: []wire.OffsetSpan{{From: 2, To: 4}}}, &none))
+	var left wire.GroupPartition
+	require.Equal(t, wire.CodeOK, ordering(t, c, wire.OrderDescribe, struct{}{}, &left))
+	require.EqualValues(t, 2, left.Backlog, "records 1 and 4")
+	for _, bad := range [][]wire.OffsetSpan{nil, {{From: 3, To: 3}}, {{From: 2, To: 3}, {From: 1, To: 2}}, {{From: 4, To: 6}}} {
+		require.Equal(t, wire.CodeInvalidRequest, ordering(t, c, wire.OrderSettle, wire.SettleRequest{Spans: bad}, &none))
+	}
+	// The letter that is left out leaves a gap, which the next one steps over.
+	k := attachTo(t, r.s.Addr(), 2)
+	k.keepAlive()
+	r.create("dead", wire.Queue, wire.Settings{})
+	for _, g := range k.next(2) {
+		k.say(outcome(g, wire.OutcomeReject))
+	}
+	require.Len(t, readLetters(t, r.s, 2), 2)
 }

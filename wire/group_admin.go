@@ -62,8 +62,9 @@ const (
 	OrderSkip       GroupOrderOp = 8  // ScopeRequest
 	OrderShow       GroupOrderOp = 9  // ScopeRequest
 	OrderUnfinished GroupOrderOp = 10 // BrowseRequest; answered with BrowseResponse
-	OrderLetters    GroupOrderOp = 11 //
-	OrderRepair     GroupOrderOp = 12 //
+	OrderLetters    GroupOrderOp = 11 // LettersRequest; answered with LettersResponse
+	OrderRepair     GroupOrderOp = 12 // RepairRequest; answered with ScopeResponse
+	OrderSettle     GroupOrderOp = 13 // SettleRequest
 )
 
 // GroupOrderRequest is the body of GROUP_ORDER. The answer is GroupJSON.
@@ -232,6 +233,63 @@ type ScopeResponse struct {
 	Parked     bool     `json:"parked,omitempty"`
 	Reason     string   `json:"reason,omitempty"`
 	Reasons    []Reason `json:"reasons,omitempty"`
+}
+
+// MaxSettle bounds the stretches of one SettleRequest.
+const MaxSettle = 4096
+
+// SettleRequest names stretches of records, ascending, that a group is done with then.
+type SettleRequest struct {
+	Spans []OffsetSpan `json:"spans"`
+}
+
+// OffsetSpan is a stretch of records [From, To).
+type OffsetSpan struct {
+	From uint64 `json:"from"`
+	To   uint64 `json:"to"`
+}
+
+// LettersRequest asks for the dead letters that are not written yet. Drop gives one up, by
+// the offset of its record: it is done then and nowhere written.
+type LettersRequest struct {
+	Drop *uint64 `json:"drop,omitempty"`
+}
+
+// LettersResponse are dead letters of one partition that are not written yet, by number: the
+// first 1,000.
+type LettersResponse struct {
+	To      string       `json:"to"`
+	Count   uint64       `json:"count"`
+	Problem string       `json:"problem,omitempty"` // why, and what to do
+	Letters []LetterInfo `json:"letters,omitempty"`
+}
+
+// LetterInfo is one dead letter that is not written yet.
+type LetterInfo struct {
+	Number     uint64 `json:"number"`
+	Offset     uint64 `json:"offset"`
+	Deliveries uint16 `json:"deliveries"`
+	Attempts   uint16 `json:"attempts"`
+	Reason     string `json:"reason"`
+	Text       string `json:"text,omitempty"`
+}
+
+// RepairRequest gives the lowest unfinished record of a scope another content, which the
+// group is given instead from then on. What is stored stays as it is. The scope goes on if
+// it was parked.
+type RepairRequest struct {
+	ScopeRequest
+	Offset      uint64         `json:"offset"` // of that record, so that no other one is meant
+	Key         *[]byte        `json:"record_key,omitempty"`
+	Value       *[]byte        `json:"value,omitempty"`
+	Headers     []RepairHeader `json:"headers,omitempty"`
+	TimestampMs int64          `json:"timestamp_ms"`
+}
+
+// RepairHeader is a header of a record.
+type RepairHeader struct {
+	Key   string `json:"key"`
+	Value []byte `json:"value"`
 }
 
 // ScopeRequest names one scope of a serial group. Exactly one of the pointers is set.

@@ -16,7 +16,8 @@ const (
 	//
 	//	first u32 | count u32 | publisher u64 | batch header 61 | zero 3 | count × index entry 16 | records
 	DeliverRecords DeliverKind = 2
-	// DeliverSubstitute: one encoded record that stands in the place of a damaged one.
+	// DeliverSubstitute: a batch of one record that an operator has put in the place of the
+	// stored one.
 	DeliverSubstitute DeliverKind = 3
 )
 

@@ -262,10 +262,10 @@ func AppendLetterProducer(dst []byte, id ID, producer int64, epoch int16) []byte
 	return end(binary.LittleEndian.AppendUint16(dst, uint16(epoch)), at)
 }
 
-// AppendSubstitute appends the command by which a record encoding is delivered in the
+// AppendSubstitute appends the command by which a batch of one record is delivered in the
 // place of the record at offset.
 //
-//	group u64 | offset u64 | length u32 | record encoding
+//	group u64 | offset u64 | length u32 | body batch
 func AppendSubstitute(dst []byte, id ID, offset wire.Offset, record []byte) []byte {
 	dst, at := begin(dst, CommandSubstitute, id)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(offset))

@@ -26,7 +26,7 @@ type Delivery struct {
 	From, To int  // the granted records are among these of the batch
 	Whole    bool // the consumer asked for whole batches, or nothing else is possible
 	Grants   []wire.Grant
-	// Substitute is the record to deliver instead of the stored one; nil: as it is stored.
+	// Substitute is a body batch of the record to deliver instead of the stored one; nil: as it is stored.
 	Substitute []byte
 }
 

@@ -243,7 +243,7 @@ func (l *Leader) scanShared(p *Place, stop wire.Offset) {
 			if l.scan = l.g.Done.Next(l.scan); l.scan >= stop {
 				return
 			}
-			to := l.g.Done.following(l.scan, min(stop, l.scan+wire.Offset(l.free(m))))
+			to := l.g.Done.Following(l.scan, min(stop, l.scan+wire.Offset(l.free(m))))
 			l.grant(m, p, l.scan, to, Returned{})
 			l.scan = to
 			continue
@@ -275,7 +275,7 @@ func (l *Leader) scanSingle(p *Place, stop wire.Offset) {
 		}
 		to := l.scan + 1
 		if l.plain(l.scan) && l.g.Settings.Mode == wire.ModeStream {
-			to = l.g.Done.following(l.scan, min(stop, l.scan+wire.Offset(l.free(m))))
+			to = l.g.Done.Following(l.scan, min(stop, l.scan+wire.Offset(l.free(m))))
 		}
 		known, _ := l.g.Record(l.scan)
 		l.grant(m, p, l.scan, to, known)

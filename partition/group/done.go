@@ -122,8 +122,8 @@ func (d *Done) Next(o wire.Offset) wire.Offset {
 	}
 }
 
-// following is the first record at or above o and below limit that is done, or limit.
-func (d *Done) following(o, limit wire.Offset) wire.Offset {
+// Following is the first record at or above o and below limit that is done, or limit.
+func (d *Done) Following(o, limit wire.Offset) wire.Offset {
 	if o < d.floor {
 		return o
 	}
@@ -162,7 +162,7 @@ func (d *Done) after(number uint64) (next uint64, ok bool) {
 // unfinished yields the runs of [from, to) that are not done.
 func (d *Done) unfinished(from, to wire.Offset, yield func(from, to wire.Offset)) {
 	for from = d.Next(from); from < to; {
-		end := d.following(from, to)
+		end := d.Following(from, to)
 		yield(from, end)
 		from = d.Next(end)
 	}

@@ -35,7 +35,7 @@ type Group struct {
 	// Active is the only session that gets records in a sticky group, zero for none.
 	Active Session
 	Parked map[Scope]Park
-	// Substitutes are record encodings that are delivered in the place of a record.
+	// Substitutes are body batches of one record that are delivered in the place of another.
 	Substitutes map[wire.Offset][]byte
 	Letters     Letters
 	// Table are the leases that the leader of the term before handed over. It is nil

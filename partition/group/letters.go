@@ -73,6 +73,45 @@ func (l *Leader) LetterWritten(number uint64) {
 	}
 }
 
+// DropLetter gives up a dead letter that is not written, by the offset of its record.
+func (l *Leader) DropLetter(o wire.Offset, done func(error)) {
+	for number, letter := range l.g.Letters.Open {
+		if letter.Offset == o {
+			l.Order(Order{Command: AppendLetterDone(nil, l.g.ID, number), Done: func(err error) {
+				l.appliedWritten()
+				done(err)
+			}})
+			return
+		}
+	}
+	done(wire.Errorf(wire.CodeRefused, "no dead letter of the record at offset %d waits", o))
+}
+
+// DescribeLetters says which dead letters are not written, and why.
+func (l *Leader) DescribeLetters() wire.LettersResponse {
+	const most = 1000
+	d := wire.LettersResponse{To: l.g.Settings.DeadLetter, Count: uint64(len(l.g.Letters.Open))}
+	if d.Count == 0 {
+		return d
+	}
+	d.Problem = l.advice()
+	for _, number := range sorted(l.g.Letters.Open)[:min(most, len(l.g.Letters.Open))] {
+		x := l.g.Letters.Open[number]
+		d.Letters = append(d.Letters, wire.LetterInfo{
+			Number: number, Offset: uint64(x.Offset), Deliveries: x.Deliveries, Attempts: x.Attempts, Reason: x.Why(), Text: x.Text,
+		})
+	}
+	return d
+}
+
+// Why is the reason of a letter, as its header has it.
+func (l *Letter) Why() string {
+	if l.Reason == 2 {
+		return "rejected"
+	}
+	return "delivery limit"
+}
+
 // refusal is why a letter could not be written.
 type refusal struct {
 	number uint64

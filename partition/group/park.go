@@ -38,15 +38,21 @@ func HashOf(name []byte) Scope {
 	return 1 // as the record index has it: 0 is no key
 }
 
+// Reaches says where the partition ends, before the first turn does.
+func (l *Leader) Reaches(end wire.Offset) { l.end = max(l.end, end) }
+
 // Head is the lowest record of a scope that is not done, as far as it was looked for.
 func (l *Leader) Head(h Scope) (wire.Offset, bool) {
 	switch l.kind {
 	case single:
 		head := l.g.Done.Next(l.g.Done.Floor())
+		for l.lettered[head] {
+			head = l.g.Done.Next(head + 1)
+		}
 		return head, head < l.end
 	case shared:
 		o := wire.Offset(h)
-		return o, o < l.end && !l.g.Done.Has(o)
+		return o, o < l.end && !l.g.Done.Has(o) && !l.lettered[o]
 	}
 	s := l.scopes[h]
 	switch {
@@ -59,6 +65,10 @@ func (l *Leader) Head(h Scope) (wire.Offset, bool) {
 	}
 	return 0, false
 }
+
+// Loose reports whether the record at o, which the batch holds, is a scope of its own in a
+// group by keys or publishers.
+func (l *Leader) Loose(p *Place, o wire.Offset) bool { return l.hashOf(p, o) == 0 }
 
 // Park stops a scope: nothing of it goes out from now on, and who has a record of it may
 // finish; with now it is revoked. Done is called when that is committed.
@@ -120,18 +130,46 @@ func (l *Leader) Unpark(h Scope, done func(error)) {
 	l.next.parks = append(l.next.parks, park{scope: h, head: unpark, done: done})
 }
 
-// Skip settles the lowest unfinished record of a scope as done. The group stops for it: no
-// handler is at work when the next record of the scope goes out.
-func (l *Leader) Skip(h Scope, done func(wire.Offset, error)) {
-	head, ok := l.Head(h)
-	if !ok {
-		done(0, wire.Errorf(wire.CodeRetry, "no record of it is known to wait"))
-		return
-	}
+// Settle makes records done, which nobody has to handle any more. The group stops for it:
+// no handler is at work when the next record goes out. A scope that is parked goes on.
+func (l *Leader) Settle(spans []Span, goesOn *Scope, done func(error)) {
 	l.Order(Order{
-		Command: AppendOutcomes(nil, l.g.ID, []Span{{head, head + 1}}, nil), Drain: true, Reason: wire.ReasonPark,
-		Done: func(err error) { done(head, err) },
+		Command: l.alsoUnpark(AppendOutcomes(nil, l.g.ID, spans, nil), goesOn), Drain: true, Reason: wire.ReasonPark, Done: done,
 	})
+}
+
+// alsoUnpark appends that a scope goes on, if it is given and parked.
+func (l *Leader) alsoUnpark(dst []byte, h *Scope) []byte {
+	if h != nil && l.isParked(*h) {
+		dst = AppendUnpark(dst, l.g.ID, *h)
+	}
+	return dst
+}
+
+// Limits of what a group delivers instead of what is stored, in bytes: of one record and of
+// all in a partition.
+const (
+	MaxSubstituteBytes  = 512 << 10
+	MaxSubstitutesBytes = 4 << 20
+)
+
+// Repair has a batch of one record delivered in the place of the one at o, as the head of a
+// scope that goes on if it is parked. The group stops for it.
+func (l *Leader) Repair(h Scope, o wire.Offset, batch []byte, done func(error)) {
+	all := len(batch)
+	for at, other := range l.g.Substitutes {
+		if at != o {
+			all += len(other)
+		}
+	}
+	switch {
+	case len(batch) > MaxSubstituteBytes:
+		done(wire.Errorf(wire.CodeTooLarge, "a record of %d bytes with what belongs to it; what is repaired may have %d", len(batch), MaxSubstituteBytes))
+	case all > MaxSubstitutesBytes:
+		done(wire.Errorf(wire.CodeTooMany, "repaired records that are not done take %d bytes, and %d are kept; let the group finish some first", all, MaxSubstitutesBytes))
+	default:
+		l.Order(Order{Command: l.alsoUnpark(AppendSubstitute(nil, l.g.ID, o, batch), &h), Drain: true, Reason: wire.ReasonPark, Done: done})
+	}
 }
 
 // parked reports whether nothing of a scope goes out: it is parked, or that is on its way.

@@ -555,9 +555,12 @@ func TestLeaderSkipsTheHeadOfAKey(t *testing.T) {
 	r.produce(5, 5)
 	a := r.attach('A', 1, 10)
 	var skipped []wire.Offset
-	r.leader.Skip(5, func(o wire.Offset, err error) {
+	head, ok := r.leader.Head(5)
+	require.True(t, ok)
+	five := Scope(5)
+	r.leader.Settle([]Span{{head, head + 1}}, &five, func(err error) {
 		require.NoError(t, err)
-		skipped = append(skipped, o)
+		skipped = append(skipped, head)
 	})
 	r.settle()
 	require.Len(t, a.revokes, 1, "the one who works on it is asked to stop")

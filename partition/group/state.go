@@ -288,6 +288,8 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 		record := bytes.Clone(r.take(int(r.uint32())))
 		if !g.Done.Has(o) {
 			g.Substitutes[o] = record
+			known, _ := g.returned.at(o) // it has as many attempts again
+			g.take(i, &Return{From: o, To: o + 1, Deliveries: known.Deliveries}, known.taken)
 		}
 	case CommandPause:
 		g.Paused = r.bool()
