@@ -1,7 +1,6 @@
 package partition
 
 import (
-	"encoding/binary"
 	"slices"
 	"sort"
 	"unsafe"
@@ -76,46 +75,6 @@ func (f *feed) At(o wire.Offset) (*group.Place, bool) {
 	}
 	i := sort.Search(len(c.places), func(i int) bool { return c.places[i].Next() > o })
 	return &c.places[i], true
-}
-
-// findOutcome says how a find has ended.
-type findOutcome uint8
-
-const (
-	findFound   findOutcome = iota
-	findNone                // there is none
-	findUnknown             // nobody has looked at what is next
-	findTired               // the budget is used up
-)
-
-// find returns the first record in [from, below) with a hash, of its key or of its
-// publisher, that is not done; or where it has stopped.
-func (f *feed) find(hash uint64, publisher bool, from, below wire.Offset, done func(wire.Offset) bool, budget *int) (wire.Offset, findOutcome) {
-	for from < below {
-		p, ok := f.At(from)
-		switch {
-		case !ok:
-			return from, findUnknown
-		case *budget <= 0:
-			return from, findTired
-		}
-		*budget--
-		end := min(below, p.Next())
-		if publisher && p.Publisher != hash || !publisher && len(p.Index) == 0 {
-			from = end
-			continue
-		}
-		for ; from < end; from++ {
-			*budget--
-			if !publisher && binary.LittleEndian.Uint64(p.Index[(from-p.Base)*wire.RecordIndexEntrySize:]) != hash {
-				continue
-			}
-			if !done(from) {
-				return from, findFound
-			}
-		}
-	}
-	return below, findNone
 }
 
 // applied takes in the batches of an entry of records that was just applied. known is false

@@ -126,27 +126,3 @@ func TestAFeedHasALimit(t *testing.T) {
 	_, ok = f.At(400*counts + 59_999)
 	require.True(t, ok)
 }
-
-func TestAFeedFindsTheNextRecordOfAKey(t *testing.T) {
-	f := &feed{}
-	f.use(true)
-	f.applied(log.Position{Segment: 1}, true, feedEntry(0, 2, 3)) // the key of record o has the hash o+1
-	f.applied(log.Position{}, false, feedEntry(5, 1))
-	f.applied(log.Position{Segment: 1, Byte: 900}, true, feedEntry(6, 2))
-	none := func(wire.Offset) bool { return false }
-	type answer struct {
-		at      wire.Offset
-		outcome findOutcome
-	}
-	find := func(hash uint64, publisher bool, from, below wire.Offset, done func(wire.Offset) bool, budget int) answer {
-		at, outcome := f.find(hash, publisher, from, below, done, &budget)
-		return answer{at, outcome}
-	}
-	require.Equal(t, answer{3, findFound}, find(4, false, 0, 8, none, 1000))
-	require.Equal(t, answer{5, findUnknown}, find(4, false, 4, 8, none, 1000))
-	require.Equal(t, answer{5, findNone}, find(4, false, 4, 5, none, 1000))
-	require.Equal(t, answer{5, findUnknown}, find(4, false, 0, 8, func(o wire.Offset) bool { return o == 3 }, 1000))
-	require.Equal(t, answer{2, findTired}, find(4, false, 0, 8, none, 2))
-	require.Equal(t, answer{2, findFound}, find(101, true, 0, 8, none, 1000), "the second batch of an entry is of another publisher")
-	require.Equal(t, answer{4, findFound}, find(101, true, 4, 8, none, 1000))
-}

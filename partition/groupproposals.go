@@ -177,7 +177,7 @@ func (g *Groups) abandon(err error) {
 	}
 	g.ready, g.wanting, g.asking, g.due, g.resting = nil, nil, nil, nil, nil
 	g.commands, g.commanded, g.located, g.locating = nil, false, nil, nil
-	g.finds, g.looking = nil, false
+	g.searches, g.looking = nil, false
 	for key := range g.heads {
 		g.headFound(key, 0, false, err)
 	}

@@ -32,10 +32,6 @@ const (
 	controlRounds = 4
 	// scanRetry is after how long a scan that failed is tried again.
 	scanRetry = 500 * time.Millisecond
-	// findRecords is how many records one turn looks at for those that Leaders ask for, and
-	// findFar how far away one may be before a reader looks for it alone.
-	findRecords = 32 << 10
-	findFar     = 4 * ScanRecords
 	// feedIdle is how long the feed is kept when nobody consumes any more.
 	feedIdle = 10 * time.Second
 )
@@ -94,7 +90,7 @@ type Groups struct {
 	feed     feed
 	scans    []wire.Offset // wanted
 	scanning bool
-	finds    []find        // that the feed could not answer
+	searches []*lead       // whose search is not over
 	looking  bool          // it can answer more by now
 	keyed    bool          // there is a Leader that asks for keys or publishers
 	retry    time.Duration // of what has failed; 0: nothing has
@@ -118,6 +114,7 @@ type lead struct {
 	wants       bool          // it is in wanting
 	timer       time.Duration // its entry in due
 	letters     letters
+	search      search
 	closed      bool
 }
 
@@ -152,13 +149,6 @@ func (h *deadlines) Pop() any {
 type unknown struct {
 	in    Input
 	until time.Duration
-}
-
-// find is the search for the next record of a scope: what lies before from is known.
-type find struct {
-	lead *lead
-	what group.Find
-	from wire.Offset
 }
 
 // inbox is what the owner takes in one turn, at any time.
@@ -258,7 +248,7 @@ func (p *Partition) Scanned(batches []log.Batch, err error) {
 			return
 		}
 		g.feed.scanned(batches)
-		g.looking = len(g.finds) > 0
+		g.looking = len(g.searches) > 0
 		g.wakeAll()
 	})
 }
@@ -354,6 +344,9 @@ func (g *Groups) lead(s *group.Group) *lead {
 	l := g.leads[s.ID]
 	if l == nil {
 		l = &lead{Leader: group.NewLeader(s, &g.feed, g.now, g.p.applied), group: s}
+		l.search.told = func(what group.Find, found []wire.Offset, upTo wire.Offset) {
+			l.FoundMore(what.Scope, what.After, found, upTo)
+		}
 		l.Without(g.taken...)
 		if ignored := rulesIgnored.Load(); ignored != nil {
 			l.Without(*ignored...)
@@ -504,7 +497,7 @@ func (g *Groups) expire() {
 	}
 	if g.retry > 0 && g.retry <= g.now {
 		g.retry = 0
-		g.looking = len(g.finds) > 0
+		g.looking = len(g.searches) > 0
 		g.wakeAll() // they ask for what they still need
 	}
 	g.retryLetters()
@@ -572,7 +565,10 @@ func (g *Groups) want(l *lead) {
 		}
 	}
 	for _, f := range w.Find {
-		g.finds = append(g.finds, find{lead: l, what: f, from: f.After + 1})
+		if l.search.ask(f); !l.search.listed {
+			l.search.listed = true
+			g.searches = append(g.searches, l)
+		}
 		g.looking = true
 	}
 	if len(w.Letters) > 0 {
@@ -581,47 +577,6 @@ func (g *Groups) want(l *lead) {
 	if w.Confirm {
 		g.asking = append(g.asking, l)
 	}
-}
-
-// find looks in the feed for the records that Leaders ask for, as far as one turn may, and
-// reports whether it found some. What the feed does not know is scanned, which serves many
-// scopes at once; who has to look far is answered by a reader alone.
-func (g *Groups) find() (some bool) {
-	if !g.looking {
-		return false
-	}
-	g.looking = false
-	budget := findRecords
-	done := make(map[*lead]func(wire.Offset) bool)
-	keep := g.finds[:0]
-	for _, f := range g.finds {
-		if f.lead.closed {
-			continue
-		}
-		w := &f.what
-		at, outcome := g.feed.find(uint64(w.Scope), w.Publisher, max(f.from, g.p.state.start), w.Below, f.lead.group.Done.Has, &budget)
-		switch {
-		case outcome == findUnknown && at-w.After > findFar:
-			if done[f.lead] == nil {
-				set := f.lead.group.Done.Clone()
-				done[f.lead] = set.Has
-			}
-			g.effects.NextOf(f.lead.group.ID, w.Scope, w.Publisher, w.After, w.Below, done[f.lead])
-		case outcome == findUnknown, outcome == findTired:
-			f.from = at
-			keep = append(keep, f)
-			if g.looking = g.looking || outcome == findTired; outcome == findUnknown && !g.scanning {
-				g.scans = append(g.scans, at)
-			}
-		default:
-			f.lead.Leader.Found(w.Scope, w.After, at, outcome == findFound)
-			g.wake(f.lead)
-			some = true
-		}
-	}
-	clear(g.finds[len(keep):])
-	g.finds = keep
-	return some
 }
 
 // confirm begins one quorum round for all that want one.

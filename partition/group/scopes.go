@@ -153,22 +153,33 @@ func (l *Leader) ready(s *scope) {
 // Found answers a Find: the lowest record of the scope above after that is not done, or
 // that there is none.
 func (l *Leader) Found(h Scope, after, at wire.Offset, ok bool) {
+	if ok {
+		l.FoundMore(h, after, []wire.Offset{at}, at)
+	} else if s := l.scopes[h]; s != nil {
+		l.FoundMore(h, after, nil, s.below-1)
+	}
+}
+
+// FoundMore answers a Find with all records of the scope in (after, upTo] that are not
+// done, in order.
+func (l *Leader) FoundMore(h Scope, after wire.Offset, found []wire.Offset, upTo wire.Offset) {
 	s := l.scopes[h]
 	if s == nil || !s.finding || s.after != after {
 		return
 	}
 	s.finding = false
-	switch {
-	case ok && s.n == inlineNext: // others have come back since; it will be found again
-	case ok:
-		s.after = at
-		if l.gives(at) {
-			s.next[s.n] = at
+	for _, o := range found {
+		if s.n == inlineNext { // others have come back since; it will be found again
+			upTo = o - 1
+			break
+		}
+		if l.gives(o) {
+			s.next[s.n] = o
 			s.n++
 		}
-	case s.below < l.scan:
-		s.after = s.below - 1
-	default:
+	}
+	s.after = max(s.after, upTo)
+	if s.after+1 >= s.below && s.below >= l.scan {
 		s.more = false
 	}
 	l.ready(s)

@@ -1,0 +1,229 @@
+package fuzz
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/bench"
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+var (
+	figureBlocked = flag.Int("figure.blocked", 100_000, "records behind the blocked key of TestFigure_BlockedKey")
+	figureKeys    = flag.Int("figure.keys", 100, "other keys in TestFigure_BlockedKey")
+	figureRounds  = flag.Int("figure.rounds", 2, "rounds of TestFigure_BlockedKey with and without the blocked key")
+)
+
+// blockedMemory is by how much the broker's memory may grow for what waits behind a key.
+const blockedMemory = 64 << 20
+
+// queueFigure is a queue with a serial group by key and what its consumers have seen.
+type queueFigure struct {
+	t         *testing.T
+	name      string
+	keys      int
+	producer  *client.Producer
+	consumers []*client.Consumer
+	held      chan *client.Delivery // of the keys "blocked" and "sparse", whoever has them
+	next      []atomic.Int64        // of the other keys: the number of the next record
+	handled   atomic.Int64
+	reached   chan struct{} // handled is what the round wants
+	want      atomic.Int64
+	running   sync.WaitGroup
+}
+
+func newQueueFigure(t *testing.T, ctx context.Context, b *brokerProcess, name string, keys int) *queueFigure {
+	t.Helper()
+	q := &queueFigure{t: t, name: name, keys: keys, held: make(chan *client.Delivery, 64), next: make([]atomic.Int64, keys), reached: make(chan struct{}, 1)}
+	conn := b.connect()
+	_, err := conn.CreateDestination(t.Context(), client.Destination{Name: name, Kind: client.Queue, Settings: client.Settings{Partitions: 1, Sync: wire.SyncOS}})
+	require.NoError(t, err)
+	q.producer, err = b.connect().Producer(t.Context(), name)
+	require.NoError(t, err)
+	for range 2 {
+		c, err := b.connect().Consumer(t.Context(), name, client.Group("figure"), client.Mode(client.Serial), client.Scope(client.ByKey),
+			client.Binding(client.Gather), client.AckWait(time.Hour))
+		require.NoError(t, err)
+		q.consumers = append(q.consumers, c)
+		q.running.Go(func() { q.consume(ctx, c) })
+	}
+	return q
+}
+
+// consume acknowledges everything but the keys that are held, and checks the order.
+func (q *queueFigure) consume(ctx context.Context, c *client.Consumer) {
+	for {
+		d, err := c.Next(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				q.t.Errorf("%s: %v", q.name, err)
+			}
+			return
+		}
+		key, err := strconv.Atoi(string(d.Key))
+		if err != nil {
+			q.held <- d
+			continue
+		}
+		number, _ := strconv.ParseInt(string(d.Value), 10, 64)
+		if !q.next[key].CompareAndSwap(number, number+1) || d.Redelivered {
+			q.t.Errorf("%s: record %d of key %d, redelivered %t, expected %d", q.name, number, key, d.Redelivered, q.next[key].Load())
+		}
+		if err := d.Ack(); err != nil {
+			q.t.Errorf("%s: ack: %v", q.name, err)
+		}
+		if q.handled.Add(1) == q.want.Load() {
+			q.reached <- struct{}{}
+		}
+	}
+}
+
+func (q *queueFigure) send(key, value string) {
+	_ = q.producer.SendFunc(q.t.Context(), &client.Record{Key: []byte(key), Value: []byte(value)}, func(_ client.Receipt, err error) {
+		if err != nil {
+			q.t.Errorf("%s: send: %v", q.name, err)
+		}
+	})
+}
+
+// round sends each key so many records more and returns how many were handled in a second.
+func (q *queueFigure) round(each int, sent *int64) float64 {
+	q.t.Helper()
+	began := time.Now()
+	q.want.Store(q.handled.Load() + int64(each*q.keys))
+	for n := range each {
+		for key := range q.keys {
+			q.send(strconv.Itoa(key), strconv.FormatInt(*sent+int64(n), 10))
+		}
+	}
+	*sent += int64(each)
+	select {
+	case <-q.reached:
+	case <-time.After(10 * time.Minute):
+		require.FailNow(q.t, "a round does not end", "%s: %d of %d", q.name, q.handled.Load(), q.want.Load())
+	}
+	return float64(each*q.keys) / time.Since(began).Seconds()
+}
+
+// take waits for the next record of a key that is held.
+func (q *queueFigure) take(want string) *client.Delivery {
+	q.t.Helper()
+	select {
+	case d := <-q.held:
+		require.Equal(q.t, want, string(d.Key)+" "+string(d.Value))
+		return d
+	case <-time.After(time.Minute):
+		require.FailNow(q.t, "no record", "expected %s", want)
+		return nil
+	}
+}
+
+// TestFigure_BlockedKey measures what a key costs the others on which nothing goes on and
+// behind which millions of records wait, and how fast its next record is found when it
+// goes on: one that lies beside the last one, and one that lies behind all those
+// millions.
+func TestFigure_BlockedKey(t *testing.T) {
+	behind := *figureBlocked
+	keys := *figureKeys
+	each := max(5, behind/20/keys)
+	b := newBroker(t)
+	b.start()
+	memory := func() int64 {
+		n, err := bench.AnonymousOfProcess(b.command.Process.Pid)()
+		require.NoError(t, err)
+		return n
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	free, blocked := newQueueFigure(t, ctx, b, "free", keys), newQueueFigure(t, ctx, b, "blocked", keys)
+	var sentFree, sentBlocked int64
+	for range 2 { // the broker and the clients get what memory they want
+		free.round(each, &sentFree)
+		blocked.round(each, &sentBlocked)
+	}
+	before := memory()
+
+	// The first record of both keys is held from now on.
+	const early = 12 // records of the sparse key before all others; the broker remembers 8
+	for n := range early {
+		blocked.send("sparse", strconv.Itoa(n))
+	}
+	sparse := blocked.take("sparse 0")
+	began := time.Now()
+	for n := range behind {
+		blocked.send("blocked", strconv.Itoa(n))
+	}
+	head := blocked.take("blocked 0")
+	blocked.send("sparse", strconv.Itoa(early))
+	require.NoError(t, blocked.producer.Flush(t.Context()))
+	blocked.round(1, &sentBlocked) // the scan has passed it
+	t.Logf("%d records behind one key: produced and passed in %v", behind, time.Since(began).Round(time.Millisecond))
+	grown := memory() - before
+
+	var ratios []float64
+	var slowest, usual []float64
+	for n := range *figureRounds {
+		var without, with float64
+		if n%2 == 0 {
+			without, with = free.round(each, &sentFree), blocked.round(each, &sentBlocked)
+		} else {
+			with, without = blocked.round(each, &sentBlocked), free.round(each, &sentFree)
+		}
+		ratios, slowest, usual = append(ratios, with/without), append(slowest, with), append(usual, without)
+		grown = max(grown, memory()-before)
+	}
+	middle := func(all []float64) float64 { return slices.Sorted(slices.Values(all))[len(all)/2] }
+
+	// What comes next is found: beside the record that was acknowledged, and far away.
+	next := func(d *client.Delivery, want string) (*client.Delivery, time.Duration) {
+		began := time.Now()
+		require.NoError(t, d.Ack())
+		d = blocked.take(want)
+		return d, time.Since(began)
+	}
+	var beside []time.Duration
+	for n := 1; n <= 50; n++ {
+		var took time.Duration
+		head, took = next(head, fmt.Sprintf("blocked %d", n))
+		beside = append(beside, took)
+	}
+	var far time.Duration
+	for n := 1; n <= early; n++ {
+		sparse, far = next(sparse, fmt.Sprintf("sparse %d", n))
+	}
+	grown = max(grown, memory()-before)
+	text := make([]string, len(ratios))
+	for i, r := range ratios {
+		text[i] = fmt.Sprintf("%.2f", r)
+	}
+	t.Logf("%d other keys, %d records a round: %.0f records/s beside the blocked key, %.0f without it; median ratio %.3f of %s; the broker's memory grew by %.1f MiB; %s",
+		keys, each*keys, middle(slowest), middle(usual), middle(ratios), strings.Join(text, " "), float64(grown)/(1<<20), machineLoad())
+	t.Logf("from the ack to the next record of the key: %s where it lies beside; %v where it lies %d records away", spread(beside), far.Round(10*time.Microsecond), behind)
+	require.Less(t, grown, int64(blockedMemory), "the broker's memory")
+	require.NoError(t, head.Release())
+	require.NoError(t, sparse.Release())
+
+	for _, q := range []*queueFigure{free, blocked} {
+		for key := range q.next {
+			want := sentFree
+			if q == blocked {
+				want = sentBlocked
+			}
+			require.Equal(t, want, q.next[key].Load(), "%s, key %d", q.name, key)
+		}
+	}
+	stop()
+	free.running.Wait()
+	blocked.running.Wait()
+}
