@@ -35,6 +35,8 @@ type fakeLog struct {
 	asked     map[wire.Index]bool // of Holders
 	places    bool                // it knows where entries lie
 	keys      bool                // somebody asks for keys
+	records   int64               // bytes of frames with records, and of others
+	control   int64
 }
 
 func (f *fakeLog) Bytes() int64 { return f.bytes }
@@ -74,6 +76,11 @@ func (f *fakeLog) Propose(data []byte) (wire.Index, error) {
 	}
 	if f.space > 0 {
 		f.space -= wire.FrameSize(len(data) - wire.EntryPrefixSize)
+	}
+	if size := wire.FrameSize(len(data) - wire.EntryPrefixSize); count > 0 {
+		f.records += size
+	} else {
+		f.control += size
 	}
 	f.next += wire.Offset(count)
 	f.proposed = append(f.proposed, data)

@@ -518,6 +518,46 @@ func TestLeaderLetsNoKeyStarve(t *testing.T) {
 	require.Empty(t, r.leader.scopes)
 }
 
+// A key that nearly all records are of gets the same share of the credit as any other
+// that has records: as many of a consumer's places as the window allows, and deliveries in
+// turns.
+func TestAHotKeyGetsItsShareOfTheCredit(t *testing.T) {
+	settings := keyGroup
+	settings.Window = 2
+	r := newRig(t, settings)
+	for range 60 {
+		r.produce(1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 5)
+	}
+	a := r.attach('A', 1, 10)
+	hot, handled := 0, 0
+	for n := range 5 * 60 { // as long as all keys have records
+		held := 0
+		for _, o := range r.leader.members[a.session].leases.all() {
+			for at := o.from; at < o.to; at++ {
+				if p, _ := r.At(at); r.leader.hashOf(p, at) == 1 {
+					held++
+				}
+			}
+		}
+		require.LessOrEqual(t, held, 2)
+		o := a.offsets()[n]
+		if p, _ := r.At(o); r.leader.hashOf(p, o) == 1 {
+			hot++
+		}
+		handled++
+		a.say(wire.OutcomeAck, o)
+		for len(r.want.Find) > 0 {
+			f := r.want.Find[0]
+			r.want.Find = r.want.Find[1:]
+			at, ok := r.find(f)
+			r.leader.Found(f.Scope, f.After, at, ok)
+		}
+		r.settle()
+	}
+	t.Logf("%d of %d deliveries were of the hot key", hot, handled)
+	require.InDelta(t, 60, hot, 12, "a fifth of the deliveries for one of five keys")
+}
+
 func (r *rig) find(f Find) (wire.Offset, bool) {
 	for o := f.After + 1; o < f.Below; o++ {
 		p, _ := r.At(o)
