@@ -60,6 +60,7 @@ type broker struct {
 	removed chan struct{} // closed when the other nodes say that this one is no member
 	began   int64         // monotonic time
 	ticked  atomic.Int64  // monotonic time of the last tick, 0 before the first
+	alarm   *alarm        // of deadlines between ticks
 	dirty   chan struct{} // the metadata changed
 	unfit   chan error    // why the cluster does not take this build
 	untidy  chan struct{} // there is something to remove
@@ -102,7 +103,7 @@ func openBroker(cfg Config) (*broker, error) {
 		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error), failedID: make(map[replicaKey]uint64),
 		began: monotonic(), removed: make(chan struct{}), unfit: make(chan error, 1),
-		dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
+		alarm: newAlarm(), dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
 	b.journalStall = stall{lines: [2]*line{b.shared.line}, turn: new(atomic.Int64)}
 	if b.clock == nil {

@@ -186,6 +186,9 @@ func (r *partitionReplica) turn() (again bool) {
 	}
 	if r.stood = stands; !stands { // else the watch brings a turn when it is over
 		again = r.part.Turn(nowMs, time.Duration(monotonic()))
+		if due := int64(r.part.Groups().Deadline()); due > 0 {
+			r.broker.alarm.set(due, monotonic())
+		}
 	}
 	if err := r.group.Err(); err != nil {
 		r.fence(err)

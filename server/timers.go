@@ -64,12 +64,22 @@ func (b *broker) stoodStill(seen *int64) bool {
 func (b *broker) keepTime(ctx context.Context) {
 	ticker := time.NewTicker(tickPeriod)
 	defer ticker.Stop()
+	fine := time.NewTimer(time.Hour)
+	defer fine.Stop()
 	var sinceSpace, sinceSync, sinceRetention, sinceRetry time.Duration
 	storeFailed := false
 	for last := monotonic(); ; {
 		select {
 		case <-ctx.Done():
 			return
+		case <-b.alarm.closer:
+			if pause := b.alarm.pause(monotonic()); pause > 0 {
+				fine.Reset(pause)
+			}
+			continue
+		case <-fine.C:
+			b.ring(monotonic())
+			continue
 		case <-ticker.C:
 		}
 		now := monotonic()
