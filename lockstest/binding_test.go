@@ -191,7 +191,7 @@ func TestR_SIB_17_EveryPartitionHasAConsumer(t *testing.T) {
 
 // R-SIB-11, 14, 16: a strictly bound consumer has one partition and keeps it, whatever lies
 // in the others, and these can be seen.
-func TestR_SIB_14_AStrictConsumerTakesNothingFromOthers(t *testing.T) {
+func TestR_SIB_11_R_SIB_14_AStrictConsumerTakesNothingFromOthers(t *testing.T) {
 	ctx, conn := connect(t, lockstest.Start(t))
 	jobs(ctx, t, conn, 1)
 	var f filler

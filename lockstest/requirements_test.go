@@ -54,6 +54,7 @@ func TestRequirementsOfGroups(t *testing.T) {
 		{"R_WLS_12_AForwardDelayIsRefused", s.forwarding},
 		{"R_WLS_15_NothingIsWedgedInSilence", s.wedged},
 		{"R_X_2_EpochsKeepStaleWritesOut", s.fenced},
+		{"R_X_7_WhateverHoldsARecordUpIsNamed", s.explained},
 		{"R_X_4_ABlockedKeyCostsOthersNothing", s.isolated},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -44,10 +44,14 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 		}
 		return true
 	case wire.DeadLetterPark:
+		why := "delivery limit"
+		if reject {
+			why = "rejected: " + c.text
+		}
 		for o := r.From; o < r.To; o++ {
 			h := l.scopeOf(o)
 			l.parking[h]++
-			l.next.parks = append(l.next.parks, park{scope: h, head: o, reason: "delivery limit"})
+			l.next.parks = append(l.next.parks, park{scope: h, head: o, reason: why})
 		}
 	}
 	return false
