@@ -418,6 +418,46 @@ func TestJoiningIsRefusedWithTheReason(t *testing.T) {
 	defer func() { require.NoError(t, alone.Close(t.Context())) }()
 	refused("this broker runs alone", func(cfg *Config) { cfg.Join = []string{alone.Addr()} })
 	require.Len(t, c.broker(1).View().Nodes, 2)
+
+	elsewhere := c.config(9)
+	elsewhere.DataDir, elsewhere.Join = t.TempDir(), nil
+	other, err := Start(t.Context(), elsewhere)
+	require.NoError(t, err)
+	require.NoError(t, other.Close(t.Context()))
+	refused("and --join names a member of another one", func(cfg *Config) { cfg.DataDir = elsewhere.DataDir })
+	again, err := Start(t.Context(), elsewhere)
+	require.NoError(t, err, "without --join it goes on")
+	require.NoError(t, again.Close(t.Context()))
+}
+
+// What asks for more than there is, or would leave too little, is refused with the
+// reason, and nothing comes of it.
+func TestWhatAClusterCannotDoIsRefused(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 3)
+	c.create(1, "orders", 1, 1)
+	create := func(partitions uint32, replicas uint8) error {
+		_, err := c.ask(2, &wire.CreateRequest{Name: "x", Kind: wire.Topic, Settings: wire.Settings{Partitions: partitions, Replicas: replicas, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited}})
+		return err
+	}
+	for says, err := range map[string]error{
+		"partitions 1000000000 is outside": create(1e9, 1),
+		"partitions 4294967295 is outside": create(1<<32-1, 1),
+		"the cluster has 3 brokers":        create(1, 4),
+	} {
+		require.ErrorIs(t, err, wire.CodeInvalidSetting)
+		require.ErrorContains(t, err, says)
+	}
+	c.await("everybody sees everybody", func() bool { return c.broker(1).reachable(2) && c.broker(1).reachable(3) })
+	c.stop(3)
+	c.await("one is down", func() bool { return !c.broker(1).reachable(3) })
+	_, err := c.ask(1, &wire.NodeAdminRequest{Node: 2, Action: wire.NodeDecommission})
+	require.ErrorIs(t, err, wire.CodeRefused)
+	require.ErrorContains(t, err, "without node 2 only 1 of 2 nodes could be reached, no majority")
+	for _, n := range c.broker(1).View().Nodes {
+		require.True(t, n.Up())
+	}
+	require.Len(t, c.broker(1).View().Destinations, 1)
 }
 
 // A destination that was created while there was one broker gets three replicas when

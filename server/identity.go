@@ -57,6 +57,8 @@ func loadIdentity(cfg *Config) (identity, error) {
 	case err == nil && cfg.NodeID != 0 && cfg.NodeID != id.NodeID:
 		err = fmt.Errorf("%s belongs to node %d, not %d; start it with --node-id %d, or choose another --data",
 			path.Join(cfg.DataDir, "node.json"), id.NodeID, cfg.NodeID, id.NodeID)
+	case err == nil:
+		err = joinsItsOwn(cfg, &id)
 	}
 	return id, err
 }

@@ -57,6 +57,37 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 	}
 }
 
+// ownClusterTimeout bounds the look at the members in cfg.Join when a node starts on a
+// directory that knows its cluster.
+const ownClusterTimeout = time.Second
+
+// joinsItsOwn refuses to start a node whose data directory belongs to another cluster than
+// the members in cfg.Join, as far as these answer: it would go on with the old one, and
+// who told it to join would not notice.
+func joinsItsOwn(cfg *Config, id *identity) error {
+	errs := make(chan error, len(cfg.Join))
+	for _, address := range cfg.Join {
+		go func() {
+			var known *wire.Error
+			conn, err := greet(address, ownClusterTimeout, id.ClusterID.String())
+			if err == nil {
+				err = conn.Close()
+			}
+			if !errors.As(err, &known) || known.Code != wire.CodeClusterMismatch {
+				err = nil // it is not there, or has other worries
+			}
+			errs <- err
+		}()
+	}
+	for range cfg.Join {
+		if err := <-errs; err != nil {
+			return fmt.Errorf("data directory %s belongs to cluster %s, and --join names a member of another one; choose another --data to join that, or leave --join out: %w",
+				cfg.DataDir, id.ClusterID, err)
+		}
+	}
+	return nil
+}
+
 func joined(answer *wire.JoinResponse, store uuid.UUID) identity {
 	id := identity{FormatVersion: FormatVersion, ClusterID: answer.ClusterID, NodeID: answer.Node, StoreID: store, MetaReplica: answer.MetaReplica}
 	for _, m := range answer.Members {
@@ -67,28 +98,41 @@ func joined(answer *wire.JoinResponse, store uuid.UUID) identity {
 
 // joinVia asks one member. It speaks as much of the client protocol as that takes.
 func joinVia(address string, request *wire.JoinRequest) (*wire.JoinResponse, error) {
-	conn, err := net.DialTimeout("tcp", address, joinTimeout)
+	conn, err := greet(address, joinTimeout, "")
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(joinTimeout)); err != nil {
-		return nil, err
-	}
-	out := []byte(wire.Preface)
-	out = wire.AppendFrame(out, wire.Header{Opcode: wire.OpHello, Version: wire.OpHello.Version(), ID: 1}, &wire.HelloRequest{
-		MinVersion: wire.MinProtocolVersion, MaxVersion: wire.MaxProtocolVersion, ClientName: "joining node",
-	})
-	out = wire.AppendFrame(out, wire.Header{Opcode: wire.OpJoin, Version: wire.OpJoin.Version(), ID: 2}, request)
+	out := wire.AppendFrame(nil, wire.Header{Opcode: wire.OpJoin, Version: wire.OpJoin.Version(), ID: 2}, request)
 	if _, err := conn.Write(out); err != nil {
-		return nil, err
-	}
-	var hello wire.HelloResponse
-	if err := readAnswer(conn, 1, &hello); err != nil {
 		return nil, err
 	}
 	var answer wire.JoinResponse
 	return &answer, readAnswer(conn, 2, &answer)
+}
+
+// greet connects to a broker, of a cluster or of any, within a time that also bounds
+// what follows on the connection.
+func greet(address string, within time.Duration, clusterID string) (net.Conn, error) {
+	conn, err := net.DialTimeout("tcp", address, within)
+	if err != nil {
+		return nil, err
+	}
+	out := wire.AppendFrame([]byte(wire.Preface), wire.Header{Opcode: wire.OpHello, Version: wire.OpHello.Version(), ID: 1}, &wire.HelloRequest{
+		MinVersion: wire.MinProtocolVersion, MaxVersion: wire.MaxProtocolVersion, ClientName: "joining node", ClusterID: clusterID,
+	})
+	err = conn.SetDeadline(time.Now().Add(within))
+	if err == nil {
+		_, err = conn.Write(out)
+	}
+	var hello wire.HelloResponse
+	if err == nil {
+		err = readAnswer(conn, 1, &hello)
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
 }
 
 // maxJoinAnswer bounds an answer to a joining node, in bytes.
