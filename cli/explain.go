@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -125,6 +126,25 @@ func (a *app) explainDestinationCommand(kind string) *cobra.Command {
 	return c
 }
 
+// boundElsewhere is the reason if a group has consumers, and its binding gives the partition
+// to none of them.
+func boundElsewhere(ctx context.Context, conn *client.Conn, destination, group string, partition uint32) (client.Reason, bool) {
+	info, err := conn.DescribeGroup(ctx, destination, group)
+	if err != nil {
+		return client.Reason{}, false
+	}
+	binding := info.Settings.WithDefaults().Binding
+	for _, p := range info.Partitions {
+		if p.Number != partition && len(p.Sessions) > 0 {
+			return client.Reason{
+				Code: "binding_mismatch", Object: binding.String(), Advice: wire.Advice("binding_mismatch"),
+				Text: fmt.Sprintf("The group has consumers, and the binding %s gives this partition to none of them.", binding),
+			}, true
+		}
+	}
+	return client.Reason{}, false
+}
+
 func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
 	answers := []explainJSON{}
 	for _, g := range groups {
@@ -133,10 +153,15 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 			ask.Group = g
 			if err := conn.GroupOrder(ctx, wire.OrderExplain, destination, n, g, &ask, &answer); err != nil {
 				if wire.CodeOf(err) == wire.CodeUnknownGroup {
-					answers = append(answers, explainJSON{n, g, client.Reason{Code: "no_consumer", Text: "Nobody has consumed here yet: the group begins with its first member."}})
+					answers = append(answers, explainJSON{n, g, client.Reason{Code: "no_consumer", Text: "Nobody has consumed here yet: the group begins with its first member.", Advice: wire.Advice("no_consumer")}})
 					continue
 				}
-				answer.Reasons = []client.Reason{{Code: "no_quorum", Text: "The partition has no leader that answers: " + err.Error()}}
+				answer.Reasons = []client.Reason{{Code: "no_quorum", Text: "The partition has no leader that answers: " + err.Error() + ".", Advice: wire.Advice("no_quorum")}}
+			}
+			if i := slices.IndexFunc(answer.Reasons, func(r client.Reason) bool { return r.Code == "no_consumer" }); i >= 0 {
+				if r, elsewhere := boundElsewhere(ctx, conn, destination, g, n); elsewhere {
+					answer.Reasons[i] = r
+				}
 			}
 			for _, r := range answer.Reasons {
 				answers = append(answers, explainJSON{n, g, r})
@@ -154,6 +179,9 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 		}
 		if e.UntilMs > 0 {
 			text += fmt.Sprintf(" For another %s.", formatDuration(time.UnixMilli(e.UntilMs).Sub(now).Round(time.Millisecond)))
+		}
+		if e.Advice != "" {
+			text += " " + e.Advice
 		}
 		if e.Object != "" {
 			text += fmt.Sprintf(" [%s: %s]", e.Code, e.Object)

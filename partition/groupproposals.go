@@ -59,6 +59,7 @@ func (g *Groups) propose(nowMs int64, room int) (applied bool) {
 		g.commands, g.commanded = g.commands[:0], true
 	}
 	// Applying may happen inside Propose, so the entry is on its way before it.
+	c.at = g.now
 	g.controls = append(g.controls, c)
 	g.since = 0
 	if _, err := p.proposer.Propose(entry); err != nil {

@@ -2,6 +2,8 @@ package partition
 
 import (
 	"encoding/json"
+	"slices"
+	"time"
 
 	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
@@ -13,8 +15,19 @@ func (g *Groups) explain(s *group.Group, in *Input) {
 	if !unmarshal(in, &q) {
 		return
 	}
-	in.Reply(json.Marshal(g.lead(s).Explain(&q, g.nowMs)))
+	answer := g.lead(s).Explain(&q, g.nowMs)
+	if len(g.controls) > 0 && g.now-g.controls[0].at >= commitPatience {
+		since := g.now - g.controls[0].at
+		answer.Reasons = slices.Insert(answer.Reasons, 0, wire.Reason{
+			Code: "no_quorum", Text: "What was decided is not committed: too few of the partition's replicas answer.",
+			SinceMs: g.nowMs - since.Milliseconds(), Advice: wire.Advice("no_quorum"),
+		})
+	}
+	in.Reply(json.Marshal(answer))
 }
+
+// commitPatience is after how long an entry that is not committed is a reason.
+const commitPatience = 300 * time.Millisecond
 
 // scope parks a key or publisher, lets it go on, skips or repairs its head, or shows it.
 func (g *Groups) scope(s *group.Group, in *Input) {

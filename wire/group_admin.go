@@ -204,6 +204,28 @@ type Reason struct {
 	SinceMs int64   `json:"since_ms,omitempty"`
 	UntilMs int64   `json:"until_ms,omitempty"`
 	Offset  *uint64 `json:"offset,omitempty"`
+	Advice  string  `json:"advice,omitempty"` // what to do next
+}
+
+// Advice says what somebody can do who is told a reason, "" if there is nothing to do.
+func Advice(code string) string { return reasonAdvice[code] }
+
+var reasonAdvice = map[string]string{
+	"paused":                "Let it go on with lockstep group resume.",
+	"draining":              "Wait, or end the handlers that hold records; what they hold is asked back first.",
+	"waiting_for_session":   "Start that consumer again, or wait until its session timeout is over.",
+	"no_consumer":           "Start one with lockstep consume --group.",
+	"standby":               "Wait for the active one, or end it: another takes over when its session timeout is over.",
+	"horizon_not_committed": "Wait for a moment; if it stays, see lockstep cluster health.",
+	"no_credit":             "Start more consumers, give them more --prefetch, or see why their handlers are slow.",
+	"corrupt_range":         "See lockstep doctor and the broker's log; other replicas repair it, or skip the records with lockstep group seek.",
+	"parked":                "Repair what was wrong, then lockstep key unpark; or pass its head over with lockstep key skip.",
+	"held":                  "Wait for its handler, or see why it is slow; lockstep key park --now takes it back.",
+	"backoff":               "Wait; or give the group a shorter backoff with lockstep group alter.",
+	"ack_not_committed":     "Wait for a moment; if it stays, see lockstep cluster health.",
+	"revoking":              "Wait: what is not given back within the revoke grace is taken.",
+	"no_quorum":             "Start the nodes that hold its replicas: see lockstep partition ls and lockstep cluster health.",
+	"binding_mismatch":      "Start more consumers, or give the group the binding cover.",
 }
 
 // SeekRequest moves a group.

@@ -45,7 +45,7 @@ func (l *Leader) Explain(q *wire.ExplainRequest, nowMs int64) wire.ExplainRespon
 
 // say adds a reason. Since and until are of the Leader's clock, 0 for none.
 func (e *explainer) say(code, object string, since, until time.Duration, text string, args ...any) *wire.Reason {
-	e.out = append(e.out, wire.Reason{Code: code, Text: fmt.Sprintf(text, args...), Object: object, SinceMs: e.at(since), UntilMs: e.at(until)})
+	e.out = append(e.out, wire.Reason{Code: code, Text: fmt.Sprintf(text, args...), Object: object, SinceMs: e.at(since), UntilMs: e.at(until), Advice: wire.Advice(code)})
 	return &e.out[len(e.out)-1]
 }
 
