@@ -44,7 +44,7 @@ func TestEveryHelpStartsWithTwoExamplesThatParse(t *testing.T) {
 			}
 		})
 	})
-	require.Equal(t, 75, count, "commands")
+	require.Equal(t, 80, count, "commands")
 }
 
 // The first two examples of every command do what they say when they are pasted
@@ -103,6 +103,10 @@ func TestHelpExamplesRun(t *testing.T) {
 						must(t, at(address, "customer-17:1\nclerk-3:1\n"), "produce", "orders", "-K", ":")
 					}
 					must(t, sh, "group", "create", "orders", "billing", "--mode", mode)
+					if strings.HasPrefix(text, "lockstep dlq") {
+						must(t, sh, "queue", "create", "orders.dead", "--if-not-exists")
+						must(t, sh, "queue", "create", "payments.dead", "--if-not-exists")
+					}
 					must(t, sh, "group", "create", "events", "etl")
 				}
 				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -137,6 +137,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.groupCommand(),
 		a.explainCommand(),
 		a.keyCommand(),
+		a.dlqCommand(),
 		a.verifyCommand(),
 		a.benchCommand(),
 		a.logCommand(),

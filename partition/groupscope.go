@@ -41,6 +41,12 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 		in.Reply(nil, err)
 		return
 	}
+	if in.Order.Op == wire.OrderSkip && q.Scope != nil && l.Lettered(wire.Offset(*q.Scope)) {
+		o := wire.Offset(*q.Scope)
+		l.DropLetter(o, g.headed(h, o, in))
+		g.wake(l)
+		return
+	}
 	switch in.Order.Op {
 	case wire.OrderPark, wire.OrderUnpark:
 		done := func(err error) { in.Reply([]byte("{}"), err) }

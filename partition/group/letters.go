@@ -77,6 +77,9 @@ func (l *Leader) LetterWritten(number uint64) {
 	}
 }
 
+// Lettered reports whether the record at o is a dead letter that is not written yet.
+func (l *Leader) Lettered(o wire.Offset) bool { return l.lettered[o] }
+
 // DropLetter gives up a dead letter that is not written, by the offset of its record.
 func (l *Leader) DropLetter(o wire.Offset, done func(error)) {
 	for number, letter := range l.g.Letters.Open {
@@ -156,9 +159,9 @@ func (l *Leader) advice() string {
 	case wire.CodeSendDisabled:
 		return fmt.Sprintf("a partition of %q is closed to new records: open it", to)
 	case wire.CodeTooLarge:
-		return fmt.Sprintf("the record at offset %d is too large for %q: let that take larger records, or drop the letter", l.g.Letters.Open[r.number].Offset, to)
+		return fmt.Sprintf("the record at offset %d is too large for %q: let that take larger records, or skip it by its offset", l.g.Letters.Open[r.number].Offset, to)
 	case wire.CodeCorrupt:
-		return fmt.Sprintf("the record at offset %d cannot be read: repair it, or drop the letter", l.g.Letters.Open[r.number].Offset)
+		return fmt.Sprintf("the record at offset %d cannot be read: repair it, or skip it by its offset", l.g.Letters.Open[r.number].Offset)
 	default:
 		return fmt.Sprintf("%q does not take them (%s); they are tried again", to, r.text)
 	}

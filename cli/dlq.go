@@ -1,0 +1,346 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+func (a *app) dlqCommand() *cobra.Command {
+	c := a.group(&cobra.Command{
+		Use:        "dlq",
+		SuggestFor: []string{"dead-letter", "dead-letters", "dlx", "dead"},
+		Short:      "List, show, redrive and purge dead letters",
+		Long: `Dead letters are records that failed too often or were rejected. They go where
+--dead-letter of their queue, topic or group says.`,
+		Example: `  lockstep dlq ls
+  lockstep dlq show orders.dead`,
+	})
+	a.clientFlags(c)
+	c.AddCommand(a.dlqLsCommand(), a.dlqShowCommand(), a.dlqRedriveCommand(), a.dlqPurgeCommand())
+	return c
+}
+
+// dlqJSON is a destination for dead letters as `dlq ls -o json` prints it.
+type dlqJSON struct {
+	Name    string     `json:"name"`
+	Exists  bool       `json:"exists"`
+	From    []string   `json:"from"` // destinations, or destination/group where a group says it
+	Letters int        `json:"letters"`
+	Oldest  *time.Time `json:"oldest,omitempty"` // when it was written there
+	Waiting uint64     `json:"waiting"`          // that could not be written yet
+	Problem string     `json:"problem,omitempty"`
+}
+
+func (a *app) dlqLsCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List where dead letters go, from where, how many are there and the oldest",
+		Example: "  lockstep dlq ls\n  lockstep dlq ls -o json", Args: exactArgs(),
+	}
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			list, err := letterDestinations(ctx, conn)
+			if err != nil {
+				return &failure{doing: "list dead letters", err: err}
+			}
+			if output.value == "json" {
+				return a.printJSON(list)
+			}
+			if len(list) == 0 {
+				fmt.Fprintln(a.stderr, "no dead letter destinations yet; name one with: lockstep queue alter orders --delivery-limit 5 --dead-letter orders.dead")
+				return nil
+			}
+			var rows [][]string
+			for _, d := range list {
+				oldest, problem := "", d.Problem
+				if d.Oldest != nil {
+					oldest = formatDuration(a.now().Sub(*d.Oldest).Round(time.Second)) + " ago"
+				}
+				if !d.Exists {
+					problem = cmp.Or(problem, "it does not exist: lockstep queue create "+d.Name)
+				}
+				rows = append(rows, []string{d.Name, strings.Join(d.From, ", "), fmt.Sprint(d.Letters), oldest, fmt.Sprint(d.Waiting), problem})
+			}
+			return a.printTable([]string{"name", "from", "letters", "oldest", "waiting", "problem"}, rows, "letters", "waiting")
+		})
+	}
+	return c
+}
+
+// letterDestinations gathers where dead letters go.
+func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, error) {
+	all, err := conn.Destinations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := conn.Groups(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	byName := make(map[string]*dlqJSON)
+	list := []*dlqJSON{}
+	at := func(name, from string) *dlqJSON {
+		d := byName[name]
+		if d == nil {
+			d = &dlqJSON{Name: name}
+			byName[name] = d
+			list = append(list, d)
+		}
+		if !slices.Contains(d.From, from) {
+			d.From = append(d.From, from)
+		}
+		return d
+	}
+	partitions := make(map[string][]client.PartitionInfo)
+	for _, d := range all {
+		partitions[d.Name] = d.Partitions
+		if s := &d.Settings; s.DeadLetter != "" && s.DeadLetterMode <= wire.DeadLetterRecord {
+			at(s.DeadLetter, d.Name)
+		}
+	}
+	for _, g := range groups {
+		s := &g.Settings
+		if s.DeadLetterMode != wire.DeadLetterRecord {
+			continue
+		}
+		from := g.Destination
+		if g.Own.DeadLetter != "" {
+			from += "/" + g.Name
+		}
+		d := at(s.DeadLetter, from)
+		for _, p := range partitions[g.Destination] {
+			var open wire.LettersResponse
+			if err := conn.GroupOrder(ctx, wire.OrderLetters, g.Destination, p.Number, g.Name, nil, &open); err != nil {
+				d.Problem = err.Error()
+				continue
+			}
+			if d.Waiting += open.Count; open.Problem != "" {
+				d.Problem = open.Problem
+			}
+		}
+	}
+	for _, d := range list {
+		if _, d.Exists = partitions[d.Name]; !d.Exists {
+			continue
+		}
+		for l, err := range conn.DeadLetters(ctx, d.Name, client.LetterFilter{}) {
+			if err != nil {
+				d.Problem = err.Error()
+				break
+			}
+			if d.Letters++; d.Oldest == nil || l.AppendTime.Before(*d.Oldest) {
+				d.Oldest = &l.AppendTime
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b *dlqJSON) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+// letterFlags say which letters are meant.
+type letterFlags struct {
+	group, key string
+	partition  uint32
+	offset     uint64
+	limit      int
+}
+
+func newLetterFlags(c *cobra.Command, limit int) *letterFlags {
+	f := &letterFlags{}
+	flags := c.Flags()
+	flags.StringVar(&f.group, "group", "", "letters that this `group` of their origin gave up")
+	flags.StringVar(&f.key, "key", "", "letters with this `key`")
+	flags.Uint32Var(&f.partition, "partition", 0, "letters in the partition with this `number`")
+	flags.Uint64Var(&f.offset, "offset", 0, "the letter with this `number`, of one --partition")
+	flags.IntVarP(&f.limit, "limit", "n", limit, "the first so many `letters`")
+	withoutDefault(flags, "partition")
+	withoutDefault(flags, "offset")
+	return f
+}
+
+func (f *letterFlags) filter(c *cobra.Command) (client.LetterFilter, error) {
+	out := client.LetterFilter{Group: f.group, Limit: f.limit}
+	flags := c.Flags()
+	if flags.Changed("key") {
+		key := []byte(f.key)
+		out.Key = &key
+	}
+	if flags.Changed("partition") {
+		out.Partition = &f.partition
+	}
+	if flags.Changed("offset") {
+		out.Offset = &f.offset
+	}
+	switch {
+	case flags.Changed("offset") && !flags.Changed("partition"):
+		return out, usagef(c, "--offset counts within one partition; give --partition too")
+	case f.limit < 1:
+		return out, usagef(c, "flag --limit: at least 1")
+	}
+	return out, nil
+}
+
+// letterJSON is a dead letter as `dlq show -o json` prints it.
+type letterJSON struct {
+	Partition  uint32            `json:"partition"`
+	Offset     uint64            `json:"offset"`
+	Time       time.Time         `json:"time"`
+	Origin     string            `json:"origin"`
+	Group      string            `json:"group"`
+	Reason     string            `json:"reason"`
+	Text       string            `json:"text,omitempty"`
+	Deliveries int               `json:"deliveries"`
+	Attempts   int               `json:"attempts"`
+	Key        *string           `json:"key"`
+	Value      string            `json:"value"`
+	Headers    map[string]string `json:"headers,omitempty"`
+}
+
+func (a *app) dlqShowCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "show DEST", Aliases: []string{"describe", "browse"}, Short: "Show dead letters: where each comes from, why, how often it was tried, and what it holds",
+		Example: "  lockstep dlq show orders.dead\n  lockstep dlq show orders.dead --group billing --limit 1 -o json", Args: exactArgs("DEST"),
+	}
+	flags := newLetterFlags(c, 100)
+	output := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		filter, err := flags.filter(c)
+		if err != nil {
+			return err
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			n := 0
+			for l, err := range conn.DeadLetters(ctx, args[0], filter) {
+				if err != nil {
+					return &failure{doing: "show dead letters of", destination: args[0], err: err}
+				}
+				n++
+				if err := a.showLetter(args[0], l, output.value == "json"); err != nil {
+					return err
+				}
+			}
+			if n == 0 {
+				fmt.Fprintf(a.stderr, "no dead letters of that kind in %q\n", args[0])
+			}
+			return nil
+		})
+	}
+	return c
+}
+
+func (a *app) showLetter(destination string, l *client.Letter, asJSON bool) error {
+	r := l.Original()
+	if asJSON {
+		j := letterJSON{
+			Partition: l.Partition, Offset: l.Offset, Time: l.AppendTime, Origin: fmt.Sprintf("%s/%d@%d", l.Origin, l.OriginPartition, l.OriginOffset),
+			Group: l.Group, Reason: l.Reason, Text: l.Text, Deliveries: l.Deliveries, Attempts: l.Attempts, Value: string(r.Value),
+		}
+		if r.Key != nil {
+			key := string(r.Key)
+			j.Key = &key
+		}
+		for _, h := range r.Headers {
+			if j.Headers == nil {
+				j.Headers = make(map[string]string)
+			}
+			j.Headers[h.Key] = string(h.Value)
+		}
+		return a.printJSON(j)
+	}
+	why := l.Reason
+	if l.Text != "" {
+		why += ": " + oneLine(l.Text)
+	}
+	fmt.Fprintf(a.stdout, "%s/%d@%d  from %s/%d@%d, group %s, %s\n  %s, delivered %d times, failed %d times\n", destination, l.Partition, l.Offset,
+		l.Origin, l.OriginPartition, l.OriginOffset, l.Group, why, l.AppendTime.Format(time.RFC3339), l.Deliveries, l.Attempts)
+	if r.Key != nil {
+		fmt.Fprintf(a.stdout, "  key:   %q\n", r.Key)
+	}
+	for _, h := range r.Headers {
+		fmt.Fprintf(a.stdout, "  %s: %q\n", h.Key, h.Value)
+	}
+	_, err := fmt.Fprintf(a.stdout, "  value: %q\n", r.Value)
+	return outputError(err)
+}
+
+func (a *app) dlqRedriveCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "redrive DEST", Aliases: []string{"replay"}, Short: "Send dead letters back to where they come from, in order, and take them off",
+		Long: `Send dead letters back to the partitions they come from, in order, and take them off.
+Every group of the origin gets what is sent back, also those that were done with it. It
+has the original key, value and headers, and the header lockstep-redriven: if this command
+is interrupted up to 100 letters may be sent again by the next one. --dry-run only says
+what would be sent back.`,
+		Example: "  lockstep dlq redrive orders.dead --dry-run\n  lockstep dlq redrive orders.dead --group billing --key customer-17", Args: exactArgs("DEST"),
+	}
+	flags := newLetterFlags(c, 10_000)
+	dry := c.Flags().Bool("dry-run", false, "say what would happen")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		filter, err := flags.filter(c)
+		if err != nil {
+			return err
+		}
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			said := func(l *client.Letter) {
+				fmt.Fprintf(a.stdout, "%s/%d@%d to %s/%d\n", args[0], l.Partition, l.Offset, l.Origin, l.OriginPartition)
+			}
+			if *dry {
+				n := 0
+				for l, err := range conn.DeadLetters(ctx, args[0], filter) {
+					if err != nil {
+						return &failure{doing: "redrive", destination: args[0], err: err}
+					}
+					n++
+					said(l)
+				}
+				_, err := fmt.Fprintf(a.stdout, "would redrive %s\n", plural(int64(n), "letter"))
+				return outputError(err)
+			}
+			n, err := conn.Redrive(ctx, args[0], filter, said)
+			_, printed := fmt.Fprintf(a.stdout, "redrove %s\n", plural(int64(n), "letter"))
+			if err != nil {
+				return &failure{doing: "redrive", destination: args[0], err: err}
+			}
+			return outputError(printed)
+		})
+	}
+	return c
+}
+
+func (a *app) dlqPurgeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "purge DEST", Short: "Give up all dead letters of a queue, for good",
+		Example: "  lockstep dlq purge orders.dead --yes\n  lockstep dlq purge payments.dead --yes", Args: exactArgs("DEST"),
+	}
+	yes := c.Flags().Bool("yes", false, "do it: they are gone for good")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			n := 0
+			for _, err := range conn.DeadLetters(ctx, args[0], client.LetterFilter{}) {
+				if err != nil {
+					return &failure{doing: "purge", destination: args[0], err: err}
+				}
+				n++
+			}
+			if !*yes {
+				return &failure{doing: "purge", destination: args[0], err: errors.New("it holds " + plural(int64(n), "dead letter") + "; repeat the command with --yes to give them up for good")}
+			}
+			if err := conn.Purge(ctx, args[0]); err != nil {
+				return &failure{doing: "purge", destination: args[0], err: err}
+			}
+			_, err := fmt.Fprintf(a.stdout, "purged %s of %q\n", plural(int64(n), "dead letter"), args[0])
+			return outputError(err)
+		})
+	}
+	return c
+}

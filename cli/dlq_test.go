@@ -1,0 +1,48 @@
+package cli
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What an operator does about dead letters: sees them, sends some back, gives up the rest.
+func TestDeadLettersAreListedShownRedrivenAndPurged(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "orders", "--delivery-limit", "1", "--dead-letter", "orders.dead")
+	require.Contains(t, must(t, sh, "queue", "describe", "orders"), `Dead letter: to "orders.dead" after 1 attempt, unless a group says otherwise`)
+	must(t, at(address, "a:1\nb:2\na:3\n"), "produce", "orders", "-K", ":", "--header", "trace=7")
+	require.Contains(t, must(t, sh, "dlq", "ls"), "it does not exist: lockstep queue create orders.dead")
+	must(t, sh, "queue", "create", "orders.dead")
+	got := sh.run(context.Background(), "consume", "orders", "-g", "billing", "--mode", "serial", "-c", "3", "--parallel", "1", "--exec", "echo no such customer >&2; exit 1")
+	require.Equal(t, 0, got.code, got.stderr)
+	require.Contains(t, must(t, sh, "group", "describe", "orders", "billing"), `after 1 attempts a record goes to "orders.dead" (as orders says)`)
+
+	require.Eventually(t, func() bool {
+		return strings.Contains(sh.run(context.Background(), "dlq", "redrive", "orders.dead", "--dry-run").stdout, "would redrive 3 letters\n")
+	}, 30*time.Second, 50*time.Millisecond)
+	require.Regexp(t, `orders.dead +orders +3 .* ago +0`, must(t, sh, "dlq", "ls"))
+	require.Regexp(t, `^orders.dead/0@0  from orders/0@0, group billing, delivery limit.*
+  .*, delivered 1 times, failed 1 times
+  key:   "a"
+  trace: "7"
+  value: "1"
+$`, must(t, sh, "dlq", "show", "orders.dead", "--limit", "1"))
+	require.Contains(t, must(t, sh, "dlq", "show", "orders.dead", "--key", "b", "-o", "json"), `"value": "2"`)
+
+	require.Equal(t, "orders.dead/0@0 to orders/0\norders.dead/0@2 to orders/0\nredrove 2 letters\n", must(t, sh, "dlq", "redrive", "orders.dead", "--key", "a"))
+	require.Contains(t, must(t, sh, "dlq", "redrive", "orders.dead", "--dry-run"), "would redrive 1 letter\n", "only b is left")
+	require.Equal(t, "1\n3\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "2"), "they are back, in order")
+
+	refused := sh.run(context.Background(), "dlq", "purge", "orders.dead")
+	require.Equal(t, 1, refused.code)
+	require.Contains(t, refused.stderr, "it holds 1 dead letter; repeat the command with --yes")
+	require.Equal(t, "purged 1 dead letter of \"orders.dead\"\n", must(t, sh, "dlq", "purge", "orders.dead", "--yes"))
+	require.Contains(t, must(t, sh, "dlq", "redrive", "orders.dead"), "redrove 0 letters\n")
+	require.Equal(t, "[]\n", must(t, sh, "group", "ls", "orders.dead", "-o", "json"), "nothing holds the queue")
+	require.Equal(t, 2, sh.run(context.Background(), "dlq", "show", "orders.dead", "--offset", "1").code)
+}
