@@ -44,7 +44,8 @@ const (
 	// Epoch is the index of that entry, 0 if it is not known.
 	Settled
 	// Sought says that a seek is committed: records of all scopes, from Record on, may
-	// be delivered again, under epochs that are not below Epoch.
+	// be delivered again, under epochs that are not below Epoch. Those before are passed
+	// over, done or not.
 	Sought
 	// Published says that a record of the scope exists. Needed for Unsettled alone.
 	Published

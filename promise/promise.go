@@ -632,21 +632,34 @@ func (s *scope) advance() {
 	}
 }
 
-// sought makes the records from an offset on new again. Deliveries from before stay
-// known, so that an ack which was sent after the seek can be told from one before it.
+// sought makes the records from an offset on new again, and settles those before it: the
+// group passes over what was not done. Deliveries from before stay known, so that an ack
+// which was sent after the seek can be told from one before it.
 func (c *Checker) sought(e Event) {
 	c.fence = max(c.fence, e.Epoch)
-	for _, s := range c.scopes {
+	for id, s := range c.scopes {
 		i, _ := s.find(e.Record)
-		for j, r := range s.records[i:] {
-			fresh := &record{offset: r.offset, leases: r.leases}
-			for _, l := range fresh.leases {
+		for j, r := range s.records {
+			for _, l := range r.leases {
 				if l.sought == 0 {
 					l.sought = c.number
 				}
 			}
-			s.records[i+j] = fresh
+			if j >= i {
+				s.records[j] = &record{offset: r.offset, leases: r.leases}
+				continue
+			}
+			r.fence = max(r.fence, e.Epoch)
+			if r.settled == 0 {
+				r.settled = c.number
+				c.settled = append(c.settled, place{id, r})
+			}
 		}
 		s.open = min(s.open, i)
+		s.advance()
+	}
+	for len(c.settled) > c.options.Remember {
+		c.forget(c.settled[0])
+		c.settled = c.settled[1:]
 	}
 }

@@ -124,6 +124,14 @@ func TestPromises(t *testing.T) {
 			events: events(a.works(0, 5), a.ok(0, 5), a.works(1, 6), sought(0, 9), a.ok(1, 6), b.works(0, 9), b.ok(0, 9), b.works(1, 9), b.ok(1, 9)),
 		},
 		{
+			name:   "a seek forward passes over what was not done, and over who holds it",
+			events: events(a.gets(0, 5), a.starts(0, 5), a.finishes(0, 5), sought(1, 9), a.works(1, 9), a.ok(1, 9), a.acks(0, 5), a.stale(0, 5)),
+		},
+		{
+			name:   "an ack from before a seek forward is answered after it",
+			events: events(a.works(0, 5), sought(1, 9), a.ok(0, 5), b.works(1, 9), b.ok(1, 9)),
+		},
+		{
 			name:    "in replay order the next record starts when the ack is sent",
 			options: Options{Order: ReplayOnReceipt},
 			events:  events(a.gets(0, 5), a.gets(1, 5), a.starts(0, 5), a.finishes(0, 5), a.acks(0, 5), a.starts(1, 5)),
@@ -200,6 +208,11 @@ func TestPromises(t *testing.T) {
 			name:   "a lease from before a seek comes late and is accepted",
 			events: events(sought(0, 9), a.works(0, 5), a.ok(0, 5)),
 			broken: "G1", what: "fenced everything below epoch 9",
+		},
+		{
+			name:   "a record that a seek has passed over comes again",
+			events: events(a.gets(0, 5), sought(1, 9), b.gets(0, 9)),
+			broken: "G1", what: "it was settled at event 2, under epoch 9",
 		},
 		{
 			name:   "two sessions work in one scope",
@@ -302,6 +315,19 @@ func TestUnsettledIsWhatNobodyFinished(t *testing.T) {
 	require.NoError(t, checker.Observe(done))
 	require.Equal(t, []uint64{0, 1, 2}, checker.Unsettled())
 	require.EqualValues(t, 5, checker.Events())
+}
+
+// What a seek passes over is not lost.
+func TestASeekSettlesWhatIsBeforeIt(t *testing.T) {
+	checker := New(Options{Remember: 2})
+	for record := range uint64(6) {
+		require.NoError(t, checker.Observe(Event{Kind: Published, Scope: fmt.Sprint(record % 2), Record: record}))
+	}
+	require.NoError(t, checker.Observe(sought(5, 9)))
+	require.Equal(t, []uint64{5}, checker.Unsettled())
+	require.Len(t, checker.settled, 2)
+	require.NoError(t, checker.Observe(sought(4, 10)))
+	require.Contains(t, checker.Unsettled(), uint64(5))
 }
 
 func TestTheFirstViolationStays(t *testing.T) {
