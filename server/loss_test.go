@@ -112,7 +112,7 @@ func TestRuleL5_AClusterThatLostPowerSaysWhatItLost(t *testing.T) {
 	}
 	create("fast", wire.SyncOS)
 	create("safe", wire.SyncQuorumFsync)
-	c.await("three vote on the metadata", func() bool { return c.broker(1).meta.voters.Load() > 1 })
+	c.await("three vote on the metadata", func() bool { return c.broker(1).meta.voters.Load() == 3 })
 	c.fill("fast", 5) // that nobody has synced
 	c.blackout()
 
