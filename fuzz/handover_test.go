@@ -197,7 +197,7 @@ func (h *handovers) passed(victim *taker, numbers []uint64, since int64) (moved 
 	looked := time.Now()
 	require.Eventually(h.t, func() bool {
 		for _, k := range h.takers {
-			if k != victim && slices.ContainsFunc(numbers, func(n uint64) bool { return k.began(n, since) }) {
+			if k != victim && slices.ContainsFunc(numbers, func(n uint64) bool { return k.beganAt(n, since) > 0 }) {
 				moved = true
 				return true
 			}

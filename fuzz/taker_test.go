@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"sync"
 	"testing"
@@ -34,6 +35,9 @@ const (
 	takerLong    = 300 * time.Millisecond
 	takerLongOne = 20
 	takerNackOne = 25
+	// takerReleases, for a name, is a consumer whose records go on as soon as its connection
+	// ends.
+	takerReleases = "+release"
 	// takerBeat is how often a process looks at the clock, and takerStall after how long
 	// without such a look it stood still, and says so.
 	takerBeat  = 10 * time.Millisecond
@@ -59,7 +63,8 @@ func machineTime() int64 {
 
 // takeRecords is the process of one consumer: it takes records of a group until its
 // standard input closes, and prints what it sees, a line of JSON each, before it does
-// anything that follows from it. name is the consumer's, or "-".
+// anything that follows from it, or until SIGTERM, when it leaves in order. name is the
+// consumer's, or "-" for none, or takerReleases.
 func takeRecords(session, addresses, destination, name string) int {
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -94,13 +99,18 @@ func takeRecords(session, addresses, destination, name string) int {
 		return n
 	}
 	w := verifier.NewWatcher(session, func(s verifier.Seen) { sayAt(0, s) }, number)
-	ctx := context.Background()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
 	var consumer *client.Consumer
 	for consumer == nil {
 		conn, err := client.Connect(ctx, addresses, client.WithReconnectBackoff(5*time.Millisecond, 50*time.Millisecond))
 		if err == nil {
 			options := []client.ConsumerOption{client.Group(takerGroup), client.Mode(client.Serial), client.Prefetch(takerPrefetch), client.OnEvent(w.Event)}
-			if name != "-" {
+			switch name {
+			case "-":
+			case takerReleases:
+				options = append(options, client.ReleaseOnDisconnect(true))
+			default:
 				options = append(options, client.ConsumerName(name))
 			}
 			joining, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -127,13 +137,22 @@ func takeRecords(session, addresses, destination, name string) int {
 		return nil
 	}
 	err := consumer.Run(ctx, w.Handler(handle), client.Workers(takerWorkers))
-	fmt.Fprintf(os.Stderr, "consumer %s has ended: %v\n", session, err)
-	return 1
+	if ctx.Err() != nil {
+		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		err = consumer.Close(leaving)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "consumer %s has ended: %v\n", session, err)
+		return 1
+	}
+	return 0
 }
 
 // taker is the process of one consumer as the test sees it.
 type taker struct {
 	session string
+	name    string
 	host    int
 	command *exec.Cmd
 	stdin   io.Closer
@@ -150,7 +169,7 @@ type taker struct {
 // startTaker starts a consumer, on a host if that is not 0.
 func startTaker(t *testing.T, session, addresses, destination, name string, host int) *taker {
 	t.Helper()
-	k := &taker{session: session, host: host, ended: make(chan struct{}), held: map[uint64]bool{}}
+	k := &taker{session: session, name: name, host: host, ended: make(chan struct{}), held: map[uint64]bool{}}
 	line := []string{os.Args[0]}
 	if host != 0 {
 		line = append([]string{"nsenter", "--net=/run/netns/" + hostName(host)}, line...)
@@ -223,16 +242,16 @@ func (k *taker) counts() (begun, fenced int) {
 	return k.begun, k.fenced
 }
 
-// began reports whether it has begun with a record after a time.
-func (k *taker) began(number uint64, after int64) bool {
+// beganAt is when it has begun with a record first after a time, 0 if it has not.
+func (k *taker) beganAt(number uint64, after int64) (at int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for i := len(k.events) - 1; i >= 0 && k.events[i].At > after; i-- {
 		if e := &k.events[i]; e.Kind == promise.Started && e.Number == number {
-			return true
+			at = e.At
 		}
 	}
-	return false
+	return at
 }
 
 // kill ends the process. Its end lies behind the last thing it said, and behind the
