@@ -102,6 +102,3 @@ func TestF17_Catches_RoomThatIsNeverFreed(t *testing.T) {
 func TestF17_Catches_DoneRecordsThatANewLeaderGivesAgain(t *testing.T) {
 	caughtByGroups(t, group.RuleDone, 1)
 }
-func TestF17_Catches_ClaimsOfRecordsThatWereTakenAway(t *testing.T) {
-	caughtByGroups(t, group.RuleFence, 90)
-}

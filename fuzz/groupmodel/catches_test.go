@@ -48,6 +48,7 @@ var variants = []struct {
 	{"9_off_the_list_and_told_OK", goneIsTold, one(1, 1, Config{Hang: true}), G1},
 	{"9_removed_and_back_on_the_list", removedComesBack, one(2, 2, Config{Hang: true, LeaderCrash: true}), G1},
 	{"10_unclaimed_scopes_do_not_wait", unclaimedAtOnce, one(2, 1, Config{LeaderCrash: true}), G2},
+	{"10_old_records_wait_without_their_scopes", oldRecordsAlone, two(2, 1, Config{Low: true, LeaderCrash: true}), G2},
 	{"11_timer_for_those_that_attached", removalOfAttached, one(2, 2, Config{Patient: true, Crash: true, LeaderCrash: true}), G6},
 	{"12_attach_before_claims", attachBeforeClaims, one(2, 1, Config{LeaderCrash: true}), G2},
 	{"13_older_attempts_count", attemptIgnored, one(1, 2, Config{Break: true, Late: true}), G2},

@@ -93,6 +93,13 @@ func (t *step) dispatches(l *leader, scope, ci int) bool {
 		return false
 	}
 	r := t.next(l, scope)
+	for t.off[oldRecordsAlone] && r >= 0 && t.waits(l, r) {
+		for r++; r < t.records && (t.scope[r] != scope || l.state.done&(1<<r) != 0); r++ {
+		}
+		if r == t.records {
+			r = -1
+		}
+	}
 	if r < 0 || t.waits(l, r) || l.state.parked&(1<<scope) != 0 {
 		return false
 	}

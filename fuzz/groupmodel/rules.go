@@ -20,6 +20,7 @@ const (
 	goneIsTold                       // 9: a session off the list is answered like others
 	removedComesBack                 // 9: an attach does not say whether its session is new
 	unclaimedAtOnce                  // 10: scopes do not wait
+	oldRecordsAlone                  // 10: the records that may be in hands wait, and not their scopes
 	removalOfAttached                // 11: the timer runs for those alone that have attached
 	attachBeforeClaims               // 12: attach and claims are two messages
 	attemptIgnored                   // 13: older attempts are taken

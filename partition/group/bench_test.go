@@ -119,3 +119,26 @@ func BenchmarkLeader(b *testing.B) {
 		})
 	}
 }
+
+// What a new leader looks through while sessions are waited for, for each unfinished record
+// below the bound: 10,000 keys, batches of 250, without reading the log.
+func BenchmarkGrace(b *testing.B) {
+	const batch = 250
+	f := &benchFeed{count: batch, place: Place{Count: batch, BatchBytes: batch << 10}}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 400 * batch {
+		f.keys = binary.LittleEndian.AppendUint64(f.keys, uint64(1+random.IntN(10_000)))
+		f.keys = append(f.keys, 0, 0, 0, 0, 0, 0, 0, 0)
+	}
+	state, settings := NewState(), Settings{Mode: wire.ModeSerial}.WithDefaults()
+	put := AppendPut(nil, 1, 1, "g", &settings, 0, PutQueue)
+	state.Apply(1, Command(put[0]), put[1], put[8:])
+	state.Appended(wire.Offset(b.N))
+	b.ResetTimer()
+	l := NewLeader(state.Group(1), f, 0, 2)
+	l.grace.bound = wire.Offset(b.N)
+	turns := 1
+	for ; !l.lookUp(l.grace.bound); turns++ {
+	}
+	b.ReportMetric(float64(turns), "turns")
+}

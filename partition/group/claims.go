@@ -9,8 +9,9 @@ const maxFirsts = 1 << 20
 // firsts are the lowest unfinished records of all scopes, as far as [floor, scan) has
 // been looked at. A leader that has just begun needs them to judge claims.
 type firsts struct {
-	of   map[Scope]wire.Offset
-	scan wire.Offset
+	of      map[Scope]wire.Offset
+	scan    wire.Offset
+	partial bool // some scopes are missing
 }
 
 // resolve finds out what is needed to judge the claims of an attach, and reports whether
@@ -58,7 +59,7 @@ func (l *Leader) lookUp(goal wire.Offset) bool {
 			return false
 		}
 		if p.Damaged {
-			f.scan = p.Next()
+			f.scan, f.partial = p.Next(), true
 			continue
 		}
 		for ; f.scan < min(goal, p.Next()); f.scan++ {
@@ -67,12 +68,17 @@ func (l *Leader) lookUp(goal wire.Offset) bool {
 				return false
 			}
 			h := l.hashOf(p, f.scan)
-			if h == 0 || l.g.Done.Has(f.scan) || l.lettered[f.scan] || len(f.of) >= maxFirsts {
+			if h == 0 || l.g.Done.Has(f.scan) || l.lettered[f.scan] {
 				continue
 			}
-			if _, known := f.of[h]; !known {
-				f.of[h] = f.scan
+			if _, known := f.of[h]; known {
+				continue
 			}
+			if len(f.of) >= maxFirsts {
+				f.partial = true
+				continue
+			}
+			f.of[h] = f.scan
 		}
 	}
 	return true
@@ -203,7 +209,7 @@ func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index
 	if l.keeps(RuleFence) && (epoch < l.g.FenceOf(o) || epoch < l.g.Forgotten) || l.lettered[o] {
 		return wire.CodeStaleEpoch
 	}
-	if !m.waiting || epoch > l.applied || o >= l.g.Horizon {
+	if !m.waiting || epoch > l.applied || o >= l.grace.bound {
 		if code := l.g.Late(o, epoch); code != wire.CodeNotOwner || !l.leasedElsewhere(m, o) {
 			return code
 		}

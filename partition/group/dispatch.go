@@ -18,7 +18,7 @@ const maxMisses = 16
 
 // open reports whether anything may be given out.
 func (l *Leader) open() bool {
-	return !l.g.Paused && (!l.frozen || !l.keeps(RuleFrozen)) && len(l.table) == 0 && len(l.eligible) > 0 && l.order == nil && (l.waiting == 0 || !l.keeps(RuleWait)) && l.end > 0
+	return !l.g.Paused && (!l.frozen || !l.keeps(RuleFrozen)) && len(l.table) == 0 && len(l.eligible) > 0 && l.order == nil && l.goesOn() && l.end > 0
 }
 
 // dispatch gives out records as far as consumers have room: those that wait behind the
@@ -88,7 +88,7 @@ func (l *Leader) giveWaiting(misses *int) bool {
 // giveRedo gives out one record that is a scope of its own.
 func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 	o := l.redo.pop()
-	if l.g.Done.Has(o) || l.lettered[o] || o >= l.scan || l.isParked(Scope(o)) {
+	if l.g.Done.Has(o) || l.lettered[o] || o >= l.scan || l.isParked(Scope(o)) || l.grace.above && o < l.grace.bound {
 		return false, false
 	}
 	p, ok := l.feed.At(o)
@@ -118,7 +118,7 @@ func (l *Leader) giveScope(misses *int) (given, stop bool) {
 	for s.n > 0 && !l.gives(s.next[0]) {
 		s.pop()
 	}
-	if s.n == 0 || s.ending > 0 || l.isParked(s.hash) || s.due > l.now || len(s.leased)-s.acked >= l.window() {
+	if s.n == 0 || s.ending > 0 || l.isParked(s.hash) || l.stays(s.hash) || s.due > l.now || len(s.leased)-s.acked >= l.window() {
 		l.ready(s)
 		return false, false
 	}
@@ -330,6 +330,9 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 		}
 		h := l.hashOf(p, o)
 		if h != 0 {
+			if l.stays(h) {
+				continue
+			}
 			if s := l.scopes[h]; s != nil {
 				s.note(o)
 				l.ready(s)

@@ -158,6 +158,9 @@ func (e *explainer) hash(name []byte, of wire.GroupScope) {
 	}
 	e.group()
 	s := l.scopes[HashOf(name)]
+	if s == nil && l.stays(HashOf(name)) {
+		return // for a session, as was said
+	}
 	if s == nil {
 		e.say("behind_scan", "", 0, 0, "No record of it below offset %d waits; what lies from there on was not looked at.", l.scan)
 		return
@@ -235,6 +238,9 @@ func (e *explainer) record(o wire.Offset) {
 			e.scope(s)
 			return
 		}
+	}
+	if l.grace.above && l.waiting > 0 && (o < l.grace.bound || !l.goesOn()) {
+		return // it waits for a session, as was said
 	}
 	if o >= l.scan {
 		e.say("behind_scan", "", 0, 0, "It was not looked at yet: that has come to offset %d.", l.scan)

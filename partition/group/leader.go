@@ -43,6 +43,7 @@ type Leader struct {
 	names    map[string]*member      // listed
 	binding  Binding                 // the highest that a session was listed with
 	waiting  int                     // members that have not come back since this leader began
+	grace    grace                   // while there are some
 	draining []*member               // that leave when they hold nothing
 	eligible []*member               // that have room for more
 	turn     int                     // where the search for a member with room begins
@@ -346,10 +347,15 @@ func (l *Leader) best() *member {
 // whether there is more to do at once.
 func (l *Leader) Turn(now time.Duration, applied wire.Index, end wire.Offset) (again bool) {
 	l.now, l.applied, l.end = max(l.now, now), applied, end
+	if !l.grace.begun {
+		l.beginGrace()
+	}
 	l.expire()
 	if l.resolveTable() {
 		l.admit()
 	}
+	l.endGrace()
+	l.prepare()
 	l.depart()
 	l.command()
 	l.activate()

@@ -19,6 +19,9 @@ const (
 	// RuleWait: after a change of the leader nothing is given before all listed sessions
 	// have come back or are removed.
 	RuleWait
+	// RuleOld: until then a scope goes on only if it has no unfinished record that the leader
+	// before may have given.
+	RuleOld
 	// RuleSilent: a listed session that never attached to this leader is removed too.
 	RuleSilent
 	// RuleAttempt: an attach that is older than the last one is ignored.

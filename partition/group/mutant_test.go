@@ -26,6 +26,8 @@ func TestLeaderCatchesEveryRuleThatIsTakenAway(t *testing.T) {
 		{"a record goes on before its return is applied", RuleHandOver, shared},
 		{"a session gets records before it is listed", RuleJoin, shared},
 		{"a new leader waits for nobody", RuleWait, key},
+		{"a new leader waits for nobody, mode shared", RuleWait, shared},
+		{"a new leader looks at records and not at keys", RuleOld, key},
 		{"a session that never came back stays", RuleSilent, shared},
 		{"a claimed lease gets a new epoch", RuleKeepEpoch, shared},
 		{"what is not claimed stays leased", RuleUnclaimed, shared},

@@ -160,7 +160,7 @@ func (l *Leader) restart() {
 	l.ring.clear()
 	clear(l.scopes)
 	l.of.Clear()
-	l.firsts = firsts{}
+	l.firsts, l.grace.above = firsts{}, false
 	l.start = l.now
 	l.round++
 	for _, m := range l.members {

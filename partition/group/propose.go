@@ -204,7 +204,7 @@ func (l *Leader) doubtOf(m *member) wire.Offset {
 	if !m.waiting || !l.keeps(RuleDoubt) {
 		return 0
 	}
-	return l.g.Horizon
+	return l.grace.bound
 }
 
 // cutFront drops the first k elements and keeps the array if that leaves it empty.

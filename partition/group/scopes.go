@@ -125,7 +125,7 @@ func (l *Leader) window() int { return max(1, int(l.g.Settings.Window)) }
 // ready puts a scope into the ring if it has a record that may go out, or has its next
 // one looked for.
 func (l *Leader) ready(s *scope) {
-	if s.inRing || s.parked > 0 || len(l.parking) > 0 && l.parking[s.hash] > 0 || s.ending > 0 || len(s.leased)-s.acked >= l.window() {
+	if s.inRing || s.parked > 0 || len(l.parking) > 0 && l.parking[s.hash] > 0 || s.ending > 0 || len(s.leased)-s.acked >= l.window() || l.stays(s.hash) {
 		return
 	}
 	if s.due > l.now {
