@@ -12,7 +12,7 @@ import (
 	verifier "github.com/lockstepmq/lockstep/verify" // verify is a function here
 )
 
-var figureNacks = flag.Int("figure.nacks", 20_000, "records in TestFigure_Nacks, of which one delivery in ten is given back")
+var figureNacks = flag.Int("figure.nacks", 5_000, "records in TestFigure_Nacks, of which one delivery in ten is given back")
 
 // TestFigure_Nacks counts how often the order of a key is broken when one delivery in ten
 // is given back at random, with backoff: never, and nothing is lost or had by two.
