@@ -10,7 +10,7 @@ import (
 
 // Result is what a run found. Its JSON form is a contract.
 type Result struct {
-	Benchmark   string  `json:"benchmark"` // produce, consume, latency or queue
+	Benchmark   string  `json:"benchmark"` // produce, consume, latency, queue or request
 	Records     int64   `json:"records"`   // acknowledged or received within Seconds
 	Bytes       int64   `json:"bytes"`     // of keys and values
 	Seconds     float64 `json:"seconds"`
@@ -19,7 +19,8 @@ type Result struct {
 	Latencies
 	// Ack is the time until the broker acknowledged a record that was sent; in Latency
 	// runs, where the fields above are the time until a consumer had it, and in Queue
-	// runs, where they are how long consumers waited for the next.
+	// runs, where they are how long consumers waited for the next; in Request runs, where
+	// they are the time until a reply, that of a record sent alone.
 	Ack *Latencies `json:"ack,omitempty"`
 	// Lost is the number of records that were sent and did not come back
 	// within the time a Latency run waits at its end.

@@ -28,7 +28,7 @@ exists is used as it is.`,
   lockstep bench latency --embedded --rate 10000 --json`,
 	})
 	a.clientFlags(c)
-	c.AddCommand(a.benchProduceCommand(), a.benchConsumeCommand(), a.benchLatencyCommand(), a.benchQueueCommand(), a.benchRunCommand(), a.benchFloorCommand())
+	c.AddCommand(a.benchProduceCommand(), a.benchConsumeCommand(), a.benchLatencyCommand(), a.benchQueueCommand(), a.benchRequestCommand(), a.benchRunCommand(), a.benchFloorCommand())
 	return c
 }
 
@@ -366,6 +366,44 @@ records without a key in any order.`,
 	return c
 }
 
+func (a *app) benchRequestCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "request",
+		Short: "Measure the time from a request to its reply",
+		Long: `Measure the time from a request to its reply. Requesters ask one after the other, each on a
+connection of its own; a server on another connection sends back what it gets. Between two
+requests each sends a record to a topic of the same settings: what is printed as
+acknowledged after is the time of one record alone, in the same run.`,
+		Example: `  lockstep bench request --embedded --sync os
+  lockstep bench request --embedded --requesters 8 --records 20000 --json`,
+	}
+	b := a.newBenchFlags(c)
+	records := c.Flags().Int64("records", 10_000, "`number` of requests")
+	requesters := c.Flags().Int("requesters", 1, "`number` of requesters, each with a connection of its own and one request at a time")
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usagef(c, "%q makes a queue of its own; leave %q away", c.CommandPath(), args[0])
+		}
+		for _, name := range []string{"acks", "compression", "linger", "batch-bytes"} {
+			if c.Flags().Changed(name) {
+				return usagef(c, "--%s has no place here: requests are sent one by one with the client's defaults", name)
+			}
+		}
+		return b.check(c, args)
+	}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		settings := b.settings(args)
+		settings["records"], settings["requesters"] = *records, *requesters
+		return b.run(c, settings, func(ctx context.Context, t bench.Target, progress bench.Progress) (*bench.Result, error) {
+			return bench.Request(ctx, bench.RequestOptions{
+				Target: t, Destination: b.destination(args), Requests: *records, Size: int(b.size.bytes), Payload: bench.Payload(b.payload.value),
+				Requesters: *requesters, Progress: progress, Settings: settings,
+			})
+		})
+	}
+	return c
+}
+
 // printResult writes a result for people.
 func (a *app) printResult(r *bench.Result) error {
 	rows := [][]string{
@@ -374,7 +412,7 @@ func (a *app) printResult(r *bench.Result) error {
 		{"records/s", formatCount(int64(r.RecordsPerS + 0.5))},
 		{"MB/s", fmt.Sprintf("%.1f", r.MBPerS)},
 	}
-	name := map[string]string{"produce": "acknowledged after", "consume": "waited for next", "latency": "received after", "queue": "waited for next"}[r.Benchmark]
+	name := map[string]string{"produce": "acknowledged after", "consume": "waited for next", "latency": "received after", "queue": "waited for next", "request": "answered after"}[r.Benchmark]
 	rows = append(rows, []string{name, latencyText(r.Latencies)})
 	if r.Ack != nil {
 		rows = append(rows, []string{"acknowledged after", latencyText(*r.Ack)})

@@ -44,7 +44,7 @@ func TestEveryHelpStartsWithTwoExamplesThatParse(t *testing.T) {
 			}
 		})
 	})
-	require.Equal(t, 80, count, "commands")
+	require.Equal(t, 81, count, "commands")
 }
 
 // The first two examples of every command do what they say when they are pasted
