@@ -65,6 +65,9 @@ type attachment struct {
 	beatNumber  uint64
 	leaving     bool
 	left        bool
+	without     time.Time // since when there is no link; zero: there is one
+	blocked     bool      // Blocked was sent for it
+	why         error     // the last refusal since then
 
 	held     offsets.Map[Delivery] // until their outcome is confirmed or they are lost
 	gates    map[uint64]*gate      // of scopes with records that are held
@@ -219,6 +222,7 @@ func (at *attachment) claims() []wire.Outcome {
 // consumer has ended.
 func (at *attachment) refused(err error) {
 	c := at.consumer
+	at.why = err
 	switch code := codeOf(err); {
 	case code == wire.CodeNotLeader && at.leader.follow(err):
 	case code == wire.CodeSessionGone:

@@ -30,6 +30,15 @@ type Rebound struct {
 	Partitions         []uint32
 }
 
+// Blocked is sent when a consumer has had no link to one of its partitions for 1 s: nobody
+// leads it, or nobody can be reached who does. Err is what was said last. The consumer goes
+// on trying; Attached says that it has succeeded.
+type Blocked struct {
+	Destination, Group string
+	Partition          uint32
+	Err                error
+}
+
 // ConsumerClosed is sent when a consumer has ended, because it was closed or because the
 // broker ended it: CONSUMER_CLOSED. The connection stays.
 type ConsumerClosed struct {
@@ -41,4 +50,5 @@ func (Attached) event()       {}
 func (LeaseLost) event()      {}
 func (Unconfirmed) event()    {}
 func (Rebound) event()        {}
+func (Blocked) event()        {}
 func (ConsumerClosed) event() {}

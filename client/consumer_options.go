@@ -196,7 +196,7 @@ func (o *consumerOptions) setFlag(f wire.AttachFlags, on bool) {
 }
 
 // OnEvent sets a function that is called, from one goroutine, for what happens to the
-// consumer: Attached, LeaseLost, Unconfirmed, Rebound, ConsumerClosed.
+// consumer: Attached, Blocked, LeaseLost, Unconfirmed, Rebound, ConsumerClosed.
 func OnEvent(f func(Event)) ConsumerOption { return func(o *consumerOptions) { o.events = f } }
 
 // milliseconds is a duration as the protocol has it: at least one, at most what fits.

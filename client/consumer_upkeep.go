@@ -52,6 +52,7 @@ func (c *Consumer) upkeep() {
 // checkTimes ends what is over by its time, and returns when to look again. c.mu is held.
 func (c *Consumer) checkTimes(now time.Time) (next time.Duration) {
 	for _, at := range c.attachments {
+		next = shorter(next, at.checkBlocked(now))
 		if at.attached && at.held.Len() > 0 && !at.left {
 			if !now.Before(at.valid) {
 				at.expire()
@@ -83,6 +84,34 @@ func (c *Consumer) checkTimes(now time.Time) (next time.Duration) {
 		d.err = fenced(d.Partition, wire.Offset(d.Offset), errAckWait)
 	}
 	return next
+}
+
+// blockedAfter is how long a consumer is without a link to a partition that it has before it
+// is told so.
+const blockedAfter = time.Second
+
+// checkBlocked tells once that a partition gives no records, and returns when to look again.
+func (at *attachment) checkBlocked(now time.Time) time.Duration {
+	c := at.consumer
+	switch {
+	case at.session != nil:
+		at.without, at.blocked = time.Time{}, false
+		return 0
+	case at.left, at.leaving, at.blocked, c.err != nil:
+		return 0
+	case at.without.IsZero():
+		at.without, at.why = now, nil
+	}
+	if due := at.without.Add(blockedAfter); now.Before(due) {
+		return until(due, now)
+	}
+	at.blocked = true
+	err := at.why
+	if err == nil {
+		err = wire.Errorf(wire.CodeUnavailable, "no node that leads the partition can be reached")
+	}
+	c.events.send(Blocked{Destination: c.destination, Group: c.options.group, Partition: at.partition, Err: err})
+	return 0
 }
 
 // maxHeartbeats bounds the heartbeats that wait for an answer; older ones are forgotten.

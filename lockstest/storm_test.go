@@ -238,3 +238,38 @@ func TestManyGroupsOfOneDestination(t *testing.T) {
 	}
 	control.works(t)
 }
+
+// R-SIB-15: a consumer hears what happens to it: that it has a partition, that the partition
+// is lost and why, and that it has it again.
+func TestR_SIB_15_AConsumerHearsThatItsPartitionIsLost(t *testing.T) {
+	broker := lockstest.Start(t)
+	conn := connectTo(t, broker.URL())
+	create(t.Context(), t, conn, client.Destination{Name: "jobs", Kind: client.Queue, Settings: client.Settings{Sync: client.SyncOS}})
+	events := make(chan client.Event, 64)
+	c, err := conn.Consumer(t.Context(), "jobs", client.Group("g"), client.Mode(client.Serial), client.OnEvent(func(e client.Event) {
+		switch e.(type) {
+		case client.Attached, client.Blocked, client.ConsumerClosed:
+			events <- e
+		}
+	}))
+	require.NoError(t, err)
+	next := func() client.Event {
+		select {
+		case e := <-events:
+			return e
+		case <-time.After(timeout):
+			require.Fail(t, "no event")
+			return nil
+		}
+	}
+	require.Equal(t, client.Attached{Destination: "jobs", Group: "g"}, next())
+	broker.Restart(func() {
+		lost, ok := next().(client.Blocked)
+		require.True(t, ok)
+		require.Equal(t, "jobs", lost.Destination)
+		require.Error(t, lost.Err)
+	})
+	require.Equal(t, client.Attached{Destination: "jobs", Group: "g"}, next())
+	require.NoError(t, c.Close(t.Context()))
+	require.IsType(t, client.ConsumerClosed{}, next())
+}
