@@ -32,7 +32,7 @@ func (c *Conn) RepairHead(ctx context.Context, destination string, partition uin
 		ask.Key = &r.Key
 	}
 	for _, h := range r.Headers {
-		ask.Headers = append(ask.Headers, wire.RepairHeader{Key: h.Key, Value: h.Value})
+		ask.Headers = append(ask.Headers, wire.RepairHeader(h))
 	}
 	return done, c.GroupOrder(ctx, wire.OrderRepair, destination, partition, group, &ask, &done)
 }

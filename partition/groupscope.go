@@ -127,7 +127,7 @@ func (g *Groups) repair(l *lead, h group.Scope, o wire.Offset, q *wire.RepairReq
 	}
 	headers := make([]wire.RecordHeader, len(q.Headers))
 	for i, x := range q.Headers {
-		headers[i] = wire.RecordHeader{Key: x.Key, Value: x.Value}
+		headers[i] = wire.RecordHeader(x)
 	}
 	var b wire.BatchBuilder
 	b.Reset(true)

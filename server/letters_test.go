@@ -197,9 +197,9 @@ func ordering(t *testing.T, c *rawClient, op wire.GroupOrderOp, ask, answer any)
 	return wire.CodeOK
 }
 
-// R-MQC-13: in park mode a poison message keeps its key in order until an operator repairs,
+// In park mode a poison message keeps its key in order until an operator repairs,
 // replays or skips it, and then the key goes on in order.
-func TestR_MQC_13_AParkedKeyGoesOnInOrderWhenItsHeadIsRepairedReplayedOrSkipped(t *testing.T) {
+func TestAParkedKeyGoesOnInOrderWhenItsHeadIsRepairedReplayedOrSkipped(t *testing.T) {
 	for name, operator := range map[string]struct {
 		op    wire.GroupOrderOp
 		first string // what comes next
