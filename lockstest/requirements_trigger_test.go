@@ -184,3 +184,54 @@ func (s *stage) midHandler(t *testing.T) {
 		leave(t, other)
 	}
 }
+
+// listeners has four instances of one listener: each record is handled by exactly one of
+// them, and each of them gets some.
+func (s *stage) listeners(t *testing.T) {
+	const instances = 4
+	queue := s.queue(t, 1)
+	s.group(t, queue, client.GroupSettings{Mode: client.Shared})
+	records := *requirementRecords
+	var mu sync.Mutex
+	handled := map[string]int{}
+	var by [instances]int
+	s.crew(t, queue, instances, 2, func(m int, d *client.Delivery, stop func()) error {
+		mu.Lock()
+		defer mu.Unlock()
+		handled[string(d.Value)]++
+		by[m]++
+		if len(handled) == records {
+			stop()
+		}
+		return nil
+	}, func() { s.send(t, queue, numbered("k", records)...) }, client.Prefetch(10))
+	require.Len(t, handled, records)
+	for value, n := range handled {
+		require.Equal(t, 1, n, value)
+	}
+	for m, n := range by {
+		require.Positive(t, n, "instance %d", m)
+	}
+}
+
+// identities has two listeners of different names over one connection: both run, and each
+// gets everything.
+func (s *stage) identities(t *testing.T) {
+	queue := s.queue(t, 1)
+	s.send(t, queue, numbered("k", 5)...)
+	conn := connectTo(t, s.broker.URL())
+	var both []*client.Consumer
+	for _, name := range []string{"one", "two"} {
+		c, err := conn.Consumer(t.Context(), queue, client.Group(name), client.Mode(client.Serial), client.StartAt(client.Earliest()))
+		require.NoError(t, err)
+		both = append(both, c)
+	}
+	for _, want := range numbered("k", 5) {
+		for _, c := range both {
+			d := take(t, c)
+			require.Equal(t, want, string(d.Value))
+			done(t, d)
+		}
+	}
+	leave(t, both...)
+}
