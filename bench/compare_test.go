@@ -11,7 +11,6 @@ import (
 	"github.com/lockstepmq/lockstep/bench/floor"
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/lockstest"
-	"github.com/lockstepmq/lockstep/server"
 )
 
 // startInProcess starts subjects inside the test; bench itself starts processes.
@@ -19,13 +18,9 @@ func startInProcess(t *testing.T) Starter {
 	return func(ctx context.Context, l Launch) (*Running, error) {
 		if l.Subject == Lockstep && l.Nodes > 1 {
 			var targets []Target
+			cluster := lockstest.StartCluster(t, l.Nodes)
 			for i := range l.Nodes {
-				broker := lockstest.Start(t, lockstest.Configure(func(c *server.Config) {
-					c.NodeID, c.PeerListen = uint32(i+1), "127.0.0.1:0"
-					if i > 0 {
-						c.Join = []string{targets[0].Servers}
-					}
-				}))
+				broker := cluster.Broker(i + 1)
 				pid := os.Getpid()
 				nothing := func(context.Context) (float64, error) { return 0, nil }
 				targets = append(targets, Target{Servers: broker.Addr(), ServerCPU: CPUOfProcess(pid), ServerMallocs: nothing,

@@ -31,7 +31,7 @@ type destinationWords struct {
 var (
 	queueWords = destinationWords{
 		kind: client.Queue, noun: "queue", other: "topic", example: "orders",
-		story: "A queue is for work that\nconsumers acknowledge and thereby remove. Groups of consumers are not there yet: until\nthen a queue keeps its records by time and size, as a topic does.",
+		story: "A queue is for work: a\nrecord goes when all groups of the queue are done with it. Without a group it stays, as\nlong as the limits by time and size let it.",
 	}
 	topicWords = destinationWords{
 		kind: client.Topic, noun: "topic", other: "queue", example: "events",

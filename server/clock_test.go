@@ -150,6 +150,11 @@ func TestF16_NobodyIsGivenAForgottenID(t *testing.T) {
 	clock.advance(tenYears)
 	require.Equal(t, wire.CodeOK, produce(early, 1), "who sends is not forgotten")
 	require.Equal(t, wire.CodeUnknownProducer, produce(named, 1))
+	eventually(t, "the node knows what its partition has forgotten", func() bool {
+		b.producers.mu.Lock()
+		defer b.producers.mu.Unlock()
+		return b.producers.forgotten > named.ProducerID
+	})
 	for range 3 {
 		late := open("")
 		require.Equal(t, wire.CodeOK, produce(late, 0), "producer %d", late.ProducerID)
