@@ -25,7 +25,7 @@ type Limits struct {
 	Registering int
 	// DescriptorReserve is how many file descriptors stay free for storage, beside
 	// those it has open, for HTTP and for the loops themselves. Default a quarter of
-	// the descriptor limit, at least 64 and at most 4,096.
+	// the descriptor limit, at least 96 and at most 4,096.
 	DescriptorReserve int
 
 	// HandshakeTimeout is how long preface and HELLO may take together. Default
@@ -157,7 +157,7 @@ func (l Limits) withDefaults(descriptors uint64) (Limits, error) {
 			*field = value
 		}
 	}
-	setInt(&l.DescriptorReserve, int(min(max(descriptors/4, 64), 4096)))
+	setInt(&l.DescriptorReserve, int(min(max(descriptors/4, 96), 4096)))
 	setInt(&l.Registering, 16)
 	setInt(&l.Connections, 65536)
 	l.descriptors = int(min(descriptors, 1<<30)) - l.DescriptorReserve
