@@ -568,6 +568,31 @@ func TestALoneReplicaLeadsThroughItsFirstElection(t *testing.T) {
 	watchers.Wait()
 }
 
+// A replica that was alone, let others in, and lost the lead before it had looked at its
+// configuration again, does not go on as the leader.
+func TestAReplicaThatIsAloneNoMoreDoesNotClaimToLead(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 3)
+	c.create(1, "orders", 1, 3)
+	c.fill("orders", 1)
+	var follower uint32
+	c.await("one leads", func() bool {
+		for leader := range c.leaders(1, "orders") {
+			follower = leader%3 + 1
+			return leader != 0
+		}
+		return false
+	})
+	d, _ := c.broker(follower).View().Destination("orders")
+	r := c.broker(follower).local(d.ID, 0)
+	owned(&r.owner, func() {
+		r.alone, r.campaigned = true, true
+		r.showLead(true)
+	})
+	r.schedule()
+	c.await("it follows", func() bool { return !r.Leading() })
+}
+
 // The node that leads the metadata dies; another does, and nodes come back to it.
 func TestTheMetadataSurvivesItsLeader(t *testing.T) {
 	t.Parallel()

@@ -50,6 +50,9 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 	_, leading := r.group.Leading()
 	r.quiet.Store(r.group.Quiet() && (r.fixed || !leading) && r.handing.stage == noHandOver)
 	leader, term := r.group.Lead()
+	if r.alone && r.campaigned && !leading {
+		r.alone = votesAlone(r.group, r.replicaID) // it may have let others in since
+	}
 	if r.orphaned += ticks; leader != 0 || r.alone {
 		r.orphaned = 0
 	}
