@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -369,6 +370,7 @@ func TestBindingsComeThroughAnyNode(t *testing.T) {
 // it. Another partition becomes the coordinator in a higher generation: who has partitions
 // keeps them, who comes gets his share, and the lost partition is adopted when it is back.
 func TestR_SIB_15_ALostCoordinatorIsReplaced(t *testing.T) {
+	t.Parallel() // most of it waits until the coordinator is given up
 	c := lockstest.StartCluster(t, 3)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*timeout)
 	defer cancel()
@@ -401,17 +403,21 @@ func TestR_SIB_15_ALostCoordinatorIsReplaced(t *testing.T) {
 		d, err := conn.Destination(ctx, "jobs")
 		return err == nil && d.Partitions[0].Leader != 0
 	}, timeout, 10*time.Millisecond)
+	// The node may serve who comes before it has heard of the metadata of now: then its
+	// partition coordinates in the old generation until then. No record is worked on twice by
+	// that, as drained checks, and in the end there is one coordinator.
 	three := bind(ctx, t, conn, log, wire.BindingCover, short)
 	require.Eventually(t, func() bool {
 		f.fill(ctx, t, conn, 1, all...)
 		f.drained(t, log)
 		each := slices.Concat(one.look(), two.look(), three.look())
 		slices.Sort(each)
-		return slices.Equal(all, each)
+		info, err := conn.DescribeGroup(ctx, "jobs", "workers")
+		return err == nil && slices.Equal(all, each) && info.Partitions[0].Binding == "" &&
+			slices.ContainsFunc(info.Partitions[1:], func(p client.GroupPartition) bool {
+				return strings.HasPrefix(p.Binding, "cover 2.") && strings.HasSuffix(p.Binding, " of 3 consumers")
+			})
 	}, timeout, time.Millisecond)
-	info, err := conn.DescribeGroup(ctx, "jobs", "workers")
-	require.NoError(t, err)
-	require.Empty(t, info.Partitions[0].Binding, "it coordinates no longer")
 	for _, b := range []*bound{one, two, three} {
 		b.close(t)
 	}
