@@ -380,7 +380,7 @@ func TestR_SIB_15_ALostCoordinatorIsReplaced(t *testing.T) {
 	jobs(ctx, t, conn, 1)
 	var f filler
 	log := &received{list: make(map[uint32][]string)}
-	short := client.SessionTimeout(time.Second)
+	short := client.SessionTimeout(3 * time.Second) // consumers ask every 2 s whether another coordinates: all come in that time
 	one, two := bind(ctx, t, conn, log, wire.BindingCover, short), bind(ctx, t, conn, log, wire.BindingCover, short)
 	f.fill(ctx, t, conn, 5, all...)
 	f.drained(t, log)
