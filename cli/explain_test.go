@@ -250,6 +250,9 @@ func TestExplainNamesAMissingQuorum(t *testing.T) {
 	w := &why{t: t, broker: c.Broker(1), conn: conn}
 	text, _ := w.says("no_quorum")
 	require.Contains(t, text, "Start the nodes that hold its replicas")
+	gone := at(c.Broker(1).Addr(), "a\n").run(t.Context(), "produce", "orders", "--timeout", "1s")
+	require.Equal(t, 1, gone.code, "a producer gives up as well")
+	require.Contains(t, gone.stderr, "wait longer with --timeout")
 	c.Start(2)
 	c.Start(3)
 	require.Eventually(t, func() bool {

@@ -185,7 +185,12 @@ func (p *produceRun) run(ctx context.Context) error {
 	if p.inOrder {
 		opts = append(opts, client.Affinity(client.PerProducer))
 	}
-	if p.producer, err = conn.Producer(ctx, p.destination, opts...); err != nil {
+	opening, cancel := context.WithTimeout(ctx, p.timeout.value)
+	defer cancel()
+	if p.producer, err = conn.Producer(opening, p.destination, opts...); err != nil {
+		if opening.Err() != nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w after %v: no node gives the producer an ID, which takes a majority of those that vote about the metadata", client.ErrDeliveryTimeout, p.timeout.value)
+		}
 		return interruptedOr(ctx, &failure{doing: "produce to", destination: p.destination, kind: p.words, err: err})
 	}
 
