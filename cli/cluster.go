@@ -147,19 +147,21 @@ func judgeCluster(version uint64, nodes []client.Node, destinations []client.Des
 		for _, p := range d.Partitions {
 			out.Partitions++
 			name := fmt.Sprintf("%s/%d", d.Name, p.Number)
+			// The only replica leads at the first record, if its node is there.
+			unled := p.Leader == 0 && (len(p.Replicas) > 1 || len(p.Replicas) == 1 && !node(p.Replicas[0].Node).Alive)
 			switch {
 			case p.Problem != "":
 				problem("partition %s is %s: %s", name, p.State, oneLine(p.Problem))
 			case p.State == wire.PartitionFenced:
 				problem("partition %s is %s", name, p.State)
-			case p.Leader == 0 && len(p.Replicas) > 1:
+			case unled:
 				problem("partition %s has no leader", name)
 			case p.Damaged > 0:
 				problem("partition %s has %s", name, plural(int64(p.Damaged), "damaged range"))
 			}
 			if p.Leader != 0 {
 				node(p.Leader).Leaders++
-			} else if len(p.Replicas) > 1 {
+			} else if unled {
 				out.Offline++
 			}
 			voters := 0

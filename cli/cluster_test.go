@@ -44,6 +44,9 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		{"a partition of one replica that nobody wrote to", func(_ []client.Node, p []client.PartitionInfo) {
 			p[1].Leader, p[1].Replicas = 0, p[1].Replicas[:1]
 		}, []string{}, [2]int{1, 0}},
+		{"a partition of one replica on a dead node", func(n []client.Node, p []client.PartitionInfo) {
+			n[1].Alive, p[1].Leader, p[1].Replicas = false, 0, p[1].Replicas[1:]
+		}, []string{"partition orders/1 has no leader", "node 2 (b:1) does not answer; 2 replicas are on it"}, [2]int{2, 1}},
 		{"a fence", func(_ []client.Node, p []client.PartitionInfo) {
 			p[0].State, p[0].Problem = wire.PartitionFenced, "disk\nerror"
 		}, []string{"partition orders/0 is fenced: disk; error"}, [2]int{}},
