@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -566,6 +567,28 @@ func TestALoneReplicaLeadsThroughItsFirstElection(t *testing.T) {
 	c.fill("orders", 1)
 	done.Store(true)
 	watchers.Wait()
+}
+
+// A node that waits for somebody to take it in ends when it is told to.
+func TestANodeThatWaitsToBeTakenInStopsWhenTold(t *testing.T) {
+	t.Parallel()
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, nobody.Close())
+	ctx, stop := context.WithCancel(t.Context())
+	_, err = Start(ctx, Config{
+		DataDir: t.TempDir(), Listen: "127.0.0.1:0", PeerListen: "127.0.0.1:0", HTTP: "off", NodeID: 2, Join: []string{nobody.Addr().String()},
+		Logger: slog.New(slog.NewTextHandler(waitingWriter(stop), nil)),
+	})
+	require.ErrorContains(t, err, "told to stop before it was taken in")
+}
+
+// waitingWriter is called once something is logged.
+type waitingWriter func()
+
+func (w waitingWriter) Write(p []byte) (int, error) {
+	w()
+	return len(p), nil
 }
 
 // A replica that was alone, let others in, and lost the lead before it had looked at its

@@ -91,6 +91,7 @@ type Config struct {
 	hoard        bool // see engineOptions
 	// connect makes the connections to other nodes; nil: the broker runs alone.
 	connect func(b *broker) (network, error)
+	givenUp <-chan struct{} // closed when nobody waits for the start any more; nil: never
 }
 
 // checkCluster checks the fields that say how the node is part of a cluster.

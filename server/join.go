@@ -38,7 +38,7 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 		request.HTTP = ""
 	}
 	var last error
-	for until := time.Now().Add(joinPatience); ; time.Sleep(joinPause) {
+	for until := time.Now().Add(joinPatience); ; {
 		for _, address := range cfg.Join {
 			answer, err := joinVia(address, request)
 			var known *wire.Error
@@ -54,6 +54,11 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 			return identity{}, fmt.Errorf("%w; nobody took this node in for %s: is one of the members running, and can most of them reach each other?", last, joinPatience)
 		}
 		cfg.Logger.Info("waiting to be taken in", "err", last)
+		select {
+		case <-time.After(joinPause):
+		case <-cfg.givenUp:
+			return identity{}, fmt.Errorf("%w; this node was told to stop before it was taken in", last)
+		}
 	}
 }
 

@@ -52,6 +52,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		}
 		cfg.fs = vfs.OS()
 	}
+	cfg.givenUp = ctx.Done()
 	if cfg.bootID == "" {
 		if cfg.bootID, err = vfs.BootID(); err != nil {
 			return nil, err
