@@ -50,7 +50,7 @@ type batch struct {
 	receipt   wire.Receipt
 	lastCause error // of any attempt that failed, for the report of a timeout
 	completed bool  // the outcome is known; err and receipt hold it
-	abandoned bool  // completed with an answer outstanding: the batch is not used again
+	abandoned bool  // a session may still have something to tell it: the batch is not used again
 	untold    bool  // counted in lane.untold until the functions were called
 	err       error
 }
@@ -200,6 +200,9 @@ func (b *batch) written(touched bool, err error) {
 	p := b.lane.producer
 	p.mu.Lock()
 	b.writing = false
+	if err != nil {
+		b.abandoned = true // the session, which has failed, may be about to tell it so: no other life
+	}
 	if !b.completed { // else it timed out meanwhile
 		if !b.ended && (err != nil || !b.answerable()) {
 			b.ended = true
