@@ -83,7 +83,7 @@ func takeRecords(session, addresses, destination, name string) int {
 	go func() {
 		last := machineTime()
 		for {
-			time.Sleep(takerBeat)
+			time.Sleep(takerBeat) // a pause of this process shows only in how late it wakes
 			now := machineTime()
 			if now-last > int64(takerStall) {
 				sayAt(last, verifier.Seen{Event: promise.Event{Kind: promise.Stopped, Session: session}})
