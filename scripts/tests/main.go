@@ -3,17 +3,25 @@
 // in how many packages, and which took longest. It exits with 1 if anything failed.
 //
 //	go test -json ./... | go run ./scripts/tests
+//
+// With -all it says what the others wrote too, and -short names a file that gets the
+// names of what failed and the first lines of why, for those who see only the end.
+// SIGTERM does not end it: whoever ends go test as well learns what was running.
 package main
 
 import (
 	"bufio"
 	"cmp"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 const (
@@ -43,6 +51,9 @@ type result struct {
 
 type report struct {
 	out      io.Writer
+	all      bool            // what passes is shown as well
+	running  map[string]bool // tests that have begun, by package and name
+	short    []failure
 	output   map[string][]string // of tests that have not ended, by package and name
 	tails    map[string][]string // the newest lines of packages
 	faulty   map[string]bool     // packages with failed tests
@@ -53,15 +64,30 @@ type report struct {
 }
 
 func main() {
-	r := &report{out: os.Stdout, output: map[string][]string{}, tails: map[string][]string{}, faulty: map[string]bool{}}
+	all := flag.Bool("all", false, "say what tests wrote that passed")
+	short := flag.String("short", "", "write the names of what failed, and the first lines of why, to this file")
+	flag.Parse()
+	signal.Ignore(syscall.SIGTERM)
+	r := newReport(os.Stdout)
+	r.all = *all
 	if err := r.read(os.Stdin); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	r.summary()
+	if *short != "" {
+		if err := os.WriteFile(*short, []byte(shorten(r.short)), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	if r.failed > 0 {
 		os.Exit(1)
 	}
+}
+
+func newReport(out io.Writer) *report {
+	return &report{out: out, running: map[string]bool{}, output: map[string][]string{}, tails: map[string][]string{}, faulty: map[string]bool{}}
 }
 
 func (r *report) read(in io.Reader) error {
@@ -77,6 +103,7 @@ func (r *report) read(in io.Reader) error {
 			}
 		}
 		if err == io.EOF {
+			r.cut()
 			return nil
 		}
 		if err != nil {
@@ -85,9 +112,25 @@ func (r *report) read(in io.Reader) error {
 	}
 }
 
+// cut is told when nothing more comes: what still runs was ended from outside.
+func (r *report) cut() {
+	for _, key := range slices.Sorted(maps.Keys(r.running)) {
+		r.failed++
+		fmt.Fprintf(r.out, "CUT OFF %s\n", key)
+		r.print(key)
+		r.short = append(r.short, failure{key: key + " (was cut off)", output: r.text(key)})
+	}
+}
+
 func (r *report) take(e *event) {
-	key := e.Package + e.ImportPath + " " + e.Test
+	key := strings.TrimSpace(e.Package + e.ImportPath + " " + e.Test)
 	switch e.Action {
+	case "run", "cont":
+		r.running[key] = true
+		return
+	case "pause":
+		delete(r.running, key)
+		return
 	case "output", "build-output":
 		r.output[key] = append(r.output[key], e.Output)
 		tail := append(r.tails[e.Package], e.Output)
@@ -99,10 +142,13 @@ func (r *report) take(e *event) {
 		} else {
 			r.packages++
 		}
+		if r.all {
+			r.print(key)
+		}
 	case "skip":
 		if e.Test != "" {
 			r.skipped++
-			fmt.Fprintf(r.out, "SKIPPED %s %s\n", e.Package, e.Test)
+			fmt.Fprintf(r.out, "SKIPPED %s\n", key)
 			r.print(key)
 		}
 	case "fail", "build-fail":
@@ -111,17 +157,24 @@ func (r *report) take(e *event) {
 		if e.Test == "" && !r.faulty[e.Package] {
 			r.output[key] = r.tails[e.Package]
 		}
+		if e.Test != "" || !r.faulty[e.Package] {
+			r.short = append(r.short, failure{key: key, output: r.text(key)})
+		}
 		r.faulty[e.Package] = true
 		r.print(key)
 	default:
 		return
 	}
+	delete(r.running, key)
 	delete(r.output, key)
 }
 
+// text is what a test wrote: a long line comes in several events.
+func (r *report) text(key string) string { return strings.Join(r.output[key], "") }
+
 // print shows what a test wrote, without the lines that every test has.
 func (r *report) print(key string) {
-	for _, line := range r.output[key] {
+	for line := range strings.Lines(r.text(key)) {
 		if !strings.HasPrefix(line, "=== ") {
 			fmt.Fprint(r.out, "    ", line)
 		}
