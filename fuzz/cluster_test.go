@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,14 +31,21 @@ const (
 	mutantPatience  = 6 * time.Second  // for that, where it is hoped that nothing goes on
 )
 
-// freeAddress is a port that is free now and that nobody takes by chance while its broker
-// is down: below those that Linux gives to outgoing connections, and drawn.
+// given are the ports that freeAddress has given: a broker that is down needs its own again.
+var given sync.Map
+
+// freeAddress is a port that is free now and that nobody takes while its broker is down:
+// below those that Linux gives to outgoing connections and those of package cli's tests.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000)))
-		if err == nil {
-			defer l.Close()
+		port := 10_000 + rand.IntN(10_000)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		if _, taken := given.LoadOrStore(port, true); !taken {
 			return l.Addr().String()
 		}
 	}

@@ -181,15 +181,28 @@ func partitionOf(t *testing.T, conn *client.Conn, d *client.Destination, node ui
 			return p.Number
 		}
 	}
-	holds := func(r client.Replica) bool { return r.Node == node }
-	n := slices.IndexFunc(d.Partitions, func(p client.PartitionInfo) bool { return slices.ContainsFunc(p.Replicas, holds) })
-	require.GreaterOrEqual(t, n, 0, "node %d has no replica of %s", node, d.Name)
-	eventually(t, fmt.Sprintf("node %d leads %s", node, d.Name), func() bool {
-		_ = conn.TransferLeader(patient(t), d.Name, uint32(n), node) // it may not lead where it was asked for yet
+	n := max(0, slices.IndexFunc(d.Partitions, func(p client.PartitionInfo) bool { return holds(p, node) }))
+	makeLeader(t, conn, d, uint32(n), node)
+	return uint32(n)
+}
+
+func holds(p client.PartitionInfo, node uint32) bool {
+	return slices.ContainsFunc(p.Replicas, func(r client.Replica) bool { return r.Node == node })
+}
+
+// makeLeader has a node lead a partition. Where it has no replica it gets the leader's:
+// what the cluster decides on placement depends on all other topics.
+func makeLeader(t *testing.T, conn *client.Conn, d *client.Destination, n, node uint32) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("node %d leads %s/%d", node, d.Name, n), func() bool {
+		if p := d.Partitions[n]; holds(p, node) {
+			_ = conn.TransferLeader(patient(t), d.Name, n, node) // it may not lead where it was asked for yet
+		} else {
+			_ = conn.MoveReplica(patient(t), d.Name, n, p.Leader, node) // it may have begun
+		}
 		*d = *ledTopic(t, conn, d.Name)
 		return d.Partitions[n].Leader == node
 	})
-	return uint32(n)
 }
 
 // topic takes a topic from the stock, or creates one, and returns it when it has leaders.
@@ -226,8 +239,9 @@ var replicated = client.Settings{Partitions: 3, Replicas: 3}
 // broker.
 func (s *suite) onePerNode(t *testing.T, conn *client.Conn) *client.Destination {
 	t.Helper()
-	for range 20 { // the cluster spreads replicas, but those of all topics together
-		d := s.topic(t, conn, client.Settings{Partitions: 3, Replicas: 1, Sync: client.SyncOS})
+	var d *client.Destination
+	for range 5 { // the cluster spreads replicas, but those of all topics together; to move one takes longer
+		d = s.topic(t, conn, client.Settings{Partitions: 3, Replicas: 1, Sync: client.SyncOS})
 		leaders := map[uint32]bool{}
 		for _, p := range d.Partitions {
 			leaders[p.Leader] = true
@@ -236,8 +250,12 @@ func (s *suite) onePerNode(t *testing.T, conn *client.Conn) *client.Destination 
 			return d
 		}
 	}
-	require.Fail(t, "no topic has a partition on every broker")
-	return nil
+	for n := range d.Partitions {
+		if node := uint32(n + 1); d.Partitions[n].Leader != node {
+			makeLeader(t, conn, d, uint32(n), node)
+		}
+	}
+	return d
 }
 
 // ledger is what became of records that were sent: the receipts by value.
