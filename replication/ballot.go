@@ -28,8 +28,9 @@ func (g *Group) poll(m *Message, status *raft.BasicStatus) bool {
 	certain := !g.uncertain && !m.Uncertain
 	asked := m.Type == raftpb.MsgPreVoteResp && status.RaftState == raft.StatePreCandidate && m.Term == status.Term+1 ||
 		m.Type == raftpb.MsgVoteResp && status.RaftState == raft.StateCandidate && m.Term == status.Term
-	if !asked || g.trusting {
-		return certain || g.trusting // raft has no use for what it has not asked for
+	trusts := g.lapses&trusting != 0
+	if !asked || trusts {
+		return certain || trusts // raft has no use for what it has not asked for
 	}
 	b := &g.ballot
 	if b.kind != m.Type || b.term != m.Term {

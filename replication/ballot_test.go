@@ -136,7 +136,7 @@ func TestRuleL5_Catches_UncertainVotesThatCount(t *testing.T) {
 	f := aDarkFleet(t)
 	for _, id := range []uint64{1, 3} {
 		f.members[id].open()
-		f.members[id].group.trusting = true
+		f.members[id].group.lapses = trusting
 	}
 	f.tick(60)
 	l := f.leader()

@@ -202,10 +202,7 @@ type Group struct {
 	stalled        stall
 	outcast        func(replica uint64) bool // nil: nobody, see Disown
 	taking         takeOver
-	// Mutants: entries without pins, promises that are sent before the disk has them,
-	// leaders that wait for their disk for ever, uncertain votes that count as others,
-	// leaders that ask nobody after a sleep.
-	noPins, hasty, noEscape, trusting, heedless bool
+	lapses         lapse
 }
 
 type pendingAppend struct {
@@ -663,7 +660,7 @@ func (g *Group) append(m *raftpb.Message) error {
 			g.log.SetHardState(hard, false)
 		}
 	}
-	if g.hasty {
+	if g.lapses&hasty != 0 {
 		g.step(m.Responses)
 		return nil
 	}
@@ -675,7 +672,7 @@ func (g *Group) append(m *raftpb.Message) error {
 
 // pin prepares the entries in scratch for being read by messages.
 func (g *Group) pin() {
-	if g.transport == nil || g.noPins {
+	if g.transport == nil || g.lapses&unpinned != 0 {
 		return
 	}
 	pins := make([]log.Pin, len(g.scratch))
@@ -753,7 +750,7 @@ func (g *Group) apply(m *raftpb.Message) {
 				panic(fmt.Sprintf("replication: committed membership change %d does not decode: %v", e.Index, err))
 			}
 			if !leftAlready(g.confState, change) {
-				g.confState = *g.node.ApplyConfChange(change)
+				g.confState = g.applyChange(change)
 			}
 			g.confIndex = entry.Index
 		case len(e.Data) > 0:

@@ -119,7 +119,7 @@ func (g *Group) event(e PeerEvent) {
 	case PeerUp:
 		delete(g.down, e.Node)
 	case PeerResumed:
-		if g.leading && !g.alone() && !g.heedless {
+		if g.leading && !g.alone() && g.lapses&heedless == 0 {
 			g.confirmLead()
 		}
 	}
@@ -252,7 +252,7 @@ func (g *Group) escapeStall() {
 		g.stalled = now
 		return
 	}
-	if g.noEscape {
+	if g.lapses&enduring != 0 {
 		return
 	}
 	// From then on with every tick: in those after a check of the quorum nobody has

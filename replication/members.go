@@ -139,7 +139,7 @@ func (g *Group) change(c *Membership) (raftpb.ConfChangeV2, error) {
 			return out, fmt.Errorf("%w: replica %d is no learner", ErrMembership, id)
 		}
 		i := slices.IndexFunc(known.Progress, func(p Progress) bool { return p.Replica == id })
-		if p := known.Progress[i]; !p.InStep || p.Match+promotable < g.log.LastIndex() {
+		if p := known.Progress[i]; (!p.InStep || p.Match+promotable < g.log.LastIndex()) && g.lapses&generous == 0 {
 			return out, fmt.Errorf("%w: replica %d has %d of %d entries", ErrMembership, id, p.Match, g.log.LastIndex())
 		}
 		out.Changes = append(out.Changes, raftpb.ConfChangeSingle{Type: raftpb.ConfChangeAddNode, NodeID: id})
@@ -168,4 +168,16 @@ func (g *Group) viable(voters []uint64) error {
 		return fmt.Errorf("%w: %d of %d voters are alive, no majority", ErrMembership, alive, len(voters))
 	}
 	return nil
+}
+
+// applyChange makes a committed change count.
+func (g *Group) applyChange(change raftpb.ConfChangeV2) raftpb.ConfState {
+	if g.lapses&abrupt == 0 {
+		return *g.node.ApplyConfChange(change)
+	}
+	after := g.confState
+	for i := range change.Changes {
+		after = *g.node.ApplyConfChange(raftpb.ConfChangeV2{Changes: change.Changes[i : i+1]})
+	}
+	return after
 }

@@ -218,10 +218,10 @@ func TestRuleR8_AConfirmationThatFailsIsAskedForAgain(t *testing.T) {
 // oversleeps stops a leader until another is elected and has committed a record, and
 // reports whether it takes itself for a leader that may answer when it wakes, before it
 // has heard of anybody.
-func oversleeps(t *testing.T, heedless bool) (answers bool) {
+func oversleeps(t *testing.T, lapses lapse) (answers bool) {
 	f := newFleet(t, 1, 2, 3)
 	old := f.lead(1)
-	old.group.heedless = heedless
+	old.group.lapses = lapses
 	old.propose("a")
 	f.settle()
 	f.isolate(1) // what it is sent waits, or is lost; it takes no turn and gets no tick
@@ -248,19 +248,19 @@ func oversleeps(t *testing.T, heedless bool) (answers bool) {
 }
 
 func TestRuleR8_ALeaderThatOversleptAnswersNothing(t *testing.T) {
-	require.False(t, oversleeps(t, false))
+	require.False(t, oversleeps(t, 0))
 }
 
 func TestRuleR8_Catches_ALeaderThatTrustsItself(t *testing.T) {
-	require.True(t, oversleeps(t, true))
+	require.True(t, oversleeps(t, heedless))
 }
 
 // stalledDisk freezes the disk of a leader after some ticks and returns after how many
 // more another one answers, 0 if none does.
-func stalledDisk(t *testing.T, mutant bool, after int) int {
+func stalledDisk(t *testing.T, lapses lapse, after int) int {
 	f := newFleet(t, 1, 2, 3)
 	l := f.lead(1)
-	l.group.noEscape = mutant
+	l.group.lapses = lapses
 	l.propose("a")
 	f.settle()
 	f.tick(after)
@@ -285,14 +285,14 @@ func stalledDisk(t *testing.T, mutant bool, after int) int {
 
 func TestF13_AStalledDiskCostsTheLeadershipWithinFiveSeconds(t *testing.T) {
 	for after := range electionTicks { // wherever that is between two checks of the quorum
-		ticks := stalledDisk(t, false, after)
+		ticks := stalledDisk(t, 0, after)
 		t.Logf("another replica leads after %d ticks of 100 ms", ticks)
 		require.Positive(t, ticks)
 	}
 }
 
 func TestF13_Catches_ALeaderThatWaitsForItsDisk(t *testing.T) {
-	require.Zero(t, stalledDisk(t, true, 3))
+	require.Zero(t, stalledDisk(t, enduring, 3))
 }
 
 // slowFollower freezes the disk of a follower whose memory is limited and returns

@@ -19,7 +19,7 @@ import (
 
 var (
 	randomSeeds  = flag.Int("replication.seeds", 40, "runs of TestF7_AnyScheduleKeepsTheReplicasEqual")
-	randomBroken = flag.Bool("replication.broken", false, "promises do not wait for the disk")
+	randomLapses = flag.Uint("replication.lapses", 0, "what their replicas do without, see lapse")
 	randomSeed   = flag.Uint64("replication.seed", 1, "the first of their seeds")
 )
 
@@ -304,7 +304,7 @@ func runRandom(t *testing.T, seed uint64, steps int, total map[string]int) {
 	}
 	for range steps {
 		for _, m := range r.f.members {
-			m.group.hasty = *randomBroken
+			m.group.lapses = lapse(*randomLapses)
 		}
 		r.step()
 	}
@@ -376,7 +376,7 @@ func TestF7_AnyScheduleKeepsTheReplicasEqual(t *testing.T) {
 // TestF7_Catches_PromisesThatDoNotWait runs the same in a process in which promises
 // are sent before the disk has what they promise.
 func TestF7_Catches_PromisesThatDoNotWait(t *testing.T) {
-	run := exec.Command(os.Args[0], "-test.run=^TestF7_AnySchedule", "-replication.broken", "-replication.seeds=10")
+	run := exec.Command(os.Args[0], "-test.run=^TestF7_AnySchedule", fmt.Sprintf("-replication.lapses=%d", hasty), "-replication.seeds=10")
 	out, err := run.CombinedOutput()
 	var failed *exec.ExitError
 	require.ErrorAs(t, err, &failed, "not caught")

@@ -123,7 +123,7 @@ func (g *Group) sound(m *Message) bool {
 	case raftpb.MsgVoteResp, raftpb.MsgPreVoteResp:
 		return m.Reject || g.poll(m, &status)
 	case raftpb.MsgTimeoutNow:
-		if g.uncertain || !g.Ready() {
+		if (g.uncertain || !g.Ready()) && g.lapses&obedient == 0 {
 			g.drop(m, DropUncertain)
 			return false
 		}
@@ -136,10 +136,6 @@ func (g *Group) sound(m *Message) bool {
 			return false
 		}
 	case raftpb.MsgApp:
-		if status.RaftState == raft.StateLeader && m.Term == status.Term {
-			g.drop(m, DropAddress) // two leaders in one term: this is not from one
-			return false
-		}
 		return g.soundEntries(m, &status)
 	case raftpb.MsgSnap:
 		return g.offered(m, &status)
@@ -165,12 +161,15 @@ func (g *Group) admissible(m *Message, status *raft.BasicStatus) (bool, DropReas
 		return false, DropAddress // nothing else comes from another replica
 	}
 	switch {
-	case g.waiting:
+	case g.waiting && g.lapses&early == 0:
 		return false, DropWaiting
 	case m.To != g.id || m.From == g.id || m.From == raft.None || raft.IsLocalMsgTarget(m.From):
 		return false, DropAddress
 	case m.Term == 0 || m.Term > uint64(MaxTerm) || m.Term > status.Term+maxTermAhead:
 		return false, DropTerm
+	case status.RaftState == raft.StateLeader && m.Term == status.Term && g.lapses&yielding == 0 &&
+		(m.Type == raftpb.MsgApp || m.Type == raftpb.MsgSnap || m.Type == raftpb.MsgHeartbeat):
+		return false, DropAddress // two leaders in one term: this is not from one
 	}
 	return true, 0
 }
@@ -230,7 +229,7 @@ func (g *Group) soundEntries(m *Message, status *raft.BasicStatus) bool {
 	if len(m.Entries) == 0 {
 		return true
 	}
-	if first := wire.Index(m.Entries[0].Index); first <= wire.Index(status.Commit) {
+	if first := wire.Index(m.Entries[0].Index); first <= wire.Index(status.Commit) && g.lapses&unheeding == 0 {
 		g.Fence(fmt.Errorf("%w: entry %d is committed here, replica %d has another of term %d", ErrDiverged, first, m.From, m.Entries[0].Term))
 		return false
 	}

@@ -93,7 +93,9 @@ func (g *Group) describe(m *Message) bool {
 		return true
 	}
 	g.offers[m.To] = &offering{}
-	g.log.HoldStart(m.To, start.Index)
+	if g.lapses&releasing == 0 {
+		g.log.HoldStart(m.To, start.Index)
+	}
 	g.logger.Info("snapshot offered", "replica", g.id, "follower", m.To, "start", start.Index, "checkpoint", saved.Applied)
 	return true
 }
@@ -146,9 +148,6 @@ func (g *Group) offered(m *Message, status *raft.BasicStatus) bool {
 	switch {
 	case m.Term < status.Term:
 		g.drop(m, DropTerm)
-		return false
-	case status.RaftState == raft.StateLeader && m.Term == status.Term:
-		g.drop(m, DropAddress) // two leaders in one term: this is not from one
 		return false
 	case o == nil || o.Start.Index == 0 || o.Start.Term > wire.Term(m.Term) || o.Applied < o.Start.Index || conf.Unmarshal(o.ConfState) != nil:
 		g.drop(m, DropEntry)
@@ -218,7 +217,7 @@ func (g *Group) judge(f *Fetched) (conf raftpb.ConfState, err error) {
 		return conf, fmt.Errorf("checkpoint at %d: configuration: %w", c.Applied, err)
 	}
 	// Raft drops a snapshot without a word that does not know its receiver.
-	if !slices.Contains(slices.Concat(conf.Voters, conf.Learners, conf.VotersOutgoing), g.id) {
+	if !slices.Contains(slices.Concat(conf.Voters, conf.Learners, conf.VotersOutgoing), g.id) && g.lapses&credulous == 0 {
 		return conf, fmt.Errorf("checkpoint at %d does not know replica %d", c.Applied, g.id)
 	}
 	if term := g.node.BasicStatus().Term; term != uint64(offer.Term) {

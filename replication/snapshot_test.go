@@ -126,11 +126,10 @@ func TestRuleR1_ALearnerThatWasAddedLaterGetsASnapshotThatKnowsIt(t *testing.T) 
 	require.Empty(t, m.group.Members().Outgoing)
 }
 
-// While a replica's log has not caught up with the checkpoint that it was given, it
-// does not campaign, and does not serve.
-func TestRuleR1_NobodyCampaignsBelowItsCheckpoint(t *testing.T) {
-	f, l := aTrimmedFleet(t)
-	m := f.members[3]
+// belowItsCheckpoint starts a member of a trimmed fleet and stops when it has a checkpoint
+// of the leader, and not the entries up to it.
+func belowItsCheckpoint(f *fleet, m *member) {
+	f.t.Helper()
 	m.open()
 	for range 10_000 {
 		if m.fetches == 1 && !m.group.installing() && m.group.Applied() > m.log.LastIndex() {
@@ -145,8 +144,16 @@ func TestRuleR1_NobodyCampaignsBelowItsCheckpoint(t *testing.T) {
 			f.members[id].work()
 		}
 	}
-	require.Greater(t, m.group.Applied(), m.log.LastIndex(), "the checkpoint is ahead of the log")
-	require.False(t, m.group.Ready())
+	require.Greater(f.t, m.group.Applied(), m.log.LastIndex(), "the checkpoint is ahead of the log")
+	require.False(f.t, m.group.Ready())
+}
+
+// While a replica's log has not caught up with the checkpoint that it was given, it
+// does not campaign, and does not serve.
+func TestRuleR1_NobodyCampaignsBelowItsCheckpoint(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	belowItsCheckpoint(f, m)
 	f.isolate(3)
 	f.wires = nil
 	for range 100 {

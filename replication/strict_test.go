@@ -55,7 +55,7 @@ func (f *liarFile) Sync() error {
 // lyingCut is one power cut of replica 3, whose disk has lied since some moment, and
 // the end of one other process, in any order, while the last one lacks a part of what
 // was acknowledged. It returns what was lost of it.
-func lyingCut(t *testing.T, seed uint64, trusting bool) (lost int) {
+func lyingCut(t *testing.T, seed uint64, lapses lapse) (lost int) {
 	random := rand.New(rand.NewPCG(seed, 9))
 	f := newFleet(t)
 	f.founders = []uint64{1, 2, 3}
@@ -97,12 +97,12 @@ func lyingCut(t *testing.T, seed uint64, trusting bool) (lost int) {
 	lying = false
 	f.heal()
 	u.open()
-	u.group.trusting, behind.group.trusting = trusting, trusting
+	u.group.lapses, behind.group.lapses = lapses, lapses
 	f.tick(60)
 	l.open()
 	f.elect()
 	f.tick(10)
-	if trusting {
+	if lapses != 0 {
 		return number - len(f.elect().applied())
 	}
 	f.equal()
@@ -116,7 +116,7 @@ func lyingCut(t *testing.T, seed uint64, trusting bool) (lost int) {
 // had promised is no reason to lose what others still have.
 func TestF9_ADiskThatLiesLosesNothingWithStrictRecovery(t *testing.T) {
 	for seed := *strictSeed; seed < *strictSeed+uint64(*strictCuts); seed++ {
-		lyingCut(t, seed, false)
+		lyingCut(t, seed, 0)
 		if t.Failed() {
 			t.Fatalf("strict.seed %d", seed)
 		}
@@ -126,7 +126,7 @@ func TestF9_ADiskThatLiesLosesNothingWithStrictRecovery(t *testing.T) {
 
 func TestF9_Catches_VotesOfALiarThatCount(t *testing.T) {
 	for seed := uint64(1); seed <= 20; seed++ {
-		if lost := lyingCut(t, seed, true); lost > 0 {
+		if lost := lyingCut(t, seed, trusting); lost > 0 {
 			t.Logf("caught with seed %d: %d acknowledged records are gone", seed, lost)
 			return
 		}

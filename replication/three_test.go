@@ -181,10 +181,10 @@ func TestThreeReplicasRestartWithASuffix(t *testing.T) {
 }
 
 // The promise of a follower is sent when what it promises is durable.
-func promisesWait(t *testing.T, hasty bool) (committed bool) {
+func promisesWait(t *testing.T, lapses lapse) (committed bool) {
 	f := newFleet(t, 1, 2, 3)
 	l := f.lead(1)
-	f.members[2].group.hasty, f.members[3].group.hasty = hasty, hasty
+	f.members[2].group.lapses, f.members[3].group.lapses = lapses, lapses
 	f.members[2].frozen, f.members[3].frozen = true, true
 	l.propose("a")
 	f.settle()
@@ -196,18 +196,18 @@ func promisesWait(t *testing.T, hasty bool) (committed bool) {
 }
 
 func TestF1_PromisesOfAFollowerWaitForItsDisk(t *testing.T) {
-	require.False(t, promisesWait(t, false))
+	require.False(t, promisesWait(t, 0))
 }
 
 func TestF1_Catches_PromisesThatDoNotWait(t *testing.T) {
-	require.True(t, promisesWait(t, true))
+	require.True(t, promisesWait(t, hasty))
 }
 
 // Data of entries is not used again while a message to a slow follower refers to it.
-func pinsHold(t *testing.T, noPins bool) (damaged uint64) {
+func pinsHold(t *testing.T, lapses lapse) (damaged uint64) {
 	f := newFleet(t, 1, 2, 3)
 	for _, m := range f.members {
-		m.group.noPins = noPins
+		m.group.lapses = lapses
 	}
 	l := f.lead(1)
 	f.tick(1)
@@ -239,11 +239,11 @@ func pinsHold(t *testing.T, noPins bool) (damaged uint64) {
 }
 
 func TestRuleR2_DataIsKeptWhileAMessageRefersToIt(t *testing.T) {
-	require.Zero(t, pinsHold(t, false))
+	require.Zero(t, pinsHold(t, 0))
 }
 
 func TestRuleR2_Catches_DataThatIsUsedAgainTooEarly(t *testing.T) {
-	require.Positive(t, pinsHold(t, true), "the follower finds foreign bytes by their checksums")
+	require.Positive(t, pinsHold(t, unpinned), "the follower finds foreign bytes by their checksums")
 }
 
 func TestRuleL1_ADifferentChainFencesTheFollower(t *testing.T) {
