@@ -127,6 +127,8 @@ type Config struct {
 	// CheckpointBytes is how much log may grow before the next checkpoint. 0 means 64 MiB.
 	CheckpointBytes int64
 	Logger          *slog.Logger
+
+	lapses lapse // of tests
 }
 
 // Group is one replica of one Raft group. All methods are owner only.
@@ -241,6 +243,7 @@ func Open(cfg Config) (_ *Group, err error) {
 		waiting:         cfg.Waiting,
 		uncertain:       cfg.Uncertain,
 		reform:          cfg.Reform,
+		lapses:          cfg.lapses,
 	}
 	if len(cfg.Voters) == 0 && cfg.Log.Checkpoint() == nil {
 		return nil, errors.New("replication: the founding configuration is missing")
@@ -299,7 +302,7 @@ func Open(cfg Config) (_ *Group, err error) {
 		MaxInflightMsgs:           MaxInflightMessages,
 		MaxInflightBytes:          MaxInflightBytes,
 		CheckQuorum:               true,
-		PreVote:                   true,
+		PreVote:                   cfg.lapses&brash == 0,
 		ReadOnlyOption:            raft.ReadOnlySafe,
 		DisableProposalForwarding: true,
 		StepDownOnRemoval:         true,

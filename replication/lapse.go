@@ -17,5 +17,6 @@ const (
 	releasing                   // the log's start moves although a follower was offered it
 	generous                    // any learner becomes a voter
 	credulous                   // a checkpoint need not know the replica that it is for
+	brash                       // a candidate does not ask first whether it could win; set in Config
 	abrupt                      // voters change one by one instead of by joint consensus
 )

@@ -336,3 +336,33 @@ func TestF18_Catches_AMoveInOneStep(t *testing.T) {
 	require.True(t, old)
 	require.True(t, next, "two sides commit at once")
 }
+
+// comesBack starts replica 3 of three again, which hears of nobody until its patience has
+// ended more than once, as one of a node that has thousands to start. It returns whether
+// the leader goes on in its term once they can talk.
+func comesBack(t *testing.T, lapses lapse) (undisturbed bool) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	f.tick(3)
+	term, _ := l.group.Leading()
+	m := f.members[3]
+	m.crash(false)
+	f.isolate(3)
+	m.config = func(c *Config) { c.lapses = lapses }
+	m.open()
+	f.tick(5 * electionTicks)
+	f.heal()
+	f.tick(3 * electionTicks)
+	require.NotNil(t, f.leader())
+	f.equal()
+	now, leads := l.group.Leading()
+	return leads && now == term
+}
+
+func TestF21_AReplicaThatComesBackDeposesNobody(t *testing.T) { require.True(t, comesBack(t, 0)) }
+
+func TestF21_Catches_AReplicaThatCampaignsUnasked(t *testing.T) {
+	require.False(t, comesBack(t, brash))
+}

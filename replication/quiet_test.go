@@ -255,6 +255,44 @@ func TestRuleR8_Catches_ALeaderThatTrustsItself(t *testing.T) {
 	require.True(t, oversleeps(t, heedless))
 }
 
+// A leader that sleeps does not notice that it is deposed if no connection breaks for it.
+// It is not asked anything when it wakes: nothing that it then says needs that (decision
+// 22), and it notices as soon as a leader that was awake would have.
+func TestRuleR8_ASleepingLeaderThatIsDeposedPromisesNothing(t *testing.T) {
+	f, old := asleep(t)
+	for _, id := range []uint64{2, 3} { // and no PeerUnreachable or PeerDown for 1
+		f.cut[[2]uint64{1, id}], f.cut[[2]uint64{id, 1}] = true, true
+		f.members[id].inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1, Refused: true})
+		f.members[id].group.Turn()
+	}
+	f.settle()
+	next := f.leaderAmong(2, 3)
+	require.NotNil(t, next)
+	next.propose("b")
+	f.settle()
+	require.Equal(t, []string{"a", "b"}, next.applied())
+	for range 10 * electionTicks {
+		require.True(t, old.group.Quiet(), "it is not ticked")
+		f.tick(1)
+	}
+
+	old.propose("c")
+	var errs []error
+	old.group.ReadIndex(func(_ wire.Index, err error) { errs = append(errs, err) })
+	f.settle()
+	require.Equal(t, []string{"a"}, old.applied(), "what it takes is not committed")
+	require.Empty(t, errs, "what it is asked is not answered")
+	f.tick(2 * electionTicks)
+	_, leads := old.group.Leading()
+	require.False(t, leads)
+	require.Len(t, errs, 1)
+	require.Error(t, errs[0])
+	f.heal()
+	f.tick(3 * electionTicks)
+	require.Equal(t, []string{"a", "b"}, old.applied())
+	f.equal()
+}
+
 // stalledDisk freezes the disk of a leader after some ticks and returns after how many
 // more another one answers, 0 if none does.
 func stalledDisk(t *testing.T, lapses lapse, after int) int {
