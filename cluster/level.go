@@ -27,7 +27,7 @@ type SetLevel struct {
 
 func (s *State) setLevel(c *SetLevel) Result {
 	for _, n := range s.Nodes {
-		if c.Level > max(n.MaxLevel, LevelAlone) {
+		if c.Level > max(n.MaxLevel, LevelAlone) && !s.leaping {
 			return refuse(wire.CodeRefused, "node %d does not know feature level %d; upgrade it first", n.ID, c.Level)
 		}
 	}

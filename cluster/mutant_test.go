@@ -27,3 +27,40 @@ func deleteOfAnother(t *testing.T, careless bool) (kept bool) {
 func TestRow43_ADestinationIsDeletedByItsID(t *testing.T) { require.True(t, deleteOfAnother(t, false)) }
 
 func TestRow43_Catches_ADeleteByName(t *testing.T) { require.False(t, deleteOfAnother(t, true)) }
+
+// upgradeAndBack upgrades two of three nodes to a build that knows one more feature
+// level, while a controller asks for that level in each step, and then takes the first
+// one back. It returns whether the old build is taken.
+func upgradeAndBack(t *testing.T, leaping bool) (taken bool) {
+	s := clusterOf(t, 3)
+	s.leaping = leaping
+	register := func(node uint32, most int) error {
+		n := s.Nodes[node]
+		return s.Apply(80, &Command{Register: &Register{
+			Node: node, Store: n.Store, Address: n.Address, PeerAddress: n.PeerAddress, MinLevel: MinLevel, MaxLevel: most,
+		}}).Err
+	}
+	raise := func() { s.Apply(81, &Command{SetLevel: &SetLevel{Level: MaxLevel + 1}}) }
+	for _, node := range []uint32{1, 2} {
+		require.NoError(t, register(node, MaxLevel+1))
+		raise()
+	}
+	if register(1, MaxLevel) != nil {
+		return false
+	}
+	raise()
+	require.Equal(t, MaxLevel, s.level())
+	for node := uint32(1); node <= 3; node++ {
+		require.NoError(t, register(node, MaxLevel+1))
+	}
+	raise()
+	require.Equal(t, MaxLevel+1, s.level(), "everybody knows it")
+	require.ErrorContains(t, register(1, MaxLevel), "upgrade this broker")
+	return true
+}
+
+func TestF26_ANodeGoesBackWhileOthersAreOld(t *testing.T) { require.True(t, upgradeAndBack(t, false)) }
+
+func TestF26_Catches_ALevelThatRisesTooEarly(t *testing.T) {
+	require.False(t, upgradeAndBack(t, true))
+}

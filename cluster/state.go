@@ -41,8 +41,9 @@ type State struct {
 	// Not part of the state, but computed from it.
 	touched []string       // destinations that changed since the last view; above patchLimit not all
 	held    map[uint32]int // replicas by node, nil when it must be counted anew
-	// careless is a mutant: what is deleted is not compared with what was meant.
-	careless bool
+	// Mutants: what is deleted is not compared with what was meant; the feature level rises
+	// without asking who knows it.
+	careless, leaping bool
 }
 
 // ProducerSession is the identity a named producer writes under.
