@@ -50,7 +50,7 @@ nightly: ## full counts: hours
 	go test ./lockstest -run '^TestF3' -v -timeout 1h -rot.flips 1000
 	go test ./lockstest -run '^TestMany' -v -timeout 1h -storm.members 10000 -storm.groups 10000
 	go test ./server -run '^TestF11' -v -map.points 1000
-	go test ./server -run '^TestF4_NoDir' -v -timeout 1h -meta.flips 1000
+	go test ./server -run '^TestF4_NoDir' -v -timeout 1h -meta.flips 1000 -meta.nodes 300
 	go test ./fuzz -run '^TestF20' -v -timeout 1h -state.runs 10000
 	go test ./fuzz -run '^TestMetamorphic$$' -v -timeout 2h -meta.seeds 1000
 	go test ./log -run '^TestF25_Readers' -v -timeout 1h -race.fetches 1000000
