@@ -263,8 +263,9 @@ type ledger struct {
 	mu       sync.Mutex
 	receipts map[string]client.Receipt
 	errs     map[string]error
-	last     time.Time     // of a receipt
-	gap      time.Duration // the longest between two receipts
+	last     time.Time       // of a receipt
+	gap      time.Duration   // the longest between two receipts
+	took     []time.Duration // of each receipt
 }
 
 func newLedger() *ledger {
@@ -277,6 +278,7 @@ func (l *ledger) send(ctx context.Context, p *client.Producer, key, value string
 	if key != "" {
 		r.Key = []byte(key)
 	}
+	began := time.Now()
 	return p.SendFunc(ctx, &r, func(receipt client.Receipt, err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -285,12 +287,22 @@ func (l *ledger) send(ctx context.Context, p *client.Producer, key, value string
 		} else {
 			l.receipts[value] = receipt
 			now := time.Now()
+			l.took = append(l.took, now.Sub(began))
 			if !l.last.IsZero() {
 				l.gap = max(l.gap, now.Sub(l.last))
 			}
 			l.last = now
 		}
 	})
+}
+
+// latencies are those of the receipts since the last call.
+func (l *ledger) latencies() []time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	took := l.took
+	l.took = nil
+	return took
 }
 
 // answered is how many receipts there are.
