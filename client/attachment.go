@@ -102,6 +102,7 @@ func newAttachment(c *Consumer, partition uint32, leader leadership) *attachment
 // open opens the partition in a session, and attaches there.
 func (at *attachment) open(s *session) {
 	at.opening = s
+	s.hurry(at.timeout)
 	c := at.consumer
 	var opened wire.OpenPartitionResponse
 	at.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: c.destination, Partition: at.partition}, &opened, func() {
@@ -145,6 +146,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		at.attached, at.pause = true, 0
 		at.predecessor = [16]byte{}
 		at.timeout = time.Duration(response.SessionMs) * time.Millisecond
+		s.hurry(at.timeout)
 		at.ackWait = time.Duration(response.AckWaitMs) * time.Millisecond
 		at.serial, at.scope, at.order = response.Mode != wire.ModeShared, response.Scope, response.Order
 		if response.Mode == wire.ModeStream {

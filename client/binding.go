@@ -129,6 +129,7 @@ func (b *bindLink) open(s *session) {
 			b.old = [16]byte{}
 			s.attachLink(b.link, b)
 			b.since = time.Time{}
+			s.hurry(time.Duration(response.SessionMs) * time.Millisecond)
 			b.every = min(max(time.Duration(response.SessionMs)*time.Millisecond/3, bindBeatMin), bindBeatMax)
 			b.beat = time.Now().Add(b.every)
 			c.rebind(response.Generation, response.Counter, response.Partitions)

@@ -210,17 +210,16 @@ func levelOf(err error) slog.Level {
 	return slog.LevelWarn
 }
 
-// keepAlive returns when the session has died. It pings a silent broker, and
-// ends the session if that does not help, or if the Conn is closed.
+// keepAlive returns when the session has died. It pings a broker that is silent for a third
+// of the session's patience, and ends the session when nothing came for all of it, or if
+// the Conn is closed. Silence is counted in ticks: a client that was stopped itself still
+// gives the broker the time to answer.
 func (c *Conn) keepAlive(s *session) {
-	interval := keepaliveInterval
-	if idle := time.Duration(s.hello.IdleTimeoutMs) * time.Millisecond; idle > 0 {
-		interval = min(interval, idle/3)
-	}
-	ticker := time.NewTicker(max(interval, time.Millisecond))
+	patience := s.patience()
+	ticker := time.NewTicker(patience / silentTicks)
 	defer ticker.Stop()
 	var received, sent uint64
-	silent := 0          // intervals since a ping was sent in which nothing came
+	silent, idle := 0, 0 // ticks in which nothing came, or was sent
 	used := time.Now()   // last, by a producer or reader
 	looked := time.Now() // for that
 	for {
@@ -232,6 +231,10 @@ func (c *Conn) keepAlive(s *session) {
 			s.fail(ErrClosed)
 			<-s.done
 			return
+		case <-s.hurried:
+			patience, silent = s.patience(), 0
+			ticker.Reset(patience / silentTicks)
+			continue
 		case <-ticker.C:
 		}
 		s.tellTaken()
@@ -244,23 +247,19 @@ func (c *Conn) keepAlive(s *session) {
 			}
 		}
 		r, w := s.received.Load(), s.sent.Load()
-		quiet, idle := r == received, w == sent
+		silent, idle = silent+1, idle+1
+		if r != received {
+			silent = 0
+		}
+		if w != sent {
+			idle = 0
+		}
 		received, sent = r, w
 		switch {
-		case !quiet && !idle:
-			silent = 0
-		case quiet && silent == 2:
-			s.fail(fmt.Errorf("%w for %v", ErrKeepalive, 3*interval))
-		default:
-			if !quiet {
-				silent = 0
-			}
-			if silent == 0 {
-				s.request(wire.OpPing, &wire.PingRequest{}, ignored{})
-			}
-			if quiet {
-				silent++
-			}
+		case silent == silentTicks:
+			s.fail(fmt.Errorf("%w for %v", ErrKeepalive, patience))
+		case silent == pingTicks || idle == pingTicks:
+			s.request(wire.OpPing, &wire.PingRequest{}, ignored{})
 		}
 	}
 }

@@ -339,6 +339,33 @@ func TestAConsumerThatIsNotConfirmedStops(t *testing.T) {
 	none(t, c)
 }
 
+// R-IS-7, R-BRK-7: a leader that falls silent is given up after a third of the session timeout
+// of a consumer that is attached there, so that the consumer finds the next one while
+// what it holds is its own.
+func TestR_IS_7_ASilentLeaderIsGivenUpWithinTheSessionTimeout(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared, SessionMs: 3000})
+	lost := make(chan LeaseLost, 10)
+	c := g.consumer(OnEvent(func(e Event) {
+		if e, ok := e.(LeaseLost); ok {
+			lost <- e
+		}
+	}))
+	g.deliver(10, fakeEpoch, "")
+	d := next(t, c)
+	ended, err := c.conn.session(testContext(t))
+	require.NoError(t, err)
+	first := g.conn
+	g.b.setScript(func(q *fakeRequest) bool { return q.conn == first || g.serve(q) }) // it stays open, and is not answered
+	<-g.links
+	<-ended.done
+	require.ErrorIs(t, ended.err, ErrKeepalive)
+	require.ErrorContains(t, ended.err, "for 1s")
+	require.Equal(t, []wire.Outcome{{Offset: 10, Count: 1, Epoch: fakeEpoch, Kind: wire.OutcomeHeld}}, g.attached[1].Claims)
+	require.NoError(t, d.Ack())
+	g.said(wire.OutcomeAck, 10, fakeEpoch)
+	require.Empty(t, lost)
+}
+
 func TestAHandlerThatTakesTooLongIsStoppedAndItsRecordGivenBack(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Shared, AckWaitMs: 50, RevokeMs: 50})
 	c := g.consumer()

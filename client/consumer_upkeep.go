@@ -166,6 +166,9 @@ func (c *Consumer) ask(s *session) {
 	c.want, c.asking = false, true
 	c.seen = c.conn.topology.generation.Load()
 	c.retryAt = time.Now().Add(leaderPause)
+	for _, at := range c.attachments {
+		s.hurry(at.timeout) // a home that says nothing is no help
+	}
 	reply := &memberReply{c, func(body []byte, err error) {
 		c.asking = false
 		var response wire.MetadataResponse

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -41,7 +43,8 @@ func open(ctx context.Context, o *connOptions, address, clusterID string, onEven
 	}
 	conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	r := bufio.NewReaderSize(conn, readBufferBytes)
+	in := &pulse{from: conn}
+	r := bufio.NewReaderSize(in, readBufferBytes)
 	hello, err := shakeHands(conn, r, o, clusterID)
 	if !stop() && err == nil {
 		err = ctx.Err()
@@ -54,7 +57,24 @@ func open(ctx context.Context, o *connOptions, address, clusterID string, onEven
 		return nil, fmt.Errorf("handshake with %s: %w", address, err)
 	}
 	conn.SetDeadline(time.Time{})
-	return newSession(conn, r, address, hello, onEvent), nil
+	s := newSession(conn, r, address, hello, onEvent)
+	s.received = &in.reads
+	return s, nil
+}
+
+// pulse counts the reads that brought something: each is a sign of life, also of a piece
+// of a large frame.
+type pulse struct {
+	from  io.Reader
+	reads atomic.Uint64
+}
+
+func (p *pulse) Read(b []byte) (int, error) {
+	n, err := p.from.Read(b)
+	if n > 0 {
+		p.reads.Add(1)
+	}
+	return n, err
 }
 
 // shakeHands sends the preface and HELLO and reads the answer.

@@ -290,7 +290,7 @@ func init() { turn.Store(rand.Uint32()) }
 // servers lists the addresses where a new home may be, best first. Of those that
 // Connect was given each Conn of a process begins with another, and goes on in any
 // order, unless they are to be tried in theirs. When a home was lost, the other
-// members come before them, or, in order, behind them.
+// members come before them, and it itself last of them, or, in order, members behind them.
 func (c *Conn) servers(lost bool) []string {
 	given := slices.Clone(c.addresses)
 	if n := len(given); n > 0 && !c.options.inOrder {
@@ -304,6 +304,7 @@ func (c *Conn) servers(lost bool) []string {
 	}
 	var living, others []string
 	c.mu.Lock()
+	old := c.current.address
 	for id, n := range c.nodes { // in any order
 		switch {
 		case n.Address == "" || id == c.current.hello.NodeID || slices.Contains(given, n.Address):
@@ -316,6 +317,9 @@ func (c *Conn) servers(lost bool) []string {
 	c.mu.Unlock()
 	if c.options.inOrder {
 		return append(append(given, living...), others...)
+	}
+	if i := slices.Index(given, old); i >= 0 { // it may take a connection, and say nothing
+		given = append(slices.Delete(given, i, i+1), old)
 	}
 	return append(append(living, given...), others...)
 }

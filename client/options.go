@@ -15,10 +15,16 @@ const (
 	// handshakeTimeout bounds dialing aside the time from the first byte to
 	// the broker's HELLO answer. Afterwards the attempt has failed.
 	handshakeTimeout = 5 * time.Second
-	// keepaliveInterval is how long a connection may be silent before a ping
-	// is sent; a broker that stays silent for two more intervals counts as
-	// dead. The sum of three is the detection time of 6 s.
-	keepaliveInterval = 2 * time.Second
+	// detectionTime is how long a broker may be silent before it counts as dead. It is less
+	// where the broker's idle timeout is, or a third of the session timeout of a consumer
+	// that is attached there, and at least detectionMin for the latter.
+	detectionTime = 6 * time.Second
+	detectionMin  = 500 * time.Millisecond
+	// silentTicks is how often within that time it is looked whether something came.
+	// After pingTicks of them in which nothing came, or nothing was sent, the broker
+	// is asked for a sign of life.
+	silentTicks = 6
+	pingTicks   = 2
 	// drainTimeout bounds how long Conn.Close waits for records that are
 	// still unanswered. Afterwards they fail.
 	drainTimeout = 5 * time.Second

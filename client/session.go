@@ -42,11 +42,13 @@ type session struct {
 	onEvent  func(*session, wire.Event)
 	input    *bufio.Reader // with what the handshake read too much
 
-	received atomic.Uint64 // frames, for the keepalive
-	sent     atomic.Uint64 // writes, for the keepalive
-	wake     chan struct{} // capacity 1, for the writer
-	done     chan struct{} // closed when the session has died and all waiters know
-	ended    chan struct{} // closed when the Conn and its listener know as well
+	received *atomic.Uint64 // reads that brought something, for the keepalive
+	sent     atomic.Uint64  // writes, for the keepalive
+	bound    atomic.Int64   // on the patience, by consumers, in nanoseconds; 0: none
+	hurried  chan struct{}  // capacity 1, for the keepalive: bound is less than before
+	wake     chan struct{}  // capacity 1, for the writer
+	done     chan struct{}  // closed when the session has died and all waiters know
+	ended    chan struct{}  // closed when the Conn and its listener know as well
 	wg       sync.WaitGroup
 
 	writing sync.Mutex // the right to gather and write; before a Producer's mutex
@@ -94,16 +96,18 @@ type member interface {
 
 func newSession(conn net.Conn, input *bufio.Reader, address string, hello wire.HelloResponse, onEvent func(*session, wire.Event)) *session {
 	s := &session{
-		conn:    conn,
-		address: address,
-		hello:   hello,
-		onEvent: onEvent,
-		input:   input,
-		wake:    make(chan struct{}, 1),
-		done:    make(chan struct{}),
-		ended:   make(chan struct{}),
-		waiters: make(map[uint32]waiter),
-		links:   make(map[uint32]link),
+		conn:     conn,
+		address:  address,
+		hello:    hello,
+		onEvent:  onEvent,
+		input:    input,
+		received: new(atomic.Uint64),
+		wake:     make(chan struct{}, 1),
+		hurried:  make(chan struct{}, 1),
+		done:     make(chan struct{}),
+		ended:    make(chan struct{}),
+		waiters:  make(map[uint32]waiter),
+		links:    make(map[uint32]link),
 	}
 	for _, o := range hello.Opcodes {
 		s.versions[o.Opcode] = o
@@ -117,6 +121,34 @@ func (s *session) start() {
 	s.wg.Add(2)
 	go s.readLoop(s.input)
 	go s.writeLoop()
+}
+
+// patience is how long the broker may be silent before it counts as dead.
+func (s *session) patience() time.Duration {
+	p := detectionTime
+	if idle := time.Duration(s.hello.IdleTimeoutMs) * time.Millisecond; idle > 0 {
+		p = min(p, idle)
+	}
+	if bound := time.Duration(s.bound.Load()); bound > 0 {
+		p = min(p, bound)
+	}
+	return max(p, silentTicks*time.Millisecond)
+}
+
+// hurry has the session's broker noticed when it is silent for a third of a session
+// timeout: the confirmation that counts may be as old again, and the rest is for finding
+// another leader. A session stays as impatient as the hastiest consumer made it; 0 changes nothing.
+func (s *session) hurry(timeout time.Duration) {
+	if timeout <= 0 {
+		return
+	}
+	bound := int64(max(timeout/3, detectionMin))
+	for old := s.bound.Load(); old == 0 || bound < old; old = s.bound.Load() {
+		if s.bound.CompareAndSwap(old, bound) {
+			poke(s.hurried)
+			return
+		}
+	}
 }
 
 // fail ends the session; only the first error counts. All who wait have been
@@ -261,7 +293,6 @@ func (s *session) readLoop(r *bufio.Reader) {
 			s.fail(err)
 			break
 		}
-		s.received.Add(1)
 	}
 	// Only now a stream may go on in another session: its assembly has one user.
 	s.mu.Lock()
