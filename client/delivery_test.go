@@ -2,8 +2,11 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -862,4 +865,66 @@ func TestTheBatchQueueKeepsItsOrder(t *testing.T) {
 		require.Same(t, b, q.at(q.len()-1))
 	}
 	require.LessOrEqual(t, cap(q.items), 16)
+}
+
+// mortal makes connections of which the one that writes the first batch fails under it:
+// its reader learns of it first, and is held up before it tells those who wait.
+type mortal struct {
+	struck  atomic.Bool
+	closing chan struct{} // closed when the session has failed
+	told    chan struct{} // closed by tell
+	tell    func()        // the session may tell them
+}
+
+type mortalConn struct {
+	net.Conn
+	m     *mortal
+	dying atomic.Bool
+}
+
+func (m *mortal) dial(ctx context.Context, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	return &mortalConn{Conn: conn, m: m}, err
+}
+
+func (c *mortalConn) Write(b []byte) (int, error) {
+	if h, err := wire.ParseHeader(b); err != nil || h.Opcode != wire.OpProduce || !c.m.struck.CompareAndSwap(false, true) {
+		return c.Conn.Write(b)
+	}
+	c.dying.Store(true)
+	if err := c.SetReadDeadline(time.Now()); err != nil { // wakes the reader
+		return 0, err
+	}
+	<-c.m.closing
+	return len(b) / 2, errors.New("the connection was reset")
+}
+
+func (c *mortalConn) Close() error {
+	if c.dying.CompareAndSwap(true, false) {
+		close(c.m.closing)
+		<-c.m.told
+	}
+	return c.Conn.Close()
+}
+
+// A batch is completed by the writer that failed while the reader, which has failed as
+// well, has yet to tell it so: it must not be in another life, or in none, by then.
+func TestABatchIsNotUsedAgainWhileItsFailedSessionMayTellIt(t *testing.T) {
+	b := startBroker(t)
+	b.create("orders", Queue, 1)
+	m := &mortal{closing: make(chan struct{}), told: make(chan struct{})}
+	m.tell = sync.OnceFunc(func() { close(m.told) })
+	c := connect(t, b, WithDialer(m.dial))
+	t.Cleanup(m.tell)
+	p := newTestProducer(t, c, "orders", Idempotent(false)) // it does not send again what may have arrived
+	ctx := testContext(t)
+	outcome := make(chan error, 1)
+	require.NoError(t, p.SendFunc(ctx, &Record{Value: []byte("x")}, func(_ Receipt, err error) { outcome <- err }))
+	require.NoError(t, p.Flush(ctx)) // the batch was given up, and all it held is released
+	var failed *SendError
+	require.ErrorAs(t, <-outcome, &failed)
+	require.Equal(t, Unknown, failed.Outcome)
+	m.tell()
+	require.NoError(t, p.Close(ctx))
+	require.NoError(t, c.Close()) // returns when the session has told everybody
 }
