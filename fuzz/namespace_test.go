@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,9 @@ import (
 // childVariable is set in a test that runs again in namespaces of its own. It holds a
 // directory that goes with the test.
 const childVariable = "FUZZ_CHILD_DIR"
+
+// childFarewell is how long before its parent a child gives up.
+const childFarewell = 10 * time.Second
 
 // inNamespaces runs a test again in a child process that has namespaces of its own
 // (CLONE_NEW… flags) as root in them. However the child ends, the kernel then takes
@@ -35,7 +39,12 @@ func inNamespaces(t *testing.T, namespaces uintptr, tools []string, run func(*te
 			t.Skipf("this machine has no %s", tool)
 		}
 	}
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=" + flag.Lookup("test.timeout").Value.String()}
+	args := []string{"-test.run=^" + t.Name() + "$", "-test.v"}
+	if end, ok := t.Deadline(); ok { // it ends before this process does, and says where it stood
+		args = append(args, fmt.Sprint("-test.timeout=", max(time.Second, time.Until(end)-childFarewell)))
+	} else {
+		args = append(args, "-test.timeout=0")
+	}
 	flag.Visit(func(f *flag.Flag) {
 		if !strings.HasPrefix(f.Name, "test.") {
 			args = append(args, "-"+f.Name+"="+f.Value.String())
