@@ -90,8 +90,9 @@ func TestAdministration(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, d.Settings.RetentionBytes)
 	b.mu.Lock()
-	require.Equal(t, int64(wire.Unlimited), b.destinations["events"].info.Settings.RetentionBytes)
+	kept := b.destinations["events"].info.Settings.RetentionBytes
 	b.mu.Unlock()
+	require.Equal(t, int64(wire.Unlimited), kept)
 
 	p := newTestProducer(t, c, "events", Partition(2))
 	for range 3 {

@@ -753,9 +753,10 @@ func TestBesideBatchesWithoutAnswersNoSenderWrites(t *testing.T) {
 	a := p.lanes[0]
 	before := a.session
 	a.session, a.listed = s, nil
-	require.True(t, a.add(&Record{Value: []byte("b")}, 0, false, 100, promise{ticket: ticket}))
-	require.Equal(t, s, a.list())
+	added, listed := a.add(&Record{Value: []byte("b")}, 0, false, 100, promise{ticket: ticket}), a.list()
 	p.mu.Unlock()
+	require.True(t, added)
+	require.Equal(t, s, listed)
 	back := make(chan struct{})
 	go func() {
 		s.writeNow()

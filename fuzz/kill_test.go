@@ -211,10 +211,11 @@ func verify(t testing.TB, conn *client.Conn, logs []*partitionLog, producers []*
 	receipts := make([]map[uint64]place, len(producers))
 	for i, p := range producers {
 		p.mu.Lock()
-		require.NoError(t, p.failed, "producer %d", p.id)
+		failed := p.failed
 		receipts[i], p.receipts = p.receipts, map[uint64]place{}
 		p.verified += uint64(len(receipts[i]))
 		p.mu.Unlock()
+		require.NoError(t, failed, "producer %d", p.id)
 	}
 	for _, l := range logs {
 		l.read(t, conn)
