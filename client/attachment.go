@@ -159,6 +159,11 @@ func (at *attachment) attach(s *session, term wire.Term) {
 			at.setCapacity()
 		}
 		at.answered(response.Refused)
+		for d := c.running.first; d != nil; d = d.next {
+			if d.at == at && d.extended && !d.revoked { // another leader does not know
+				d.sayExtend(d.due.Sub(now))
+			}
+		}
 		if at.leaving {
 			s.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{Drain: at.held.Len() > 0})
 		}

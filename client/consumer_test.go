@@ -386,6 +386,29 @@ func TestAHandlerThatTakesTooLongIsStoppedAndItsRecordGivenBack(t *testing.T) {
 	require.ErrorIs(t, d.Ack(), ErrFenced, "also when the broker has confirmed that it is back")
 }
 
+// Extend sets when the record is to be done, here and, also after a reconnect, at the
+// broker. It is no outcome: the ack behind it waits for an answer of its own.
+func TestExtendGivesARecordMoreTimeAndNoOutcome(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared, AckWaitMs: 3_600_000})
+	c := g.consumer()
+	g.deliver(10, fakeEpoch, "", "")
+	d, short := next(t, c), next(t, c)
+	require.NoError(t, d.Extend(10*time.Hour))
+	require.EqualValues(t, 36_000_000, g.said(wire.OutcomeExtend, 10, fakeEpoch).DelayMs)
+	g.b.dropConns()
+	<-g.links
+	again := g.said(wire.OutcomeExtend, 10, fakeEpoch)
+	require.InDelta(t, 36_000_000, again.DelayMs, 600_000)
+	require.NoError(t, short.Extend(time.Millisecond))
+	g.said(wire.OutcomeExtend, 11, fakeEpoch)
+	<-short.Context().Done()
+	require.ErrorIs(t, context.Cause(short.Context()), errAckWait)
+	require.ErrorIs(t, short.Extend(time.Hour), ErrFenced, "it is to be given back")
+	require.NoError(t, d.Context().Err())
+	require.NoError(t, d.AckSync(confirmedBy(t, g, 10)))
+	require.ErrorIs(t, d.Extend(time.Hour), ErrSettled)
+}
+
 func TestARevokedRecordIsReleasedByItsHandler(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Serial})
 	c := g.consumer(Mode(Serial))

@@ -48,6 +48,7 @@ type Delivery struct {
 	text       string
 	due        time.Time // when the ack wait is over; then when the revoke grace is
 	revoked    bool
+	extended   bool  // the leader is to know of due
 	err        error // why it is lost
 	done       chan struct{}
 	told       func(error)
@@ -159,19 +160,31 @@ func (d *Delivery) Reject(reason string) error {
 // Release gives the record back untouched. That is not a failed attempt.
 func (d *Delivery) Release() error { return d.settle(wire.OutcomeReleased, 0, "") }
 
-// Extend lets work on the record take until the given time from now.
+// Extend lets work on the record take until the given time from now, in the place of what
+// is left of the ack wait; a day at most. It may be called again. The record stays the
+// consumer's, also with the next leader, as long as its session is confirmed. Errors:
+// ErrFenced if the record is lost or the broker wants it back, ErrSettled after an outcome.
 func (d *Delivery) Extend(by time.Duration) error {
 	c := d.at.consumer
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if d.state != leaseRunning {
+	switch {
+	case d.state != leaseRunning:
 		return d.refusal()
+	case d.revoked:
+		return fenced(d.Partition, wire.Offset(d.Offset), errRevoked)
 	}
 	c.running.remove(d)
-	d.due = time.Now().Add(by)
+	d.due, d.extended = time.Now().Add(by), true
 	c.running.insert(d)
-	d.at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeExtend, DelayMs: milliseconds(by)})
+	poke(c.wake)
+	d.sayExtend(by)
 	return nil
+}
+
+// sayExtend tells the broker, which answers only if the record is not the consumer's.
+func (d *Delivery) sayExtend(by time.Duration) {
+	d.at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeExtend, DelayMs: milliseconds(by)})
 }
 
 // refusal is why a record takes no outcome. Consumer.mu is held.

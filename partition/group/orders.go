@@ -66,7 +66,7 @@ func (l *Leader) drained() bool {
 		drained = false
 		switch {
 		case m.link == nil:
-		case l.revoke(m, o.Reason), m.drain == 0:
+		case l.revoke(m, o.Reason, func(*lease) bool { return true }), m.drain == 0:
 			m.drain = l.now + l.patience()
 			l.timers.push(timer{at: m.drain, wake: true})
 		case l.now >= m.drain:
@@ -86,15 +86,15 @@ func (l *Leader) patience() time.Duration {
 	return max(l.session(), time.Duration(l.g.Settings.RevokeMs)*time.Millisecond)
 }
 
-// revoke asks a member for what it holds and was not asked for, and reports whether there
-// was something.
-func (l *Leader) revoke(m *member, reason wire.LeaseReason) bool {
+// revoke asks a member for what it holds, was not asked for, and is meant, and reports
+// whether there was something.
+func (l *Leader) revoke(m *member, reason wire.LeaseReason, meant func(*lease) bool) bool {
 	if m.link == nil {
 		return false
 	}
 	var revokes []wire.Revoke
 	for _, r := range m.leases.held(0) {
-		if r.revoked != 0 {
+		if r.revoked != 0 || !meant(&r) {
 			continue
 		}
 		m.leases.change(r.from, r.to, func(x *lease) { x.revoked = reason })

@@ -99,7 +99,7 @@ func (l *Leader) outcome(m *member, piece lease, o *wire.Outcome) {
 	case o.Kind == wire.OutcomeAck:
 		l.ack(m, piece)
 	case o.Kind == wire.OutcomeExtend:
-		l.answer(m, piece.from, piece.to, o.Epoch, wire.CodeOK)
+		l.extend(m, piece, o.DelayMs)
 	default:
 		c := cause{reason: wire.ReasonReturned, counted: true, asked: true, verdict: o.Kind, text: o.Text}
 		if c.attempt = o.Kind != wire.OutcomeReleased || piece.revoked == wire.ReasonAckWait; c.attempt {
@@ -120,6 +120,23 @@ func (l *Leader) outcome(m *member, piece lease, o *wire.Outcome) {
 			}
 			from++
 		}
+	}
+}
+
+// maxExtendMs bounds by how long work on a record is extended at once.
+const maxExtendMs = 24 * 60 * 60 * 1000
+
+// extend gives a session longer for what it holds, from now on. What it was asked to give
+// back it has to. A yes is no answer: the session could take it for that to an outcome.
+func (l *Leader) extend(m *member, piece lease, byMs uint32) {
+	if piece.revoked != 0 {
+		return
+	}
+	until := m.heard + time.Duration(min(byMs, maxExtendMs))*time.Millisecond
+	m.leases.change(piece.from, piece.to, func(x *lease) { x.until = until })
+	m.extended = true
+	if l.workDue(m) < m.check {
+		l.watch(m)
 	}
 }
 

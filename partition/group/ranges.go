@@ -3,6 +3,7 @@ package group
 import (
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -27,6 +28,7 @@ type lease struct {
 	epoch    wire.Index
 	state    leaseState
 	revoked  wire.LeaseReason // the consumer was told to stop; 0: it was not
+	until    time.Duration    // the consumer has asked for so long; 0: it has not
 }
 
 // leases are what one session holds: runs that ascend and do not overlap. Neighbours
@@ -217,5 +219,5 @@ func (l *leases) join(i, j int) {
 }
 
 func joins(a, b *lease) bool {
-	return a.to == b.from && a.epoch == b.epoch && a.state == b.state && a.revoked == b.revoked
+	return a.to == b.from && a.epoch == b.epoch && a.state == b.state && a.revoked == b.revoked && a.until == b.until
 }

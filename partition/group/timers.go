@@ -1,7 +1,9 @@
 package group
 
 import (
+	"cmp"
 	"container/heap"
+	"math"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -117,7 +119,22 @@ func (l *Leader) workDue(m *member) time.Duration {
 	case m.revoke > 0:
 		return m.revoke
 	}
-	return m.worked + l.ackWait()
+	due := m.worked + l.ackWait()
+	if !m.extended {
+		return due
+	}
+	m.extended = false
+	first := time.Duration(math.MaxInt64)
+	for _, r := range m.leases.all() {
+		if r.state == held {
+			m.extended = m.extended || r.until > 0
+			first = min(first, cmp.Or(r.until, due))
+		}
+	}
+	if !m.extended {
+		return due
+	}
+	return first
 }
 
 // overdue asks a member for what it has held for too long without a word, and takes it
@@ -132,7 +149,7 @@ func (l *Leader) overdue(m *member) {
 	}
 	if m.revoke == 0 {
 		m.revoke = l.now + l.patience()
-		l.revoke(m, wire.ReasonAckWait)
+		l.revoke(m, wire.ReasonAckWait, func(r *lease) bool { return cmp.Or(r.until, m.worked+l.ackWait()) <= l.now })
 		return
 	}
 	m.revoke = 0
