@@ -189,7 +189,7 @@ func (p *produceRun) run(ctx context.Context) error {
 	defer cancel()
 	if p.producer, err = conn.Producer(opening, p.destination, opts...); err != nil {
 		if opening.Err() != nil && ctx.Err() == nil {
-			err = fmt.Errorf("%w after %v: no node gives the producer an ID, which takes a majority of those that vote about the metadata", client.ErrDeliveryTimeout, p.timeout.value)
+			err = fmt.Errorf("%w after %v: the producer could not be opened: %v", client.ErrDeliveryTimeout, p.timeout.value, err)
 		}
 		return interruptedOr(ctx, &failure{doing: "produce to", destination: p.destination, kind: p.words, err: err})
 	}

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -138,6 +139,21 @@ func (e *CorruptError) Unwrap() []error { return []error{ErrCorrupt, e.Err} }
 // errUnreachable says that the leader of a partition is not found.
 func errUnreachable(destination string, partition uint32) error {
 	return wire.Errorf(wire.CodeUnavailable, "the leader of %q partition %d is not known or does not answer", destination, partition)
+}
+
+// overdueError is ctx's error after answers that promised better ones. It unwraps to ctx's
+// error only: what was asked last may have been carried out.
+type overdueError struct{ err, last error }
+
+func (e *overdueError) Error() string { return fmt.Sprintf("%v; the last answer: %v", e.err, e.last) }
+func (e *overdueError) Unwrap() error { return e.err }
+
+// overdue is err, with the last answer if ctx is done.
+func overdue(ctx context.Context, err, last error) error {
+	if ctx.Err() == nil || last == nil {
+		return err
+	}
+	return &overdueError{err, last}
 }
 
 // codeOf is the broker's error code behind err, or 0 if err is not an answer.

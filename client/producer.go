@@ -76,7 +76,9 @@ type Producer struct {
 	callbacks       []*batch        // for the callback goroutine; bounded by the buffer
 }
 
-// Producer opens a producer for a destination. Errors: wire.CodeUnknownDestination,
+// Producer opens a producer for a destination. One with a name begins when whoever had the
+// name before can store nothing more in the partitions that this one may write to: with ctx's
+// error comes wire.CodeUnavailable and what is missing. Errors: wire.CodeUnknownDestination,
 // ErrUnknownPartition for the option Partition, or ctx's.
 func (c *Conn) Producer(ctx context.Context, destination string, opts ...ProducerOption) (*Producer, error) {
 	p, err := c.newProducer(ctx, destination, opts)
@@ -119,11 +121,9 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 	p.spread(c.Info().Node)
 	p.begin()
 	if o.idempotent {
-		var r wire.InitProducerResponse
-		if err := c.do(ctx, wire.OpInitProducer, p.init(false), &r, true); err != nil {
+		if err := p.open(ctx); err != nil {
 			return nil, err
 		}
-		p.identity.ID, p.identity.Epoch = r.ProducerID, r.Epoch
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()

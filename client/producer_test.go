@@ -775,3 +775,32 @@ func TestBesideBatchesWithoutAnswersNoSenderWrites(t *testing.T) {
 	_, err = ticket.Wait(testContext(t))
 	require.NoError(t, err)
 }
+
+// RULES R5: whoever opens a name learns in its own time where the holder before is not
+// fenced, and names the partitions that it may write to.
+func TestRuleR5_AnOpeningSaysInTimeWhatIsMissing(t *testing.T) {
+	b := startBroker(t)
+	b.create("orders", Queue, 3)
+	c := connect(t, b)
+	asked := make(chan wire.InitProducerRequest, 100)
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode != wire.OpInitProducer {
+			return false
+		}
+		var m wire.InitProducerRequest
+		q.parse(&m)
+		asked <- m
+		q.refuse(wire.CodeUnavailable)
+		return true
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := c.Producer(ctx, "orders", ProducerName("billing"), Partition(2))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, wire.CodeUnavailable)
+	m := <-asked
+	require.Equal(t, "orders", m.Destination)
+	require.Equal(t, []uint32{2}, m.Partitions)
+	require.Positive(t, m.PatienceMs)
+	require.LessOrEqual(t, m.PatienceMs, uint32(300*7/8))
+}

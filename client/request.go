@@ -74,12 +74,13 @@ func (p pending) wait(ctx context.Context, response wire.Message) error {
 // do sends a request on whatever session is there, and again on the next one
 // if repeating it can do no harm: the broker says that it rejected it and may
 // accept it later, or the request changes nothing (readOnly). It ends with the
-// answer, with ctx, or with the Conn.
+// answer, with ctx, or with the Conn. What was answered last goes with ctx's error.
 func (c *Conn) do(ctx context.Context, op wire.Opcode, request, response wire.Message, readOnly bool) error {
+	var last error
 	for {
 		s, err := c.session(ctx)
 		if err != nil {
-			return err
+			return overdue(ctx, err, last)
 		}
 		p := s.send(op, request)
 		err = p.wait(ctx, response)
@@ -87,7 +88,7 @@ func (c *Conn) do(ctx context.Context, op wire.Opcode, request, response wire.Me
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return err
+			return overdue(ctx, err, last)
 		case !c.options.reconnect && errors.Is(err, ErrDisconnected):
 			return err
 		}
@@ -100,8 +101,9 @@ func (c *Conn) do(ctx context.Context, op wire.Opcode, request, response wire.Me
 			return err
 		}
 		if !sessionDied {
+			last = err
 			if err := c.pause(ctx, retryPause); err != nil {
-				return err
+				return overdue(ctx, err, last)
 			}
 		}
 	}

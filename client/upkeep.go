@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -11,6 +12,9 @@ import (
 // eagerOpens is the number of partitions up to which a producer opens all of
 // them at once; of larger destinations it opens those it has records for.
 const eagerOpens = 64
+
+// openPatience bounds how long a broker is given for an identity.
+const openPatience = 10 * time.Minute
 
 // upkeep is the producer's goroutine for everything that is not the usual case:
 // it opens partitions in new sessions, takes identities, follows the topology,
@@ -241,6 +245,30 @@ func (p *Producer) init(renews bool) *wire.InitProducerRequest {
 		return &wire.InitProducerRequest{}
 	}
 	return &wire.InitProducerRequest{Name: p.options.name, Holder: p.holder, Renews: renews}
+}
+
+// open asks for the first identity. Of a name the broker fences the holder before in the
+// partitions that this Producer may write to, and gives up in time to say where it cannot.
+func (p *Producer) open(ctx context.Context) error {
+	request := p.init(false)
+	if p.options.name != "" {
+		request.Destination = p.destination
+		if p.options.fixed {
+			request.Partitions = []uint32{p.options.partition}
+		}
+	}
+	if end, ok := ctx.Deadline(); ok {
+		left := time.Until(end)
+		request.PatienceMs = uint32(max(min(left-left/8, openPatience).Milliseconds(), 1))
+	}
+	var r wire.InitProducerResponse
+	err := p.conn.do(ctx, wire.OpInitProducer, request, &r, true)
+	var over *overdueError
+	if errors.As(err, &over) {
+		err = fmt.Errorf("%w (%w)", over.last, over.err) // what the broker said, for errors.Is too
+	}
+	p.identity.ID, p.identity.Epoch = r.ProducerID, r.Epoch
+	return err
 }
 
 // gotIdentity handles the answer to INIT_PRODUCER.

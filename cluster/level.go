@@ -11,10 +11,12 @@ const (
 	LevelCluster = 2
 	// LevelGroups has groups of consumers.
 	LevelGroups = 3
+	// LevelFences has fences of named producers in the partitions.
+	LevelFences = 4
 
 	// MinLevel and MaxLevel are those that this build can work at.
 	MinLevel = LevelAlone
-	MaxLevel = LevelGroups
+	MaxLevel = LevelFences
 )
 
 // level is the level in use.

@@ -208,6 +208,10 @@ func (m *Metadata) Turn() {
 // propose answers the command or puts it into the log. It reports false if it
 // must be tried again in a later turn: a job is taking space for it.
 func (m *Metadata) propose(term wire.Term, c submitted) bool {
+	if c.command.Late != nil && c.command.Late() {
+		c.reply(Result{Err: &wire.Error{Code: wire.CodeTimeout, Detail: "nobody waits for the change of the metadata any more; it was not made"}})
+		return true
+	}
 	c.command.stamp()
 	body, err := json.Marshal(&c.command)
 	if err != nil {

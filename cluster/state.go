@@ -64,17 +64,19 @@ func NewState() *State {
 
 // Command is one change. Exactly one field is set.
 type Command struct {
-	Register       *Register     `json:"register,omitempty"`
-	Create         *Create       `json:"create,omitempty"`
-	Alter          *Alter        `json:"alter,omitempty"`
-	Delete         *Delete       `json:"delete,omitempty"`
-	Activate       *Activate     `json:"activate,omitempty"`
-	AllocateIDs    *AllocateIDs  `json:"allocate_ids,omitempty"`
-	OpenProducer   *OpenProducer `json:"open_producer,omitempty"`
-	ResetMemory    *ResetMemory  `json:"reset_memory,omitempty"`
-	Bury           *Bury         `json:"bury,omitempty"`
-	Reform         *Reform       `json:"reform,omitempty"`
-	MinimumVersion int           `json:"minimum_version,omitempty"` // of a build that can apply it
+	Register     *Register     `json:"register,omitempty"`
+	Create       *Create       `json:"create,omitempty"`
+	Alter        *Alter        `json:"alter,omitempty"`
+	Delete       *Delete       `json:"delete,omitempty"`
+	Activate     *Activate     `json:"activate,omitempty"`
+	AllocateIDs  *AllocateIDs  `json:"allocate_ids,omitempty"`
+	OpenProducer *OpenProducer `json:"open_producer,omitempty"`
+	// Late, if set, says that nobody waits for the command any more: then it is not proposed.
+	Late           func() bool  `json:"-"`
+	ResetMemory    *ResetMemory `json:"reset_memory,omitempty"`
+	Bury           *Bury        `json:"bury,omitempty"`
+	Reform         *Reform      `json:"reform,omitempty"`
+	MinimumVersion int          `json:"minimum_version,omitempty"` // of a build that can apply it
 	// Since version 2.
 	Join         *Join         `json:"join,omitempty"`
 	SetNode      *SetNode      `json:"set_node,omitempty"`
@@ -509,7 +511,12 @@ func (s *State) openProducer(c *OpenProducer) Result {
 	}
 	p.Holder = c.Holder
 	s.Producers[c.Name] = p
-	return Result{Producer: p}
+	// Where there are several nodes, the level rises when all of them know it.
+	raised := p.Epoch > 0 && len(s.Nodes) == 1 && s.level() < LevelFences
+	if raised {
+		s.Level = LevelFences
+	}
+	return Result{Producer: p, Changed: raised}
 }
 
 // ValidateSettings checks the settings of a destination and fills in defaults.

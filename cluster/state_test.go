@@ -294,3 +294,17 @@ func TestGoldenMetadata(t *testing.T) {
 	require.NoError(t, s.Apply(9, &c).Err)
 	require.Empty(t, s.Destinations)
 }
+
+// A node that is alone uses fences as soon as a name is opened again; where there are
+// several, all of them must know fences first.
+func TestTheFirstFenceRaisesTheLevelOfANodeThatIsAlone(t *testing.T) {
+	for _, nodes := range []int{1, 3} {
+		s := clusterOf(t, nodes)
+		s.Level = LevelAlone
+		open := &Command{OpenProducer: &OpenProducer{Name: "billing", Holder: 1}}
+		require.False(t, s.Apply(50, open).Changed, "nobody is fenced")
+		require.Equal(t, nodes == 1, s.Apply(51, open).Changed)
+		require.Equal(t, map[int]int{1: LevelFences, 3: LevelAlone}[nodes], s.Level)
+		require.False(t, s.Apply(52, open).Changed)
+	}
+}

@@ -135,6 +135,7 @@ func (g *Groups) applied(e *Entry) {
 	}
 	c := g.controls[0]
 	g.controls = shift(g.controls)
+	g.p.landFences(c)
 	if c.commands {
 		g.commanded, g.compare = false, true
 	}
@@ -166,6 +167,9 @@ func (g *Groups) effect(e group.Effect) {
 // abandon drops everything that belongs to a leadership. What was proposed may be applied
 // all the same: the next leader answers for it.
 func (g *Groups) abandon(err error) {
+	for _, c := range g.controls {
+		g.p.endFences(c, wire.CodeUnavailable)
+	}
 	g.controls = nil
 	if !g.leading {
 		return

@@ -122,6 +122,7 @@ type lead struct {
 type control struct {
 	leads    []*lead
 	commands bool // it has commands that bring groups closer to the intents
+	fences   []Fence
 	at       time.Duration
 }
 

@@ -165,6 +165,7 @@ type Partition struct {
 	appliedTerm wire.Term // of the last applied entry
 	queue       bool
 	groups      Groups
+	fences      fences
 }
 
 type pending struct {
@@ -270,6 +271,7 @@ func (p *Partition) Reject(err error) {
 	if p.groups.effects != nil {
 		p.groups.reject(err)
 	}
+	p.fences.reject(codeOf(err))
 	if p.heldNext == len(p.held) && p.mailbox.waiting() == 0 {
 		return
 	}
@@ -300,8 +302,11 @@ func (p *Partition) Append(a Append) error {
 	return err
 }
 
-// Waiting is how many bytes wait in the mailbox, and of inputs of groups. Any goroutine.
-func (p *Partition) Waiting() int64 { return p.mailbox.waiting() + p.groups.waiting() }
+// Waiting is how many bytes wait in the mailbox, and of inputs of groups, and how many fences
+// do. Any goroutine.
+func (p *Partition) Waiting() int64 {
+	return p.mailbox.waiting() + p.groups.waiting() + int64(p.fences.waiting())
+}
 
 // Turn proposes what waits in the mailbox, at most MaxTurnBytes, and gives the groups
 // their turn. It reports whether more could be done at once. nowMs becomes the append
@@ -313,7 +318,8 @@ func (p *Partition) Turn(nowMs int64, now time.Duration) (again bool) {
 		p.groups.abandon(wire.CodeNotLeader)
 		p.term = term
 	}
-	again = p.turnRecords(term, leading, nowMs)
+	again = leading && p.turnFences(nowMs)
+	again = p.turnRecords(term, leading, nowMs) || again
 	return leading && p.groups.turn(term, nowMs, now) || again
 }
 
@@ -412,7 +418,7 @@ func (p *Partition) admit(b *placed, offset wire.Offset, term wire.Term, nowMs i
 	if info.ProducerID < 0 {
 		return true
 	}
-	if p.fenced != nil && p.fenced(info.ProducerID, info.ProducerEpoch) && !unchecked(true) {
+	if (p.fences.ends(info.ProducerID, info.ProducerEpoch) || p.fenced != nil && p.fenced(info.ProducerID, info.ProducerEpoch)) && !unchecked(true) {
 		b.answer(wire.Receipt{}, wire.CodeFenced)
 		return false
 	}
@@ -533,7 +539,7 @@ func (p *Partition) Apply(e Entry) {
 		}
 		p.committed(e)
 	case wire.KindControl:
-		p.state.applyControl(e.Index, e.Body, p.groups.effect)
+		p.state.applyControl(e.Index, e.AppendTimeMs, e.Body, p.groups.effect)
 		p.log.Trim(p.state.start)
 		p.groups.applied(&e)
 	}
@@ -662,15 +668,16 @@ func (p *Partition) abandon(code wire.ErrorCode) {
 func (p *Partition) Refuse(code wire.ErrorCode) {
 	p.mailbox.close(code)
 	p.groups.shut(code)
+	p.fences.shut(code)
 }
 
 // Close answers everything that waits with code and refuses further batches.
 func (p *Partition) Close(code wire.ErrorCode) {
-	p.mailbox.close(code)
-	p.groups.shut(code)
+	p.Refuse(code)
 	p.groups.abandon(code)
 	p.groups.reject(code)
 	p.abandon(code)
+	p.fences.reject(code)
 	p.rejectWaiting(wire.Receipt{}, code)
 }
 

@@ -38,8 +38,8 @@ type producer struct {
 	id      int64
 	epoch   int16
 	next    int32 // the sequence its next batch must carry
-	lastMs  int64 // append time of its last batch
-	runs    []run // oldest first
+	lastMs  int64 // append time of its last batch or fence
+	runs    []run // oldest first; none if it was fenced and has not sent since
 	element *list.Element
 	// generation is that of the table when the producer was made or copied: one of
 	// an older generation belongs to a snapshot too and must not change.
@@ -107,13 +107,8 @@ type retired struct {
 // judge says whether a producer that is not in the table may begin with a batch:
 // wire.CodeOK if it has certainly not written here under this epoch.
 func (t *producers) judge(info *wire.BatchInfo) wire.ErrorCode {
-	last, known := int16(0), info.ProducerID < t.forgotten
-	for i := len(t.retired) - 1; i >= 0; i-- {
-		if r := &t.retired[i]; r.id == info.ProducerID {
-			last, known = r.epoch, true
-			break
-		}
-	}
+	last, known := t.retiredEpoch(info.ProducerID)
+	known = known || info.ProducerID < t.forgotten
 	switch {
 	case known && info.ProducerEpoch < last:
 		return wire.CodeFenced
@@ -121,6 +116,16 @@ func (t *producers) judge(info *wire.BatchInfo) wire.ErrorCode {
 		return wire.CodeUnknownProducer
 	}
 	return wire.CodeOK
+}
+
+// retiredEpoch is the last epoch of a producer that was forgotten, if that was above 0.
+func (t *producers) retiredEpoch(id int64) (epoch int16, known bool) {
+	for i := len(t.retired) - 1; i >= 0; i-- {
+		if r := &t.retired[i]; r.id == id {
+			return r.epoch, true
+		}
+	}
+	return 0, false
 }
 
 func newProducers() *producers {
@@ -131,20 +136,31 @@ func newProducers() *producers {
 // The producer is the latest before others expire: one that sends is not silent, even
 // if the clock has jumped since its last batch.
 func (t *producers) append(info *wire.BatchInfo, offset wire.Offset, appendTimeMs int64) {
-	p := t.byID[info.ProducerID]
+	p := t.touch(info.ProducerID, info.ProducerEpoch)
+	if info.ProducerEpoch != p.epoch {
+		p.epoch, p.runs = info.ProducerEpoch, p.runs[:0]
+	}
+	p.add(info.BaseSequence, uint32(info.RecordCount), offset)
+	t.latest(p, appendTimeMs)
+}
+
+// touch returns a producer that may change, and makes it if there is none.
+func (t *producers) touch(id int64, epoch int16) *producer {
+	p := t.byID[id]
 	if p == nil {
-		p = &producer{id: info.ProducerID, epoch: info.ProducerEpoch, generation: t.generation}
+		p = &producer{id: id, epoch: epoch, generation: t.generation}
 		p.element = t.lru.PushBack(p)
-		t.byID[p.id] = p
+		t.byID[id] = p
 	}
 	if p.generation != t.generation {
 		p = t.unshare(p)
 	}
-	if info.ProducerEpoch != p.epoch {
-		p.epoch, p.runs = info.ProducerEpoch, p.runs[:0]
-	}
+	return p
+}
+
+// latest makes a producer the one that was here last, and forgets others for it.
+func (t *producers) latest(p *producer, appendTimeMs int64) {
 	p.lastMs = appendTimeMs
-	p.add(info.BaseSequence, uint32(info.RecordCount), offset)
 	t.lru.MoveToBack(p.element)
 	t.expire(appendTimeMs)
 	if len(t.byID) > MaxProducers {

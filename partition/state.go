@@ -86,9 +86,13 @@ func (s *State) applyDamaged(base wire.Offset, count uint32) {
 // so that a replica can name a command it is too old for.
 type commandType uint8
 
-// commandTrim moves the start of the partition: payload is the new start, u64. The
-// commands behind it are those of groups.
-const commandTrim commandType = 1
+const (
+	// commandTrim moves the start of the partition: payload is the new start, u64. The
+	// commands behind it are those of groups, but for one.
+	commandTrim commandType = 1
+	// commandFence ends the epochs of a producer below one, see appendFence.
+	commandFence commandType = 20
+)
 
 const (
 	commandHeader  = 8
@@ -101,9 +105,9 @@ func appendCommand(dst []byte, t commandType, payload []byte) []byte {
 	return append(dst, payload...)
 }
 
-// applyControl carries out the commands of the entry at i and reports what becomes of
-// groups. It panics with log.ErrTooNew for a command that it does not know.
-func (s *State) applyControl(i wire.Index, body []byte, effect func(group.Effect)) {
+// applyControl carries out the commands of the entry at i, appended at a time, and reports
+// what becomes of groups. It panics with log.ErrTooNew for a command that it does not know.
+func (s *State) applyControl(i wire.Index, appendTimeMs int64, body []byte, effect func(group.Effect)) {
 	for len(body) > 0 {
 		if len(body) < commandHeader {
 			panic(fmt.Sprintf("partition: %d bytes are left for a command", len(body)))
@@ -116,7 +120,10 @@ func (s *State) applyControl(i wire.Index, body []byte, effect func(group.Effect
 		payload := body[commandHeader : commandHeader+length]
 		body = body[commandHeader+length:]
 		switch {
-		case t > commandTrim:
+		case t == commandFence && version == commandVersion:
+			id, epoch := parseFence(payload)
+			s.producers.fence(id, epoch, appendTimeMs)
+		case t > commandTrim && t != commandFence:
 			effect(s.groups.Apply(i, group.Command(t), version, payload))
 		case t == commandTrim && version == commandVersion:
 			if length != 8 {

@@ -16,7 +16,7 @@ func withGroups() *State {
 	s := NewState()
 	s.applyDamaged(0, 100)
 	for id := group.ID(7); id < 9; id++ {
-		s.applyControl(1, group.AppendPut(nil, id, 1, string(rune('a'+id)), &wire.GroupSettings{Mode: wire.ModeShared}, 0, group.PutQueue), func(group.Effect) {})
+		s.applyControl(1, 0, group.AppendPut(nil, id, 1, string(rune('a'+id)), &wire.GroupSettings{Mode: wire.ModeShared}, 0, group.PutQueue), func(group.Effect) {})
 	}
 	return s
 }
@@ -30,16 +30,16 @@ func acks(id group.ID, from, to wire.Offset) []byte {
 func TestAQueueBeginsWhereItsGroupsAreNotDone(t *testing.T) {
 	s := withGroups()
 	nothing := func(group.Effect) {}
-	s.applyControl(2, acks(7, 0, 50), nothing)
+	s.applyControl(2, 0, acks(7, 0, 50), nothing)
 	require.EqualValues(t, 0, s.Start())
-	s.applyControl(3, acks(8, 1, 30), nothing)
+	s.applyControl(3, 0, acks(8, 1, 30), nothing)
 	require.EqualValues(t, 0, s.Start())
-	s.applyControl(4, append(acks(8, 0, 1), acks(8, 40, 50)...), nothing)
+	s.applyControl(4, 0, append(acks(8, 0, 1), acks(8, 40, 50)...), nothing)
 	require.EqualValues(t, 30, s.Start())
 	require.EqualValues(t, 30, s.groups.Start())
-	s.applyControl(5, group.AppendRemoveGroup(nil, 8), nothing)
+	s.applyControl(5, 0, group.AppendRemoveGroup(nil, 8), nothing)
 	require.EqualValues(t, 50, s.Start())
-	s.applyControl(6, group.AppendRemoveGroup(nil, 7), nothing)
+	s.applyControl(6, 0, group.AppendRemoveGroup(nil, 7), nothing)
 	require.EqualValues(t, 50, s.Start())
 }
 
@@ -48,7 +48,7 @@ func TestATrimReachesTheGroups(t *testing.T) {
 	s := withGroups()
 	var kinds []group.Command
 	trim := appendCommand(nil, commandTrim, binary.LittleEndian.AppendUint64(nil, 20))
-	s.applyControl(2, append(trim, acks(7, 20, 30)...), func(e group.Effect) { kinds = append(kinds, e.Kind) })
+	s.applyControl(2, 0, append(trim, acks(7, 20, 30)...), func(e group.Effect) { kinds = append(kinds, e.Kind) })
 	require.EqualValues(t, 20, s.Start())
 	require.EqualValues(t, 20, s.groups.Group(8).Expired)
 	require.EqualValues(t, 30, s.groups.Group(7).Done.Floor())
@@ -73,7 +73,7 @@ func TestAStateWithGroupsIsSaved(t *testing.T) {
 	require.ErrorIs(t, NewState().Restore(moved), ErrState)
 
 	for id := group.ID(7); id < 9; id++ {
-		s.applyControl(2, group.AppendRemoveGroup(nil, id), func(group.Effect) {})
+		s.applyControl(2, 0, group.AppendRemoveGroup(nil, id), func(group.Effect) {})
 	}
 	without := s.Save(nil)
 	require.Equal(t, []byte{2, 0, 0, 0}, without[:4])
@@ -84,5 +84,5 @@ func TestAStateWithGroupsIsSaved(t *testing.T) {
 
 func TestACommandThatIsTooNew(t *testing.T) {
 	defer func() { require.ErrorIs(t, recover().(error), log.ErrTooNew) }()
-	NewState().applyControl(1, []byte{200, 1, 0, 0, 0, 0, 0, 0}, func(group.Effect) {})
+	NewState().applyControl(1, 0, []byte{200, 1, 0, 0, 0, 0, 0, 0}, func(group.Effect) {})
 }

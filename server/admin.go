@@ -338,31 +338,21 @@ func (b *broker) initProducer(m *wire.InitProducerRequest, reply func(wire.Messa
 			reply(nil, err)
 			return
 		}
-		b.submit(cluster.Command{OpenProducer: &cluster.OpenProducer{Name: m.Name, Holder: m.Holder, Renews: m.Renews}}, func(r cluster.Result) {
-			if r.Err != nil {
-				reply(nil, r.Err)
-				return
-			}
-			if m.Renews || r.Producer.Epoch == 0 {
-				reply(&wire.InitProducerResponse{ProducerID: r.Producer.ID, Epoch: r.Producer.Epoch}, nil)
-				return
-			}
-			b.fenceAll(r.Index, func(err error) {
-				if err != nil {
-					reply(nil, err)
-					return
-				}
-				reply(&wire.InitProducerResponse{ProducerID: r.Producer.ID, Epoch: r.Producer.Epoch}, nil)
-			})
-		})
+		b.openName(m, openUntil(m), reply)
 		return
 	}
-	b.producerID(func(id int64, err error) {
-		if err != nil {
-			reply(nil, err)
+	type identity struct {
+		id  int64
+		err error
+	}
+	inTime(openUntil(m), identity{err: errNoIdentity}, func(then func(identity)) {
+		b.producerID(func(id int64, err error) { then(identity{id, err}) })
+	}, func(got identity) {
+		if got.err != nil {
+			reply(nil, got.err)
 			return
 		}
-		reply(&wire.InitProducerResponse{ProducerID: id}, nil)
+		reply(&wire.InitProducerResponse{ProducerID: got.id}, nil)
 	})
 }
 

@@ -1,11 +1,14 @@
 package server
 
 import (
+	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -18,10 +21,10 @@ type holder struct {
 	next     map[uint32]int32 // sequence by partition
 }
 
-// open takes a name on a node.
+// open takes a name on a node, for a destination.
 func (c *crew) open(node uint32, d *cluster.Destination, name string, as uint64) *holder {
 	c.t.Helper()
-	m, err := c.ask(node, &wire.InitProducerRequest{Name: name, Holder: as})
+	m, err := c.ask(node, &wire.InitProducerRequest{Name: name, Holder: as, Destination: d.Name, PatienceMs: 30_000})
 	require.NoError(c.t, err)
 	r := m.(*wire.InitProducerResponse)
 	return &holder{c: c, d: d, identity: wire.ProducerIdentity{ID: r.ProducerID, Epoch: r.Epoch}, next: map[uint32]int32{}}
@@ -104,17 +107,154 @@ func TestRuleR5_Catches_EpochsThatNobodyChecks(t *testing.T) {
 	require.Positive(t, zombies(t))
 }
 
-// What waits for a partition is let go when that is closed.
-func TestRuleR5_NobodyWaitsForAClosedPartition(t *testing.T) {
+// farLeader cuts a leader off from the node that leads the metadata, where a name is opened
+// while its holder before writes to that leader without a pause. The leader keeps its
+// majority, and hears nothing of the metadata. It counts what the old holder got in after
+// the new one was answered.
+func farLeader(t *testing.T, c *crew, k *cables, name string) (accepted int) {
+	opener := c.controller()
+	far := opener%3 + 1
+	c.create(opener, name, 6, 3)
+	c.await("all are led", func() bool { return c.leaders(opener, name)[0] == 0 })
+	d, _ := c.broker(opener).View().Destination(name)
+	number := uint32(len(d.Partitions))
+	for i := range d.Partitions {
+		if l, _ := c.broker(opener).hints.of(&d.Partitions[i]); l.node == far {
+			number = uint32(i)
+		}
+	}
+	require.Less(t, number, uint32(len(d.Partitions)), "a partition is led there")
+	old := c.open(opener, d, name, 1)
+	require.Equal(t, wire.CodeOK, old.write(number))
+
+	term := c.broker(far).local(d.ID, number).Epoch()
+	k.set(opener, far, true)
+	c.await("the leader cannot be reached", func() bool { return !c.broker(opener).reachable(far) && !c.broker(far).reachable(opener) })
+	stop := make(chan struct{})
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				old.write(number)
+			}
+		}
+	})
+	successor := c.open(opener, d, name, 2)
+	close(stop)
+	writing.Wait()
+	require.Equal(t, old.identity.Epoch+1, successor.identity.Epoch)
+	for range 3 {
+		switch code := old.write(number); code {
+		case wire.CodeOK:
+			accepted++
+		default:
+			require.Equal(t, wire.CodeFenced, code)
+		}
+	}
+	require.Equal(t, wire.CodeOK, successor.write(number))
+	k.set(opener, far, false)
+	c.await("the cut is mended", func() bool { return c.broker(opener).reachable(far) && c.broker(far).reachable(opener) })
+	if accepted > 0 {
+		return accepted
+	}
+	r := c.broker(far).local(d.ID, number)
+	require.EqualValues(t, term, r.Epoch(), "it has led all the time")
+	next := r.records.Watermark().Next
+	require.Equal(t, successor.identity.Epoch, epochOf(t, r, next-1))
+	for o := range next - 1 {
+		require.Equal(t, old.identity.Epoch, epochOf(t, r, o), "offset %d", o)
+	}
+	return 0
+}
+
+// epochOf is the epoch of the producer of a record.
+func epochOf(t *testing.T, r *partitionReplica, o wire.Offset) int16 {
+	var s log.Scanned
+	require.NoError(t, r.records.Scan(o, 1, &s))
+	var body []byte
+	stored, err := r.readBatch(&s.Batches[0], &body)
+	require.NoError(t, err)
+	info, err := wire.ParseBatch(stored.Batch)
+	require.NoError(t, err)
+	return info.ProducerEpoch
+}
+
+// RULES R5 where nodes are cut from each other. The three share a cluster.
+func TestRuleR5_UnderCuts(t *testing.T) {
 	t.Parallel()
-	c := newCrew(t, 1)
-	c.create(1, "orders", 1, 1)
-	d, _ := c.broker(1).View().Destination("orders")
-	r := c.broker(1).local(d.ID, 0)
-	drained := make(chan bool, 2)
-	r.drained(func() { drained <- true })
-	<-drained
-	r.askStop(wire.CodeShuttingDown)
-	r.drained(func() { drained <- true })
-	<-drained
+	c, k := newCutCrew(t, 3, nil)
+	// What a leader has of the old holder lies before what it has of the new one.
+	t.Run("a leader that neither the opener's node nor the metadata reach is fenced", func(t *testing.T) {
+		require.Zero(t, farLeader(t, c, k, "orders"))
+	})
+	t.Run("Catches_FencesThatAreNotCommitted", func(t *testing.T) {
+		for node := range c.servers {
+			c.broker(node).unfenced.Store(true)
+			defer c.broker(node).unfenced.Store(false)
+		}
+		require.Positive(t, farLeader(t, c, k, "events"))
+	})
+	t.Run("an opening says what is not fenced", func(t *testing.T) { saysWhatIsMissing(t, c, k) })
+}
+
+// saysWhatIsMissing: where nobody can fence the holder before, the opening fails and says so;
+// it fences what it can, and the next one succeeds when the partition is back.
+func saysWhatIsMissing(t *testing.T, c *crew, k *cables) {
+	c.create(1, "single", 6, 1)
+	d, _ := c.broker(1).View().Destination("single")
+	away := uint32(3)
+	if c.broker(away).meta.leads.Load() {
+		away = 2
+	}
+	var there, here []uint32
+	for i, p := range d.Partitions {
+		if p.On(away) != nil {
+			there = append(there, uint32(i))
+		} else {
+			here = append(here, uint32(i))
+		}
+	}
+	require.NotEmpty(t, there)
+	require.NotEmpty(t, here)
+	old := c.open(1, d, "billing", 1)
+	for i := range d.Partitions {
+		require.Equal(t, wire.CodeOK, old.write(uint32(i)))
+	}
+	for id := range c.servers {
+		if id != away {
+			k.set(id, away, true)
+		}
+	}
+	c.await("nobody reaches it", func() bool { return !c.broker(1).reachable(away) })
+	for _, m := range []*wire.InitProducerRequest{{Name: "billing", Holder: 9, PatienceMs: 200}, {PatienceMs: 200}} {
+		_, err := c.ask(away, m)
+		require.ErrorIs(t, err, wire.CodeUnavailable, "who has no majority of the metadata has no identities")
+		require.ErrorContains(t, err, "metadata")
+	}
+	ask := func(numbers ...uint32) (wire.Message, error) {
+		return c.ask(1, &wire.InitProducerRequest{Name: "billing", Holder: 2, Destination: "single", Partitions: numbers, PatienceMs: 200})
+	}
+	_, err := ask()
+	require.ErrorIs(t, err, wire.CodeUnavailable)
+	for _, n := range there {
+		require.ErrorContains(t, err, fmt.Sprintf("single/%d (", n))
+	}
+	for _, n := range here {
+		require.NotContains(t, err.Error(), fmt.Sprintf("single/%d (", n))
+		require.Equal(t, wire.CodeFenced, old.write(n), "what can be fenced is")
+	}
+	_, err = ask(here...)
+	require.NoError(t, err, "who writes elsewhere does not wait")
+	_, err = ask(6)
+	require.ErrorIs(t, err, wire.CodeUnknownPartition)
+	for id := range c.servers {
+		k.set(id, away, false)
+	}
+	c.open(1, d, "billing", 3)
+	for i := range d.Partitions {
+		require.Equal(t, wire.CodeFenced, old.write(uint32(i)))
+	}
 }

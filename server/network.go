@@ -179,12 +179,12 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 		}
 		b.produceHere(&m, func(code wire.ErrorCode) { reply(code, nil) })
 	case wire.PeerFence:
-		var m wire.PeerFetch
+		var m wire.PeerFencing
 		if err := m.Parse(body); err != nil {
 			reply(wire.CodeMalformed, []byte(err.Error()))
 			return
 		}
-		b.fenceHere(wire.Index(m.From), func() { reply(wire.CodeOK, nil) })
+		b.fenceAt(&m, 0, func(code wire.ErrorCode) { reply(code, nil) })
 	case wire.PeerTransfer:
 		var m wire.PeerFetch
 		if err := m.Parse(body); err != nil {

@@ -92,7 +92,6 @@ type partitionReplica struct {
 	handing  handOver
 	orphaned int // ticks without a leader
 	loss     loss
-	drains   drains
 	endsMu   sync.Mutex
 	ends     []func(*wire.RemainingReplica) // that asked where the log ends, see tellEnd
 
@@ -205,7 +204,6 @@ func (r *partitionReplica) turn() (again bool) {
 	if asked&requestSync != 0 {
 		r.records.SyncNow()
 	}
-	r.settleDrains()
 	r.observe(asked&requestIdleMark != 0)
 	return again
 }
@@ -270,7 +268,6 @@ func (r *partitionReplica) fence(err error) {
 		r.logger.Error("partition fenced; it stays down until its cause is mended and the broker restarts", "err", corruptAdvice(err, r.dir))
 		r.part.Close(wire.CodePartitionFenced)
 		r.endConfirms()
-		r.endDrains()
 		r.wake()
 		if r.inbox != nil {
 			r.showLead(false)
@@ -293,7 +290,6 @@ func (r *partitionReplica) applySettings() {
 func (r *partitionReplica) beginStop() {
 	r.stopping = true
 	r.endConfirms()
-	r.endDrains()
 	r.shut(&wire.Error{Code: r.stopCode})
 	r.part.Close(r.stopCode)
 	r.wake()

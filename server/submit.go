@@ -87,7 +87,7 @@ func (b *broker) forward(c cluster.Command, node uint32, until time.Time, reply 
 		case code != wire.CodeOK && c.Repeatable():
 			b.again(c, until, lost, reply)
 		case code != wire.CodeOK:
-			reply(cluster.Result{Err: &wire.Error{Code: wire.CodeUnavailable, Detail: fmt.Sprintf("the outcome is unknown: %s", body)}})
+			reply(cluster.Result{Err: &wire.Error{Code: wire.CodeUnavailable, Detail: fmt.Sprintf("the outcome of the change of the metadata is unknown: %s", body)}})
 		case json.Unmarshal(body, &s) != nil:
 			reply(cluster.Result{Err: &wire.Error{Code: wire.CodeInternal, Detail: fmt.Sprintf("node %d answered a metadata change with something else", node)}})
 		default:

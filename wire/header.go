@@ -126,8 +126,8 @@ func (o Opcode) String() string {
 }
 
 // Version is the version of the opcode's body that this build writes and reads:
-// 5 for METADATA, which has changed four times, 4 for CREATE and ALTER, 2 for DELETE,
-// INIT_PRODUCER, PARTITION_ADMIN and CLUSTER_STATUS, which have changed once, 1 for all
+// 5 for METADATA, which has changed four times, 4 for CREATE and ALTER, 3 for INIT_PRODUCER,
+// 2 for DELETE, PARTITION_ADMIN and CLUSTER_STATUS, which have changed once, 1 for all
 // others.
 func (o Opcode) Version() uint16 {
 	switch o {
@@ -135,7 +135,9 @@ func (o Opcode) Version() uint16 {
 		return metadataWithLetters
 	case OpCreate, OpAlter:
 		return settingsWithLetters
-	case OpDelete, OpInitProducer, OpPartAdmin, OpClusterStatus:
+	case OpInitProducer:
+		return 3
+	case OpDelete, OpPartAdmin, OpClusterStatus:
 		return 2
 	}
 	return 1

@@ -112,7 +112,9 @@ func TestOpcodes(t *testing.T) {
 			version = 5
 		case OpCreate, OpAlter:
 			version = 4
-		case OpDelete, OpInitProducer, OpPartAdmin, OpClusterStatus:
+		case OpInitProducer:
+			version = 3
+		case OpDelete, OpPartAdmin, OpClusterStatus:
 			version = 2
 		}
 		require.Equal(t, r.Opcode.Oldest(), r.Min)

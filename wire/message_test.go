@@ -193,11 +193,13 @@ var goldenMessages = []goldenMessage{
 		a0 00 00 00 00 00 00 00 00 00 00 00 00 00 00 af // destination ID
 	`},
 	{"DELETE response", OpDelete, true, &DeleteResponse{}, ``},
-	{"INIT_PRODUCER request", OpInitProducer, false, &InitProducerRequest{Name: "p", Holder: 0x0102030405060708, Renews: true}, `
+	{"INIT_PRODUCER request", OpInitProducer, false, &InitProducerRequest{Name: "p", Destination: "q", Partitions: []uint32{3, 5}, Holder: 0x0102030405060708, Renews: true, PatienceMs: 5000}, `
 		01 00 70                // "p"
-		00 00 00 00             // no partitions
+		01 00 71                // in "q"
+		02 00 00 00 03 00 00 00 05 00 00 00 // partitions 3 and 5
 		08 07 06 05 04 03 02 01 // holder
 		01                      // renews
+		88 13 00 00             // for at most 5 s
 	`},
 	{"INIT_PRODUCER response", OpInitProducer, true, &InitProducerResponse{ProducerID: 0x0102030405060708, Epoch: 9}, `
 		08 07 06 05 04 03 02 01 // producer ID
@@ -713,8 +715,8 @@ func TestFieldsThatCannotHaveTheirValueAreRefused(t *testing.T) {
 	require.ErrorIs(t, new(Receipt).Parse(receipt), CodeMalformed, "a boolean that is 2")
 
 	producer := (&InitProducerRequest{}).Append(nil)
-	producer[2] = 1
-	require.ErrorIs(t, new(InitProducerRequest).Parse(producer), CodeMalformed, "a reserved list that is not empty")
+	producer[4] = 1
+	require.ErrorIs(t, new(InitProducerRequest).Parse(producer), CodeMalformed, "partitions that do not follow")
 
 	for name, runs := range map[string][]SlotRun{
 		"slots that do not start at 0": {{1, 0}},

@@ -28,8 +28,8 @@ const (
 	PeerStatus PeerOp = 5
 	// PeerRelayEvent passes news for clients on.
 	PeerRelayEvent PeerOp = 6
-	// PeerFence waits until a broker knows the metadata up to an index, PeerFetch.From,
-	// and nothing is left there that producers wrote under epochs which that ended.
+	// PeerFence commits a fence in a partition that the other broker leads, or knows the
+	// leader of; PeerFencing is its body. The code of the answer is the fence's.
 	PeerFence PeerOp = 7
 	// PeerProduce appends a batch to a partition that the other broker leads; PeerBatch is
 	// its body. The code of the answer is the batch's.

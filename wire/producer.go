@@ -2,12 +2,13 @@ package wire
 
 import "encoding/binary"
 
-// INIT_PRODUCER (7), since version 1, with the holder since 2: gives a producer the identity under which
-// its batches are deduplicated.
+// INIT_PRODUCER (7), since version 1, with the holder since 2 and the partitions since 3: gives a
+// producer the identity under which its batches are deduplicated.
 
 // InitProducerRequest asks for a producer ID.
 //
-//	name string | reserved count u32, zero | holder u64 | renews bool
+//	name string | destination string | partitions: count u32, each u32 | holder u64 |
+//	renews bool | patience ms u32
 type InitProducerRequest struct {
 	// Name makes the identity durable: the next request with this name gets the
 	// same ID with a higher epoch and fences this one. Empty = a fresh ID.
@@ -18,25 +19,32 @@ type InitProducerRequest struct {
 	// Renews asks for a higher epoch for the holder that opened the name last; any
 	// other gets FENCED, and nothing changes. Otherwise the name changes its holder.
 	Renews bool
+	// Destination is where the producer will write. The epochs before are fenced in its
+	// Partitions, all if there are none, before the answer. Empty: nowhere; what the
+	// producer writes then fences them where it writes.
+	Destination string
+	Partitions  []uint32
+	// PatienceMs is how long the fences may take, in milliseconds; 0: as the broker has it.
+	PatienceMs uint32
 }
 
 // Append implements Message.
 func (m *InitProducerRequest) Append(dst []byte) []byte {
 	dst = appendString(dst, m.Name)
-	dst = binary.LittleEndian.AppendUint32(dst, 0)
+	dst = appendNumbers(appendString(dst, m.Destination), m.Partitions)
 	dst = binary.LittleEndian.AppendUint64(dst, m.Holder)
-	return appendBool(dst, m.Renews)
+	return binary.LittleEndian.AppendUint32(appendBool(dst, m.Renews), m.PatienceMs)
 }
 
 // Parse implements Message.
 func (m *InitProducerRequest) Parse(src []byte) error {
 	r := reader{src: src}
 	m.Name = r.string()
-	if r.uint32() != 0 {
-		r.fail("reserved list of partitions is not empty")
-	}
+	m.Destination = r.string()
+	m.Partitions = r.numbers()
 	m.Holder = r.uint64()
 	m.Renews = r.bool()
+	m.PatienceMs = r.uint32()
 	return r.done("INIT_PRODUCER request")
 }
 

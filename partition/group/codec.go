@@ -8,7 +8,7 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// Command is the type of a command in a control entry of a partition. 1 is the
+// Command is the type of a command in a control entry of a partition. 1 and 20 are the
 // partition's own.
 type Command uint8
 
