@@ -353,7 +353,6 @@ func (g *Groups) lead(s *group.Group) *lead {
 		if ignored := rulesIgnored.Load(); ignored != nil {
 			l.Without(*ignored...)
 		}
-		l.Reaches(g.p.state.next)
 		if g.leads == nil {
 			g.leads, g.links = make(map[group.ID]*lead), make(map[group.Consumer]*lead)
 		}
@@ -361,6 +360,7 @@ func (g *Groups) lead(s *group.Group) *lead {
 		g.writeLetters(l)
 		g.wake(l)
 	}
+	l.Reaches(g.p.state.next) // what was appended since its last turn, for who asks now
 	return l
 }
 

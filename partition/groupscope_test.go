@@ -43,6 +43,46 @@ func TestAScopeIsParkedThroughTheLeader(t *testing.T) {
 	require.ErrorIs(t, err, wire.CodeMalformed)
 }
 
+// What is stored while a group has no consumer takes no turn of its Leader, and is there for
+// who asks.
+func TestWhoAsksSeesWhatWasStoredSince(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	h.part.Groups().Intend(20, []Intent{intent(7, "workers")})
+	c := h.attach("workers", 1)
+	h.turns(0)
+	h.send(-1, 0, 0, 2)
+	h.turns(1)
+	h.ack(c)
+	h.put(Input{Kind: InputLeave, Consumer: c})
+	h.turns(2)
+	require.True(t, c.over)
+	h.put(Input{Kind: InputGone, Consumer: c})
+	h.turns(2)
+	ask := func(op wire.GroupOrderOp, json string) (answer string) {
+		h.put(Input{Kind: InputOrder, Group: "workers", Order: &wire.GroupOrderRequest{Op: op, JSON: []byte(json)}, Reply: func(json []byte, e error) {
+			require.NoError(t, e)
+			answer = string(json)
+		}})
+		h.turns(1)
+		return answer
+	}
+	h.send(-1, 0, 0, 2)
+	h.turns(3)
+	require.Contains(t, ask(wire.OrderUnfinished, ""), `"runs":[{"offset":2,"count":2,`)
+	h.send(-1, 0, 0, 1)
+	h.turns(4)
+	explained := ask(wire.OrderExplain, `{"offset":4}`)
+	require.Contains(t, explained, `"no_consumer"`)
+	require.NotContains(t, explained, `"not_there"`)
+	h.send(-1, 0, 0, 1)
+	h.turns(5)
+	require.Contains(t, ask(wire.OrderShow, `{"scope":5}`), `"offset":5,"known":true`)
+	h.send(-1, 0, 0, 1)
+	h.turns(6)
+	require.Contains(t, ask(wire.OrderSkip, `{"scope":6}`), `"offset":6`)
+}
+
 // A planned move: the leases are in the log before the leadership goes, and the next leader
 // gives the rest out at once.
 func TestLeasesAreCommittedBeforeAPlannedMove(t *testing.T) {

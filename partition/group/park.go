@@ -38,7 +38,8 @@ func HashOf(name []byte) Scope {
 	return 1 // as the record index has it: 0 is no key
 }
 
-// Reaches says where the partition ends, before the first turn does.
+// Reaches says where the partition ends, between turns: a group without consumers takes
+// none for what is appended.
 func (l *Leader) Reaches(end wire.Offset) { l.end = max(l.end, end) }
 
 // Head is the lowest record of a scope that is not done, as far as it was looked for.
