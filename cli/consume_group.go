@@ -203,13 +203,19 @@ const fetchRecords = 256
 func (r *consumeRun) printMember(ctx context.Context, consumer *client.Consumer) error {
 	p := newPrinter(r.format, r.output.value == "json")
 	var out []byte
+	reading, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go watchReader(r.app.stdout, reading.Done(), func() { stop(errOutputClosed) })
 	for n := int64(0); r.limit == 0 || n < r.limit; {
 		most := fetchRecords
 		if r.limit > 0 {
 			most = int(min(int64(most), r.limit-n))
 		}
-		list, err := consumer.Fetch(ctx, most, time.Hour)
+		list, err := consumer.Fetch(reading, most, time.Hour)
 		if err != nil {
+			if cause := context.Cause(reading); errors.Is(cause, errOutputClosed) {
+				return cause
+			}
 			return err
 		}
 		out = out[:0]
@@ -220,7 +226,7 @@ func (r *consumeRun) printMember(ctx context.Context, consumer *client.Consumer)
 			for _, d := range list {
 				d.Release()
 			}
-			return errOutputClosed
+			return outputError(err)
 		}
 		for _, d := range list {
 			n++

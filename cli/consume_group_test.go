@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -88,6 +90,91 @@ func TestACommandEndsWithConsume(t *testing.T) {
 	require.NotEqual(t, 0, got.code)
 	require.FileExists(t, filepath.Join(dir, "ended"))
 	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"))
+}
+
+// Nobody reads what the commands print: that is no fault of the records, and consume ends.
+func TestACommandWhoseReaderHasGoneCostsNoRecord(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "orders.dead")
+	must(t, sh, "queue", "create", "orders", "--delivery-limit", "2", "--dead-letter", "orders.dead")
+	must(t, at(address, strings.Repeat("1\n", 200)), "produce", "orders")
+	must(t, sh, "group", "create", "orders", "billing", "--backoff", "1ms")
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer w.Close()
+	done, talk := make(chan int, 1), &lockedBuffer{}
+	go func() {
+		a := at(address, "").app(w, talk)
+		done <- a.run(context.Background(), []string{"consume", "orders", "-g", "billing", "--exec", "cat; echo"})
+	}()
+	lines := bufio.NewScanner(r)
+	for range 3 {
+		require.True(t, lines.Scan())
+	}
+	require.NoError(t, r.Close())
+	require.Equal(t, 0, <-done)
+	require.Empty(t, talk.String())
+	require.Contains(t, must(t, sh, "dlq", "ls", "-o", "json"), `"letters": 0`)
+	// One that fails without printing is seen to have no reader as well.
+	failed := at(address, "").app(w, talk)
+	require.Equal(t, 0, failed.run(context.Background(), []string{"consume", "orders", "-g", "billing", "--exec", "exit 1"}))
+	require.Empty(t, talk.String())
+	require.Equal(t, "1\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "1"))
+	// Printed by consume itself, it ends too where nothing more comes.
+	must(t, sh, "queue", "create", "quiet")
+	quiet := at(address, "").app(w, talk)
+	require.Equal(t, 0, quiet.run(context.Background(), []string{"consume", "quiet", "-g", "billing"}))
+}
+
+// consumeChild runs consume as a process of its own; its stdout comes when it has ended.
+func consumeChild(t *testing.T, address string, args ...string) (command *exec.Cmd, stdout *lockedBuffer) {
+	executable, err := os.Executable()
+	require.NoError(t, err)
+	command, stdout = exec.Command(executable, append([]string{"consume", "orders", "-g", "billing", "--server", address}, args...)...), &lockedBuffer{}
+	command.Env, command.Stdout = append(os.Environ(), childVariable+"=1"), stdout
+	require.NoError(t, command.Start())
+	t.Cleanup(func() {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+	})
+	return command, stdout
+}
+
+func TestACommandIsEndedByAClosedPipeOfItsOwn(t *testing.T) {
+	address := groupQueue(t, "a:1\n")
+	command, stdout := consumeChild(t, address, "-c", "1", "--exec", "/bin/sh -c 'kill -PIPE $$; echo ignored'; echo $?")
+	require.NoError(t, command.Wait())
+	require.Equal(t, "141\n", stdout.String(), "128 and the number of SIGPIPE")
+}
+
+// Not even SIGKILL leaves a command behind, nor what it has started.
+func TestCommandsDieWithConsume(t *testing.T) {
+	address := groupQueue(t, "a:1\nb:2\n")
+	dir := t.TempDir()
+	command, _ := consumeChild(t, address, "--parallel", "2", "--exec", `sleep 1000 & echo $! > `+dir+`/new-$LOCKSTEP_OFFSET; mv `+dir+`/new-$LOCKSTEP_OFFSET `+dir+`/$LOCKSTEP_OFFSET; wait`)
+	for _, name := range []string{"0", "1"} {
+		var text []byte
+		require.Eventually(t, func() bool {
+			var err error
+			text, err = os.ReadFile(filepath.Join(dir, name))
+			return err == nil
+		}, 30*time.Second, 5*time.Millisecond)
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		require.NoError(t, err)
+		defer func() {
+			require.Eventually(t, func() bool { return !runs(pid) }, 30*time.Second, 5*time.Millisecond)
+		}()
+		require.True(t, runs(pid))
+	}
+	require.NoError(t, command.Process.Kill())
+}
+
+// runs reports whether a process is there and no zombie.
+func runs(pid int) bool {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	_, state, _ := strings.Cut(string(text), ") ")
+	return err == nil && !strings.HasPrefix(state, "Z")
 }
 
 // Commands that do what none should: each record comes to its end, and the next one begins.

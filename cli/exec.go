@@ -40,14 +40,23 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	r.member.stdout, r.member.stderr = shared(r.app.stdout), shared(r.app.stderr)
+	guard, err := newGuard()
+	if err != nil {
+		return err
+	}
+	defer guard.close()
+	go watchReader(r.member.stdout, running.Done(), func() { stop(errOutputClosed) })
 	var begun, done atomic.Int64
-	err := consumer.Run(running, func(ctx context.Context, d *client.Delivery) error {
+	err = consumer.Run(running, func(ctx context.Context, d *client.Delivery) error {
 		if n := begun.Add(1); r.limit > 0 && n > r.limit {
 			<-ctx.Done() // given back before the others have ended, it would come again
 			return d.Release()
 		}
-		err := runShell(ctx, r.member.exec, d, r.member.stdout, r.member.stderr)
+		err := runShell(ctx, guard, r.member.exec, d, r.member.stdout, r.member.stderr)
 		switch {
+		case err != nil && readerGone(r.member.stdout):
+			stop(errOutputClosed) // no fault of the record
+			return d.Release()
 		case errors.Is(err, errCommand):
 			stop(err)
 		case err != nil && ctx.Err() == nil:
@@ -64,7 +73,7 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 		}
 		return err
 	}, client.Workers(r.member.parallel))
-	if cause := context.Cause(running); errors.Is(cause, errCommand) {
+	if cause := context.Cause(running); errors.Is(cause, errCommand) || errors.Is(cause, errOutputClosed) {
 		return cause
 	}
 	if r.limit > 0 && done.Load() >= r.limit {
@@ -83,22 +92,32 @@ func shared(w io.Writer) io.Writer {
 }
 
 type sharedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
+	mu   sync.Mutex
+	w    io.Writer
+	gone bool // nobody reads what is written
 }
 
 func (s *sharedWriter) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.w.Write(p)
+	n, err := s.w.Write(p)
+	s.gone = s.gone || errors.Is(outputError(err), errOutputClosed)
+	return n, err
+}
+
+func (s *sharedWriter) readerGone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gone
 }
 
 // runShell runs a command for one record. When ctx ends, the command and what it has started
 // are told to end, and killed if they do not. What it has started and left behind is killed
-// when it ends: the next record of its key may begin. The commands die with this process.
+// when it ends: the next record of its key may begin. Its group dies with this process: guard.
 // What it prints is passed on as it comes, and what it does not read is dropped.
-func runShell(ctx context.Context, command string, d *client.Delivery, stdout, stderr io.Writer) error {
-	// The kernel sends Pdeathsig when the thread ends that has started the command.
+func runShell(ctx context.Context, guard *guard, command string, d *client.Delivery, stdout, stderr io.Writer) error {
+	// Pdeathsig is for the instant before guard knows the group. The kernel sends it when the
+	// thread ends that has started the command.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	c := exec.CommandContext(ctx, "/bin/sh", "-c", command)
@@ -115,8 +134,10 @@ func runShell(ctx context.Context, command string, d *client.Delivery, stdout, s
 	c.WaitDelay = killAfter + time.Second
 	err := c.Start()
 	if err == nil {
+		guard.add(c.Process.Pid)
 		awaitEnd(c.Process.Pid)
 		syscall.Kill(-c.Process.Pid, syscall.SIGKILL) // whatever it has left behind, and may hold its output open
+		guard.remove(c.Process.Pid)
 		err = c.Wait()
 	}
 	if kill != nil {

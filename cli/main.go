@@ -60,8 +60,8 @@ type app struct {
 // SIGTERM, and ends the process itself on the second of them.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	// Without this, writing to a closed stdout would kill the process instead of
-	// returning EPIPE.
-	signal.Ignore(syscall.SIGPIPE)
+	// returning EPIPE. A signal that is ignored would be ignored by commands of --exec too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := untilInterrupted(context.Background())
 	defer stop()
 	a := &app{

@@ -155,41 +155,54 @@ func (q *outputQueue) append(fill func(dst []byte) []byte) error {
 // watch ends when nobody reads the output any more, which no write has told yet,
 // and calls gone; or when the queue has ended.
 func (q *outputQueue) watch(gone func()) {
-	f, ok := q.w.(*os.File)
-	if !ok {
-		return
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return
-	}
+	watchReader(q.w, q.done, func() {
+		q.mu.Lock()
+		if q.err == nil {
+			q.err = errOutputClosed
+		}
+		q.mu.Unlock()
+		gone()
+	})
+}
+
+// watchReader calls gone when nobody reads w any more, and returns; or when done is closed.
+func watchReader(w io.Writer, done <-chan struct{}, gone func()) {
 	ticker := time.NewTicker(outputWatchInterval)
 	defer ticker.Stop()
 	for {
 		select {
-		case <-q.done:
+		case <-done:
 			return
 		case <-ticker.C:
 		}
-		closed := false
-		err := raw.Control(func(fd uintptr) {
-			fds := []unix.PollFd{{Fd: int32(fd)}} // errors are always told
-			n, err := unix.Poll(fds, 0)
-			closed = err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
-		})
-		if err != nil {
-			return
-		}
-		if closed {
-			q.mu.Lock()
-			if q.err == nil {
-				q.err = errOutputClosed
-			}
-			q.mu.Unlock()
+		if readerGone(w) {
 			gone()
 			return
 		}
 	}
+}
+
+// readerGone reports whether nobody reads w any more: of a file also if nothing was written
+// since, of others if a write has told.
+func readerGone(w io.Writer) bool {
+	if s, ok := w.(*sharedWriter); ok {
+		return s.readerGone()
+	}
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	gone := false
+	_ = raw.Control(func(fd uintptr) { // fails when this process has closed it
+		fds := []unix.PollFd{{Fd: int32(fd)}} // errors are always told
+		n, err := unix.Poll(fds, 0)
+		gone = err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+	})
+	return gone
 }
 
 func (q *outputQueue) run() {

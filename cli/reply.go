@@ -89,6 +89,7 @@ type replyRun struct {
 	limit       int64
 	ackWait     durationFlag
 	stderr      io.Writer
+	guard       *guard
 	begun, done atomic.Int64 // requests that want a reply
 }
 
@@ -103,6 +104,10 @@ func (r *replyRun) run(ctx context.Context, opts []client.ConsumerOption) error 
 		return err
 	}
 	r.stderr = shared(r.app.stderr)
+	if r.guard, err = newGuard(); err != nil {
+		return err
+	}
+	defer r.guard.close()
 	consumer, err := conn.Consumer(ctx, r.destination, opts...)
 	if err == nil {
 		running, stop := context.WithCancelCause(ctx)
@@ -169,7 +174,7 @@ func (r *replyRun) handle(ctx context.Context, d *client.Delivery, stop context.
 func (r *replyRun) answer(ctx context.Context, d *client.Delivery) (*client.Record, error) {
 	out := &bounded{most: maxReplyBytes}
 	complaint := &tail{most: errorBytes}
-	err := runShell(ctx, r.exec, d, out, io.MultiWriter(r.stderr, complaint))
+	err := runShell(ctx, r.guard, r.exec, d, out, io.MultiWriter(r.stderr, complaint))
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(err, errCommand), ctx.Err() != nil:
