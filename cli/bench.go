@@ -336,7 +336,8 @@ until the last of these acks is confirmed. Latencies are the times a consumer wa
 its next record, and the times until producers had their acknowledgement.
 
 With --mode serial the records of one of --keys keys are handled one after the other, and
-records without a key in any order.`,
+records without a key in any order. With --mode stream one consumer of each partition gets
+all in order, the next one at the ack of the one before; the others stand by.`,
 		Example: `  lockstep bench queue --embedded --sync os
   lockstep bench queue --embedded --mode serial --keys 10000 --consumers 8 --json`,
 	}

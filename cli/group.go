@@ -84,6 +84,9 @@ func modeText(s *client.GroupSettings) string {
 			text += ", replay order"
 		}
 	}
+	if s.Mode == wire.ModeStream && s.Order == wire.OrderStrict {
+		text += ", strict order"
+	}
 	return text
 }
 

@@ -112,7 +112,8 @@ func Binding(b wire.BindingPolicy) ConsumerOption {
 	return func(o *consumerOptions) { o.settings.Binding = b }
 }
 
-// Order says when the next record of a scope may start. Default: StrictOrder.
+// Order says when the next record of a scope may start. Default: StrictOrder, and
+// ReplayOrder with Stream.
 func Order(order wire.GroupOrder) ConsumerOption {
 	return func(o *consumerOptions) { o.settings.Order = order }
 }

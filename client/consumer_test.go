@@ -197,6 +197,35 @@ func TestWithReplayOrderTheNextRecordOfAKeyStartsAtTheAck(t *testing.T) {
 	require.Equal(t, uint64(11), next(t, c).Offset)
 }
 
+// A stream has its capacity in flight without being asked to: nothing waits for a commit.
+// What was given back comes again, with all behind it, in order.
+func TestAStreamGoesOnAtTheAck(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Stream})
+	c := g.consumer(Mode(Stream))
+	g.deliver(10, fakeEpoch, "a", "b", "", "a", "b")
+	require.Equal(t, uint64(10), next(t, c).Offset)
+	none(t, c)
+	for o := range uint64(3) {
+		d := c.running.first
+		require.Equal(t, 10+o, d.Offset)
+		require.NoError(t, d.Ack())
+		require.Equal(t, 11+o, next(t, c).Offset)
+	}
+	require.NoError(t, c.running.first.Nack())
+	none(t, c)
+	g.deliver(13, fakeEpoch+1, "a", "b")
+	for _, o := range []uint64{13, 14} {
+		d := next(t, c)
+		require.Equal(t, []uint64{o, fakeEpoch + 1}, []uint64{d.Offset, d.Epoch()})
+		require.NoError(t, d.Ack())
+	}
+	strict := startGroup(t, wire.GroupSettings{Mode: Stream, Order: StrictOrder})
+	c = strict.consumer(Mode(Stream))
+	strict.deliver(10, fakeEpoch, "a", "b")
+	require.NoError(t, next(t, c).Ack())
+	none(t, c)
+}
+
 func TestNackDropsWhatWaitsBehindTheRecord(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Serial})
 	c := g.consumer(Mode(Serial))

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -195,6 +196,41 @@ func TestASharedGroupHandlesEachRecordOnce(t *testing.T) {
 	for i := range stops {
 		require.Positive(t, m.by[fmt.Sprint(i)], "member %d", i)
 	}
+}
+
+// A stream has many records in flight, and they come in order: after one that failed the
+// next one is that one again.
+func TestAStreamIsInOrder(t *testing.T) {
+	const records = 1000
+	broker := lockstest.Start(t)
+	conn := connectTo(t, broker.URL())
+	_, err := conn.CreateDestination(t.Context(), client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 1}})
+	require.NoError(t, err)
+	produceKeys(t, conn, "orders", 10, 0, records)
+	c, err := conn.Consumer(t.Context(), "orders", client.Group("fold"), client.Mode(client.Stream), client.Backoff(time.Millisecond, time.Millisecond))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var order []uint64
+	failed := map[uint64]bool{}
+	err = c.Run(ctx, func(_ context.Context, d *client.Delivery) error {
+		if order = append(order, d.Offset); d.Offset%100 == 50 && !failed[d.Offset] {
+			failed[d.Offset] = true
+			return errors.New("not now")
+		}
+		if d.Offset == records-1 {
+			cancel()
+		}
+		return nil
+	}, client.Workers(4))
+	require.ErrorIs(t, err, context.Canceled)
+	require.NoError(t, c.Close(t.Context()))
+	var want []uint64
+	for o := range uint64(records) {
+		if want = append(want, o); o%100 == 50 {
+			want = append(want, o)
+		}
+	}
+	require.Equal(t, want, order)
 }
 
 // R-X-3: with one in ten records failing, with and without delay, no later record of a

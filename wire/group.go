@@ -263,6 +263,9 @@ func (m GroupSettings) WithDefaults() GroupSettings {
 	}
 	if m.Order == 0 {
 		m.Order = OrderStrict
+		if m.Mode == ModeStream {
+			m.Order = OrderReplay
+		}
 	}
 	if m.DeadLetterMode == 0 {
 		m.DeadLetterMode = DeadLetterNone

@@ -60,6 +60,8 @@ func TestGroupSettingsHaveDefaults(t *testing.T) {
 	}, GroupSettings{}.WithDefaults())
 	require.Equal(t, goldenGroupSettings, goldenGroupSettings.WithDefaults())
 	require.Equal(t, HolderSticky, GroupSettings{Mode: ModeStream}.WithDefaults().Holder)
+	require.Equal(t, OrderReplay, GroupSettings{Mode: ModeStream}.WithDefaults().Order)
+	require.Equal(t, OrderStrict, GroupSettings{Mode: ModeStream, Order: OrderStrict}.WithDefaults().Order)
 	require.Equal(t, HolderSticky, GroupSettings{Mode: ModeSerial, Scope: ScopeDestination}.WithDefaults().Holder)
 	require.Equal(t, DeadLetterRecord, GroupSettings{DeadLetter: "d"}.WithDefaults().DeadLetterMode)
 }
