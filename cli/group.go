@@ -176,13 +176,13 @@ type groupSettingsFlags struct {
 
 func newGroupSettingsFlags(c *cobra.Command) *groupSettingsFlags {
 	f := &groupSettingsFlags{
-		mode: newChoice("", "shared", "serial", "stream"), scope: newChoice("", "key", "publisher", "destination"), holder: newChoice("", "sticky", "any"),
-		binding: newChoice("", "cover", "strict", "gather"), order: newChoice("", "strict", "replay"), letterMode: newChoice("", "record", "park", "none"),
+		mode: newChoice("", "shared", "serial", "stream"), scope: newChoice("", "key", "publisher", "destination"), holder: newChoice("", "sticky", "any", "sole"),
+		binding: newChoice("", "cover", "strict", "gather", "local"), order: newChoice("", "strict", "replay"), letterMode: newChoice("", "record", "park", "none"),
 	}
 	flags := c.Flags()
 	flags.Var(f.mode, "mode", "how the group shares records")
 	flags.Var(f.scope, "scope", "what a serial group handles one after the other")
-	flags.Var(f.holder, "holder", "with --scope destination: one member while it lives, or whoever is free")
+	flags.Var(f.holder, "holder", "with --scope destination: one member while it lives, whoever is free, or the only one that may join")
 	flags.Var(f.binding, "binding", "which partitions a member has")
 	flags.Var(f.order, "order", "when the next record of a scope starts: after the outcome of the one before is committed, or known")
 	flags.Var(&f.ackWait, "ack-wait", "`time` that a record may be worked on")

@@ -14,6 +14,7 @@ import (
 type binding struct {
 	generation, counter uint32
 	partitions          []uint32
+	uncovered           []uint32
 }
 
 // older reports whether the binding is older than another.
@@ -109,7 +110,7 @@ const (
 func (b *bindLink) open(s *session) {
 	c := b.consumer
 	if s.speaks(wire.OpGroupBind) != nil {
-		c.rebind(0, 0, slices.Sorted(maps.Keys(b.leaders)))
+		c.rebind(binding{partitions: slices.Sorted(maps.Keys(b.leaders))})
 		b.left = true
 		return
 	}
@@ -132,7 +133,10 @@ func (b *bindLink) open(s *session) {
 			s.hurry(time.Duration(response.SessionMs) * time.Millisecond)
 			b.every = min(max(time.Duration(response.SessionMs)*time.Millisecond/3, bindBeatMin), bindBeatMax)
 			b.beat = time.Now().Add(b.every)
-			c.rebind(response.Generation, response.Counter, response.Partitions)
+			c.rebind(binding{response.Generation, response.Counter, response.Partitions, response.Uncovered})
+			if response.Binding == BindLocal { // perhaps nothing is local by now
+				c.begun()
+			}
 			poke(c.wake)
 		})
 	})
@@ -166,7 +170,7 @@ func (b *bindLink) refused(err error) {
 	case code == wire.CodeNotCoordinator:
 		b.follow(err)
 	case code == wire.CodeUnsupported: // brokers without a coordinator
-		c.rebind(0, 0, slices.Sorted(maps.Keys(b.leaders)))
+		c.rebind(binding{partitions: slices.Sorted(maps.Keys(b.leaders))})
 		b.left = true
 	case code == wire.CodeSessionGone:
 		b.old, b.id = b.id, newSessionID()
@@ -243,7 +247,7 @@ func (b *bindLink) frame(s *session, op wire.Opcode, body []byte) error {
 	if err := m.Parse(body); err != nil {
 		return err
 	}
-	c.rebind(m.Generation, m.Counter, m.Partitions)
+	c.rebind(binding{m.Generation, m.Counter, m.Partitions, m.Uncovered})
 	return nil
 }
 
@@ -259,12 +263,16 @@ func (b *bindLink) leave() {
 
 // rebind takes over a binding: partitions that are not in it are left when nothing of
 // them is held any more. c.mu is held.
-func (c *Consumer) rebind(generation, counter uint32, partitions []uint32) {
-	if c.binding.partitions != nil && !c.binding.older(generation, counter) {
+func (c *Consumer) rebind(to binding) {
+	before, partitions := c.binding, to.partitions
+	if before.partitions != nil && !before.older(to.generation, to.counter) {
 		return
 	}
-	changed := c.binding.partitions != nil && !slices.Equal(c.binding.partitions, partitions)
-	c.binding = binding{generation, counter, partitions}
+	changed := before.partitions != nil && !slices.Equal(before.partitions, partitions)
+	if partitions == nil {
+		to.partitions = []uint32{} // it is bound
+	}
+	c.binding = to
 	for _, at := range c.attachments {
 		if !slices.Contains(partitions, at.partition) {
 			at.drain()
@@ -277,6 +285,9 @@ func (c *Consumer) rebind(generation, counter uint32, partitions []uint32) {
 	}
 	if changed {
 		c.events.send(Rebound{Destination: c.destination, Group: c.options.group, Partitions: partitions})
+	}
+	if !slices.Equal(before.uncovered, to.uncovered) {
+		c.events.send(Uncovered{Destination: c.destination, Group: c.options.group, Partitions: to.uncovered})
 	}
 	poke(c.wake)
 }

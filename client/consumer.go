@@ -508,23 +508,39 @@ func (c *Consumer) fail(err error) {
 	if c.err == nil {
 		c.err = err
 		c.events.send(ConsumerClosed{Destination: c.destination, Group: c.options.group, Err: err})
-		select {
-		case <-c.started:
-		default:
-			close(c.started)
-		}
+		c.begun()
 	}
 	c.rouse()
 	poke(c.wake)
 }
 
-// joined takes note that a partition has taken the consumer in. c.mu is held.
-func (c *Consumer) joined(at *attachment) {
+// Partitions are those that the consumer has, as far as it knows, in order: none while it
+// waits for its part.
+func (c *Consumer) Partitions() []uint32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := []uint32{}
+	for _, at := range c.attachments {
+		if !at.leaving && !at.left {
+			list = append(list, at.partition)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// begun lets Conn.Consumer return. c.mu is held.
+func (c *Consumer) begun() {
 	select {
 	case <-c.started:
 	default:
 		close(c.started)
 	}
+}
+
+// joined takes note that a partition has taken the consumer in. c.mu is held.
+func (c *Consumer) joined(at *attachment) {
+	c.begun()
 	c.events.send(Attached{Destination: c.destination, Group: c.options.group, Partition: at.partition})
 	poke(c.wake)
 }

@@ -30,6 +30,14 @@ type Rebound struct {
 	Partitions         []uint32
 }
 
+// Uncovered is sent to the consumers of a group when other partitions than before have no
+// consumer of the group, the first 64 of them; none: each has one again. That happens with
+// the bindings Strict and BindLocal.
+type Uncovered struct {
+	Destination, Group string
+	Partitions         []uint32
+}
+
 // Blocked is sent when a consumer has had no link to one of its partitions for 1 s: nobody
 // leads it, or nobody can be reached who does. Err is what was said last. The consumer goes
 // on trying; Attached says that it has succeeded.
@@ -50,5 +58,6 @@ func (Attached) event()       {}
 func (LeaseLost) event()      {}
 func (Unconfirmed) event()    {}
 func (Rebound) event()        {}
+func (Uncovered) event()      {}
 func (Blocked) event()        {}
 func (ConsumerClosed) event() {}

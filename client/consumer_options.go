@@ -28,10 +28,12 @@ const (
 const (
 	Sticky = wire.HolderSticky // one consumer is active while it lives, the others stand by
 	Any    = wire.HolderAny    // whoever is free gets the next record
+	Sole   = wire.HolderSole   // there is one consumer: a second one is refused with wire.CodeRefused
 
 	Cover        = wire.BindingCover  // each partition has a consumer, each consumer a partition
 	StrictlyOne  = wire.BindingStrict // each consumer has one partition and never another
 	Gather       = wire.BindingGather // each consumer has all partitions
+	BindLocal    = wire.BindingLocal  // each consumer has partitions that are led at the node it is connected to; without one it has none
 	StrictOrder  = wire.OrderStrict   // a record starts when the outcome of the one before is committed
 	ReplayOrder  = wire.OrderReplay   // or when it is known here, which a fault may then repeat
 	DeadLetter   = wire.DeadLetterRecord
@@ -94,8 +96,8 @@ func Mode(m GroupMode) ConsumerOption { return func(o *consumerOptions) { o.sett
 // Scope sets which records a serial group handles one after the other. Default: ByKey.
 func Scope(s GroupScope) ConsumerOption { return func(o *consumerOptions) { o.settings.Scope = s } }
 
-// Holder says whether one consumer stays active, or any may get the next record, where
-// the scope is the destination. Default: Sticky.
+// Holder says whether one consumer stays active and others stand by, any may get the next
+// record, or there is but one consumer, where the scope is the destination. Default: Sticky.
 func Holder(h wire.GroupHolder) ConsumerOption {
 	return func(o *consumerOptions) { o.settings.Holder = h }
 }

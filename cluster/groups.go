@@ -198,7 +198,7 @@ func validateGroup(d *Destination, name string, g *Group) error {
 	}
 	s := d.Resolved(g)
 	switch {
-	case s.Mode > wire.ModeStream, s.Scope > wire.ScopeDestination, s.Holder > wire.HolderAny, s.Binding > wire.BindingGather,
+	case s.Mode > wire.ModeStream, s.Scope > wire.ScopeDestination, s.Holder > wire.HolderSole, s.Binding > wire.BindingLocal,
 		s.Order > wire.OrderReplay, s.DeadLetterMode > wire.DeadLetterNone:
 		return bad("group %q has a setting that this cluster does not know", name)
 	case s.Mode == wire.ModeSerial && s.Scope == wire.ScopeDestination && len(d.Partitions) > 1:
@@ -214,6 +214,8 @@ func validateGroup(d *Destination, name string, g *Group) error {
 		return bad("backoff begins at %d ms and ends at %d ms", s.BackoffMs, s.BackoffMaxMs)
 	case s.Hold && d.Kind == wire.Queue:
 		return bad("a queue keeps what its groups are not done with; hold is for topics")
+	case s.Holder == wire.HolderSole && s.Mode != wire.ModeStream && (s.Mode != wire.ModeSerial || s.Scope != wire.ScopeDestination):
+		return bad("holder sole is about the one consumer of a strict order, and group %q has none; use mode stream, or serial with scope destination", name)
 	case s.Failback && (s.Holder != wire.HolderSticky || s.Mode != wire.ModeStream && (s.Mode != wire.ModeSerial || s.Scope != wire.ScopeDestination)):
 		return bad("failback is about the one active consumer, and group %q has none; use mode stream, or serial with scope destination and holder sticky", name)
 	case !slices.Contains([]string{"", "earliest", "latest", "offset", "time"}, g.Start.To):

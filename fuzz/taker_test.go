@@ -38,6 +38,9 @@ const (
 	// takerReleases, for a name, is a consumer whose records go on as soon as its connection
 	// ends.
 	takerReleases = "+release"
+	// takerHolds, for a name, is a consumer that works on its first record until it goes on
+	// after a SIGSTOP, whatever happens to the lease.
+	takerHolds = "+holds"
 	// takerBeat is how often a process looks at the clock, and takerStall after how long
 	// without such a look it stood still, and says so.
 	takerBeat  = 10 * time.Millisecond
@@ -64,7 +67,7 @@ func machineTime() int64 {
 // takeRecords is the process of one consumer: it takes records of a group until its
 // standard input closes, and prints what it sees, a line of JSON each, before it does
 // anything that follows from it, or until SIGTERM, when it leaves in order. name is the
-// consumer's, or "-" for none, or takerReleases.
+// consumer's, or "-" for none, takerReleases or takerHolds.
 func takeRecords(session, addresses, destination, name string) int {
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -107,7 +110,7 @@ func takeRecords(session, addresses, destination, name string) int {
 		if err == nil {
 			options := []client.ConsumerOption{client.Group(takerGroup), client.Mode(client.Serial), client.Prefetch(takerPrefetch), client.OnEvent(w.Event)}
 			switch name {
-			case "-":
+			case "-", takerHolds:
 			case takerReleases:
 				options = append(options, client.ReleaseOnDisconnect(true))
 			default:
@@ -121,7 +124,15 @@ func takeRecords(session, addresses, destination, name string) int {
 			time.Sleep(20 * time.Millisecond) // brokers may be down, or out of reach: try again
 		}
 	}
+	goesOn := make(chan os.Signal, 1)
+	if name == takerHolds {
+		signal.Notify(goesOn, unix.SIGCONT)
+	}
+	var first sync.Once
 	handle := func(ctx context.Context, _ *client.Delivery) error {
+		if name == takerHolds {
+			first.Do(func() { <-goesOn })
+		}
 		work := rand.N(takerWork)
 		if rand.IntN(takerLongOne) == 0 {
 			work = rand.N(takerLong)

@@ -2,7 +2,9 @@ package lockstest_test
 
 import (
 	"context"
+	"errors"
 	"flag"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/lockstest"
 	"github.com/lockstepmq/lockstep/promise"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // What the requirements ask of groups of a cluster whose nodes stop in order or hand over;
@@ -22,6 +25,8 @@ var requirementTransfers = flag.Int("requirements.transfers", 4, "how often R-X-
 func TestRequirementsOfGroupsInACluster(t *testing.T) {
 	c := lockstest.StartCluster(t, 3)
 	t.Run("R_X_9_PlannedMovesRepeatNothing", func(t *testing.T) { transferred(t, c) })
+	t.Run("R_SIB_26_TheSoleConsumerKeepsItsOrderWithoutANode", func(t *testing.T) { soleOrder(t, c) })
+	t.Run("R_SIB_22_R_LSN_2_ListenersAreActiveAsTheBindingSays", func(t *testing.T) { activation(t, c) })
 	t.Run("R_WLS_7_ThreeEventsAreToldApart", func(t *testing.T) { threeEvents(t, c) })
 }
 
@@ -178,4 +183,99 @@ func threeEvents(t *testing.T, c *lockstest.Cluster) {
 	_, _, closed = x.kinds()
 	require.Equal(t, 3, closed, "the consumer stays")
 	awaitThat(t, "and is attached again", func() bool { return x.count() > before })
+}
+
+// soleOrder loses the node that leads a strict order, with a record in hand: the consumer
+// keeps it, a second one is refused there too, and what it gives back is the next again.
+func soleOrder(t *testing.T, c *lockstest.Cluster) {
+	conn := connectTo(t, c.URL())
+	create(t.Context(), t, conn, client.Destination{Name: "sole", Kind: client.Queue, Settings: client.Settings{Partitions: 1, Replicas: 3, Sync: client.SyncOS}})
+	leader := leaderOf(t, conn, "sole", 0, 0)
+	_, err := conn.CreateGroup(t.Context(), "sole", "g", client.GroupIntent{Settings: client.GroupSettings{
+		Mode: client.Serial, Scope: client.ByDestination, Holder: client.Sole, BackoffMs: 1, BackoffMaxMs: 1}})
+	require.NoError(t, err)
+	produceKeys(t, conn, "sole", 1, 0, 4)
+	one, err := connectTo(t, c.URL()).Consumer(t.Context(), "sole", client.Group("g"))
+	require.NoError(t, err)
+	held := take(t, one)
+	require.EqualValues(t, 0, held.Offset)
+	c.Stop(int(leader))
+	leaderOf(t, conn, "sole", 0, leader)
+	awaitThat(t, "a second consumer is refused", func() bool {
+		_, err := connectTo(t, c.URL()).Consumer(t.Context(), "sole", client.Group("g"))
+		return errors.Is(err, wire.CodeRefused)
+	})
+	require.NoError(t, held.Nack())
+	for want := range uint64(4) {
+		d := take(t, one)
+		require.Equal(t, want, d.Offset)
+		done(t, d)
+	}
+	leave(t, one)
+	c.Start(int(leader))
+	c.Await()
+}
+
+// activation is which of three instances of a listener, one at each node, are active:
+// those at nodes that lead a partition (local), all (cover), or exactly one (sole, and
+// sticky where others stand by).
+func activation(t *testing.T, c *lockstest.Cluster) {
+	conn := connectTo(t, c.URL())
+	at := func(node uint32, queue string, opts ...client.ConsumerOption) (*client.Consumer, error) {
+		return connectTo(t, c.Broker(int(node)).URL()).Consumer(t.Context(), queue, append([]client.ConsumerOption{client.Group("g")}, opts...)...)
+	}
+	// Local only: two partitions are led at one or two of three nodes, and then one moves.
+	create(t.Context(), t, conn, client.Destination{Name: "local", Kind: client.Queue, Settings: client.Settings{Partitions: 2, Replicas: 3, Sync: client.SyncOS}})
+	for p := range 2 {
+		leaderOf(t, conn, "local", p, 0)
+	}
+	_, err := conn.CreateGroup(t.Context(), "local", "g", client.GroupIntent{Settings: client.GroupSettings{Binding: client.BindLocal}})
+	require.NoError(t, err)
+	var listeners [4]*client.Consumer // by node
+	for node := uint32(1); node <= 3; node++ {
+		listeners[node], err = at(node, "local")
+		require.NoError(t, err)
+	}
+	active := func() (nodes [4][]uint32) {
+		for node := 1; node <= 3; node++ {
+			nodes[node] = listeners[node].Partitions()
+		}
+		return nodes
+	}
+	local := func() (leader uint32, ok bool) { // of partition 1; the balancer may move them too
+		d, err := conn.Destination(t.Context(), "local")
+		if err != nil {
+			return 0, false
+		}
+		want := [4][]uint32{1: {}, 2: {}, 3: {}}
+		for _, p := range d.Partitions {
+			want[p.Leader] = append(want[p.Leader], p.Number)
+		}
+		return d.Partitions[1].Leader, reflect.DeepEqual(want, active())
+	}
+	var before uint32
+	awaitThat(t, "each partition is with the listener of its node", func() (ok bool) {
+		before, ok = local()
+		return ok
+	})
+	require.NoError(t, conn.TransferLeader(t.Context(), "local", 1, before%3+1))
+	awaitThat(t, "it goes with the leader", func() bool {
+		now, ok := local()
+		return ok && now != before
+	})
+	leave(t, listeners[1:]...)
+
+	// Everywhere: the partition has a listener at each node, and any of them gets records.
+	create(t.Context(), t, conn, client.Destination{Name: "one", Kind: client.Queue, Settings: client.Settings{Partitions: 1, Replicas: 3, Sync: client.SyncOS}})
+	leaderOf(t, conn, "one", 0, 0)
+	for node := uint32(1); node <= 3; node++ {
+		listeners[node], err = at(node, "one", client.Prefetch(1))
+		require.NoError(t, err)
+	}
+	produceKeys(t, conn, "one", 1, 0, 3)
+	for node := 1; node <= 3; node++ {
+		d := take(t, listeners[node])
+		defer d.Ack()
+	}
+	awaitThat(t, "all are active", func() bool { return reflect.DeepEqual([4][]uint32{1: {0}, 2: {0}, 3: {0}}, active()) })
 }

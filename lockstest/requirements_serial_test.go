@@ -382,3 +382,47 @@ func (s *stage) units(t *testing.T) {
 		rest(t, other, "a M1", "a M2", "a M3")
 	})
 }
+
+// sole is a strict order that takes one consumer: a second one is refused, in a sticky
+// group it stands by. What the one gives back comes again before what is behind it; when it
+// leaves, or starts again under its name, there is room for the next.
+func (s *stage) sole(t *testing.T) {
+	for _, binding := range []wire.BindingPolicy{client.Cover, client.Gather} {
+		queue := s.queue(t, 1)
+		settings := stickyOne
+		settings.Holder, settings.Binding = client.Sole, binding
+		s.group(t, queue, settings)
+		s.send(t, queue, numbered("k", 4)...)
+		one, die := s.mortal(t, queue, client.ConsumerName("one"))
+		first := take(t, one)
+		_, err := connectTo(t, s.broker.URL()).Consumer(t.Context(), queue, client.Group("g"))
+		require.ErrorIs(t, err, wire.CodeRefused)
+		require.ErrorContains(t, err, "takes one consumer")
+		require.NoError(t, first.Nack())
+		for i := range 2 {
+			d := take(t, one)
+			require.Equal(t, fmt.Sprintf("k %d", i), string(d.Value), "binding %v", binding)
+			done(t, d)
+		}
+		die()
+		again := s.join(t, queue, client.ConsumerName("one"))
+		d := take(t, again)
+		require.Equal(t, "k 2", string(d.Value))
+		done(t, d)
+		leave(t, again)
+		var next *client.Consumer
+		awaitThat(t, "there is room for the next", func() bool {
+			next, err = connectTo(t, s.broker.URL()).Consumer(t.Context(), queue, client.Group("g"))
+			return err == nil
+		})
+		d = take(t, next)
+		require.Equal(t, "k 3", string(d.Value))
+		done(t, d)
+		leave(t, next)
+	}
+	queue := s.queue(t, 1)
+	s.group(t, queue, stickyOne)
+	active, standby := s.join(t, queue), s.join(t, queue)
+	awaitThat(t, "one stands by", func() bool { return s.states(t, queue)["standby"] == 1 })
+	leave(t, active, standby)
+}

@@ -50,6 +50,7 @@ func TestRequirementsOfGroups(t *testing.T) {
 		{"R_UM_7_WhoWouldRatherStandBy", s.preference},
 		{"R_UM_8_OneAtATimeNeedsOnePartition", s.refused},
 		{"R_WLS_13_UnitsOfOrder", s.units},
+		{"R_SIB_26_ASecondConsumerIsRefusedOrStandsBy", s.sole},
 		{"R_MQC_15_RecordsGoWhereConsumersAre", s.attended},
 		{"R_MQC_12_WhatFailsTooOftenIsADeadLetter", s.letters},
 		{"R_MQC_17_APoisonHoldsUpNobodyElse", s.poison},

@@ -48,7 +48,7 @@ func (s *safeBuffer) String() string {
 }
 
 // R-SIB-16: what a strict group leaves without a consumer can be seen: in a metric, in the
-// log of the coordinator's node, and in how the group is described.
+// log of the coordinator's node, in how the group is described, and by an event that its consumers hear.
 func TestR_SIB_16_PartitionsWithoutAConsumerAreVisible(t *testing.T) {
 	var said safeBuffer
 	broker := lockstest.Start(t, lockstest.Logger(slog.New(slog.NewTextHandler(&said, nil))), lockstest.Configure(func(c *server.Config) { c.HTTP = "127.0.0.1:0" }))
@@ -65,14 +65,36 @@ func TestR_SIB_16_PartitionsWithoutAConsumerAreVisible(t *testing.T) {
 		return strings.Contains(string(body), fmt.Sprintf(`lockstep_partitions_without_consumer{destination="jobs"} %d`, want))
 	}
 	f.fill(ctx, t, conn, 1, 1)
-	one := bind(ctx, t, conn, log, wire.BindingStrict)
+	told := make(chan []uint32, 16)
+	hears := client.OnEvent(func(e client.Event) {
+		if u, ok := e.(client.Uncovered); ok {
+			told <- u.Partitions
+		}
+	})
+	heard := func(n int) {
+		t.Helper()
+		for {
+			select {
+			case list := <-told:
+				if len(list) == n {
+					return
+				}
+			case <-time.After(timeout):
+				require.Fail(t, "no event", "of %d partitions", n)
+			}
+		}
+	}
+	one := bind(ctx, t, conn, log, wire.BindingStrict, hears)
+	heard(2)
 	f.drained(t, log)
 	require.True(t, metric(2), "it is so as soon as the consumer has its partition")
 	require.Contains(t, said.String(), `partitions without a consumer: start more consumers, or bind with cover" coordinator=jobs/0 group=workers partitions="[0 2]"`)
 	two, three := bind(ctx, t, conn, log, wire.BindingStrict), bind(ctx, t, conn, log, wire.BindingStrict)
 	require.Eventually(t, func() bool { return metric(0) }, timeout, 5*time.Millisecond)
+	heard(0)
 	two.close(t)
 	require.Eventually(t, func() bool { return metric(1) }, timeout, 5*time.Millisecond)
+	heard(1)
 	three.close(t)
 	one.close(t)
 	require.Eventually(t, func() bool { return metric(0) }, timeout, 5*time.Millisecond, "nobody wants anything")

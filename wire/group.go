@@ -57,6 +57,7 @@ type GroupHolder uint8
 const (
 	HolderSticky GroupHolder = 1 // one consumer while it lives
 	HolderAny    GroupHolder = 2 // any, for each record anew
+	HolderSole   GroupHolder = 3 // the one consumer that there is: a second one is refused
 )
 
 // BindingPolicy says which consumers of a group attach to which partitions.
@@ -67,6 +68,7 @@ const (
 	BindingCover  BindingPolicy = 1 // each partition has a consumer, each consumer a partition
 	BindingStrict BindingPolicy = 2 // each partition has exactly one
 	BindingGather BindingPolicy = 3 // each consumer has all partitions
+	BindingLocal  BindingPolicy = 4 // each consumer has partitions that are led at its node, and no other
 )
 
 // GroupOrder says when the next record of a scope may start.
@@ -92,8 +94,8 @@ const (
 var (
 	groupModeNames      = []string{"", "shared", "serial", "stream"}
 	groupScopeNames     = []string{"", "key", "publisher", "destination"}
-	groupHolderNames    = []string{"", "sticky", "any"}
-	bindingPolicyNames  = []string{"", "cover", "strict", "gather"}
+	groupHolderNames    = []string{"", "sticky", "any", "sole"}
+	bindingPolicyNames  = []string{"", "cover", "strict", "gather", "local"}
 	groupOrderNames     = []string{"", "strict", "replay"}
 	deadLetterModeNames = []string{"", "record", "park", "none"}
 )

@@ -58,7 +58,8 @@ func (m *BindRequest) Parse(src []byte) error {
 
 // BindResponse names the link and says which partitions are the consumer's.
 //
-//	link u32 | generation u32 | counter u32 | binding u8 | sessionMs u32 | count u32, each: partition u32
+//	link u32 | generation u32 | counter u32 | binding u8 | sessionMs u32 | count u32, each: partition u32 |
+//	count u32, each: partition u32, that no consumer has
 type BindResponse struct {
 	Link       uint32
 	Generation uint32
@@ -66,6 +67,7 @@ type BindResponse struct {
 	Binding    BindingPolicy
 	SessionMs  uint32 // silence after which the consumer is taken off the list
 	Partitions []uint32
+	Uncovered  []uint32 // that no consumer of the group has, the first MaxUncovered of them
 }
 
 // Append implements Message.
@@ -76,7 +78,7 @@ func (m *BindResponse) Append(dst []byte) []byte {
 	dst = le.AppendUint32(dst, m.Counter)
 	dst = append(dst, byte(m.Binding))
 	dst = le.AppendUint32(dst, m.SessionMs)
-	return appendNumbers(dst, m.Partitions)
+	return appendNumbers(appendNumbers(dst, m.Partitions), m.Uncovered)
 }
 
 // Parse implements Message.
@@ -88,23 +90,29 @@ func (m *BindResponse) Parse(src []byte) error {
 	m.Binding = BindingPolicy(r.uint8())
 	m.SessionMs = r.uint32()
 	m.Partitions = r.numbers()
+	m.Uncovered = r.numbers()
 	return r.done("GROUP_BIND response")
 }
 
 // GroupBinding is the body of GROUP_BINDING: other partitions than before.
 //
-//	generation u32 | counter u32 | count u32, each: partition u32
+//	generation u32 | counter u32 | count u32, each: partition u32 |
+//	count u32, each: partition u32, that no consumer has
 type GroupBinding struct {
 	Generation uint32
 	Counter    uint32
 	Partitions []uint32
+	Uncovered  []uint32 // as in BindResponse
 }
+
+// MaxUncovered is how many partitions without a consumer a binding names.
+const MaxUncovered = 64
 
 // Append implements Message.
 func (m *GroupBinding) Append(dst []byte) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, m.Generation)
 	dst = binary.LittleEndian.AppendUint32(dst, m.Counter)
-	return appendNumbers(dst, m.Partitions)
+	return appendNumbers(appendNumbers(dst, m.Partitions), m.Uncovered)
 }
 
 // Parse implements Message.
@@ -113,6 +121,7 @@ func (m *GroupBinding) Parse(src []byte) error {
 	m.Generation = r.uint32()
 	m.Counter = r.uint32()
 	m.Partitions = r.numbers()
+	m.Uncovered = r.numbers()
 	return r.done("GROUP_BINDING")
 }
 

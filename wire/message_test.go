@@ -512,7 +512,7 @@ var goldenMessages = []goldenMessage{
 		01 00 00 00             // one partition
 		07 00 00 00             // partition 7
 	`},
-	{"GROUP_BIND response", OpGroupBind, true, &BindResponse{Link: 1, Generation: 2, Counter: 3, Binding: BindingCover, SessionMs: 6000, Partitions: []uint32{4}}, `
+	{"GROUP_BIND response", OpGroupBind, true, &BindResponse{Link: 1, Generation: 2, Counter: 3, Binding: BindingCover, SessionMs: 6000, Partitions: []uint32{4}, Uncovered: []uint32{5}}, `
 		01 00 00 00             // link 1
 		02 00 00 00             // generation 2
 		03 00 00 00             // counter 3
@@ -520,12 +520,16 @@ var goldenMessages = []goldenMessage{
 		70 17 00 00             // 6,000 ms
 		01 00 00 00             // one partition
 		04 00 00 00             // partition 4
+		01 00 00 00             // one without a consumer
+		05 00 00 00             // partition 5
 	`},
-	{"GROUP_BINDING", OpGroupBinding, true, &GroupBinding{Generation: 2, Counter: 3, Partitions: []uint32{4}}, `
+	{"GROUP_BINDING", OpGroupBinding, true, &GroupBinding{Generation: 2, Counter: 3, Partitions: []uint32{4}, Uncovered: []uint32{5}}, `
 		02 00 00 00             // generation 2
 		03 00 00 00             // counter 3
 		01 00 00 00             // one partition
 		04 00 00 00             // partition 4
+		01 00 00 00             // one without a consumer
+		05 00 00 00             // partition 5
 	`},
 	{"TEMPORARY_OPEN request", OpTempOpen, false, &TemporaryOpenRequest{Name: "n", Token: [16]byte{15: 2}, GraceMs: 3, Next: 4}, `
 		01 00 6e                // "n"

@@ -161,6 +161,9 @@ func (l *Leader) join(a *attachment) bool {
 		}
 		predecessor = nil
 	}
+	if err := l.occupied(predecessor); err != nil {
+		return l.refuse(a, err)
+	}
 	m := l.member(a.session)
 	m.attempt, m.name, m.heard = r.Attempt, r.Name, l.now
 	j := joining{member: m, record: Member{
@@ -181,6 +184,24 @@ func (l *Leader) join(a *attachment) bool {
 		return true
 	}
 	return false
+}
+
+// occupied is the error for a consumer that would be the second of a group which takes but
+// one, unless it takes the place of the first.
+func (l *Leader) occupied(predecessor *member) error {
+	if l.g.Settings.Holder != wire.HolderSole || !l.keeps(RuleSole) {
+		return nil
+	}
+	for _, m := range l.members {
+		if m != predecessor && !m.ending {
+			return soleConsumer(l.g)
+		}
+	}
+	return nil
+}
+
+func soleConsumer(g *Group) error {
+	return wire.Errorf(wire.CodeRefused, "group %s takes one consumer (holder sole), and has one; it is free when that one leaves or is silent for the session timeout, or use holder sticky to stand by", g.Name)
 }
 
 func bindingOf(r *wire.AttachRequest) Binding { return Binding{r.Generation, r.Counter} }

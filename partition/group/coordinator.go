@@ -19,6 +19,9 @@ const (
 	// one waits for bindingPause per member: what comes meanwhile is one change, not many.
 	bindingPause = 100 * time.Microsecond
 	crowd        = 100
+	// leaderLook is how often the coordinator of a group that is bound to local partitions
+	// looks who leads them.
+	leaderLook = time.Second
 )
 
 // Binder is the link of one consumer to the coordinator. Its methods are called in the
@@ -53,8 +56,10 @@ type Coordinator struct {
 	generation uint32
 	start      time.Duration // silence before does not count
 	now        time.Duration
-	check      time.Duration // when somebody may have been silent for too long; 0: nobody is listed
-	pause      time.Duration // nothing is proposed before
+	leaders    []PartitionLoad // that a binding by leaders is of
+	look       time.Duration   // when it is looked whether there are others; 0: they do not matter
+	check      time.Duration   // when somebody may have been silent for too long; 0: nobody is listed
+	pause      time.Duration   // nothing is proposed before
 	links      map[Binder]*membership
 	members    map[Session]*membership
 	names      map[string]*membership
@@ -143,6 +148,9 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 	case m == nil && len(c.members) >= MaxSessions:
 		b.Bound(nil, wire.Errorf(wire.CodeTooMany, "group %s has %d consumers, that is its limit", c.g.Name, MaxSessions))
 		return
+	case m == nil && c.occupied(r):
+		b.Bound(nil, soleConsumer(c.g))
+		return
 	case m == nil:
 		m = c.join(r)
 	case m.ending:
@@ -165,6 +173,20 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 		m.asks = false
 		b.Bound(&wire.BindResponse{Generation: c.binding().Generation, Counter: c.binding().Counter, Partitions: c.spread(&enrolment{joins: c.next.joins})[m.Session]}, nil)
 	}
+}
+
+// occupied reports whether a group that takes but one consumer has one, and r is not to
+// take its place.
+func (c *Coordinator) occupied(r *wire.BindRequest) bool {
+	if c.g.Settings.Holder != wire.HolderSole {
+		return false
+	}
+	for _, m := range c.members {
+		if !m.ending && m.Session != Session(r.Predecessor) && (r.Name == "" || m.Name != r.Name) {
+			return true
+		}
+	}
+	return false
 }
 
 // join has a consumer listed, in the place of its predecessor. Who starts again under its
@@ -284,6 +306,7 @@ func (c *Coordinator) Turn(now time.Duration) {
 	if c.pause > 0 && c.pause <= c.now {
 		c.pause = 0
 	}
+	c.follow()
 	if c.check == 0 || c.check > c.now {
 		return
 	}
@@ -299,6 +322,23 @@ func (c *Coordinator) Turn(now time.Duration) {
 	}
 }
 
+// follow has the binding looked at when partitions are led elsewhere, where that decides.
+func (c *Coordinator) follow() {
+	if c.g.Settings.Binding != wire.BindingLocal || len(c.members) == 0 {
+		c.look = 0
+		return
+	}
+	if c.look > c.now {
+		return
+	}
+	c.look = c.now + leaderLook
+	loads := c.loads()
+	if !slices.EqualFunc(loads, c.leaders, func(a, b PartitionLoad) bool { return a.Number == b.Number && a.Leader == b.Leader }) {
+		c.leaders, c.stale = loads, true
+		c.version++
+	}
+}
+
 // silentAt is when a member that is not heard any more is taken off the list. It may go by
 // a timeout that is longer than the group's is by now.
 func (c *Coordinator) silentAt(m *membership) time.Duration {
@@ -307,10 +347,13 @@ func (c *Coordinator) silentAt(m *membership) time.Duration {
 
 // Deadline is when the next turn is due, 0 if none is.
 func (c *Coordinator) Deadline() time.Duration {
-	if c.pause > 0 && (c.check == 0 || c.pause < c.check) {
-		return c.pause
+	next := c.check
+	for _, at := range [...]time.Duration{c.pause, c.look} {
+		if at > 0 && (next == 0 || at < next) {
+			next = at
+		}
 	}
-	return c.check
+	return next
 }
 
 // answer tells a listed member what it asked for, unless somebody knows of a newer binding:
@@ -322,7 +365,7 @@ func (c *Coordinator) answer(m *membership) {
 	m.asks, m.told = false, c.timeout()
 	b := c.g.Members.Binding
 	m.link.Bound(&wire.BindResponse{
-		Generation: b.Generation, Counter: b.Counter, Binding: c.g.Settings.Binding, SessionMs: uint32(m.told.Milliseconds()), Partitions: c.g.Members.Of(m.Session),
+		Generation: b.Generation, Counter: b.Counter, Binding: c.g.Settings.Binding, SessionMs: uint32(m.told.Milliseconds()), Partitions: c.g.Members.Of(m.Session), Uncovered: c.named(),
 	}, nil)
 }
 
@@ -439,13 +482,14 @@ func (c *Coordinator) Applied() {
 		}
 	}
 	b := c.g.Members.Binding
+	none := c.named()
 	for _, m := range c.members {
 		switch {
 		case !m.listed || m.ending || m.link == nil:
 		case m.asks:
 			c.answer(m)
 		case c.keeps(RuleTold):
-			m.link.Rebound(&wire.GroupBinding{Generation: b.Generation, Counter: b.Counter, Partitions: c.g.Members.Of(m.Session)})
+			m.link.Rebound(&wire.GroupBinding{Generation: b.Generation, Counter: b.Counter, Partitions: c.g.Members.Of(m.Session), Uncovered: none})
 		}
 	}
 }
@@ -456,6 +500,12 @@ func (c *Coordinator) Uncovered() []uint32 {
 		return nil
 	}
 	return c.g.Members.Uncovered(c.loads())
+}
+
+// named are those of Uncovered that members are told of.
+func (c *Coordinator) named() []uint32 {
+	list := c.Uncovered()
+	return list[:min(len(list), wire.MaxUncovered)]
 }
 
 // Close ends all links with err. The Coordinator is not used any more.

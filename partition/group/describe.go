@@ -42,7 +42,7 @@ func (l *Leader) stateOf(m *member) string {
 		return "draining"
 	case m.suspect:
 		return "suspect"
-	case l.kind == single && l.g.Settings.Holder == wire.HolderSticky && l.g.Active != m.session:
+	case l.kind == single && l.g.Settings.Holder != wire.HolderAny && l.g.Active != m.session:
 		return "standby"
 	}
 	return "active"

@@ -69,6 +69,8 @@ const (
 	// RuleDone: what is done is not given again; without it a new leader begins at the
 	// floor and gives everything above it.
 	RuleDone
+	// RuleSole: a group that takes one consumer refuses a second.
+	RuleSole
 	rules
 )
 

@@ -303,7 +303,7 @@ func (l *Leader) before(a, b *member) bool {
 }
 
 func (l *Leader) sticky() bool {
-	return l.g.Settings.Holder == wire.HolderSticky || l.g.Settings.Mode == wire.ModeStream
+	return l.g.Settings.Holder != wire.HolderAny || l.g.Settings.Mode == wire.ModeStream
 }
 
 // sortTable orders leases by offset.

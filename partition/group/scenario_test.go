@@ -294,6 +294,8 @@ func TestParkNowAsksTheHolder(t *testing.T) {
 }
 
 // Each case is what a rule is for: it holds, and does not without the rule.
+var soleGroup = Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination, Holder: wire.HolderSole}
+
 func TestLeaderRules(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -378,6 +380,14 @@ func TestLeaderRules(t *testing.T) {
 			r.attach('A', 1, 10)
 			r.lead(r.without()...)
 			return len(r.attach('B', 1, 10).offsets()) == 0
+		}},
+		{"R-SIB-26: a second consumer of a group that takes one is refused", soleGroup, RuleSole, func(r *rig) bool {
+			r.produce(0)
+			r.attach('A', 1, 10)
+			refused := r.attach('B', 1, 10).refused
+			r.lead(r.without()...)
+			later := r.attach('C', 1, 10).refused // the next leader knows too
+			return wire.CodeOf(refused) == wire.CodeRefused && wire.CodeOf(later) == wire.CodeRefused && r.attach('A', 2, 10).response != nil
 		}},
 		{"a record that a session did not see is given out again", sharedGroup, RuleUnclaimed, func(r *rig) bool {
 			r.produce(0)

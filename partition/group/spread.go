@@ -21,6 +21,7 @@ type PartitionLoad struct {
 //	        shared out evenly, or, if there are fewer of them than members, the members are
 //	strict  every member has one partition and keeps it
 //	gather  every member has all; that is kept once, under the zero session
+//	local   cover, for each node by itself: its members have the partitions that are led there
 //
 // A member keeps what it has as far as that allows. A partition goes to a member at its
 // leader's node if there is one, else to the one with the fewest; a member to a partition
@@ -42,6 +43,8 @@ func Spread(policy wire.BindingPolicy, members []*Membership, partitions []Parti
 	switch {
 	case policy == wire.BindingGather:
 		s.of[Session{}] = s.numbers()
+	case policy == wire.BindingLocal:
+		s.apart(old)
 	case policy == wire.BindingCover && len(members) <= len(partitions):
 		s.shareOut(old)
 	default:
@@ -68,6 +71,32 @@ func (s *spread) numbers() []uint32 {
 // had are the partitions of old that there are.
 func (s *spread) had(m *Membership, old map[Session][]uint32) []uint32 {
 	return slices.DeleteFunc(slices.Clone(old[m.Session]), func(n uint32) bool { return s.at[n] == nil })
+}
+
+// apart spreads what each node leads over the members there. A partition without a leader
+// stays with whoever had it.
+func (s *spread) apart(old map[Session][]uint32) {
+	members := make(map[uint32][]*Membership)
+	loads := make(map[uint32][]PartitionLoad)
+	homes := make(map[uint32]uint32) // of partitions without a leader
+	for _, m := range s.members {
+		members[m.Node] = append(members[m.Node], m)
+		for _, n := range s.had(m, old) {
+			homes[n] = m.Node
+		}
+	}
+	for _, p := range s.loads {
+		node := p.Leader
+		if node == 0 {
+			node = homes[p.Number]
+		}
+		loads[node] = append(loads[node], p)
+	}
+	for node, of := range members {
+		for session, list := range Spread(wire.BindingCover, of, loads[node], old) {
+			s.of[session] = list
+		}
+	}
 }
 
 // shareOut gives every partition to one member, each as many as the others or one more.

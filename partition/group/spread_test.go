@@ -41,6 +41,11 @@ func TestSpreadOverPartitions(t *testing.T) {
 		{"strict: nobody moves when one leaves", strict, []*Membership{memberAt(1, 0), memberAt(2, 0)}, three,
 			map[Session][]uint32{a: {1}, b: {1}, c: {2}}, map[Session][]uint32{a: {1}, b: {1}}},
 		{"gather", wire.BindingGather, []*Membership{memberAt(1, 0), memberAt(2, 0)}, three, nil, map[Session][]uint32{{}: {0, 1, 2}}},
+		{"local: what is led elsewhere nobody has", wire.BindingLocal, []*Membership{memberAt(1, 2)}, three, nil, map[Session][]uint32{a: {1}}},
+		{"local: members of a node share what it leads", wire.BindingLocal, []*Membership{memberAt(1, 1), memberAt(2, 1), memberAt(3, 3)},
+			[]PartitionLoad{{Number: 0, Leader: 1}, {Number: 1, Leader: 2}, {Number: 2, Leader: 1}}, nil, map[Session][]uint32{a: {0}, b: {2}}},
+		{"local: it goes with the leader, and stays while there is none", wire.BindingLocal, []*Membership{memberAt(1, 1), memberAt(2, 2)},
+			[]PartitionLoad{{Number: 0, Leader: 2}, {Number: 1}, {Number: 2, Leader: 3}}, map[Session][]uint32{a: {0, 1}, b: {2}}, map[Session][]uint32{a: {1}, b: {0}}},
 		{"nobody", cover, nil, three, map[Session][]uint32{a: {0}}, map[Session][]uint32{}},
 	} {
 		require.Equal(t, step.want, Spread(step.policy, step.members, step.partitions, step.old), step.name)
