@@ -44,6 +44,10 @@ type Health struct {
 	Alive func(node uint32) bool
 	// DownFor is the number of ticks since a node answered last; 0 if it does.
 	DownFor func(node uint32) int
+	// Gone reports whether a majority of the nodes that vote about the metadata does not
+	// hear a node, and nobody does. It may take its time, and is asked of nodes that were
+	// down for long.
+	Gone func(node uint32) bool
 	// Leader is the replica that leads a partition, 0 if none is known to.
 	Leader func(p *Partition) uint64
 }
@@ -88,9 +92,10 @@ type plan struct {
 	h      Health
 	tick   uint64
 	census *census
-	led    map[uint32]int // leaderships by node, as they are when what was asked for is done
-	moves  int            // partitions that are being moved
-	going  int            // leaderships that are being handed over
+	led    map[uint32]int  // leaderships by node, as they are when what was asked for is done
+	moves  int             // partitions that are being moved
+	going  int             // leaderships that are being handed over
+	word   map[uint32]bool // what Health.Gone has said
 
 	commands  []Command
 	transfers []Transfer
@@ -99,7 +104,7 @@ type plan struct {
 // Plan is what should be done at a tick. The commands are to be committed and the
 // transfers asked for before the next call.
 func (c *Controller) Plan(v *View, h Health, tick uint64) ([]Command, []Transfer) {
-	p := &plan{c: c, v: v, h: h, tick: tick, census: newCensus(v), led: map[uint32]int{}}
+	p := &plan{c: c, v: v, h: h, tick: tick, census: newCensus(v), led: map[uint32]int{}, word: map[uint32]bool{}}
 	p.forget()
 	p.each(func(d *Destination, part *Partition) {
 		if part.Moving() {
@@ -167,7 +172,17 @@ func (p *plan) replaceAfter() int { return cmp.Or(p.c.ReplaceAfter, ReplaceAfter
 // dead reports whether a node is given up.
 func (p *plan) dead(node uint32) bool {
 	n, member := p.v.Node(node)
-	return !member || p.h.DownFor(node) > p.replaceAfter() || n.State == NodeLeaving && !p.h.Alive(node)
+	return !member || p.h.DownFor(node) > p.replaceAfter() && p.gone(node) || n.State == NodeLeaving && !p.h.Alive(node)
+}
+
+// gone asks for the others' word once in a plan.
+func (p *plan) gone(node uint32) bool {
+	gone, asked := p.word[node]
+	if !asked {
+		gone = p.h.Gone(node)
+		p.word[node] = gone
+	}
+	return gone
 }
 
 // usable reports whether a node can take a replica now.

@@ -21,7 +21,8 @@ type world struct {
 	leaders map[string]uint64 // by partition
 	tick    uint64
 	index   wire.Index
-	slow    bool // transfers take until the next plan is made
+	heard   map[uint32]bool // nodes that somebody else hears
+	slow    bool            // transfers take until the next plan is made
 	going   []Transfer
 
 	commands, transfers int
@@ -39,7 +40,7 @@ func (w *world) alive(node uint32) bool { return w.down[node] == 0 }
 
 func (w *world) health() Health {
 	return Health{
-		Alive: w.alive, DownFor: func(n uint32) int { return w.down[n] },
+		Alive: w.alive, DownFor: func(n uint32) int { return w.down[n] }, Gone: func(n uint32) bool { return !w.heard[n] },
 		Leader: func(p *Partition) uint64 { return w.leaders[keyOf(p)] },
 	}
 }
@@ -291,6 +292,38 @@ func TestADeadNodeIsReplacedAfterAWhile(t *testing.T) {
 	w.settle()
 	require.Equal(t, 36, w.held()[1]+w.held()[2]+w.held()[3]+w.held()[4], "what was left on it is removed")
 	require.InDelta(t, 9, w.held()[3], 1)
+}
+
+// silentForOne lets a node be silent for the controller's node alone, for twice as long as a
+// dead one is waited for, and counts the replicas that it loses.
+func silentForOne(t *testing.T, oneOpinion bool) (lost int) {
+	w := spreadWorld(t, 4, 12, 3)
+	active := func() (n int) {
+		for _, p := range w.state.Destinations["orders"].Partitions {
+			for _, r := range p.Replicas {
+				if r.Node == 3 && r.State == ReplicaActive {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	before := active()
+	require.NotZero(t, before)
+	w.down[3], w.heard = 2*ReplaceAfterTicks, map[uint32]bool{3: !oneOpinion}
+	for range 50 {
+		w.step()
+	}
+	return before - active()
+}
+
+// A node that another one hears is not dead, whatever the controller's links are like.
+func TestRuleR10_ANodeThatSomebodyHearsIsNotReplaced(t *testing.T) {
+	require.Zero(t, silentForOne(t, false))
+}
+
+func TestRuleR10_Catches_OneOpinionOfADeath(t *testing.T) {
+	require.Positive(t, silentForOne(t, true))
 }
 
 func TestADeadNodeWithoutASpareIsWaitedFor(t *testing.T) {

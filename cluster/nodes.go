@@ -134,8 +134,8 @@ type Join struct {
 	Role        Role      `json:"role,omitempty"`
 	MinLevel    int       `json:"min_level"`
 	MaxLevel    int       `json:"max_level"`
-	// Alive says that whoever proposes this is connected to the node of that ID: it is
-	// not known in the state, and what follows from it must be.
+	// Alive says that some node hears the one that has the ID: it is not known in the
+	// state, and what follows from it must be.
 	Alive bool `json:"alive,omitempty"`
 }
 

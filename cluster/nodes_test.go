@@ -138,6 +138,22 @@ func TestRuleR10_ANewDataDirectoryReplacesALostOne(t *testing.T) {
 	require.ErrorIs(t, s.Apply(99, &Command{Join: joinOf(2, 2)}).Err, wire.CodeRefused, "the old one does not come back")
 }
 
+// RULES R10: the ID of a node that was removed may be used again, by another data directory
+// that gets replica IDs of its own; the old one stays out.
+func TestRuleR10_TheIDOfARemovedNodeMayBeUsedAgain(t *testing.T) {
+	s := clusterOf(t, 3)
+	before := s.Nodes[3].MetaID()
+	apply(t, s, Command{SetNode: &SetNode{Node: 3, State: NodeLeaving}})
+	apply(t, s, Command{RemoveNode: &RemoveNode{Node: 3}})
+	require.EqualValues(t, 4, s.nextNodeID(), "nobody gets it who does not ask for it")
+	apply(t, s, Command{Join: joinOf(3, 9)})
+	require.Equal(t, id(9), s.Nodes[3].Store)
+	require.NotEqual(t, before, s.Nodes[3].MetaID())
+	err := s.Apply(90, &Command{Register: &Register{Node: 3, Store: id(3), MinLevel: 1, MaxLevel: MaxLevel}}).Err
+	require.ErrorIs(t, err, wire.CodeInvalidSetting)
+	require.ErrorContains(t, err, "registered with another data directory")
+}
+
 func TestTheLastBrokerCannotDrain(t *testing.T) {
 	s := clusterOf(t, 1)
 	gateway := joinOf(2, 2)

@@ -66,6 +66,8 @@ type broker struct {
 	untidy  chan struct{} // there is something to remove
 	stops   chan struct{} // close has stopped something
 	viewed  func(*cluster.View)
+	// oneOpinion is a mutant: this node alone says whether another is gone.
+	oneOpinion atomic.Bool
 	// unfenced is a mutant: fences are answered, and not committed.
 	unfenced atomic.Bool
 	// unsearched is a mutant: a producer of letters that begins again is believed.

@@ -356,6 +356,10 @@ func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
 	_, err = c.ask(1, &wire.NodeAdminRequest{Node: 3, Action: wire.NodeDecommission})
 	require.ErrorIs(t, err, wire.CodeRefused)
 	require.ErrorContains(t, err, "wants 3 replicas, and 2 brokers would be left")
+
+	c.dirs[2] = "" // RULES R10: another directory may take the ID that is free
+	c.start(2)
+	c.await("the others hear it", func() bool { return c.broker(1).reachable(2) && c.broker(3).reachable(2) })
 }
 
 // RELIABILITY F10: the disk of one of three nodes is wiped. Started again under its ID,

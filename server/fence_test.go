@@ -182,8 +182,8 @@ func epochOf(t *testing.T, r *partitionReplica, o wire.Offset) int16 {
 	return info.ProducerEpoch
 }
 
-// RULES R5 where nodes are cut from each other. The three share a cluster.
-func TestRuleR5_UnderCuts(t *testing.T) {
+// RULES R5 and R10 where nodes are cut from each other. They share a cluster.
+func TestRulesR5AndR10_UnderCuts(t *testing.T) {
 	t.Parallel()
 	c, k := newCutCrew(t, 3, nil)
 	// What a leader has of the old holder lies before what it has of the new one.
@@ -198,6 +198,7 @@ func TestRuleR5_UnderCuts(t *testing.T) {
 		require.Positive(t, farLeader(t, c, k, "events"))
 	})
 	t.Run("an opening says what is not fenced", func(t *testing.T) { saysWhatIsMissing(t, c, k) })
+	t.Run("whether a node is gone is the word of a majority", func(t *testing.T) { majoritysWord(t, c, k) })
 }
 
 // saysWhatIsMissing: where nobody can fence the holder before, the opening fails and says so;

@@ -199,7 +199,7 @@ func (b *broker) takeIn(m *wire.JoinRequest, reply func(wire.Message, error)) {
 	}
 	c := cluster.Command{Join: &cluster.Join{
 		ClusterID: m.ClusterID, Node: m.Node, Store: m.Store, Address: m.Address, PeerAddress: m.PeerAddress, HTTP: m.HTTP,
-		Rack: m.Rack, Role: cluster.Role(m.Role), MinLevel: int(m.MinLevel), MaxLevel: int(m.MaxLevel), Alive: b.reachable(m.Node),
+		Rack: m.Rack, Role: cluster.Role(m.Role), MinLevel: int(m.MinLevel), MaxLevel: int(m.MaxLevel),
 	}}
 	b.submit(c, func(r cluster.Result) {
 		if r.Err != nil {

@@ -35,6 +35,7 @@ type metadataReplica struct {
 
 	leads      atomic.Bool   // this node leads the metadata
 	voters     atomic.Int32  // how many replicas vote about the metadata, as of the last tick
+	voting     voting        // which
 	leader     atomic.Uint32 // node that leads the metadata, 0 if none is known to
 	handOver   atomic.Bool   // somebody else should lead
 	leaderless int           // ticks without a leader; owner only, as the next
@@ -85,7 +86,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 	}
 	m.owner.fenced = m.group.Fence
 	m.metadata.Bind(m.group, b.identity.metaID())
-	m.voters.Store(countVoters(m.group.Members()))
+	m.noteVoters()
 	m.campaigned = !votesAlone(m.group, b.identity.metaID())
 	m.release(false)
 	return m, nil
@@ -149,7 +150,7 @@ func (m *metadataReplica) lookAround(ticks int) {
 		m.logger.Info("this node leads the metadata")
 	}
 	if ticks > 0 {
-		m.voters.Store(countVoters(m.group.Members()))
+		m.noteVoters()
 	}
 	if m.leaderless += ticks; leader != 0 {
 		m.leaderless = 0
@@ -230,6 +231,13 @@ func (m *metadataReplica) successor() uint64 {
 		}
 	}
 	return 0
+}
+
+// noteVoters notes who votes. Owner only.
+func (m *metadataReplica) noteVoters() {
+	members := m.group.Members()
+	m.voters.Store(countVoters(members))
+	m.voting.note(members)
 }
 
 // countVoters is how many replicas vote. While they are exchanged both majorities are

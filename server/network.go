@@ -185,6 +185,13 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 			return
 		}
 		b.fenceAt(&m, 0, func(code wire.ErrorCode) { reply(code, nil) })
+	case wire.PeerHear:
+		var m wire.PeerHears
+		if err := m.Parse(body); err != nil {
+			reply(wire.CodeMalformed, []byte(err.Error()))
+			return
+		}
+		reply(wire.CodeOK, (&wire.PeerHeard{Heard: b.hearsHere(m.Node, m.Store)}).Append(nil))
 	case wire.PeerTransfer:
 		var m wire.PeerFetch
 		if err := m.Parse(body); err != nil {

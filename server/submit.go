@@ -44,7 +44,7 @@ func (b *broker) submit(c cluster.Command, reply func(cluster.Result)) {
 }
 
 func (b *broker) attempt(c cluster.Command, until time.Time, reply func(cluster.Result)) {
-	b.meta.metadata.Submit(c, func(r cluster.Result) {
+	b.propose(c, func(r cluster.Result) {
 		var elsewhere *cluster.NotController
 		if b.network != nil && errors.Is(r.Err, wire.CodeUnavailable) && c.Repeatable() {
 			b.again(c, until, r.Err, reply)
@@ -56,7 +56,6 @@ func (b *broker) attempt(c cluster.Command, until time.Time, reply func(cluster.
 		}
 		b.forward(c, b.nodeOfMeta(elsewhere.Replica), until, reply)
 	})
-	b.meta.schedule()
 }
 
 // again makes another attempt after a while, or gives up with err.
@@ -119,10 +118,7 @@ func (b *broker) submitRequest(body []byte, reply func(code wire.ErrorCode, body
 		reply(wire.CodeMalformed, []byte(err.Error()))
 		return
 	}
-	if c.Join != nil { // only here it is known who is connected
-		c.Join.Alive = b.reachable(c.Join.Node)
-	}
-	b.meta.metadata.Submit(c, func(r cluster.Result) {
+	b.propose(c, func(r cluster.Result) {
 		var elsewhere *cluster.NotController
 		if errors.As(r.Err, &elsewhere) {
 			reply(wire.CodeNotController, nil)
@@ -134,7 +130,6 @@ func (b *broker) submitRequest(body []byte, reply func(code wire.ErrorCode, body
 		}
 		reply(wire.CodeOK, out)
 	})
-	b.meta.schedule()
 }
 
 // submitted is a cluster.Result between two nodes.

@@ -37,12 +37,14 @@ const (
 	// PeerEnd asks where the log of a replica ends; PeerFetch is its body, RemainingReplica
 	// the answer.
 	PeerEnd PeerOp = 9
+	// PeerHear asks whether a broker hears a node; PeerHears is its body, PeerHeard the answer.
+	PeerHear PeerOp = 10
 )
 
 var peerOpNames = [...]string{
 	PeerSubmit: "SUBMIT", PeerFetchCheckpoint: "FETCH_CHECKPOINT", PeerFetchFrames: "FETCH_FRAMES",
 	PeerTransfer: "TRANSFER", PeerStatus: "STATUS", PeerRelayEvent: "RELAY_EVENT",
-	PeerFence: "FENCE", PeerProduce: "PRODUCE", PeerEnd: "END",
+	PeerFence: "FENCE", PeerProduce: "PRODUCE", PeerEnd: "END", PeerHear: "HEAR",
 }
 
 // Known reports whether this build knows the request. One it does not know is
