@@ -31,6 +31,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestRX5_Bits' -v -timeout 2h -repair.flips 500
 	go test ./fuzz -run '^TestF14_ADeposed' -v -timeout 1h -minority.rounds 100
 	go test ./fuzz -run '^Test(F21|F22)' -v -timeout 1h -storm.partitions 2000 -stopped.bytes 8589934592
+	go test ./fuzz -run '^TestR_SIB_10' -v -timeout 1h -count 20 -matrix.power
 	go test ./fuzz -run '^TestF2_OnePowerCut' -v -timeout 2h -split.rounds 500
 	go test ./fuzz -run '^TestFleet' -v -timeout 4h -fleet.duration 2h
 	go test ./fuzz -run '^TestF17_GroupsOfAFleet' -v -timeout 2h -groups.duration 1h
