@@ -79,7 +79,7 @@ func start(t *testing.T, command *exec.Cmd, environment ...string) *child {
 	select {
 	case c.address = <-ready:
 	case <-c.exited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatal("the broker is not ready after 20 s:\n" + c.log.String())
 	}
 	return c

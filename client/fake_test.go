@@ -818,7 +818,7 @@ func (b *fakeBroker) sendEvent(e wire.Event) {
 
 // testContext ends before the test times out, so that a hang shows where it is.
 func testContext(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }

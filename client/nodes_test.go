@@ -150,7 +150,7 @@ func TestR_IS_2_WithoutRedirectsTheBrokerPassesOn(t *testing.T) {
 	require.ErrorIs(t, c.Ping(context.Background()), ErrDisconnected)
 
 	nodes[0].restart()
-	require.Eventually(t, func() bool { return c.Ping(ctx) == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return c.Ping(ctx) == nil }, 60*time.Second, time.Millisecond)
 	_, err = p.Send(ctx, &Record{Value: []byte("y")})
 	require.NoError(t, err)
 }

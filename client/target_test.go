@@ -92,7 +92,7 @@ func TestR_SIB_24_WhatIsWantedIsLookedForAfterALoss(t *testing.T) {
 		}
 		nodes[2].restart()
 		require.NoError(t, c.Ping(testContext(t)))
-		require.Eventually(t, func() bool { return c.Info().Node == 3 }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return c.Info().Node == 3 }, 60*time.Second, time.Millisecond)
 		require.NoError(t, c.Ping(testContext(t)))
 	}
 }

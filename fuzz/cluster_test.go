@@ -174,6 +174,7 @@ func (p *killProducer) acknowledged() uint64 {
 // acknowledged record must be readable at the offset that its receipt said, once, and those
 // with a key in the order in which their producer sent them (RELIABILITY F2, F16).
 func TestClusterOfProcesses(t *testing.T) {
+	t.Parallel()
 	seed := *clusterSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())

@@ -17,6 +17,7 @@ import (
 // the rest has is there then, in order; what is lost lies above the offset that was said,
 // and a reader that was further learns it. Those that come back are not heard (RULES L5).
 func TestRuleL5_AnOperatorAcceptsTheLoss(t *testing.T) {
+	t.Parallel()
 	c := newClusterProcess(t)
 	c.add()
 	c.add()

@@ -30,6 +30,7 @@ var (
 // given up and made anew. Every record that was acknowledged is read, once and in order,
 // from the leaders and in the end from the broker whose disk rotted.
 func TestRX5_BitsThatRotOnOneReplicaAreMendedUnderLoad(t *testing.T) {
+	t.Parallel()
 	seed := *repairSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
@@ -115,6 +116,7 @@ func awaitMended(t testing.TB, file string, before []byte, counted func() bool, 
 // TestRX5_Catches_DamageThatNobodyMends shows that the check would notice a broker that
 // finds rot and leaves it.
 func TestRX5_Catches_DamageThatNobodyMends(t *testing.T) {
+	t.Parallel()
 	if !invariants.Enabled {
 		t.Skip("release builds always repair")
 	}

@@ -225,7 +225,7 @@ func TestRuleL8_DamageFoundWhileRunningTakesACheckpoint(t *testing.T) {
 		require.Len(t, found, 1)
 		checkpoints, err := filepath.Glob(filepath.Join(filepath.Dir(found[0]), "checkpoint.?"))
 		return err == nil && len(checkpoints) == 1
-	}, 20*time.Second, 5*time.Millisecond)
+	}, 60*time.Second, 5*time.Millisecond)
 }
 
 // A damaged header breaks the chain: the partition is down and says why, and
@@ -283,7 +283,7 @@ func TestRuleL8_AHeaderThatRotsUnderTheBroker(t *testing.T) {
 	require.Eventually(t, func() bool {
 		d, err := conn.Destination(ctx, "orders")
 		return err == nil && d.Partitions[0].State == wire.PartitionFenced
-	}, 20*time.Second, 5*time.Millisecond)
+	}, 60*time.Second, 5*time.Millisecond)
 	_, err = readFrom(ctx, t, conn, "orders", 0)
 	require.ErrorIs(t, err, wire.CodePartitionFenced)
 	send(ctx, t, conn, "others", "goes on")
@@ -323,7 +323,7 @@ func awaitDamage(ctx context.Context, t *testing.T, conn *client.Conn, ranges ui
 	require.Eventually(t, func() bool {
 		d, err := conn.Destination(ctx, "orders")
 		return err == nil && d.Partitions[0].Damaged == ranges
-	}, 20*time.Second, 5*time.Millisecond)
+	}, 60*time.Second, 5*time.Millisecond)
 }
 
 type healthAnswer struct {

@@ -74,7 +74,7 @@ func TestF4_DirectoriesOfADeletedDestinationGoSoonerOrLater(t *testing.T) {
 
 	b = testBroker(t, disk)
 	defer func() { require.NoError(t, b.close()) }()
-	require.Eventually(t, func() bool { return len(b.View().Deleted) == 0 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return len(b.View().Deleted) == 0 }, 60*time.Second, 5*time.Millisecond)
 	for _, dir := range []string{"data/partitions", "data/quarantine"} {
 		names, err := disk.List(dir)
 		require.NoError(t, err)

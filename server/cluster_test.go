@@ -79,7 +79,7 @@ func (c *crew) start(node uint32) *Server {
 func (c *crew) stop(node uint32) {
 	s := c.servers[node]
 	delete(c.servers, node)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	require.NoError(c.t, s.Close(ctx))
 }
@@ -109,7 +109,7 @@ func (c *crew) create(node uint32, name string, partitions uint32, replicas uint
 
 func (c *crew) await(what string, ok func() bool) {
 	c.t.Helper()
-	require.Eventually(c.t, ok, 20*time.Second, 10*time.Millisecond, what)
+	require.Eventually(c.t, ok, 60*time.Second, 10*time.Millisecond, what)
 }
 
 // leaders counts the partitions of a destination that each node leads, as node knows.
@@ -261,7 +261,7 @@ func (c *crew) ends(node uint32) {
 	s := c.servers[node]
 	select {
 	case <-s.Done():
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		c.t.Fatal("a node that was removed goes on")
 	}
 	delete(c.servers, node)

@@ -581,7 +581,7 @@ func startNodeOf(t testing.TB, backend *fakeBackend, limits Limits, change ...fu
 // eventually waits until the condition holds.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			require.FailNow(t, "did not happen", what)
 		}
@@ -659,7 +659,7 @@ func (c *rawClient) send(op wire.Opcode, id uint32, m wire.Message) {
 	c.write(frameOf(op, id, m))
 }
 
-const clientPatience = 20 * time.Second
+const clientPatience = 60 * time.Second
 
 // tryRead reads the next frame.
 func (c *rawClient) tryRead() (rawFrame, error) {

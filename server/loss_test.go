@@ -64,7 +64,7 @@ func (d *darkCrew) end(nodes ...uint32) {
 		s := d.servers[id]
 		delete(d.servers, id)
 		all.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 			defer cancel()
 			_ = s.Close(ctx)
 		})

@@ -40,7 +40,7 @@ func produce(t *testing.T, b *broker, number uint32) wire.ErrorCode {
 	select {
 	case code := <-done:
 		return code
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		require.Fail(t, "the batch is never answered")
 		return 0
 	}

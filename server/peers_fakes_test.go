@@ -96,7 +96,7 @@ func next(t testing.TB, from chan string) string {
 	select {
 	case s := <-from:
 		return s
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		require.FailNow(t, "nothing was heard")
 		return ""
 	}

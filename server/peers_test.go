@@ -482,7 +482,7 @@ func TestPeerRequests(t *testing.T) {
 		select {
 		case got := <-answers:
 			return got
-		case <-time.After(10 * time.Second):
+		case <-time.After(60 * time.Second):
 			require.FailNow(t, "no answer")
 			return answer{}
 		}

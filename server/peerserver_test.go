@@ -30,7 +30,7 @@ func startMember(t *testing.T, dir string, node uint32, join ...string) *Server 
 }
 
 func closeMember(t *testing.T, s *Server) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	require.NoError(t, s.Close(ctx))
 }
@@ -129,7 +129,7 @@ func produceTo(t *testing.T, r *partitionReplica, value []byte) wire.Receipt {
 		return receipt
 	case code := <-got.codes:
 		require.Equal(t, wire.CodeOK, code)
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		require.FailNow(t, "no receipt")
 	}
 	return wire.Receipt{}

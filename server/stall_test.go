@@ -450,7 +450,7 @@ func TestF13_ALeaderThatIsDeposedForItsDiskAnswers(t *testing.T) {
 	select {
 	case code := <-done:
 		require.Equal(t, wire.CodeUnavailable, code, "it may be appended all the same")
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatal("nobody answers")
 	}
 	goOn()
