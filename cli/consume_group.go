@@ -130,6 +130,12 @@ func (r *consumeRun) consumerOptions(c *cobra.Command) []client.ConsumerOption {
 	if g.exec != "" && !flags.Changed("prefetch") {
 		prefetch = 2 * g.parallel
 	}
+	if g.ack.value == "none" {
+		opts = append(opts, client.LookOnly(true))
+		if !flags.Changed("prefetch") { // nothing makes room for more
+			prefetch = min(max(prefetch, int(min(r.limit, wire.MaxGroupCapacity))), wire.MaxGroupCapacity)
+		}
+	}
 	if flags.Changed("refill") {
 		opts = append(opts, client.Prefetch(prefetch, g.refill))
 	} else {

@@ -35,6 +35,17 @@ func TestMembersOfAGroupPrintEachRecordOnce(t *testing.T) {
 	require.NotContains(t, must(t, sh, "group", "ls", "orders"), "audit")
 }
 
+// What was looked at goes back in the end, and nobody is waited for.
+func TestAMemberThatOnlyLooksGivesEverythingBack(t *testing.T) {
+	address := groupQueue(t, "a:1\nb:2\na:3\n")
+	sh := at(address, "")
+	got := sh.run(context.Background(), "consume", "orders", "-g", "billing", "--ack", "none", "-c", "2")
+	require.Equal(t, 0, got.code, got.stderr)
+	require.Equal(t, "1\n2\n", got.stdout)
+	require.Empty(t, got.stderr)
+	require.Equal(t, "1\n2\n3\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "3", "--prefetch", "1"))
+}
+
 func TestACommandRunsForEachRecordInTheOrderOfItsKey(t *testing.T) {
 	address := groupQueue(t, "a:1\nb:2\na:3\nb:4\na:5\n")
 	out := filepath.Join(t.TempDir(), "out")

@@ -390,6 +390,9 @@ func (c *Consumer) Close(ctx context.Context) error {
 	}
 	c.closing = true
 	c.releaseQueued()
+	for d := c.running.first; d != nil && c.flags&wire.AttachLookOnly != 0; d = c.running.first {
+		d.conclude(wire.OutcomeReleased, 0, "")
+	}
 	c.fail(ErrClosed)
 	idle := make(chan struct{})
 	c.idle = idle

@@ -190,6 +190,12 @@ func StandbyPreferred(on bool) ConsumerOption {
 	return func(o *consumerOptions) { o.setFlag(wire.AttachStandby, on) }
 }
 
+// LookOnly says that records are only looked at: what the consumer has for longer than the
+// ack wait, or when it is closed or lost, goes back to the group as no failed attempt.
+func LookOnly(on bool) ConsumerOption {
+	return func(o *consumerOptions) { o.setFlag(wire.AttachLookOnly, on) }
+}
+
 func (o *consumerOptions) setFlag(f wire.AttachFlags, on bool) {
 	o.flags &^= f
 	o.flagged |= f

@@ -438,6 +438,33 @@ func TestExtendGivesARecordMoreTimeAndNoOutcome(t *testing.T) {
 	require.ErrorIs(t, d.Extend(time.Hour), ErrSettled)
 }
 
+// Who only looks fails at nothing: a record is given back, when its time is over and at the
+// end, and Close waits for nobody to say what became of it.
+func TestALookerGivesEverythingBack(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared, AckWaitMs: 50, RevokeMs: 50})
+	c := g.consumer(LookOnly(true))
+	g.mu.Lock()
+	require.NotZero(t, g.attached[0].Flags&wire.AttachLookOnly)
+	g.mu.Unlock()
+	g.deliver(10, fakeEpoch, "")
+	next(t, c)
+	g.answer(g.said(wire.OutcomeReleased, 10, fakeEpoch), wire.CodeOK)
+
+	g = startGroup(t, wire.GroupSettings{Mode: Shared})
+	c = g.consumer(LookOnly(true))
+	g.deliver(10, fakeEpoch, "", "")
+	next(t, c)
+	closed := make(chan error)
+	go func() { closed <- c.Close(testContext(t)) }()
+	for n := uint32(0); n < 2; {
+		o := <-g.outcomes
+		require.Equal(t, wire.OutcomeReleased, o.Kind)
+		g.answer(o, wire.CodeOK)
+		n += o.Count
+	}
+	require.NoError(t, <-closed)
+}
+
 func TestARevokedRecordIsReleasedByItsHandler(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Serial})
 	c := g.consumer(Mode(Serial))

@@ -80,7 +80,11 @@ func (c *Consumer) checkTimes(now time.Time) (next time.Duration) {
 			d.stop(errAckWait)
 			continue
 		}
-		d.conclude(wire.OutcomeNack, 0, "ack wait")
+		kind := wire.OutcomeNack
+		if c.flags&wire.AttachLookOnly != 0 {
+			kind = wire.OutcomeReleased
+		}
+		d.conclude(kind, 0, "ack wait")
 		d.err = fenced(d.Partition, wire.Offset(d.Offset), errAckWait)
 	}
 	return next

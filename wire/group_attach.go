@@ -20,6 +20,9 @@ const (
 	// AttachKnown says that the session was told before that it is attached. If it is not
 	// listed any more it was removed, and is not listed anew.
 	AttachKnown AttachFlags = 1 << 3
+	// AttachLookOnly says that the session works on nothing: that it had a record when it
+	// ended, or for longer than the ack wait, is no failed attempt.
+	AttachLookOnly AttachFlags = 1 << 4
 )
 
 // AttachRequest is answered with AttachResponse when the session is listed and the claims

@@ -173,7 +173,7 @@ func (l *Leader) join(a *attachment) bool {
 		j.record.Predecessor = predecessor.session
 		j.predecessor = predecessor
 		l.unlink(predecessor, wire.CodeSessionGone)
-		l.endAll(predecessor, cause{reason: wire.ReasonRemoved, counted: true, attempt: true})
+		l.endAll(predecessor, cause{reason: wire.ReasonRemoved, counted: true, attempt: predecessor.works()})
 		predecessor.ending = true
 		l.room(predecessor)
 	}

@@ -52,3 +52,53 @@ func TestLeaderExtendsALease(t *testing.T) {
 	r.settle()
 	require.Equal(t, wire.CodeOK, a.code(1), "it is still the session's")
 }
+
+// What a session only looks at is no attempt: not when it ends, by itself or not, not when
+// another one takes its place, and not when it keeps it for too long, also not under the
+// next leader.
+func TestLookingIsNoAttempt(t *testing.T) {
+	limited := sharedGroup
+	limited.DeliveryLimit, limited.DeadLetter, limited.DeadLetterMode = 1, "dead", wire.DeadLetterRecord
+	look := func(t *testing.T, flags wire.AttachFlags) (*rig, *recorder) {
+		r := newRig(t, limited)
+		r.produce(0)
+		a := &recorder{r: r, session: Session{'A'}, attempt: 1}
+		r.leader.Attach(a, &wire.AttachRequest{Session: a.session, Attempt: 1, Term: 1, Capacity: 10, Refill: 5, Flags: flags, Name: "looker"}, "", 1, r.now)
+		r.settle()
+		require.Equal(t, []wire.Offset{0}, a.offsets())
+		return r, a
+	}
+	ends := map[string]func(*rig, *recorder){
+		"dead":   func(r *rig, a *recorder) { r.leader.Gone(a, true); r.settle() },
+		"silent": func(r *rig, a *recorder) { r.pass(7 * time.Second); r.settle() },
+		"slow":   func(r *rig, a *recorder) { r.overdue(a); r.settle() },
+		"slow, and gives it back when asked": func(r *rig, a *recorder) {
+			for range 16 {
+				r.now += 2 * time.Second
+				r.leader.Heard(a, r.now)
+				r.turn()
+			}
+			require.Len(r.t, a.revokes, 1)
+			a.say(wire.OutcomeReleased, 0)
+			r.settle()
+		},
+		"replaced": func(r *rig, a *recorder) {
+			b := &recorder{r: r, session: Session{'B'}, attempt: 1}
+			r.leader.Attach(b, &wire.AttachRequest{Session: b.session, Attempt: 1, Term: 1, Name: "looker"}, "", 1, r.now)
+			r.settle()
+		},
+	}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			const flags = wire.AttachReleaseOnDisconnect
+			r, a := look(t, flags|wire.AttachLookOnly)
+			end(r, a)
+			known, _ := r.state.Group(1).Record(0)
+			require.Equal(t, Returned{Deliveries: 1}, Returned{Deliveries: known.Deliveries, Attempts: known.Attempts})
+			require.Empty(t, r.want.Letters)
+			r, a = look(t, flags)
+			end(r, a)
+			require.Len(t, r.want.Letters, 1, "a worker's is one")
+		})
+	}
+}

@@ -137,6 +137,7 @@ type member struct {
 	// waiting: listed when this leader began and not back. listed: in the Group. ending: its
 	// removal is proposed. draining: it wants nothing more. suspect: it let a record time out.
 	waiting, listed, ending, draining, suspect bool
+	looks                                      bool // it works on nothing
 	leaving                                    bool // closed with OK when removed
 	flags                                      wire.AttachFlags
 	binding                                    Binding // that it goes by
@@ -163,6 +164,9 @@ type member struct {
 	queued  bool   // it is in Leader.answers
 	settled []Span // its acks of the entry that is being taken in
 }
+
+// works reports whether the session may have begun to work on what it has.
+func (m *member) works() bool { return !m.looks }
 
 type beat struct {
 	consumer Consumer

@@ -485,7 +485,7 @@ func (l *Leader) lists(m *member, record *Member) {
 	if m.name = record.Name; m.name != "" {
 		l.names[m.name] = m
 	}
-	m.binding = record.Binding
+	m.binding, m.looks = record.Binding, record.Flags&wire.AttachLookOnly != 0
 	if l.binding.Before(record.Binding) {
 		deposes := l.binding.Generation < record.Binding.Generation
 		if l.binding = record.Binding; deposes {

@@ -165,7 +165,7 @@ func (l *Leader) overdue(m *member) {
 			if now := m.leases.find(o); now == nil || now.state != held {
 				continue
 			}
-			l.giveBack(m, one, cause{reason: r.revoked, counted: true, attempt: slow && l.isHead(m, o), rest: slow})
+			l.giveBack(m, one, cause{reason: r.revoked, counted: true, attempt: slow && m.works() && l.isHead(m, o), rest: slow && m.works()})
 		}
 	}
 	m.worked = l.now
@@ -199,7 +199,7 @@ func (l *Leader) remove(m *member, reason uint8) {
 		return
 	}
 	m.ending = true
-	l.endAll(m, cause{reason: wire.ReasonRemoved, counted: true, attempt: reason != reasonLeft})
+	l.endAll(m, cause{reason: wire.ReasonRemoved, counted: true, attempt: reason != reasonLeft && m.works()})
 	l.room(m)
 	l.next.removes = append(l.next.removes, removal{member: m, reason: reason})
 }
