@@ -64,7 +64,10 @@ type Sender interface{ Taken(bytes int) }
 
 // Size is about the memory of an input while it waits, in bytes.
 func (in *Input) Size() int {
-	n := 256 + 32*len(in.Outcomes)
+	n := 256 + 48*len(in.Outcomes)
+	for i := range in.Outcomes {
+		n += len(in.Outcomes[i].Text)
+	}
 	if in.Attach != nil {
 		n += 32 * len(in.Attach.Claims)
 	}

@@ -32,7 +32,7 @@ func (g *Groups) reconcile() {
 		case v.Version <= s.Version:
 			continue
 		case group.ShapeOf(&v.Settings) != group.ShapeOf(&s.Settings):
-			if l := g.lead(s); !l.order { // leases of the old shape have to end first
+			if l := g.lead(s); !l.Stops() { // leases of the old shape have to end first
 				g.change(l, group.Order{Command: g.putCommand(nil, v, 0), Drain: true, Reason: wire.ReasonSettings})
 			}
 			continue
@@ -61,16 +61,20 @@ func (g *Groups) putCommand(dst []byte, v *Intent, start wire.Offset) []byte {
 
 // change carries out an order that stops the group, one at a time.
 func (g *Groups) change(l *lead, o group.Order) {
-	done := o.Done
-	o.Done = func(err error) {
-		l.order, g.compare = false, true
+	o.Done = g.over(o.Done)
+	l.Order(o)
+	g.wake(l)
+}
+
+// over is what an order that stops the group calls at its end: what was to be changed in
+// the meantime is compared again. done may be nil.
+func (g *Groups) over(done func(error)) func(error) {
+	return func(err error) {
+		g.compare = true
 		if done != nil {
 			done(err)
 		}
 	}
-	l.order = true
-	l.Order(o)
-	g.wake(l)
 }
 
 // locate is where a group begins; false if that is not known yet.

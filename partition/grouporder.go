@@ -81,7 +81,7 @@ func (g *Groups) seekTo(s *group.Group, to wire.Offset, q *wire.SeekRequest, in 
 	switch {
 	case err != nil || q.DryRun:
 		in.Reply(answer, err)
-	case l.order:
+	case l.Stops():
 		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
 	default:
 		g.change(l, group.Order{Command: group.AppendSeek(nil, s.ID, to), Drain: true, Reason: wire.ReasonSeek, Done: func(err error) { in.Reply(answer, err) }})

@@ -109,7 +109,6 @@ type lead struct {
 	looked      uint64  // version of the coordinator's list that uncovered is of
 	uncovered   []uint32
 	links       int
-	order       bool // one is under way that changes the group
 	ready       bool
 	wants       bool          // it is in wanting
 	timer       time.Duration // its entry in due
@@ -260,8 +259,12 @@ func (p *Partition) Scanned(batches []log.Batch, err error) {
 func (p *Partition) Found(id group.ID, s group.Scope, after, at wire.Offset, ok bool) {
 	g := &p.groups
 	g.result(func() {
-		if l := g.leads[id]; l != nil {
-			g.headFound(asked{id, s, after}, at, ok, nil)
+		l, err := g.leads[id], error(nil)
+		if l == nil {
+			err = wire.CodeGroupGone
+		}
+		g.headFound(asked{id, s, after}, at, ok, err)
+		if l != nil {
 			l.Leader.Found(s, after, at, ok)
 			g.wake(l)
 		}

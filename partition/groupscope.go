@@ -65,10 +65,10 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 				g.show(l, h, o, ok, in)
 			case !ok:
 				in.Reply(nil, wire.Errorf(wire.CodeRefused, "the group is done with every record of it"))
-			case l.order:
+			case l.Stops():
 				in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
 			case in.Order.Op == wire.OrderSkip:
-				l.Settle([]group.Span{{From: o, To: o + 1}}, &h, g.headed(h, o, in))
+				l.Settle([]group.Span{{From: o, To: o + 1}}, &h, g.over(g.headed(h, o, in)))
 				g.wake(l)
 			default:
 				g.repair(l, h, o, &q, in)
@@ -137,7 +137,7 @@ func (g *Groups) repair(l *lead, h group.Scope, o wire.Offset, q *wire.RepairReq
 	}
 	batch, index := b.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, publisher, wire.CodecNone, nil)
 	wire.PatchBatch(batch, o, 0)
-	l.Repair(h, o, wire.AppendBodyBatch(nil, index, batch), g.headed(h, o, in))
+	l.Repair(h, o, wire.AppendBodyBatch(nil, index, batch), g.over(g.headed(h, o, in)))
 	g.wake(l)
 }
 
@@ -206,10 +206,10 @@ func (g *Groups) settle(s *group.Group, in *Input) {
 	switch {
 	case len(spans) == 0 || len(spans) > wire.MaxSettle:
 		in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "%d stretches of records; name 1 to %d", len(spans), wire.MaxSettle))
-	case l.order:
+	case l.Stops():
 		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
 	default:
-		l.Settle(spans, nil, func(err error) { in.Reply([]byte("{}"), err) })
+		l.Settle(spans, nil, g.over(func(err error) { in.Reply([]byte("{}"), err) }))
 		g.wake(l)
 	}
 }

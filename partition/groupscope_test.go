@@ -2,6 +2,7 @@ package partition
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -141,4 +142,51 @@ func TestHandedOverLeasesAreLookedAtOnce(t *testing.T) {
 	h.noOp()
 	h.turns(3)
 	require.LessOrEqual(t, w.scans, 1)
+}
+
+// A group is removed while a reader looks for the head of a key.
+func TestWhoAsksForAHeadOfARemovedGroupIsAnswered(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	v := intent(7, "workers")
+	v.Settings.Mode, v.Settings.Scope = wire.ModeSerial, wire.ScopeKey
+	h.part.Groups().Intend(20, []Intent{v})
+	h.turns(0)
+	h.send(-1, 0, 0, 5)
+	h.turns(1)
+	var err error
+	h.put(Input{Kind: InputOrder, Group: "workers", Order: &wire.GroupOrderRequest{Op: wire.OrderShow, JSON: []byte(`{"scope":12345}`)}, Reply: func(_ []byte, e error) { err = e }})
+	h.turns(2)
+	require.NoError(t, err)
+	h.part.Groups().Intend(30, nil)
+	h.turns(3)
+	require.Nil(t, h.part.state.groups.Named("workers"))
+	h.part.Found(7, 12345, ^wire.Offset(0), 0, false) // the reader comes back
+	h.turns(4)
+	require.ErrorIs(t, err, wire.CodeGroupGone)
+	require.Empty(t, h.part.groups.heads)
+}
+
+// A group is to become another kind while it stops for an operator.
+func TestAChangeOfAGroupThatStopsWaitsWithoutTurns(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	v := intent(7, "workers")
+	h.part.Groups().Intend(20, []Intent{v})
+	c := h.attach("workers", 1)
+	h.turns(0)
+	h.send(-1, 0, 0, 5)
+	h.turns(1)
+	require.Equal(t, 5, c.records())
+	h.put(Input{Kind: InputOrder, Group: "workers", Order: &wire.GroupOrderRequest{Op: wire.OrderSettle, JSON: []byte(`{"spans":[{"from":0,"to":1}]}`)}, Reply: func([]byte, error) {}})
+	h.turns(2)
+	v.Version, v.Settings.Mode = 31, wire.ModeStream
+	h.part.Groups().Intend(31, []Intent{v})
+	turns := 0
+	for ; turns < 100 && h.part.Turn(1000, 3*time.Millisecond); turns++ {
+	}
+	require.Less(t, turns, 100, "the owner goes on for ever")
+	h.put(Input{Kind: InputLeave, Consumer: c})
+	h.turns(4)
+	require.Equal(t, wire.ModeStream, h.part.state.groups.Group(7).Settings.Mode, "it is changed when the other order is over")
 }

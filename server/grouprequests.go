@@ -17,7 +17,7 @@ func (s *session) groupAttach(h wire.Header, body []byte) error {
 	if !s.begin(h, inFlight{bytes: len(body)}) {
 		return nil
 	}
-	t, err := s.groupHandle(m.Handle, m.Group)
+	t, err := s.groupHandle(m.Handle, m.Group, m.Name)
 	switch {
 	case err != nil:
 		s.finish(h.ID, nil, err)
@@ -27,6 +27,10 @@ func (s *session) groupAttach(h wire.Header, body []byte) error {
 		return nil
 	case m.Session == [16]byte{}:
 		s.finish(h.ID, nil, wire.Errorf(wire.CodeInvalidRequest, "the session has no ID"))
+		return nil
+	}
+	if c := t.dest.Coordinates(); m.Generation > max(c.Generation, 1) {
+		s.finish(h.ID, nil, wire.Errorf(wire.CodeRetry, "the binding is of a coordinator of generation %d, this node knows of %d: it is about to hear of it", m.Generation, c.Generation))
 		return nil
 	}
 	m.Capacity, m.Bytes = min(m.Capacity, wire.MaxGroupCapacity), groupBytes(m.Bytes)
@@ -45,7 +49,7 @@ func (s *session) groupBind(h wire.Header, body []byte) error {
 	if !s.begin(h, inFlight{bytes: len(body)}) {
 		return nil
 	}
-	t, err := s.groupHandle(m.Handle, m.Group)
+	t, err := s.groupHandle(m.Handle, m.Group, m.Name)
 	if err == nil {
 		err = coordinates(t.dest, t.key.partition)
 	}
@@ -87,13 +91,18 @@ func groupBytes(n uint32) uint32 {
 }
 
 // groupHandle finds the partition of a request that opens a link of a group.
-func (s *session) groupHandle(number uint32, name string) (*handle, error) {
+func (s *session) groupHandle(number uint32, name, consumer string) (*handle, error) {
 	t, err := s.handle(number)
 	if err != nil {
 		return nil, err
 	}
 	if err := wire.ValidateName(name); err != nil {
 		return nil, err
+	}
+	if consumer != "" {
+		if err := wire.ValidateName(consumer); err != nil {
+			return nil, wire.Errorf(wire.CodeOf(err), "of the consumer: %v", err)
+		}
 	}
 	if open := len(s.links) + len(s.forwardedLinks) + len(s.groupLinks) + len(s.temporary); open+s.opening >= s.engine.limits.Links {
 		return nil, wire.Errorf(wire.CodeTooMany, "%d links are open; one connection may have %d", open, s.engine.limits.Links)

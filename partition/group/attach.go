@@ -209,6 +209,14 @@ func bindingOf(r *wire.AttachRequest) Binding { return Binding{r.Generation, r.C
 // outdated is the error for a consumer that goes by a binding which is older than that of
 // another one here; one that is listed may, as long as both are of one coordinator.
 func (l *Leader) outdated(b Binding, listed bool) error {
+	if b.Before(l.binding) && l.thinned { // who had the highest may have left
+		l.thinned, l.binding = false, Binding{}
+		for _, s := range l.g.Sessions {
+			if l.binding.Before(s.Binding) {
+				l.binding = s.Binding
+			}
+		}
+	}
 	switch {
 	case b == (Binding{}), !b.Before(l.binding), listed && b.Generation == l.binding.Generation, !l.keeps(RuleGeneration):
 		return nil

@@ -15,6 +15,8 @@ const (
 	MinMemberTimeout = time.Second
 	// maxEnrol bounds the bytes of the members that one entry lists.
 	maxEnrol = 128 << 10
+	// maxUnheard bounds how many bindings a coordinator can have lost that consumers know of.
+	maxUnheard = 1 << 16
 	// A binding names all members and all of them hear of it. Where there are many, the next
 	// one waits for bindingPause per member: what comes meanwhile is one change, not many.
 	bindingPause = 100 * time.Microsecond
@@ -144,6 +146,10 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 	switch {
 	case r.Generation > max(c.generation, c.binding().Generation) && c.keeps(RuleNewest):
 		b.Bound(nil, wire.Errorf(wire.CodeRetry, "group %s has a coordinator of generation %d, this one is of %d: it is about to hear of it", c.g.Name, r.Generation, c.generation))
+		return
+	case known.Generation == c.binding().Generation && uint64(known.Counter) > uint64(c.binding().Counter)+maxUnheard:
+		b.Bound(nil, wire.Errorf(wire.CodeInvalidRequest, "group %s has come to binding %d.%d, no consumer can have heard of %d.%d",
+			c.g.Name, c.binding().Generation, c.binding().Counter, known.Generation, known.Counter))
 		return
 	case m == nil && len(c.members) >= MaxSessions:
 		b.Bound(nil, wire.Errorf(wire.CodeTooMany, "group %s has %d consumers, that is its limit", c.g.Name, MaxSessions))

@@ -508,3 +508,42 @@ func TestLeaderServesNoGenerationOfBefore(t *testing.T) {
 		require.True(t, comes)
 	}
 }
+
+func TestRuleQ1_ABindingThatNobodyHasMadeIsRefused(t *testing.T) {
+	d := newDistrict(1, wire.BindingCover)
+	o := d.offices[0]
+	turn := func(c *citizen) {
+		d.clients = append(d.clients, c)
+		d.bind(c)
+		o.propose()
+		o.commit()
+		o.c.Turn(d.now)
+	}
+	honest, late := &citizen{d: d, session: Session{1}}, &citizen{d: d, session: Session{2}}
+	turn(honest)
+	require.NotZero(t, honest.known)
+	var why error
+	liar := &channel{of: &citizen{d: d, session: Session{9}}, office: o}
+	o.c.Bind(&limited{channel: liar, err: &why}, &wire.BindRequest{Session: liar.of.session, Generation: honest.known.Generation, Counter: 1<<32 - 1}, d.now)
+	require.Equal(t, wire.CodeInvalidRequest, wire.CodeOf(why))
+	turn(late)
+	require.Equal(t, Binding{honest.known.Generation, 2}, late.known, "the next binding is the next one")
+}
+
+// The binding that a partition goes by is that of consumers it has.
+func TestRuleQ1_ABindingIsForgottenWithItsConsumers(t *testing.T) {
+	r := newRig(t, keyGroup)
+	attach := func(name byte, attempt uint64, b Binding) *recorder {
+		c := &recorder{r: r, session: Session{name}}
+		r.leader.Attach(c, &wire.AttachRequest{Session: c.session, Attempt: attempt, Term: 1, Capacity: 1, Generation: b.Generation, Counter: b.Counter}, "", 1, r.now)
+		r.settle()
+		return c
+	}
+	attach('A', 1, Binding{1, 1})
+	liar := attach('L', 1, Binding{1<<32 - 1, 1<<32 - 1})
+	r.leader.Leave(liar, false, r.now)
+	r.settle()
+	require.Empty(t, r.state.Group(1).Sessions[Session{'L'}])
+	other := attach('B', 1, Binding{1, 2})
+	require.NoError(t, other.refused, "the one who had the newer binding is gone")
+}

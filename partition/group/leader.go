@@ -41,7 +41,8 @@ type Leader struct {
 	attaches []*attachment           // in the order of arrival, not answered
 	asking   map[Session]*attachment // the newest of each session that is among them
 	names    map[string]*member      // listed
-	binding  Binding                 // the highest that a session was listed with
+	binding  Binding                 // the highest that a listed session was listed with
+	thinned  bool                    // sessions have left since binding was looked at
 	waiting  int                     // members that have not come back since this leader began
 	grace    grace                   // while there are some
 	draining []*member               // that leave when they hold nothing

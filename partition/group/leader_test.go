@@ -42,3 +42,22 @@ func TestLeaderKeepsItsPromises(t *testing.T) {
 		})
 	}
 }
+
+func TestRuleQ3_LettersThatExpiredDoNotCount(t *testing.T) {
+	s := Settings{Mode: wire.ModeShared, DeliveryLimit: 1, DeadLetterMode: wire.DeadLetterRecord, DeadLetter: "dead", BackoffMs: 1, BackoffMaxMs: 1}
+	r := newRig(t, s)
+	r.leader.letterLimit = 2
+	r.produce(1, 1, 1, 1)
+	a := r.attach('A', 1, 2)
+	a.say(wire.OutcomeNack, 0)
+	a.say(wire.OutcomeNack, 1)
+	r.settle()
+	require.Len(t, r.state.Group(1).Letters.Open, 2)
+	r.state.Trimmed(2)
+	r.leader.Trimmed()
+	r.settle()
+	require.Empty(t, r.state.Group(1).Letters.Open)
+	a.say(wire.OutcomeNack, 2)
+	r.settle()
+	require.Len(t, r.state.Group(1).Letters.Open, 1, "letters about records that are gone do not count")
+}

@@ -40,6 +40,9 @@ func (l *Leader) Order(o Order) {
 	l.order = &order{Order: o}
 }
 
+// Stops reports whether an order is under way that stops the group.
+func (l *Leader) Stops() bool { return l.order != nil }
+
 // command goes on with the order that drains the group.
 func (l *Leader) command() {
 	o := l.order
@@ -229,6 +232,7 @@ func (l *Leader) Trimmed() {
 	if !l.ahead.empty() {
 		l.ahead.remove(0, floor)
 	}
+	l.appliedWritten() // nobody writes letters about records that have expired
 	l.flush()
 }
 

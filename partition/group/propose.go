@@ -453,6 +453,7 @@ func (l *Leader) removed(m *member) {
 	m.listed = false
 	if l.members[m.session] == m {
 		delete(l.members, m.session)
+		l.thinned = true
 	}
 	if l.holder == m {
 		l.holder = nil
