@@ -192,18 +192,16 @@ func (f *letterFlags) filter(c *cobra.Command) (client.LetterFilter, error) {
 
 // letterJSON is a dead letter as `dlq show -o json` prints it.
 type letterJSON struct {
-	Partition  uint32            `json:"partition"`
-	Offset     uint64            `json:"offset"`
-	Time       time.Time         `json:"time"`
-	Origin     string            `json:"origin"`
-	Group      string            `json:"group"`
-	Reason     string            `json:"reason"`
-	Text       string            `json:"text,omitempty"`
-	Deliveries int               `json:"deliveries"`
-	Attempts   int               `json:"attempts"`
-	Key        *string           `json:"key"`
-	Value      string            `json:"value"`
-	Headers    map[string]string `json:"headers,omitempty"`
+	Partition  uint32    `json:"partition"`
+	Offset     uint64    `json:"offset"`
+	Time       time.Time `json:"time"`
+	Origin     string    `json:"origin"`
+	Group      string    `json:"group"`
+	Reason     string    `json:"reason"`
+	Text       string    `json:"text,omitempty"`
+	Deliveries int       `json:"deliveries"`
+	Attempts   int       `json:"attempts"`
+	jsonContent
 }
 
 func (a *app) dlqShowCommand() *cobra.Command {
@@ -243,17 +241,7 @@ func (a *app) showLetter(destination string, l *client.Letter, asJSON bool) erro
 	if asJSON {
 		j := letterJSON{
 			Partition: l.Partition, Offset: l.Offset, Time: l.AppendTime, Origin: fmt.Sprintf("%s/%d@%d", l.Origin, l.OriginPartition, l.OriginOffset),
-			Group: l.Group, Reason: l.Reason, Text: l.Text, Deliveries: l.Deliveries, Attempts: l.Attempts, Value: string(r.Value),
-		}
-		if r.Key != nil {
-			key := string(r.Key)
-			j.Key = &key
-		}
-		for _, h := range r.Headers {
-			if j.Headers == nil {
-				j.Headers = make(map[string]string)
-			}
-			j.Headers[h.Key] = string(h.Value)
+			Group: l.Group, Reason: l.Reason, Text: l.Text, Deliveries: l.Deliveries, Attempts: l.Attempts, jsonContent: contentOf(r),
 		}
 		return a.printJSON(j)
 	}

@@ -9,6 +9,36 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func TestDeadLettersAreShownByteForByte(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "orders.dead")
+	must(t, sh, "queue", "create", "orders", "--delivery-limit", "1", "--dead-letter", "orders.dead")
+	must(t, at(address, "\xfek:\xffbin\n"), "produce", "orders", "-K", ":", "--header", "trace=7", "--header", "trace=8")
+	must(t, sh, "consume", "orders", "-g", "billing", "-c", "1", "--exec", "exit 1")
+	var got string
+	require.Eventually(t, func() bool {
+		got = must(t, sh, "dlq", "show", "orders.dead", "-o", "json")
+		return got != ""
+	}, 30*time.Second, 20*time.Millisecond)
+	require.Contains(t, got, `  "key": "/ms=",
+  "key_encoding": "base64",
+  "value": "/2Jpbg==",
+  "value_encoding": "base64",
+  "headers": [
+    {
+      "name": "trace",
+      "value": "7"
+    },
+    {
+      "name": "trace",
+      "value": "8"
+    }
+  ]
+}
+`)
+}
+
 // What an operator does about dead letters: sees them, sends some back, gives up the rest.
 func TestDeadLettersAreListedShownRedrivenAndPurged(t *testing.T) {
 	address, _ := startServer(t)

@@ -129,19 +129,24 @@ func appendTimestamp(dst []byte, t time.Time) []byte {
 	return t.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000Z07:00")
 }
 
-// jsonRecord is one line of `consume -o json`. Bytes that are not UTF-8 are
-// written in base64 and the matching …_encoding field says "base64".
+// jsonRecord is one line of `consume -o json`.
 type jsonRecord struct {
-	Partition     uint32       `json:"partition"`
-	Offset        uint64       `json:"offset"`
-	Epoch         uint32       `json:"epoch"`
-	Timestamp     string       `json:"timestamp"`
+	Partition uint32 `json:"partition"`
+	Offset    uint64 `json:"offset"`
+	Epoch     uint32 `json:"epoch"`
+	Timestamp string `json:"timestamp"`
+	jsonContent
+	*browsedJSON
+}
+
+// jsonContent is what a record holds. Bytes that are not UTF-8 are written in base64 and
+// the matching …_encoding field says "base64".
+type jsonContent struct {
 	Key           *string      `json:"key"`
 	KeyEncoding   string       `json:"key_encoding,omitempty"`
 	Value         string       `json:"value"`
 	ValueEncoding string       `json:"value_encoding,omitempty"`
 	Headers       []jsonHeader `json:"headers,omitempty"`
-	*browsedJSON
 }
 
 type jsonHeader struct {
@@ -162,19 +167,31 @@ func appendBrowsed(dst *bytes.Buffer, r *client.Record, state *browsedJSON) erro
 		Offset:    r.Offset,
 		Epoch:     r.Epoch,
 		Timestamp: string(appendTimestamp(nil, r.Timestamp)),
+
+		jsonContent: contentOf(r),
 	}
+	e := json.NewEncoder(dst)
+	e.SetEscapeHTML(false)
+	return e.Encode(&out)
+}
+
+func contentOf(r *client.Record) jsonContent {
+	out := jsonContent{Headers: jsonHeaders(r.Headers)}
 	if r.Key != nil {
 		key, encoding := textOrBase64(r.Key)
 		out.Key, out.KeyEncoding = &key, encoding
 	}
 	out.Value, out.ValueEncoding = textOrBase64(r.Value)
-	for _, h := range r.Headers {
+	return out
+}
+
+func jsonHeaders(list []client.Header) []jsonHeader {
+	var out []jsonHeader
+	for _, h := range list {
 		value, encoding := textOrBase64(h.Value)
-		out.Headers = append(out.Headers, jsonHeader{Name: h.Key, Value: value, ValueEncoding: encoding})
+		out = append(out, jsonHeader{Name: h.Key, Value: value, ValueEncoding: encoding})
 	}
-	e := json.NewEncoder(dst)
-	e.SetEscapeHTML(false)
-	return e.Encode(&out)
+	return out
 }
 
 func textOrBase64(b []byte) (text, encoding string) {
