@@ -46,6 +46,21 @@ func TestAMemberThatOnlyLooksGivesEverythingBack(t *testing.T) {
 	require.Equal(t, "1\n2\n3\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "3", "--prefetch", "1"))
 }
 
+func TestATopicWithARecordIndexHasSerialGroups(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "topic", "create", "plain")
+	got := sh.run(context.Background(), "consume", "plain", "-g", "billing", "--mode", "serial", "--scope", "key")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "topic \"plain\" has no record index; create another topic, with: lockstep topic create NAME --record-index")
+	must(t, sh, "topic", "create", "events", "--record-index")
+	must(t, at(address, "a:1\nb:2\na:3\n"), "produce", "events", "-K", ":")
+	require.Equal(t, "1\n2\n3\n", must(t, sh, "consume", "events", "-g", "billing", "--from", "earliest", "--mode", "serial", "--scope", "key", "-c", "3"))
+	got = sh.run(context.Background(), "topic", "alter", "plain", "--record-index")
+	require.Equal(t, 2, got.code)
+	require.Contains(t, got.stderr, "the records that a topic holds get no index afterwards; create another topic with the setting you want")
+}
+
 func TestACommandRunsForEachRecordInTheOrderOfItsKey(t *testing.T) {
 	address := groupQueue(t, "a:1\nb:2\na:3\nb:4\na:5\n")
 	out := filepath.Join(t.TempDir(), "out")

@@ -76,11 +76,13 @@ type settingsFlags struct {
 	limit      uint32
 	letter     string
 	letterMode *choiceFlag
+
+	index bool
 }
 
 // newSettingsFlags adds the flags of create and alter to c, in alter those that
 // can be changed.
-func newSettingsFlags(c *cobra.Command, altering bool) *settingsFlags {
+func newSettingsFlags(c *cobra.Command, w destinationWords, altering bool) *settingsFlags {
 	s := &settingsFlags{
 		retentionTime:  durationFlag{value: -1, unlimited: true},
 		retentionBytes: sizeFlag{bytes: -1, unlimited: true},
@@ -96,6 +98,9 @@ func newSettingsFlags(c *cobra.Command, altering bool) *settingsFlags {
 		flags.Uint32Var(&s.partitions, "partitions", 1, fmt.Sprintf("`number` of partitions, the unit of order and of parallel work: 1 to %s", formatCount(server.MaxPartitions)))
 		flags.Uint8Var(&s.replicas, "replicas", 0, "`number` of nodes that hold each partition; 0 = 3 once there are three brokers, 1 until then")
 		flags.Var(s.storage, "storage", "where records live; those in memory are lost when the broker stops")
+	}
+	if !altering && w.kind == client.Topic {
+		flags.BoolVar(&s.index, "record-index", false, "store 16 bytes more for each record, by which serial groups find those of a key or publisher; queues do")
 	}
 	flags.Var(&s.retentionTime, "retention-time", "drop records older than a `duration` such as 24h or 7d, or unlimited")
 	flags.Var(&s.retentionBytes, "retention-bytes", "drop the oldest records of a partition beyond a `size` such as 10GiB, or unlimited")
@@ -141,6 +146,9 @@ func (s *settingsFlags) read(c *cobra.Command) (client.Settings, client.Settings
 		settings.Storage = wire.StorageMemory
 	}
 	settings.Sync = syncMode(s.sync.value)
+	if s.index {
+		settings.RecordIndex = wire.RecordIndexOn
+	}
 	settings.DeliveryLimit, settings.DeadLetter = s.limit, s.letter
 	if err := settings.DeadLetterMode.UnmarshalText([]byte(s.letterMode.value)); err != nil {
 		return settings, 0, err
@@ -179,7 +187,7 @@ func (a *app) createCommand(w destinationWords) *cobra.Command {
   lockstep %[1]s create %[2]s --retention-time 24h --retention-bytes 10GiB --if-not-exists`, w.noun, w.example),
 		Args: exactArgs("NAME"),
 	}
-	settings := newSettingsFlags(c, false)
+	settings := newSettingsFlags(c, w, false)
 	ifNotExists := c.Flags().Bool("if-not-exists", false, "succeed without a change if the "+w.noun+" exists")
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -245,6 +253,7 @@ type destinationJSON struct {
 	RetentionTimeMs *int64 `json:"retention_time_ms,omitempty"`
 	RetentionBytes  *int64 `json:"retention_bytes,omitempty"`
 	MaxRecordBytes  uint32 `json:"max_record_bytes"`
+	RecordIndex     bool   `json:"record_index"`
 	// Absent thresholds mean none.
 	ThresholdRecords uint64          `json:"threshold_records,omitempty"`
 	ThresholdBytes   uint64          `json:"threshold_bytes,omitempty"`
@@ -281,6 +290,7 @@ func describe(d client.Destination) destinationJSON {
 		DeliveryLimit: d.Settings.DeliveryLimit, DeadLetter: d.Settings.DeadLetter, DeadLetterMode: d.Settings.DeadLetterMode.String(),
 		Partitions: make([]partitionJSON, len(d.Partitions)),
 	}
+	out.RecordIndex = d.Settings.RecordIndex == wire.RecordIndexOn || d.Settings.RecordIndex == wire.RecordIndexDefault && d.Kind == client.Queue
 	if out.MaxRecordBytes == 0 {
 		out.MaxRecordBytes = wire.DefaultMaxRecordBytes
 	}
@@ -434,6 +444,10 @@ func (a *app) describeCommand(w destinationWords) *cobra.Command {
 
 func (a *app) printDescription(d client.Destination) error {
 	j := describe(d)
+	kind := j.Kind
+	if d.Kind == client.Topic && j.RecordIndex {
+		kind += ", with a record index"
+	}
 	_, err := fmt.Fprintf(a.stdout, `Name:        %s
 Kind:        %s
 ID:          %s
@@ -448,7 +462,7 @@ Max record:  %s
 Records:     %s
 Size:        %s
 
-`, d.Name, j.Kind, j.ID, j.PartitionCount, replicaText(d), j.Storage, j.Sync, retentionText(d), thresholdText(d), deadLetterText(d),
+`, d.Name, kind, j.ID, j.PartitionCount, replicaText(d), j.Storage, j.Sync, retentionText(d), thresholdText(d), deadLetterText(d),
 		formatSize(int64(j.MaxRecordBytes)), formatCount(clampInt64(j.Records)), formatSize(clampInt64(j.Bytes)))
 	if err != nil {
 		return outputError(err)
@@ -502,7 +516,7 @@ func (a *app) alterCommand(w destinationWords) *cobra.Command {
 		Args:              exactArgs("NAME"),
 		ValidArgsFunction: a.completeDestinations(w.kind),
 	}
-	settings := newSettingsFlags(c, true)
+	settings := newSettingsFlags(c, w, true)
 	c.Flags().VisitAll(func(f *pflag.Flag) { f.DefValue = "" }) // nothing is changed by default
 	output := outputFlag(c)
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return fixedSettingError(c, w, err) })
@@ -531,6 +545,8 @@ func fixedSettingError(c *cobra.Command, w destinationWords, err error) error {
 		"partitions": "the partitions of a %[1]s cannot be changed: keys would move away from their earlier records",
 		"replicas":   "the replicas of a %[1]s cannot be changed yet",
 		"storage":    "the storage of a %[1]s cannot be changed",
+
+		"record-index": "the records that a %[1]s holds get no index afterwards",
 	}
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {

@@ -29,8 +29,8 @@ had given it back or had lost it. Exit code 0 says that all was kept, 1 that som
 was not, or that records were left over.
 
 Without DEST it makes a queue and removes it at the end. A named one that is missing is
-made and removed as well; one that exists must be a topic, whose other groups see these
-records too. The group has a name of its own.
+made, as a queue, and removed as well; one that exists must be a topic created with
+--record-index, whose other groups see these records too. The group has a name of its own.
 
 --kill and --pause name processes of this machine, brokers for example, that get
 SIGKILL once, or SIGSTOP and a while later SIGCONT, at moments that --seed draws.`,

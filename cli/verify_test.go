@@ -22,6 +22,10 @@ func TestVerify(t *testing.T) {
 	require.Equal(t, []int{300, 300, 300}, []int{r.Sent, r.Stored, r.Handled})
 	require.EqualValues(t, 5, r.Seed)
 
+	must(t, sh, "topic", "create", "events", "--record-index")
+	require.Contains(t, must(t, sh, "topic", "describe", "events"), "\nKind:        topic, with a record index\n")
+	require.Contains(t, must(t, sh, "verify", "events", "-n", "100", "--rate", "0"), "kept: no promise was broken\n")
+	must(t, sh, "topic", "create", "plain")
 	got = must(t, sh, "verify", "checked", "--for", "100ms", "--keep")
 	require.Contains(t, got, "kept: no promise was broken\nsent ")
 	require.Contains(t, got, "explain queue checked --group verify-")
@@ -32,6 +36,7 @@ func TestVerify(t *testing.T) {
 		says string
 	}{
 		{[]string{"checked"}, `destination "checked" is a queue, which removes`},
+		{[]string{"plain"}, `topic "plain" has no record index`},
 		{[]string{"--kill", "1"}, "process 1: 1 is the system's first process"},
 		{[]string{"--pause", strconv.Itoa(os.Getpid())}, "is this check itself"},
 		{[]string{"--steady", "--kill", "4711"}, "leave out --kill and --pause"},

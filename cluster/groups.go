@@ -205,7 +205,7 @@ func validateGroup(d *Destination, name string, g *Group) error {
 		return refuse(wire.CodeSerialNeedsOnePartition, "one record at a time needs a destination with one partition, and %q has %d; use scope key or publisher, or create a destination with one partition",
 			d.Name, len(d.Partitions)).Err
 	case s.Mode == wire.ModeSerial && s.Scope != wire.ScopeDestination && !d.Indexed():
-		return bad("order by %s needs to find the records of one, and %s %q has no record index; create it with a record index", s.Scope, d.Kind, d.Name)
+		return bad("order by %s needs to find the records of one, and %s %q has no record index; create another topic, with: lockstep topic create NAME --record-index", s.Scope, d.Kind, d.Name)
 	case s.SessionMs < MinSessionMs || s.SessionMs > MaxSessionMs:
 		return bad("session timeout %d ms is outside %d..%d", s.SessionMs, MinSessionMs, MaxSessionMs)
 	case s.AckWaitMs > MaxAckWaitMs || s.RevokeMs > MaxAckWaitMs || s.BackoffMs > MaxAckWaitMs || s.BackoffMaxMs > MaxAckWaitMs:

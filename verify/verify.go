@@ -239,6 +239,8 @@ func (r *run) prepare(ctx context.Context) (cleanup func(context.Context) error,
 		switch {
 		case err == nil && there.Kind != client.Topic:
 			return nil, optionError("destination %q is a queue, which removes what its groups are done with, and this group may be its only one; name a topic, or none", d.Name)
+		case err == nil && there.Settings.RecordIndex != wire.RecordIndexOn:
+			return nil, optionError("topic %q has no record index, by which records of a key are found; name one that was created with --record-index, or none", d.Name)
 		case err == nil:
 			exists, d = true, there
 		case !errors.Is(err, wire.CodeUnknownDestination):
