@@ -246,8 +246,7 @@ func (l *Leader) attached(a *attachment, m *member, refused []wire.OutcomeAnswer
 	m.draining, m.leaving = false, false
 	m.limits(r.Capacity, r.Refill, r.Bytes)
 	if m.waiting {
-		m.waiting = false
-		l.waiting--
+		l.returns(m)
 	}
 	m.worked = l.now
 	s := &l.g.Settings

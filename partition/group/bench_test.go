@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -141,4 +143,39 @@ func BenchmarkGrace(b *testing.B) {
 	for ; !l.lookUp(l.grace.bound); turns++ {
 	}
 	b.ReportMetric(float64(turns), "turns")
+}
+
+// BenchmarkClaims is a new leader to which all consumers of a shared group come back in
+// one turn, each with 250 records.
+func BenchmarkClaims(b *testing.B) {
+	const sessions, each = 1600, 250
+	r := newRig(b, sharedGroup)
+	all := make([]*recorder, sessions)
+	attach := func(i int, attempt uint64, claims []wire.Outcome) *recorder {
+		c := &recorder{r: r, session: Session{byte(i), byte(i >> 8), 1}}
+		r.leader.Attach(c, &wire.AttachRequest{Session: c.session, Attempt: attempt, Term: 1, Capacity: each, Refill: each - 1, Claims: claims}, "", 1, r.now)
+		return c
+	}
+	for i := range all {
+		r.produce(make([]uint64, each)...)
+		all[i] = attach(i, 1, nil)
+	}
+	for range sessions / 4 {
+		r.settle()
+	}
+	for b.Loop() {
+		r.lead()
+		for i, old := range all {
+			var claims []wire.Outcome
+			for _, g := range old.grants {
+				claims = append(claims, wire.Outcome{Offset: g.Offset, Count: g.Count, Epoch: g.Epoch})
+			}
+			c := attach(i, 2, claims)
+			c.grants = old.grants
+			all[i] = c
+		}
+		r.turn()
+		require.Zero(b, r.leader.waiting)
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/sessions/each*1000, "ns/record")
 }

@@ -87,6 +87,7 @@ func (l *Leader) lookUp(goal wire.Offset) bool {
 // settleClaims decides on everything that a session says it holds. What it returns is
 // refused, or known to be settled; all else is leased to the session from now on.
 func (l *Leader) settleClaims(a *attachment, m *member) []wire.OutcomeAnswer {
+	l.strays = maxStrays
 	var refused []wire.OutcomeAnswer
 	refuse := func(o wire.Offset, epoch wire.Index, code wire.ErrorCode) {
 		if n := len(refused); n > 0 {
@@ -210,10 +211,7 @@ func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index
 		return wire.CodeStaleEpoch
 	}
 	if !m.waiting || epoch > l.applied || o >= l.grace.bound {
-		if code := l.g.Late(o, epoch); code != wire.CodeNotOwner || !l.leasedElsewhere(m, o) {
-			return code
-		}
-		return wire.CodeStaleEpoch
+		return l.late(m, o, epoch)
 	}
 	var s *scope
 	if h := a.scopes[o]; h != 0 {
@@ -224,9 +222,10 @@ func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index
 			return wire.CodeStaleEpoch
 		}
 		l.take(m, s, o)
-	} else if l.leasedElsewhere(m, o) {
+	} else if l.granted.Has(o) {
 		return wire.CodeStaleEpoch
 	}
+	l.granted.Add(o, o+1)
 	if !l.keeps(RuleKeepEpoch) {
 		epoch = l.applied
 	}

@@ -369,6 +369,9 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 func (l *Leader) grant(m *member, p *Place, from, to wire.Offset, known Returned) {
 	n := int(to - from)
 	m.leases.add(lease{from: from, to: to, epoch: l.applied})
+	if l.waiting > 0 && from < l.grace.bound {
+		l.granted.Add(from, min(to, l.grace.bound))
+	}
 	if m.held == 0 {
 		m.worked = l.now
 		m.held = n

@@ -45,6 +45,7 @@ type Leader struct {
 	thinned  bool                    // sessions have left since binding was looked at
 	waiting  int                     // members that have not come back since this leader began
 	grace    grace                   // while there are some
+	granted  Done                    // records below grace.bound that were leased since, while there are some
 	draining []*member               // that leave when they hold nothing
 	eligible []*member               // that have room for more
 	turn     int                     // where the search for a member with room begins

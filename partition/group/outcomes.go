@@ -150,16 +150,23 @@ func (l *Leader) unheld(m *member, from, to wire.Offset, epoch wire.Index) {
 		case l.strays <= 0: // no session can have lost so much
 			code, next = wire.CodeNotOwner, min(to, l.end)
 		default:
-			l.strays--
-			code = l.g.Late(from, epoch)
-			if code == wire.CodeNotOwner && l.strays > maxStrays-maxElsewhere && l.leasedElsewhere(m, from) {
-				code = wire.CodeStaleEpoch
-			}
+			code = l.late(m, from, epoch)
 			next = from + 1
 		}
 		l.answer(m, from, next, epoch, code)
 		from = next
 	}
+}
+
+// late is the answer about a record that the session does not hold. Of the first
+// maxElsewhere in a row it says too that another one has it.
+func (l *Leader) late(m *member, o wire.Offset, epoch wire.Index) wire.ErrorCode {
+	l.strays--
+	code := l.g.Late(o, epoch)
+	if code == wire.CodeNotOwner && l.strays > maxStrays-maxElsewhere && l.leasedElsewhere(m, o) {
+		code = wire.CodeStaleEpoch
+	}
+	return code
 }
 
 // leasedElsewhere reports whether another session holds the record at o. It is asked for

@@ -444,11 +444,18 @@ func (l *Leader) gone(b *back) {
 	}
 }
 
+// returns ends the wait for a session.
+func (l *Leader) returns(m *member) {
+	m.waiting = false
+	if l.waiting--; l.waiting == 0 {
+		l.granted = Done{}
+	}
+}
+
 // removed ends a session that is off the list.
 func (l *Leader) removed(m *member) {
 	if m.waiting {
-		m.waiting = false
-		l.waiting--
+		l.returns(m)
 	}
 	m.listed = false
 	if l.members[m.session] == m {

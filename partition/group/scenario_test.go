@@ -13,7 +13,7 @@ import (
 
 // rig is one Leader over a State, step by step: entries are applied when a test says so.
 type rig struct {
-	t       *testing.T
+	t       testing.TB
 	state   *State
 	leader  *Leader
 	now     time.Duration
@@ -24,7 +24,7 @@ type rig struct {
 	want    Want
 }
 
-func newRig(t *testing.T, s Settings, without ...Rule) *rig {
+func newRig(t testing.TB, s Settings, without ...Rule) *rig {
 	t.Helper()
 	if len(without) > 0 && !invariants.Enabled {
 		t.Skip("rules can be taken away in builds with invariants only")
