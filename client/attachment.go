@@ -86,11 +86,10 @@ type heartbeat struct {
 
 // gate holds back the later records of a scope.
 type gate struct {
-	busy  *Delivery   // handed out or about to be, or settled and not confirmed
-	queue []*Delivery // behind it
-	// returned is the epoch of a lease that was given back from the front: what is still
-	// on its way under it is not the consumer's. 0: none.
-	returned wire.Index
+	busy *Delivery // handed out or about to be, or settled and not confirmed
+	// queue are those behind it. One that was given back stays, until that is confirmed:
+	// what was on its way then waits behind it.
+	queue []*Delivery
 }
 
 func newAttachment(c *Consumer, partition uint32, leader leadership) *attachment {
@@ -417,10 +416,7 @@ func (at *attachment) revoke(r *wire.Revoke) {
 	c := at.consumer
 	at.each(r.Offset, r.Count, r.Epoch, func(d *Delivery) {
 		switch d.state {
-		case leaseQueued:
-			if g := at.gates[d.scope]; g != nil && g.busy != d {
-				return // it goes with the one before it
-			}
+		case leaseQueued: // also behind another, whose ack may be about to be confirmed
 			d.conclude(wire.OutcomeReleased, 0, "")
 		case leaseRunning:
 			d.revoked = true
@@ -466,7 +462,17 @@ func (at *attachment) expire() {
 			at.lose(d, errUnconfirmed)
 		}
 	}
-	clear(at.gates)
+	over := func(d *Delivery) bool { return d.state == leaseOver }
+	for scope, g := range at.gates {
+		g.queue = slices.DeleteFunc(g.queue, over)
+		switch {
+		case !over(g.busy):
+		case len(g.queue) == 0:
+			delete(at.gates, scope)
+		default:
+			g.busy, g.queue = g.queue[0], slices.Delete(g.queue, 0, 1)
+		}
+	}
 }
 
 // --- outcomes ---
@@ -557,14 +563,10 @@ func (at *attachment) admit(d *Delivery) {
 		g = at.newGate()
 		at.gates[d.scope] = g
 	}
-	switch {
-	case g.returned != 0 && g.returned == d.epoch:
-		d.over(fenced(at.partition, wire.Offset(d.Offset), errRevoked)) // given back while it was on its way
-		return
-	case g.busy == nil:
+	if g.busy == nil {
 		g.busy = d
 		at.consumer.ready.push(d)
-	default:
+	} else {
 		g.queue = append(g.queue, d)
 	}
 	at.held.Put(wire.Offset(d.Offset), d)
@@ -585,7 +587,7 @@ func (at *attachment) advance(d *Delivery) {
 		}
 		return
 	}
-	g.busy, g.returned = nil, 0
+	g.busy = nil
 	if len(g.queue) == 0 {
 		delete(at.gates, d.scope)
 		at.freeGate = append(at.freeGate, g)
@@ -593,24 +595,32 @@ func (at *attachment) advance(d *Delivery) {
 	}
 	g.busy = g.queue[0]
 	g.queue = slices.Delete(g.queue, 0, 1)
-	at.consumer.ready.push(g.busy)
-	at.consumer.rouse()
+	if g.busy.state == leaseQueued {
+		at.consumer.ready.push(g.busy)
+		at.consumer.rouse()
+	}
 }
 
 // dropBehind drops the records that wait behind d in its scope: the broker takes them
-// back with it, and nobody starts them meanwhile.
+// back with it, and nobody starts them meanwhile. Those that were on their way then wait
+// behind d as well: GROUP_LOST names them before d is answered.
 func (at *attachment) dropBehind(d *Delivery) {
 	g := at.gates[d.scope]
-	if g == nil || g.busy != d {
+	if g == nil {
 		return
 	}
-	for _, later := range g.queue {
+	from := 0
+	if g.busy != d {
+		from = slices.Index(g.queue, d) + 1
+	}
+	g.queue = slices.DeleteFunc(g.queue, func(later *Delivery) bool {
+		if from--; from >= 0 || later.state != leaseQueued {
+			return false
+		}
 		at.held.Remove(wire.Offset(later.Offset))
 		later.over(fenced(at.partition, wire.Offset(later.Offset), errRevoked))
-	}
-	clear(g.queue)
-	g.queue = g.queue[:0]
-	g.returned = d.epoch
+		return true
+	})
 }
 
 func (at *attachment) newGate() *gate {

@@ -316,12 +316,7 @@ func (c *Consumer) releaseQueued() {
 func (at *attachment) releaseQueued() {
 	for _, d := range at.held.List() {
 		if d.state == leaseQueued { // else it went with the one before it
-			if g := at.gates[d.scope]; d.scope == 0 || g == nil || g.busy == d {
-				d.conclude(wire.OutcomeReleased, 0, "")
-			} else if i := slices.Index(g.queue, d); i >= 0 { // the one before it is worked on
-				g.queue = slices.Delete(g.queue, i, i+1)
-				d.conclude(wire.OutcomeReleased, 0, "")
-			}
+			d.conclude(wire.OutcomeReleased, 0, "")
 		}
 	}
 }

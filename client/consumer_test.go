@@ -237,10 +237,14 @@ func TestNackDropsWhatWaitsBehindTheRecord(t *testing.T) {
 	g.deliver(13, fakeEpoch, "a") // was on its way when the lease was given back
 	g.deliver(14, fakeEpoch, "b")
 	require.Equal(t, uint64(14), next(t, c).Offset)
+	g.deliver(15, fakeEpoch+1, "a") // under another lease, and given back as well
+	g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{
+		{Offset: 11, Count: 3, Epoch: fakeEpoch, Reason: wire.ReasonReturned}, {Offset: 15, Count: 1, Epoch: fakeEpoch + 1, Reason: wire.ReasonReturned}}})
 	g.answer(o, wire.CodeOK)
-	g.deliver(10, fakeEpoch+1, "a", "a")
+	g.said(wire.OutcomeLostSeen, 13, fakeEpoch)
+	g.deliver(10, fakeEpoch+2, "a", "a")
 	d = next(t, c)
-	require.Equal(t, []uint64{10, fakeEpoch + 1}, []uint64{d.Offset, d.Epoch()})
+	require.Equal(t, []uint64{10, fakeEpoch + 2}, []uint64{d.Offset, d.Epoch()})
 	none(t, c)
 }
 
@@ -482,13 +486,64 @@ func TestARevokedRecordIsReleasedByItsHandler(t *testing.T) {
 	require.Equal(t, uint64(10), <-started)
 	g.send(wire.OpGroupRevoke, &wire.GroupRevoke{Revokes: []wire.Revoke{{Offset: 10, Count: 3, Epoch: fakeEpoch, Reason: wire.ReasonSeek, GraceMs: 10_000}}})
 	kinds := map[wire.Offset]wire.OutcomeKind{}
-	for range 2 {
-		o := <-g.outcomes
-		kinds[o.Offset] = o.Kind
+	for len(kinds) < 3 {
+		for o := <-g.outcomes; o.Count > 0; o.Count-- {
+			kinds[o.Next()-1] = o.Kind
+		}
 	}
-	require.Equal(t, map[wire.Offset]wire.OutcomeKind{10: wire.OutcomeReleased, 12: wire.OutcomeReleased}, kinds, "11 goes with 10")
+	require.Equal(t, map[wire.Offset]wire.OutcomeKind{10: wire.OutcomeReleased, 11: wire.OutcomeReleased, 12: wire.OutcomeReleased}, kinds)
 	cancel()
 	require.ErrorIs(t, <-done, context.Canceled)
+}
+
+// Rules 29, 30: what the broker wants back is not started, also if it waits for the
+// confirmation of the ack before it.
+func TestRule30_ARevokedRecordBehindAnAckIsNotStarted(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "a", "a", "b")
+	a := next(t, c)
+	require.EqualValues(t, 13, next(t, c).Offset)
+	require.NoError(t, a.Ack())
+	said := g.said(wire.OutcomeAck, 10, fakeEpoch)
+	g.send(wire.OpGroupRevoke, &wire.GroupRevoke{Revokes: []wire.Revoke{{Offset: 11, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonPark, GraceMs: 10_000}}})
+	released := g.said(wire.OutcomeReleased, 11, fakeEpoch)
+	g.answer(said, wire.CodeOK)
+	g.deliver(14, fakeEpoch, "a") // the broker had sent it before it read that
+	g.deliver(15, fakeEpoch, "z")
+	require.EqualValues(t, 15, next(t, c).Offset, "neither 11, nor what lies behind it")
+	g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{{Offset: 12, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonPark}, {Offset: 14, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonPark}}})
+	g.answer(released, wire.CodeOK)
+	g.deliver(11, fakeEpoch+1, "a", "a")
+	d := next(t, c)
+	require.Equal(t, []uint64{11, fakeEpoch + 1}, []uint64{d.Offset, d.Epoch()})
+}
+
+// Rule 24: what was given back because nobody asks for records holds up what was on its way
+// behind it, also when somebody asks again.
+func TestRule24_WhatComesBehindAReleasedRecordWaits(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "a", "a")
+	var first *Delivery
+	for d, err := range c.Messages(testContext(t)) {
+		require.NoError(t, err)
+		first = d
+		break
+	}
+	released := g.said(wire.OutcomeReleased, 11, fakeEpoch)
+	require.NoError(t, first.AckSync(confirmedBy(t, g, 10)))
+	ready := make(chan *Delivery)
+	go func() { ready <- next(t, c) }() // asks again
+	require.Zero(t, (<-g.capacity).Records)
+	require.NotZero(t, (<-g.capacity).Records)
+	g.deliver(13, fakeEpoch, "a")
+	g.deliver(14, fakeEpoch, "z")
+	require.EqualValues(t, 14, (<-ready).Offset)
+	g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{{Offset: 12, Count: 2, Epoch: fakeEpoch, Reason: wire.ReasonReturned}}})
+	g.answer(released, wire.CodeOK)
+	g.deliver(11, fakeEpoch+1, "a")
+	require.EqualValues(t, 11, next(t, c).Offset)
 }
 
 func TestLeavingTheLoopGivesBackWhatWasSentAhead(t *testing.T) {

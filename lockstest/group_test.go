@@ -233,6 +233,52 @@ func TestAStreamIsInOrder(t *testing.T) {
 	require.Equal(t, want, order)
 }
 
+// Rules 22, 24: what lies behind a record that failed is on its way in great number, and the
+// socket is full of it: none of it starts before the record is done.
+func TestRule24_NothingOvertakesAFailedRecord(t *testing.T) {
+	const records, failures = 60, 2
+	for name, settings := range map[string]client.GroupSettings{
+		"stream":                {Mode: client.Stream},
+		"serial, with a window": {Mode: client.Serial, Window: records},
+	} {
+		order := promise.Strict
+		if settings.Mode == client.Stream {
+			order = promise.ReplayOnReceipt
+		}
+		t.Run(name, func(t *testing.T) {
+			broker := lockstest.Start(t)
+			ctx, conn := connect(t, broker)
+			create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Sync: client.SyncOS}})
+			settings.BackoffMs, settings.BackoffMaxMs = 20, 20
+			_, err := conn.CreateGroup(ctx, "orders", "g", client.GroupIntent{Settings: settings})
+			require.NoError(t, err)
+			p, err := conn.Producer(ctx, "orders")
+			require.NoError(t, err)
+			large := make([]byte, 100<<10)
+			for range records {
+				p.SendFunc(ctx, &client.Record{Key: []byte("k"), Value: large}, func(_ client.Receipt, err error) {
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			require.NoError(t, p.Close(ctx))
+			m := newMembers(t, records, promise.Options{Order: order, Flags: true})
+			left := failures
+			stop := m.start(connectTo(t, broker.URL()), "a", "orders", 1, func(d *client.Delivery) error {
+				if d.Offset%20 == 0 && d.Attempts == 0 && left > 0 {
+					left--
+					return errors.New("try again")
+				}
+				return nil
+			}, client.Group("g"), client.Prefetch(records), client.PrefetchBytes(64<<20))
+			<-m.done
+			stop()
+			require.Zero(t, left)
+		})
+	}
+}
+
 // R-X-3: with one in ten records failing, with and without delay, no later record of a
 // key overtakes an earlier one.
 func TestR_X_3_FailuresDoNotChangeTheOrderOfAKey(t *testing.T) {

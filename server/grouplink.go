@@ -21,7 +21,9 @@ import (
 // to write, one GROUP_DELIVER: head and grants in Go memory in front of the stored bytes,
 // which go from the map to the kernel as those of other links do. What the owner takes back
 // waits behind the deliveries that it concerns, so that the client hears both in the order
-// in which they came about; answers and heartbeats do not wait.
+// in which they came about. Answers overtake deliveries, but nothing that was taken back: the
+// answer to a nack lets a consumer go on with what lies behind the record. Heartbeats wait
+// for nothing.
 //
 // It is not kept how far the client has read. A session that attaches anew says what it
 // holds, and the leader takes the rest for lost.
@@ -53,6 +55,7 @@ type coming struct {
 	orders   []order
 	granted  []wire.Grant // of orders
 	answered bool         // the attach is
+	ordered  bool         // answers go in order: a frame that does was not written yet
 	woken    bool         // the loop is about to look at orders
 	why      error        // of Closed
 	silent   bool         // the client knows already that there is no link
@@ -197,6 +200,7 @@ func (k *groupLink) inOrder(op wire.Opcode, m wire.Message) {
 	o := &k.session.out
 	o.mu.Lock()
 	notify := k.wantedLocked() && k.queueOrder(order{frame: frame})
+	k.ordered = true
 	o.mu.Unlock()
 	if notify {
 		k.session.loop.push(k.session)
@@ -235,8 +239,16 @@ func (k *groupLink) Answer(a []wire.OutcomeAnswer) {
 	}
 	k.count(groupSettled, settled)
 	k.count(groupRefused, refused)
+	o := &k.session.out
+	o.mu.Lock()
+	ordered := k.ordered // it becomes true in the owner's turns only, and this is one
+	o.mu.Unlock()
 	for part := range slices.Chunk(a, wire.MaxGroupItems) {
-		k.tell(wire.OpGroupAnswer, &wire.GroupAnswers{Answers: part})
+		if m := (&wire.GroupAnswers{Answers: part}); ordered {
+			k.inOrder(wire.OpGroupAnswer, m)
+		} else {
+			k.tell(wire.OpGroupAnswer, m)
+		}
 	}
 }
 
@@ -294,18 +306,23 @@ func (k *groupLink) state() *streaming { return &k.streaming }
 func (k *groupLink) woke() {}
 
 // take gets what has come when nothing is left to send. It reports whether there was
-// something; with look it takes nothing.
+// something; with look, because not all is written yet, it takes nothing, and also reports
+// whether answers wait for that.
 func (k *groupLink) take(look bool) bool {
 	o := &k.session.out
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if look && k.ordered {
+		return true
+	}
 	if len(k.orders) == 0 {
-		k.woken = false
+		k.woken, k.ordered = false, false
 		return false
 	}
 	if look {
 		return true
 	}
+	k.ordered = k.ordered && slices.ContainsFunc(k.orders, func(o order) bool { return o.frame != nil })
 	clear(k.queue)
 	k.queue, k.orders = k.orders, k.queue[:0]
 	k.grants, k.granted = k.granted, k.grants[:0]

@@ -164,6 +164,41 @@ func TestWhatIsTakenBackWaitsBehindItsDelivery(t *testing.T) {
 	require.Equal(t, []uint64{2, 0, 1, 2, 1, 1}, counted, "delivered, redelivered, settled, refused, revoked, lost")
 }
 
+// An answer to a nack lets a consumer go on: it comes when the consumer has heard that what
+// lies behind the record was taken back, however long the socket is full. When that is
+// written, answers overtake deliveries again.
+func TestRule24_AnAnswerDoesNotOvertakeWhatIsLost(t *testing.T) {
+	const records = 8_000
+	n := attachGroup(t, records, 3001)
+	for o := range wire.Offset(records / 2) {
+		n.k.Deliver(n.r.delivery(o, 9))
+	}
+	eventually(t, "a full socket", func() bool { return n.engine.counters.stalls.Load() > 0 })
+	n.k.Lost([]wire.Lost{{Offset: 1, Count: records/2 - 1, Epoch: 9, Reason: wire.ReasonReturned}})
+	n.k.Answer([]wire.OutcomeAnswer{{Offset: 0, Count: 1, Epoch: 9}})
+	n.delivered(t, records/2-1)
+	require.Equal(t, wire.OpGroupLost, n.c.read().Opcode)
+	require.Equal(t, wire.OpGroupAnswer, n.c.read().Opcode)
+
+	k := n.k.(*groupLink)
+	eventually(t, "answers that do not wait", func() bool {
+		k.session.out.mu.Lock()
+		defer k.session.out.mu.Unlock()
+		return !k.ordered
+	})
+	stalls := n.engine.counters.stalls.Load()
+	for o := wire.Offset(records / 2); o < records; o++ {
+		n.k.Deliver(n.r.delivery(o, 10))
+	}
+	eventually(t, "a full socket", func() bool { return n.engine.counters.stalls.Load() > stalls })
+	n.k.Answer([]wire.OutcomeAnswer{{Offset: 0, Count: 1, Epoch: 9}})
+	next := wire.Offset(records / 2)
+	for n.c.read().Opcode == wire.OpGroupDeliver {
+		next++
+	}
+	require.Less(t, next, wire.Offset(records))
+}
+
 func TestAGroupLinkCarriesWhatTheClientSays(t *testing.T) {
 	n := attachGroup(t, 1, 50)
 	outcomes := []wire.Outcome{{Offset: 1, Count: 2, Epoch: 3, Kind: wire.OutcomeAck}, {Offset: 5, Count: 1, Epoch: 3, Kind: wire.OutcomeNack, Text: "no"}}

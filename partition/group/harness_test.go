@@ -195,11 +195,13 @@ func (b *broker) findSome(f Find, n int) (found []wire.Offset, upTo wire.Offset)
 }
 
 // fakeLink is the link of a consumer to a broker: two queues that keep their order and
-// are lost as a whole.
+// are lost as a whole. Of what goes to the consumer, answers may overtake deliveries, and
+// heartbeats everything, as on a server's link.
 type fakeLink struct {
 	c        *consumer
 	b        *broker
 	toClient []func()
+	ordered  int // of toClient, how many nothing but a heartbeat may overtake
 	toBroker []func(*Leader)
 	// broken: nothing moves any more. told: the broker has heard of it. closed: the broker
 	// has ended it.
@@ -214,8 +216,35 @@ func (k *fakeLink) send(f func()) {
 	k.toClient = append(k.toClient, f)
 }
 
+// inOrder sends what answers may not overtake.
+func (k *fakeLink) inOrder(f func()) {
+	if k.send(f); !k.c.h.hasty {
+		k.ordered = len(k.toClient)
+	}
+}
+
+// overtake sends what may come before some of what was sent, from the given place on.
+func (k *fakeLink) overtake(from int, f func()) (at int) {
+	k.send(f)
+	if at = len(k.toClient) - 1; k.c.h.chance(0.5) {
+		at = from + k.c.h.rand.IntN(at-from+1)
+		copy(k.toClient[at+1:], k.toClient[at:])
+		k.toClient[at] = f
+	}
+	return at
+}
+
+// next takes the first message to the consumer.
+func (k *fakeLink) next() func() {
+	f := k.toClient[0]
+	k.toClient = k.toClient[1:]
+	k.ordered = max(0, k.ordered-1)
+	return f
+}
+
 func (k *fakeLink) Attached(r *wire.AttachResponse, err error) {
 	k.send(func() { k.c.attached(k, r, err) })
+	k.ordered = len(k.toClient)
 	k.closed = err != nil
 }
 
@@ -233,23 +262,27 @@ func (k *fakeLink) Deliver(d *Delivery) {
 
 func (k *fakeLink) Answer(a []wire.OutcomeAnswer) {
 	a = slices.Clone(a)
-	k.send(func() { k.c.answered(k, a) })
+	k.ordered = k.overtake(k.ordered, func() { k.c.answered(k, a) }) + 1
 }
 
 func (k *fakeLink) Revoke(r []wire.Revoke) {
 	r = slices.Clone(r)
-	k.send(func() { k.c.revoked(k, r) })
+	k.inOrder(func() { k.c.revoked(k, r) })
 }
 
 func (k *fakeLink) Lost(v []wire.Lost) {
 	v = slices.Clone(v)
-	k.send(func() { k.c.lost(k, v) })
+	k.inOrder(func() { k.c.lost(k, v) })
 }
 
-func (k *fakeLink) Confirmed(n uint64) { k.send(func() { k.c.confirmed(k, n) }) }
+func (k *fakeLink) Confirmed(n uint64) {
+	if k.overtake(0, func() { k.c.confirmed(k, n) }) < k.ordered {
+		k.ordered++
+	}
+}
 
 func (k *fakeLink) Closed(err error) {
-	k.send(func() { k.c.closed(k, err) })
+	k.inOrder(func() { k.c.closed(k, err) })
 	k.closed = true
 }
 
@@ -677,6 +710,7 @@ type harness struct {
 	faults    float64
 	nacks     float64
 	without   []Rule
+	hasty     bool // answers overtake also what was taken back
 	failure   error
 	lines     []string
 	started   map[wire.Offset]wire.Index // the highest epoch
@@ -808,7 +842,7 @@ func (h *harness) produce() {
 // move passes one message over a link.
 func (h *harness) move(k *fakeLink) {
 	if k.broken {
-		k.toClient, k.toBroker = nil, nil
+		k.toClient, k.toBroker, k.ordered = nil, nil, 0
 		if !k.told && h.chance(0.3) {
 			k.told = true
 			if !k.closed {
@@ -835,9 +869,7 @@ func (h *harness) move(k *fakeLink) {
 			k.c.fence()
 			return
 		}
-		f := k.toClient[0]
-		k.toClient = k.toClient[1:]
-		f()
+		k.next()()
 	}
 }
 

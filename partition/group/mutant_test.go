@@ -53,3 +53,17 @@ func TestLeaderCatchesEveryRuleThatIsTakenAway(t *testing.T) {
 		})
 	}
 }
+
+// A link on which answers overtake what was taken back shows consumers an order that no
+// leader has made: the harness sees it.
+func TestRule24_Catches_AnswersThatOvertakeWhatIsLost(t *testing.T) {
+	for seed := range uint64(1500) {
+		h := newHarness(seed, Settings{Mode: wire.ModeStream})
+		h.hasty = true
+		if err := h.run(3000); err != nil {
+			t.Logf("seed %d: %s", seed, err)
+			return
+		}
+	}
+	require.Fail(t, "nothing was seen in 1,500 histories")
+}

@@ -90,7 +90,8 @@ func (l *Leader) patience() time.Duration {
 }
 
 // revoke asks a member for what it holds, was not asked for, and is meant, and reports
-// whether there was something.
+// whether there was something. What takes too long is the first record of its scope: those
+// behind it were not begun, and go on or back with it.
 func (l *Leader) revoke(m *member, reason wire.LeaseReason, meant func(*lease) bool) bool {
 	if m.link == nil {
 		return false
@@ -100,10 +101,17 @@ func (l *Leader) revoke(m *member, reason wire.LeaseReason, meant func(*lease) b
 		if r.revoked != 0 || !meant(&r) {
 			continue
 		}
-		m.leases.change(r.from, r.to, func(x *lease) { x.revoked = reason })
-		revokes = append(revokes, l.revokeOf(r, reason))
-		if len(revokes) == wire.MaxGroupItems {
-			break
+		for from := r.from; from < r.to && len(revokes) < wire.MaxGroupItems; {
+			some := r
+			some.from = from
+			if reason == wire.ReasonAckWait && l.kind != shared {
+				some.to = from + 1
+			}
+			if from = some.to; reason == wire.ReasonAckWait && !l.isHead(m, some.from) {
+				continue
+			}
+			m.leases.change(some.from, some.to, func(x *lease) { x.revoked = reason })
+			revokes = append(revokes, l.revokeOf(some, reason))
 		}
 	}
 	if len(revokes) == 0 {

@@ -256,19 +256,16 @@ func (l *Leader) release(m *member, n int) {
 }
 
 // giveBack takes a record back, and with it all later ones that its session holds of its
-// scope.
+// scope. Those go first: their entry is not a later one, and what is answered for the record
+// comes when the session knows that it has lost them.
 func (l *Leader) giveBack(m *member, piece lease, c cause) {
 	switch l.kind {
-	case shared:
-		l.takeBack(m, piece, c)
 	case single:
-		l.takeBack(m, piece, c)
 		l.tail(m, piece.to, c)
 	case hashed:
 		s := l.of.Get(piece.from)
-		l.takeBack(m, piece, c)
 		if s == nil || !l.keeps(RuleTail) {
-			return
+			break
 		}
 		rest := c.behind()
 		for _, o := range s.leased {
@@ -280,6 +277,7 @@ func (l *Leader) giveBack(m *member, piece lease, c cause) {
 			}
 		}
 	}
+	l.takeBack(m, piece, c)
 }
 
 // behind is the cause for the records behind the one that c is about: they go back with

@@ -195,6 +195,25 @@ var (
 	keyGroup    = Settings{Mode: wire.ModeSerial}
 )
 
+// Rule 24, T4: what waits behind the first record of its scope was not begun: the broker asks
+// for the first alone, and that one alone has failed.
+func TestRule24_OnlyTheHeadOfAScopeTakesTooLong(t *testing.T) {
+	for _, s := range []Settings{{Mode: wire.ModeStream}, {Mode: wire.ModeSerial, Window: 3}} {
+		r := newRig(t, s)
+		r.produce(1, 1, 1)
+		a := r.attach('A', 1, 5)
+		r.overdue(a)
+		require.Equal(t, []wire.Offset{0}, []wire.Offset{a.revokes[0].Offset})
+		require.EqualValues(t, 1, a.revokes[0].Count)
+		r.settle()
+		for o, attempts := range []uint16{1, 0, 0} {
+			known, _ := r.state.Group(1).Record(wire.Offset(o))
+			require.Equal(t, []uint16{1, attempts}, []uint16{known.Deliveries, known.Attempts}, "record %d", o)
+		}
+		require.EqualValues(t, 1, a.lost[0].Offset, "the first is told last, or the consumer would go on behind it")
+	}
+}
+
 // What a consumer says while the end of its lease is proposed is answered when that is
 // applied. Told at once that it is stale, it would forget what it has done; and if the
 // entry dies with the leader, nobody knows that the record was started.
