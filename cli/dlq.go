@@ -279,23 +279,22 @@ what would be sent back.`,
 			return err
 		}
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			said := func(l *client.Letter) {
+			said := func(l *client.Letter, err error) {
+				if err != nil {
+					fmt.Fprintf(a.stderr, "lockstep: %s/%s\n", args[0], oneLine(err.Error()))
+					return
+				}
 				fmt.Fprintf(a.stdout, "%s/%d@%d to %s/%d\n", args[0], l.Partition, l.Offset, l.Origin, l.OriginPartition)
 			}
+			redrive, verb := conn.Redrive, "redrove"
 			if *dry {
-				n := 0
-				for l, err := range conn.DeadLetters(ctx, args[0], filter) {
-					if err != nil {
-						return &failure{doing: "redrive", destination: args[0], err: err}
-					}
-					n++
-					said(l)
-				}
-				_, err := fmt.Fprintf(a.stdout, "would redrive %s\n", plural(int64(n), "letter"))
-				return outputError(err)
+				redrive, verb = conn.RedriveDryRun, "would redrive"
 			}
-			n, err := conn.Redrive(ctx, args[0], filter, said)
-			_, printed := fmt.Fprintf(a.stdout, "redrove %s\n", plural(int64(n), "letter"))
+			n, err := redrive(ctx, args[0], filter, said)
+			_, printed := fmt.Fprintf(a.stdout, "%s %s\n", verb, plural(int64(n), "letter"))
+			if stays := new(client.LetterError); errors.As(err, &stays) { // its code is about the origin
+				return errors.New(oneLine(err.Error()))
+			}
 			if err != nil {
 				return &failure{doing: "redrive", destination: args[0], err: err}
 			}
@@ -320,13 +319,18 @@ func (a *app) dlqPurgeCommand() *cobra.Command {
 				}
 				n++
 			}
-			if !*yes {
+			switch {
+			case n == 0:
+				_, err := fmt.Fprintf(a.stdout, "%q holds no dead letters; other records stay\n", args[0])
+				return outputError(err)
+			case !*yes:
 				return &failure{doing: "purge", destination: args[0], err: errors.New("it holds " + plural(int64(n), "dead letter") + "; repeat the command with --yes to give them up for good")}
 			}
-			if err := conn.Purge(ctx, args[0]); err != nil {
+			n, err := conn.Purge(ctx, args[0])
+			if err != nil {
 				return &failure{doing: "purge", destination: args[0], err: err}
 			}
-			_, err := fmt.Fprintf(a.stdout, "purged %s of %q\n", plural(int64(n), "dead letter"), args[0])
+			_, err = fmt.Fprintf(a.stdout, "purged %s of %q\n", plural(int64(n), "dead letter"), args[0])
 			return outputError(err)
 		})
 	}

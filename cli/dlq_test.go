@@ -39,6 +39,57 @@ func TestDeadLettersAreShownByteForByte(t *testing.T) {
 `)
 }
 
+// What is no letter is not purged, and does not count.
+func TestPurgeLeavesWhatIsNoLetter(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "mixed")
+	must(t, sh, "queue", "create", "orders", "--delivery-limit", "1", "--dead-letter", "mixed")
+	must(t, at(address, "1\n2\n3\n"), "produce", "mixed")
+	for _, more := range [][]string{nil, {"--yes"}} {
+		require.Contains(t, must(t, sh, append([]string{"dlq", "purge", "mixed"}, more...)...), `"mixed" holds no dead letters`)
+	}
+	require.Equal(t, "redrove 0 letters\n", must(t, sh, "dlq", "redrive", "mixed"))
+	require.Equal(t, "[]\n", must(t, sh, "group", "ls", "mixed", "-o", "json"), "nobody else's records are held")
+	must(t, at(address, "bad\n"), "produce", "orders")
+	got := sh.run(context.Background(), "consume", "orders", "-g", "billing", "-c", "1", "--exec", "exit 1")
+	require.Equal(t, 0, got.code, got.stderr)
+	require.Eventually(t, func() bool {
+		return strings.Contains(sh.run(context.Background(), "dlq", "purge", "mixed").stderr, "it holds 1 dead letter;")
+	}, 30*time.Second, 50*time.Millisecond)
+	require.Equal(t, "purged 1 dead letter of \"mixed\"\n", must(t, sh, "dlq", "purge", "mixed", "--yes"))
+	require.Equal(t, "1\n2\n3\n", must(t, sh, "consume", "mixed", "-g", "dlq", "-c", "3"), "the rest is as it was")
+}
+
+// A letter whose origin is gone stays and says so; those behind it go back.
+func TestLettersWithoutAnOriginHoldUpNoOthers(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "dead")
+	for _, name := range []string{"gone", "orders"} {
+		must(t, sh, "queue", "create", name, "--delivery-limit", "1", "--dead-letter", "dead")
+		must(t, at(address, name+"\n"), "produce", name)
+		got := sh.run(context.Background(), "consume", name, "-g", "billing", "-c", "1", "--exec", "exit 1")
+		require.Equal(t, 0, got.code, got.stderr)
+		require.Eventually(t, func() bool {
+			return strings.Contains(must(t, sh, "dlq", "show", "dead"), "from "+name+"/0@0")
+		}, 30*time.Second, 50*time.Millisecond)
+	}
+	must(t, sh, "queue", "rm", "gone")
+	for _, c := range []struct {
+		args   []string
+		result string
+	}{{[]string{"dlq", "redrive", "dead", "--dry-run"}, "would redrive 1 letter\n"}, {[]string{"dlq", "redrive", "dead"}, "redrove 1 letter\n"}} {
+		got := sh.run(context.Background(), c.args...)
+		require.Equal(t, 1, got.code)
+		require.Equal(t, "dead/0@1 to orders/0\n"+c.result, got.stdout)
+		require.Contains(t, got.stderr, "lockstep: dead/0@0 cannot go back to gone/0: ")
+		require.Contains(t, got.stderr, "letters that stay, because their origin is gone: 1;")
+	}
+	require.Contains(t, must(t, sh, "dlq", "show", "dead"), "from gone/0@0")
+	require.Equal(t, "orders\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "1"))
+}
+
 // What an operator does about dead letters: sees them, sends some back, gives up the rest.
 func TestDeadLettersAreListedShownRedrivenAndPurged(t *testing.T) {
 	address, _ := startServer(t)

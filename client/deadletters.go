@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -137,25 +138,113 @@ func (c *Conn) DeadLetters(ctx context.Context, destination string, f LetterFilt
 	}
 }
 
+// LetterError says why one dead letter cannot go back to where it comes from, which is
+// gone: it stays where it is.
+type LetterError struct {
+	Letter *Letter
+	Err    error // wire.CodeUnknownDestination, wire.CodeDestinationGone or ErrUnknownPartition
+}
+
+func (e *LetterError) Error() string {
+	l := e.Letter
+	return fmt.Sprintf("%d@%d cannot go back to %s/%d: %v", l.Partition, l.Offset, l.Origin, l.OriginPartition, e.Err)
+}
+
+func (e *LetterError) Unwrap() error { return e.Err }
+
+// originGone reports whether an error says that there is no such origin any more.
+func originGone(err error) bool {
+	switch codeOf(err) {
+	case wire.CodeUnknownDestination, wire.CodeDestinationGone, wire.CodeUnknownPartition:
+		return true
+	}
+	return errors.Is(err, ErrUnknownPartition)
+}
+
+// origin is where letters come from.
+type origin struct {
+	name      string
+	partition uint32
+}
+
+// stranded are the letters of one call that cannot go back.
+type stranded struct {
+	first *LetterError
+	count int
+}
+
+func (s *stranded) add(l *Letter, err error) *LetterError {
+	e := &LetterError{l, err}
+	if s.count++; s.first == nil {
+		s.first = e
+	}
+	return e
+}
+
+func (s *stranded) err() error {
+	if s.first == nil {
+		return nil
+	}
+	return fmt.Errorf("letters that stay, because their origin is gone: %d; create it again, or purge them: %w", s.count, s.first)
+}
+
+// RedriveDryRun is Redrive without doing anything. It returns how many letters would go
+// back.
+func (c *Conn) RedriveDryRun(ctx context.Context, destination string, f LetterFilter, each func(*Letter, error)) (n int, err error) {
+	var stay stranded
+	missing := make(map[origin]error)
+	for l, err := range c.DeadLetters(ctx, destination, f) {
+		if err != nil {
+			return n, err
+		}
+		from := origin{l.Origin, l.OriginPartition}
+		cause, known := missing[from]
+		if !known {
+			d, err := c.Destination(ctx, l.Origin)
+			switch there := func(p PartitionInfo) bool { return p.Number == l.OriginPartition }; {
+			case err == nil && !slices.ContainsFunc(d.Partitions, there):
+				cause = ErrUnknownPartition
+			case err != nil && !originGone(err):
+				return n, err
+			default:
+				cause = err
+			}
+			missing[from] = cause
+		}
+		if cause != nil {
+			each(l, stay.add(l, cause))
+			continue
+		}
+		n++
+		each(l, nil)
+	}
+	return n, stay.err()
+}
+
 // Redrive sends dead letters back to where they come from, those of a partition in order,
 // and then takes them off: each is produced, and when that is acknowledged all groups of the
 // dead letter destination are done with it. What it sends has the key, value, headers and
 // time of the original record, and a RedrivenHeader; every group of the origin gets it. If
-// it ends in between, up to 100 letters are sent again by the next one. each is called for
-// every letter that is on its way back. It returns how many are back.
-func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, each func(*Letter)) (done int, err error) {
-	groups, err := c.letterGroups(ctx, destination)
+// it ends in between, up to 100 letters are sent again by the next one. A letter whose
+// origin is gone stays, and the others go on. each is called for every letter, with nil
+// for one that is on its way back and a *LetterError for one that stays. It returns how many
+// are back. Errors: a *LetterError, the first, if letters stay.
+func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, each func(*Letter, error)) (done int, err error) {
+	groups, err := c.letterGroups(ctx, destination, false)
 	if err != nil {
 		return 0, err
 	}
-	type origin struct {
-		name      string
-		partition uint32
+	if each == nil {
+		each = func(*Letter, error) {}
 	}
+	var stay stranded
 	producers := make(map[origin]*Producer)
+	gone := make(map[origin]error)
 	defer func() {
 		for _, p := range producers {
-			err = errors.Join(err, p.Close(ctx))
+			if closing := p.Close(ctx); !originGone(closing) {
+				err = errors.Join(err, closing)
+			}
 		}
 	}()
 	var sent []*Letter
@@ -164,13 +253,22 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 		var failed error
 		good := sent[:0]
 		for i, t := range tickets {
-			if _, err := t.Wait(ctx); err != nil {
+			_, err := t.Wait(ctx)
+			switch {
+			case err == nil:
+				good = append(good, sent[i])
+			case originGone(err): // since its producer was opened
+				each(sent[i], stay.add(sent[i], err))
+			default:
 				failed = errors.Join(failed, err)
-				continue
 			}
-			good = append(good, sent[i])
 		}
-		settled := c.settle(ctx, destination, groups, good)
+		var settled error
+		if len(good) > 0 {
+			if groups, settled = c.letterGroups(ctx, destination, true); settled == nil {
+				settled = c.settle(ctx, destination, groups, good)
+			}
+		}
 		if settled == nil {
 			done += len(good)
 		}
@@ -182,20 +280,33 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 			return done, errors.Join(err, finish())
 		}
 		to := origin{l.Origin, l.OriginPartition}
-		if producers[to] == nil {
-			if producers[to], err = c.Producer(ctx, l.Origin, Partition(l.OriginPartition)); err != nil {
+		if producers[to] == nil && gone[to] == nil {
+			p, err := c.Producer(ctx, l.Origin, Partition(l.OriginPartition))
+			switch {
+			case err == nil:
+				producers[to] = p
+			case originGone(err):
+				gone[to] = err
+			default:
 				return done, errors.Join(fmt.Errorf("redrive %s/%d@%d: %w", destination, l.Partition, l.Offset, err), finish())
 			}
+		}
+		if err := gone[to]; err != nil {
+			each(l, stay.add(l, err))
+			continue
 		}
 		r := l.Original()
 		r.Headers = append(r.Headers, Header{Key: RedrivenHeader, Value: fmt.Appendf(nil, "%s/%d@%d", destination, l.Partition, l.Offset)})
 		t, err := producers[to].SendAsync(ctx, r)
-		if err != nil {
+		switch {
+		case originGone(err):
+			gone[to] = err
+			each(l, stay.add(l, err))
+			continue
+		case err != nil:
 			return done, errors.Join(err, finish())
 		}
-		if each != nil {
-			each(l)
-		}
+		each(l, nil)
 		sent, tickets = append(sent, l), append(tickets, t)
 		if len(sent) == maxRedrive {
 			if err := finish(); err != nil {
@@ -206,36 +317,57 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 	if err := finish(); err != nil {
 		return done, err
 	}
-	return done, c.dropRedriveGroup(ctx, destination, groups)
+	return done, errors.Join(stay.err(), c.dropRedriveGroup(ctx, destination, groups))
 }
 
 // Purge gives up all dead letters of a queue that are there now: its groups are done with
-// them.
-func (c *Conn) Purge(ctx context.Context, destination string) error {
+// them. Records that are no letters stay. It returns how many letters are gone.
+func (c *Conn) Purge(ctx context.Context, destination string) (done int, err error) {
 	d, err := c.Destination(ctx, destination)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if d.Kind != Queue {
-		return wire.Errorf(wire.CodeKindMismatch, "%q is a topic, which keeps records by its retention", destination)
+		return 0, wire.Errorf(wire.CodeKindMismatch, "%q is a topic, which keeps records by its retention", destination)
 	}
-	groups, err := c.letterGroups(ctx, destination)
-	if err != nil {
-		return err
-	}
-	for _, g := range groups {
-		for _, p := range d.Partitions {
-			if err := c.GroupOrder(ctx, wire.OrderSeek, destination, p.Number, g, wire.SeekRequest{To: "latest"}, nil); err != nil {
+	var groups []string
+	var some []*Letter
+	settle := func() error {
+		if len(some) == 0 {
+			return nil
+		}
+		if groups == nil {
+			if groups, err = c.letterGroups(ctx, destination, true); err != nil {
 				return err
 			}
 		}
+		if err := c.settle(ctx, destination, groups, some); err != nil {
+			return err
+		}
+		done += len(some)
+		some = some[:0]
+		return nil
 	}
-	return c.dropRedriveGroup(ctx, destination, groups)
+	for l, err := range c.DeadLetters(ctx, destination, LetterFilter{}) {
+		if err != nil {
+			return done, errors.Join(err, settle())
+		}
+		some = append(some, &Letter{Record: Record{Partition: l.Partition, Offset: l.Offset}})
+		if len(some) == wire.MaxSettle {
+			if err := settle(); err != nil {
+				return done, err
+			}
+		}
+	}
+	if err := settle(); err != nil || groups == nil {
+		return done, err
+	}
+	return done, c.dropRedriveGroup(ctx, destination, groups)
 }
 
-// letterGroups lists the groups of a dead letter destination, after it has made one if
-// there is none.
-func (c *Conn) letterGroups(ctx context.Context, destination string) ([]string, error) {
+// letterGroups lists the groups of a dead letter destination. If there is none, and create
+// says so, it makes one.
+func (c *Conn) letterGroups(ctx context.Context, destination string, create bool) ([]string, error) {
 	list, err := c.Groups(ctx, destination)
 	if err != nil {
 		return nil, err
@@ -244,7 +376,7 @@ func (c *Conn) letterGroups(ctx context.Context, destination string) ([]string, 
 	for _, g := range list {
 		names = append(names, g.Name)
 	}
-	if len(names) == 0 {
+	if len(names) == 0 && create {
 		names = []string{redriveGroup}
 		_, err = c.CreateGroup(ctx, destination, redriveGroup, GroupIntent{Exists: true, Start: GroupStart{To: "earliest"}})
 	}
@@ -284,7 +416,7 @@ func (c *Conn) settle(ctx context.Context, destination string, groups []string, 
 	for partition, s := range spans {
 		for _, g := range groups {
 			if err := c.GroupOrder(ctx, wire.OrderSettle, destination, partition, g, wire.SettleRequest{Spans: s}, nil); err != nil {
-				return fmt.Errorf("they are back, and may come again, because group %q could not note it: %w", g, err)
+				return fmt.Errorf("group %q could not note that letters of partition %d are dealt with; they may be there again: %w", g, partition, err)
 			}
 		}
 	}
