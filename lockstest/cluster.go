@@ -38,7 +38,7 @@ func StartCluster(t testing.TB, n int, options ...Option) *Cluster {
 			join = append(join, b.Addr())
 		}
 		member := Configure(func(cfg *server.Config) {
-			cfg.NodeID, cfg.PeerListen, cfg.Join = uint32(node+1), "127.0.0.1:0", join
+			cfg.NodeID, cfg.PeerListen, cfg.Join = uint32(node+1), freeAddress(t), join
 		})
 		b := newBroker(t, slices.Concat([]Option{Logger(errorsOnly)}, options, []Option{member}))
 		b.start()

@@ -54,7 +54,7 @@ func Start(t testing.TB, options ...Option) *Broker {
 
 func newBroker(t testing.TB, options []Option) *Broker {
 	b := &Broker{t: t, config: server.Config{
-		DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "off",
+		DataDir: t.TempDir(), Listen: freeAddress(t), HTTP: "off",
 		MinFreeBytes: -1, // a full development machine is not this test's business
 		Logger:       slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}}
