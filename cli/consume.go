@@ -131,7 +131,8 @@ type consumeRun struct {
 
 func (r *consumeRun) run(c *cobra.Command) error {
 	ctx := c.Context()
-	conn, err := r.app.connect(ctx, r.app.sayReconnect())
+	waiting := r.app.newWaiting(r.destination)
+	conn, err := r.app.connect(ctx, waiting.events())
 	if err != nil {
 		return err
 	}
@@ -148,7 +149,11 @@ func (r *consumeRun) run(c *cobra.Command) error {
 			return err
 		}
 	}
-	reader, err := conn.Reader(ctx, r.destination, r.options()...)
+	var reader *client.Reader
+	err = waiting.begin(func() error {
+		reader, err = conn.Reader(ctx, r.destination, r.options()...)
+		return err
+	})
 	if err == nil {
 		defer reader.Close()
 		err = r.copy(ctx, reader)

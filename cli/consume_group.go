@@ -168,7 +168,8 @@ const leaveTimeout = 5 * time.Second
 // runMember consumes as a member of a group.
 func (r *consumeRun) runMember(c *cobra.Command) error {
 	ctx := c.Context()
-	conn, err := r.app.connect(ctx, r.app.sayReconnect())
+	waiting := r.app.newWaiting(r.destination)
+	conn, err := r.app.connect(ctx, waiting.events())
 	if err != nil {
 		return err
 	}
@@ -178,11 +179,18 @@ func (r *consumeRun) runMember(c *cobra.Command) error {
 		return err
 	}
 	opts := append(r.consumerOptions(c), client.OnEvent(func(e client.Event) {
-		if lost, ok := e.(client.LeaseLost); ok {
-			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d is not ours any more: %s\n", r.destination, lost.Partition, lost.Offset, oneLine(lost.Reason))
+		switch e := e.(type) {
+		case client.LeaseLost:
+			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d is not ours any more: %s\n", r.destination, e.Partition, e.Offset, oneLine(e.Reason))
+		case client.Blocked:
+			waiting.say(r.destination, fmt.Sprintf("partition %d gives no records", e.Partition), e.Err.Error())
 		}
 	}))
-	consumer, err := conn.Consumer(ctx, r.destination, opts...)
+	var consumer *client.Consumer
+	err = waiting.begin(func() error {
+		consumer, err = conn.Consumer(ctx, r.destination, opts...)
+		return err
+	})
 	if err == nil {
 		if r.member.exec != "" {
 			err = r.runCommands(ctx, consumer)

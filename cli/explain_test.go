@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -253,6 +254,20 @@ func TestExplainNamesAMissingQuorum(t *testing.T) {
 	gone := at(c.Broker(1).Addr(), "a\n").run(t.Context(), "produce", "orders", "--timeout", "1s")
 	require.Equal(t, 1, gone.code, "a producer gives up as well")
 	require.Contains(t, gone.stderr, "wait longer with --timeout")
+	// Who consumes there is told what is missing, goes on waiting, and gets what comes.
+	for _, args := range [][]string{{"consume", "orders", "-c", "1"}, {"consume", "orders", "--group", "g", "-c", "1"}} {
+		var stdout bytes.Buffer
+		var stderr lockedBuffer
+		done := make(chan int, 1)
+		waiting, stop := context.WithCancel(t.Context())
+		go func() { done <- at(c.Broker(1).Addr(), "").app(&stdout, &stderr).run(waiting, args) }()
+		require.Eventually(t, func() bool { return strings.Contains(stderr.String(), `"orders": partition 0 `) }, 30*time.Second, 10*time.Millisecond, "%v says: %s", args, &stderr)
+		require.Contains(t, stderr.String(), "UNAVAILABLE")
+		require.Contains(t, stderr.String(), "lockstep partition ls orders")
+		require.Empty(t, done, "it goes on waiting")
+		stop()
+		<-done
+	}
 	c.Start(2)
 	c.Start(3)
 	require.Eventually(t, func() bool {

@@ -31,6 +31,8 @@ type bindLink struct {
 	leaders    map[uint32]leadership // of all partitions
 	at         uint32                // the partition that coordinates, or is asked
 	since      time.Time             // when it was asked first; zero: it was not
+	without    time.Time             // since when there is no link; zero: there is one
+	blocked    bool                  // Blocked was sent for it
 	id         [16]byte
 	old        [16]byte // predecessor
 	session    *session
@@ -75,13 +77,16 @@ func (b *bindLink) tend(now time.Time) (pause time.Duration) {
 	case b.left || c.err != nil:
 		return 0
 	case b.session != nil:
+		b.without, b.blocked = time.Time{}, false
 		if !now.Before(b.beat) {
 			b.beatNumber++
 			b.beat = now.Add(b.every)
 			b.session.tell(wire.OpGroupHeartbeat, b.link, &wire.GroupHeartbeat{Number: b.beatNumber})
 		}
 		return until(b.beat, now)
-	case now.Before(b.retryAt):
+	}
+	b.checkBlocked(now)
+	if now.Before(b.retryAt) {
 		return until(b.retryAt, now)
 	}
 	if b.since.IsZero() {
@@ -96,6 +101,20 @@ func (b *bindLink) tend(now time.Time) (pause time.Duration) {
 		b.open(s)
 	}
 	return leaderPause
+}
+
+// checkBlocked tells once that nobody says which partitions are the consumer's, if it has
+// none: the bindings that it has go on.
+func (b *bindLink) checkBlocked(now time.Time) {
+	c := b.consumer
+	if b.without.IsZero() {
+		b.without = now
+	}
+	if !b.blocked && len(c.attachments) == 0 && now.Sub(b.without) >= blockedAfter {
+		b.blocked = true
+		err := wire.Errorf(wire.CodeUnavailable, "no node that leads the partition with the members of the group can be reached")
+		c.events.send(Blocked{Destination: c.destination, Group: c.options.group, Partition: b.at, Err: err})
+	}
 }
 
 const (

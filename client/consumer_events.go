@@ -39,7 +39,8 @@ type Uncovered struct {
 }
 
 // Blocked is sent when a consumer has had no link to one of its partitions for 1 s: nobody
-// leads it, or nobody can be reached who does. Err is what was said last. The consumer goes
+// leads it, or nobody can be reached who does; or, while it has none, to the one that
+// keeps the members of its group. Err is what was said last. The consumer goes
 // on trying; Attached says that it has succeeded.
 type Blocked struct {
 	Destination, Group string
