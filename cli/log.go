@@ -114,6 +114,12 @@ func frameOf(dir string, f log.InspectedFrame) frameJSON {
 		return j
 	}
 	h := f.Header
+	if f.Erased {
+		j.Kind, j.Index, j.Term = "erased", uint64(h.Index), uint64(h.Term)
+		j.BaseOffset, j.NextOffset, j.Records = uint64(h.BaseOffset), uint64(h.NextOffset()), h.RecordCount
+		j.Status = fmt.Sprintf("acknowledged; %d bytes given back, up to this entry", h.FrameSize())
+		return j
+	}
 	j.Kind, j.Index, j.Term = h.Kind.String(), uint64(h.Index), uint64(h.Term)
 	j.BaseOffset, j.NextOffset, j.Records = uint64(h.BaseOffset), uint64(h.NextOffset()), h.RecordCount
 	j.BodyBytes, j.Durable = h.BodyLength, uint64(f.Mark)
@@ -130,6 +136,7 @@ type logTotals struct {
 	Entries   int64  `json:"entries"`
 	Records   int64  `json:"records"`
 	Bytes     int64  `json:"bytes"`
+	Erased    int64  `json:"erased_bytes"` // acknowledged and given back to the disk
 	Damage    string `json:"damage,omitempty"` // file, position and cause of the first damage
 }
 
@@ -165,6 +172,9 @@ func (a *app) logVerifyCommand() *cobra.Command {
 			rows := make([][]string, len(all))
 			for i, t := range all {
 				status := "ok"
+				if t.Erased > 0 {
+					status = "ok, " + formatSize(t.Erased) + " erased"
+				}
 				if t.Damage != "" {
 					status = "DAMAGED"
 				}
@@ -306,6 +316,10 @@ func verifyDirectory(c *cobra.Command, dir string) (logTotals, error) {
 			if t.Damage == "" {
 				t.Damage = fmt.Sprintf("%s: position %d: %v", f.File, f.Position, f.Problem)
 			}
+			return nil
+		}
+		if f.Erased {
+			t.Erased += f.Header.FrameSize()
 			return nil
 		}
 		t.Entries++

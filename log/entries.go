@@ -59,7 +59,7 @@ func frameEntry(h *wire.FrameHeader, body []byte) Entry {
 // Entries reads readable entries from one on, as far as maxBytes of data but at
 // least one, and verifies them. Their data is the caller's. None means that the
 // entry is not readable yet; *OutOfRangeError that it is below the start;
-// *CorruptionError that it is damaged, while entries before it are returned
+// *ErasedError that it was erased, *CorruptionError that it is damaged, while entries before it are returned
 // without an error. It may block. Any goroutine.
 func (l *Log) Entries(from wire.Index, maxBytes int) ([]Entry, error) {
 	return l.entriesBelow(l.Watermark(), from, maxBytes)
@@ -119,10 +119,13 @@ func (l *Log) readEntries(s *segment.Segment, end int64, from *wire.Index, maxBy
 		return false, err
 	}
 	defer f.Release()
-	sc := segment.NewScanner(f.File, pos, end, nil)
+	sc := s.Scan(f, pos, end, nil)
 	for sc.Position() < end {
 		h, err := sc.Header()
 		var body []byte
+		if err == nil && h.Kind == segment.KindErased {
+			return false, &ErasedError{Base: h.BaseOffset, Next: h.NextOffset()}
+		}
 		if err == nil && h.Index != *from {
 			return false, fmt.Errorf("segment %s: position %d: entry %d where %d is expected", s.Name(), sc.Position(), h.Index, *from)
 		}

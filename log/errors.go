@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/lockstepmq/lockstep/segment"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -104,6 +105,10 @@ func (e *OutOfRangeError) Error() string {
 
 // Is makes errors.Is(err, ErrOffsetOutOfRange) true.
 func (e *OutOfRangeError) Is(target error) bool { return target == ErrOffsetOutOfRange }
+
+// ErasedError is what reading records returns that were acknowledged and whose space was
+// given back while an older record stays: those in [Base, Next) are gone.
+type ErasedError = segment.ErasedError
 
 // errNoEntry is wrapped when an entry is not in the log.
 var errNoEntry = errors.New("not in the log")

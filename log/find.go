@@ -2,6 +2,7 @@ package log
 
 import (
 	"encoding/binary"
+	"sort"
 
 	"github.com/lockstepmq/lockstep/segment"
 	"github.com/lockstepmq/lockstep/wire"
@@ -49,9 +50,10 @@ func (l *Log) NextOf(hash uint64, publisher bool, after, below wire.Offset, skip
 // It is false if the segment's key table does not tell.
 func (l *Log) lookUp(s *segment.Segment, hash uint64, publisher bool, from, below wire.Offset, skip func(wire.Offset) bool) (at wire.Offset, known bool) {
 	at = noOffset
+	erased := s.Erased()
 	known = l.runsOf(s, hash, publisher, from, func(a, b wire.Offset) bool {
 		for o := max(a, from); o < min(b, below); o++ {
-			if !skip(o) && !l.damagedAt(o) {
+			if !skip(o) && !l.damagedAt(o) && !erasedAt(erased, o) {
 				at = o
 				return false
 			}
@@ -72,6 +74,12 @@ func (l *Log) damagedAt(o wire.Offset) bool {
 		}
 	}
 	return false
+}
+
+// erasedAt reports whether a record lies in one of the runs, which ascend.
+func erasedAt(runs []segment.Erased, o wire.Offset) bool {
+	i := sort.Search(len(runs), func(i int) bool { return runs[i].After.Next > o })
+	return i < len(runs) && runs[i].Before.Next <= o
 }
 
 // find returns the first record of the batch in [from, below) with a hash.

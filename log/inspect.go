@@ -22,6 +22,9 @@ type InspectedFrame struct {
 	Body     []byte           // valid during the call; nil if it is damaged
 	Mark     wire.Index       // durable mark, 0 if the local word is not of this file
 	Problem  error            // nil if the frame is whole and in its place
+	// Erased says that the header stands for a run of entries up to its index whose records
+	// were acknowledged and whose bytes, Header.FrameSize of them, were given back.
+	Erased bool
 }
 
 // errStale is the problem of a frame behind the end of its log.
@@ -156,11 +159,20 @@ func (in *inspection) segment(name string) error {
 		}
 	}
 	in.link, in.linked = h.Previous, true
-	return in.frames(name, fileID, file, size)
+	runs, err := segment.ReadErased(in.fs, in.dir, &h)
+	if err = erasedError(in.dir, &h, err); errors.Is(err, ErrCorrupt) {
+		if err := in.fn(InspectedFrame{File: segment.ErasedName(sequence, fileID), Problem: err}); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	return in.frames(name, fileID, file, size, runs)
 }
 
-func (in *inspection) frames(name string, fileID uint64, file io.ReaderAt, size int64) error {
+func (in *inspection) frames(name string, fileID uint64, file io.ReaderAt, size int64, runs []segment.Erased) error {
 	sc := segment.NewScanner(file, segment.HeaderSize, size, in.buffer)
+	sc.PassErased(runs)
 	defer func() { in.buffer = sc.Buffer() }()
 	ended := false
 	for {
@@ -171,13 +183,13 @@ func (in *inspection) frames(name string, fileID uint64, file io.ReaderAt, size 
 			newer = e == nil && index == in.link.Index+1 && prev == in.link.Chain
 		}
 		if err == nil && !ended {
-			err = in.link.Check(&h)
+			err = sc.Check(&in.link, &h)
 			newer = errors.Is(err, wire.ErrFrameVersion)
 		}
 		if newer {
 			return fmt.Errorf("%s: position %d: %w: %w", name, sc.Position(), ErrTooNew, err)
 		}
-		f := InspectedFrame{File: name, Position: sc.Position(), Header: h}
+		f := InspectedFrame{File: name, Position: sc.Position(), Header: h, Erased: err == nil && h.Kind == segment.KindErased}
 		f.Mark, _ = segment.DecodeMark(fileID, h.HeaderCRC, h.Local)
 		switch {
 		case err == nil && !ended:

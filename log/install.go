@@ -183,6 +183,7 @@ func (l *Log) begin(j *installJob) {
 	l.damage.forget(noIndex)
 	l.written.Store(0)
 	l.trimmed.Store(0)
+	l.erased.Store(0)
 	l.savedBytes = 0
 	l.start.Store(uint64(j.start.Next))
 	l.watermark.Store(&Watermark{Next: j.start.Next, Index: j.start.Index})

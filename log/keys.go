@@ -89,6 +89,10 @@ func (j *keysJob) make() error {
 		for i := range s.Batches {
 			b := &s.Batches[i]
 			from := max(o, b.Base)
+			if b.Erased {
+				o = b.Next()
+				continue
+			}
 			if b.Damaged || !publishers.Add(b.Publisher, from, int(b.Next()-from)) {
 				j.seg.SetKeys(segment.KeysNone)
 				return nil

@@ -198,6 +198,7 @@ type Log struct {
 	start     atomic.Uint64             // logical start, an offset
 	written   atomic.Int64              // bytes of the log since it was opened at its first segment
 	trimmed   atomic.Int64              // of those, bytes in segments that were dropped
+	erased    atomic.Int64              // of the others, bytes that were given back
 	damage    damages
 	// savedCheckpoint is the newest checkpoint file.
 	savedCheckpoint atomic.Pointer[SavedCheckpoint]
@@ -245,7 +246,11 @@ type Log struct {
 	savedBytes  int64 // written, when the newest checkpoint was taken
 	fenceSaving bool
 	installErr  error                 // of the last installation, which passes
+	erasing     bool                  // an eraseJob is on its way
+	eraseFailed bool                  // nothing more is erased before the next start
 	startFirst  bool                  // mutant: an installation writes the manifest first
+	punchFirst  bool                  // mutant: what is erased is given back before that is on record
+	aheadOf     bool                  // mutant: entries above the checkpoints are erased
 	anyBody     bool                  // mutant: a repair takes what it is given
 	holds       map[uint64]wire.Index // entries behind them stay, see HoldStart
 
@@ -514,8 +519,12 @@ func (l *Log) NextOffset() wire.Offset { return l.last().link.Next }
 // goroutine.
 func (l *Log) StartOffset() wire.Offset { return wire.Offset(l.start.Load()) }
 
-// Bytes is the size of the log's segments up to their last frames. Any goroutine.
-func (l *Log) Bytes() int64 { return l.written.Load() - l.trimmed.Load() }
+// Bytes is the size of the log's segments up to their last frames, without what was
+// erased. Any goroutine.
+func (l *Log) Bytes() int64 { return l.written.Load() - l.trimmed.Load() - l.erased.Load() }
+
+// ErasedBytes is what of the log's segments was given back to the disk. Any goroutine.
+func (l *Log) ErasedBytes() int64 { return l.erased.Load() }
 
 // Term returns the term of entry i and is true for [FirstIndex-1, LastIndex].
 func (l *Log) Term(i wire.Index) (wire.Term, bool) {

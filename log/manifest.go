@@ -47,7 +47,7 @@ const (
 	// maxSegments bounds the segments of one partition.
 	maxSegments = 1 << 20
 	// tempSuffix marks a file that is being written and means nothing after a crash.
-	tempSuffix = ".tmp"
+	tempSuffix = segment.TempSuffix
 )
 
 type manifest struct {

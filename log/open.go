@@ -80,6 +80,7 @@ type foundSegment struct {
 	manifestSegment
 	header *segment.Header // nil if the file is blank
 	size   int64
+	erased []segment.Erased
 }
 
 func (f *foundSegment) name() string { return segment.Name(f.sequence, f.fileID) }
@@ -132,6 +133,9 @@ func (r *recovery) open() error {
 		return err
 	}
 	if err := r.writeMerged(); err != nil {
+		return err
+	}
+	if err := r.eraseAgain(); err != nil {
 		return err
 	}
 	if err := r.cut(); err != nil {
@@ -306,6 +310,12 @@ func (r *recovery) readHeaders() error {
 		if err = errors.Join(err, file.Close()); err != nil {
 			return fmt.Errorf("segment %s: %w", f.name(), err)
 		}
+		if f.header != nil {
+			f.erased, err = segment.ReadErased(r.l.fs, r.l.o.Dir, f.header)
+			if err = erasedError(r.l.o.Dir, f.header, err); err != nil {
+				return err
+			}
+		}
 		r.found = append(r.found, f)
 	}
 	return nil
@@ -427,10 +437,13 @@ func (r *recovery) restore(k int) error {
 	sum, err := segment.ReadSparse(l.fs, l.o.Dir, f.header)
 	if err == nil && sum.End <= f.size && r.continues(k, sum.Last) {
 		r.link, r.pos = sum.Last, sum.End
-		r.add(k, segment.Restore(&l.store.env, l.o.Dir, sum, f.size), sum.Terms)
+		s := segment.Restore(&l.store.env, l.o.Dir, sum, f.size)
+		s.SetErased(f.erased)
+		r.add(k, s, sum.Terms)
 		return nil
 	}
 	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
+	s.SetErased(f.erased)
 	var t terms
 	r.link, r.pos, r.cause, err = r.walk(f, segment.HeaderSize, r.link, walkHeaders, r.saved.Applied, func(h *wire.FrameHeader, pos int64) {
 		s.Note(h, pos)
@@ -467,6 +480,7 @@ func (r *recovery) add(k int, s *segment.Segment, t []segment.TermRun) {
 	l := r.l
 	s.SetStart(l.written.Load())
 	l.written.Add(s.End())
+	l.erased.Add(s.ErasedBytes())
 	r.segments, r.used = append(r.segments, s), append(r.used, k)
 	for _, run := range t {
 		l.runs.add(run.From, run.Term)
@@ -479,6 +493,7 @@ func (r *recovery) add(k int, s *segment.Segment, t []segment.TermRun) {
 func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 	l := r.l
 	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
+	s.SetErased(f.erased)
 	s.SetStart(l.written.Load())
 	note := func(h *wire.FrameHeader, pos int64) {
 		s.Note(h, pos)
@@ -535,6 +550,7 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 	}
 	s.Recovered()
 	l.written.Add(s.End())
+	l.erased.Add(s.ErasedBytes())
 	r.segments, r.used = append(r.segments, s), append(r.used, r.at)
 	return nil
 }
@@ -564,6 +580,7 @@ func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, mode walk
 	}
 	defer file.Close()
 	sc := segment.NewScanner(file, pos, f.size, r.buffer)
+	sc.PassErased(f.erased)
 	r.buffer = nil // the scanner's: what spare reads goes elsewhere
 	defer func() { r.buffer = sc.Buffer() }()
 	if mode == walkHeaders {
@@ -577,7 +594,7 @@ func (r *recovery) walk(f *foundSegment, pos int64, link segment.Link, mode walk
 			newer = e == nil && index == link.Index+1 && prev == link.Chain
 		}
 		if err == nil {
-			err = link.Check(&h)
+			err = sc.Check(&link, &h)
 			newer = errors.Is(err, wire.ErrFrameVersion)
 		}
 		if newer {
@@ -732,6 +749,7 @@ func (r *recovery) quarantineStrangers() error {
 		known[f.name()] = true
 		known[segment.SparseName(f.sequence, f.fileID)] = true
 		known[segment.KeysName(f.sequence, f.fileID)] = true
+		known[segment.ErasedName(f.sequence, f.fileID)] = true
 	}
 	names, err := l.fs.List(l.o.Dir)
 	if err != nil {

@@ -66,7 +66,7 @@ func (l *Log) at(p Position, w *Watermark) (*segment.Segment, Position, error) {
 // Locate returns the position of the frame that holds offset o and that frame's
 // base offset; for the watermark's offset the watermark's position. Below the
 // logical start and above the watermark it returns *OutOfRangeError, in a damaged
-// range *DamagedError. It may block.
+// range *DamagedError, in an erased one *ErasedError. It may block.
 func (l *Log) Locate(o wire.Offset) (Position, wire.Offset, error) {
 	w := l.Watermark()
 	if o > w.Next || o < l.StartOffset() {
@@ -94,6 +94,9 @@ func (l *Log) Locate(o wire.Offset) (Position, wire.Offset, error) {
 	}
 	if err != nil {
 		return Position{}, 0, l.dropped(l.damaged(s, pos, err))
+	}
+	if h.Kind == segment.KindErased {
+		return Position{}, 0, &ErasedError{Base: h.BaseOffset, Next: h.NextOffset()}
 	}
 	if d := l.damage.at(s.Sequence(), pos); d != nil {
 		return Position{}, 0, &DamagedError{Damage: *d}
@@ -142,7 +145,7 @@ func (l *Log) LocateTime(ms int64) (wire.Offset, error) {
 // segment; it may end in the middle of a frame. At the watermark it is empty. It
 // never blocks: ErrCold means that Populate must be called first, where blocking is
 // allowed. *OutOfRangeError means that p was dropped, *DamagedError that what is
-// there is damaged; a view ends before damage. The view is released exactly once.
+// there is damaged, *ErasedError that it was erased; a view ends before either. The view is released exactly once.
 func (l *Log) View(p Position, maxBytes int) (*View, error) {
 	w := l.Watermark()
 	v := &View{}
@@ -285,11 +288,14 @@ func (l *Log) replaySegment(s *segment.Segment, from wire.Index, buffer *[]byte,
 		return 0, err
 	}
 	defer f.Release()
-	sc := segment.NewScanner(f.File, pos, s.End(), *buffer)
+	sc := s.Scan(f, pos, s.End(), *buffer)
 	defer func() { *buffer = sc.Buffer() }()
 	for sc.Position() < s.End() {
 		h, err := sc.Header()
 		var body []byte
+		if err == nil && h.Kind == segment.KindErased {
+			err = fmt.Errorf("%w: entries up to %d are to be applied and were erased", segment.ErrChain, h.Index)
+		}
 		if err == nil {
 			body, err = sc.Body(&h)
 			if err != nil && l.damage.at(s.Sequence(), sc.Position()) != nil {

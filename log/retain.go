@@ -38,7 +38,7 @@ func (l *Log) RetentionPoint(nowMs int64, maxAge time.Duration, maxBytes int64) 
 	jumped := l.askedMs != 0 && max(nowMs-l.askedMs, l.askedMs-nowMs) > clockSlack.Milliseconds()
 	l.askedMs = nowMs
 	for i := 0; i+1 < len(list) && list[i].Sequence() < w.Position.Segment; i++ {
-		size -= list[i].End()
+		size -= list[i].End() - list[i].ErasedBytes()
 		next := list[i+1].Previous().Next
 		timeMs := l.segmentTime(list[i], nowMs, jumped) // of each: it may be the first time somebody asks
 		if kept || next <= l.StartOffset() {
@@ -225,6 +225,7 @@ func (j *dropJob) Done() {
 		list := *l.segments.Load()
 		for _, s := range list[:j.fromHead] {
 			l.trimmed.Add(s.End())
+			l.erased.Add(-s.ErasedBytes())
 		}
 		kept := append([]*segment.Segment(nil), list[j.fromHead:]...)
 		l.segments.Store(&kept)

@@ -21,6 +21,8 @@ type Batch struct {
 	// Damaged says that the frame is not to be read: its records are lost, or cannot be
 	// told apart. Nothing but Base and Count is known then.
 	Damaged bool
+	// Erased says that the records were acknowledged and are gone; as above.
+	Erased bool
 	// Index are the entries of the record index, 16 bytes for each record; empty if there
 	// is none that agrees with the batch. A view of Scanned's memory.
 	Index []byte
@@ -55,7 +57,7 @@ func (l *Log) Scan(o wire.Offset, maxRecords int, into *Scanned) error {
 			}
 			return err
 		}
-		maxRecords -= int(next - o)
+		maxRecords -= int(min(next-o, wire.Offset(maxRecords))) // an erased run may have more
 		o = next
 	}
 	return nil
@@ -70,6 +72,11 @@ func (l *Log) scanSegment(w *Watermark, o wire.Offset, maxRecords int, into *Sca
 		d := &known.Damage
 		n := min(d.Next, w.Next) - o
 		into.Batches = append(into.Batches, Batch{Base: o, Count: int(n), Damaged: true})
+		return o + n, nil
+	}
+	if gone := (*ErasedError)(nil); errors.As(err, &gone) {
+		n := min(gone.Next, w.Next) - o
+		into.Batches = append(into.Batches, Batch{Base: o, Count: int(n), Erased: true})
 		return o + n, nil
 	}
 	if err != nil {
@@ -89,12 +96,16 @@ func (l *Log) scanSegment(w *Watermark, o wire.Offset, maxRecords int, into *Sca
 	}
 	defer f.Release()
 	end := readEnd(s, w)
-	sc := segment.NewScanner(f.File, p.Byte, end, nil)
+	sc := s.Scan(f, p.Byte, end, nil)
 	sc.PassBodies()
 	for stop := o + wire.Offset(maxRecords); sc.Position() < end && o < stop && into.Bytes < MaxScanIndexBytes; {
 		h, err := sc.Header()
 		if err != nil {
 			return o, l.damaged(s, sc.Position(), fmt.Errorf("segment %s: position %d: %w", s.Name(), sc.Position(), err))
+		}
+		if h.Kind == segment.KindErased && h.NextOffset() > o {
+			into.Batches = append(into.Batches, Batch{Base: o, Count: int(h.NextOffset() - o), Erased: true})
+			o = h.NextOffset()
 		}
 		if h.Kind == wire.KindRecords && h.NextOffset() > o {
 			if d := l.damage.at(s.Sequence(), sc.Position()); d != nil {

@@ -24,6 +24,9 @@ func (l *Log) Verify(o wire.Offset) (*Damage, error) {
 	if errors.As(err, &known) {
 		return &known.Damage, nil
 	}
+	if gone := (*ErasedError)(nil); errors.As(err, &gone) {
+		return nil, nil // acknowledged since
+	}
 	w := l.Watermark()
 	if err != nil || p == w.Position {
 		return nil, err
@@ -44,14 +47,17 @@ func (l *Log) Verify(o wire.Offset) (*Damage, error) {
 	// The header that this frame's own continues from, so that the damage can be
 	// looked at again after a restart.
 	link := s.Previous()
-	sc := segment.NewScanner(f.File, segment.HeaderSize, readEnd(s, w), nil)
+	sc := s.Scan(f, segment.HeaderSize, readEnd(s, w), nil)
 	for {
 		h, err := sc.Header()
 		if err == nil {
-			err = link.Check(&h)
+			err = sc.Check(&link, &h)
 		}
 		if err != nil {
 			return nil, l.damaged(s, sc.Position(), err)
+		}
+		if h.Kind == segment.KindErased && sc.Position()+h.FrameSize() > p.Byte {
+			return nil, nil
 		}
 		if sc.Position() < p.Byte {
 			link = segment.After(&h)
@@ -122,18 +128,29 @@ func (c *Scrub) scan(s *segment.Segment, n int64) (int64, error) {
 	}
 	defer f.Release()
 	end := readEnd(s, c.until)
-	sc := segment.NewScanner(f.File, c.at.Byte, end, c.buffer)
+	sc := s.Scan(f, c.at.Byte, end, c.buffer)
+	if sc.Position() < c.at.Byte { // what was verified was erased since, and more behind it
+		h, err := sc.Header()
+		if err != nil {
+			return 0, c.failed(s, sc.Position(), c.l.damaged(s, sc.Position(), err))
+		}
+		c.link = segment.After(&h)
+		sc.Skip(&h)
+		c.at.Byte = sc.Position()
+	}
 	defer func() { c.buffer = sc.Buffer() }()
 	from := c.at.Byte
 	for sc.Position() < end && sc.Position() < from+n {
 		h, err := sc.Header()
 		if err == nil {
-			err = c.link.Check(&h)
+			err = sc.Check(&c.link, &h)
 		}
 		if err != nil {
 			return sc.Position() - from, c.failed(s, sc.Position(), c.l.damaged(s, sc.Position(), err))
 		}
-		if err := c.l.verifyBody(s, sc, c.link, &h); err != nil {
+		if h.Kind == segment.KindErased {
+			from += h.FrameSize() // nothing was read of it
+		} else if err := c.l.verifyBody(s, sc, c.link, &h); err != nil {
 			return sc.Position() - from, c.failed(s, sc.Position(), err)
 		}
 		c.link = segment.After(&h)

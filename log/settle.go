@@ -115,13 +115,20 @@ func (r *recovery) copyFenced(k int) error {
 		return err
 	}
 	fresh := segment.Rebuild(&l.store.env, l.o.Dir, &h, s.Allocated())
-	sc := segment.NewScanner(from.File, segment.HeaderSize, old.End(), nil)
+	fresh.SetErased(old.Erased())
+	sc := old.Scan(from, segment.HeaderSize, old.End(), nil)
 	link := old.Previous()
 	for sc.Position() < old.End() {
 		fh, err := sc.Header()
 		if err != nil {
 			fresh.Release()
 			return err
+		}
+		if fh.Kind == segment.KindErased {
+			fresh.Note(&fh, sc.Position()) // the fresh file has a hole there
+			link = segment.After(&fh)
+			sc.Skip(&fh)
+			continue
 		}
 		body, err := sc.Body(&fh)
 		if errors.Is(err, wire.ErrFrameChecksum) && r.saved != nil && fh.Index <= r.saved.Applied && l.damage.at(h.Sequence, sc.Position()) == nil {
@@ -153,6 +160,13 @@ func (r *recovery) copyFenced(k int) error {
 	if err := to.File.Sync(); err != nil {
 		fresh.Release()
 		return err
+	}
+	if runs := old.Erased(); len(runs) > 0 {
+		err := segment.PunchErased(to.File, fresh.Name(), runs) // Create has allocated it
+		if err = errors.Join(err, fresh.WriteErased(runs)); err != nil {
+			fresh.Release()
+			return err
+		}
 	}
 	fresh.Recovered()
 	fresh.SetStart(old.Start())

@@ -118,6 +118,9 @@ func (s *skipping) readHeaders() error {
 			return err
 		}
 		f.header, f.size, err = readHeader(file, s.manifest.Identity, m.sequence, m.fileID)
+		if f.header != nil {
+			f.erased, err = s.readErased(f.header)
+		}
 		if err = errors.Join(err, file.Close()); err != nil {
 			return fmt.Errorf("segment %s: %w", f.name(), err)
 		}
@@ -129,6 +132,16 @@ func (s *skipping) readHeaders() error {
 		} // the last one may be prepared and not written yet
 	}
 	return nil
+}
+
+// readErased reads the list of erased runs of a segment. One that is damaged is removed:
+// then what was erased is a gap like any other.
+func (s *skipping) readErased(h *segment.Header) ([]segment.Erased, error) {
+	runs, err := segment.ReadErased(s.fs, s.dir, h)
+	if err = erasedError(s.dir, h, err); !errors.Is(err, ErrCorrupt) {
+		return runs, err
+	}
+	return nil, errors.Join(s.fs.Remove(path.Join(s.dir, segment.ErasedName(h.Sequence, h.FileID))), s.fs.SyncDir(s.dir))
 }
 
 // readJournal finds what the store's journal holds of the log. The caller ends the
@@ -188,11 +201,12 @@ func (s *skipping) segment(k int) (err error) {
 	before := len(s.gaps)
 	restored := false
 	sc := segment.NewScanner(file, segment.HeaderSize, f.size, s.buffer)
+	sc.PassErased(f.erased)
 	defer func() { s.buffer = sc.Buffer() }()
 	for {
 		h, err := sc.Header()
 		if err == nil {
-			err = s.link.Check(&h)
+			err = sc.Check(&s.link, &h)
 		}
 		if err == nil {
 			s.link = segment.After(&h)
@@ -215,6 +229,7 @@ func (s *skipping) segment(k int) (err error) {
 		if n > 0 {
 			restored = true
 			sc = segment.NewScanner(file, pos+n, f.size, sc.Buffer())
+			sc.PassErased(f.erased)
 			continue
 		}
 		end, after, ok, e := s.continuation(k, sum, sc)
@@ -239,6 +254,7 @@ func (s *skipping) segment(k int) (err error) {
 			return err
 		}
 		sc = segment.NewScanner(file, end, f.size, sc.Buffer())
+		sc.PassErased(f.erased)
 	}
 	if len(s.gaps) == before && !restored {
 		return nil
@@ -272,6 +288,11 @@ func (s *skipping) continuation(k int, sum *segment.Summary, sc *segment.Scanner
 	for _, c := range s.checkpoints {
 		if at := c.position; at.Segment == f.sequence && pos < at.Byte && at.Byte <= f.size && (!ok || at.Byte < end) {
 			end, after, ok = at.Byte, c.link(), true
+		}
+	}
+	for i := range f.erased {
+		if e := &f.erased[i]; pos < e.From && (!ok || e.From < end) {
+			end, after, ok = e.From, e.Before, true
 		}
 	}
 	in := inspection{}

@@ -305,7 +305,7 @@ func (s *Store) recycle(dir string, seg *segment.Segment) error {
 		return err
 	}
 	s.poolMu.Lock()
-	room := len(s.pool) < maxRecycled && size == seg.Capacity() && !s.low.Load() && !s.o.Memory
+	room := len(seg.Erased()) == 0 && len(s.pool) < maxRecycled && size == seg.Capacity() && !s.low.Load() && !s.o.Memory
 	s.poolMu.Unlock()
 	if !room {
 		return s.unlink(dir, seg)
@@ -337,7 +337,9 @@ func (s *Store) unlink(dir string, seg *segment.Segment) error {
 
 // removeMade removes what was made of a segment and lies beside it.
 func (s *Store) removeMade(dir string, seg *segment.Segment) error {
-	for _, name := range []string{segment.SparseName(seg.Sequence(), seg.FileID()), segment.KeysName(seg.Sequence(), seg.FileID())} {
+	for _, name := range []string{
+		segment.SparseName(seg.Sequence(), seg.FileID()), segment.KeysName(seg.Sequence(), seg.FileID()), segment.ErasedName(seg.Sequence(), seg.FileID()),
+	} {
 		if err := ignoreMissing(s.fs.Remove(path.Join(dir, name))); err != nil {
 			return err
 		}

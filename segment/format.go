@@ -142,6 +142,7 @@ const (
 	segmentSuffix = ".segment"
 	sparseSuffix  = ".sparse"
 	keysSuffix    = ".keys"
+	erasedSuffix  = ".erased"
 )
 
 // Name is the name of a segment file.
@@ -157,6 +158,11 @@ func SparseName(sequence, fileID uint64) string {
 // KeysName is the name of the key table beside a segment file.
 func KeysName(sequence, fileID uint64) string {
 	return fmt.Sprintf("%016x-%016x%s", sequence, fileID, keysSuffix)
+}
+
+// ErasedName is the name of the list of erased runs beside a segment file.
+func ErasedName(sequence, fileID uint64) string {
+	return fmt.Sprintf("%016x-%016x%s", sequence, fileID, erasedSuffix)
 }
 
 // ParseName splits the name of a segment file. It is false for other names.

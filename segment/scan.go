@@ -29,6 +29,8 @@ type Scanner struct {
 	at     int64 // position of window[0]
 	ahead  int   // bytes to read at least
 	bare   bool  // bodies are passed over
+	erased []Erased
+	run    *Erased // the last Header stands for it
 }
 
 // NewScanner starts at pos and stops at end. A buffer may be passed in for
@@ -41,6 +43,24 @@ func NewScanner(r io.ReaderAt, pos, end int64, buffer []byte) *Scanner {
 // walks from header to header.
 func (s *Scanner) PassBodies() { s.bare, s.ahead = true, headerWindow }
 
+// PassErased makes Header give one header of KindErased for each of the runs, which
+// ascend; Check knows it, Skip moves behind the run. A position inside a run becomes the
+// beginning of it.
+func (s *Scanner) PassErased(runs []Erased) {
+	s.erased = runs
+	if r := findErased(runs, s.pos); r != nil && r.From < s.pos {
+		s.pos = r.From
+	}
+}
+
+// Check reports whether what Header has just given may follow a link.
+func (s *Scanner) Check(link *Link, h *wire.FrameHeader) error {
+	if s.run != nil {
+		return s.run.follows(link)
+	}
+	return link.Check(h)
+}
+
 // Buffer gives the buffer back for the next Scanner.
 func (s *Scanner) Buffer() []byte { return s.window }
 
@@ -51,9 +71,16 @@ func (s *Scanner) Position() int64 { return s.pos }
 func (s *Scanner) MoveTo(pos int64) { s.pos = pos }
 
 // Header reads and verifies the frame header here, without looking at the chain
-// or the body. io.EOF means that no further header fits before the end. Errors of
+// or the body. An erased run has one header of KindErased. io.EOF means that no further header fits before the end. Errors of
 // package wire say what is wrong with the bytes; others come from the disk.
 func (s *Scanner) Header() (wire.FrameHeader, error) {
+	s.run = nil
+	if len(s.erased) > 0 {
+		if r := findErased(s.erased, s.pos); r != nil && r.From == s.pos && r.To <= s.end {
+			s.run = r
+			return r.header(), nil
+		}
+	}
 	if s.pos+wire.FrameHeaderSize > s.end {
 		return wire.FrameHeader{}, io.EOF
 	}
@@ -67,6 +94,9 @@ func (s *Scanner) Header() (wire.FrameHeader, error) {
 	}
 	if h.FrameSize() > s.end-s.pos {
 		return h, fmt.Errorf("%w: %d bytes of body in %d", wire.ErrFrameShort, h.BodyLength, s.end-s.pos-wire.FrameHeaderSize)
+	}
+	if h.Kind == KindErased {
+		return h, fmt.Errorf("%w: kind %d", ErrChain, h.Kind)
 	}
 	return h, nil
 }
@@ -84,8 +114,11 @@ func (s *Scanner) PrevOf() (wire.Index, uint32, error) {
 
 // Body reads and verifies the body of the frame here, whose header was just
 // returned. The slice is valid until the next call. A body that does not match its
-// checksum is returned with the error.
+// checksum is returned with the error. An erased run has none.
 func (s *Scanner) Body(h *wire.FrameHeader) ([]byte, error) {
+	if s.run != nil {
+		return nil, nil
+	}
 	b, err := s.fetch(s.pos+wire.FrameHeaderSize, int(h.BodyLength))
 	if err != nil {
 		return nil, err
@@ -99,7 +132,7 @@ func (s *Scanner) Body(h *wire.FrameHeader) ([]byte, error) {
 // Skip moves behind the frame here.
 func (s *Scanner) Skip(h *wire.FrameHeader) {
 	s.pos += h.FrameSize()
-	if s.bare {
+	if s.bare && s.run == nil {
 		s.ahead = scanWindow
 		if h.FrameSize() > largeFrame {
 			s.ahead = headerWindow

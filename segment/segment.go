@@ -98,9 +98,14 @@ type Segment struct {
 	details    atomic.Pointer[details]
 	persisted  atomic.Bool // the sparse index file is complete: details may be dropped
 
-	keys     atomic.Int32 // what is known of the key table
-	previous Link         // what the first frame continues from; fixed with the first frame
-	start    int64        // Env-independent count of the log's bytes before this segment, set by the log
+	keys atomic.Int32 // what is known of the key table
+	// erased are the runs that were given back, erasedBytes their sum.
+	erased      atomic.Pointer[[]Erased]
+	erasedBytes atomic.Int64
+	unpunched   atomic.Bool // some of them were not given back yet
+	eraseTried  uint64      // see EraseTried; owner only
+	previous    Link        // what the first frame continues from; fixed with the first frame
+	start       int64       // Env-independent count of the log's bytes before this segment, set by the log
 	// appendedFrom is the first position that this process wrote: what lies before
 	// was found at recovery and may be cold.
 	appendedFrom atomic.Int64
@@ -535,10 +540,11 @@ func (s *Segment) load() (*details, error) {
 	d := newDetails()
 	maxTime := NoTime
 	link := s.previous
-	for sc := NewScanner(f, HeaderSize, s.end.Load(), nil); sc.Position() < s.end.Load(); {
+	sc := NewScanner(f, HeaderSize, s.end.Load(), nil)
+	for sc.PassErased(s.Erased()); sc.Position() < s.end.Load(); {
 		h, err := sc.Header()
 		if err == nil {
-			err = link.Check(&h)
+			err = sc.Check(&link, &h)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("segment %s: position %d: %w", s.name, sc.Position(), err)

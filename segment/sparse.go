@@ -78,7 +78,7 @@ func (d *details) note(h *wire.FrameHeader, pos, maxTimeMs int64) {
 	if n == 0 || pos-d.sparse.at(n-1).Position >= SparseInterval {
 		d.addSparse(SparseEntry{Position: pos, Index: h.Index, Offset: h.BaseOffset, MaxTimeMs: maxTimeMs})
 	}
-	if h.Kind != wire.KindRecords {
+	if h.Kind != wire.KindRecords && h.RecordCount == 0 { // not an erased run with records
 		d.addRun(pos, pos+h.FrameSize())
 	}
 }

@@ -92,7 +92,8 @@ func (s *Segment) letGo(m *mapRef) {
 // out the runs of other frames, and says in v.Next how far it came. hotFrom is
 // the position from which bytes that this process appended still count as being
 // in memory. The caller holds a reference and end is immutable. It never blocks:
-// ErrCold means that Populate must be called first.
+// ErrCold means that Populate must be called first, *ErasedError that the records there
+// are gone; a view ends before such a run.
 func (s *Segment) View(v *View, from, end int64, maxBytes int, hotFrom int64) error {
 	v.Slices = v.inline[:0]
 	v.Next = Position{Segment: s.sequence, Byte: from}
@@ -107,11 +108,11 @@ func (s *Segment) View(v *View, from, end int64, maxBytes int, hotFrom int64) er
 	pos := from
 	if i < n && d.runs.at(i).from <= pos {
 		pos = min(d.runs.at(i).to.Load(), end)
-		i++
 	}
+	pos, end, err := s.readable(pos, end)
 	v.Next.Byte = pos
-	if pos >= end {
-		return nil
+	if err != nil || pos >= end {
+		return err
 	}
 	hot := s.hotUntil(pos, end, hotFrom)
 	if hot <= pos {
@@ -129,6 +130,13 @@ func (s *Segment) View(v *View, from, end int64, maxBytes int, hotFrom int64) er
 		return ErrDropped
 	}
 	v.seg, v.held = s, m
+	// Again, now that nobody gives more of the segment back.
+	if pos, end, err = s.readable(pos, end); err != nil {
+		v.seg, v.held = nil, nil
+		s.letGo(m)
+		return err
+	}
+	i = d.firstRun(pos)
 	mem := m.mapping.Bytes()
 	cloned := invariants.Enabled && s.env.views.Add(1)%cloneEvery == 0
 	for pos < end && v.Bytes < maxBytes && len(v.Slices) < MaxSlices {
@@ -313,7 +321,10 @@ func (s *Segment) ReadAt(buf []byte, from, end int64) (n int, next int64, err er
 	}
 	defer f.Release()
 	pos := from
-	for i, runs := d.firstRun(from), d.runs.len(); pos < end && n < len(buf); i++ {
+	if pos, end, err = s.readable(pos, end); err != nil {
+		return 0, pos, err
+	}
+	for i, runs := d.firstRun(pos), d.runs.len(); pos < end && n < len(buf); i++ {
 		to, after := end, end
 		if i < runs {
 			if r := d.runs.at(i); r.from < end {
@@ -360,7 +371,7 @@ func (s *Segment) Find(end int64, beyond func(*SparseEntry) bool, found func(pos
 		from = e.Position
 	}
 	buffer := lookups.Get().(*[]byte)
-	sc := NewScanner(f.File, from, end, *buffer)
+	sc := s.Scan(f, from, end, *buffer)
 	sc.ahead = SparseInterval
 	defer func() {
 		*buffer = sc.Buffer()
