@@ -60,6 +60,7 @@ nightly: ## full counts: hours
 	go test ./replication -run '^TestF7' -v -timeout 4h -replication.seeds 20000
 	go test ./replication -run '^TestF9' -v -timeout 1h -strict.cuts 10000
 	go test ./log -run '^TestF5' -v -timeout 4h -faultentries 300
+	go test ./server -run '^TestRuleL7' -v -timeout 30m -erase-mib 512
 	go test ./log -run '^Test(F6|F7|F8|RuleP2_Logs)' -v -timeout 4h -crashseeds 10000
 
 figures: build ## the table of docs/performance.md

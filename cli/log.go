@@ -136,7 +136,7 @@ type logTotals struct {
 	Entries   int64  `json:"entries"`
 	Records   int64  `json:"records"`
 	Bytes     int64  `json:"bytes"`
-	Erased    int64  `json:"erased_bytes"` // acknowledged and given back to the disk
+	Erased    int64  `json:"erased_bytes"`     // acknowledged and given back to the disk
 	Damage    string `json:"damage,omitempty"` // file, position and cause of the first damage
 }
 

@@ -153,7 +153,7 @@ func (f *feed) scanned(batches []log.Batch) {
 		b := &batches[i]
 		c.places[i] = group.Place{
 			At: b.At, IndexBytes: b.IndexBytes, BatchBytes: b.BatchBytes, Base: b.Base, Count: b.Count, Publisher: b.Publisher,
-			Compressed: b.Compressed, Damaged: b.Damaged, Index: b.Index,
+			Compressed: b.Compressed, Damaged: b.Damaged, Erased: b.Erased, Index: b.Index,
 		}
 		c.bytes += placeBytes + len(b.Index)
 	}

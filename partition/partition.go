@@ -249,6 +249,9 @@ func (p *Partition) SetThreshold(t Threshold) { p.threshold = t }
 // are refused with SEND_DISABLED.
 func (p *Partition) SetSendDisabled(closed bool) { p.closed = closed }
 
+// Queue reports whether the partition is one of a queue. Any goroutine.
+func (p *Partition) Queue() bool { return p.queue }
+
 // Full reports whether the partition refuses records because it holds as many as its
 // threshold says. Any goroutine.
 func (p *Partition) Full() bool { return p.full.Load() }

@@ -36,6 +36,15 @@ func NewState() *State { return &State{producers: newProducers(), groups: group.
 // Start is the first offset that readers may ask for.
 func (s *State) Start() wire.Offset { return s.start }
 
+// Finished lists runs of records from an offset on that all groups of a queue are done with,
+// and where another call goes on. Owner only.
+func (s *State) Finished(from wire.Offset) ([]group.Span, wire.Offset) {
+	return s.groups.Finished(from)
+}
+
+// StillFinished drops the runs of which a group is not done with everything. Owner only.
+func (s *State) StillFinished(runs []group.Span) []group.Span { return s.groups.StillFinished(runs) }
+
 // Forgotten is one past the highest producer ID that was forgotten here: who begins
 // with an ID below it, and without an epoch, is refused. It never falls. Owner only.
 func (s *State) Forgotten() int64 { return s.producers.forgotten }

@@ -85,6 +85,9 @@ func (s *session) readError(t *handle, err error) wire.ErrorBody {
 		body = wire.ErrorBody{Code: wire.CodeCorrupt, Next: d.Next, Detail: fmt.Sprintf(
 			"%s/%d: %v; reading can go on at offset %d", t.dest.Name, t.key.partition, damaged, d.Next)}
 	}
+	if body.Code == wire.CodeErased {
+		body.Detail = fmt.Sprintf("%s/%d: %s", t.dest.Name, t.key.partition, body.Detail)
+	}
 	return body
 }
 

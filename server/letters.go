@@ -165,6 +165,9 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 	if len(s.Batches) == 0 || s.Batches[0].Damaged {
 		return nil, wire.CodeCorrupt
 	}
+	if s.Batches[0].Erased {
+		return nil, wire.CodeErased
+	}
 	b := &s.Batches[0]
 	var body []byte
 	stored, err := r.readBatch(b, &body)
@@ -300,7 +303,7 @@ func (r *partitionReplica) holdsLetter(info *wire.BatchInfo, batch []byte) (bool
 		}
 		for i := range s.Batches {
 			b := &s.Batches[i]
-			if o = b.Next(); b.Damaged || b.Compressed || b.Count != 1 { // letters are none of it
+			if o = b.Next(); b.Damaged || b.Erased || b.Compressed || b.Count != 1 { // letters are none of it
 				continue
 			}
 			stored, err := r.readBatch(b, &body)

@@ -17,6 +17,7 @@ var (
 		"Records appended to a destination on this node, over all its partitions and restarts.", []string{"destination"}, nil)
 	metricRetained   = prometheus.NewDesc("lockstep_records_retained", "Records that can be read.", []string{"destination"}, nil)
 	metricBytes      = prometheus.NewDesc("lockstep_log_bytes", "Bytes of the logs, frames and control entries included.", []string{"destination"}, nil)
+	metricErased     = prometheus.NewDesc("lockstep_log_erased_bytes", "Bytes of acknowledged records inside the logs that were given back to the disk while an older record stays; not part of lockstep_log_bytes.", []string{"destination"}, nil)
 	metricWaiting    = prometheus.NewDesc("lockstep_mailbox_bytes", "Bytes that wait for the partitions' owners.", []string{"destination"}, nil)
 	metricPending    = prometheus.NewDesc("lockstep_pending_bytes", "Memory of records on their way into logs, all partitions together.", nil, nil)
 	metricVoters     = prometheus.NewDesc("lockstep_metadata_voters", "Nodes that vote about the metadata: most of them must live for it to change. A cluster that grows has one at first.", nil, nil)
@@ -48,7 +49,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricWaiting, metricPending, metricVoters, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
+		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricErased, metricWaiting, metricPending, metricVoters, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
 		metricDamaged, metricUncovered, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed, metricRecovered,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
@@ -95,7 +96,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		wire.PartitionStarting: 0, wire.PartitionActive: 0, wire.PartitionFenced: 0, wire.PartitionUnavailable: 0,
 	}
 	for _, d := range v.Destinations {
-		var appended, retained, bytes, waiting, damaged, ranges, uncovered float64
+		var appended, retained, bytes, waiting, erased, damaged, ranges, uncovered float64
 		info := c.b.Describe(d)
 		for _, p := range info.Partitions {
 			states[p.State]++
@@ -104,6 +105,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 			bytes += float64(p.Bytes)
 			if r := c.b.local(d.ID, p.Number); r != nil {
 				waiting += float64(r.part.Waiting())
+				erased += float64(r.records.ErasedBytes())
 				uncovered += float64(r.uncovered.withoutConsumer())
 				for _, run := range r.records.Damage() {
 					damaged += float64(run.Next - run.Base)
@@ -114,6 +116,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(metricAppended, prometheus.CounterValue, appended, d.Name)
 		gauge(metricRetained, retained, d.Name)
 		gauge(metricBytes, bytes, d.Name)
+		gauge(metricErased, erased, d.Name)
 		gauge(metricWaiting, waiting, d.Name)
 		gauge(metricDamaged, damaged, d.Name)
 		gauge(metricRanges, ranges, d.Name)

@@ -53,14 +53,16 @@ type partitionReplica struct {
 	start      atomic.Uint64         // first readable offset
 	unattended atomic.Bool           // as producers are told
 	restless   atomic.Int32          // ticks until it counts as idle, 0 once it does
+	moved      atomic.Bool           // the log has grown since retention was asked for last
 	retained   uint64                // start when retention was asked for last; the ticker only
 
 	// Owner only.
 	campaigned bool
-	forgotten  int64          // as producers knows it
-	stood      bool           // the disk stood still in the last turn
-	slept      int64          // see stoodStill
-	covering   int            // checkpoints that may still be written so that trimmed segments can go
+	forgotten  int64 // as producers knows it
+	stood      bool  // the disk stood still in the last turn
+	slept      int64 // see stoodStill
+	covering   int   // checkpoints that may still be written so that trimmed segments can go
+	erasures   erasures
 	mark       *log.Watermark // as of the last wake
 	stopping   bool
 	stopAsked  bool           // askStop's
@@ -196,11 +198,13 @@ func (r *partitionReplica) turn() (again bool) {
 	if asked&requestRetain != 0 {
 		r.covering = checkpointsKept
 		r.part.Retain(nowMs)
+		r.considerErasing()
 	}
-	if r.covering > 0 && r.records.AwaitsCheckpoint() {
+	if r.covering > 0 && !r.records.CheckpointPending() && (r.records.AwaitsCheckpoint() || r.erasures.wanted) {
 		r.covering--
 		r.group.Checkpoint()
 	}
+	r.erase()
 	if asked&requestSync != 0 {
 		r.records.SyncNow()
 	}
@@ -238,6 +242,7 @@ func (r *partitionReplica) observe(idleMark bool) {
 	}
 	if mark := r.records.Watermark(); mark != r.mark {
 		r.mark = mark
+		r.moved.Store(true)
 		r.restless.Store(idleTicks)
 		r.wake()
 	} else if idleMark && r.part.Idle() {
@@ -467,6 +472,14 @@ func problem(err error) string {
 type stateMachine struct {
 	*partition.State
 	part *partition.Partition
+	// snapshot is told, in the owner's turn, that a checkpoint of the state is taken.
+	snapshot func()
+}
+
+// Snapshot implements replication.StateMachine.
+func (s *stateMachine) Snapshot() func(dst []byte) []byte {
+	s.snapshot()
+	return s.State.Snapshot()
 }
 
 func (s *stateMachine) Apply(e replication.Entry) { s.part.Apply(partition.Entry(e)) }

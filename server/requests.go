@@ -627,6 +627,7 @@ func errorBody(err error) wire.ErrorBody {
 	}
 	var code wire.ErrorCode
 	var gap *log.OutOfRangeError
+	var erased *log.ErasedError
 	switch {
 	case errors.As(err, &code):
 		return wire.ErrorBody{Code: code}
@@ -635,6 +636,8 @@ func errorBody(err error) wire.ErrorBody {
 	case errors.Is(err, partition.ErrMemoryFull):
 		return wire.ErrorBody{Code: wire.CodeMailboxFull,
 			Detail: "the node holds as much of records on their way into logs as it may, or this partition more than its share: slow down, or raise --pending-bytes of the broker"}
+	case errors.As(err, &erased):
+		return wire.ErrorBody{Code: wire.CodeErased, Next: erased.Next, Detail: fmt.Sprintf("%v; reading can go on at offset %d", erased, erased.Next)}
 	case errors.As(err, &gap):
 		return wire.ErrorBody{Code: wire.CodeOutOfRange, Detail: gap.Error()}
 	case errors.Is(err, log.ErrOffsetOutOfRange):

@@ -144,7 +144,7 @@ func (b *broker) keepTime(ctx context.Context) {
 			if s := r.settings.Load(); every&requestRetain != 0 {
 				// Groups move the start of a queue without being asked; what lies before it goes
 				// when checkpoints cover it, which an idle log does not write by itself.
-				if start := r.start.Load(); s.RetentionTimeMs > 0 || s.RetentionBytes > 0 || start != r.retained {
+				if start := r.start.Load(); s.RetentionTimeMs > 0 || s.RetentionBytes > 0 || start != r.retained || r.part.Queue() && r.moved.Swap(false) {
 					r.retained = start
 					ask |= requestRetain
 				}

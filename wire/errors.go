@@ -291,7 +291,7 @@ func (c ErrorCode) Error() string {
 type Error struct {
 	Code   ErrorCode
 	Detail string
-	// Next is where reading can go on, for CodeCorrupt and CodeDataLost on a link, and
+	// Next is where reading can go on, for CodeCorrupt, CodeErased and CodeDataLost on a link, and
 	// who leads for CodeNotLeader, see Leader; 0 if there is no such place, and with
 	// other codes.
 	Next Offset

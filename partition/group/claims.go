@@ -58,6 +58,10 @@ func (l *Leader) lookUp(goal wire.Offset) bool {
 			l.wantScan(f.scan)
 			return false
 		}
+		if p.Erased {
+			f.scan = p.Next()
+			continue
+		}
 		if p.Damaged {
 			f.scan, f.partial = p.Next(), true
 			continue

@@ -40,6 +40,7 @@ type Place struct {
 	Publisher  uint64 // hash, 0 for none
 	Compressed bool
 	Damaged    bool
+	Erased     bool   // acknowledged by all groups that there were, and gone
 	Index      []byte // 16 bytes for each record, a view; empty if there is no record index
 }
 

@@ -98,6 +98,10 @@ func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 		l.redo.push(o)
 		return false, false
 	}
+	if p.Erased {
+		l.pass(o, o+1)
+		return false, false
+	}
 	if l.kind == hashed && l.hashOf(p, o) != 0 {
 		return false, false
 	}
@@ -139,6 +143,12 @@ func (l *Leader) giveScope(misses *int) (given, stop bool) {
 		*misses++
 		s.inRing = true
 		l.ring.push(s)
+		return false, false
+	}
+	if p.Erased {
+		s.pop()
+		l.pass(o, o+1)
+		l.ready(s)
 		return false, false
 	}
 	s.pop()
@@ -187,6 +197,9 @@ func (l *Leader) giveScanned(budget *int) bool {
 	stop := min(p.Next(), limit, l.scan+wire.Offset(*budget))
 	before := l.scan
 	switch {
+	case p.Erased:
+		l.pass(l.scan, stop)
+		l.scan = stop
 	case p.Damaged:
 		l.unread = stop
 		l.scan = stop
@@ -209,6 +222,16 @@ func (l *Leader) giveScanned(budget *int) bool {
 // a run of them is as good as one record.
 func (l *Leader) plain(o wire.Offset) bool {
 	return l.keeps(RuleDone) && l.ahead.empty() && len(l.lettered) == 0 && len(l.g.Parked)+len(l.parking) == 0 && len(l.g.Substitutes) == 0 && o >= l.g.Doubt && l.g.returned.len() == 0
+}
+
+// pass settles records that were erased because all groups were done with them: the group
+// is new since, or was moved back to them.
+func (l *Leader) pass(from, to wire.Offset) {
+	if n := len(l.next.passed); n > 0 && l.next.passed[n-1].To == from {
+		l.next.passed[n-1].To = to
+		return
+	}
+	l.next.passed = append(l.next.passed, Span{from, to})
 }
 
 // skips reports whether the scan leaves out the record at o, and puts it where it waits if

@@ -15,6 +15,7 @@ type proposal struct {
 	letters []sent
 	parks   []park
 	written []uint64 // letters that are done
+	passed  []Span   // records that are erased, see Leader.pass
 	removes []removal
 	joins   []joining
 	horizon wire.Offset
@@ -62,7 +63,7 @@ type activation struct {
 }
 
 func (p *proposal) empty() bool {
-	return len(p.acks) == 0 && len(p.backs) == 0 && len(p.letters) == 0 && len(p.parks) == 0 && len(p.written) == 0 &&
+	return len(p.acks) == 0 && len(p.backs) == 0 && len(p.letters) == 0 && len(p.parks) == 0 && len(p.written) == 0 && len(p.passed) == 0 &&
 		len(p.removes) == 0 && len(p.joins) == 0 && p.horizon == 0 && p.active == nil && len(p.orders) == 0 && len(p.seen) < 1024
 }
 
@@ -127,6 +128,11 @@ func (l *Leader) Propose(dst []byte, room int) ([]byte, bool) {
 		p.seen, n.seen = append(p.seen, n.seen[:k]...), cutFront(n.seen, k)
 		slices.SortFunc(p.acks, func(a, b acked) int { return compareOffsets(a.from, b.from) })
 		dst = AppendOutcomes(dst, id, l.spans(p.acks), l.takens(p))
+	}
+	if k = take(len(n.passed), roomOfSpan); k > 0 {
+		p.passed, n.passed = append(p.passed, n.passed[:k]...), cutFront(n.passed, k)
+		slices.SortFunc(p.passed, func(a, b Span) int { return compareOffsets(a.From, b.From) })
+		dst = AppendOutcomes(dst, id, p.passed, nil)
 	}
 	for len(n.letters) > 0 && room > roomOfMember+len(n.letters[0].letter.Text) {
 		s := n.letters[0]
@@ -319,6 +325,7 @@ func (l *Leader) Dropped() {
 	q.letters = slices.Concat(p.letters, q.letters)
 	q.parks = slices.Concat(p.parks, q.parks)
 	q.written = slices.Concat(p.written, q.written)
+	q.passed = slices.Concat(p.passed, q.passed)
 	q.removes = slices.Concat(p.removes, q.removes)
 	q.joins = slices.Concat(p.joins, q.joins)
 	q.horizon = max(p.horizon, q.horizon)
