@@ -94,8 +94,38 @@ func TestACommandThatCannotStartEndsConsume(t *testing.T) {
 	address := groupQueue(t, "a:1\n")
 	got := at(address, "").run(context.Background(), "consume", "orders", "-g", "billing", "--exec", "/no/such/program")
 	require.Equal(t, 1, got.code)
-	require.Contains(t, got.stderr, "cannot be started")
+	require.Contains(t, got.stderr, "orders/0@0: the command of --exec cannot be started")
+	require.Contains(t, got.stderr, "lockstep key skip orders billing --partition 0 --offset 0")
 	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"), "its record is there")
+}
+
+// Exit code 0 is an acknowledgement, also of a command that is told to end.
+func TestACommandThatEndsWellWhenToldToIsDone(t *testing.T) {
+	address := groupQueue(t, "a:1\nb:2\n")
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := os.Stat(filepath.Join(dir, "started")); err == nil {
+				cancel(errInterrupted)
+			}
+			time.Sleep(time.Millisecond) // nothing tells of a file of another process
+		}
+	}()
+	got := at(address, "").run(ctx, "consume", "orders", "-g", "billing", "--exec",
+		`trap 'exit 0' TERM; touch `+dir+`/started; while :; do sleep 0.01; done`)
+	require.Equal(t, 130, got.code)
+	require.Equal(t, "2\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"))
+}
+
+func TestACommandThatOutlivesTheAckWaitIsNamed(t *testing.T) {
+	address := groupQueue(t, "a:1\n")
+	must(t, at(address, ""), "group", "create", "orders", "billing", "--ack-wait", "50ms", "--backoff", "1ms")
+	got := at(address, "").run(context.Background(), "consume", "orders", "-g", "billing", "-c", "2", "--exec", `test $LOCKSTEP_DELIVERY_COUNT = 1 || exit 0; exec sleep 1000`)
+	require.Equal(t, 0, got.code)
+	require.Contains(t, got.stderr, "lockstep: orders/0@0 was taken back before its command had ended, which was told to end: signal: terminated; "+
+		"if the command needs more than the group's ack wait: lockstep group alter orders billing --ack-wait TIME\n")
 }
 
 func TestACommandEndsWithConsume(t *testing.T) {
@@ -256,6 +286,8 @@ func TestFlagsOfMembersAreChecked(t *testing.T) {
 		{"consume orders -g billing --exec true -o json", "--exec prints nothing itself"},
 		{"consume orders -g billing --parallel 2", "--parallel is about --exec"},
 		{"consume orders -g billing --mode serail", `did you mean serial?`},
+		{"group create orders billing --from earliest --at now", "--from and --at say where the group begins: give only one of them"},
+		{"key park orders billing a --reason " + strings.Repeat("x", 257), "flag --reason: 257 bytes are more than 256"},
 		{"group seek orders billing", "say where to: one of --to, --offset and --at"},
 	} {
 		got := shell{}.run(context.Background(), strings.Fields(test.args)...)

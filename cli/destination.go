@@ -217,6 +217,7 @@ func (a *app) createCommand(w destinationWords) *cobra.Command {
 			if err != nil {
 				return &failure{doing: "create " + w.noun, destination: args[0], kind: w, err: err}
 			}
+			a.warnOfLetters(ctx, conn, wanted.DeadLetter)
 			return a.printChanged(output.value, verb, d)
 		})
 	}
@@ -533,6 +534,7 @@ func (a *app) alterCommand(w destinationWords) *cobra.Command {
 			if err != nil {
 				return &failure{doing: "alter " + w.noun, destination: args[0], kind: w, err: err}
 			}
+			a.warnOfLetters(ctx, conn, wanted.DeadLetter)
 			return a.printChanged(output.value, "altered", d)
 		})
 	}

@@ -77,6 +77,17 @@ func (a *app) dlqLsCommand() *cobra.Command {
 	return c
 }
 
+// warnOfLetters says on stderr that a destination for dead letters is missing: until it is
+// there they wait. "" is none.
+func (a *app) warnOfLetters(ctx context.Context, conn *client.Conn, name string) {
+	if name == "" {
+		return
+	}
+	if _, err := conn.Destination(ctx, name); errors.Is(err, wire.CodeUnknownDestination) {
+		fmt.Fprintf(a.stderr, "lockstep: dead letters are to go to %q, which does not exist yet; create it with: lockstep queue create %s\n", name, shellWord(name))
+	}
+}
+
 // letterDestinations gathers where dead letters go.
 func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, error) {
 	all, err := conn.Destinations(ctx)

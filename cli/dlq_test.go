@@ -90,6 +90,23 @@ func TestLettersWithoutAnOriginHoldUpNoOthers(t *testing.T) {
 	require.Equal(t, "orders\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "1"))
 }
 
+func TestAMissingDeadLetterDestinationIsSaid(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	const warning = "lockstep: dead letters are to go to \"orders.dead\", which does not exist yet; create it with: lockstep queue create orders.dead\n"
+	for _, args := range []string{
+		"queue create orders --delivery-limit 2 --dead-letter orders.dead", "queue alter orders --dead-letter orders.dead",
+		"group create orders billing --delivery-limit 3 --dead-letter orders.dead", "group alter orders billing --delivery-limit 4",
+	} {
+		got := sh.run(context.Background(), strings.Fields(args)...)
+		require.Equal(t, 0, got.code, args)
+		require.Equal(t, warning, got.stderr, args)
+	}
+	must(t, sh, "queue", "create", "orders.dead")
+	got := sh.run(context.Background(), "queue", "alter", "orders", "--dead-letter", "orders.dead")
+	require.Equal(t, outcome{stdout: "altered queue \"orders\" (1 partition)\n"}, got)
+}
+
 // What an operator does about dead letters: sees them, sends some back, gives up the rest.
 func TestDeadLettersAreListedShownRedrivenAndPurged(t *testing.T) {
 	address, _ := startServer(t)

@@ -58,7 +58,11 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 			stop(errOutputClosed) // no fault of the record
 			return d.Release()
 		case errors.Is(err, errCommand):
-			stop(err)
+			stop(fmt.Errorf("%s/%d@%d: %w; it is given back uncounted, and ends whoever gets it next; if the command fails for this record alone, pass it over with: lockstep key skip %s %s --partition %d --offset %d",
+				r.destination, d.Partition, d.Offset, err, shellWord(r.destination), shellWord(r.member.group), d.Partition, d.Offset))
+		case err != nil && running.Err() == nil && ctx.Err() != nil && !errors.Is(context.Cause(ctx), client.ErrFenced): // of those OnEvent tells
+			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d was taken back before its command had ended, which was told to end: %s; if the command needs more than the group's ack wait: lockstep group alter %s %s --ack-wait TIME\n",
+				r.destination, d.Partition, d.Offset, oneLine(err.Error()), shellWord(r.destination), shellWord(r.member.group))
 		case err != nil && ctx.Err() == nil:
 			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d failed, attempt %d: %s\n", r.destination, d.Partition, d.Offset, d.Attempts+1, oneLine(err.Error()))
 		}
@@ -150,7 +154,9 @@ func runShell(ctx context.Context, guard *guard, command string, d *client.Deliv
 	case errors.Is(err, exec.ErrWaitDelay) && c.ProcessState.Success():
 		return nil // what is in no group of ours any more holds its output open
 	case errors.As(err, &exit) && (exit.ExitCode() == exitNotFound || exit.ExitCode() == exitNotRunnable):
-		return fmt.Errorf("%w: %q: %w; its record is given back", errCommand, command, err)
+		return fmt.Errorf("%w: %q: %w", errCommand, command, err)
+	case errors.Is(err, ctx.Err()) && c.ProcessState != nil && c.ProcessState.Success():
+		return nil // it was told to end, and has done its work
 	case err != nil && c.Process == nil:
 		return fmt.Errorf("%w: %w", errCommand, err)
 	}

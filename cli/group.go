@@ -262,6 +262,9 @@ func (a *app) groupCreateCommand() *cobra.Command {
 	c.Flags().Var(from, "from", "where it begins: at the earliest record, as for queues, or behind the latest, as for topics")
 	at := c.Flags().String("at", "", "begin at the first record appended at or after a `time`: RFC 3339, a local date, or a distance like '15m ago'")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if from.value != "" && *at != "" {
+			return usagef(c, "--from and --at say where the group begins: give only one of them")
+		}
 		intent := client.GroupIntent{Start: client.GroupStart{To: from.value}}
 		if *at != "" {
 			t, err := parseTime(*at, a.now())
@@ -277,6 +280,7 @@ func (a *app) groupCreateCommand() *cobra.Command {
 			info, err := conn.CreateGroup(ctx, args[0], args[1], intent)
 			if err == nil {
 				fmt.Fprintf(a.stdout, "group %s of %s created: %s\n", args[1], args[0], modeText(&info.Settings))
+				a.warnOfLetters(ctx, conn, intent.Settings.DeadLetter)
 			}
 			return groupFailure("create", args[0], args[1], err)
 		})
@@ -310,6 +314,7 @@ new rules behind.`,
 			info, err := conn.AlterGroup(ctx, args[0], args[1], intent)
 			if err == nil {
 				fmt.Fprintf(a.stdout, "group %s of %s altered: %s\n", args[1], args[0], modeText(&info.Settings))
+				a.warnOfLetters(ctx, conn, intent.Settings.DeadLetter)
 			}
 			return groupFailure("alter", args[0], args[1], err)
 		})

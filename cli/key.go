@@ -90,6 +90,9 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 		default:
 			return usagef(c, "name a KEY, or --partition and, where records stand for themselves, --offset")
 		}
+		if len(ask.Reason) > wire.MaxReasonBytes {
+			return usagef(c, "flag --reason: %s are more than %s, which every explain prints", plural(int64(len(ask.Reason)), "byte"), formatCount(wire.MaxReasonBytes))
+		}
 		if deed.op == wire.OrderRepair && !flags.Changed("value") {
 			return usagef(c, "say what the record is to hold, with --value")
 		}

@@ -40,8 +40,9 @@ The exit code decides what becomes of the request:
   0        what was printed is the reply
   75       not now: the request is given back and tried again, here or elsewhere, after the group's backoff
   others   the requester gets an error, with the end of what was printed on standard error
+A command that is told to end with reply has its request given back, whatever its exit code.
 
-A command that is not there (126, 127) ends reply, and its request is given back. One that prints more than 1 MiB is ended, and the
+A command that is not there (126, 127) ends reply, and its request is given back. One that prints more than 1020 KiB is ended, and the
 requester gets an error.
 
 The reply is sent first and the request acknowledged then: if this member dies in between, another one handles and answers it again,
@@ -141,7 +142,7 @@ func (r *replyRun) handle(ctx context.Context, d *client.Delivery, stop context.
 	reply, err := r.answer(ctx, d)
 	switch {
 	case errors.Is(err, errCommand):
-		stop(err)
+		stop(fmt.Errorf("%s/%d@%d: %w; it is given back uncounted, and ends whoever gets it next", r.destination, d.Partition, d.Offset, err))
 		return d.Release()
 	case ctx.Err() != nil:
 		return ctx.Err() // released

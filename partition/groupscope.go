@@ -50,6 +50,10 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 	switch in.Order.Op {
 	case wire.OrderPark, wire.OrderUnpark:
 		done := func(err error) { in.Reply([]byte("{}"), err) }
+		if len(q.Reason) > wire.MaxReasonBytes {
+			in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "a reason of %d bytes; at most %d", len(q.Reason), wire.MaxReasonBytes))
+			return
+		}
 		if in.Order.Op == wire.OrderPark {
 			l.Park(h, q.Reason, q.Now, done)
 		} else {

@@ -319,9 +319,12 @@ type ScopeRequest struct {
 	Key       *[]byte `json:"key,omitempty"`
 	Publisher *[]byte `json:"publisher,omitempty"`
 	Scope     *uint64 `json:"scope,omitempty"`
-	Reason    string  `json:"reason,omitempty"`
-	Now       bool    `json:"now,omitempty"` // do not wait for the holder
+	Reason    string  `json:"reason,omitempty"` // at most MaxReasonBytes
+	Now       bool    `json:"now,omitempty"`    // do not wait for the holder
 }
+
+// MaxReasonBytes bounds the Reason of a ScopeRequest: it is kept for each parked scope.
+const MaxReasonBytes = 256
 
 // MaxBrowse is how many records one BrowseRequest lists at most.
 const MaxBrowse = 1000
