@@ -78,10 +78,10 @@ func (p *Producer) spread(home uint32) {
 	c := choices{home: home, equal: true}
 	consumed := false
 	for i, takes := range p.layout.takes {
-		consumed = consumed || takes && p.layout.attended[i]
+		consumed = consumed || takes && p.layout.attended[i] && p.scope.has(p.layout.partitions[i])
 	}
 	for i := range p.layout.partitions {
-		if !p.layout.takes[i] {
+		if !p.layout.takes[i] || !p.scope.has(p.layout.partitions[i]) {
 			continue
 		}
 		if consumed && !p.layout.attended[i] {
@@ -95,8 +95,10 @@ func (p *Producer) spread(home uint32) {
 		}
 	}
 	if len(c.active) == 0 {
-		for i := range p.layout.partitions {
-			c.active = append(c.active, i)
+		for i, n := range p.layout.partitions {
+			if p.scope.has(n) {
+				c.active = append(c.active, i)
+			}
 		}
 	}
 	p.choices = c

@@ -72,11 +72,12 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 	if err != nil {
 		return nil, err
 	}
-	settings, err := c.ensureGroup(ctx, destination, &o)
+	scope, l, err := c.aliased(ctx, destination)
 	if err != nil {
 		return nil, err
 	}
-	l, err := c.layout(ctx, destination)
+	destination = scope.destination
+	settings, err := c.ensureGroup(ctx, destination, &o)
 	if err != nil {
 		return nil, err
 	}
@@ -89,8 +90,11 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 	if settings.Mode == wire.ModeShared && o.flagged&wire.AttachReleaseOnDisconnect == 0 {
 		x.flags |= wire.AttachReleaseOnDisconnect
 	}
-	if settings.Binding == wire.BindingGather {
+	if settings.Binding == wire.BindingGather || len(scope.partitions) > 0 {
 		for i, n := range l.partitions {
+			if !scope.has(n) {
+				continue
+			}
 			x.attachments = append(x.attachments, newAttachment(x, n, l.leaders[i]))
 		}
 	} else {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -23,6 +24,10 @@ const RedrivenHeader = "lockstep-redriven"
 // maxRedrive bounds the letters that Redrive has on their way: as many may be sent twice if
 // it ends between sending them and noting that.
 const maxRedrive = 100
+
+// redrivePatience is how long a Redrive whose ctx has ended may take to see what it has sent
+// stored, and to note that.
+const redrivePatience = 10 * time.Second
 
 // Letter is a dead letter: a record that failed too often or was rejected. Record is the letter, as it
 // is stored where dead letters go.
@@ -224,8 +229,9 @@ func (c *Conn) RedriveDryRun(ctx context.Context, destination string, f LetterFi
 // Redrive sends dead letters back to where they come from, those of a partition in order,
 // and then takes them off: each is produced, and when that is acknowledged all groups of the
 // dead letter destination are done with it. What it sends has the key, value, headers and
-// time of the original record, and a RedrivenHeader; every group of the origin gets it. If
-// it ends in between, up to 100 letters are sent again by the next one. A letter whose
+// time of the original record, and a RedrivenHeader; every group of the origin gets it. When
+// ctx ends, what is on its way is finished, for up to 10 s. If its process or its connection
+// ends in between, up to 100 letters are sent again by the next one. A letter whose
 // origin is gone stays, and the others go on. each is called for every letter, with nil
 // for one that is on its way back and a *LetterError for one that stays. It returns how many
 // are back. Errors: a *LetterError, the first, if letters stay.
@@ -241,6 +247,8 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 	producers := make(map[origin]*Producer)
 	gone := make(map[origin]error)
 	defer func() {
+		ctx, cancel := outlasting(ctx, redrivePatience)
+		defer cancel()
 		for _, p := range producers {
 			if closing := p.Close(ctx); !originGone(closing) {
 				err = errors.Join(err, closing)
@@ -250,6 +258,9 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 	var sent []*Letter
 	var tickets []*Ticket
 	finish := func() error {
+		// Also if ctx has ended: what is sent and not noted would be sent again.
+		ctx, cancel := outlasting(ctx, redrivePatience)
+		defer cancel()
 		var failed error
 		good := sent[:0]
 		for i, t := range tickets {
@@ -277,7 +288,8 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 	}
 	for l, err := range c.DeadLetters(ctx, destination, f) {
 		if err != nil {
-			return done, errors.Join(err, finish())
+			err = errors.Join(err, finish())
+			return done, err
 		}
 		to := origin{l.Origin, l.OriginPartition}
 		if producers[to] == nil && gone[to] == nil {
@@ -288,7 +300,8 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 			case originGone(err):
 				gone[to] = err
 			default:
-				return done, errors.Join(fmt.Errorf("redrive %s/%d@%d: %w", destination, l.Partition, l.Offset, err), finish())
+				err = errors.Join(fmt.Errorf("redrive %s/%d@%d: %w", destination, l.Partition, l.Offset, err), finish())
+				return done, err
 			}
 		}
 		if err := gone[to]; err != nil {
@@ -304,7 +317,8 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 			each(l, stay.add(l, err))
 			continue
 		case err != nil:
-			return done, errors.Join(err, finish())
+			err = errors.Join(err, finish())
+			return done, err
 		}
 		each(l, nil)
 		sent, tickets = append(sent, l), append(tickets, t)
@@ -318,6 +332,16 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 		return done, err
 	}
 	return done, errors.Join(stay.err(), c.dropRedriveGroup(ctx, destination, groups))
+}
+
+// outlasting is a context that ends so long after ctx has, or when it is cancelled.
+func outlasting(ctx context.Context, patience time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		late := time.AfterFunc(patience, cancel)
+		context.AfterFunc(longer, func() { late.Stop() })
+	})
+	return longer, func() { stop(); cancel() }
 }
 
 // Purge gives up all dead letters of a queue that are there now: its groups are done with

@@ -46,6 +46,9 @@ var (
 	// ErrUnknownPartition is returned for a partition number that the
 	// destination does not have.
 	ErrUnknownPartition = errors.New("destination has no such partition")
+	// ErrOutsideAlias is the cause of a SendError of a record whose key or publisher belongs
+	// to a partition that the producer's alias (WithAlias) does not have.
+	ErrOutsideAlias = errors.New("the record belongs to a partition outside of the alias")
 	// ErrAddress is returned by Connect for a server list it cannot use.
 	ErrAddress = errors.New("invalid server address")
 )

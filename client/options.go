@@ -54,6 +54,7 @@ type connOptions struct {
 	dialTimeout  time.Duration
 	unused       time.Duration // after which a session that nobody uses is closed
 	returnPause  time.Duration
+	aliases      map[string]alias
 	dialer       func(ctx context.Context, address string) (net.Conn, error)
 }
 

@@ -32,7 +32,8 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 type Producer struct {
 	conn        *Conn
 	destination string
-	kind        Kind // of the destination
+	scope       alias // what the destination was asked for by
+	kind        Kind  // of the destination
 	options     producerOptions
 	publisher   uint64          // hash of its name; 0: none
 	name        []byte          // of the publisher
@@ -93,9 +94,15 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 	if err != nil {
 		return nil, err
 	}
+	scope, l, err := c.aliased(ctx, destination)
+	if err != nil {
+		return nil, err
+	}
 	p := &Producer{
 		conn:        c,
-		destination: destination,
+		destination: scope.destination,
+		scope:       scope,
+		layout:      l,
 		options:     o,
 		publisher:   publisherHash(o.publisher),
 		name:        []byte(o.publisher),
@@ -105,9 +112,6 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 		holder:      rand.Uint64(),
 	}
 	p.tickets.New = func() any { return &Ticket{done: make(chan struct{}, 1), reused: true} }
-	if p.layout, err = c.layout(ctx, destination); err != nil {
-		return nil, err
-	}
 	p.kind = p.layout.kind
 	for i, n := range p.layout.partitions {
 		p.lanes = append(p.lanes, &accumulator{producer: p, partition: n, leader: p.layout.leaders[i]})
@@ -115,7 +119,7 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 			p.fixedLane = i
 		}
 	}
-	if o.fixed && p.lanes[p.fixedLane].partition != o.partition {
+	if o.fixed && (p.lanes[p.fixedLane].partition != o.partition || !scope.has(o.partition)) {
 		return nil, fmt.Errorf("%w: %d", ErrUnknownPartition, o.partition)
 	}
 	p.spread(c.Info().Node)
@@ -237,6 +241,9 @@ func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*accumula
 		r = p.sign(r)
 	}
 	a, keyHash, keyed := p.route(r, charge)
+	if keyed && !p.scope.has(a.partition) {
+		return nil, fmt.Errorf("%w: partition %d of %q, and it has %v", ErrOutsideAlias, a.partition, p.destination, p.scope.partitions)
+	}
 	if a.untold > 0 {
 		return nil, a.cause
 	}

@@ -91,13 +91,13 @@ func (c *Conn) newReader(ctx context.Context, destination string, opts []ReaderO
 	if err != nil {
 		return nil, err
 	}
-	l, err := c.layout(ctx, destination)
+	scope, l, err := c.aliased(ctx, destination)
 	if err != nil {
 		return nil, err
 	}
 	r := &Reader{
 		conn:        c,
-		destination: destination,
+		destination: scope.destination,
 		options:     o,
 		window:      int64(o.readAhead),
 		creditStep:  min(creditBytes, int64(o.readAhead)/2),
@@ -107,11 +107,14 @@ func (c *Conn) newReader(ctx context.Context, destination string, opts []ReaderO
 		keys:        make(map[string]string),
 	}
 	wanted := l.partitions
+	if len(scope.partitions) > 0 {
+		wanted = scope.partitions
+	}
 	if len(o.partitions) > 0 {
 		wanted = slices.Compact(slices.Sorted(slices.Values(o.partitions)))
 	}
 	for _, n := range wanted {
-		if !slices.Contains(l.partitions, n) {
+		if !slices.Contains(l.partitions, n) || !scope.has(n) {
 			return nil, fmt.Errorf("%w: %d", ErrUnknownPartition, n)
 		}
 		r.streams = append(r.streams, &stream{reader: r, partition: n, leader: l.leaders[slices.Index(l.partitions, n)]})
