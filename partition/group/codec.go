@@ -227,13 +227,13 @@ func AppendTableVoid(dst []byte, id ID) []byte {
 	return end(begin(dst, CommandTableVoid, id))
 }
 
-// AppendLetter appends the command that takes a record out of its scope, to be written
-// elsewhere.
+// AppendLetter appends the command that takes a record from a session and out of its
+// scope, to be written elsewhere.
 //
-//	group u64 | number u64 | offset u64 | deliveries u16 | attempts u16 | reason u8 | text string
-func AppendLetter(dst []byte, id ID, l *Letter) []byte {
+//	group u64 | session 16 | number u64 | offset u64 | deliveries u16 | attempts u16 | reason u8 | text string
+func AppendLetter(dst []byte, id ID, from Session, l *Letter) []byte {
 	dst, at := begin(dst, CommandLetter, id)
-	return end(appendLetter(dst, l), at)
+	return end(appendLetter(append(dst, from[:]...), l), at)
 }
 
 func appendLetter(dst []byte, l *Letter) []byte {

@@ -2,6 +2,7 @@ package group
 
 import (
 	"maps"
+	"math"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -65,7 +66,7 @@ func ShapeOf(s *Settings) Shape { return Shape{s.Mode, s.Scope, s.Holder, s.Orde
 func newGroup(id ID, name string) *Group {
 	return &Group{
 		ID: id, Name: name, Sessions: make(map[Session]*Member), Parked: make(map[Scope]Park),
-		Substitutes: make(map[wire.Offset][]byte), Letters: Letters{Open: make(map[uint64]Letter), Producer: -1},
+		Substitutes: make(map[wire.Offset][]byte), Letters: Letters{Open: make(map[uint64]Letter), Producer: -1, low: math.MaxUint64},
 	}
 }
 
@@ -159,7 +160,19 @@ type Letters struct {
 	Open     map[uint64]Letter
 	Producer int64 // that writes them; below 0: none yet
 	Epoch    int16
-	Base     uint64 // the letter that this epoch of the producer begins with
+	Base     uint64      // the letter that this epoch of the producer begins with
+	low      wire.Offset // the lowest record of an open one; math.MaxUint64: none is
+}
+
+// closed notes that letters are no longer open, the lowest of which is of the record at o.
+func (l *Letters) closed(o wire.Offset) {
+	if o > l.low {
+		return
+	}
+	l.low = math.MaxUint64
+	for _, x := range l.Open {
+		l.low = min(l.low, x.Offset)
+	}
 }
 
 // First is the lowest letter that is not known to be written; Next if there is none.

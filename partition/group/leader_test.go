@@ -61,3 +61,26 @@ func TestRuleQ3_LettersThatExpiredDoNotCount(t *testing.T) {
 	r.settle()
 	require.Len(t, r.state.Group(1).Letters.Open, 1, "letters about records that are gone do not count")
 }
+
+func TestRule28_AnAckOfADeadLetterIsRefused(t *testing.T) {
+	s := keyGroup
+	s.DeliveryLimit, s.DeadLetterMode, s.DeadLetter = 1, wire.DeadLetterRecord, "dead"
+	r := newRig(t, s)
+	r.produce(1)
+	a := r.attach('A', 1, 5)
+	require.Len(t, a.grants, 1)
+	epoch := a.grants[0].Epoch
+	r.overdue(a)
+	// its link is broken: it does not hear LOST
+	r.leader.Gone(a, false)
+	r.settle()
+	require.Len(t, r.state.Group(1).Letters.Open, 1)
+	for n := range r.state.Group(1).Letters.Open {
+		r.leader.LetterWritten(n)
+	}
+	r.settle()
+	require.True(t, r.state.Group(1).Done.Has(0))
+	again := r.attach('A', 2, 5, wire.Outcome{Offset: 0, Count: 1, Epoch: epoch, Kind: wire.OutcomeAck})
+	require.NoError(t, again.refused)
+	require.Equal(t, wire.CodeStaleEpoch, again.response.Refused[0].Code, "it is a dead letter; its handler's ack is not what counted")
+}

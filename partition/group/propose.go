@@ -139,7 +139,7 @@ func (l *Leader) Propose(dst []byte, room int) ([]byte, bool) {
 		n.letters = cutFront(n.letters, 1)
 		room -= roomOfMember + len(s.letter.Text)
 		p.letters = append(p.letters, s)
-		dst = AppendLetter(dst, id, &s.letter)
+		dst = AppendLetter(dst, id, s.member.session, &s.letter)
 	}
 	for len(n.parks) > 0 && room > roomOfMember+len(n.parks[0].reason) {
 		s := n.parks[0]

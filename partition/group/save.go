@@ -270,6 +270,7 @@ func (r *reader) group() *Group {
 	g.Letters.Base = r.uint64()
 	list(r, g.Letters.Open, func() (uint64, Letter) {
 		l := r.letter()
+		g.Letters.low = min(g.Letters.low, l.Offset)
 		return l.Number, l
 	})
 	if flags&flagTable != 0 {

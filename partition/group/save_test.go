@@ -29,7 +29,7 @@ func everything(t *testing.T) *book {
 	b.apply(AppendHorizon(nil, 7, 65_536))
 	b.apply(AppendPark(nil, 7, 0x1234, 30, "poison"))
 	b.apply(AppendActive(nil, 7, bb, nil))
-	b.apply(AppendLetter(nil, 7, &Letter{Number: 2, Offset: 40, Deliveries: 3, Attempts: 3, Reason: 1, Text: "why"}))
+	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 2, Offset: 40, Deliveries: 3, Attempts: 3, Reason: 1, Text: "why"}))
 	b.apply(AppendSubstitute(nil, 7, 41, []byte("record")))
 	b.apply(AppendTable(nil, 7, []TableLease{{bb, 15, 50, 60}}))
 	b.apply(AppendMember(nil, 7, true, &Membership{Session: aa, Name: "n", Node: 2}))
@@ -147,7 +147,7 @@ func (b *book) random(random *rand.Rand) {
 			body = AppendSeek(nil, id, offset())
 		}
 	case 11:
-		body = AppendLetter(nil, id, &Letter{Number: uint64(random.IntN(5)), Offset: offset()})
+		body = AppendLetter(nil, id, Session{}, &Letter{Number: uint64(random.IntN(5)), Offset: offset()})
 	case 12:
 		body = AppendLetterDone(nil, id, uint64(random.IntN(5)))
 	case 13:
@@ -263,7 +263,7 @@ func FuzzRestore(f *testing.F) {
 		AppendJoin(nil, 7, &Member{ID: session(1), Name: "n"}, 9, nil),
 		AppendOutcomes(nil, 7, []Span{{4, 6}, {9, 10}}, []Taken{{Session: session(1), Returns: []Return{{6, 8, 1, 1, 1000}}}}),
 		AppendTable(nil, 7, []TableLease{{session(1), 2, 3, 4}}),
-		AppendLetter(nil, 7, &Letter{Number: 1, Offset: 20, Text: "t"}),
+		AppendLetter(nil, 7, Session{}, &Letter{Number: 1, Offset: 20, Text: "t"}),
 		AppendPark(nil, 7, 5, 6, "r"),
 		AppendSubstitute(nil, 7, 21, []byte("s")),
 		AppendMember(nil, 7, true, &Membership{Session: session(1)}),

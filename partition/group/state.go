@@ -106,6 +106,11 @@ func (s *State) Trimmed(start wire.Offset) {
 }
 
 func (g *Group) expire(start wire.Offset) {
+	if len(g.Letters.Open) > 0 {
+		g.own()
+		maps.DeleteFunc(g.Letters.Open, func(_ uint64, l Letter) bool { return l.Offset < start })
+		g.Letters.closed(g.Letters.low)
+	}
 	floor := g.Done.Floor()
 	if start <= floor {
 		return
@@ -114,12 +119,11 @@ func (g *Group) expire(start wire.Offset) {
 	g.settle(floor, start)
 	g.Done.Raise(start)
 	g.own()
-	maps.DeleteFunc(g.Letters.Open, func(_ uint64, l Letter) bool { return l.Offset < start })
 	maps.DeleteFunc(g.Substitutes, func(o wire.Offset, _ []byte) bool { return o < start })
 }
 
-// Floor is the lowest floor of all groups of a queue: where the partition begins. It
-// reports false if there is none.
+// Floor is the lowest record that a group of a queue needs: where the partition begins.
+// It reports false if there is no group.
 func (s *State) Floor() (wire.Offset, bool) {
 	if !s.known {
 		s.low, s.atLow, s.known = math.MaxUint64, 0, true
@@ -127,7 +131,7 @@ func (s *State) Floor() (wire.Offset, bool) {
 			if !g.Queue {
 				continue
 			}
-			if floor := g.Done.Floor(); floor < s.low {
+			if floor := g.needs(); floor < s.low {
 				s.low, s.atLow = floor, 1
 			} else if floor == s.low {
 				s.atLow++
@@ -137,7 +141,11 @@ func (s *State) Floor() (wire.Offset, bool) {
 	return s.low, s.low != math.MaxUint64
 }
 
-// moved notes that the floor of a group of a queue has moved.
+// needs is the lowest record that the group needs: that which it is not done with, or one
+// that a dead letter is to be written of.
+func (g *Group) needs() wire.Offset { return min(g.Done.Floor(), g.Letters.low) }
+
+// moved notes that the lowest record that a group of a queue needs is another.
 func (s *State) moved(before, after wire.Offset) {
 	if before == after {
 		return
@@ -151,13 +159,13 @@ func (s *State) moved(before, after wire.Offset) {
 	s.known = after >= s.low && s.atLow > 0
 }
 
-// Held is the lowest floor of all groups that retention waits for. It reports false if
+// Held is the lowest record that a group needs for which retention waits. It reports false if
 // there is none.
 func (s *State) Held() (wire.Offset, bool) {
 	low := wire.Offset(math.MaxUint64)
 	for _, g := range s.byID {
 		if g.Settings.Hold {
-			low = min(low, g.Done.Floor())
+			low = min(low, g.needs())
 		}
 	}
 	return low, low != math.MaxUint64
@@ -177,10 +185,10 @@ func (s *State) Apply(i wire.Index, t Command, version uint8, payload []byte) Ef
 		e.Group = s.put(i, id, &r)
 	} else if g := s.byID[id]; g != nil {
 		e.Group = g
-		before := g.Done.Floor()
+		before := g.needs()
 		s.apply(i, g, &r, &e)
 		if s.known && g.Queue {
-			s.moved(before, g.Done.Floor())
+			s.moved(before, g.needs())
 		}
 	} else {
 		return e
@@ -272,12 +280,13 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 	case CommandTableVoid:
 		g.Table, g.tableUsed = nil, false
 	case CommandLetter:
+		session := r.session()
 		l := r.letter()
 		s.inside(r, l.Offset+1)
 		if !g.Done.Has(l.Offset) {
-			known, _ := g.returned.at(l.Offset)
-			g.take(i, &Return{From: l.Offset, To: l.Offset + 1, Deliveries: l.Deliveries, Attempts: l.Attempts}, known.taken)
+			g.take(i, &Return{From: l.Offset, To: l.Offset + 1, Deliveries: l.Deliveries, Attempts: l.Attempts}, g.listed(&[]Session{session}))
 			g.Letters.Open[l.Number] = l
+			g.Letters.low = min(g.Letters.low, l.Offset)
 		}
 		g.Letters.Next = max(g.Letters.Next, l.Number+1)
 	case CommandLetterDone:
@@ -285,6 +294,7 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 		if l, open := g.Letters.Open[number]; open {
 			delete(g.Letters.Open, number)
 			g.finish(l.Offset, l.Offset+1)
+			g.Letters.closed(l.Offset)
 		}
 	case CommandLetterProducer:
 		producer, epoch := int64(r.uint64()), int16(r.uint16())

@@ -204,7 +204,7 @@ func TestWhatRetentionTakesHasExpired(t *testing.T) {
 	b.join(g, aa)
 	b.apply(AppendOutcomes(nil, 7, []Span{{10, 20}}, []Taken{{Session: aa, Returns: []Return{{5, 6, 1, 1, 0}}}}))
 	fence := b.index
-	b.apply(AppendLetter(nil, 7, &Letter{Number: 0, Offset: 7, Deliveries: 1, Attempts: 1}))
+	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 0, Offset: 7, Deliveries: 1, Attempts: 1}))
 	b.apply(AppendSubstitute(nil, 7, 8, []byte("s")))
 	b.Trimmed(15)
 	require.EqualValues(t, 20, g.Done.Floor())
@@ -249,7 +249,7 @@ func TestALetterKeepsItsRecord(t *testing.T) {
 	g := b.group(7, PutQueue)
 	b.apply(AppendOutcomes(nil, 7, []Span{{0, 5}, {6, 10}}, nil))
 	l := Letter{Number: 3, Offset: 5, Deliveries: 4, Attempts: 3, Reason: 2, Text: "no"}
-	b.apply(AppendLetter(nil, 7, &l))
+	b.apply(AppendLetter(nil, 7, Session{}, &l))
 	require.Equal(t, map[uint64]Letter{3: l}, g.Letters.Open)
 	require.EqualValues(t, 4, g.Letters.Next)
 	require.EqualValues(t, 5, g.Done.Floor())
@@ -260,4 +260,31 @@ func TestALetterKeepsItsRecord(t *testing.T) {
 	require.EqualValues(t, 10, g.Done.Floor())
 	require.EqualValues(t, 12, g.Letters.Producer)
 	require.EqualValues(t, 3, g.Letters.Epoch)
+}
+
+// A seek, an order that settles, and another group that is done leave a record where it is
+// until its dead letter is written.
+func TestRuleQ3_ALetterKeepsItsRecordFromWhoMovesTheGroup(t *testing.T) {
+	b := newBook(t, 100)
+	g := b.group(7, PutQueue)
+	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 0, Offset: 5}))
+	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 1, Offset: 8}))
+	needs := func() wire.Offset {
+		floor, ok := b.Floor()
+		require.True(t, ok)
+		again, err := Restore(b.Save(nil))
+		require.NoError(t, err)
+		same, _ := again.Floor()
+		require.Equal(t, floor, same, "what is restored agrees")
+		return floor
+	}
+	b.apply(AppendSeek(nil, 7, 90))
+	require.EqualValues(t, 90, g.Done.Floor())
+	require.EqualValues(t, 5, needs())
+	b.apply(AppendLetterDone(nil, 7, 0))
+	require.EqualValues(t, 8, needs())
+	b.apply(AppendOutcomes(nil, 7, []Span{{90, 95}}, nil))
+	require.EqualValues(t, 8, needs())
+	b.apply(AppendLetterDone(nil, 7, 1))
+	require.EqualValues(t, 95, needs())
 }
