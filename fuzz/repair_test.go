@@ -57,6 +57,9 @@ func TestRX5_BitsThatRotOnOneReplicaAreMendedUnderLoad(t *testing.T) {
 	replaced := 0 // replicas whose chain was broken
 	mended := func() float64 { return metric(t, addresses[rotten], "lockstep_damage_repaired_total") }
 	for flip := range *repairFlips {
+		for p := range uint32(killPartitions) { // a leader that is given up fails what is on its way, see PARTITION_FENCED
+			c.lead(conn, name, p, 1+p%rotten)
+		}
 		var sealed []string
 		require.Eventually(t, func() bool {
 			sealed = sealedSegments(t, c.nodes[rotten].data)
