@@ -298,7 +298,9 @@ func (c *Consumer) rebind(to binding) {
 		}
 	}
 	for _, n := range partitions {
-		if !slices.ContainsFunc(c.attachments, func(at *attachment) bool { return at.partition == n && !at.leaving }) {
+		if i := slices.IndexFunc(c.attachments, func(at *attachment) bool { return at.partition == n && !at.left }); i >= 0 {
+			c.attachments[i].stay()
+		} else {
 			c.attachments = append(c.attachments, newAttachment(c, n, c.bind.leaders[n]))
 		}
 	}
@@ -309,6 +311,15 @@ func (c *Consumer) rebind(to binding) {
 		c.events.send(Uncovered{Destination: c.destination, Group: c.options.group, Partitions: to.uncovered})
 	}
 	poke(c.wake)
+}
+
+// stay takes it back that the partition is to be left: what is worked on stays the
+// session's. If the broker has removed it already, it closes the link, and another one joins.
+func (at *attachment) stay() {
+	if at.leaving && !at.consumer.closing {
+		at.leaving = false
+		at.setCapacity()
+	}
 }
 
 // drain gives back what was not handed out, and leaves the partition when the rest is

@@ -297,9 +297,10 @@ func (c *Consumer) resume() {
 	}
 }
 
-// setCapacity tells the broker how much it may send ahead.
+// setCapacity tells the broker how much it may send ahead; to one that drains the session
+// that would say that it stays.
 func (at *attachment) setCapacity() {
-	if at.session == nil {
+	if at.session == nil || at.leaving {
 		return
 	}
 	c := at.consumer

@@ -422,3 +422,55 @@ func TestR_SIB_15_ALostCoordinatorIsReplaced(t *testing.T) {
 		b.close(t)
 	}
 }
+
+// Rules 6, 30: a consumer that is to leave a partition, and has it again before its handlers
+// are done, keeps what they work on, also if it has a name: no record is handled twice.
+func TestRule30_APartitionThatComesBackIsKept(t *testing.T) {
+	for _, name := range []string{"", "alice"} {
+		broker := lockstest.Start(t)
+		ctx, conn := connect(t, broker)
+		create(ctx, t, conn, client.Destination{Name: "jobs", Kind: client.Queue, Settings: client.Settings{Partitions: 2, Sync: client.SyncOS}})
+		options := []client.ConsumerOption{client.Group("workers"), client.Mode(client.Serial), client.Binding(client.Cover)}
+		a, err := conn.Consumer(ctx, "jobs", append(options, client.ConsumerName(name))...)
+		require.NoError(t, err)
+		started, release, acked := make(chan *client.Delivery, 100), make(chan struct{}), make(chan error, 100)
+		run, stop := context.WithCancel(ctx)
+		done := make(chan error)
+		go func() {
+			done <- a.Run(run, func(_ context.Context, d *client.Delivery) error {
+				started <- d
+				<-release // does not look at its context
+				acked <- d.AckSync(ctx)
+				return nil
+			}, client.Workers(8))
+		}()
+		send := func(round string) (lasts []*client.Delivery) {
+			for p := range uint32(2) {
+				producer, err := conn.Producer(ctx, "jobs", client.Partition(p))
+				require.NoError(t, err)
+				_, err = producer.Send(ctx, &client.Record{Key: fmt.Appendf(nil, "%s %d", round, p), Value: []byte("v")})
+				require.NoError(t, err)
+				require.NoError(t, producer.Close(ctx))
+				lasts = append(lasts, <-started)
+			}
+			return lasts
+		}
+		send("first")
+		other, err := connectTo(t, broker.URL()).Consumer(ctx, "jobs", options...)
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return len(a.Partitions()) == 1 }, timeout, time.Millisecond)
+		require.NoError(t, other.Close(ctx))
+		require.Eventually(t, func() bool { return len(a.Partitions()) == 2 }, timeout, time.Millisecond)
+		for _, d := range send("second") {
+			require.Equal(t, 1, d.Deliveries)
+			require.Contains(t, string(d.Key), "second", "the first two are at work")
+		}
+		close(release)
+		for range 4 {
+			require.NoError(t, <-acked)
+		}
+		stop()
+		require.ErrorIs(t, <-done, context.Canceled)
+		require.NoError(t, a.Close(ctx))
+	}
+}

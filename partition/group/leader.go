@@ -270,9 +270,14 @@ func (l *Leader) Confirmed(err error) {
 	l.asked = 0
 }
 
-// Capacity replaces what a consumer said that it can hold.
+// Capacity replaces what a consumer said that it can hold. One that wanted to leave when it
+// holds nothing stays.
 func (l *Leader) Capacity(c Consumer, records, refill, bytes uint32) {
 	if a := l.links[c]; a != nil && a.open && a.member != nil {
+		if m := a.member; m.draining {
+			m.draining = false
+			l.draining = slices.DeleteFunc(l.draining, func(x *member) bool { return x == m })
+		}
 		a.member.limits(records, refill, bytes)
 		l.room(a.member)
 	}

@@ -868,6 +868,22 @@ func TestLeaderForgetsWhatLiesBehindABlockedKey(t *testing.T) {
 
 // Who wants to leave when it is finished gets nothing more, and is taken off the list once it
 // has settled what it holds.
+// A session that drains goes on, with what it holds, when it asks for records again.
+func TestASessionThatDrainsMayStay(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(1, 2)
+	a := r.attach('A', 1, 1)
+	r.leader.Leave(a, true, r.now)
+	r.turn()
+	r.leader.Capacity(a, 2, 1, 0)
+	a.say(wire.OutcomeAck, 0)
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+	require.Equal(t, wire.CodeOK, a.code(0))
+	require.Contains(t, r.state.Group(1).Sessions, a.session)
+	require.False(t, a.closed)
+}
+
 func TestADrainedSessionIsRemoved(t *testing.T) {
 	r := newRig(t, sharedGroup)
 	r.produce(0, 0)
