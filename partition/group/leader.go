@@ -82,6 +82,7 @@ type Leader struct {
 
 	lettered    map[wire.Offset]bool // records that are dead letters and not done
 	letterLimit int                  // MaxLetters
+	parkLimit   int                  // MaxParked
 	refusal     refusal              // of the lowest letter that could not be written
 	firsts      firsts
 	timers      timers
@@ -182,7 +183,7 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 	l := &Leader{
 		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(),
 		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int), asking: make(map[Session]*attachment), names: make(map[string]*member),
-		step: horizonStep, lettered: make(map[wire.Offset]bool), letterLimit: MaxLetters, next: new(proposal),
+		step: horizonStep, lettered: make(map[wire.Offset]bool), letterLimit: MaxLetters, parkLimit: MaxParked, next: new(proposal),
 	}
 	sessions := make([]Session, 0, len(g.Sessions))
 	for s := range g.Sessions {

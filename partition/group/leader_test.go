@@ -84,3 +84,26 @@ func TestRule28_AnAckOfADeadLetterIsRefused(t *testing.T) {
 	require.NoError(t, again.refused)
 	require.Equal(t, wire.CodeStaleEpoch, again.response.Refused[0].Code, "it is a dead letter; its handler's ack is not what counted")
 }
+
+func TestParkedRecordsAreBounded(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeShared, DeliveryLimit: 1, DeadLetterMode: wire.DeadLetterPark, BackoffMs: 1, BackoffMaxMs: 1})
+	r.leader.parkLimit = 3
+	r.produce(make([]uint64, 5)...)
+	a := r.attach('A', 1, 5)
+	for o := range wire.Offset(5) {
+		a.say(wire.OutcomeReject, o)
+	}
+	r.settle()
+	require.Len(t, r.state.Group(1).Parked, 3)
+	var refused error
+	r.leader.Park(4, "by hand", false, func(err error) { refused = err })
+	require.Equal(t, wire.CodeTooMany, wire.CodeOf(refused))
+	// What expires is not parked any more.
+	r.state.Trimmed(2)
+	r.leader.Trimmed()
+	require.Len(t, r.state.Group(1).Parked, 1)
+	r.leader.Park(4, "by hand", false, func(err error) { refused = err })
+	r.settle()
+	require.NoError(t, refused)
+	require.Contains(t, r.state.Group(1).Parked, Scope(4))
+}

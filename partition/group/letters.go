@@ -44,6 +44,9 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 		}
 		return true
 	case wire.DeadLetterPark:
+		if l.parked()+int(r.To-r.From) > l.parkLimit {
+			return false
+		}
 		why := "delivery limit"
 		if reject {
 			why = "rejected: " + c.text

@@ -74,6 +74,10 @@ func (l *Leader) Loose(p *Place, o wire.Offset) bool { return l.hashOf(p, o) == 
 // Park stops a scope: nothing of it goes out from now on, and who has a record of it may
 // finish; with now it is revoked. Done is called when that is committed.
 func (l *Leader) Park(h Scope, reason string, now bool, done func(error)) {
+	if !l.isParked(h) && l.parked() >= l.parkLimit {
+		done(wire.Errorf(wire.CodeTooMany, "%d are parked in this partition, that is the limit: let some go on, or skip or repair them", l.parkLimit))
+		return
+	}
 	head, ok := l.Head(h)
 	if !ok {
 		head = l.scan
@@ -87,6 +91,13 @@ func (l *Leader) Park(h Scope, reason string, now bool, done func(error)) {
 	}
 	l.next.parks = append(l.next.parks, p)
 }
+
+// MaxParked bounds the scopes of a group that are parked in one partition. A record that is
+// to be parked beyond it is tried again after its backoff.
+const MaxParked = 10_000
+
+// parked is how many scopes are parked, or about to be.
+func (l *Leader) parked() int { return len(l.g.Parked) + len(l.parking) }
 
 // revokeScope asks a member for what it holds of a scope. One that has no link is asked when
 // it is back.

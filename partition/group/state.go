@@ -106,8 +106,9 @@ func (s *State) Trimmed(start wire.Offset) {
 }
 
 func (g *Group) expire(start wire.Offset) {
-	if len(g.Letters.Open) > 0 {
+	if len(g.Letters.Open)+len(g.Parked) > 0 {
 		g.own()
+		maps.DeleteFunc(g.Parked, func(h Scope, p Park) bool { return p.Head < start && Scope(p.Head) == h }) // a record that is its own scope
 		maps.DeleteFunc(g.Letters.Open, func(_ uint64, l Letter) bool { return l.Offset < start })
 		g.Letters.closed(g.Letters.low)
 	}
