@@ -119,7 +119,8 @@ func TestRuleL7_OneOldRecordDoesNotKeepTheDisk(t *testing.T) {
 		}
 	}
 	r := s.jobs(t)
-	rest := int64(4<<20 + *eraseMiB<<20/100) // the segment that is written to, the next one, and what is too little
+	// The segment that is written to, the next one, what is too little, and some blocks for each segment.
+	rest := int64(4<<20 + *eraseMiB*(32<<10))
 	deadline := time.Now().Add(30 * time.Second)
 	for diskUse(t, dir) > rest {
 		require.True(t, time.Now().Before(deadline), "%d bytes are on the disk, %d are erased", diskUse(t, dir), r.records.ErasedBytes())
