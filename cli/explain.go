@@ -89,6 +89,9 @@ func (a *app) explainDestinationCommand(kind string) *cobra.Command {
 					partitions = append(partitions, p.Number)
 				}
 			}
+			if len(partitions) == 0 {
+				return usagef(c, "%s %s has no partition %d, but %s", kind, args[0], *partition, plural(int64(len(d.Partitions)), "partition"))
+			}
 			if ask.Offset != nil && len(partitions) != 1 {
 				return usagef(c, "--offset counts within one partition; give one --partition")
 			}
@@ -135,10 +138,16 @@ func boundElsewhere(ctx context.Context, conn *client.Conn, destination, group s
 	}
 	binding := info.Settings.WithDefaults().Binding
 	for _, p := range info.Partitions {
-		if p.Number != partition && len(p.Sessions) > 0 {
+		if p.Number != partition && len(p.Sessions) > 0 && binding == wire.BindingStrict {
 			return client.Reason{
 				Code: "binding_mismatch", Object: binding.String(), Advice: wire.Advice("binding_mismatch"),
 				Text: fmt.Sprintf("The group has consumers, and the binding %s gives this partition to none of them.", binding),
+			}, true
+		}
+		if p.Number != partition && len(p.Sessions) > 0 {
+			return client.Reason{
+				Code: "no_consumer", Object: binding.String(), Advice: "Wait: it gets one of them within the session timeout and a second, or start more.",
+				Text: fmt.Sprintf("No consumer is attached to this partition, though the group has some: the binding %s is about to give it to one.", binding),
 			}, true
 		}
 	}

@@ -152,7 +152,7 @@ func (d *Delivery) Nack(opts ...NackOption) error {
 }
 
 // Reject says that the record will never succeed: it is a dead letter, or its scope is
-// parked, as the group is set up.
+// parked, as the group is set up. In a group with neither it is as if Nack was said.
 func (d *Delivery) Reject(reason string) error {
 	return d.settle(wire.OutcomeReject, 0, reason[:min(len(reason), wire.MaxDetailBytes)])
 }

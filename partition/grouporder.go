@@ -59,6 +59,10 @@ func (g *Groups) seek(s *group.Group, in *Input) {
 	case "latest":
 		g.seekTo(s, g.p.state.next, &q, in)
 	case "offset":
+		if wire.Offset(q.Offset) > g.p.state.next {
+			in.Reply(nil, wire.Errorf(wire.CodeOutOfRange, "offset %d lies behind the end of the partition, %d", q.Offset, g.p.state.next))
+			return
+		}
 		g.seekTo(s, wire.Offset(q.Offset), &q, in)
 	case "time":
 		g.effects.Locate(q.TimeMs, func(o wire.Offset, err error) {

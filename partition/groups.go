@@ -363,7 +363,7 @@ func (g *Groups) lead(s *group.Group) *lead {
 		g.writeLetters(l)
 		g.wake(l)
 	}
-	l.Reaches(g.p.state.next) // what was appended since its last turn, for who asks now
+	l.Reaches(g.p.state.next, g.now) // what was appended since its last turn, for who asks now
 	return l
 }
 

@@ -221,6 +221,7 @@ var reasonAdvice = map[string]string{
 	"corrupt_range":         "See lockstep doctor and the broker's log; other replicas repair it, or skip the records with lockstep group seek.",
 	"parked":                "Repair what was wrong, then lockstep key unpark; or pass its head over with lockstep key skip.",
 	"held":                  "Wait for its handler, or see why it is slow; lockstep key park --now takes it back.",
+	"silent":                "Start that consumer again under its --name, or wait: its records go to others then.",
 	"backoff":               "Wait; or give the group a shorter backoff with lockstep group alter.",
 	"ack_not_committed":     "Wait for a moment; if it stays, see lockstep cluster health.",
 	"revoking":              "Wait: what is not given back within the revoke grace is taken.",

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -161,6 +162,10 @@ func (e *explainer) hash(name []byte, of wire.GroupScope) {
 	if s == nil && l.stays(HashOf(name)) {
 		return // for a session, as was said
 	}
+	if s == nil && l.scan >= l.end {
+		e.say("done", "", 0, 0, "The group is done with every record of it that there is.")
+		return
+	}
 	if s == nil {
 		e.say("behind_scan", "", 0, 0, "No record of it below offset %d waits; what lies from there on was not looked at.", l.scan)
 		return
@@ -179,7 +184,11 @@ func (e *explainer) scope(s *scope) {
 	switch {
 	case s.parked > 0:
 		p := l.g.Parked[s.hash]
-		offset(e.say("parked", name, 0, 0, "The %s is parked from offset %d on: %s.", what, s.parked-1, p.Reason), s.parked-1)
+		why := ""
+		if p.Reason != "" {
+			why = ": " + strings.TrimSuffix(p.Reason, ".")
+		}
+		offset(e.say("parked", name, 0, 0, "The %s of the record at offset %d, which browse shows, is parked from there on%s.", what, s.parked-1, why), s.parked-1)
 	case len(s.leased) > 0:
 		e.leased(s.holder, s.leased[0], s.since)
 	case s.due > l.now && s.n > 0:
@@ -191,8 +200,14 @@ func (e *explainer) scope(s *scope) {
 	}
 }
 
+// silent reports whether a session was not heard when its heartbeat was due.
+func (e *explainer) silent(m *member) bool {
+	return e.l.now-max(m.heard, e.l.start) > e.l.session()/2
+}
+
 // leased says who has a record.
 func (e *explainer) leased(m *member, o wire.Offset, since time.Duration) {
+	l := e.l
 	r := m.leases.find(o)
 	if r == nil {
 		return
@@ -205,6 +220,9 @@ func (e *explainer) leased(m *member, o wire.Offset, since time.Duration) {
 		reason = e.say("revoking", of(m), 0, 0, "Record %d is taken back from session %s; that is not committed yet.", o, of(m))
 	case r.revoked != 0:
 		reason = e.say("revoking", of(m), since, m.revoke, "Session %s was asked to give record %d back (%s).", of(m), o, r.revoked)
+	case e.silent(m):
+		reason = e.say("silent", of(m), m.heard, max(m.heard, l.start)+l.session(),
+			"Session %s has record %d under epoch %d, and was not heard for more than half of its session timeout: it is taken for dead when that is over.", of(m), o, r.epoch)
 	default:
 		reason = e.say("held", of(m), since, 0, "Session %s has record %d under epoch %d.", of(m), o, r.epoch)
 	}

@@ -2,6 +2,7 @@ package group
 
 import (
 	"slices"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -38,9 +39,11 @@ func HashOf(name []byte) Scope {
 	return 1 // as the record index has it: 0 is no key
 }
 
-// Reaches says where the partition ends, between turns: a group without consumers takes
-// none for what is appended.
-func (l *Leader) Reaches(end wire.Offset) { l.end = max(l.end, end) }
+// Reaches says where the partition ends and what time it is, between turns: a group without
+// consumers takes none for what is appended.
+func (l *Leader) Reaches(end wire.Offset, now time.Duration) {
+	l.end, l.now = max(l.end, end), max(l.now, now)
+}
 
 // Head is the lowest record of a scope that is not done, as far as it was looked for.
 func (l *Leader) Head(h Scope) (wire.Offset, bool) {

@@ -689,13 +689,39 @@ func TestLeaderExplains(t *testing.T) {
 	r.leader.Park(HashOf(key), "broken", false, nil)
 	r.settle()
 	reasons = r.leader.Explain(&wire.ExplainRequest{Key: &key}, 0).Reasons
-	require.Equal(t, "The key is parked from offset 1 on: broken.", reasons[len(reasons)-1].Text)
+	require.Equal(t, "The key of the record at offset 1, which browse shows, is parked from there on: broken.", reasons[len(reasons)-1].Text)
 
 	r.leader.Order(Order{Drain: true, Reason: wire.ReasonSeek, Command: AppendSeek(nil, 1, 0)})
 	r.turn()
 	require.Equal(t, []string{"draining", "no_credit", "parked"}, codes(r, wire.ExplainRequest{}))
 	r.lead()
 	require.Equal(t, []string{"waiting_for_session"}, codes(r, wire.ExplainRequest{})[:1])
+}
+
+// What a silent session holds is explained by that, with the time of the question, not of the
+// last turn; and of a key that is done nothing is left to look at.
+func TestLeaderExplainsSilence(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(11)
+	a := r.attach('A', 1, 10)
+	ask := func() wire.Reason {
+		r.leader.Reaches(r.end, r.now)
+		reasons := r.leader.Explain(&wire.ExplainRequest{Offset: new(uint64)}, 1_000_000).Reasons
+		require.Len(t, reasons, 1)
+		return reasons[0]
+	}
+	r.now += 2 * time.Second
+	require.Equal(t, "held", ask().Code)
+	r.now += 2 * time.Second
+	silent := ask()
+	require.Equal(t, "silent", silent.Code)
+	require.Equal(t, []int64{996_000, 1_002_000}, []int64{silent.SinceMs, silent.UntilMs})
+	require.Contains(t, silent.Advice, "Start that consumer again")
+	a.say(wire.OutcomeAck, 0)
+	r.settle()
+	key := []byte("any")
+	reasons := r.leader.Explain(&wire.ExplainRequest{Key: &key}, 0).Reasons
+	require.Equal(t, "done", reasons[len(reasons)-1].Code)
 }
 
 // A planned move: the next leader knows who holds what, waits for nobody, and gives
