@@ -247,7 +247,7 @@ func (p *plan) mend(d *Destination, part *Partition) {
 		return
 	}
 	switch {
-	case len(gone) > 0:
+	case len(gone) > 0 && staying < int(d.Settings.Replicas):
 		if add, ok := p.place(part, gone[:1]); ok {
 			p.move(d, part, []uint32{add}, gone[:1])
 		}

@@ -242,7 +242,8 @@ func (s *State) loseNode(node uint32) {
 			})
 			for i := range p.Replicas {
 				if r := &p.Replicas[i]; r.Node == node && r.State != ReplicaLost {
-					r.State, changed = ReplicaLost, true
+					s.lose(p, r)
+					changed = true
 				}
 			}
 			return changed

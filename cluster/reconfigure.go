@@ -205,6 +205,11 @@ func (s *State) move(c *Move) Result {
 	if len(p.Founders) == 0 {
 		p.found()
 	}
+	for _, id := range c.Remove {
+		if r := p.Replica(id); s.level() >= LevelGroups && r.State == ReplicaNew && len(p.Voters) == 1 && p.Voters[0] == id {
+			return refuse(wire.CodeRefused, "%s/%d is being made on node %d; wait until that is done", d.Name, p.Number, r.Node)
+		}
+	}
 	next := s.NextReplicaID
 	for _, id := range c.Remove {
 		switch r := p.Replica(id); {
@@ -216,11 +221,7 @@ func (s *State) move(c *Move) Result {
 		}
 	}
 	if calledOff {
-		for i := range p.Replicas {
-			if r := &p.Replicas[i]; r.State == ReplicaLeaving && slices.Contains(p.Voters, r.ID) {
-				r.State = ReplicaActive
-			}
-		}
+		p.stay()
 	}
 	for _, node := range c.Add {
 		if err := s.mayHold(node); err != nil {
@@ -243,6 +244,9 @@ func (s *State) move(c *Move) Result {
 			staying++
 		}
 	}
+	if s.level() >= LevelGroups && len(c.Add) == 0 && !calledOff && staying < int(d.Settings.Replicas) {
+		return refuse(wire.CodeRefused, "%s/%d would have %d replicas of %d; name a node that takes one", d.Name, p.Number, staying, d.Settings.Replicas)
+	}
 	if staying == 0 || staying > MaxReplicas {
 		return refuse(wire.CodeRefused, "%s/%d would have %d replicas", d.Name, p.Number, staying)
 	}
@@ -264,6 +268,9 @@ func (s *State) reconfigured(c *Reconfigured) Result {
 		p.Recovery = &Recovery{Replica: p.Recovery.Replica, Before: p.Recovery.Before, Done: true}
 	}
 	p.Voters, p.Learners, p.ConfIndex = slices.Clone(c.Voters), slices.Clone(c.Learners), c.Index
+	if s.level() >= LevelGroups {
+		p.complete(int(d.Settings.Replicas))
+	}
 	for i := range p.Replicas {
 		r := &p.Replicas[i]
 		votes, learns := slices.Contains(c.Voters, r.ID), slices.Contains(c.Learners, r.ID)
@@ -279,6 +286,50 @@ func (s *State) reconfigured(c *Reconfigured) Result {
 	return Result{Destination: d, Changed: true}
 }
 
+// complete takes notice of a move that was called off too late: its leader had carried it
+// out by then. Who was to stay is out of the configuration, and cannot come back with what
+// it has; who was to leave stays, if the partition would not have its replicas otherwise.
+func (p *Partition) complete(replicas int) {
+	if slices.ContainsFunc(p.Voters, func(id uint64) bool { return p.Replica(id) == nil }) {
+		return // they are those of an earlier incarnation
+	}
+	staying := 0
+	for i := range p.Replicas {
+		r := &p.Replicas[i]
+		if r.State == ReplicaActive && !slices.Contains(p.Voters, r.ID) && !slices.Contains(p.Learners, r.ID) {
+			r.State = ReplicaLeft
+		}
+		if r.staying() {
+			staying++
+		}
+	}
+	for i := range p.Replicas {
+		if r := &p.Replicas[i]; staying < replicas && r.State == ReplicaLeaving && slices.Contains(p.Voters, r.ID) {
+			r.State = ReplicaActive
+			staying++
+		}
+	}
+}
+
+// lose marks a replica as lost. If it was to take the place of others, these stay: a
+// partition is not left with fewer voters because of a move that cannot end.
+func (s *State) lose(p *Partition, r *Replica) {
+	joins := r.State == ReplicaJoining || r.State == ReplicaNew && !p.FoundedBy(r.ID)
+	r.State = ReplicaLost
+	if joins && s.level() >= LevelGroups {
+		p.stay()
+	}
+}
+
+// stay calls the leaving of voters off.
+func (p *Partition) stay() {
+	for i := range p.Replicas {
+		if r := &p.Replicas[i]; r.State == ReplicaLeaving && slices.Contains(p.Voters, r.ID) {
+			r.State = ReplicaActive
+		}
+	}
+}
+
 func (s *State) lost(c *Lost) Result {
 	d, p, err := s.partition(c.Destination, c.Partition)
 	if err != nil {
@@ -291,7 +342,7 @@ func (s *State) lost(c *Lost) Result {
 	if len(p.Replicas) == 1 {
 		return refuse(wire.CodeInvalidRequest, "replica %d is the only one of %s/%d: there is nothing to make another from", c.Replica, d.Name, p.Number)
 	}
-	r.State = ReplicaLost
+	s.lose(p, r)
 	s.put(d)
 	return Result{Destination: d, Changed: true}
 }

@@ -150,7 +150,7 @@ func (r *partitionReplica) reconfigure(p *cluster.Partition) {
 	}
 	r.sinceFix = 0
 	r.alone = len(members.Voters) == 1 && members.Voters[0] == r.replicaID
-	change, transfer := stepTowards(p, r.replicaID, &members)
+	change, transfer := cluster.StepTowards(p, r.replicaID, int(r.settings.Load().Replicas), &members)
 	switch {
 	case transfer:
 		r.beginHandOver(0)
@@ -164,7 +164,7 @@ func (r *partitionReplica) reconfigure(p *cluster.Partition) {
 		}
 		return
 	}
-	if reported(p, &members) {
+	if cluster.Reported(p, &members) {
 		r.fixed = !p.Moving()
 		return
 	}
@@ -180,103 +180,6 @@ func (r *partitionReplica) reconfigure(p *cluster.Partition) {
 			r.logger.Warn("metadata does not know yet that the partition changed its replicas; it is told again", "err", result.Err)
 		}
 	})
-}
-
-// reported reports whether the metadata knows the configuration, and has drawn its
-// conclusions from it.
-func reported(p *cluster.Partition, members *replication.Members) bool {
-	if !sameIDs(p.Voters, members.Voters) || !sameIDs(p.Learners, members.Learners) {
-		return len(p.Founders) == 0 // the metadata names no voters of a partition that has one replica
-	}
-	for _, o := range p.Replicas {
-		in := slices.Contains(members.Voters, o.ID) || slices.Contains(members.Learners, o.ID)
-		if !in && (o.State == cluster.ReplicaLeaving || o.State == cluster.ReplicaLost) || o.State == cluster.ReplicaJoining && slices.Contains(members.Voters, o.ID) {
-			return false
-		}
-	}
-	return true
-}
-
-func sameIDs(a, b []uint64) bool {
-	a, b = slices.Clone(a), slices.Clone(b)
-	slices.Sort(a)
-	slices.Sort(b)
-	return slices.Equal(a, b)
-}
-
-// stepTowards is the next change of a partition's configuration towards its intent, as
-// its leader self sees it. With transfer the leader has to go first.
-//
-// Who leaves, or is lost, is taken out together with the promotion of who takes its
-// place, so that the partition is never left with fewer voters than it has replicas.
-func stepTowards(p *cluster.Partition, self uint64, members *replication.Members) (change replication.Membership, transfer bool) {
-	member := func(id uint64) bool {
-		return slices.Contains(members.Voters, id) || slices.Contains(members.Learners, id)
-	}
-	var out []uint64 // that may go
-	pending := false // somebody is on the way in
-	promotable := true
-	for _, o := range p.Replicas {
-		switch o.State {
-		case cluster.ReplicaNew:
-			pending = pending || !p.FoundedBy(o.ID)
-		case cluster.ReplicaJoining:
-			switch {
-			case !member(o.ID):
-				change.AddLearners = append(change.AddLearners, o.ID)
-			case slices.Contains(members.Learners, o.ID):
-				change.Promote = append(change.Promote, o.ID)
-				i := slices.IndexFunc(members.Progress, func(g replication.Progress) bool { return g.Replica == o.ID })
-				promotable = promotable && i >= 0 && members.Progress[i].InStep
-			}
-		case cluster.ReplicaLeaving:
-			if member(o.ID) {
-				out = append(out, o.ID)
-			}
-		case cluster.ReplicaLost:
-			if member(o.ID) && (slices.Contains(members.Learners, o.ID) || spare(p, members)) {
-				out = append(out, o.ID)
-			}
-		}
-	}
-	if len(change.AddLearners) > 0 {
-		return replication.Membership{AddLearners: change.AddLearners[:1]}, false
-	}
-	if pending || !promotable {
-		return replication.Membership{}, false
-	}
-	// A replica that the metadata has forgotten is no member either.
-	for _, id := range slices.Concat(members.Voters, members.Learners) {
-		if o := p.Replica(id); o == nil || o.State == cluster.ReplicaLeft {
-			out = append(out, id)
-		}
-	}
-	change.Remove = out
-	if !slices.Contains(out, self) {
-		return change, false
-	}
-	// The leader cannot take itself out. Whoever is promoted may lead after that.
-	change.Remove = slices.DeleteFunc(slices.Clone(out), func(id uint64) bool { return id == self })
-	if len(change.Promote)+len(change.Remove) > 0 {
-		return change, false
-	}
-	return replication.Membership{}, len(members.Voters) > 1
-}
-
-// spare reports whether the partition has a voter, or is about to get one, for every
-// replica that was lost: a lost one is only a vote missing, and taking it out of three
-// would leave two, of which both are needed.
-func spare(p *cluster.Partition, members *replication.Members) bool {
-	lost, extra := 0, 0
-	for _, o := range p.Replicas {
-		if o.State == cluster.ReplicaLost && slices.Contains(members.Voters, o.ID) {
-			lost++
-		}
-		if o.State == cluster.ReplicaJoining && slices.Contains(members.Learners, o.ID) {
-			extra++
-		}
-	}
-	return extra > 0 || len(members.Voters)-lost >= len(p.Founders)
 }
 
 // lost says in the metadata that a replica of several cannot go on: another takes its
