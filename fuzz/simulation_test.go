@@ -95,6 +95,9 @@ func complain(t *testing.T, o sim.Options, result *sim.Result) {
 	if o.Groups {
 		replay = fmt.Sprintf("'TestF17_GroupsOfAFleet$' -groups.seed %d", o.Seed)
 	}
+	if o.Cluster {
+		replay = fmt.Sprintf("'TestCouncil$' -council.first %d -council.seeds 1", o.Seed)
+	}
 	t.Fatalf("seed %d, step %d: %v\nreplay: go test ./fuzz -run %s -v\n"+
 		"shrunk to %d steps, which end with: %v\nthe newest %d of %d lines of its trace:\n%s",
 		o.Seed, result.Step, result.Err, replay, kept, shrunk.Err, len(tail), len(shrunk.Trace), strings.Join(tail, "\n"))

@@ -32,6 +32,8 @@ const (
 	mending
 	// consuming is usual where there are groups, and left out elsewhere.
 	consuming
+	// governing is usual where there is the metadata of a cluster, and left out elsewhere.
+	governing
 )
 
 // focused is at least the weight of an action that is named in Options.Focus, of a fault
@@ -41,6 +43,11 @@ func (k actionKind) focused(weight, often int) int {
 		return max(weight, often)
 	}
 	return max(weight, 500)
+}
+
+// ofMetadata reports whether an action of a fleet means anything without a partition.
+func (k actionKind) ofMetadata(name string) bool {
+	return k != consuming && name != "produce" && name != "read" && name != "retention" && name != "replace"
 }
 
 // actions are what a step may be. They find the node running. It is a variable

@@ -16,7 +16,8 @@ const DefaultFleetSteps = 6000
 // fleet is one run with several machines, each with a disk of its own that holds a
 // replica of the same partition, and the network between them. Log, partition and
 // consensus are the real ones and talk in the bytes of the peer protocol. Metadata
-// is left out: who the replicas are is given.
+// is left out: who the replicas are is given. With Options.Cluster they hold the metadata
+// instead, see council.
 type fleet struct {
 	options Options
 	config  fleetConfig
@@ -32,7 +33,8 @@ type fleet struct {
 	network   network
 	truth     truth
 	clients   []*producer
-	groups    *groups // nil: nobody consumes
+	groups    *groups  // nil: nobody consumes
+	council   *council // nil: they replicate a partition
 	attempts  map[uint64]*sending
 	batches   map[int64]*batch // by number
 	reads     []Operation
@@ -71,16 +73,26 @@ func runFleet(o Options) *Result {
 	f.lastReplica = uint64(len(f.members))
 	f.network = newNetwork(f)
 	for i := range 1 + f.random.IntN(4) {
+		if o.Cluster {
+			break
+		}
 		f.clients = append(f.clients, &producer{fleet: f, id: int64(i + 1)})
 	}
 	if o.Groups {
 		f.groups = newGroups(f)
 		f.config.retention = partition.Retention{} // groups say what goes
 	}
+	if o.Cluster {
+		f.council = newCouncil(f)
+		f.config.retention = partition.Retention{}
+	}
 	f.run()
 	result := &Result{Err: f.violation, Step: f.step, Hash: f.trace.hash.Sum64(), Trace: f.trace.all(), Fleet: f.counts, History: f.history()}
 	if f.groups != nil {
 		result.Groups = f.groups.counts
+	}
+	if f.council != nil {
+		result.Council = f.council.counts
 	}
 	return result
 }
@@ -107,7 +119,7 @@ func (f *fleet) drawConfig() fleetConfig {
 	for _, a := range fleetActions {
 		w := a.weight * 10
 		switch {
-		case a.kind == consuming && !f.options.Groups:
+		case a.kind == consuming && !f.options.Groups, a.kind == governing && !f.options.Cluster, f.options.Cluster && !a.kind.ofMetadata(a.name):
 			w = 0
 		case a.kind == fault && f.options.Quiet:
 			w = 0
@@ -116,7 +128,7 @@ func (f *fleet) drawConfig() fleetConfig {
 		case a.kind == mending:
 			w = a.weight * int(pick(1, 3, 10))
 		}
-		if a.kind != usual && a.kind != mending && a.kind != consuming {
+		if a.kind != usual && a.kind != mending && a.kind != consuming && a.kind != governing {
 			w *= int(pick(0, 1, 1, 1, 3))
 		}
 		if slices.Contains(f.options.Focus, a.name) {

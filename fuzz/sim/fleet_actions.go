@@ -56,6 +56,7 @@ func init() {
 		{"power cut at a call", 4, fault, (*fleet).cutPowerSoon},
 		{"blackout", 1, fault, (*fleet).blackout},
 		{"clean stop", 2, fault, func(f *fleet) { f.alive(func(m *member) { m.stop() }) }},
+		{"govern", 1200, governing, func(f *fleet) { f.council.act() }},
 		{"consume", 400, consuming, func(f *fleet) { f.groups.consumers[f.random.IntN(len(f.groups.consumers))].act() }},
 	}
 }
@@ -101,6 +102,9 @@ func (f *fleet) runJob() {
 }
 
 func (f *fleet) produce() {
+	if len(f.clients) == 0 {
+		return
+	}
 	f.clients[f.random.IntN(len(f.clients))].act()
 }
 

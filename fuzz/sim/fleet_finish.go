@@ -49,6 +49,10 @@ func (f *fleet) darkness() {
 // of 100 ms.
 const settleTicks = 300
 
+// councilTicks is the same for the metadata of a cluster: partitions are moved one after
+// the other, and nodes are given up after a while.
+const councilTicks = 500
+
 // settle lets time pass until a leader has committed all that clients have sent and
 // everybody knows.
 func (f *fleet) settle() {
@@ -58,7 +62,11 @@ func (f *fleet) settle() {
 			m.start()
 		}
 	}
-	for tick := range settleTicks {
+	ticks := settleTicks
+	if f.council != nil {
+		ticks, f.council.calm = councilTicks, 0
+	}
+	for tick := range ticks {
 		for _, c := range f.clients {
 			if c.flying > 0 && tick%20 == 19 {
 				c.leave() // an attempt was lost with the mailbox of an old leader
@@ -72,6 +80,10 @@ func (f *fleet) settle() {
 		}
 		f.reconfigure()
 		f.exhaust()
+		if f.council != nil {
+			f.council.round()
+			f.exhaust()
+		}
 		for n := 0; f.groups != nil && n < 20 && !f.groups.rest(); n++ {
 			for _, c := range f.groups.consumers {
 				c.act()
@@ -93,7 +105,10 @@ func (f *fleet) settle() {
 	if f.groups != nil {
 		state += f.groups.state()
 	}
-	f.fail("the group does not come to rest within %d ticks; %d batches are unanswered; %d entries are committed; replacing %+v%s", settleTicks, f.unanswered(), f.truth.last(), f.replacing, state)
+	if f.council != nil {
+		state += f.council.state()
+	}
+	f.fail("the group does not come to rest within %d ticks; %d batches are unanswered; %d entries are committed; replacing %+v%s", ticks, f.unanswered(), f.truth.last(), f.replacing, state)
 }
 
 func (f *fleet) unanswered() (n int) {
@@ -114,7 +129,7 @@ func (f *fleet) settled() bool {
 			return false
 		}
 	}
-	return leaders == 1 && f.unanswered() == 0 && f.replacing == nil && (f.groups == nil || f.groups.rest())
+	return leaders == 1 && f.unanswered() == 0 && f.replacing == nil && (f.groups == nil || f.groups.rest()) && (f.council == nil || f.council.rest())
 }
 
 // exhaust runs jobs and turns and delivers frames until nothing is left to do without
@@ -150,6 +165,9 @@ func (f *fleet) exhaust() {
 // equal compares the logs of all replicas byte for byte, what is local to each aside,
 // with one another and with the truth.
 func (f *fleet) equal() {
+	if f.council != nil {
+		f.council.equal()
+	}
 	headers := make([]wire.FrameHeader, f.truth.last()+1)
 	for _, m := range f.members {
 		next := m.log.FirstIndex()

@@ -7,6 +7,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/replication"
@@ -32,15 +33,16 @@ type member struct {
 	paused      bool // the process stands still
 	stopAt      int64
 
-	store  *log.Store
-	jobs   []log.Job
-	log    *log.Log
-	inbox  *replication.Inbox
-	group  *replication.Group
-	part   *partition.Partition
-	state  *partition.State
-	memory *partition.Memory
-	mark   *log.Watermark
+	store    *log.Store
+	jobs     []log.Job
+	log      *log.Log
+	inbox    *replication.Inbox
+	group    *replication.Group
+	part     *partition.Partition
+	state    *partition.State
+	memory   *partition.Memory
+	mark     *log.Watermark
+	metadata *cluster.Metadata // nil: the group is that of the partition
 
 	// What others were promised, over all lives: the last entry with its term, the
 	// votes, the newest term. And the last entry that was applied here.
@@ -118,13 +120,18 @@ func (m *member) open() (err error) {
 		m.part.Groups().Intend(20, f.groups.intents())
 	}
 	m.inbox = replication.NewInbox(m.part.Buffers())
+	var machine replication.StateMachine = &fleetMachine{State: m.state, m: m}
+	if f.council != nil {
+		m.metadata = cluster.NewMetadata(nil)
+		machine = &councilMachine{m.metadata, m}
+	}
 	var founders []uint64
 	for _, other := range f.members {
 		founders = append(founders, uint64(other.node))
 	}
 	m.group, err = replication.Open(replication.Config{
 		ReplicaID: m.id, Voters: founders, Peers: m.peers(), Node: m.node, Boot: uint32(m.life),
-		Log: m.log, State: &fleetMachine{State: m.state, m: m}, Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch,
+		Log: m.log, State: machine, Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch,
 		CheckpointBytes: f.config.checkpointBytes, LoadBytes: f.config.loadBytes, Logger: f.trace.logger(),
 	})
 	if err != nil {
@@ -133,8 +140,11 @@ func (m *member) open() (err error) {
 	m.group.OnRelease(m.recycle)
 	m.group.OnRestore(m.restored)
 	m.part.Bind(m.group)
+	if m.metadata != nil {
+		m.metadata.Bind(m.group, m.id)
+	}
 	if c := m.log.Checkpoint(); c != nil && m.group.Applied() == c.Applied {
-		f.truth.state(m.id, c.Applied, m.state.Save(nil))
+		f.truth.state(m.id, c.Applied, m.saved())
 	}
 	m.mark = m.log.Watermark()
 	m.last, m.silent = 0, make(map[*member]int)
@@ -147,9 +157,17 @@ func (m *member) restored() {
 	f := m.fleet
 	f.counts[FleetInstalled]++
 	m.part.Bind(m.group)
-	f.truth.state(m.id, m.group.Applied(), m.state.Save(nil))
+	f.truth.state(m.id, m.group.Applied(), m.saved())
 	start := m.log.Start()
 	m.applied, m.promised, m.promisedTerm = start.Index, start.Index, start.Term
+}
+
+// saved is the state as it is now.
+func (m *member) saved() []byte {
+	if m.metadata != nil {
+		return m.metadata.Save(nil)
+	}
+	return m.state.Save(nil)
 }
 
 // peers are the nodes of the other replicas.
@@ -334,6 +352,9 @@ func (m *member) turn() (again bool) {
 	}
 	m.group.Turn()
 	if m.group.Err() == nil {
+		if m.metadata != nil {
+			m.metadata.Turn()
+		}
 		again = m.part.Turn(m.nowMs, time.Duration(m.nowMs)*time.Millisecond)
 	}
 	_, leading := m.group.Leading()

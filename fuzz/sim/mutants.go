@@ -77,6 +77,17 @@ const (
 	ForgedPromise
 	// ForgedVote lets a candidate believe that it gets every vote.
 	ForgedVote
+
+	// Those that follow are for the metadata of several machines.
+
+	// EarlyBurial lets nodes remove directories of replicas that are about to leave.
+	EarlyBurial
+	// LateReports lets a configuration that a leader reported long ago count as its newest.
+	LateReports
+	// RemovalFirst lets the controller take replicas away before others are in their place.
+	RemovalFirst
+	// RestlessBalance lets the controller move replicas between nodes that have as many.
+	RestlessBalance
 )
 
 // MutateFS wraps the file system as the mutant needs it.

@@ -36,6 +36,9 @@ type Options struct {
 	Machines int
 	// Groups makes the partition of several machines a queue that a group consumes.
 	Groups bool
+	// Cluster lets several machines replicate the metadata of a cluster instead of a
+	// partition.
+	Cluster bool
 	// Without takes rules of groups away.
 	Without []group.Rule
 	// Quiet leaves all faults out but the one that the next fields ask for.
@@ -55,6 +58,8 @@ type Options struct {
 type Result struct {
 	// Groups says what consumers have done, with Options.Groups.
 	Groups GroupCounts
+	// Council says what a cluster has done, with Options.Cluster.
+	Council CouncilCounts
 	// Err is the first thing that was wrong, or nil.
 	Err   *Violation
 	Step  int   // where it was noticed
