@@ -26,6 +26,7 @@ type attachment struct {
 	scopes map[wire.Offset]Scope
 	claim  int
 	within uint32
+	gap    wire.Offset // what lies below is finished, or leased to the session
 }
 
 // Attach begins the link of a session. It is answered with Attached. The request and what

@@ -247,10 +247,23 @@ func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index
 			return wire.CodeStaleEpoch
 		}
 	}
-	if s != nil && s.ending > 0 { // the one before it was refused
+	if s != nil && s.ending > 0 || l.kind == single && l.gap(a, m) < o { // the one before it was refused, or is not claimed
 		piece, _ := m.leases.within(o, o+1)
 		l.takeBack(m, piece, cause{reason: wire.ReasonReturned, counted: true, silent: true})
 		return wire.CodeStaleEpoch
 	}
 	return wire.CodeOK
+}
+
+// gap is the lowest record that is not finished and not leased to the session, where the
+// partition is one scope. Claims ascend: what the search has passed it does not look at again.
+func (l *Leader) gap(a *attachment, m *member) wire.Offset {
+	if !l.keeps(RuleGap) {
+		return l.end
+	}
+	a.gap = l.g.Done.Next(max(a.gap, l.g.Done.Floor()))
+	for a.gap < l.end && (l.lettered[a.gap] || m.leases.find(a.gap) != nil) {
+		a.gap = l.g.Done.Next(a.gap + 1)
+	}
+	return a.gap
 }

@@ -66,8 +66,8 @@ func (l *Leader) giveWaiting(misses *int) bool {
 	for *misses < maxMisses {
 		ring := l.ring.len() > 0
 		if ring && l.redo.len() > 0 {
-			ring = l.turn&1 == 0
-			l.turn++
+			ring = l.ringNext
+			l.ringNext = !ring
 		}
 		switch {
 		case ring:
@@ -292,6 +292,13 @@ func (l *Leader) scanSingle(p *Place, stop wire.Offset) {
 		if l.isParked(destinationScope) {
 			return
 		}
+		known, _ := l.g.Record(l.scan)
+		// Taken back under another leader: its rest begins anew.
+		if due := l.start + time.Duration(known.DelayMs)*time.Millisecond; known.DelayMs > 0 && due > l.now {
+			l.hold = due
+			l.timers.push(timer{at: due, wake: true})
+			return
+		}
 		m := l.best()
 		if m == nil {
 			return
@@ -300,7 +307,6 @@ func (l *Leader) scanSingle(p *Place, stop wire.Offset) {
 		if l.plain(l.scan) && l.g.Settings.Mode == wire.ModeStream {
 			to = l.g.Done.Following(l.scan, min(stop, l.scan+wire.Offset(l.free(m))))
 		}
-		known, _ := l.g.Record(l.scan)
 		l.grant(m, p, l.scan, to, known)
 		l.scan = to
 	}
@@ -356,7 +362,11 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 			if l.stays(h) {
 				continue
 			}
-			if s := l.scopes[h]; s != nil {
+			s := l.scopes[h]
+			if s == nil && !plain && l.isParked(h) {
+				s = l.newScope(h)
+			}
+			if s != nil {
 				s.note(o)
 				l.ready(s)
 				continue
@@ -370,6 +380,8 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 					continue
 				}
 			}
+		} else if !plain && l.isParked(Scope(o)) {
+			continue
 		} else if known.DelayMs > 0 {
 			if due := l.start + time.Duration(known.DelayMs)*time.Millisecond; due > l.now {
 				l.timers.push(timer{at: due, record: o, round: l.round})

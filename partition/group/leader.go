@@ -49,6 +49,7 @@ type Leader struct {
 	draining []*member               // that leave when they hold nothing
 	eligible []*member               // that have room for more
 	turn     int                     // where the search for a member with room begins
+	ringNext bool                    // the next waiting record comes from ring, if redo has some, too
 
 	// scan is the lowest record that was not looked at; ahead are leases from there on.
 	scan    wire.Offset
@@ -335,6 +336,12 @@ func (l *Leader) room(m *member) {
 // last search ended.
 func (l *Leader) best() *member {
 	const few = 64
+	if only := l.only(); only != nil {
+		if only.place == 0 || only.suspect && !l.keeps(RuleSuspect) || !l.may(only) {
+			return nil
+		}
+		return only
+	}
 	var found *member
 	n := len(l.eligible)
 	for i := range min(n, few) {
@@ -353,6 +360,19 @@ func (l *Leader) best() *member {
 		l.turn = (l.turn + 1) % n
 	}
 	return found
+}
+
+// only is the one member that may have something, where the partition is one scope and
+// there is such a one: it is found among any number of others.
+func (l *Leader) only() *member {
+	switch {
+	case l.kind != single || !l.keeps(RuleActive):
+	case l.sticky():
+		return l.members[l.g.Active]
+	case l.holder != nil && !l.holder.leases.empty() && l.keeps(RuleSameHolder):
+		return l.holder
+	}
+	return nil
 }
 
 // Turn does what is due at now: timers, attaches, deliveries. Applied is the index of the

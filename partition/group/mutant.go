@@ -30,6 +30,8 @@ const (
 	RuleFence
 	// RuleKeepEpoch: a lease that is claimed keeps its epoch.
 	RuleKeepEpoch
+	// RuleGap: where the partition is one scope, a claim counts only with all before it.
+	RuleGap
 	// RuleUnclaimed: what was given here and is not claimed was lost, and is returned.
 	RuleUnclaimed
 	// RuleHorizon: nothing at or above the horizon is given.
