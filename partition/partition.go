@@ -738,8 +738,6 @@ func codeOf(err error) wire.ErrorCode {
 		return wire.CodeDiskFull
 	case errors.As(err, &code):
 		return code
-	case errors.Is(err, log.ErrFenced):
-		return wire.CodePartitionFenced
 	}
-	return wire.CodeUnavailable
+	return wire.CodeUnavailable // or fenced: whoever asks again hears it
 }

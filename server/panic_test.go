@@ -242,3 +242,29 @@ func TestAFailedStartLeavesNothingOpen(t *testing.T) {
 		})
 	}
 }
+
+// A leader that fails and has others behind it does not say that all is over: what is not
+// answered is asked of the next one.
+func TestRuleL9_WhatAFencedLeaderOwesIsAskedOfTheNext(t *testing.T) {
+	all := startThree(t)
+	createGroup(t, all[0].Addr(), wire.GroupSettings{Mode: wire.ModeShared})
+	eventually(t, "a leader", func() bool { return leaderOf(all) != nil })
+	old := leaderOf(all)
+	d, _ := old.broker.View().Destination("jobs")
+	r := old.broker.local(d.ID, 0)
+	done := make(outcomes, 1)
+	owned(&r.owner, func() {
+		require.NoError(t, r.Append(testAppend(t, done)))
+		r.clock = func() time.Time { panic("clock") }
+	})
+	r.Kick(true)
+	select {
+	case code := <-done:
+		require.Equal(t, wire.CodeUnavailable, code)
+	case <-time.After(time.Minute):
+		require.Fail(t, "the batch is never answered")
+	}
+	require.Equal(t, wire.PartitionFenced, r.State())
+	eventually(t, "another leader", func() bool { s := leaderOf(all); return s != nil && s != old })
+	produceKeyed(t, old.Addr(), "a")
+}

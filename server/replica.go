@@ -266,12 +266,18 @@ func (r *partitionReplica) wake() {
 	r.spareParked = woken
 }
 
-// fence stops serving after a storage error or a panic. The log has recorded it.
+// fence stops serving after a storage error or a panic. The log has recorded it. Where
+// there are other replicas one of them takes over, and knows what became of that which is
+// not answered.
 func (r *partitionReplica) fence(err error) {
 	if r.status.Swap(uint32(wire.PartitionFenced)) != uint32(wire.PartitionFenced) {
-		r.shut(&wire.Error{Code: wire.CodePartitionFenced, Detail: err.Error()})
+		code := wire.CodePartitionFenced
+		if !r.alone {
+			code = wire.CodeUnavailable
+		}
+		r.shut(&wire.Error{Code: code, Detail: err.Error()})
 		r.logger.Error("partition fenced; it stays down until its cause is mended and the broker restarts", "err", corruptAdvice(err, r.dir))
-		r.part.Close(wire.CodePartitionFenced)
+		r.part.Close(code)
 		r.endConfirms()
 		r.wake()
 		if r.inbox != nil {

@@ -465,8 +465,11 @@ func (k *link) next(g *gather) (more bool) {
 		return false
 	}
 	if k.replica.State() == wire.PartitionFenced {
-		why := k.replica.info().Problem
-		s.closeLink(k, wire.ErrorBody{Code: wire.CodePartitionFenced, Detail: cmp.Or(why, "the partition stopped after a storage error")})
+		code, why := wire.CodePartitionFenced, k.replica.info().Problem
+		if len(k.handle.dest.Partitions[k.handle.key.partition].Replicas) > 1 {
+			code = wire.CodeUnavailable // another replica takes over
+		}
+		s.closeLink(k, wire.ErrorBody{Code: code, Detail: cmp.Or(why, "the partition stopped after a storage error")})
 		return false
 	}
 	mark := k.log.Watermark()
