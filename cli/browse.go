@@ -15,7 +15,7 @@ import (
 // browsedRunes is how much of a key or value the table shows.
 const browsedRunes = 48
 
-// browsedJSON is one record of browse --json.
+// browsedJSON is one record of browse -o json.
 type browsedJSON struct {
 	Group      string `json:"group,omitempty"`
 	State      string `json:"state,omitempty"`
@@ -41,7 +41,7 @@ func (a *app) browseCommand() *cobra.Command {
 Without --group it is the queue's only group, or, if it has none, and of topics, what is there. Why a record is not moving
 says lockstep explain.`,
 		Example: `  lockstep browse orders
-  lockstep browse orders --group billing --limit 5 --json
+  lockstep browse orders --group billing --limit 5 -o json
   lockstep browse events --from 1000 --partition 2`,
 		Args:              exactArgs("DEST"),
 		ValidArgsFunction: a.completeDestinations(0),
@@ -54,7 +54,7 @@ says lockstep explain.`,
 	flags.Uint64Var(&o.From, "from", 0, "begin at this `offset`, in each partition")
 	withoutDefault(flags, "from")
 	partitions := flags.UintSlice("partition", nil, "look only at the partition with this `number`; may be repeated")
-	asJSON := flags.Bool("json", false, "print one object a line")
+	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if o.Limit < 0 {
 			return usagef(c, "flag --limit: %d is negative", o.Limit)
@@ -65,7 +65,7 @@ says lockstep explain.`,
 			}
 			o.Partitions = append(o.Partitions, uint32(n))
 		}
-		return a.browse(c, args[0], o, *asJSON)
+		return a.browse(c, args[0], o, output.value == "json")
 	}
 	return c
 }
@@ -110,7 +110,7 @@ func (a *app) browse(c *cobra.Command, destination string, o client.BrowseOption
 			row = append(row[:2:2], append([]string{state, strconv.Itoa(r.Deliveries), strconv.Itoa(r.Attempts), holderName(r.Holder)}, row[2:]...)...)
 		}
 		if rows = append(rows, row); len(rows) == maxBrowsedRows {
-			return fmt.Errorf("browse %q: more than %d records do not fit into one table; print them with --json, or fewer with --limit", destination, maxBrowsedRows)
+			return fmt.Errorf("browse %q: more than %d records do not fit into one table; print them with -o json, or fewer with --limit", destination, maxBrowsedRows)
 		}
 	}
 	if asJSON {

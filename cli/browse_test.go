@@ -20,7 +20,7 @@ func TestBrowsePrintsAndLeavesRecords(t *testing.T) {
 			must(t, sh, "browse", "orders", "--limit", "1"))
 	}
 	require.Regexp(t, `^\{"partition":0,"offset":2,"epoch":\d+,"timestamp":"[^"]+","key":"a","value":"3","group":"billing","state":"(waiting|returned)"`,
-		must(t, sh, "browse", "orders", "--from", "2", "--json"))
+		must(t, sh, "browse", "orders", "--from", "2", "-o", "json"))
 	require.Equal(t, "2\n3\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "2"))
 	require.Equal(t, "PARTITION  OFFSET  KEY  BYTES  VALUE\n", must(t, sh, "browse", "orders"))
 	got := sh.run(context.Background(), "browse", "orders", "--limit", "-1")

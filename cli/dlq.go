@@ -260,8 +260,8 @@ func (a *app) showLetter(destination string, l *client.Letter, asJSON bool) erro
 	if l.Text != "" {
 		why += ": " + oneLine(l.Text)
 	}
-	fmt.Fprintf(a.stdout, "%s/%d@%d  from %s/%d@%d, group %s, %s\n  %s, delivered %d times, failed %d times\n", destination, l.Partition, l.Offset,
-		l.Origin, l.OriginPartition, l.OriginOffset, l.Group, why, l.AppendTime.Format(time.RFC3339), l.Deliveries, l.Attempts)
+	fmt.Fprintf(a.stdout, "%s/%d@%d  from %s/%d@%d, group %s, %s\n  %s, delivered %s, failed %s\n", destination, l.Partition, l.Offset,
+		l.Origin, l.OriginPartition, l.OriginOffset, l.Group, why, l.AppendTime.Format(time.RFC3339), plural(int64(l.Deliveries), "time"), plural(int64(l.Attempts), "time"))
 	if r.Key != nil {
 		fmt.Fprintf(a.stdout, "  key:   %q\n", r.Key)
 	}

@@ -118,14 +118,14 @@ func TestDeadLettersAreListedShownRedrivenAndPurged(t *testing.T) {
 	must(t, sh, "queue", "create", "orders.dead")
 	got := sh.run(context.Background(), "consume", "orders", "-g", "billing", "--mode", "serial", "-c", "3", "--parallel", "1", "--exec", "echo no such customer >&2; exit 1")
 	require.Equal(t, 0, got.code, got.stderr)
-	require.Contains(t, must(t, sh, "group", "describe", "orders", "billing"), `after 1 attempts a record goes to "orders.dead" (as orders says)`)
+	require.Contains(t, must(t, sh, "group", "describe", "orders", "billing"), `after 1 attempt a record goes to "orders.dead" (as orders says)`)
 
 	require.Eventually(t, func() bool {
 		return strings.Contains(sh.run(context.Background(), "dlq", "redrive", "orders.dead", "--dry-run").stdout, "would redrive 3 letters\n")
 	}, 30*time.Second, 50*time.Millisecond)
 	require.Regexp(t, `orders.dead +orders +3 .* ago +0`, must(t, sh, "dlq", "ls"))
 	require.Regexp(t, `^orders.dead/0@0  from orders/0@0, group billing, delivery limit.*
-  .*, delivered 1 times, failed 1 times
+  .*, delivered 1 time, failed 1 time
   key:   "a"
   trace: "7"
   value: "1"

@@ -205,6 +205,9 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		if noun == "" {
 			noun = "destination"
 		}
+		if strings.HasPrefix(f.destination, "$tmp/") {
+			return fmt.Sprintf("there is no temporary queue %q: it ends with the connection that has made it, or with its broker", f.destination)
+		}
 		if code == wire.CodeDestinationGone {
 			return fmt.Sprintf("%s %q was deleted while it was in use; create it again with: %s create %s", noun, f.destination, command, name)
 		}
@@ -323,7 +326,7 @@ func cause(err error) error {
 	}
 	inner := value.Unwrap()
 	switch value.GetFlag().Value.Type() {
-	case "int", "int64", "uint", "uint8", "uint16", "uint32", "uint64", "uintSlice":
+	case "int", "int64", "uint", "uint8", "uint16", "uint32", "uint64", "uintSlice", "intSlice":
 		return fmt.Errorf("%q is not a whole number in range", value.GetValue())
 	case "bool":
 		return fmt.Errorf("%q is neither true nor false", value.GetValue())

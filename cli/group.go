@@ -121,9 +121,14 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 	fmt.Fprintf(a.stdout, "%s of %s: %s, binding %s, session timeout %s, ack wait %s, backoff %s to %s", g.Name, g.Destination, modeText(s), s.Binding,
 		ms(s.SessionMs), ms(s.AckWaitMs), ms(s.BackoffMs), ms(s.BackoffMaxMs))
 	if s.DeliveryLimit > 0 {
-		fmt.Fprintf(a.stdout, ", after %d attempts %s", s.DeliveryLimit, letterText(s))
-		if o := &g.Own; o.DeliveryLimit != s.DeliveryLimit || o.DeadLetterMode == 0 && o.DeadLetter == "" {
+		fmt.Fprintf(a.stdout, ", after %s %s", plural(int64(s.DeliveryLimit), "attempt"), letterText(s))
+		switch limit, letters := g.Own.DeliveryLimit == s.DeliveryLimit, g.Own.DeadLetterMode != 0 || g.Own.DeadLetter != ""; {
+		case !limit && !letters:
 			fmt.Fprintf(a.stdout, " (as %s says)", g.Destination)
+		case !limit:
+			fmt.Fprintf(a.stdout, " (the number as %s says)", g.Destination)
+		case !letters:
+			fmt.Fprintf(a.stdout, " (where to as %s says)", g.Destination)
 		}
 	}
 	if g.Paused {

@@ -151,12 +151,16 @@ func (a *app) showKey(s *wire.ScopeResponse, destination, what string, partition
 	}
 	switch {
 	case s.Known:
-		fmt.Fprintf(a.stdout, "%s: next is %s/%d@%d, delivered %d times, failed %d times\n", what, destination, partition, s.Offset, s.Deliveries, s.Attempts)
+		fmt.Fprintf(a.stdout, "%s: next is %s/%d@%d, delivered %s, failed %s\n", what, destination, partition, s.Offset, plural(int64(s.Deliveries), "time"), plural(int64(s.Attempts), "time"))
 	default:
 		fmt.Fprintf(a.stdout, "%s in %s/%d: the group is done with every record of it\n", what, destination, partition)
 	}
 	if s.Parked {
-		fmt.Fprintf(a.stdout, "parked: %s\n", s.Reason)
+		text := "parked"
+		if s.Reason != "" {
+			text += ": " + s.Reason
+		}
+		fmt.Fprintln(a.stdout, text)
 	}
 	for _, r := range s.Reasons {
 		if _, err := fmt.Fprintf(a.stdout, "%s [%s]\n", r.Text, r.Code); err != nil {

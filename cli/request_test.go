@@ -125,6 +125,14 @@ func TestARequestThatNobodyAnswersSaysWhy(t *testing.T) {
 	require.Contains(t, got.stderr, "record is too large")
 }
 
+func TestATemporaryQueueThatIsGoneIsNotToBeCreated(t *testing.T) {
+	address, _ := startServer(t)
+	name := "$tmp/1/00112233445566778899aabbccddeeff"
+	got := at(address, "x\n").run(context.Background(), "produce", name)
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "there is no temporary queue \""+name+"\": it ends with the connection that has made it")
+}
+
 func TestFlagsOfRequestsAreChecked(t *testing.T) {
 	for _, test := range []struct{ args, text string }{
 		{"reply orders", "give the command that answers: --exec COMMAND"},

@@ -71,6 +71,8 @@ SIGKILL once, or SIGSTOP and a while later SIGCONT, at moments that --seed draws
 			return usagef(c, "--records and --for exclude each other")
 		case o.Steady && len(o.Kill)+len(o.Pause) > 0:
 			return usagef(c, "--steady says that nothing fails; leave out --kill and --pause")
+		case flags.Changed("records") && o.Records < 1, flags.Changed("keys") && o.Keys < 1, flags.Changed("consumers") && o.Consumers < 1, flags.Changed("parallel") && o.Workers < 1:
+			return usagef(c, "--records, --keys, --consumers and --parallel are at least 1")
 		case *nack < 0 || *nack > 90:
 			return usagef(c, "flag --nack: %g is not between 0 and 90", *nack)
 		}

@@ -43,7 +43,9 @@ func TestVerify(t *testing.T) {
 		{[]string{"--for", "1s", "-n", "5"}, "--records and --for exclude each other"},
 		{[]string{"--nack", "95"}, "flag --nack: 95 is not between 0 and 90"},
 		{[]string{"a", "b"}, `takes one DEST, not also "b"`},
-		{[]string{"--keys", "-1"}, "keys -1: at least 1"},
+		{[]string{"--keys", "0"}, "are at least 1"},
+		{[]string{"--records", "0"}, "are at least 1"},
+		{[]string{"--kill", "1x"}, `flag --kill: "1x" is not a whole number in range`},
 	} {
 		got := sh.run(t.Context(), append([]string{"verify"}, test.args...)...)
 		require.Equal(t, 2, got.code, got)
