@@ -102,6 +102,11 @@ func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 		l.pass(o, o+1)
 		return false, false
 	}
+	if p.Damaged {
+		l.readAgain(o)
+		l.timers.push(timer{at: l.now + rereadPause, record: o, round: l.round})
+		return false, false
+	}
 	if l.kind == hashed && l.hashOf(p, o) != 0 {
 		return false, false
 	}
@@ -202,6 +207,10 @@ func (l *Leader) giveScanned(budget *int) bool {
 		l.scan = stop
 	case p.Damaged:
 		l.unread = stop
+		if l.kind != shared { // nobody knows what is behind a record of which the scope is not known
+			l.readAgain(l.scan)
+			return false
+		}
 		l.scan = stop
 	case l.kind == shared:
 		l.scanShared(p, stop)
@@ -215,6 +224,18 @@ func (l *Leader) giveScanned(budget *int) bool {
 		l.ahead.remove(0, l.scan)
 	}
 	return l.scan > before
+}
+
+// rereadPause is when a record that could not be read, and holds up others, is looked for again.
+const rereadPause = time.Second
+
+// readAgain has a batch looked for again in a while: another replica may have repaired it.
+func (l *Leader) readAgain(o wire.Offset) {
+	if l.reread <= l.now {
+		l.reread = l.now + rereadPause
+		l.timers.push(timer{at: l.reread, wake: true})
+		l.wantScan(o)
+	}
 }
 
 // plain reports whether nothing is known of any record from o on, except of some that they

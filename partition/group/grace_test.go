@@ -114,7 +114,11 @@ func TestRule10_WithDamagedRecordsAllKeysWait(t *testing.T) {
 	r.settle()
 	require.Empty(t, b.offsets())
 	expire(r, b)
-	require.Equal(t, []wire.Offset{2}, b.offsets())
+	require.Empty(t, b.offsets(), "one of the damaged ones may have the same key")
+	r.places[0].Damaged = false
+	r.pass(rereadPause)
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 1, 2}, b.offsets())
 }
 
 // A group whose scope is the whole partition waits as long as something is unfinished.

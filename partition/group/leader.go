@@ -64,7 +64,8 @@ type Leader struct {
 	of      offsets.Map[scope] // leased records of scopes
 	ring    fifo[*scope]       // that have a record to give
 	spare   []*scope
-	unread  wire.Offset   // ends of damaged ranges passed
+	unread  wire.Offset   // end of the last damaged range that was met
+	reread  time.Duration // when one that holds up others may be looked for again
 	hold    time.Duration // nothing goes out before, where the partition is one scope
 	holder  *member       // that was given something last
 	row     int           // records that it was given since it is

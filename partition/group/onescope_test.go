@@ -142,3 +142,32 @@ func TestRule30_AParkedScopeStandsStillFromTheOrderOn(t *testing.T) {
 		require.Equal(t, []wire.Offset{0}, a.offsets())
 	}
 }
+
+// A record that cannot be read holds up its scope, and as nobody knows which that is, what
+// lies behind it, until it is repaired, or an operator has it skipped. A shared group goes on.
+func TestNothingOvertakesARecordThatCannotBeRead(t *testing.T) {
+	for _, s := range append(oneScope, keyGroup, sharedGroup) {
+		for _, skipped := range []bool{false, true} {
+			r := newRig(t, s)
+			r.produce(1)
+			r.produce(2)
+			r.places[0].Damaged = true
+			a := r.attach('A', 1, 5)
+			if s.Mode == wire.ModeShared {
+				require.Equal(t, []wire.Offset{1}, a.offsets())
+				continue
+			}
+			require.Empty(t, a.offsets(), "mode %v", s.Mode)
+			if skipped {
+				r.leader.Settle([]Span{{0, 1}}, nil, func(err error) { require.NoError(t, err) })
+				r.settle()
+				require.Equal(t, []wire.Offset{1}, a.offsets())
+				continue
+			}
+			r.places[0].Damaged = false // another replica has it
+			r.pass(rereadPause)
+			r.settle()
+			require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+		}
+	}
+}

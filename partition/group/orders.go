@@ -204,7 +204,7 @@ func (l *Leader) known() {
 }
 
 // Damaged says that the records [from, to) cannot be read: what is leased of them goes
-// back, and none is given out.
+// back, with what lies behind it in its scope, and none is given out.
 func (l *Leader) Damaged(from, to wire.Offset) {
 	for _, m := range l.members {
 		for _, r := range m.leases.held(from) {
@@ -212,7 +212,15 @@ func (l *Leader) Damaged(from, to wire.Offset) {
 				break
 			}
 			r.to = min(r.to, to)
-			l.takeBack(m, r, cause{reason: wire.ReasonReturned, silent: true})
+			if l.kind == shared {
+				l.takeBack(m, r, cause{reason: wire.ReasonReturned, silent: true})
+				continue
+			}
+			for o := r.from; o < r.to; o++ {
+				if one, ok := m.leases.within(o, o+1); ok && one.state == held {
+					l.giveBack(m, one, cause{reason: wire.ReasonReturned}) // it may have some of what is behind
+				}
+			}
 		}
 	}
 }
