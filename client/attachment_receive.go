@@ -47,7 +47,7 @@ func (at *attachment) receive(s *session, body []byte) error {
 		batch := batchOf{at: at, info: info}
 		if err := batch.open(b); err != nil {
 			c.mu.Lock()
-			at.damaged(s, grants[:n], err)
+			batch.damaged(s, grants[:n], err)
 			c.mu.Unlock()
 		} else {
 			batch.read(s, grants[:n])
@@ -76,17 +76,6 @@ func (at *attachment) receiveRun(s *session, m *wire.GroupDeliver) error {
 	return nil
 }
 
-// damaged gives back records whose bytes do not match their checksum, and reports them.
-func (at *attachment) damaged(s *session, grants []wire.Grant, err error) {
-	at.consumer.conn.options.logger.Error("records arrived damaged", "destination", at.consumer.destination, "partition", at.partition, "error", err)
-	for _, g := range grants {
-		if s.speaks(wire.OpReportDamage) == nil {
-			s.tell(wire.OpReportDamage, 0, &wire.ReportDamage{Handle: at.handle, Offset: g.Offset})
-		}
-		at.say(wire.Outcome{Offset: g.Offset, Count: g.Count, Epoch: g.Epoch, Kind: wire.OutcomeNack, DelayMs: milliseconds(damageDelay), Text: "damaged"})
-	}
-}
-
 // batchOf reads the records of one batch.
 type batchOf struct {
 	at      *attachment
@@ -100,13 +89,14 @@ type batchOf struct {
 // open verifies a batch.
 func (b *batchOf) open(body wire.BodyBatch) error {
 	var err error
-	if b.info, err = wire.VerifyBatch(body.Batch); err != nil {
-		return err
-	}
-	if b.indexed = len(body.Index) > 0; b.indexed {
+	if len(body.Index) > 0 { // first: it says of which keys a damaged batch is
 		if b.index, err = wire.ParseRecordIndex(body.Index); err != nil {
 			return err
 		}
+		b.indexed = true
+	}
+	if _, err = wire.VerifyBatch(body.Batch); err != nil {
+		return err
 	}
 	section := wire.Records(body.Batch)
 	if b.info.Codec != NoCompression {
@@ -116,6 +106,32 @@ func (b *batchOf) open(body wire.BodyBatch) error {
 	}
 	b.reader.Reset(&b.info, section)
 	return nil
+}
+
+// damaged gives back records whose bytes do not match their checksum, and reports them. They
+// are held until that is confirmed: they are claimed, and what lies behind them in their
+// scope, as far as that is known, waits. Consumer.mu is held.
+func (b *batchOf) damaged(s *session, grants []wire.Grant, err error) {
+	at := b.at
+	if at.session != s {
+		return
+	}
+	at.consumer.conn.options.logger.Error("records arrived damaged", "destination", at.consumer.destination, "partition", at.partition, "error", err)
+	base := b.info.BaseOffset
+	if b.run != nil {
+		base = b.run.Base()
+	}
+	for _, g := range grants {
+		if s.speaks(wire.OpReportDamage) == nil {
+			s.tell(wire.OpReportDamage, 0, &wire.ReportDamage{Handle: at.handle, Offset: g.Offset})
+		}
+		for o := g.Offset; o < g.Offset+wire.Offset(g.Count); o++ {
+			d := &Delivery{at: at, epoch: g.Epoch, scope: b.scope(int(o - base))}
+			d.Partition, d.Offset = at.partition, uint64(o)
+			at.admit(d)
+			d.conclude(wire.OutcomeNack, milliseconds(damageDelay), "damaged")
+		}
+	}
 }
 
 // slab is how many deliveries are allocated at once.
@@ -146,7 +162,7 @@ func (b *batchOf) read(s *session, grants []wire.Grant) {
 			if err := b.run.Check(i, &view); err != nil {
 				g.Count -= uint32(view.Offset - g.Offset) // those before it are handed out
 				g.Offset = view.Offset
-				at.damaged(s, grants, err)
+				b.damaged(s, grants, err)
 				grants = nil
 				break
 			}
@@ -165,7 +181,7 @@ func (b *batchOf) read(s *session, grants []wire.Grant) {
 		}
 	}
 	if len(grants) > 0 {
-		at.damaged(s, grants, b.reader.Err())
+		b.damaged(s, grants, b.reader.Err())
 	}
 	if c.paused { // it was on its way when that was said
 		at.releaseQueued()

@@ -675,3 +675,32 @@ func TestDamagedRecordsAreReportedAndGivenBack(t *testing.T) {
 	g.deliver(11, fakeEpoch, "")
 	require.Equal(t, uint64(11), next(t, c).Offset)
 }
+
+// Rules 16, 24: a record that arrived damaged holds up what lies behind it in its scope, and
+// is claimed, until it is confirmed that it goes back.
+func TestRule24_NothingOvertakesARecordThatArrivedDamaged(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	var builder wire.BatchBuilder
+	builder.Reset(true)
+	builder.Append(1, 0, []byte("a"), []byte("value"), nil, xxhash.Sum64String("a"))
+	batch, index := builder.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, wire.CodecNone, nil)
+	wire.PatchBatch(batch, 10, fakeTerm)
+	body := wire.AppendBodyBatch(nil, index, batch)
+	body[len(body)-2] ^= 1
+	g.send(wire.OpGroupDeliver, &wire.GroupDeliver{Kind: wire.DeliverBatches, Grants: []wire.Grant{{Offset: 10, Count: 1, Epoch: fakeEpoch}}, Bytes: body})
+	o := g.said(wire.OutcomeNack, 10, fakeEpoch)
+	g.deliver(11, fakeEpoch, "a")
+	g.deliver(12, fakeEpoch, "b")
+	require.EqualValues(t, 12, next(t, c).Offset)
+	c.mu.Lock()
+	claims := c.attachments[0].claims()
+	c.mu.Unlock()
+	require.Equal(t, wire.OutcomeNack, claims[0].Kind)
+	require.EqualValues(t, 10, claims[0].Offset)
+	g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{{Offset: 11, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonReturned}}})
+	g.answer(o, wire.CodeOK)
+	g.deliver(10, fakeEpoch+1, "a", "a")
+	require.EqualValues(t, 10, next(t, c).Offset)
+	none(t, c)
+}
