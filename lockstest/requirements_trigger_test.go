@@ -81,29 +81,37 @@ func (s *stage) prefetch(t *testing.T) {
 }
 
 // oneAtATime has three members that handle one record at a time each, though more lie
-// ready for them.
+// ready for them, and no two of them records of one publisher.
 func (s *stage) oneAtATime(t *testing.T) {
 	const members, records = 3, 90
 	queue := s.queue(t, 1)
 	s.group(t, queue, byPublisher)
 	var values []string
 	for i := range records {
-		values = append(values, fmt.Sprintf("%c%d", 'A'+i%9, i))
+		values = append(values, fmt.Sprintf("%c%d", 'A'+i/10, i))
 	}
-	s.by(t, queue, values...)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
+	sent := make(chan struct{})
 	var handled atomic.Int64
 	var running sync.WaitGroup
-	var busy, most [members]atomic.Int64
+	var busy, most, did [members]atomic.Int64
+	var publishers [9]atomic.Int64 // records at work
 	for m := range members {
 		c := s.join(t, queue, client.Prefetch(4))
 		running.Go(func() {
-			err := c.Run(ctx, func(context.Context, *client.Delivery) error {
+			err := c.Run(ctx, func(_ context.Context, d *client.Delivery) error {
+				<-sent // until then each has taken what it has room for
 				n := busy[m].Add(1)
 				defer busy[m].Add(-1)
 				most[m].Store(max(most[m].Load(), n))
+				publisher := &publishers[d.Value[0]-'A']
+				defer publisher.Add(-1)
+				if n := publisher.Add(1); n > 1 {
+					t.Errorf("%d records of the publisher of %s are at work", n, d.Value)
+				}
 				time.Sleep(200 * time.Microsecond) // work, during which a second one could begin
+				did[m].Add(1)
 				if handled.Add(1) == records {
 					stop()
 				}
@@ -115,9 +123,12 @@ func (s *stage) oneAtATime(t *testing.T) {
 			leave(t, c)
 		})
 	}
+	s.by(t, queue, values...)
+	close(sent)
 	running.Wait()
 	require.EqualValues(t, records, handled.Load())
 	for m := range members {
+		require.Positive(t, did[m].Load(), "member %d had nothing to do", m)
 		require.LessOrEqual(t, most[m].Load(), int64(1), "member %d", m)
 	}
 }
