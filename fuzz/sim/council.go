@@ -340,7 +340,7 @@ func (s *seat) removed() {
 	c := s.council
 	for _, sh := range c.order {
 		for _, id := range sh.voters {
-			if c.owners[id].node == s.node && !sh.deleted {
+			if _, named := s.view().DestinationByID(sh.destination); c.owners[id].node == s.node && named {
 				c.fleet.fail("%s is no member any more, and holds voter %d of %s", s, id, sh)
 			}
 		}
