@@ -164,6 +164,7 @@ func TestServeRefusesToStart(t *testing.T) {
 func TestServeRefusesVariablesThatAreNoSettings(t *testing.T) {
 	for _, c := range []struct{ variable, want string }{
 		{"LOCKSTEP_LISTN", "lockstep: environment variable LOCKSTEP_LISTN is no setting; did you mean LOCKSTEP_LISTEN? (see lockstep serve --help)\n"},
+		{"LOCKSTEP_RAKC", "lockstep: environment variable LOCKSTEP_RAKC is no setting; did you mean LOCKSTEP_RACK? (see lockstep serve --help)\n"},
 		{"LOCKSTEP_QUORUM_SIZE", "lockstep: environment variable LOCKSTEP_QUORUM_SIZE is no setting; remove it (see lockstep serve --help)\n"},
 	} {
 		got := shell{env: map[string]string{c.variable: "x", "LOCKSTEP_SERVER": "a:1", "LOCKSTEP_TEST_X": "1", "LOCKSTEP_BENCH_DIR": "/tmp", "OTHER": ""}}.
