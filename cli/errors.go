@@ -82,9 +82,29 @@ func oneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }
 
+// brokerError is how a broker did not start, or ended. The server says what to do
+// about it, and the way to a broker that clients take is not what failed.
+type brokerError struct{ err error }
+
+// Error keeps all that the server says, without the name of a code among it.
+func (e *brokerError) Error() string {
+	text := e.err.Error()
+	var known *wire.Error
+	if errors.As(e.err, &known) && known.Detail != "" {
+		text = strings.ReplaceAll(text, known.Error(), known.Detail)
+	}
+	return text
+}
+
+func (e *brokerError) Unwrap() error { return e.err }
+
 // explain is the one place that turns an error into what happened, to what, and
 // what to do next.
 func (a *app) explain(err error) string {
+	var broker *brokerError
+	if errors.As(err, &broker) {
+		return broker.Error()
+	}
 	var f *failure
 	if !errors.As(err, &f) {
 		f = &failure{err: err}

@@ -192,7 +192,7 @@ func (a *app) serve(ctx context.Context, cfg server.Config, logFormat string) er
 		if errors.Is(context.Cause(ctx), errInterrupted) {
 			return nil
 		}
-		return err // server says what to do about it
+		return &brokerError{err}
 	}
 	if logFormat == "json" {
 		cfg.Logger.Info("ready", "address", broker.Addr(), "http", broker.HTTPAddr(), "data", cfg.DataDir, "partitions_down", len(broker.Down()))
@@ -210,7 +210,10 @@ func (a *app) serve(ctx context.Context, cfg server.Config, logFormat string) er
 	if err := broker.Close(closing); err != nil && failed == nil {
 		failed = fmt.Errorf("stop the broker: %w", err)
 	}
-	return failed
+	if failed != nil {
+		return &brokerError{failed}
+	}
+	return nil
 }
 
 // readyLine tells where the broker is, which partitions did not come up, and what
