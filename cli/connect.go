@@ -37,6 +37,9 @@ func (a *app) connect(ctx context.Context, opts ...client.Option) (*client.Conn,
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	conn, err := client.Connect(ctx, a.servers, append([]client.Option{client.WithName("lockstep-cli")}, opts...)...)
+	if errors.Is(err, client.ErrDisconnected) {
+		err = &failure{doing: connecting, err: err}
+	}
 	if err != nil {
 		return nil, interruptedOr(ctx, err)
 	}

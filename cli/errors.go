@@ -40,6 +40,9 @@ type failure struct {
 	err         error
 }
 
+// connecting is what failed where no broker has introduced itself; err says so, too.
+const connecting = "connect"
+
 func (e *failure) Error() string {
 	if e.destination == "" {
 		return e.doing + ": " + e.err.Error()
@@ -173,6 +176,10 @@ func (f *failure) explainClient() string {
 		return fmt.Sprintf("%s %q: %v; shorten retention or raise --memory-bytes of the broker, or wait longer with --timeout", f.doing, f.destination, f.err)
 	case errors.Is(f.err, client.ErrDeliveryTimeout):
 		return fmt.Sprintf("%s %q: %v; check the broker, or wait longer with --timeout", f.doing, f.destination, f.err)
+	case errors.Is(f.err, client.ErrDisconnected) && f.doing == connecting:
+		return fmt.Sprintf("%v; check that the broker runs, and that --server names its port for clients (--listen) and not the one for other brokers (--peer-listen)", f.err)
+	case errors.Is(f.err, client.ErrDisconnected) && f.destination == "":
+		return fmt.Sprintf("%v; check that the broker runs", f)
 	case errors.Is(f.err, client.ErrDisconnected):
 		return fmt.Sprintf("%s %q: %v; check that the broker runs", f.doing, f.destination, f.err)
 	}
@@ -252,6 +259,9 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		}
 		return fmt.Sprintf("%q is a %s, not a %s; work with it by: lockstep %s", f.destination, f.kind.other, kind, f.kind.other)
 	case wire.CodeUnknownPartition:
+		if f.destination == "" {
+			return f.text(code) + "; list them with: lockstep partition ls"
+		}
 		return fmt.Sprintf("destination %q has no such partition; list them with: %s describe %s", f.destination, command, name)
 	case wire.CodeOutOfRange:
 		text := f.text(code)
