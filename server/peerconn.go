@@ -250,7 +250,7 @@ func (c *peerConn) preface(b []byte) (used, size int) {
 		}
 	case start == wire.Preface[:n] && c.set.mutant.anyPreface:
 	case start == wire.Preface[:n]:
-		c.bad(errors.New("that is the protocol of the port for clients; connect there"))
+		c.bad(fmt.Errorf("that is the protocol of the port for clients; clients connect to %s", c.set.self.ClientAddress))
 		return 0, 0
 	default:
 		c.bad(fmt.Errorf("not the peer protocol: %s", guessProtocol(b)))

@@ -210,7 +210,9 @@ func TestPeersSayWhatTheyHeard(t *testing.T) {
 // RELIABILITY 6.4, row 40: frames of clients on the peer port, and the reverse, and
 // what is no protocol at all, close the connection without an answer.
 func TestRow40_OtherProtocolsOnThePeerPort(t *testing.T) {
-	n := startPeer(t, testSelf(1))
+	self := testSelf(1)
+	self.ClientAddress = "broker:4150"
+	n := startPeer(t, self)
 	header := func(change func(b []byte)) []byte {
 		b := wire.AppendPeerFrame([]byte(wire.PeerPreface), wire.PeerKindHello, 0, testHello(2, 1))
 		change(b[len(wire.PeerPreface):])
@@ -221,7 +223,7 @@ func TestRow40_OtherProtocolsOnThePeerPort(t *testing.T) {
 		sent []byte
 		hint string
 	}{
-		{"the preface of a client", []byte(wire.Preface), "port for clients"},
+		{"the preface of a client", []byte(wire.Preface), "clients connect to broker:4150"},
 		{"HTTP", []byte("GET / HTTP/1.1\r\n\r\n"), "HTTP"},
 		{"TLS", []byte{0x16, 3, 1, 2, 0, 1, 0, 1}, "TLS"},
 		{"garbage", bytes.Repeat([]byte{0xa5}, 100), "not the peer protocol"},
