@@ -22,12 +22,18 @@ const (
 	joinPause = 500 * time.Millisecond
 )
 
+// notTakenIn is why a node did not join, where it is certain that no member knows it.
+type notTakenIn struct{ error }
+
+func (e notTakenIn) Unwrap() error { return e.error }
+
 // askToJoin asks the members named in cfg.Join, one after the other, to take this node
-// in, until one does, one refuses for good, or joinPatience is over.
+// in, until one does, one refuses for good, or joinPatience is over. Its error is a
+// notTakenIn unless a member may have taken it in and the answer was lost.
 func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 	for _, address := range cfg.Join {
 		if sameAddress(address, cfg.Listen) || sameAddress(address, cfg.Advertise) || sameAddress(address, cfg.PeerListen) {
-			return identity{}, fmt.Errorf("--join %s is the address of this node itself; name a member of the cluster to join", address)
+			return identity{}, notTakenIn{fmt.Errorf("--join %s is the address of this node itself; name a member of the cluster to join", address)}
 		}
 	}
 	request := &wire.JoinRequest{
@@ -38,26 +44,36 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 		request.HTTP = ""
 	}
 	var last error
+	outside := true
+	ended := func(err error) error {
+		if outside {
+			return notTakenIn{err}
+		}
+		return err
+	}
 	for until := time.Now().Add(joinPatience); ; {
 		for _, address := range cfg.Join {
 			answer, err := joinVia(address, request)
-			var known *wire.Error
-			switch {
-			case err == nil:
+			if err == nil {
 				return joined(answer, store), nil
-			case errors.As(err, &known) && !known.Code.Info().Retriable:
-				return identity{}, fmt.Errorf("join via %s: %w", address, err)
+			}
+			var known *wire.Error
+			var dial *net.OpError
+			told := errors.As(err, &known)
+			outside = outside && (told && known.Code.Info().Rejected || errors.As(err, &dial) && dial.Op == "dial")
+			if told && !known.Code.Info().Retriable {
+				return identity{}, ended(fmt.Errorf("join via %s: %w", address, err))
 			}
 			last = fmt.Errorf("join via %s: %w", address, err)
 		}
 		if time.Now().After(until) {
-			return identity{}, fmt.Errorf("%w; nobody took this node in for %s: is one of the members running, and can most of them reach each other?", last, joinPatience)
+			return identity{}, ended(fmt.Errorf("%w; nobody took this node in for %s: is one of the members running, and can most of them reach each other?", last, joinPatience))
 		}
 		cfg.Logger.Info("waiting to be taken in", "err", last)
 		select {
 		case <-time.After(joinPause):
 		case <-cfg.givenUp:
-			return identity{}, fmt.Errorf("%w; this node was told to stop before it was taken in", last)
+			return identity{}, ended(fmt.Errorf("%w; this node was told to stop before it was taken in", last))
 		}
 	}
 }

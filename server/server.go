@@ -37,13 +37,20 @@ type Server struct {
 }
 
 // Start runs a broker. It returns when every partition is open and clients are
-// served; ctx bounds nothing after that. Close stops it.
-func Start(ctx context.Context, cfg Config) (*Server, error) {
-	cfg, err := cfg.withDefaults()
+// served; ctx bounds nothing after that. Close stops it. A start that fails before the
+// node has an identity leaves no data directory where there was none.
+func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
+	cfg, err = cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
 	if cfg.fs == nil {
+		made := lookBefore(cfg.DataDir)
+		defer func() {
+			if err != nil {
+				made.undo(err)
+			}
+		}()
 		if err := prepareDataDir(cfg.DataDir); err != nil {
 			return nil, err
 		}
