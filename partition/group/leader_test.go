@@ -3,6 +3,7 @@ package group
 import (
 	"flag"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -60,6 +61,31 @@ func TestRuleQ3_LettersThatExpiredDoNotCount(t *testing.T) {
 	a.say(wire.OutcomeNack, 2)
 	r.settle()
 	require.Len(t, r.state.Group(1).Letters.Open, 1, "letters about records that are gone do not count")
+}
+
+// With as many dead letters as a partition keeps, open and on their way, a record that has
+// failed too often is tried again.
+func TestDeadLettersThatAreNotWrittenAreBounded(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeShared, DeliveryLimit: 1, DeadLetter: "dead", BackoffMs: 1, BackoffMaxMs: 1})
+	r.leader.letterLimit = 2
+	r.produce(0, 0, 0)
+	a := r.attach('A', 1, 3)
+	for o := range wire.Offset(3) {
+		a.say(wire.OutcomeNack, o)
+	}
+	r.settle()
+	require.Len(t, r.state.Group(1).Letters.Open, 2)
+	r.pass(time.Millisecond)
+	require.Equal(t, []wire.Offset{0, 1, 2, 2}, a.offsets())
+	a.say(wire.OutcomeNack, 2)
+	r.settle()
+	require.Len(t, r.state.Group(1).Letters.Open, 2)
+	r.pass(time.Millisecond)
+	r.leader.LetterWritten(0)
+	r.settle()
+	a.say(wire.OutcomeNack, 2)
+	r.settle()
+	require.Equal(t, wire.Offset(2), r.state.Group(1).Letters.Open[2].Offset)
 }
 
 func TestRule28_AnAckOfADeadLetterIsRefused(t *testing.T) {

@@ -29,11 +29,11 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 	}
 	switch s.DeadLetterMode {
 	case wire.DeadLetterRecord:
-		if len(l.lettered)+len(l.next.letters)+int(r.To-r.From) > l.letterLimit {
+		l.number = max(l.number, l.g.Letters.Next) // those between the two are on their way
+		if len(l.lettered)+int(l.number-l.g.Letters.Next)+int(r.To-r.From) > l.letterLimit {
 			return false
 		}
 		for o := r.From; o < r.To; o++ {
-			l.number = max(l.number, l.g.Letters.Next)
 			one := r
 			one.From, one.To = o, o+1
 			l.next.letters = append(l.next.letters, sent{
