@@ -41,7 +41,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestR_LSN_4' -v -timeout 1h -count 10 -listener.pause 60s
 	go test ./fuzz/groupmodel -run '^TestGroupsModel' -v -timeout 4h -model.more 1 -model.states 20000000 -model.walks 500000 -model.seed 0
 	go test ./fuzz -run '^Test(F1_PowerCutsOf|F10_Disks|F14_Hist|F18_Members)' -v -timeout 2h -fleet.blackouts 1000 -fleet.wipes 200 -fleet.replacements 2000 -fleet.histories 1000
-	go test -tags release ./partition/group -run '^TestTheStateOfMany' -v -size.groups 10000 -size.gaps 10000000
+	go test -tags release ./partition/group -run '^(TestTheStateOfMany|TestReturnedRecordsAreBounded)' -v -size.groups 10000 -size.gaps 10000000 -size.returned
 	go test -tags release ./partition -run '^TestPublishersThat' -v -publishers.seen 1000000
 	go test ./fuzz -run '^TestFile' -v -timeout 1h -file.bytes 1073741824
 	go test ./fuzz -run '^TestKill' -v -timeout 4h -kill.cycles 10000

@@ -264,6 +264,32 @@ func TestADeposedLeaderAnswersNothing(t *testing.T) {
 	require.NotNil(t, again.attached)
 }
 
+// GROUPS 3: an entry of the next leader, applied before this one knows that it is deposed, is
+// not taken for one of its own.
+func TestRule3_AnEntryOfAnotherTermAnswersNobody(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	h.part.Groups().Intend(20, []Intent{intent(7, "workers")})
+	c := h.attach("workers", 1)
+	h.send(-1, 0, 0, 2)
+	h.turns(0)
+	h.log.immediate = false
+	h.ack(c)
+	h.turns(1)
+	require.Len(t, h.log.proposed, 1)
+
+	h.log.proposed = nil // overwritten by the next leader
+	h.log.term, h.log.following = 4, true
+	h.noOp()
+	h.log.applied++
+	h.part.Apply(Entry{Index: h.log.applied, Term: 4, Kind: wire.KindControl, Body: group.AppendHorizon(nil, 7, 1<<20)})
+	require.Empty(t, c.answers)
+	require.Zero(t, h.part.state.Start())
+	h.turns(2)
+	require.ErrorIs(t, c.closed, wire.CodeNotLeader)
+	require.Empty(t, c.answers)
+}
+
 // Whoever waits at a replica that does not lead hears who does.
 func TestWhoWaitsForAGroupIsToldWhoLeads(t *testing.T) {
 	h, _ := newGroups(t)

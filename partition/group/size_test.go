@@ -12,8 +12,9 @@ import (
 )
 
 var (
-	sizeGroups = flag.Int("size.groups", 1000, "groups of TestTheStateOfManyGroupsIsBounded")
-	sizeGaps   = flag.Uint64("size.gaps", 100_000, "acknowledged records of TestTheStateOfManyGapsIsBounded, every second of so many")
+	sizeGroups   = flag.Int("size.groups", 1000, "groups of TestTheStateOfManyGroupsIsBounded")
+	sizeGaps     = flag.Uint64("size.gaps", 100_000, "acknowledged records of TestTheStateOfManyGapsIsBounded, every second of so many")
+	sizeReturned = flag.Bool("size.returned", false, "fill a group with all the returned records that it remembers")
 )
 
 // Limits that the tests hold the state to.
@@ -137,4 +138,28 @@ func binaryName(n uint64) []byte {
 		name = append(name, 'a'+byte(n%26))
 	}
 	return name
+}
+
+// Records that were taken back are forgotten beyond the limit, those first that were taken
+// first: what they were given is stale, and how often is in doubt.
+func TestReturnedRecordsAreBounded(t *testing.T) {
+	if !*sizeReturned {
+		t.Skip("a million runs take seconds; -size.returned")
+	}
+	b := newBook(t, 4*MaxReturned)
+	g := b.group(7, 0)
+	b.apply(AppendHorizon(nil, 7, 4*MaxReturned))
+	for n := range wire.Offset(MaxReturned) {
+		g.returned.put(run{from: 2 * n, to: 2*n + 1, Returned: Returned{Deliveries: 1, Fence: wire.Index(n) + 1}})
+	}
+	b.index = MaxReturned
+	b.apply(AppendOutcomes(nil, 7, nil, []Taken{{Session: session(1), Returns: []Return{{From: 3 * MaxReturned, To: 3*MaxReturned + 1, Deliveries: 1}}}}))
+	require.LessOrEqual(t, g.returned.len(), MaxReturned/2)
+	require.EqualValues(t, MaxReturned/2+1, g.Forgotten)
+	require.Equal(t, wire.CodeStaleEpoch, g.Late(0, g.Forgotten-1))
+	known, _ := g.Record(0)
+	require.Equal(t, Returned{InDoubt: true}, known)
+	known, ok := g.Record(3 * MaxReturned)
+	require.True(t, ok)
+	require.EqualValues(t, 1, known.Deliveries)
 }
