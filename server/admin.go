@@ -271,6 +271,10 @@ func (b *broker) describePartition(d *cluster.Destination, p *cluster.Partition)
 		if l.Unattended {
 			info.Flags |= wire.PartitionUnattended
 		}
+		// Leaders say how far they are now and then, and send their replicas all at once.
+		if on := p.On(b.identity.NodeID); r != nil && on != nil && on.ID == r.replicaID {
+			info.NextOffset = max(info.NextOffset, r.records.Watermark().Next)
+		}
 		return info
 	}
 	if r != nil {

@@ -394,6 +394,25 @@ func TestF10_AWipedNodeIsReplaced(t *testing.T) {
 	c.same("orders", 7)
 }
 
+// A replica knows of records that its leader has not told the other nodes of yet: that is
+// done once a second.
+func TestAFollowerTellsWhatItHas(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 2)
+	c.create(1, "orders", 1, 2)
+	c.fill("orders", 3)
+	c.same("orders", 3)
+	for node := range c.servers {
+		b := c.broker(node)
+		d, _ := b.View().Destination("orders")
+		if l, ok := b.hints.of(&d.Partitions[0]); ok && l.node != node {
+			l.Next = 0
+			b.hints.note(l.node, []wire.PeerLeader{l.PeerLeader}) // as before the first record
+			require.Equal(t, wire.Offset(3), b.Describe(d).Partitions[0].NextOffset)
+		}
+	}
+}
+
 func TestJoiningIsRefusedWithTheReason(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 2)
