@@ -281,6 +281,12 @@ func (c *peerConn) takeHello(h wire.PeerHeader, body []byte) error {
 		c.cause = fmt.Errorf("refused: %s", refused.Detail)
 		if refused.Code != wire.CodeDuplicate {
 			c.set.counters.refused.Add(1)
+		}
+		switch refused.Code {
+		case wire.CodeDuplicate:
+		case wire.CodeNotMember: // it has joined, and this node has not heard of it; or it was removed, and learns that now
+			c.set.logger.Debug("a node's connection is refused", "address", c.remote, "node", c.theirs.Node, "reason", refused.Detail)
+		default:
 			c.set.engine.bad.log("a node's connection is refused", slog.String("address", c.remote), slog.Int("node", int(c.theirs.Node)),
 				slog.Any("reason", refused.Detail))
 		}

@@ -288,6 +288,8 @@ func TestRow41_NodesThatDoNotBelongHere(t *testing.T) {
 			require.Equal(t, c.code, m.Code)
 			require.Contains(t, m.Detail, c.detail)
 			require.Empty(t, r.closed())
+			// One that has just joined is refused until this node hears of it: nothing is wrong.
+			require.Equal(t, c.code != wire.CodeNotMember, strings.Contains(n.log.String(), c.detail))
 		})
 	}
 	require.Empty(t, n.handler.events)
