@@ -108,7 +108,7 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 			w.send("a", "b")
 			w.next(w.join(client.Prefetch(1)))
 			_, row := w.says("no_credit")
-			require.Equal(w.t, "All 1 consumers hold as many records as they asked for.", row.Text)
+			require.Equal(w.t, "The only consumer holds as many records as it asked for.", row.Text)
 			w.says("no_credit", "--offset", "1", "--partition", "0")
 		}},
 		"held": {1, serial, func(w *why) {
@@ -137,7 +137,8 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 		"paused": {1, serial, func(w *why) {
 			w.send("a")
 			must(w.t, at(w.broker.Addr(), ""), "group", "pause", "orders", "g")
-			w.says("paused")
+			text, _ := w.says("paused")
+			require.Contains(w.t, text, "The group is paused. Let it go on with lockstep group resume.")
 		}},
 		"revoking": {1, client.GroupSettings{Mode: client.Serial, RevokeMs: 600_000}, func(w *why) {
 			w.send("a")
@@ -155,7 +156,7 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 				sought <- w.conn.GroupOrder(w.t.Context(), wire.OrderSeek, "orders", 0, "g", &client.SeekRequest{To: "latest"}, &answer)
 			}()
 			_, row := w.says("draining")
-			require.Contains(w.t, row.Text, "1 records are still with consumers")
+			require.Contains(w.t, row.Text, ": 1 record is still with consumers.")
 			require.NoError(w.t, d.Release())
 			require.NoError(w.t, <-sought)
 		}},
@@ -163,7 +164,7 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 			w.send("a")
 			require.NoError(w.t, w.next(w.join()).Nack())
 			_, row := w.says("letter_not_accepted")
-			require.Contains(w.t, row.Text, `1 records have failed too often and are not written to "letters" yet`)
+			require.Contains(w.t, row.Text, `1 record has failed too often and is not written to "letters" yet`)
 			must(w.t, at(w.broker.Addr(), ""), "queue", "create", "letters")
 			require.Eventually(w.t, func() bool {
 				return !slices.ContainsFunc(w.rows(), func(r explainJSON) bool { return r.Code == "letter_not_accepted" })

@@ -66,11 +66,19 @@ func of(m *member) string {
 	return id
 }
 
+// count is a number before what there is one of, or more.
+func count(n int, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, more)
+}
+
 // group says what holds up everything.
 func (e *explainer) group() {
 	l := e.l
 	if l.g.Paused {
-		e.say("paused", l.g.Name, 0, 0, "The group is paused: resume it.")
+		e.say("paused", l.g.Name, 0, 0, "The group is paused.")
 	}
 	if l.frozen {
 		e.say("draining", "move", 0, 0, "Another replica is about to lead: nothing is given out until it does.")
@@ -80,7 +88,7 @@ func (e *explainer) group() {
 		for _, m := range l.members {
 			leased += m.held
 		}
-		e.say("draining", l.order.Reason.String(), 0, 0, "The group stops for a change (%s): %d records are still with consumers.", l.order.Reason, leased)
+		e.say("draining", l.order.Reason.String(), 0, 0, "The group stops for a change (%s): %s still with consumers.", l.order.Reason, count(leased, "record is", "records are"))
 	}
 	linked := 0
 	for _, m := range l.sorted() {
@@ -109,13 +117,17 @@ func (e *explainer) group() {
 		e.say("horizon_not_committed", "", 0, 0, "Records from offset %d on may go out when a higher horizon is committed.", limit)
 	}
 	if linked > 0 && len(l.eligible) == 0 && l.g.Done.Floor() < l.end {
-		e.say("no_credit", "", 0, 0, "All %d consumers hold as many records as they asked for.", linked)
+		text := fmt.Sprintf("All %d consumers hold as many records as they asked for.", linked)
+		if linked == 1 {
+			text = "The only consumer holds as many records as it asked for."
+		}
+		e.say("no_credit", "", 0, 0, "%s", text)
 	}
 	if l.unread > l.g.Done.Floor() {
 		e.say("corrupt_range", "", 0, 0, "Records before offset %d cannot be read here and wait.", l.unread)
 	}
 	if n := len(l.lettered); n > 0 {
-		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%d records have failed too often and are not written to %q yet: %s.", n, l.g.Settings.DeadLetter, l.advice())
+		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%s not written to %q yet: %s.", count(n, "record has failed too often and is", "records have failed too often and are"), l.g.Settings.DeadLetter, l.advice())
 	}
 }
 
