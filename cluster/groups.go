@@ -153,7 +153,7 @@ func (s *State) removeGroup(index wire.Index, c *RemoveGroup) Result {
 }
 
 func unknownGroup(d *Destination, name string) Result {
-	return refuse(wire.CodeUnknownGroup, "%s %q has no group %q; create it, or consume with a mode", d.Kind, d.Name, name)
+	return refuse(wire.CodeUnknownGroup, "%s %q has no group %q", d.Kind, d.Name, name)
 }
 
 // agree reports whether a group is of the kind that somebody expects: what he leaves open

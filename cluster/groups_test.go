@@ -82,7 +82,7 @@ func TestR_UM_8_AGroupThatCannotBeIsRefused(t *testing.T) {
 	}
 	s := grouped(t, 1)
 	require.NoError(t, setGroup(s, 20, SetGroup{Group: "g", Create: true, Settings: wire.GroupSettings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination}}).Err)
-	require.ErrorIs(t, setGroup(s, 21, SetGroup{Group: "unknown"}).Err, wire.CodeUnknownGroup)
+	require.Equal(t, wire.Errorf(wire.CodeUnknownGroup, `queue "orders" has no group "unknown"`), setGroup(s, 21, SetGroup{Group: "unknown"}).Err, "what to do is said by the code")
 	c := Command{SetGroup: &SetGroup{Destination: "unknown", Group: "g", Create: true}}
 	require.ErrorIs(t, s.Apply(22, &c).Err, wire.CodeUnknownDestination)
 }

@@ -238,7 +238,7 @@ var errorTable = [...]ErrorInfo{
 	{CodeSessionGone, "SESSION_GONE", false, false, ClosesNever,
 		"the session is not one of the group any more", "drop everything it holds and attach as a new session"},
 	{CodeUnknownGroup, "UNKNOWN_GROUP", false, true, ClosesNever,
-		"the destination has no group of this name", "create it with: lockstep group create DESTINATION GROUP"},
+		"the destination has no group of this name", "create it with: lockstep group create DESTINATION GROUP, or consume with a mode"},
 	{CodeGroupMismatch, "GROUP_MISMATCH", false, true, ClosesNever,
 		"a group of this name exists with another mode, scope or binding", "use its mode, or another name; lockstep group describe shows it"},
 	{CodeSerialNeedsOnePartition, "SERIAL_NEEDS_ONE_PARTITION", false, true, ClosesNever,
