@@ -103,6 +103,9 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 			w.send("a")
 			text, _ := w.says("no_consumer")
 			require.Contains(w.t, text, "Start one with lockstep consume --group.")
+			info, err := w.conn.DescribeGroup(w.t.Context(), "orders", "g")
+			require.NoError(w.t, err)
+			require.Equal(w.t, uint32(1), info.Partitions[0].Leader)
 		}},
 		"no credit": {1, client.GroupSettings{Mode: client.Shared}, func(w *why) {
 			w.send("a", "b")

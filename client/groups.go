@@ -72,7 +72,7 @@ func (c *Conn) DescribeGroup(ctx context.Context, destination, group string) (Gr
 	if err != nil {
 		return info, err
 	}
-	for _, n := range l.partitions {
+	for i, n := range l.partitions {
 		var p GroupPartition
 		if err := c.GroupOrder(ctx, wire.OrderDescribe, destination, n, group, nil, &p); err != nil {
 			if ctx.Err() != nil {
@@ -80,7 +80,7 @@ func (c *Conn) DescribeGroup(ctx context.Context, destination, group string) (Gr
 			}
 			p.Problem = err.Error()
 		}
-		p.Number = n
+		p.Number, p.Leader = n, l.leaders[i].node
 		info.Partitions = append(info.Partitions, p)
 	}
 	return info, nil

@@ -212,7 +212,7 @@ func TestR_SIB_11_R_SIB_14_AStrictConsumerTakesNothingFromOthers(t *testing.T) {
 
 	info, err := conn.DescribeGroup(ctx, "jobs", "workers")
 	require.NoError(t, err)
-	require.Equal(t, "strict 1.1 of 1 consumers", info.Partitions[0].Binding)
+	require.Equal(t, "strict 1.1 of 1 consumer", info.Partitions[0].Binding)
 	require.Equal(t, "partitions without a consumer: [0 2]; start more consumers, or bind with cover", info.Partitions[0].Problem)
 }
 

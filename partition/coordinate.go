@@ -200,7 +200,15 @@ func (l *lead) covered(d *wire.GroupPartition) {
 	if l.coordinator == nil || m == nil {
 		return
 	}
-	d.Binding = fmt.Sprintf("%s %d.%d of %d consumers", l.group.Settings.Binding, m.Binding.Generation, m.Binding.Counter, len(m.List))
+	d.Binding = fmt.Sprintf("%s %d.%d", l.group.Settings.Binding, m.Binding.Generation, m.Binding.Counter)
+	switch n := len(m.List); n {
+	case 0:
+		d.Binding += ", no consumers"
+	case 1:
+		d.Binding += " of 1 consumer"
+	default:
+		d.Binding += fmt.Sprintf(" of %d consumers", n)
+	}
 	if none := l.coordinator.Uncovered(); len(none) > 0 {
 		d.Problem = fmt.Sprintf("partitions without a consumer: %v; start more consumers, or bind with cover", none)
 	}

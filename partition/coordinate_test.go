@@ -41,8 +41,11 @@ func TestMembersAreToldWhatTheBindingIs(t *testing.T) {
 	h.turns(1)
 	require.Equal(t, &wire.BindResponse{Generation: 1, Counter: 1, Binding: wire.BindingCover, SessionMs: 6000, Partitions: []uint32{0, 1, 2}}, a.bound)
 
+	require.Equal(t, "cover 1.1 of 1 consumer", h.part.Groups().describe("workers").Binding)
+
 	b := h.bind("workers", 2)
 	h.turns(2)
+	require.Equal(t, "cover 1.2 of 2 consumers", h.part.Groups().describe("workers").Binding)
 	require.Equal(t, &wire.BindResponse{Generation: 1, Counter: 2, Binding: wire.BindingCover, SessionMs: 6000, Partitions: []uint32{2}}, b.bound)
 	require.Equal(t, []wire.GroupBinding{{Generation: 1, Counter: 2, Partitions: []uint32{0, 1}}}, a.bindings)
 
@@ -70,6 +73,7 @@ func TestMembersAreToldWhatTheBindingIs(t *testing.T) {
 	require.NoError(t, h.part.Groups().Put(Input{Kind: InputLeave, Binder: a}))
 	h.turns(6300)
 	require.True(t, a.over)
+	require.Equal(t, "cover 1.4, no consumers", h.part.Groups().describe("workers").Binding)
 	require.NoError(t, a.err)
 	require.Empty(t, h.part.state.groups.Named("workers").Members.List)
 }

@@ -99,7 +99,7 @@ func (g *Groups) Show(name string, then func(*wire.GroupPartition)) {
 	}
 }
 
-// describe says how a group stands. Number and Leader are for who knows them.
+// describe says how a group stands. Number and Leader are for the client, which knows them.
 func (g *Groups) describe(name string) *wire.GroupPartition {
 	s := g.p.state.groups.Named(name)
 	floor, above := s.Done.Floor(), s.Done.Above()
