@@ -150,7 +150,7 @@ func TestF2_Catches_SyncsThatDoNothing(t *testing.T) {
 		for n := range s.nodes {
 			s.signal(n+1, unix.SIGUSR1)
 		}
-		for n := range 3 {
+		for n := range 8 {
 			if fails(t, func(t testing.TB) { s.round(t) }) {
 				t.Logf("caught after %d rounds", n+1)
 				return

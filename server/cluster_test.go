@@ -100,6 +100,16 @@ func (c *crew) ask(node uint32, m wire.Message) (wire.Message, error) {
 
 func (c *crew) create(node uint32, name string, partitions uint32, replicas uint8) *wire.DestinationInfo {
 	c.t.Helper()
+	c.await("all hear each other", func() bool { // who does not is given no replica
+		for _, s := range c.servers {
+			for other := range c.servers {
+				if !s.broker.reachable(other) {
+					return false
+				}
+			}
+		}
+		return true
+	})
 	m, err := c.ask(node, &wire.CreateRequest{Name: name, Kind: wire.Queue, Settings: wire.Settings{
 		Partitions: partitions, Replicas: replicas, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
 	}})
