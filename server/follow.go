@@ -80,13 +80,40 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 	if !leading {
 		return
 	}
-	if asked&requestTransfer != 0 {
+	switch {
+	case asked&requestTransfer != 0:
 		r.beginHandOver(r.transfer.Swap(0))
+		r.continueHandOver(leading, 0)
+	case r.lacksSpace(ticks):
+		r.logger.Warn("the disk is full; another replica is asked to lead")
+		r.beginHandOver(0)
 		r.continueHandOver(leading, 0)
 	}
 	if r.sinceFix += ticks; !r.fixed && r.sinceFix >= intentTicks && !r.group.Paused() {
 		r.reconfigure(p)
 	}
+}
+
+// A leader whose disk refuses records hands the leadership on after cramTicks (RULES L10),
+// and again every crampedTicks while it leads all the same: all disks may be full, and then
+// each leads in its turn until one has space.
+const (
+	cramTicks    = 5
+	crampedTicks = 100
+)
+
+// lacksSpace reports whether it is time for another one to lead. Owner only, while this one
+// does.
+func (r *partitionReplica) lacksSpace(ticks int) bool {
+	if r.alone || !r.broker.storeOf(r.storage).Low() {
+		r.cramped = 0
+		return false
+	}
+	if r.cramped += ticks; r.cramped < cramTicks {
+		return false
+	}
+	r.cramped = cramTicks - crampedTicks
+	return true
 }
 
 // firstElectionTicks is how long the preferred leader of a new partition gives the others

@@ -93,6 +93,7 @@ type partitionReplica struct {
 	transfer atomic.Uint64                     // replica that somebody wants to lead
 	handing  handOver
 	orphaned int // ticks without a leader
+	cramped  int // ticks without space for records, see lacksSpace
 	loss     loss
 	endsMu   sync.Mutex
 	ends     []func(*wire.RemainingReplica) // that asked where the log ends, see tellEnd
