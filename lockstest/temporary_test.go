@@ -110,6 +110,8 @@ func TestARequestThatIsGivenUpLeavesNothing(t *testing.T) {
 	}()
 	asked := make(chan struct{})
 	answer := make(chan struct{})
+	release := sync.OnceFunc(func() { close(answer) })
+	defer release() // or the end of the test waits for the handler
 	var once sync.Once
 	serving(ctx, t, to(ctx, t, b), "words", func(ctx context.Context, d *client.Delivery) (*client.Record, error) {
 		once.Do(func() { close(asked) })
@@ -117,15 +119,17 @@ func TestARequestThatIsGivenUpLeavesNothing(t *testing.T) {
 		return shout(ctx, d)
 	})
 	<-asked
+	_, err := conn.Send(ctx, "words", &client.Record{Value: []byte("b")}) // the receipt of the request came before this one
+	require.NoError(t, err)
 	cancel()
-	err := <-given
+	err = <-given
 	var none *client.NoReplyError
 	require.ErrorAs(t, err, &none)
 	require.ErrorIs(t, err, context.Canceled)
 	require.True(t, none.Stored)
 	require.EqualValues(t, 0, none.Receipt.Offset)
 	require.Equal(t, client.RequestStats{}, conn.RequestStats())
-	close(answer)
+	release()
 	require.Eventually(t, func() bool { return conn.RequestStats().Late == 1 }, 30*time.Second, time.Millisecond)
 
 	_, err = conn.Request(ctx, "nowhere", &client.Record{Value: []byte("a")})
