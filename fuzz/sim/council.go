@@ -95,7 +95,7 @@ type seat struct {
 func newCouncil(f *fleet) *council {
 	c := &council{fleet: f, shards: map[uuid.UUID]*shard{}, owners: map[uint64]owner{}}
 	c.frugal = f.random.IntN(2) == 0
-	for _, m := range f.members {
+	for _, m := range f.cells[0].members {
 		c.seats = append(c.seats, &seat{council: c, m: m, store: c.identity(), dirs: map[uint64]bool{}, said: map[string]int64{}})
 	}
 	return c
@@ -117,12 +117,11 @@ type councilMachine struct {
 const stateEvery = 8
 
 func (s *councilMachine) Apply(e replication.Entry) {
-	f := s.m.fleet
-	f.truth.apply(s.m.id, e)
+	s.m.cell.truth.apply(s.m.id, e)
 	s.Metadata.Apply(e)
 	s.m.applied = max(s.m.applied, e.Index)
 	if e.Index%stateEvery == 0 {
-		f.truth.state(s.m.id, e.Index, s.Save(nil))
+		s.m.cell.truth.state(s.m.id, e.Index, s.Save(nil))
 	}
 }
 
@@ -186,7 +185,7 @@ func (s *seat) submit(command cluster.Command, done func(cluster.Result)) {
 		return
 	}
 	for _, to := range c.seats {
-		if !to.works() || to != s && !(s.m.hears(to.m) && to.m.hears(s.m)) {
+		if !to.works() || to != s && !(s.m.hears(to.m.host) && to.m.hears(s.m.host)) {
 			continue
 		}
 		if _, leading := to.m.group.Leading(); !leading {
@@ -335,7 +334,7 @@ func (s *seat) bury(sh *shard, id uint64) {
 }
 
 // removed is the end of a node's membership. Nobody may count on what it holds. Its
-// machine is to join again, as another node.
+// host is to join again, as another node.
 func (s *seat) removed() {
 	c := s.council
 	for _, sh := range c.order {
@@ -444,7 +443,7 @@ func (s *seat) health() cluster.Health {
 		case other == nil || other.since == 0:
 			return 1 << 20
 		default:
-			return s.m.silent[other.m]
+			return s.m.silent[other.m.host]
 		}
 	}
 	return cluster.Health{
@@ -457,8 +456,8 @@ func (s *seat) health() cluster.Health {
 			}
 			deaf := 0
 			for _, other := range c.seats {
-				if other == s || other.works() && s.m.hears(other.m) && other.m.hears(s.m) {
-					if other.m.silent[target.m] == 0 {
+				if other == s || other.works() && s.m.hears(other.m.host) && other.m.hears(s.m.host) {
+					if other.m.silent[target.m.host] == 0 {
 						return false
 					}
 					deaf++

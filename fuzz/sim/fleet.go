@@ -7,17 +7,17 @@ import (
 	"slices"
 
 	"github.com/lockstepmq/lockstep/partition"
-	"github.com/lockstepmq/lockstep/wire"
 )
 
 // DefaultFleetSteps is how long one run of a fleet is.
 const DefaultFleetSteps = 6000
 
 // fleet is one run with several machines, each with a disk of its own that holds a
-// replica of the same partition, and the network between them. Log, partition and
-// consensus are the real ones and talk in the bytes of the peer protocol. Metadata
-// is left out: who the replicas are is given. With Options.Cluster they hold the metadata
-// instead, see council.
+// replica of each cell, and the network between them. Log, partition and consensus are the
+// real ones and talk in the bytes of the peer protocol. There is one cell, a partition, and
+// metadata is left out: who the replicas are is given. With Options.Cluster it is the
+// metadata instead, see council, and with Options.Partitions so many partitions stand
+// beside them.
 type fleet struct {
 	options Options
 	config  fleetConfig
@@ -28,10 +28,10 @@ type fleet struct {
 	violation *Violation
 	step      int
 	settling  bool // no more faults
-	members   []*member
-	replacing *replacement
+	hosts     []*host
+	cells     []*cell
+	replacing *replacement // in the first cell
 	network   network
-	truth     truth
 	clients   []*producer
 	groups    *groups  // nil: nobody consumes
 	council   *council // nil: they replicate a partition
@@ -64,19 +64,18 @@ func runFleet(o Options) *Result {
 		o.Steps = DefaultFleetSteps
 	}
 	f := &fleet{options: o, trace: newTrace(), attempts: map[uint64]*sending{}, batches: map[int64]*batch{}}
-	f.truth = truth{fleet: f, leaders: map[wire.Term]uint64{}, producers: map[int64]*landing{}}
 	f.draw(-1)
 	f.config = f.drawConfig()
 	for i := range o.Machines {
-		f.members = append(f.members, newMember(f, uint32(i+1)))
+		f.hosts = append(f.hosts, newHost(f, uint32(i+1)))
 	}
-	f.lastReplica = uint64(len(f.members))
+	f.found()
 	f.network = newNetwork(f)
 	for i := range 1 + f.random.IntN(4) {
 		if o.Cluster {
 			break
 		}
-		f.clients = append(f.clients, &producer{fleet: f, id: int64(i + 1)})
+		f.clients = append(f.clients, &producer{fleet: f, cell: f.cells[0], id: int64(i + 1)})
 	}
 	if o.Groups {
 		f.groups = newGroups(f)
@@ -165,7 +164,7 @@ func (f *fleet) run() {
 			}
 		}
 	}()
-	for _, m := range f.members {
+	for _, m := range f.hosts {
 		m.start()
 	}
 	for f.step = 0; f.step < f.options.Steps && f.violation == nil; f.step++ {
@@ -174,7 +173,7 @@ func (f *fleet) run() {
 		}
 		f.draw(f.step)
 		f.act()
-		for _, m := range f.members {
+		for _, m := range f.hosts {
 			if m.up && m.stopped() {
 				f.counts[FleetPowerCutAtCall]++
 				m.powerCut()
@@ -200,6 +199,3 @@ func (f *fleet) act() {
 		}
 	}
 }
-
-// quorum is how many voters are a majority.
-func (f *fleet) quorum() int { return len(f.members)/2 + 1 }

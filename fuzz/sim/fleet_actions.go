@@ -35,7 +35,7 @@ func init() {
 		{"read", 20, swarming, (*fleet).read},
 		{"checkpoint", 10, swarming, (*fleet).checkpoint},
 		{"idle mark", 10, swarming, (*fleet).idleMark},
-		{"retention", 10, swarming, func(f *fleet) { f.alive(func(m *member) { m.part.Retain(m.nowMs) }) }},
+		{"retention", 10, swarming, func(f *fleet) { f.living(func(m *member) { m.part.Retain(m.nowMs) }) }},
 		{"confirm", 15, swarming, (*fleet).confirm},
 		{"rest", 1, swarming, (*fleet).rest},
 		{"transfer", 6, swarming, (*fleet).transfer},
@@ -51,24 +51,37 @@ func init() {
 		{"stand still for long", 1, fault, (*fleet).standStill},
 		{"replace", 1, fault, (*fleet).replace},
 		{"replace while the leader dies", 0, fault, (*fleet).replaceWhileTheLeaderDies},
-		{"crash", 3, fault, func(f *fleet) { f.alive(func(m *member) { m.crash() }) }},
-		{"power cut", 4, fault, func(f *fleet) { f.alive(func(m *member) { m.powerCut() }) }},
+		{"crash", 3, fault, func(f *fleet) { f.alive(func(m *host) { m.crash() }) }},
+		{"power cut", 4, fault, func(f *fleet) { f.alive(func(m *host) { m.powerCut() }) }},
 		{"power cut at a call", 4, fault, (*fleet).cutPowerSoon},
 		{"blackout", 1, fault, (*fleet).blackout},
-		{"clean stop", 2, fault, func(f *fleet) { f.alive(func(m *member) { m.stop() }) }},
+		{"clean stop", 2, fault, func(f *fleet) { f.alive(func(m *host) { m.stop() }) }},
 		{"govern", 1200, governing, func(f *fleet) { f.council.act() }},
 		{"consume", 400, consuming, func(f *fleet) { f.groups.consumers[f.random.IntN(len(f.groups.consumers))].act() }},
 	}
 }
 
-func (f *fleet) someone() *member { return f.members[f.random.IntN(len(f.members))] }
+func (f *fleet) someone() *host { return f.hosts[f.random.IntN(len(f.hosts))] }
+
+// one is one of the replicas on a host.
+func (f *fleet) one(on *host) *member {
+	if len(on.replicas) == 1 {
+		return on.replicas[0]
+	}
+	return on.replicas[f.random.IntN(len(on.replicas))]
+}
 
 // alive does something to a member that is up, and not paused, if the one that was
 // picked is.
-func (f *fleet) alive(do func(*member)) {
+func (f *fleet) alive(do func(*host)) {
 	if m := f.someone(); m.up && !m.paused {
 		do(m)
 	}
+}
+
+// living is alive for one of its replicas.
+func (f *fleet) living(do func(*member)) {
+	f.alive(func(on *host) { do(f.one(on)) })
 }
 
 // deliver takes a frame off a link. Usually the receiver takes a turn then.
@@ -85,8 +98,8 @@ func (f *fleet) deliver() {
 }
 
 func (f *fleet) runJob() {
-	var busy []*member
-	for _, m := range f.members {
+	var busy []*host
+	for _, m := range f.hosts {
 		if m.up && !m.paused && len(m.jobs) > 0 {
 			busy = append(busy, m)
 		}
@@ -110,7 +123,7 @@ func (f *fleet) produce() {
 
 // tick lets time pass on one machine; their clocks differ.
 func (f *fleet) tick() {
-	f.alive(func(m *member) { m.tick(1 + f.random.IntN(2)) })
+	f.alive(func(m *host) { m.tick(1 + f.random.IntN(2)) })
 }
 
 func (f *fleet) restart() {
@@ -120,7 +133,7 @@ func (f *fleet) restart() {
 }
 
 func (f *fleet) pause() {
-	f.alive(func(m *member) {
+	f.alive(func(m *host) {
 		f.trace.add("%s stands still", m)
 		f.counts[FleetPaused]++
 		m.paused = true
@@ -131,9 +144,9 @@ func (f *fleet) resume() {
 	if m := f.someone(); m.up && m.paused {
 		f.trace.add("%s goes on", m)
 		m.paused = false
-		m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerResumed})
+		m.hear(replication.PeerEvent{Kind: replication.PeerResumed})
 		if f.random.IntN(2) == 0 {
-			f.ask(m) // before it hears what has happened
+			f.ask(f.one(m)) // before it hears what has happened
 		}
 	}
 }
@@ -141,7 +154,7 @@ func (f *fleet) resume() {
 // standStill pauses a leader until the others have another one, and lets it go on
 // before it hears of that.
 func (f *fleet) standStill() {
-	m := f.someone()
+	m := f.one(f.someone())
 	if lead, _ := m.lead(); lead != m.id || m.paused {
 		return
 	}
@@ -149,7 +162,7 @@ func (f *fleet) standStill() {
 	f.trace.add("%s stands still for long", m)
 	m.paused = true
 	for range 30 {
-		for _, other := range f.members {
+		for _, other := range f.hosts {
 			if other.up && !other.paused && !other.stopped() {
 				other.tick(1)
 			}
@@ -192,9 +205,11 @@ func (f *fleet) cutLink(l *link) {
 // isolate cuts a member off from all others, preferably one that leads.
 func (f *fleet) isolate() {
 	m := f.someone()
-	for _, other := range f.members {
-		if lead, _ := other.lead(); lead == other.id && f.random.IntN(2) == 0 {
-			m = other
+	for _, c := range f.cells {
+		for _, other := range c.members {
+			if lead, _ := other.lead(); lead == other.id && f.random.IntN(2) == 0 {
+				m = other.host
+			}
 		}
 	}
 	f.counts[FleetCut]++
@@ -210,7 +225,7 @@ func (f *fleet) silence() {
 	a, b := f.someone(), f.someone()
 	if a != b && a.up {
 		a.silent[b] = max(a.silent[b], silenceTicks)
-		a.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: b.node})
+		a.hear(replication.PeerEvent{Kind: replication.PeerDown, Node: b.node})
 	}
 }
 
@@ -270,7 +285,7 @@ func (f *fleet) damage() {
 }
 
 func (f *fleet) cutPowerSoon() {
-	f.alive(func(m *member) {
+	f.alive(func(m *host) {
 		m.stopAt = m.disk.Ops() + 1 + int64(f.random.IntN(20))
 		m.disk.StopAt(m.stopAt)
 	})
@@ -279,7 +294,7 @@ func (f *fleet) cutPowerSoon() {
 // blackout cuts the power of all machines at once.
 func (f *fleet) blackout() {
 	f.counts[FleetBlackout]++
-	for _, m := range f.members {
+	for _, m := range f.hosts {
 		if m.up {
 			m.powerCut()
 		}
@@ -287,11 +302,11 @@ func (f *fleet) blackout() {
 }
 
 func (f *fleet) checkpoint() {
-	f.alive(func(m *member) { m.group.Checkpoint() })
+	f.living(func(m *member) { m.group.Checkpoint() })
 }
 
 func (f *fleet) idleMark() {
-	f.alive(func(m *member) {
+	f.living(func(m *member) {
 		if m.part.Idle() {
 			m.log.MarkIdle()
 		}
@@ -299,7 +314,7 @@ func (f *fleet) idleMark() {
 }
 
 func (f *fleet) transfer() {
-	f.alive(func(m *member) {
+	f.living(func(m *member) {
 		if _, leading := m.group.Leading(); leading {
 			f.counts[FleetTransferred]++
 			if f.groups != nil && m.moving == 0 && f.random.IntN(3) > 0 {
@@ -314,7 +329,7 @@ func (f *fleet) transfer() {
 
 // read compares readable entries of any replica with the truth.
 func (f *fleet) read() {
-	f.alive(func(m *member) {
+	f.living(func(m *member) {
 		mark := m.log.Watermark()
 		first := m.log.FirstIndex()
 		if mark.Index < first || m.stopped() {
@@ -331,12 +346,12 @@ func (f *fleet) read() {
 		}
 		f.counts[FleetRead]++
 		if f.options.Mutant == DirtyRead {
-			f.truth.dirty, f.truth.dirtyTerm = m.log.LastIndex(), 0
-			f.truth.dirtyTerm, _ = m.log.Term(f.truth.dirty)
+			m.cell.truth.dirty, m.cell.truth.dirtyTerm = m.log.LastIndex(), 0
+			m.cell.truth.dirtyTerm, _ = m.log.Term(m.cell.truth.dirty)
 		}
 		for i := range entries {
 			e := &entries[i]
-			if k := f.truth.at(e.Index); k == nil || k.term != e.Term || e.Kind != wire.KindConfiguration && k.body != e.BodyCRC {
+			if k := m.cell.truth.at(e.Index); k == nil || k.term != e.Term || e.Kind != wire.KindConfiguration && k.body != e.BodyCRC {
 				f.fail("%s: entry %d of term %d, body %08x, is readable; committed is %v", m, e.Index, e.Term, e.BodyCRC, k)
 			}
 		}
@@ -346,14 +361,14 @@ func (f *fleet) read() {
 // confirm asks a leader how far its log is committed, for a read that must see
 // everything that anybody knows of.
 func (f *fleet) confirm() {
-	f.alive(f.ask)
+	f.living(f.ask)
 }
 
 func (f *fleet) ask(m *member) {
 	if _, leading := m.group.Leading(); !leading {
 		return
 	}
-	seen := f.truth.seen
+	seen := m.cell.truth.seen
 	asked := f.moment()
 	done := func(i wire.Index, err error) {
 		if err != nil {
@@ -370,7 +385,7 @@ func (f *fleet) ask(m *member) {
 		if applied := m.group.Applied(); i > applied {
 			f.fail("%s confirms a read at entry %d and has applied %d", m, i, applied)
 		}
-		f.truth.seen = max(f.truth.seen, i)
+		m.cell.truth.seen = max(m.cell.truth.seen, i)
 	}
 	if f.options.Mutant == StaleRead || f.options.Mutant == DeposedRead {
 		done(m.group.Applied(), nil)
@@ -384,7 +399,7 @@ func (f *fleet) ask(m *member) {
 // group goes to sleep.
 func (f *fleet) rest() {
 	for range 60 {
-		for _, m := range f.members {
+		for _, m := range f.hosts {
 			if m.up && !m.paused && !m.stopped() {
 				m.tick(1)
 			}

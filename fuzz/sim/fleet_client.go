@@ -14,6 +14,7 @@ import (
 // leader, in order, under the same sequences.
 type producer struct {
 	fleet    *fleet
+	cell     *cell
 	id       int64
 	sequence int32 // of the next new batch
 
@@ -82,15 +83,7 @@ func (c *producer) act() {
 
 // find looks for a leader of a term that is not older than the newest one known.
 func (c *producer) find() {
-	var leaders []*member
-	for _, m := range c.fleet.members {
-		if !m.up {
-			continue
-		}
-		if term, leading := m.group.Leading(); leading && term >= c.term {
-			leaders = append(leaders, m)
-		}
-	}
+	leaders := c.cell.leaders(c.term)
 	if len(leaders) > 0 {
 		c.at = leaders[c.fleet.random.IntN(len(leaders))]
 		c.term, _ = c.at.group.Leading()
@@ -176,7 +169,7 @@ func (c *producer) Appended(tag uint64, r wire.Receipt, code wire.ErrorCode) {
 	case !r.Synced && f.options.Mutant != AckBeforeQuorum:
 		f.fail("%s: batch %d is acknowledged and not synced", c, b.number)
 	}
-	f.truth.seen = max(f.truth.seen, b.index)
+	c.cell.truth.seen = max(c.cell.truth.seen, b.index)
 	if r.Duplicate {
 		f.counts[FleetDuplicate]++
 	} else if b.originals++; b.originals > 1 {

@@ -12,7 +12,7 @@ import (
 // promised.
 func (f *fleet) finish() {
 	f.settling = true
-	for _, m := range f.members {
+	for _, m := range f.hosts {
 		m.stopAt = 0
 		m.disk.StopAt(0)
 		m.paused = false
@@ -36,7 +36,7 @@ func (f *fleet) finish() {
 
 // darkness cuts the power of all machines; nothing survives but what was promised.
 func (f *fleet) darkness() {
-	for _, m := range f.members {
+	for _, m := range f.hosts {
 		if m.up {
 			m.machineBoot++
 			m.disk.CrashLoseAll()
@@ -57,7 +57,7 @@ const councilTicks = 500
 // everybody knows.
 func (f *fleet) settle() {
 	f.heal()
-	for _, m := range f.members {
+	for _, m := range f.hosts {
 		if !m.up {
 			m.start()
 		}
@@ -93,12 +93,12 @@ func (f *fleet) settle() {
 		if f.settled() {
 			return
 		}
-		for _, m := range f.members {
+		for _, m := range f.hosts {
 			m.tick(1)
 		}
 	}
 	state := ""
-	for _, m := range f.members {
+	for _, m := range f.replicas() {
 		lead, term := m.group.Lead()
 		state += fmt.Sprintf("\n%s: term %d led by %d, %d entries, %d applied, stalled %v, uncertain %v, members %+v, %+v", m, term, lead, m.log.LastIndex(), m.group.Applied(), m.group.Stalled(), m.group.Uncertain(), m.group.Members(), m.group.Drops())
 	}
@@ -108,7 +108,7 @@ func (f *fleet) settle() {
 	if f.council != nil {
 		state += f.council.state()
 	}
-	f.fail("the group does not come to rest within %d ticks; %d batches are unanswered; %d entries are committed; replacing %+v%s", ticks, f.unanswered(), f.truth.last(), f.replacing, state)
+	f.fail("the group does not come to rest within %d ticks; %d batches are unanswered; replacing %+v%s", ticks, f.unanswered(), f.replacing, state)
 }
 
 func (f *fleet) unanswered() (n int) {
@@ -120,16 +120,17 @@ func (f *fleet) unanswered() (n int) {
 
 // settled reports whether everybody has applied everything and nobody waits.
 func (f *fleet) settled() bool {
-	leaders := 0
-	for _, m := range f.members {
-		if _, leading := m.group.Leading(); leading {
-			leaders++
-		}
-		if m.group.Applied() != f.truth.last() || m.log.LastIndex() != f.truth.last() {
+	for _, c := range f.cells {
+		if len(c.leaders(0)) != 1 {
 			return false
 		}
+		for _, m := range c.members {
+			if m.group.Applied() != c.truth.last() || m.log.LastIndex() != c.truth.last() {
+				return false
+			}
+		}
 	}
-	return leaders == 1 && f.unanswered() == 0 && f.replacing == nil && (f.groups == nil || f.groups.rest()) && (f.council == nil || f.council.rest())
+	return f.unanswered() == 0 && f.replacing == nil && (f.groups == nil || f.groups.rest()) && (f.council == nil || f.council.rest())
 }
 
 // exhaust runs jobs and turns and delivers frames until nothing is left to do without
@@ -140,7 +141,7 @@ func (f *fleet) exhaust() {
 			f.fail("the members do not come to rest")
 		}
 		again := false
-		for _, m := range f.members {
+		for _, m := range f.hosts {
 			if !m.up || m.paused || m.stopped() {
 				continue
 			}
@@ -168,11 +169,19 @@ func (f *fleet) equal() {
 	if f.council != nil {
 		f.council.equal()
 	}
-	headers := make([]wire.FrameHeader, f.truth.last()+1)
-	for _, m := range f.members {
+	for _, c := range f.cells {
+		c.equal()
+	}
+}
+
+// equal is the same for one cell.
+func (c *cell) equal() {
+	f := c.fleet
+	headers := make([]wire.FrameHeader, c.truth.last()+1)
+	for _, m := range c.members {
 		next := m.log.FirstIndex()
 		err := m.log.Replay(next, func(h wire.FrameHeader, body []byte) error {
-			k := f.truth.at(h.Index)
+			k := c.truth.at(h.Index)
 			if h.Index != next || k == nil || k.term != h.Term || k.base != h.BaseOffset || k.count != h.RecordCount || wire.Checksum(body) != h.BodyCRC ||
 				h.Kind != wire.KindConfiguration && k.body != h.BodyCRC { // a state machine is not shown what those say
 
@@ -190,8 +199,8 @@ func (f *fleet) equal() {
 		if err != nil {
 			f.fail("%s: its log does not read: %v", m, err)
 		}
-		if next != f.truth.last()+1 {
-			f.fail("%s: its log ends before entry %d; %d are committed", m, next, f.truth.last())
+		if next != c.truth.last()+1 {
+			f.fail("%s: its log ends before entry %d; %d are committed", m, next, c.truth.last())
 		}
 	}
 }

@@ -161,7 +161,7 @@ func (g *groups) check(m *member) {
 
 // rest reports whether everything is consumed.
 func (g *groups) rest() bool {
-	for _, m := range g.fleet.members {
+	for _, m := range g.fleet.cells[0].members {
 		if m.state.Start() != m.log.Watermark().Next {
 			return false
 		}
@@ -171,7 +171,7 @@ func (g *groups) rest() bool {
 
 // state says how the group stands, for whoever looks for what it waits for.
 func (g *groups) state() (text string) {
-	for _, m := range g.fleet.members {
+	for _, m := range g.fleet.cells[0].members {
 		text += fmt.Sprintf("\n%s begins at offset %d of %d", m, m.state.Start(), m.log.Watermark().Next)
 		m.part.Groups().Show("workers", func(shown *wire.GroupPartition) { text += fmt.Sprintf(": %+v", *shown) })
 	}
@@ -244,12 +244,7 @@ func (c *consumer) unlink() {
 // attach turns to whoever leads, as far as it knows the newest term.
 func (c *consumer) attach() {
 	f := c.groups.fleet
-	var leaders []*member
-	for _, m := range f.members {
-		if term, leading := m.group.Leading(); m.up && leading && term >= c.term {
-			leaders = append(leaders, m)
-		}
-	}
+	leaders := f.cells[0].leaders(c.term)
 	if len(leaders) == 0 {
 		return
 	}

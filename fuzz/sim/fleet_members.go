@@ -20,7 +20,7 @@ type replacement struct {
 // replace loses the disk of a member. There is one replacement at a time, so that a
 // majority of the voters always has its disk.
 func (f *fleet) replace() {
-	m := f.someone()
+	m := f.someone().replicas[0]
 	if f.replacing != nil || f.options.Mutant == WipedReplica {
 		return
 	}
@@ -33,7 +33,7 @@ func (f *fleet) replace() {
 	f.counts[FleetWiped]++
 	m.id = f.lastReplica
 	m.wipe()
-	for _, other := range f.members {
+	for _, other := range f.cells[0].members {
 		if other.up {
 			other.group.SetPeers(other.peers())
 		}
@@ -45,7 +45,7 @@ func (f *fleet) replace() {
 func (f *fleet) replaceWhileTheLeaderDies() {
 	before := f.replacing
 	f.replace()
-	for _, m := range f.members {
+	for _, m := range f.cells[0].members {
 		if lead, _ := m.lead(); f.replacing != before && lead == m.id {
 			m.crash()
 		}
@@ -57,7 +57,7 @@ func (f *fleet) replaceWhileTheLeaderDies() {
 // the leader's disk there may be none.
 func (f *fleet) know(voters []uint64) bool {
 	knowing := 0
-	for _, m := range f.members {
+	for _, m := range f.cells[0].members {
 		if m.up && !m.stopped() && slices.Contains(voters, m.id) {
 			if has := m.group.Members(); len(has.Outgoing) == 0 && slices.Equal(has.Voters, voters) {
 				knowing++
@@ -74,7 +74,7 @@ func (f *fleet) reconfigure() {
 		return
 	}
 	r := *f.replacing
-	for _, m := range f.members {
+	for _, m := range f.cells[0].members {
 		if !m.up || m.paused || m.stopped() {
 			continue
 		}

@@ -16,7 +16,7 @@ type network struct {
 
 // link is one direction between two members.
 type link struct {
-	from, to *member
+	from, to *host
 	parcels  []parcel
 	cut      bool
 }
@@ -30,8 +30,8 @@ type parcel struct {
 
 func newNetwork(f *fleet) network {
 	n := network{fleet: f}
-	for _, a := range f.members {
-		for _, b := range f.members {
+	for _, a := range f.hosts {
+		for _, b := range f.hosts {
 			if a != b {
 				n.links = append(n.links, &link{from: a, to: b})
 			}
@@ -92,7 +92,7 @@ func (m *member) forge(message *replication.Message) {
 func (m *member) Beat(node uint32, h replication.Heartbeat) {
 	f := m.fleet
 	if !h.Response {
-		f.truth.leads(m.id, h.Term)
+		m.cell.truth.leads(m.id, h.Term)
 	}
 	l := f.network.link(m.node, node)
 	if len(l.parcels) >= f.config.queue {
@@ -131,12 +131,12 @@ func (l *link) clear() {
 }
 
 // lose is the end of the connection between two members, which both notice.
-func (n *network) lose(a, b *member) {
+func (n *network) lose(a, b *host) {
 	n.link(a.node, b.node).clear()
 	n.link(b.node, a.node).clear()
-	for _, end := range [][2]*member{{a, b}, {b, a}} {
+	for _, end := range [][2]*host{{a, b}, {b, a}} {
 		if end[0].up {
-			end[0].inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: end[1].node})
+			end[0].hear(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: end[1].node})
 		}
 	}
 }
@@ -165,7 +165,9 @@ func (l *link) deliver() {
 		for i := range beats.Beats {
 			b := &beats.Beats[i]
 			f.trace.add("heartbeat from %d to %d: term %d, commit %d, response %t", b.From, b.To, b.Term, b.Commit, b.Response)
-			l.to.inbox.PutBeat(replication.HeartbeatOf(&beats.Beats[i]))
+			if to := l.to.replica(b.To); to != nil {
+				to.inbox.PutBeat(replication.HeartbeatOf(b))
+			}
 		}
 		return
 	}
@@ -175,7 +177,9 @@ func (l *link) deliver() {
 		if len(m.Entries) > 0 {
 			f.counts[FleetReplicated]++
 		}
-		l.to.inbox.Put(m)
+		if to := l.to.replica(m.To); to != nil {
+			to.inbox.Put(m)
+		}
 	})
 	if err != nil {
 		f.fail("a %v frame does not parse: %v", h.Kind, err)
@@ -189,7 +193,7 @@ func (l *link) deliver() {
 // gone is what the end of a process means for the network: what it had not encoded is
 // gone, what was on its way to it too. The others notice the lost connection, and, if
 // its port refuses them, that it is dead.
-func (n *network) gone(m *member, refused bool) {
+func (n *network) gone(m *host, refused bool) {
 	for _, l := range n.links {
 		switch {
 		case l.to == m:
@@ -197,10 +201,10 @@ func (n *network) gone(m *member, refused bool) {
 			if !l.from.up {
 				continue
 			}
-			l.from.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: m.node})
+			l.from.hear(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: m.node})
 			if refused && !l.cut && n.fleet.random.IntN(2) == 0 {
 				n.fleet.counts[FleetDownSeen]++
-				l.from.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerDown, Node: m.node, Refused: true})
+				l.from.hear(replication.PeerEvent{Kind: replication.PeerDown, Node: m.node, Refused: true})
 			}
 		case l.from == m:
 			for i := len(l.parcels) - 1; i >= 0; i-- {

@@ -8,11 +8,12 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// truth is what is known about the partition, over all replicas and all their lives.
+// truth is what is known about a cell, over all replicas and all their lives.
 // An entry is learned when the first replica applies it; from then on every replica
 // that has an entry at this index below its commit has this one.
 type truth struct {
 	fleet     *fleet
+	cell      *cell
 	entries   []known
 	leaders   map[wire.Term]uint64 // who has led a term
 	producers map[int64]*landing
@@ -90,13 +91,13 @@ func (k *known) same(other *known) bool {
 // durable there, and what each has promised is looked for when it starts again.
 func (t *truth) held(i wire.Index) {
 	n := 0
-	for _, m := range t.fleet.members {
+	for _, m := range t.cell.members {
 		if m.holds(i, t.at(i).term) {
 			n++
 		}
 	}
-	if n < t.fleet.quorum() {
-		t.fleet.fail("entry %d is committed, and durable on %d of %d replicas only", i, n, len(t.fleet.members))
+	if n < t.cell.quorum() {
+		t.fleet.fail("entry %d is committed, and durable on %d of %d replicas only", i, n, len(t.cell.members))
 	}
 }
 

@@ -39,6 +39,8 @@ type Options struct {
 	// Cluster lets several machines replicate the metadata of a cluster instead of a
 	// partition.
 	Cluster bool
+	// Partitions is how many real partitions stand beside the metadata, with Cluster.
+	Partitions int
 	// Without takes rules of groups away.
 	Without []group.Rule
 	// Quiet leaves all faults out but the one that the next fields ask for.
