@@ -46,7 +46,7 @@ type Health struct {
 	DownFor func(node uint32) int
 	// Gone reports whether a majority of the nodes that vote about the metadata does not
 	// hear a node, and nobody does. It may take its time, and is asked of nodes that were
-	// down for long.
+	// down for long, and of those that leave and do not answer.
 	Gone func(node uint32) bool
 	// Leader is the replica that leads a partition, 0 if none is known to.
 	Leader func(p *Partition) uint64
@@ -169,10 +169,17 @@ func (p *plan) leader(part *Partition) *Replica {
 
 func (p *plan) replaceAfter() int { return cmp.Or(p.c.ReplaceAfter, ReplaceAfterTicks) }
 
-// dead reports whether a node is given up.
+// dead reports whether a node is given up: one that leaves as soon as it is down, any other
+// after a while, and both by the word of a majority.
 func (p *plan) dead(node uint32) bool {
 	n, member := p.v.Node(node)
-	return !member || p.h.DownFor(node) > p.replaceAfter() && p.gone(node) || n.State == NodeLeaving && !p.h.Alive(node)
+	switch {
+	case !member:
+		return true
+	case n.State == NodeLeaving:
+		return !p.h.Alive(node) && p.gone(node)
+	}
+	return p.h.DownFor(node) > p.replaceAfter() && p.gone(node)
 }
 
 // gone asks for the others' word once in a plan.
@@ -491,7 +498,7 @@ func (p *plan) removeNodes() {
 		holds := false
 		p.each(func(_ *Destination, part *Partition) {
 			for _, r := range part.Replicas {
-				holds = holds || r.Node == n.ID && (r.State != ReplicaLeft || p.h.Alive(n.ID))
+				holds = holds || r.Node == n.ID && (r.State != ReplicaLeft || !p.dead(n.ID))
 			}
 		})
 		if !holds {
@@ -539,11 +546,12 @@ func (p *plan) raiseLevel() {
 
 // PlanMeta is the configuration that group 0 should have: an odd number of voters, up to
 // wire.MaxMetadataVoters, on different racks where there are some, and everybody else as a
-// learner. Who votes and lives goes on voting; who votes and is dead does so too until
-// another can take its place, because fewer voters would not make the group any safer.
-// IDs are those of group 0.
-func PlanMeta(v *View, voters []uint64, alive func(node uint32) bool) (wanted, learners []uint64) {
-	var candidates [3][]Node // living voters, living learners, dead voters
+// learner. Who votes goes on voting; who votes and is gone does so too until another can
+// take its place, because fewer voters would not make the group any safer. That a voter is
+// gone is a majority's word, asked for those only that are not alive; whom the asking node
+// does not hear gets no vote. IDs are those of group 0.
+func PlanMeta(v *View, voters []uint64, alive, gone func(node uint32) bool) (wanted, learners []uint64) {
+	var candidates [3][]Node // voters, living learners, voters that are gone
 	members := 0
 	for _, n := range v.Nodes {
 		votes := slices.Contains(voters, n.MetaID())
@@ -555,7 +563,7 @@ func PlanMeta(v *View, voters []uint64, alive func(node uint32) bool) (wanted, l
 		switch {
 		case !votes:
 			class = 1
-		case !alive(n.ID):
+		case !alive(n.ID) && gone(n.ID):
 			class = 2
 		}
 		candidates[class] = append(candidates[class], n)

@@ -398,6 +398,29 @@ func TestADeadNodeIsDecommissioned(t *testing.T) {
 	require.Equal(t, map[uint32]int{1: 12, 3: 12, 4: 12}, w.held())
 }
 
+// leavingForOne lets the controller's node alone not hear a node that leaves, and reports
+// whether it is removed before it has removed what it held.
+func leavingForOne(t *testing.T, oneOpinion bool) (removed bool) {
+	w := spreadWorld(t, 4, 12, 3)
+	w.down[2], w.heard = 50, map[uint32]bool{2: !oneOpinion}
+	apply(t, w.state, Command{SetNode: &SetNode{Node: 2, State: NodeLeaving}})
+	for range 100 {
+		w.step()
+	}
+	_, member := w.state.Nodes[2]
+	return !member
+}
+
+// A node that leaves and that somebody hears is waited for, whatever the controller's links
+// are like.
+func TestRuleR10_ANodeThatLeavesAndSomebodyHearsIsWaitedFor(t *testing.T) {
+	require.False(t, leavingForOne(t, false))
+}
+
+func TestRuleR10_Catches_OneOpinionOfALeaving(t *testing.T) {
+	require.True(t, leavingForOne(t, true))
+}
+
 // R-IS-5, the planning half: a fourth node takes its share, of replicas and leaders.
 func TestR_IS_5_AFourthNodeTakesItsShare(t *testing.T) {
 	w := spreadWorld(t, 3, 40, 3)
@@ -540,6 +563,22 @@ func leftOn(s *State, node uint32) int {
 	return n
 }
 
+func always(uint32) bool { return true }
+
+// A voter that the metadata's leader alone does not hear keeps its vote, and one that nobody
+// hears does not.
+func TestRuleR10_AVoteIsTakenByTheWordOfAMajority(t *testing.T) {
+	v, voters := newView(clusterOf(t, 4)), []uint64{1, 2, 3}
+	silent := func(n uint32) bool { return n != 3 }
+	wanted, _ := PlanMeta(v, voters, silent, func(uint32) bool { return false })
+	require.Equal(t, voters, wanted)
+	wanted, learners := PlanMeta(v, voters, silent, always)
+	require.Equal(t, []uint64{1, 2, 4}, wanted)
+	require.Equal(t, []uint64{3}, learners)
+	wanted, _ = PlanMeta(v, []uint64{1, 2, 4}, silent, func(uint32) bool { return false })
+	require.Equal(t, []uint64{1, 2, 4}, wanted, "who is not heard gets no vote, whatever others hear")
+}
+
 func TestTheMetadataGetsOneThreeAndFiveVoters(t *testing.T) {
 	s := clusterOf(t, 7)
 	view := newView(s)
@@ -565,21 +604,21 @@ func TestTheMetadataGetsOneThreeAndFiveVoters(t *testing.T) {
 					}
 				}
 				return false
-			})
+			}, always)
 			require.Equal(t, c.wanted, wanted)
 			require.Equal(t, c.learners, learners)
 		})
 	}
-	five, _ := PlanMeta(view, []uint64{1, 2, 3}, func(uint32) bool { return true })
+	five, _ := PlanMeta(view, []uint64{1, 2, 3}, always, always)
 	require.Len(t, five, 5)
 	require.Subset(t, five, []uint64{1, 2, 3})
 	for i, rack := range []string{"a", "a", "a", "b", "c", "a", "a"} {
 		s.Nodes[uint32(i+1)].Rack = rack
 	}
-	three, _ := PlanMeta(newView(s), []uint64{1}, func(n uint32) bool { return n <= 5 && n != 2 && n != 3 })
+	three, _ := PlanMeta(newView(s), []uint64{1}, func(n uint32) bool { return n <= 5 && n != 2 && n != 3 }, always)
 	require.Equal(t, []uint64{1, 4, 5}, three)
 	s.Nodes[1].State = NodeLeaving
-	rest, learners := PlanMeta(newView(s), []uint64{1, 4, 5}, func(n uint32) bool { return n <= 5 })
+	rest, learners := PlanMeta(newView(s), []uint64{1, 4, 5}, func(n uint32) bool { return n <= 5 }, always)
 	require.Len(t, rest, 3)
 	require.NotContains(t, rest, uint64(1))
 	require.Contains(t, learners, uint64(1))

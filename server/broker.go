@@ -43,6 +43,7 @@ type broker struct {
 	catchUp *catchUp
 	hints   hints
 	nodes   nodeWatch
+	words   words
 
 	mu       sync.RWMutex
 	replicas map[replicaKey]*partitionReplica

@@ -209,6 +209,7 @@ func TestRulesR5AndR10_UnderCuts(t *testing.T) {
 	})
 	t.Run("an opening says what is not fenced", func(t *testing.T) { saysWhatIsMissing(t, c, k) })
 	t.Run("whether a node is gone is the word of a majority", func(t *testing.T) { majoritysWord(t, c, k) })
+	t.Run("a voter that others hear keeps its vote", func(t *testing.T) { keepsItsVote(t, c, k) })
 }
 
 // saysWhatIsMissing: where nobody can fence the holder before, the opening fails and says so;

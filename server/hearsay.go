@@ -1,6 +1,7 @@
 package server
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,8 +16,9 @@ import (
 // Whether a node is gone is not for one node to say, whose own links may be broken: it is
 // gone if no node says that it hears it, and a majority of those that vote about the
 // metadata says that it does not (RULES R10). Before a data directory takes the place of
-// another, and before replicas of a node that was silent for long are made anew, the
-// metadata's leader asks all nodes that it can reach.
+// another, before replicas of a node that was silent for long are made anew, before another
+// takes its vote on the metadata, and before a node that leaves and does not answer is
+// removed, the metadata's leader asks all nodes that it can reach.
 
 // hearsayPatience bounds the wait for what the others say.
 const hearsayPatience = 2 * time.Second
@@ -159,4 +161,49 @@ func (b *broker) givenUp(node uint32) bool {
 	case <-b.closing:
 		return false
 	}
+}
+
+// wordTicks is for how long the word of a majority counts for a turn: 3 s.
+const wordTicks = 30
+
+// words are what majorities said of nodes, for turns that cannot wait for it.
+type words struct {
+	mu     sync.Mutex
+	asking map[uint32]bool
+	gone   map[uint32]uint64 // nodes of which a majority has said so last, and at which tick
+	spared int               // answers of another kind, for tests
+}
+
+// saidGone reports whether a majority has said a moment ago that a node is gone. It does not
+// wait: each call asks, and what it hears counts for later ones.
+func (b *broker) saidGone(node uint32) bool {
+	n, member := b.View().Node(node)
+	if !member {
+		return true
+	}
+	w := &b.words
+	w.mu.Lock()
+	at, gone := w.gone[node]
+	gone = gone && b.nodes.tick.Load()-at <= wordTicks
+	ask := !w.asking[node]
+	if w.asking == nil {
+		w.asking, w.gone = map[uint32]bool{}, map[uint32]uint64{}
+	}
+	w.asking[node] = true
+	w.mu.Unlock()
+	if ask {
+		b.hears(node, n.Store, func(heard bool, err error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			delete(w.asking, node)
+			now := b.nodes.tick.Load()
+			maps.DeleteFunc(w.gone, func(n uint32, at uint64) bool { return n == node || now-at > wordTicks })
+			if heard || err != nil {
+				w.spared++
+				return
+			}
+			w.gone[node] = now
+		})
+	}
+	return gone
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -27,6 +28,7 @@ func majoritysWord(t *testing.T, c *crew, k *cables) {
 		require.ErrorContains(t, err, "is a member with another data directory, and alive")
 	}
 	require.False(t, b.givenUp(living))
+	require.False(t, b.saidGone(living))
 	judged := func() (bool, error) {
 		command, said := &cluster.Join{Node: living, Store: testStore(99)}, make(chan error, 1)
 		b.judgeJoin(command, func(err error) { said <- err })
@@ -58,4 +60,68 @@ func majoritysWord(t *testing.T, c *crew, k *cables) {
 	for _, pair := range [][2]uint32{{leader, living}, {third, living}, {leader, third}} {
 		k.set(pair[0], pair[1], false)
 	}
+}
+
+// keepsItsVote lets a fourth node join, and cuts the node that leads the metadata off from a
+// voter, which the others hear. Nobody takes its vote, though that node alone has not heard
+// it for 30 s (RULES R10); without the others' word the fourth one does.
+func keepsItsVote(t *testing.T, c *crew, k *cables) {
+	c.start(4)
+	votes := func(b *broker, node uint32) bool {
+		n, member := b.View().Node(node)
+		return member && slices.Contains(b.meta.voting.sets.Load()[0], n.MetaID())
+	}
+	apart := func() (b *broker, voter uint32) {
+		leader := c.controller()
+		b = c.broker(leader)
+		c.await("all hear each other", func() bool {
+			for id := range c.servers {
+				for other := range c.servers {
+					if !c.broker(id).reachable(other) {
+						return false
+					}
+				}
+			}
+			return true
+		})
+		if voter = leader%4 + 1; !votes(b, voter) {
+			voter = voter%4 + 1 // one of the three others does not vote
+		}
+		k.set(leader, voter, true)
+		c.await("one node does not hear another, the others do", func() bool {
+			for id := range c.servers {
+				if id != voter && c.broker(id).reachable(voter) != (id != leader) {
+					return false
+				}
+			}
+			return true
+		})
+		b.nodes.mu.Lock()
+		b.nodes.down[voter] = livelyTicks
+		b.nodes.mu.Unlock()
+		b.words.mu.Lock()
+		before := b.words.spared
+		b.words.mu.Unlock()
+		c.await("the others were asked, and their word was looked at", func() bool {
+			b.words.mu.Lock()
+			defer b.words.mu.Unlock()
+			return b.words.spared >= before+2 || !b.meta.leads.Load()
+		})
+		return b, voter
+	}
+	var b *broker
+	var voter uint32
+	for range 5 {
+		if b, voter = apart(); b.meta.leads.Load() {
+			break
+		}
+		k.set(b.identity.NodeID, voter, false) // another leads by now
+	}
+	require.True(t, votes(b, voter))
+	t.Run("Catches_OneOpinion", func(t *testing.T) {
+		b.oneOpinion.Store(true)
+		defer b.oneOpinion.Store(false)
+		c.await("another takes its vote", func() bool { return !votes(b, voter) })
+	})
+	k.set(b.identity.NodeID, voter, false)
 }

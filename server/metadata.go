@@ -179,7 +179,7 @@ func (m *metadataReplica) reconfigure() {
 	if len(members.Outgoing) > 0 || len(v.Nodes) == 0 {
 		return
 	}
-	wanted, learners := cluster.PlanMeta(v, members.Voters, m.broker.lively)
+	wanted, learners := cluster.PlanMeta(v, members.Voters, m.broker.lively, m.broker.saidGone)
 	if len(wanted) == 0 {
 		return
 	}
