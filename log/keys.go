@@ -73,41 +73,54 @@ func (j *keysJob) make() error {
 	// One at a time in a store: it is the memory that counts.
 	l.store.tableMu.Lock()
 	defer l.store.tableMu.Unlock()
-	base := j.seg.Previous().Next
-	keys, publishers := segment.NewKeyRuns(base), segment.NewKeyRuns(base)
+	w := j.seg.NewKeysWriter(l.store.keepFree)
+	described, err := j.describe(w)
+	switch {
+	case described:
+		j.unwritten = true
+		return w.Finish(j.next)
+	case !j.unwritten:
+		j.seg.SetKeys(segment.KeysNone)
+	}
+	return errors.Join(err, w.Abort())
+}
+
+// describe gives a table everything but its end. It is false if there can be none, or,
+// with unwritten, if it cannot be written now.
+func (j *keysJob) describe(w *segment.KeysWriter) (bool, error) {
+	l := j.l
 	var s Scanned
-	for o := max(base, l.StartOffset()); o < j.next; {
+	for o := max(j.seg.Previous().Next, l.StartOffset()); o < j.next; {
 		err := l.Scan(o, int(min(j.next-o, findRecords)), &s)
 		if errors.Is(err, ErrOffsetOutOfRange) && o < l.StartOffset() {
 			o = l.StartOffset()
 			continue
 		}
 		if err != nil || len(s.Batches) == 0 {
-			j.seg.SetKeys(segment.KeysNone)
-			return err // whoever reads the segment will say what is wrong with it
+			return false, err // whoever reads the segment will say what is wrong with it
 		}
 		for i := range s.Batches {
 			b := &s.Batches[i]
 			from := max(o, b.Base)
+			o = b.Next()
 			if b.Erased {
-				o = b.Next()
 				continue
 			}
-			if b.Damaged || !publishers.Add(b.Publisher, from, int(b.Next()-from)) {
-				j.seg.SetKeys(segment.KeysNone)
-				return nil
+			if b.Damaged || !w.Publishers.Add(b.Publisher, from, int(o-from)) {
+				return false, nil
 			}
-			for ; from < b.Next() && len(b.Index) > 0; from++ {
-				if !keys.Add(b.key(from), from, 1) {
-					j.seg.SetKeys(segment.KeysNone)
-					return nil
+			for ; from < o && len(b.Index) > 0; from++ {
+				if !w.Keys.Add(b.key(from), from, 1) {
+					return false, nil
 				}
 			}
-			o = b.Next()
+			if err := w.Cut(o); err != nil {
+				j.unwritten = true
+				return false, err
+			}
 		}
 	}
-	j.unwritten = true
-	return j.seg.WriteKeys(j.next, keys, publishers, l.store.keepFree)
+	return true, nil
 }
 
 func (j *keysJob) Done() {

@@ -21,6 +21,11 @@ import (
 // by pages, a few for each question, and never as a whole; so each page has a checksum
 // of its own. All integers are little-endian.
 //
+// It is made of parts, one behind the other, each for the records behind those of the part
+// before: so whoever makes it holds the runs of one part, and not of the segment. One
+// table of a whole segment took 38 MiB of runs for 64 MiB of small records, and the
+// collector as much again. A part is
+//
 //	+-----------------------------------------------+
 //	| segment header, 128 bytes, magic "LKKEYTB\n"   |   0
 //	+-----------------------+-----------------------+
@@ -28,8 +33,8 @@ import (
 //	+-----------+-----------+-----------+-----------+
 //	| keys      | their runs| publishers| their runs| 144
 //	+-----------+-----------+-----------+-----------+
-//	| zero, to the end of the page                   | 160
-//	+-----------------------------------------------+
+//	| part      | 1: last   | zero, to the end       | 160
+//	+-----------+-----------+------------------------+
 //
 //	keys, each 16 bytes, by ascending hash, on pages of their own:
 //	+-----------------------+-----------+-----------+
@@ -42,10 +47,11 @@ import (
 //	publishers and runs of publishers in the same way
 //
 // A page has 4,096 bytes, of which the last four are the CRC32C of file ID (8 bytes),
-// page number (4) and the 4,092 bytes before. The hash 0 has no entry.
+// page number in the file (4) and the 4,092 bytes before. The hash 0 has no entry. The next
+// offset of a part is where the next part begins. Parts are numbered from 0.
 const (
 	keysMagic  = "LKKEYTB\n"
-	keysFixed  = 160
+	keysFixed  = 168
 	keySize    = 16
 	keyRunSize = 8
 
@@ -54,9 +60,16 @@ const (
 	keysOnPage = keyPayload / keySize
 	runsOnPage = keyPayload / keyRunSize
 
-	// MaxKeyRuns bounds the runs of a key table, and with them the memory that making it
-	// takes: 64 MiB. A segment with more has none and is searched itself.
+	// MaxKeyRuns bounds the runs of a key table, of keys and of publishers, and with them
+	// the disk that it takes: 96 MiB each. A segment with more has none and is searched
+	// itself.
 	MaxKeyRuns = 4 << 20
+	// KeyPartRuns is how many runs of keys, or of publishers, end a part of a key table,
+	// with the batch that they are of. It bounds the memory that making a table takes: 16
+	// bytes a run, and up to 24 for what is written of it.
+	KeyPartRuns = 128 << 10
+	// maxKeyParts is how many parts there can be: all but the last have so many runs.
+	maxKeyParts = 2*(MaxKeyRuns/KeyPartRuns) + 1
 )
 
 // KeyRun says that records from offset Base + From on have a hash.
@@ -68,12 +81,10 @@ type KeyRun struct {
 
 // KeyRuns collects runs, by ascending offset.
 type KeyRuns struct {
-	base wire.Offset
-	runs []KeyRun
+	base    wire.Offset
+	runs    []KeyRun
+	written int // runs of earlier parts
 }
-
-// NewKeyRuns begins with the segment whose base offset is given.
-func NewKeyRuns(base wire.Offset) *KeyRuns { return &KeyRuns{base: base} }
 
 // Add notes n records from o on with a hash. It is false if there is no room for it.
 func (k *KeyRuns) Add(hash uint64, o wire.Offset, n int) bool {
@@ -87,7 +98,7 @@ func (k *KeyRuns) Add(hash uint64, o wire.Offset, n int) bool {
 			return true
 		}
 	}
-	if len(k.runs) == MaxKeyRuns || from > math.MaxUint32 || n > math.MaxUint32 {
+	if k.written+len(k.runs) == MaxKeyRuns || from > math.MaxUint32 || n > math.MaxUint32 {
 		return false
 	}
 	k.runs = append(k.runs, KeyRun{Hash: hash, From: uint32(from), Count: uint32(n)})
@@ -105,16 +116,17 @@ func (k *KeyRuns) sorted() (hashes int) {
 	return hashes
 }
 
-// keyShape says where the parts of a table lie.
+// keyShape says where the lists of a part lie.
 type keyShape struct {
+	first                                    int64 // page
 	keys, keyRuns, publishers, publisherRuns uint32
 }
 
 func pages(n uint32, each int64) int64 { return (int64(n) + each - 1) / each }
 
-// part returns the first pages of the entries and of the runs of keys, or of publishers.
-func (s *keyShape) part(publisher bool) (hashes, runs uint32, dirPage, runPage int64) {
-	dirPage = 1
+// list returns the first pages of the entries and of the runs of keys, or of publishers.
+func (s *keyShape) list(publisher bool) (hashes, runs uint32, dirPage, runPage int64) {
+	dirPage = s.first + 1
 	runPage = dirPage + pages(s.keys, keysOnPage)
 	if !publisher {
 		return s.keys, s.keyRuns, dirPage, runPage
@@ -123,19 +135,21 @@ func (s *keyShape) part(publisher bool) (hashes, runs uint32, dirPage, runPage i
 	return s.publishers, s.publisherRuns, dirPage, dirPage + pages(s.publishers, keysOnPage)
 }
 
-func (s *keyShape) size() int64 {
-	_, runs, _, page := s.part(true)
-	return (page + pages(runs, runsOnPage)) * keyPage
+// behind is the page behind the part.
+func (s *keyShape) behind() int64 {
+	_, runs, _, page := s.list(true)
+	return page + pages(runs, runsOnPage)
 }
 
-// appendKeys encodes a key table. It sorts the runs.
-func appendKeys(dst []byte, h *Header, end int64, next wire.Offset, keys, publishers *KeyRuns) []byte {
+// appendKeys encodes a part of a key table, which begins with a page of the file. It sorts
+// the runs.
+func appendKeys(dst []byte, h *Header, end int64, next wire.Offset, first int64, number int, last bool, keys, publishers *KeyRuns) []byte {
 	shape := keyShape{
 		keys: uint32(keys.sorted()), keyRuns: uint32(len(keys.runs)),
 		publishers: uint32(publishers.sorted()), publisherRuns: uint32(len(publishers.runs)),
 	}
-	at := len(dst)
-	dst = slices.Grow(dst, int(shape.size()))[:at+int(shape.size())]
+	at, size := len(dst), int(shape.behind())*keyPage
+	dst = slices.Grow(dst, size)[:at+size]
 	b := dst[at:]
 	clear(b)
 	h.Encode(b)
@@ -147,12 +161,16 @@ func appendKeys(dst []byte, h *Header, end int64, next wire.Offset, keys, publis
 	le.PutUint32(b[148:], shape.keyRuns)
 	le.PutUint32(b[152:], shape.publishers)
 	le.PutUint32(b[156:], shape.publisherRuns)
+	le.PutUint32(b[160:], uint32(number))
+	if last {
+		le.PutUint32(b[164:], 1)
+	}
 	for _, publisher := range []bool{false, true} {
 		list := keys.runs
 		if publisher {
 			list = publishers.runs
 		}
-		_, _, dirPage, runPage := shape.part(publisher)
+		_, _, dirPage, runPage := shape.list(publisher)
 		entry := -1
 		var counted []byte
 		for i, r := range list {
@@ -171,7 +189,7 @@ func appendKeys(dst []byte, h *Header, end int64, next wire.Offset, keys, publis
 	}
 	for n := int64(0); n*keyPage < int64(len(b)); n++ {
 		page := b[n*keyPage:][:keyPage]
-		le.PutUint32(page[keyPayload:], keyPageSum(h.FileID, n, page))
+		le.PutUint32(page[keyPayload:], keyPageSum(h.FileID, first+n, page))
 	}
 	return dst
 }
@@ -194,37 +212,59 @@ func IgnoreKeySums(ignore bool) { keySumsIgnored.Store(ignore) }
 type KeyTable struct {
 	r      io.ReaderAt
 	header Header
-	shape  keyShape
+	parts  []keyPart
 	end    int64
 	next   wire.Offset
 	page   [keyPage]byte
 	held   int64 // number of what is in page, -1: nothing
 }
 
-// openKeys reads and checks the first page of a table of size bytes. It reads no more
-// than it is asked for: what is wrong with other pages is known when they are read.
+// keyPart is a part of a table: the records below next that are in no part before.
+type keyPart struct {
+	shape keyShape
+	next  wire.Offset
+}
+
+// openKeys reads and checks the first pages of the parts of a table of size bytes. It reads
+// no more than it is asked for: what is wrong with other pages is known when they are read.
 func openKeys(r io.ReaderAt, size int64, fileID uint64) (*KeyTable, error) {
 	t := &KeyTable{r: r, held: -1}
 	t.header.FileID = fileID
-	b, err := t.read(0)
-	if err != nil {
-		return nil, err
-	}
-	if string(b[:8]) != keysMagic {
-		return nil, fmt.Errorf("key table: %w", ErrFormat)
-	}
-	var header [HeaderSize]byte
-	copy(header[:], b)
-	copy(header[:], headerMagic)
-	if t.header, err = ParseHeader(header[:]); err != nil {
-		return nil, fmt.Errorf("key table: %w", err)
-	}
-	le := binary.LittleEndian
-	t.end, t.next = int64(le.Uint64(b[128:])), wire.Offset(le.Uint64(b[136:]))
-	t.shape = keyShape{keys: le.Uint32(b[144:]), keyRuns: le.Uint32(b[148:]), publishers: le.Uint32(b[152:]), publisherRuns: le.Uint32(b[156:])}
-	if s := &t.shape; s.keyRuns > MaxKeyRuns || s.publisherRuns > MaxKeyRuns || s.keys > s.keyRuns || s.publishers > s.publisherRuns || s.size() != size ||
-		t.next < t.header.Previous.Next || t.header.FileID != fileID {
-		return nil, fmt.Errorf("key table: %d keys, %d publishers in %d bytes: %w", s.keys, s.publishers, size, ErrFormat)
+	var runs, publisherRuns uint64
+	for page, last := int64(0), false; !last; {
+		b, err := t.read(page)
+		if err != nil {
+			return nil, err
+		}
+		if string(b[:8]) != keysMagic {
+			return nil, fmt.Errorf("key table: %w", ErrFormat)
+		}
+		var fixed [HeaderSize]byte
+		copy(fixed[:], b)
+		copy(fixed[:], headerMagic)
+		header, err := ParseHeader(fixed[:])
+		if err != nil {
+			return nil, fmt.Errorf("key table: %w", err)
+		}
+		le := binary.LittleEndian
+		end, next := int64(le.Uint64(b[128:])), wire.Offset(le.Uint64(b[136:]))
+		if page == 0 {
+			t.header, t.end, t.next = header, end, header.Previous.Next
+		}
+		p := keyPart{next: next, shape: keyShape{
+			first: page, keys: le.Uint32(b[144:]), keyRuns: le.Uint32(b[148:]), publishers: le.Uint32(b[152:]), publisherRuns: le.Uint32(b[156:]),
+		}}
+		s := &p.shape
+		runs, publisherRuns = runs+uint64(s.keyRuns), publisherRuns+uint64(s.publisherRuns)
+		number, isLast := le.Uint32(b[160:]), le.Uint32(b[164:])
+		page, last = s.behind(), isLast == 1
+		if runs > MaxKeyRuns || publisherRuns > MaxKeyRuns || s.keys > s.keyRuns || s.publishers > s.publisherRuns ||
+			int(number) != len(t.parts) || len(t.parts) == maxKeyParts || page*keyPage > size || last != (page*keyPage == size) ||
+			next < t.next || header != t.header || header.FileID != fileID || end != t.end {
+			return nil, fmt.Errorf("key table: part %d: %d keys, %d publishers in %d bytes: %w", len(t.parts), s.keys, s.publishers, size, ErrFormat)
+		}
+		t.next = next
+		t.parts = append(t.parts, p)
 	}
 	return t, nil
 }
@@ -272,24 +312,36 @@ func (t *KeyTable) run(runPage int64, i uint32) (from, to wire.Offset, err error
 }
 
 // Runs yields the runs of a hash, of a key or of a publisher, that end behind from, by
-// ascending offset, until yield is false.
+// ascending offset, until yield is false. Those of two parts may follow on each other.
 func (t *KeyTable) Runs(hash uint64, publisher bool, from wire.Offset, yield func(from, to wire.Offset) bool) error {
-	hashes, runs, dirPage, runPage := t.shape.part(publisher)
-	var err error
+	for i := range t.parts {
+		if t.parts[i].next <= from {
+			continue
+		}
+		if more, err := t.runsOf(&t.parts[i], hash, publisher, from, yield); !more || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runsOf is Runs for a part. more is what yield has said last.
+func (t *KeyTable) runsOf(p *keyPart, hash uint64, publisher bool, from wire.Offset, yield func(from, to wire.Offset) bool) (more bool, err error) {
+	hashes, runs, dirPage, runPage := p.shape.list(publisher)
 	i := search(hashes, func(i uint32) bool {
 		h, _, _, e := t.entry(dirPage, i)
 		err = errors.Join(err, e)
 		return e == nil && h >= hash
 	})
 	if err != nil || i == hashes {
-		return err
+		return true, err
 	}
 	h, first, count, err := t.entry(dirPage, i)
 	if err != nil || h != hash {
-		return err
+		return true, err
 	}
 	if uint64(first)+uint64(count) > uint64(runs) {
-		return fmt.Errorf("key table: runs [%d, %d) of %d: %w", first, uint64(first)+uint64(count), runs, ErrFormat)
+		return false, fmt.Errorf("key table: runs [%d, %d) of %d: %w", first, uint64(first)+uint64(count), runs, ErrFormat)
 	}
 	i = search(count, func(i uint32) bool {
 		_, to, e := t.run(runPage, first+i)
@@ -298,14 +350,14 @@ func (t *KeyTable) Runs(hash uint64, publisher bool, from wire.Offset, yield fun
 	})
 	for ; i < count && err == nil; i++ {
 		var a, b wire.Offset
-		if a, b, err = t.run(runPage, first+i); err == nil && (a >= b || b > t.next) {
-			err = fmt.Errorf("key table: records [%d, %d), the segment ends at %d: %w", a, b, t.next, ErrFormat)
+		if a, b, err = t.run(runPage, first+i); err == nil && (a >= b || b > p.next) {
+			err = fmt.Errorf("key table: records [%d, %d), the part ends at %d: %w", a, b, p.next, ErrFormat)
 		}
 		if err == nil && !yield(a, b) {
-			return nil
+			return false, nil
 		}
 	}
-	return err
+	return true, err
 }
 
 // search is sort.Search for counts of this file.
@@ -334,19 +386,87 @@ func (s *Segment) Keys() int32 { return s.keys.Load() }
 // SetKeys says what is known of the key table. Any goroutine.
 func (s *Segment) SetKeys(state int32) { s.keys.Store(state) }
 
-// WriteKeys writes the key table of a sealed segment, whose records end before next. It
-// may block. The file is not needed after a crash: its absence only costs a scan.
-func (s *Segment) WriteKeys(next wire.Offset, keys, publishers *KeyRuns, room func(n int64) error) error {
-	h := s.Header()
-	b := appendKeys(nil, &h, s.End(), next, keys, publishers)
-	if err := room(int64(len(b))); err != nil {
-		return fmt.Errorf("segment %s: key table: %w", s.name, err)
+// KeysWriter makes the key table of a sealed segment. Add to Keys and Publishers what the
+// batches have, and call Cut behind each; Finish or Abort ends it. Not for concurrent use.
+type KeysWriter struct {
+	Keys, Publishers KeyRuns
+
+	s     *Segment
+	room  func(n int64) error
+	runs  int // KeyPartRuns
+	name  string
+	file  vfs.File // nil before the first part
+	pages int64
+	parts int
+	b     []byte
+}
+
+// NewKeysWriter begins a key table. room is asked before n bytes are taken from the disk.
+func (s *Segment) NewKeysWriter(room func(n int64) error) *KeysWriter {
+	base := s.Header().Previous.Next
+	return &KeysWriter{
+		Keys: KeyRuns{base: base}, Publishers: KeyRuns{base: base},
+		s: s, room: room, runs: KeyPartRuns, name: path.Join(s.dir, KeysName(s.sequence, s.fileID)),
 	}
-	if err := WriteFile(s.env.FS, path.Join(s.dir, KeysName(s.sequence, s.fileID)), b); err != nil {
-		return fmt.Errorf("segment %s: key table: %w", s.name, err)
+}
+
+// Cut says that everything below next was added. It may block. After an error Abort is
+// what is left to do.
+func (w *KeysWriter) Cut(next wire.Offset) error {
+	if len(w.Keys.runs) < w.runs && len(w.Publishers.runs) < w.runs {
+		return nil
 	}
-	s.SetKeys(KeysThere)
+	return w.write(next, false)
+}
+
+func (w *KeysWriter) write(next wire.Offset, last bool) error {
+	h := w.s.Header()
+	w.b = appendKeys(w.b[:0], &h, w.s.End(), next, w.pages, w.parts, last, &w.Keys, &w.Publishers)
+	err := w.room(int64(len(w.b)))
+	if err == nil && w.file == nil {
+		w.file, err = createAnew(w.s.env.FS, w.name)
+	}
+	if err == nil {
+		err = writeAllocated(w.file, w.b, w.pages*keyPage)
+	}
+	if err != nil {
+		return fmt.Errorf("segment %s: key table: %w", w.s.name, err)
+	}
+	w.pages += int64(len(w.b)) / keyPage
+	w.parts++
+	for _, k := range []*KeyRuns{&w.Keys, &w.Publishers} {
+		k.written += len(k.runs)
+		k.runs = k.runs[:0]
+	}
 	return nil
+}
+
+// Finish writes the rest of the table of a segment whose records end before next, and syncs
+// the file. It may block. The file is not needed after a crash: its absence only costs a
+// scan. After an error there is none.
+func (w *KeysWriter) Finish(next wire.Offset) error {
+	err := w.write(next, true)
+	if err == nil {
+		if err = w.file.Sync(); err != nil {
+			err = fmt.Errorf("segment %s: key table: %w", w.s.name, Final(err))
+		}
+	}
+	if err != nil {
+		return errors.Join(err, w.Abort())
+	}
+	if err := w.file.Close(); err != nil {
+		return errors.Join(err, w.s.env.FS.Remove(w.name))
+	}
+	w.s.SetKeys(KeysThere)
+	return nil
+}
+
+// Abort takes back what was written.
+func (w *KeysWriter) Abort() error {
+	if w.file == nil {
+		return nil
+	}
+	return errors.Join(w.file.Close(), w.s.env.FS.Remove(w.name))
 }
 
 // OpenKeys opens the key table of a sealed segment for use and checks that it is of
