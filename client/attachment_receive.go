@@ -129,7 +129,7 @@ func (b *batchOf) damaged(s *session, grants []wire.Grant, err error) {
 			d := &Delivery{at: at, epoch: g.Epoch, scope: b.scope(int(o - base))}
 			d.Partition, d.Offset = at.partition, uint64(o)
 			at.admit(d)
-			d.conclude(wire.OutcomeNack, milliseconds(damageDelay), "damaged")
+			d.conclude(wire.OutcomeReleased, milliseconds(damageDelay), "damaged") // no handler has failed
 		}
 	}
 }

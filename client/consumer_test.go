@@ -657,7 +657,7 @@ func TestRunsOfRecordsAreCheckedOneByOne(t *testing.T) {
 	rotten[len(rotten)-2] ^= 1
 	g.send(wire.OpGroupDeliver, &wire.GroupDeliver{Kind: wire.DeliverRecords, Grants: []wire.Grant{{Offset: 14, Count: 2, Epoch: fakeEpoch, Deliveries: 1}}, Bytes: rotten})
 	require.Equal(t, uint64(14), next(t, c).Offset)
-	require.Equal(t, "damaged", g.said(wire.OutcomeNack, 15, fakeEpoch).Text)
+	require.Equal(t, "damaged", g.said(wire.OutcomeReleased, 15, fakeEpoch).Text)
 }
 
 func TestDamagedRecordsAreReportedAndGivenBack(t *testing.T) {
@@ -671,7 +671,7 @@ func TestDamagedRecordsAreReportedAndGivenBack(t *testing.T) {
 	body := wire.AppendBodyBatch(nil, index, batch)
 	body[len(body)-2] ^= 1
 	g.send(wire.OpGroupDeliver, &wire.GroupDeliver{Kind: wire.DeliverBatches, Grants: []wire.Grant{{Offset: 10, Count: 1, Epoch: fakeEpoch}}, Bytes: body})
-	require.Equal(t, "damaged", g.said(wire.OutcomeNack, 10, fakeEpoch).Text)
+	require.Equal(t, "damaged", g.said(wire.OutcomeReleased, 10, fakeEpoch).Text)
 	g.deliver(11, fakeEpoch, "")
 	require.Equal(t, uint64(11), next(t, c).Offset)
 }
@@ -689,14 +689,14 @@ func TestRule24_NothingOvertakesARecordThatArrivedDamaged(t *testing.T) {
 	body := wire.AppendBodyBatch(nil, index, batch)
 	body[len(body)-2] ^= 1
 	g.send(wire.OpGroupDeliver, &wire.GroupDeliver{Kind: wire.DeliverBatches, Grants: []wire.Grant{{Offset: 10, Count: 1, Epoch: fakeEpoch}}, Bytes: body})
-	o := g.said(wire.OutcomeNack, 10, fakeEpoch)
+	o := g.said(wire.OutcomeReleased, 10, fakeEpoch)
 	g.deliver(11, fakeEpoch, "a")
 	g.deliver(12, fakeEpoch, "b")
 	require.EqualValues(t, 12, next(t, c).Offset)
 	c.mu.Lock()
 	claims := c.attachments[0].claims()
 	c.mu.Unlock()
-	require.Equal(t, wire.OutcomeNack, claims[0].Kind)
+	require.Equal(t, wire.OutcomeReleased, claims[0].Kind)
 	require.EqualValues(t, 10, claims[0].Offset)
 	g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{{Offset: 11, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonReturned}}})
 	g.answer(o, wire.CodeOK)

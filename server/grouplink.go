@@ -56,6 +56,7 @@ type coming struct {
 	granted  []wire.Grant // of orders
 	answered bool         // the attach is
 	ordered  bool         // answers go in order: a frame that does was not written yet
+	scoped   bool         // records go out in order: nothing goes on behind one that cannot be sent
 	woken    bool         // the loop is about to look at orders
 	why      error        // of Closed
 	silent   bool         // the client knows already that there is no link
@@ -121,6 +122,7 @@ func (k *groupLink) Attached(r *wire.AttachResponse, err error) {
 	o := &k.session.out
 	o.mu.Lock()
 	k.answered = true
+	k.scoped = err == nil && r.Mode != wire.ModeShared
 	o.mu.Unlock()
 	if err != nil {
 		k.session.finish(k.request, nil, err)
@@ -493,7 +495,9 @@ func (s *session) readOrder(k *groupLink) {
 				})
 			}
 		default:
-			k.unreadable(k.grants[o.grant:o.grant+o.grants], err)
+			if k.unreadable(k.grants[o.grant:o.grant+o.grants], err); k.closed {
+				return
+			}
 		}
 		k.head++
 		s.run(k)
@@ -501,13 +505,23 @@ func (s *session) readOrder(k *groupLink) {
 }
 
 // unreadable tells the leader of records that it has granted and that cannot be sent.
-// Those that retention has removed it knows of.
+// Those that retention has removed it knows of. Where records go out in order the link ends:
+// what waits behind them here may be of the same scope, and so may what the leader grants
+// until it hears of it. The session says what it has got when it attaches anew.
 func (k *groupLink) unreadable(grants []wire.Grant, err error) {
 	if errors.Is(err, log.ErrOffsetOutOfRange) || len(grants) == 0 {
 		return
 	}
 	last := &grants[len(grants)-1]
 	k.input(partition.Input{Kind: partition.InputDamaged, From: grants[0].Offset, To: last.Offset + wire.Offset(last.Count)})
+	s := k.session
+	s.out.mu.Lock()
+	scoped := k.scoped
+	s.out.mu.Unlock()
+	if scoped && !k.closed {
+		s.forgetGroupLink(k, false)
+		s.groupLinkClosed(k, wire.Errorf(wire.CodeRetry, "the record at offset %d cannot be read: attach anew, it and what lies behind it are given out again", grants[0].Offset))
+	}
 }
 
 // input hands something to the group. A link whose inputs do not fit any more ends: the

@@ -63,6 +63,10 @@ type groupNode struct {
 }
 
 func attachGroup(t *testing.T, frames, size int) *groupNode {
+	return attachGroupOf(t, frames, size, wire.ModeShared)
+}
+
+func attachGroupOf(t *testing.T, frames, size int, mode wire.GroupMode) *groupNode {
 	n := &groupNode{testNode: startNode(t, Limits{})}
 	n.backend.create(wire.Queue, "jobs", 1)
 	n.r = n.backend.replica("jobs", 0)
@@ -74,7 +78,7 @@ func attachGroup(t *testing.T, frames, size int) *groupNode {
 	require.EqualValues(t, wire.MaxGroupCapacity, in.Attach.Capacity)
 	require.EqualValues(t, wire.MaxGroupCapacityBytes, in.Attach.Bytes)
 	n.k = in.Consumer
-	n.k.Attached(&wire.AttachResponse{Term: 3, Group: 4, Mode: wire.ModeShared}, nil)
+	n.k.Attached(&wire.AttachResponse{Term: 3, Group: 4, Mode: mode}, nil)
 	var m wire.AttachResponse
 	n.c.ok(n.c.answer(7), &m)
 	require.EqualValues(t, 3, m.Term)
@@ -387,6 +391,30 @@ func TestDeliveriesThatTheDiskDoesNotGiveAreReported(t *testing.T) {
 	require.Equal(t, []wire.Offset{1, 2}, []wire.Offset{in.From, in.To})
 	n.k.Deliver(n.r.delivery(2, 9))
 	require.Len(t, n.delivered(t, 2), 1)
+}
+
+// Where records go out in order nothing follows one that cannot be read, neither what waits
+// for it nor what is granted until the leader hears of it: the link ends.
+func TestNothingFollowsAnUnreadableRecordWhereOrderCounts(t *testing.T) {
+	for _, mode := range []wire.GroupMode{wire.ModeSerial, wire.ModeStream} {
+		n := attachGroupOf(t, 4, 500, mode)
+		bad := n.r.delivery(1, 9)
+		n.r.set(func() { n.r.block = int(bad.Place.At.Byte) + 100 })
+		n.k.Deliver(n.r.delivery(0, 9))
+		n.k.Deliver(bad)
+		n.k.Deliver(n.r.delivery(2, 9))
+		require.Len(t, n.delivered(t, 0), 1)
+		in := n.r.input(t, partition.InputDamaged)
+		require.Equal(t, []wire.Offset{1, 2}, []wire.Offset{in.From, in.To})
+		require.False(t, n.r.input(t, partition.InputGone).Dead)
+		n.k.Deliver(n.r.delivery(3, 9))
+		f := n.c.read()
+		require.Equal(t, wire.OpLinkClosed, f.Opcode)
+		var m wire.LinkClosed
+		require.NoError(t, m.Parse(f.body))
+		require.Equal(t, wire.CodeRetry, m.Code)
+		require.Contains(t, m.Detail, "offset 1 cannot be read")
+	}
 }
 
 func TestASubstituteIsSentAsItIs(t *testing.T) {

@@ -218,7 +218,7 @@ var reasonAdvice = map[string]string{
 	"standby":               "Wait for the active one, or end it: another takes over when its session timeout is over.",
 	"horizon_not_committed": "Wait for a moment; if it stays, see lockstep cluster health.",
 	"no_credit":             "Start more consumers, give them more --prefetch, or see why their handlers are slow.",
-	"corrupt_range":         "See lockstep doctor and the broker's log; other replicas repair it, or skip the records with lockstep group seek.",
+	"corrupt_range":         "See lockstep doctor and the broker's log; other replicas repair it; with none, give it up with lockstep key skip --partition --offset, or pass over all of it with lockstep group seek.",
 	"parked":                "Repair what was wrong, then lockstep key unpark; or pass its head over with lockstep key skip.",
 	"held":                  "Wait for its handler, or see why it is slow; lockstep key park --now takes it back.",
 	"silent":                "Start that consumer again under its --name, or wait: its records go to others then.",

@@ -34,7 +34,7 @@ type Outcome struct {
 	Count  uint32 // at least 1
 	Epoch  Index
 	Kind   OutcomeKind
-	// DelayMs is before the next attempt, 0 for what the group has as its backoff; with
+	// DelayMs is before the next attempt, 0 for what the group has as its backoff, and of a release for none; with
 	// OutcomeExtend how long it may take from now on.
 	DelayMs uint32
 	Text    string // a reason, for people; not in claims

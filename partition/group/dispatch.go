@@ -103,6 +103,7 @@ func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 		return false, false
 	}
 	if p.Damaged {
+		l.cannotRead(o, o+1)
 		l.readAgain(o)
 		l.timers.push(timer{at: l.now + rereadPause, record: o, round: l.round})
 		return false, false
@@ -156,6 +157,12 @@ func (l *Leader) giveScope(misses *int) (given, stop bool) {
 		l.ready(s)
 		return false, false
 	}
+	if s.unread = p.Damaged; s.unread { // found when it was to be sent: the scope is known, and waits alone
+		l.wantScan(o)
+		s.due = l.now + rereadPause
+		l.ready(s)
+		return false, false
+	}
 	s.pop()
 	known, _ := l.g.Record(o)
 	l.take(m, s, o)
@@ -206,7 +213,7 @@ func (l *Leader) giveScanned(budget *int) bool {
 		l.pass(l.scan, stop)
 		l.scan = stop
 	case p.Damaged:
-		l.unread = stop
+		l.cannotRead(l.scan, stop)
 		if l.kind != shared { // nobody knows what is behind a record of which the scope is not known
 			l.readAgain(l.scan)
 			return false
@@ -228,6 +235,19 @@ func (l *Leader) giveScanned(budget *int) bool {
 
 // rereadPause is when a record that could not be read, and holds up others, is looked for again.
 const rereadPause = time.Second
+
+// cannotRead notes records that cannot be read, for those who ask: the lowest that are known
+// and not done.
+func (l *Leader) cannotRead(from, to wire.Offset) {
+	if o := l.unreadable(); o == l.unread.To || from < o {
+		l.unread = Span{from, to}
+	}
+}
+
+// unreadable is the first record of what cannot be read that is not done, or the end of that.
+func (l *Leader) unreadable() wire.Offset {
+	return min(l.g.Done.Next(l.unread.From), l.unread.To)
+}
 
 // readAgain has a batch looked for again in a while: another replica may have repaired it.
 func (l *Leader) readAgain(o wire.Offset) {
@@ -424,6 +444,9 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 // grant leases the records [from, to) of a batch, of all of which the same is known, to m.
 func (l *Leader) grant(m *member, p *Place, from, to wire.Offset, known Returned) {
 	n := int(to - from)
+	if l.unread.From <= from && from < l.unread.To { // it was mended
+		l.unread = Span{}
+	}
 	m.leases.add(lease{from: from, to: to, epoch: l.applied})
 	if l.waiting > 0 && from < l.grace.bound {
 		l.granted.Add(from, min(to, l.grace.bound))

@@ -123,12 +123,22 @@ func (e *explainer) group() {
 		}
 		e.say("no_credit", "", 0, 0, "%s", text)
 	}
-	if l.unread > l.g.Done.Floor() {
-		e.say("corrupt_range", "", 0, 0, "Records before offset %d cannot be read here and wait.", l.unread)
+	if o := l.unreadable(); o < l.unread.To {
+		what := "what lies behind it waits"
+		if l.kind == shared || o < l.scan {
+			what = "others pass it"
+		}
+		e.unreadable("", o, what)
 	}
 	if n := len(l.lettered); n > 0 {
 		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%s not written to %q yet: %s.", count(n, "record has failed too often and is", "records have failed too often and are"), l.g.Settings.DeadLetter, l.advice())
 	}
+}
+
+// unreadable says that a record is damaged on this replica's disk, and what that holds up.
+func (e *explainer) unreadable(object string, o wire.Offset, what string) {
+	v := uint64(o)
+	e.say("corrupt_range", object, 0, 0, "The record at offset %d cannot be read here, it is damaged on the disk; %s.", o, what).Offset = &v
 }
 
 func (l *Leader) sorted() []*member {
@@ -203,6 +213,8 @@ func (e *explainer) scope(s *scope) {
 		offset(e.say("parked", name, 0, 0, "The %s of the record at offset %d, which browse shows, is parked from there on%s.", what, s.parked-1, why), s.parked-1)
 	case len(s.leased) > 0:
 		e.leased(s.holder, s.leased[0], s.since)
+	case s.unread && s.n > 0:
+		e.unreadable(name, s.next[0], fmt.Sprintf("the rest of its %s waits", what))
 	case s.due > l.now && s.n > 0:
 		offset(e.say("backoff", name, 0, s.due, "Record %d has failed and rests before the next attempt.", s.next[0]), s.next[0])
 	case s.finding:

@@ -64,7 +64,7 @@ type Leader struct {
 	of      offsets.Map[scope] // leased records of scopes
 	ring    fifo[*scope]       // that have a record to give
 	spare   []*scope
-	unread  wire.Offset   // end of the last damaged range that was met
+	unread  Span          // a damaged range that was met, and that may be done or mended since
 	reread  time.Duration // when one that holds up others may be looked for again
 	hold    time.Duration // nothing goes out before, where the partition is one scope
 	holder  *member       // that was given something last

@@ -204,8 +204,9 @@ func (l *Leader) known() {
 }
 
 // Damaged says that the records [from, to) cannot be read: what is leased of them goes
-// back, with what lies behind it in its scope, and none is given out.
+// back, with what lies behind it in its scope, and is looked for again after rereadPause.
 func (l *Leader) Damaged(from, to wire.Offset) {
+	again := cause{reason: wire.ReasonReturned, delayed: true, delayMs: uint32(rereadPause.Milliseconds())}
 	for _, m := range l.members {
 		for _, r := range m.leases.held(from) {
 			if r.from >= to {
@@ -213,12 +214,13 @@ func (l *Leader) Damaged(from, to wire.Offset) {
 			}
 			r.to = min(r.to, to)
 			if l.kind == shared {
-				l.takeBack(m, r, cause{reason: wire.ReasonReturned, silent: true})
+				again.silent = true
+				l.takeBack(m, r, again)
 				continue
 			}
 			for o := r.from; o < r.to; o++ {
 				if one, ok := m.leases.within(o, o+1); ok && one.state == held {
-					l.giveBack(m, one, cause{reason: wire.ReasonReturned}) // it may have some of what is behind
+					l.giveBack(m, one, again) // it may have some of what is behind
 				}
 			}
 		}

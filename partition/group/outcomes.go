@@ -102,11 +102,9 @@ func (l *Leader) outcome(m *member, piece lease, o *wire.Outcome) {
 		l.extend(m, piece, o.DelayMs)
 	default:
 		c := cause{reason: wire.ReasonReturned, counted: true, asked: true, verdict: o.Kind, text: o.Text}
-		if c.attempt = o.Kind != wire.OutcomeReleased || piece.revoked == wire.ReasonAckWait && m.works(); c.attempt {
-			c.rest = true
-			if o.DelayMs > 0 {
-				c.delayed, c.delayMs = true, o.DelayMs
-			}
+		c.attempt = o.Kind != wire.OutcomeReleased || piece.revoked == wire.ReasonAckWait && m.works()
+		if c.rest = c.attempt; o.DelayMs > 0 {
+			c.delayed, c.delayMs = true, o.DelayMs
 		}
 		for from := piece.from; from < piece.to; {
 			if l.kind == shared {

@@ -85,6 +85,7 @@ func (r *rig) turn() {
 	w := r.leader.Wants()
 	r.want.Letters = append(r.want.Letters, w.Letters...)
 	r.want.Find = append(r.want.Find, w.Find...)
+	r.want.Scan = append(r.want.Scan, w.Scan...)
 	if w.Confirm {
 		r.leader.Confirmed(nil)
 		r.turn()

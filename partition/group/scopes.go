@@ -40,6 +40,7 @@ type scope struct {
 	due     time.Duration // when the head has rested
 	timed   bool          // a timer for that is set
 	inRing  bool
+	unread  bool        // its next record could not be read
 	parked  wire.Offset // from this record on nothing goes out; +1; 0: not parked
 	since   time.Duration
 }

@@ -1,0 +1,106 @@
+package group
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// What turns out to be unreadable when it is to be sent goes back, uncounted, and is tried
+// again after a while and not at once: its key waits until then, and others go on. Once it is
+// known to be damaged it is not given out at all.
+func TestARecordThatCannotBeSentWaitsWithItsKeyOnly(t *testing.T) {
+	key := []byte("any")
+	hash := uint64(HashOf(key))
+	r := newRig(t, keyGroup)
+	r.produce(hash)
+	r.produce(hash)
+	r.produce(2)
+	a := r.attach('A', 1, 5)
+	require.Equal(t, []wire.Offset{0, 2}, a.offsets())
+	r.leader.Damaged(0, 1)
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 2}, a.offsets(), "it is not given out again at once")
+	known, _ := r.state.Group(1).Record(0)
+	require.Zero(t, known.Deliveries)
+	require.Zero(t, known.Attempts)
+
+	r.places[0].Damaged = true // the disk was looked at
+	for range 3 {
+		r.want = Want{}
+		r.pass(rereadPause)
+		r.settle()
+		require.Equal(t, []wire.Offset{0, 2}, a.offsets())
+		require.Contains(t, r.want.Scan, wire.Offset(0), "it is looked at again")
+	}
+	reason := r.leader.Explain(&wire.ExplainRequest{Key: &key}, 0).Reasons[0]
+	require.Equal(t, "corrupt_range", reason.Code)
+	require.EqualValues(t, 0, *reason.Offset)
+	require.Contains(t, reason.Advice, "key skip")
+	other := []byte("other")
+	for _, reason := range r.leader.Explain(&wire.ExplainRequest{Key: &other}, 0).Reasons {
+		require.NotEqual(t, "corrupt_range", reason.Code)
+	}
+
+	r.places[0].Damaged = false // another replica has mended it
+	r.pass(rereadPause)
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 2, 0}, a.offsets())
+	a.say(wire.OutcomeAck, 0)
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 2, 0, 1}, a.offsets())
+}
+
+// A record that arrived damaged comes back without having failed, after as long as its
+// consumer says: no handler has seen it.
+func TestARecordThatArrivedDamagedHasNotFailed(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeSerial, DeliveryLimit: 1})
+	r.produce(1)
+	a := r.attach('A', 1, 5)
+	r.leader.Outcomes(a, []wire.Outcome{{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Kind: wire.OutcomeReleased, DelayMs: 500}}, r.now)
+	r.settle()
+	require.Len(t, a.grants, 1)
+	r.pass(500 * time.Millisecond)
+	r.settle()
+	require.Len(t, a.grants, 2)
+	require.EqualValues(t, 2, a.grants[1].Deliveries)
+	require.Zero(t, a.grants[1].Attempts)
+}
+
+// Explain names the first unreadable record that is not done, and nothing that was mended or
+// given up.
+func TestExplainNamesWhatCannotBeRead(t *testing.T) {
+	for _, s := range []Settings{keyGroup, sharedGroup} {
+		r := newRig(t, s)
+		r.produce(1, 1)
+		r.produce(1)
+		r.places[0].Damaged = true
+		a := r.attach('A', 1, 5)
+		corrupt := func() (o int) {
+			o = -1
+			for _, reason := range r.leader.Explain(&wire.ExplainRequest{}, 0).Reasons {
+				if reason.Code == "corrupt_range" {
+					o = int(*reason.Offset)
+				}
+			}
+			return o
+		}
+		require.Equal(t, 0, corrupt())
+		r.leader.Settle([]Span{{0, 1}}, nil, func(error) {})
+		for range 4 { // what is held is asked back first
+			r.settle()
+			r.pass(3 * time.Second)
+			r.leader.Heard(a, r.now)
+		}
+		require.Equal(t, 1, corrupt())
+		r.places[0].Damaged = false
+		r.pass(rereadPause)
+		r.settle()
+		if s.Mode == wire.ModeSerial { // a shared group has passed it, until it begins anew
+			require.Equal(t, -1, corrupt())
+		}
+	}
+}
