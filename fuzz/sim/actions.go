@@ -34,6 +34,8 @@ const (
 	consuming
 	// governing is usual where there is the metadata of a cluster, and left out elsewhere.
 	governing
+	// naming is usual where there are partitions beside the metadata, and left out elsewhere.
+	naming
 )
 
 // focused is at least the weight of an action that is named in Options.Focus, of a fault
@@ -45,9 +47,16 @@ func (k actionKind) focused(weight, often int) int {
 	return max(weight, 500)
 }
 
-// ofMetadata reports whether an action of a fleet means anything without a partition.
-func (k actionKind) ofMetadata(name string) bool {
-	return k != consuming && name != "produce" && name != "read" && name != "retention" && name != "replace"
+// ofMetadata reports whether an action means anything in a fleet that holds the metadata,
+// and with partitions beside them.
+func (k actionKind) ofMetadata(name string, partitions bool) bool {
+	switch name {
+	case "produce", "read":
+		return partitions
+	case "retention", "replace":
+		return false
+	}
+	return k != consuming
 }
 
 // actions are what a step may be. They find the node running. It is a variable

@@ -27,6 +27,8 @@ type batch struct {
 	// promised is the offset that the leader named from memory, if promise is set.
 	promise  bool
 	promised wire.Offset
+	// ends is the name in a fleet under which it is sent, nil for none.
+	ends *name
 	// sent and answered are moments of a fleet: the first attempt, the first receipt.
 	sent, answered int64
 }

@@ -21,6 +21,7 @@ import (
 type council struct {
 	fleet  *fleet
 	seats  []*seat
+	cells  []*cell // partitions that are real; with them there is one destination, and it stays
 	shards map[uuid.UUID]*shard
 	order  []*shard
 	owners map[uint64]owner // of every replica ID there ever was
@@ -93,7 +94,7 @@ type seat struct {
 }
 
 func newCouncil(f *fleet) *council {
-	c := &council{fleet: f, shards: map[uuid.UUID]*shard{}, owners: map[uint64]owner{}}
+	c := &council{fleet: f, cells: f.cells[1:], shards: map[uuid.UUID]*shard{}, owners: map[uint64]owner{}}
 	c.frugal = f.random.IntN(2) == 0
 	for _, m := range f.cells[0].members {
 		c.seats = append(c.seats, &seat{council: c, m: m, store: c.identity(), dirs: map[uint64]bool{}, said: map[string]int64{}})
@@ -119,6 +120,9 @@ const stateEvery = 8
 func (s *councilMachine) Apply(e replication.Entry) {
 	s.m.cell.truth.apply(s.m.id, e)
 	s.Metadata.Apply(e)
+	for _, n := range s.m.fleet.names {
+		n.note(s.Metadata)
+	}
 	s.m.applied = max(s.m.applied, e.Index)
 	if e.Index%stateEvery == 0 {
 		s.m.cell.truth.state(s.m.id, e.Index, s.Save(nil))
@@ -152,7 +156,7 @@ func (c *council) act() {
 	c.rounds++
 	s := c.seats[f.random.IntN(len(c.seats))]
 	switch n := f.random.IntN(100); {
-	case n < 40:
+	case n < 40, len(c.cells) > 0 && n >= 60:
 		s.chores()
 	case n < 60:
 		for _, s := range c.seats {
@@ -175,6 +179,15 @@ const answerRounds = 40
 
 // submit hands a command to whom the node takes for the controller.
 func (s *seat) submit(command cluster.Command, done func(cluster.Result)) {
+	s.ask(command, func(r cluster.Result) {
+		if r.Err == nil && done != nil {
+			done(r)
+		}
+	})
+}
+
+// ask is submit for who wants to hear of a refusal, too.
+func (s *seat) ask(command cluster.Command, done func(cluster.Result)) {
 	c := s.council
 	body, err := json.Marshal(&command)
 	if err != nil {
@@ -201,11 +214,8 @@ func (s *seat) submit(command cluster.Command, done func(cluster.Result)) {
 			if r.Err != nil {
 				c.counts[CouncilRefused]++
 				c.fleet.trace.add("%s: %s is refused: %v", s, key, r.Err)
-				return
 			}
-			if done != nil {
-				done(r)
-			}
+			done(r)
 		})
 		to.m.turn()
 		return
@@ -251,6 +261,10 @@ func (s *seat) chores() {
 		s.submit(cluster.Command{Register: &cluster.Register{
 			Node: s.node, Store: s.store, Address: s.address("client"), PeerAddress: s.address("peer"), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
 		}}, func(cluster.Result) { s.life = life })
+	}
+	if len(c.cells) > 0 {
+		s.settle(v)
+		return
 	}
 	s.tidy(v)
 }
@@ -423,6 +437,10 @@ func (s *seat) govern() (planned int) {
 		s.submit(command, nil)
 	}
 	for _, t := range transfers {
+		if len(c.cells) > 0 {
+			c.transfer(v, t)
+			continue
+		}
 		for _, sh := range c.order {
 			if sh.destination == t.Destination && sh.number == t.Partition && sh.leader == t.From && sh.lives(t.To) && slices.Contains(sh.voters, t.To) {
 				c.counts[CouncilTransferred]++
@@ -466,6 +484,9 @@ func (s *seat) health() cluster.Health {
 			return deaf > len(c.seats)/2
 		},
 		Leader: func(p *cluster.Partition) uint64 {
+			if len(c.cells) > 0 {
+				return c.leader(p)
+			}
 			if sh := c.shards[p.ID]; sh != nil && sh.lives(sh.leader) {
 				return sh.leader
 			}

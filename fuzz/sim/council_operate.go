@@ -123,6 +123,9 @@ func (c *council) rest() bool { return c.calm >= restRounds }
 // agreed reports whether the partitions are what the metadata say, as every node sees
 // them.
 func (c *council) agreed() bool {
+	if len(c.cells) > 0 {
+		return c.standing()
+	}
 	for _, s := range c.seats {
 		if s.since == 0 || s.life != s.m.life {
 			return false
@@ -181,6 +184,10 @@ func (c *council) state() (out string) {
 	for _, d := range c.seats[0].view().Destinations {
 		for i := range d.Partitions {
 			p := &d.Partitions[i]
+			if len(c.cells) > 0 {
+				out += fmt.Sprintf("\n%+v", *p)
+				continue
+			}
 			sh := c.shards[p.ID]
 			out += fmt.Sprintf("\n%s: %+v; it has voters %d, learners %d, leader %d, whole %v", sh, *p, sh.voters, sh.learners, sh.leader, sh.whole)
 		}

@@ -31,6 +31,11 @@
 // whenever it starts again, so that a promise that was made too early is noticed at
 // the first power cut and not only when it takes a quorum.
 //
+// With Options.Cluster the machines hold the metadata of a cluster (council.go), and with
+// Options.Partitions partitions beside them (council_cells.go), so that a power cut takes
+// both and a cut of the network one without the other. Processes open names there again
+// and again (fleet_names.go).
+//
 // A Mutant takes one protection away, by a wrapper around the disk or the state
 // machine, never by a switch in the real code. The simulation must find each.
 //

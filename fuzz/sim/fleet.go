@@ -35,12 +35,14 @@ type fleet struct {
 	clients   []*producer
 	groups    *groups  // nil: nobody consumes
 	council   *council // nil: they replicate a partition
+	names     []*name
+	named     *NameCounts // nil: there are no names
 	attempts  map[uint64]*sending
 	batches   map[int64]*batch // by number
 	reads     []Operation
 	moments   int64 // see moment
 
-	lastBatch, lastAttempt, lastReplica uint64
+	lastBatch, lastAttempt, lastReplica, lastHolder uint64
 }
 
 // fleetConfig is what a seed chooses for a whole run.
@@ -85,6 +87,12 @@ func runFleet(o Options) *Result {
 		f.council = newCouncil(f)
 		f.config.retention = partition.Retention{}
 	}
+	if o.Partitions > 0 {
+		f.named = &NameCounts{}
+		for i := range fleetNames {
+			f.names = append(f.names, &name{fleet: f, text: fmt.Sprintf("name%d", i), ended: map[*cell]int16{}})
+		}
+	}
 	f.run()
 	result := &Result{Err: f.violation, Step: f.step, Hash: f.trace.hash.Sum64(), Trace: f.trace.all(), Fleet: f.counts, History: f.history()}
 	if f.groups != nil {
@@ -92,6 +100,9 @@ func runFleet(o Options) *Result {
 	}
 	if f.council != nil {
 		result.Council = f.council.counts
+	}
+	if f.named != nil {
+		result.Names = *f.named
 	}
 	return result
 }
@@ -118,8 +129,11 @@ func (f *fleet) drawConfig() fleetConfig {
 	for _, a := range fleetActions {
 		w := a.weight * 10
 		switch {
-		case a.kind == consuming && !f.options.Groups, a.kind == governing && !f.options.Cluster, f.options.Cluster && !a.kind.ofMetadata(a.name):
+		case a.kind == consuming && !f.options.Groups, a.kind == governing && !f.options.Cluster, a.kind == naming && f.options.Partitions == 0,
+			f.options.Cluster && !a.kind.ofMetadata(a.name, f.options.Partitions > 0):
 			w = 0
+		case a.kind == governing && f.options.Partitions > 0:
+			w = a.weight * 3 // it has less to do
 		case a.kind == fault && f.options.Quiet:
 			w = 0
 		case a.kind == fault:
@@ -127,7 +141,7 @@ func (f *fleet) drawConfig() fleetConfig {
 		case a.kind == mending:
 			w = a.weight * int(pick(1, 3, 10))
 		}
-		if a.kind != usual && a.kind != mending && a.kind != consuming && a.kind != governing {
+		if a.kind != usual && a.kind != mending && a.kind != consuming && a.kind != governing && a.kind != naming {
 			w *= int(pick(0, 1, 1, 1, 3))
 		}
 		if slices.Contains(f.options.Focus, a.name) {
@@ -166,6 +180,9 @@ func (f *fleet) run() {
 	}()
 	for _, m := range f.hosts {
 		m.start()
+	}
+	if len(f.names) > 0 {
+		f.council.prepare()
 	}
 	for f.step = 0; f.step < f.options.Steps && f.violation == nil; f.step++ {
 		if f.step < len(f.options.Skip) && f.options.Skip[f.step] {

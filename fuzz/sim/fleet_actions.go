@@ -57,6 +57,8 @@ func init() {
 		{"blackout", 1, fault, (*fleet).blackout},
 		{"clean stop", 2, fault, func(f *fleet) { f.alive(func(m *host) { m.stop() }) }},
 		{"govern", 1200, governing, func(f *fleet) { f.council.act() }},
+		{"open a name", 6, naming, (*fleet).open},
+		{"hold a name", 300, naming, (*fleet).hold},
 		{"consume", 400, consuming, func(f *fleet) { f.groups.consumers[f.random.IntN(len(f.groups.consumers))].act() }},
 	}
 }

@@ -18,6 +18,8 @@ type cell struct {
 	truth     truth
 }
 
+func (c *cell) String() string { return fmt.Sprintf("partition %d", c.number) }
+
 // cellSpan is how far the replica IDs of two cells lie apart.
 const cellSpan = 1000
 

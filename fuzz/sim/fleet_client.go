@@ -16,7 +16,9 @@ type producer struct {
 	fleet    *fleet
 	cell     *cell
 	id       int64
-	sequence int32 // of the next new batch
+	epoch    int16
+	holder   *holder // of a name, nil: it has none
+	sequence int32   // of the next new batch
 
 	queue    []*batch // unanswered, oldest first
 	at       *member  // whom it sends to, nil: nobody
@@ -34,9 +36,15 @@ type sending struct {
 	session int
 	first   bool // all before it were answered when it was sent
 	landed  bool // it was committed before
+	late    bool // the leader's node knew that its epoch was over
 }
 
-func (c *producer) String() string { return fmt.Sprintf("producer %d", c.id) }
+func (c *producer) String() string {
+	if c.holder != nil {
+		return fmt.Sprintf("%s with epoch %d in %s", c.holder, c.epoch, c.cell)
+	}
+	return fmt.Sprintf("producer %d", c.id)
+}
 
 // leave ends the session: what is on its way is uncertain.
 func (c *producer) leave() {
@@ -74,6 +82,7 @@ func (c *producer) act() {
 				c.send(b)
 			}
 		}
+	case c.holder != nil && c.holder.renews:
 	case len(c.queue) < clientWindow:
 		b := c.fresh()
 		c.queue = append(c.queue, b)
@@ -102,7 +111,10 @@ func (c *producer) fresh() *batch {
 		records, size = 1, f.random.IntN(int(f.config.segmentBytes)*5/4)
 	}
 	f.lastBatch++
-	b := buildBatch(f.lastBatch, wire.ProducerIdentity{ID: c.id, Sequence: c.sequence}, wire.AcksQuorum, records, size, f.groups != nil)
+	b := buildBatch(f.lastBatch, wire.ProducerIdentity{ID: c.id, Epoch: c.epoch, Sequence: c.sequence}, wire.AcksQuorum, records, size, f.groups != nil)
+	if c.holder != nil {
+		b.ends = c.holder.name
+	}
 	c.sequence += int32(records)
 	f.batches[int64(b.number)] = b
 	b.sent = f.moment()
@@ -113,7 +125,14 @@ func (c *producer) send(b *batch) {
 	f := c.fleet
 	f.lastAttempt++
 	tag := f.lastAttempt
-	f.attempts[tag] = &sending{client: c, batch: b, session: c.session, first: c.queue[0] == b, landed: b.landed}
+	a := &sending{client: c, batch: b, session: c.session, first: c.queue[0] == b, landed: b.landed}
+	if c.holder != nil {
+		a.late = c.at.replicas[0].metadata.Fenced(c.id, c.epoch)
+		if c.holder.name.raised > c.epoch {
+			f.named.Late++
+		}
+	}
+	f.attempts[tag] = a
 	c.flying++
 	c.idle = 0
 	acks := wire.AcksQuorum
@@ -166,6 +185,8 @@ func (c *producer) Appended(tag uint64, r wire.Receipt, code wire.ErrorCode) {
 		f.fail("%s: batch %d is acknowledged at offset %d and lies at %d", c, b.number, r.BaseOffset, b.offset)
 	case a.landed && !r.Duplicate:
 		f.fail("%s: batch %d was committed at offset %d before it was sent again, and is no duplicate", c, b.number, b.offset)
+	case a.late && !r.Duplicate:
+		f.fail("%s: batch %d is acknowledged by a leader that knew of a later epoch before it was sent", c, b.number)
 	case !r.Synced && f.options.Mutant != AckBeforeQuorum:
 		f.fail("%s: batch %d is acknowledged and not synced", c, b.number)
 	}
@@ -191,6 +212,14 @@ func (c *producer) refused(a *sending, code wire.ErrorCode, current bool) {
 	}
 	switch code {
 	case wire.CodeUnavailable, wire.CodeNotLeader, wire.CodeShuttingDown, wire.CodePartitionFenced:
+	case wire.CodeFenced:
+		f.named.Refused++
+		switch {
+		case c.holder == nil || c.holder.name.raised <= c.epoch:
+			f.fail("%s: batch %d is fenced, and no later epoch was given", c, b.number)
+		case current && c.holder.stage == nameHeld && c.holder.identity.Epoch == c.epoch:
+			c.holder.superseded()
+		}
 	case wire.CodeOutOfSequence, wire.CodeUnknownProducer, wire.CodeDuplicate:
 		if current && a.first {
 			f.fail("%s: batch %d with sequence %d is answered %v, and all before it were acknowledged", c, b.number, b.producer.Sequence, code)

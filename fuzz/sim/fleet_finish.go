@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -67,7 +68,7 @@ func (f *fleet) settle() {
 		ticks, f.council.calm = councilTicks, 0
 	}
 	for tick := range ticks {
-		for _, c := range f.clients {
+		for _, c := range slices.Clone(f.clients) {
 			if c.flying > 0 && tick%20 == 19 {
 				c.leave() // an attempt was lost with the mailbox of an old leader
 			}
@@ -76,6 +77,11 @@ func (f *fleet) settle() {
 					c.draining = true
 				}
 				c.act()
+			}
+		}
+		for _, n := range f.names {
+			for _, h := range slices.Clone(n.holders) {
+				h.act()
 			}
 		}
 		f.reconfigure()
@@ -130,7 +136,7 @@ func (f *fleet) settled() bool {
 			}
 		}
 	}
-	return f.unanswered() == 0 && f.replacing == nil && (f.groups == nil || f.groups.rest()) && (f.council == nil || f.council.rest())
+	return f.unanswered() == 0 && f.unopened() == 0 && f.replacing == nil && (f.groups == nil || f.groups.rest()) && (f.council == nil || f.council.rest())
 }
 
 // exhaust runs jobs and turns and delivers frames until nothing is left to do without

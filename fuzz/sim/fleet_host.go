@@ -110,6 +110,11 @@ func (m *host) hears(other *host) bool {
 	return other.up && !other.paused && !n.link(m.node, other.node).cut && !n.link(other.node, m.node).cut
 }
 
+// reaches reports whether a process here and one there can talk to each other now.
+func (m *host) reaches(other *host) bool {
+	return m == other && m.up && !m.paused || m != other && m.hears(other) && other.hears(m)
+}
+
 // tick lets time pass. It also is what the connections between nodes tell: who was
 // not heard for a while, and who is back.
 func (m *host) tick(n int) {

@@ -69,6 +69,9 @@ func (m *member) open() error {
 	if f.groups != nil {
 		config.Queue, config.Groups = true, fleetEffects{m}
 	}
+	if f.named != nil && f.options.Mutant != EpochsNotHeard {
+		config.Fenced = m.replicas[0].metadata.Fenced
+	}
 	m.part = partition.New(config)
 	if f.groups != nil {
 		m.part.Groups().Without(f.options.Without...)
@@ -169,6 +172,9 @@ func (s *fleetMachine) Apply(e replication.Entry) {
 	s.m.cell.truth.apply(s.m.id, e)
 	if g := s.m.fleet.groups; g != nil && e.Kind == wire.KindRecords {
 		g.committed(e.BaseOffset, e.Body)
+	}
+	if s.m.fleet.options.Mutant == FencesNotApplied && e.Kind == wire.KindControl {
+		e.Body = withoutFences(e.Body)
 	}
 	s.m.part.Apply(partition.Entry(e))
 	s.m.applied = max(s.m.applied, e.Index)

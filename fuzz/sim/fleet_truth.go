@@ -131,6 +131,15 @@ func (t *truth) records(e replication.Entry) {
 			l = &landing{}
 			t.producers[b.producer.ID] = l
 		}
+		switch epoch := b.producer.Epoch; {
+		case epoch < l.epoch:
+			f.fail("batch %d of producer %d landed in %s with epoch %d behind epoch %d", b.number, b.producer.ID, t.cell, epoch, l.epoch)
+		case epoch > l.epoch:
+			l.epoch, l.next = epoch, 0
+		}
+		if b.ends != nil && b.producer.Epoch < b.ends.ended[t.cell] {
+			f.fail("batch %d of producer %d landed in %s with epoch %d; the opening of epoch %d was answered before", b.number, b.producer.ID, t.cell, b.producer.Epoch, b.ends.ended[t.cell])
+		}
 		if b.producer.Sequence != l.next {
 			f.fail("batch %d of producer %d landed with sequence %d; the next one is %d", b.number, b.producer.ID, b.producer.Sequence, l.next)
 		}

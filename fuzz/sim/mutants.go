@@ -88,6 +88,19 @@ const (
 	RemovalFirst
 	// RestlessBalance lets the controller move replicas between nodes that have as many.
 	RestlessBalance
+
+	// Those that follow are for names in partitions beside the metadata.
+
+	// EpochsNotRaised lets the metadata answer every opening with the first epoch.
+	EpochsNotRaised
+	// AnyoneRenews lets the metadata give a name back to who had it, without a fence.
+	AnyoneRenews
+	// EpochsNotHeard keeps from leaders what the metadata say of epochs.
+	EpochsNotHeard
+	// FencesNotCommitted answers fences without an entry.
+	FencesNotCommitted
+	// FencesNotApplied commits fences, and no partition takes them in.
+	FencesNotApplied
 )
 
 // MutateFS wraps the file system as the mutant needs it.
@@ -238,4 +251,26 @@ func withoutForgotten(state []byte) []byte {
 		end += savedRun * int(binary.LittleEndian.Uint32(state[end-4:]))
 	}
 	return append(append([]byte(nil), state[:end]...), make([]byte, savedNone)...)
+}
+
+// A command of a partition is 8 bytes, of which the first is its type and the last four are
+// the length of what follows; a fence is the producer's ID and the first epoch that stays.
+const (
+	commandHeader = 8
+	commandFence  = 20
+	fencedID      = 8
+)
+
+// withoutFences lets the fences of an entry begin with epoch 0, below which there is none.
+func withoutFences(entry []byte) []byte {
+	entry = append([]byte(nil), entry...)
+	for rest := entry; len(rest) > 0; {
+		payload := rest[commandHeader:]
+		length := binary.LittleEndian.Uint32(rest[4:])
+		if rest[0] == commandFence {
+			clear(payload[fencedID:length])
+		}
+		rest = payload[length:]
+	}
+	return entry
 }

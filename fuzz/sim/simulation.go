@@ -62,6 +62,8 @@ type Result struct {
 	Groups GroupCounts
 	// Council says what a cluster has done, with Options.Cluster.
 	Council CouncilCounts
+	// Names says what holders of names have done, with Options.Partitions.
+	Names NameCounts
 	// Err is the first thing that was wrong, or nil.
 	Err   *Violation
 	Step  int   // where it was noticed

@@ -1,0 +1,117 @@
+package sim
+
+import (
+	"slices"
+
+	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// With real partitions beside them, the metadata know one destination, with a replica of
+// each partition on each node from the beginning. Who leads is moved, and nothing else.
+
+// cellsName is what the destination is called.
+const cellsName = "orders"
+
+// settle is what a node does about the destination: it asks for it once all are there, and
+// has the directories of its replicas.
+func (s *seat) settle(v *cluster.View) {
+	c := s.council
+	if len(v.Nodes) < len(c.seats) || v.Level < cluster.MaxLevel {
+		return // its controller raises the level at once
+	}
+	d, known := v.Destination(cellsName)
+	if !known {
+		create := &cluster.Create{
+			Name: cellsName, Kind: wire.Queue, ID: [16]byte{0xce},
+			Settings: wire.Settings{Partitions: uint32(len(c.cells)), Replicas: uint8(len(c.seats)), RetentionBytes: wire.Unlimited, RetentionTimeMs: wire.Unlimited},
+		}
+		for _, cell := range c.cells {
+			create.PartitionIDs = append(create.PartitionIDs, cell.partition)
+		}
+		placement, err := cluster.Spread(v, create.PartitionIDs, len(c.seats), func(cluster.Node) bool { return true })
+		if err != nil {
+			c.fleet.fail("there is no room for a replica on each of %d nodes: %v", len(c.seats), err)
+		}
+		create.Placement = placement
+		s.submit(cluster.Command{Create: create}, func(cluster.Result) { c.counts[CouncilCreated]++ })
+		return
+	}
+	var fresh []uint64
+	for i := range d.Partitions {
+		if r := d.Partitions[i].On(s.node); r != nil && r.State == cluster.ReplicaNew {
+			fresh = append(fresh, r.ID)
+		}
+	}
+	if len(fresh) > 0 {
+		s.submit(cluster.Command{Activate: &cluster.Activate{Replicas: fresh}}, nil)
+	}
+}
+
+// prepare lets everything work until the destination stands, before anything fails.
+func (c *council) prepare() {
+	f := c.fleet
+	for range councilTicks {
+		f.exhaust()
+		c.round()
+		f.exhaust()
+		if c.standing() {
+			return
+		}
+		for _, m := range f.hosts {
+			m.tick(1)
+		}
+	}
+	f.fail("the destination does not stand within %d ticks%s", councilTicks, c.state())
+}
+
+// leader is the replica that leads a partition, as the metadata call it, 0 if none does.
+func (c *council) leader(p *cluster.Partition) uint64 {
+	for _, m := range c.cells[p.Number].leaders(0) {
+		for _, s := range c.seats {
+			if r := p.On(s.node); s.m.host == m.host && s.works() && r != nil {
+				return r.ID
+			}
+		}
+	}
+	return 0
+}
+
+// transfer moves a leadership as the controller wants it.
+func (c *council) transfer(v *cluster.View, t cluster.Transfer) {
+	d, known := v.DestinationByID(t.Destination)
+	if !known {
+		return
+	}
+	cell := c.cells[t.Partition]
+	i := slices.IndexFunc(d.Partitions[t.Partition].Replicas, func(r cluster.Replica) bool { return r.ID == t.To })
+	if i < 0 {
+		return
+	}
+	to := c.seatOf(d.Partitions[t.Partition].Replicas[i].Node)
+	for _, m := range cell.leaders(0) {
+		if to != nil && !m.paused {
+			c.counts[CouncilTransferred]++
+			_ = m.group.Transfer(cell.members[to.m.node-1].id)
+			m.look()
+		}
+	}
+}
+
+// standing reports whether the destination is there as it is to be, on every node.
+func (c *council) standing() bool {
+	for _, s := range c.seats {
+		d, known := s.view().Destination(cellsName)
+		if !known || s.since == 0 || s.life != s.m.life {
+			return false
+		}
+		for i := range d.Partitions {
+			for _, r := range d.Partitions[i].Replicas {
+				if r.State != cluster.ReplicaActive {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
