@@ -250,6 +250,7 @@ type Log struct {
 	eraseFailed bool                  // nothing more is erased before the next start
 	startFirst  bool                  // mutant: an installation writes the manifest first
 	punchFirst  bool                  // mutant: what is erased is given back before that is on record
+	passFirst   bool                  // mutant: entries are passed over before the checkpoint that has them is there
 	aheadOf     bool                  // mutant: entries above the checkpoints are erased
 	anyBody     bool                  // mutant: a repair takes what it is given
 	holds       map[uint64]wire.Index // entries behind them stay, see HoldStart

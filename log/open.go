@@ -55,6 +55,8 @@ type recovery struct {
 	manifest *manifest
 	found    []foundSegment
 	saved    *savedCheckpoint // the newest valid checkpoint, nil if there is none
+	ahead    []aheadCheckpoint
+	passed   wire.Index // the last entry of the log that is erased
 	slot     slotState
 	clean    bool
 
@@ -73,6 +75,15 @@ type recovery struct {
 	limit wire.Index // entries up to here were durable
 	// searched says that the marks behind the first damage are in limit.
 	searched bool
+}
+
+// aheadCheckpoint is one that another replica wrote, and that counts if the log passes over
+// the entry that it names. That the log reaches this entry is not enough: it may have others
+// there, which nobody has committed.
+type aheadCheckpoint struct {
+	*savedCheckpoint
+	name    int
+	content []byte
 }
 
 // foundSegment is a segment that the manifest names.
@@ -127,6 +138,9 @@ func (r *recovery) open() error {
 		return err
 	}
 	if err := r.judge(); err != nil {
+		return err
+	}
+	if err := r.catchUp(); err != nil {
 		return err
 	}
 	if err := r.quarantineStrangers(); err != nil {
@@ -259,7 +273,10 @@ func (r *recovery) readCheckpoints() error {
 			}
 		}
 		if err == nil && c.transferred && r.manifest.start.Index < wire.Index(c.position.Byte) {
-			continue // it belongs to a log that was not installed any more
+			// It belongs to a log that was not installed any more, or to entries that the log
+			// passes over (Pass): that shows when it was read.
+			r.ahead = append(r.ahead, aheadCheckpoint{c, n, b})
+			continue
 		}
 		if err != nil {
 			var corrupt *CorruptionError
@@ -281,18 +298,46 @@ func (r *recovery) readCheckpoints() error {
 			l.older = c.Applied
 		}
 	}
-	start := r.manifest.start.Index
-	if start > 0 && (r.saved == nil || r.saved.Applied < start) {
-		if damaged != nil {
-			return damaged
+	if len(r.ahead) == 0 {
+		if err := r.covered(damaged); err != nil {
+			return err
 		}
-		return r.corrupt(checkpointNames[0], 0, fmt.Errorf("no checkpoint at or above the log's start at %d", start))
 	}
 	if r.saved != nil {
 		l.newest = r.saved.Applied
 		l.checkpoint = &r.saved.Checkpoint
 	}
 	return nil
+}
+
+// catchUp makes a checkpoint count that was fetched to pass over erased entries, if the log
+// has come to pass over them.
+func (r *recovery) catchUp() error {
+	l := r.l
+	for _, c := range r.ahead {
+		if r.passed < wire.Index(c.position.Byte) || r.saved != nil && r.saved.Applied >= c.Applied {
+			continue
+		}
+		if r.saved != nil {
+			l.older = r.saved.Applied
+		}
+		r.saved, l.newest, l.newestName, l.checkpoint = c.savedCheckpoint, c.Applied, c.name, &c.Checkpoint
+		l.noteSaved(c.name, c.content, &c.Checkpoint)
+	}
+	return r.covered(nil)
+}
+
+// covered makes sure that there is a checkpoint at or above the start of the log. damaged is
+// why there may be none.
+func (r *recovery) covered(damaged error) error {
+	start := r.manifest.start.Index
+	if start == 0 || r.saved != nil && r.saved.Applied >= start {
+		return nil
+	}
+	if damaged != nil {
+		return damaged
+	}
+	return r.corrupt(checkpointNames[0], 0, fmt.Errorf("no checkpoint at or above the log's start at %d", start))
 }
 
 // readHeaders reads the header of every segment that the manifest names.
@@ -439,16 +484,16 @@ func (r *recovery) restore(k int) error {
 		r.link, r.pos = sum.Last, sum.End
 		s := segment.Restore(&l.store.env, l.o.Dir, sum, f.size)
 		s.SetErased(f.erased)
+		if n := len(f.erased); n > 0 {
+			r.passed = max(r.passed, f.erased[n-1].After.Index)
+		}
 		r.add(k, s, sum.Terms)
 		return nil
 	}
 	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
 	s.SetErased(f.erased)
 	var t terms
-	r.link, r.pos, r.cause, err = r.walk(f, segment.HeaderSize, r.link, walkHeaders, r.saved.Applied, func(h *wire.FrameHeader, pos int64) {
-		s.Note(h, pos)
-		t.add(h.Index, h.Term)
-	})
+	r.link, r.pos, r.cause, err = r.walk(f, segment.HeaderSize, r.link, walkHeaders, r.saved.Applied, r.note(s, &t))
 	if err != nil {
 		s.Release()
 		return err
@@ -463,6 +508,21 @@ func (r *recovery) restore(k int) error {
 		l.logger.Warn("sparse index is not written", "dir", l.o.Dir, "segment", f.name(), "cause", err)
 	}
 	return nil
+}
+
+// note returns what enters the frames of a segment, one after the other, of which the first
+// continues where the scan stands.
+func (r *recovery) note(s *segment.Segment, t *terms) func(h *wire.FrameHeader, pos int64) {
+	link := r.link
+	return func(h *wire.FrameHeader, pos int64) {
+		if h.Kind == segment.KindErased {
+			s.NotePassed(link, h, pos)
+			r.passed = max(r.passed, h.Index)
+		}
+		s.Note(h, pos)
+		t.add(link.Index+1, h.Term)
+		link = segment.After(h)
+	}
 }
 
 // continues says that a later segment continues from a link.
@@ -495,10 +555,7 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 	s := segment.Rebuild(&l.store.env, l.o.Dir, f.header, f.size)
 	s.SetErased(f.erased)
 	s.SetStart(l.written.Load())
-	note := func(h *wire.FrameHeader, pos int64) {
-		s.Note(h, pos)
-		l.runs.add(h.Index, h.Term)
-	}
+	note := r.note(s, &l.runs)
 	defer func() {
 		if n := len(r.segments); n == 0 || r.segments[n-1] != s {
 			s.Release()
@@ -527,6 +584,9 @@ func (r *recovery) scanSegment(f *foundSegment, prefix int64) (err error) {
 	}
 	each := func(h *wire.FrameHeader, pos int64) {
 		note(h, pos)
+		if h.Kind == segment.KindErased {
+			l.places.truncate(0) // what comes before it is committed, and places have no holes
+		}
 		l.places.push(place{link: segment.After(h), seg: s, end: pos + h.FrameSize(), maxTimeMs: s.MaxTimeMs()})
 		if mark, ok := segment.DecodeMark(f.fileID, h.HeaderCRC, h.Local); ok {
 			r.limit = max(r.limit, mark)

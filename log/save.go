@@ -115,7 +115,7 @@ func (j *checkpointJob) find() error {
 			c.Applied, c.Term, c.NextOffset, h.Term, h.NextOffset())
 	}
 	c.position = Position{Segment: pos.Segment, Byte: pos.Byte + h.FrameSize()}
-	c.chain, c.timeMs = h.HeaderCRC, h.AppendTimeMs
+	c.chain, c.timeMs = segment.After(&h).Chain, h.AppendTimeMs
 	return nil
 }
 

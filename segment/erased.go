@@ -21,13 +21,15 @@ type Erased struct {
 }
 
 const (
-	// KindErased is the kind of the header that a Scanner makes up for an erased run. No
-	// frame is stored with it.
+	// KindErased is the kind of the header that a Scanner makes up for an erased run, and of
+	// the one frame that a replica stores which was given such a run, see Passed.
 	KindErased wire.Kind = 0
 	// MinErased is the least number of bytes that is given back at a time.
 	MinErased = 64 << 10
-	// MaxErased bounds the runs of one segment; beyond it nothing more of it is given back.
+	// MaxErased bounds the runs of one segment that are erased there; beyond it nothing more
+	// of it is given back. MaxListed bounds those in its list, with the frames of Passed.
 	MaxErased = 8192
+	MaxListed = 1 << 20
 	// MaxErasedBytes bounds one run, so that a frame header can stand for it.
 	MaxErasedBytes = 1 << 30
 )
@@ -40,9 +42,32 @@ func (e *Erased) Records() uint64 { return uint64(e.After.Next - e.Before.Next) 
 func (e *Erased) header() wire.FrameHeader {
 	return wire.FrameHeader{
 		Kind: KindErased, RecordCount: uint32(e.Records()), Term: e.After.Term, Index: e.After.Index, BaseOffset: e.Before.Next,
-		AppendTimeMs: e.After.TimeMs, BodyLength: uint32(e.To - e.From - wire.FrameHeaderSize),
+		AppendTimeMs: e.After.TimeMs, BodyLength: uint32(e.To - e.From - wire.FrameHeaderSize), BodyCRC: e.After.Chain,
 		PrevCRC: e.Before.Chain, HeaderCRC: e.After.Chain,
 	}
+}
+
+// Passed is the header of the frame that a replica stores in the place of entries that
+// another one has erased: the entries behind before, up to the one that leaves after. It
+// has no body, and in the field of that one's checksum the chain value that after has.
+func Passed(before, after *Link) wire.FrameHeader {
+	return wire.FrameHeader{
+		Kind: KindErased, RecordCount: uint32(after.Next - before.Next), Term: after.Term, Index: after.Index, BaseOffset: before.Next,
+		AppendTimeMs: after.TimeMs, BodyCRC: after.Chain, PrevCRC: before.Chain,
+	}
+}
+
+// NotePassed enters a frame of Passed, which stands at pos, in the list of erased runs: so
+// readers pass over it too. The list gets durable when the segment is sealed; until then
+// whoever walks the frames finds it again. Owner only.
+func (s *Segment) NotePassed(before Link, h *wire.FrameHeader, pos int64) {
+	runs := s.Erased()
+	if r := findErased(runs, pos); r != nil && r.From <= pos {
+		return
+	}
+	// What readers have of the list stays as it is: it only gets longer.
+	s.SetErased(append(runs, Erased{From: pos, To: pos + h.FrameSize(), Before: before, After: After(h)}))
+	s.unlisted.Store(true)
 }
 
 // follows reports whether the run may stand where a link ends.
@@ -137,6 +162,7 @@ func (s *Segment) WriteErased(runs []Erased) error {
 		return fmt.Errorf("segment %s: list of erased runs: %w", s.name, err)
 	}
 	s.unpunched.Store(true)
+	s.unlisted.Store(false)
 	s.SetErased(runs)
 	return nil
 }
@@ -176,6 +202,9 @@ func (s *Segment) SetEraseTried(records uint64) { s.eraseTried = records }
 // PunchErased gives the space of runs back. It may be repeated.
 func PunchErased(f vfs.File, name string, runs []Erased) error {
 	for i := range runs {
+		if runs[i].To-runs[i].From < MinErased {
+			continue // a frame of Passed
+		}
 		if err := f.PunchHole(runs[i].From, runs[i].To-runs[i].From); err != nil {
 			return fmt.Errorf("segment %s: position %d: give %d bytes back: %w", name, runs[i].From, runs[i].To-runs[i].From, err)
 		}
@@ -250,7 +279,7 @@ func parseErased(src []byte, h *Header) ([]Erased, error) {
 		return nil, fmt.Errorf("list of erased runs: %w", err)
 	}
 	count := le.Uint32(src[HeaderSize:])
-	if of != *h || count > MaxErased || len(src) != erasedFixed+int(count)*erasedEntry+4 {
+	if of != *h || count > MaxListed || len(src) != erasedFixed+int(count)*erasedEntry+4 {
 		return nil, fmt.Errorf("list of erased runs: %d runs in %d bytes, or of another file: %w", count, len(src), ErrFormat)
 	}
 	runs := make([]Erased, count)
@@ -277,7 +306,7 @@ func parseErased(src []byte, h *Header) ([]Erased, error) {
 // ReadErased reads the list of erased runs beside a segment with a header; no file is an
 // empty list. What is wrong with it is ErrFormat, ErrChecksum or ErrTooNew. It may block.
 func ReadErased(fs vfs.FS, dir string, h *Header) ([]Erased, error) {
-	b, err := ReadFile(fs, path.Join(dir, ErasedName(h.Sequence, h.FileID)), erasedFixed+MaxErased*erasedEntry+4)
+	b, err := ReadFile(fs, path.Join(dir, ErasedName(h.Sequence, h.FileID)), erasedFixed+MaxListed*erasedEntry+4)
 	if errors.Is(err, iofs.ErrNotExist) {
 		return nil, nil
 	}

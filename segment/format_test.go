@@ -145,13 +145,14 @@ func TestLinkRefusesWhatDoesNotContinue(t *testing.T) {
 	require.NoError(t, link.Check(&good))
 	require.Equal(t, Link{Index: 5, Term: 2, Next: 13, TimeMs: 6, Chain: 77}, After(&good))
 	for name, change := range map[string]func(*wire.FrameHeader){
-		"another chain":              func(h *wire.FrameHeader) { h.PrevCRC++ },
-		"an index again":             func(h *wire.FrameHeader) { h.Index-- },
-		"a gap of indexes":           func(h *wire.FrameHeader) { h.Index++ },
-		"a term that decreases":      func(h *wire.FrameHeader) { h.Term-- },
-		"a gap of offsets":           func(h *wire.FrameHeader) { h.BaseOffset++ },
-		"no kind":                    func(h *wire.FrameHeader) { h.Kind = 0 },
-		"records in a control entry": func(h *wire.FrameHeader) { h.Kind = wire.KindControl },
+		"another chain":                  func(h *wire.FrameHeader) { h.PrevCRC++ },
+		"an index again":                 func(h *wire.FrameHeader) { h.Index-- },
+		"a gap of indexes":               func(h *wire.FrameHeader) { h.Index++ },
+		"a term that decreases":          func(h *wire.FrameHeader) { h.Term-- },
+		"a gap of offsets":               func(h *wire.FrameHeader) { h.BaseOffset++ },
+		"no kind":                        func(h *wire.FrameHeader) { h.Kind, h.BodyLength = 0, 1 },
+		"an erased run that ends before": func(h *wire.FrameHeader) { h.Kind, h.Index = 0, 4 },
+		"records in a control entry":     func(h *wire.FrameHeader) { h.Kind = wire.KindControl },
 	} {
 		h := good
 		change(&h)

@@ -44,6 +44,9 @@ func IgnoreChain(ignore bool) { chainIgnored.Store(ignore) }
 
 // After is the link that the frame leaves.
 func After(h *wire.FrameHeader) Link {
+	if h.Kind == KindErased {
+		return Link{Index: h.Index, Term: h.Term, Next: h.NextOffset(), TimeMs: h.AppendTimeMs, Chain: h.BodyCRC}
+	}
 	return Link{Index: h.Index, Term: h.Term, Next: h.NextOffset(), TimeMs: h.AppendTimeMs, Chain: h.HeaderCRC}
 }
 
@@ -53,12 +56,14 @@ func (l *Link) Check(h *wire.FrameHeader) error {
 	switch {
 	case h.PrevCRC != l.Chain && !(invariants.Enabled && chainIgnored.Load()):
 		return fmt.Errorf("%w: chain %08x after %08x", ErrChain, h.PrevCRC, l.Chain)
-	case h.Index != l.Index+1:
+	case h.Index != l.Index+1 && (h.Kind != KindErased || h.Index <= l.Index):
 		return fmt.Errorf("%w: index %d after %d", ErrChain, h.Index, l.Index)
 	case h.Term < l.Term:
 		return fmt.Errorf("%w: term %d after %d", ErrChain, h.Term, l.Term)
 	case h.BaseOffset != l.Next:
 		return fmt.Errorf("%w: base offset %d after %d", ErrChain, h.BaseOffset, l.Next)
+	case h.Kind == KindErased && h.BodyLength == 0:
+		return nil // see Passed
 	case h.Kind < wire.KindRecords:
 		return fmt.Errorf("%w: kind %d", ErrChain, h.Kind)
 	case h.Kind > wire.KindNoOp:

@@ -95,7 +95,7 @@ func (s *Scanner) Header() (wire.FrameHeader, error) {
 	if h.FrameSize() > s.end-s.pos {
 		return h, fmt.Errorf("%w: %d bytes of body in %d", wire.ErrFrameShort, h.BodyLength, s.end-s.pos-wire.FrameHeaderSize)
 	}
-	if h.Kind == KindErased {
+	if h.Kind == KindErased && h.BodyLength != 0 {
 		return h, fmt.Errorf("%w: kind %d", ErrChain, h.Kind)
 	}
 	return h, nil
@@ -116,7 +116,7 @@ func (s *Scanner) PrevOf() (wire.Index, uint32, error) {
 // returned. The slice is valid until the next call. A body that does not match its
 // checksum is returned with the error. An erased run has none.
 func (s *Scanner) Body(h *wire.FrameHeader) ([]byte, error) {
-	if s.run != nil {
+	if s.run != nil || h.Kind == KindErased {
 		return nil, nil
 	}
 	b, err := s.fetch(s.pos+wire.FrameHeaderSize, int(h.BodyLength))

@@ -103,6 +103,7 @@ type Segment struct {
 	erased      atomic.Pointer[[]Erased]
 	erasedBytes atomic.Int64
 	unpunched   atomic.Bool // some of them were not given back yet
+	unlisted    atomic.Bool // frames of Passed are not in the list on the disk
 	eraseTried  uint64      // see EraseTried; owner only
 	previous    Link        // what the first frame continues from; fixed with the first frame
 	start       int64       // Env-independent count of the log's bytes before this segment, set by the log
@@ -483,6 +484,11 @@ func (s *Segment) WriteSparse(sum *Summary) error {
 	d := s.details.Load()
 	if d == nil {
 		return nil
+	}
+	if s.unlisted.Load() { // who reads the sparse index walks no frames
+		if err := s.WriteErased(s.Erased()); err != nil {
+			return err
+		}
 	}
 	name := path.Join(s.dir, SparseName(s.sequence, s.fileID))
 	if err := WriteFile(s.env.FS, name, appendSparse(nil, sum, d)); err != nil {
