@@ -76,11 +76,15 @@ func AppendFrame(dst []byte, m *Message) []byte {
 		return wire.AppendPeerFrame(dst, wire.PeerKindRaft, 0, &wire.PeerRaft{Messages: []wire.PeerRaftMessage{RaftMessage(m)}})
 	case wire.PeerKindSnapshot:
 		o := m.Snapshot
-		return wire.AppendPeerFrame(dst, wire.PeerKindSnapshot, 0, &wire.PeerSnapshot{
+		p := wire.PeerSnapshot{
 			Meta: m.Meta, To: m.To, From: m.From, Term: wire.Term(m.Term),
 			StartIndex: o.Start.Index, StartTerm: o.Start.Term, StartOffset: o.Start.Next, StartTimeMs: o.Start.TimeMs, StartChain: o.Start.Chain,
 			Applied: o.Applied, CheckpointBytes: uint64(o.Size), CheckpointCRC: o.CRC, ConfState: o.ConfState,
-		})
+		}
+		if o.Over != nil {
+			p.Erased, p.BeforeIndex, p.BeforeTerm, p.BeforeChain = true, o.Over.Index, o.Over.Term, o.Over.Chain
+		}
+		return wire.AppendPeerFrame(dst, wire.PeerKindSnapshot, 0, &p)
 	}
 	panic(fmt.Sprintf("replication: %v does not travel between nodes", m.Type))
 }
@@ -172,6 +176,9 @@ func fromSnapshot(m *Message, p *wire.PeerSnapshot) {
 			Start:   log.Link{Index: p.StartIndex, Term: p.StartTerm, Next: p.StartOffset, TimeMs: p.StartTimeMs, Chain: p.StartChain},
 			Applied: p.Applied, Size: int64(min(p.CheckpointBytes, 1<<62)), CRC: p.CheckpointCRC, ConfState: p.ConfState,
 		},
+	}
+	if p.Erased {
+		m.Snapshot.Over = &log.Link{Index: p.BeforeIndex, Term: p.BeforeTerm, Chain: p.BeforeChain}
 	}
 }
 

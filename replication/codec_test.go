@@ -35,6 +35,13 @@ func TestMessagesSurviveTheWire(t *testing.T) {
 				Applied: 9, Size: 10, CRC: 11, ConfState: []byte{8, 1},
 			},
 		},
+		{
+			Message: raftpb.Message{Type: raftpb.MsgSnap, To: 1, From: 2, Term: 3},
+			Snapshot: &SnapshotOffer{
+				From: 2, To: 1, Term: 3, Start: log.Link{Index: 4, Term: 5, Next: 6, TimeMs: -7, Chain: 8}, Over: &log.Link{Index: 2, Term: 3, Chain: 9},
+				Applied: 9, Size: 10, CRC: 11, ConfState: []byte{8, 1},
+			},
+		},
 	} {
 		t.Run(m.Type.String(), func(t *testing.T) {
 			frame := AppendFrame(nil, &m)

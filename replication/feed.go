@@ -184,15 +184,6 @@ func (g *Group) fed(r Fed) {
 		g.Fence(fmt.Errorf("an entry that is not applied yet cannot be read: %w", r.Err))
 		return
 	}
-	if gone := (*log.ErasedError)(nil); errors.As(r.Err, &gone) {
-		// Nobody can be given them before the records that hold the start of the log are
-		// done and it begins behind the run (docs/decisions/0023). It is looked at again
-		// after feedPatience.
-		g.logger.Warn("a follower waits for entries that were erased here; it catches up when the oldest records are acknowledged",
-			"replica", g.id, "follower", r.To, "first", r.First, "err", r.Err)
-		asked.ticks = 0
-		return
-	}
 	if r.Err != nil || len(r.Entries) == 0 {
 		g.logger.Warn("entries for a follower cannot be read", "replica", g.id, "follower", r.To, "first", r.First, "err", r.Err)
 		f.drop(r.To)

@@ -312,6 +312,9 @@ func Open(cfg Config) (_ *Group, err error) {
 		return nil, fmt.Errorf("replication: %w", err)
 	}
 	g.node = node
+	if cfg.Transport != nil {
+		g.storage.follower = g.followerAt
+	}
 	if g.raftApplied > 0 {
 		g.log.Publish(g.raftApplied)
 	}
@@ -491,6 +494,10 @@ func (g *Group) advance() {
 		}
 	}
 	if g.transport != nil && g.fenced == nil {
+		if g.offerRuns() {
+			g.advance()
+			return
+		}
 		g.feedFollowers()
 		g.feedSelf()
 		g.answerReads()

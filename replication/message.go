@@ -40,12 +40,13 @@ func (m *Message) Done() {
 	m.pins = nil
 }
 
-// SnapshotOffer describes a checkpoint that a follower behind the start of its
-// leader's log may fetch, and where that log starts.
+// SnapshotOffer describes a checkpoint that a follower may fetch which is behind the start
+// of its leader's log, or lacks entries that the leader has erased; and where it goes on.
 type SnapshotOffer struct {
 	From, To  uint64     // replica IDs
 	Term      wire.Term  // of the leader that offers
-	Start     log.Link   // before the first entry of the leader's log
+	Start     log.Link   // before the first entry of the leader's log, or what the erased run leaves
+	Over      *log.Link  // before the run, of which index, term and chain count; nil if nothing is erased
 	Applied   wire.Index // of the checkpoint: Start.Index ≤ Applied
 	Size      int64      // bytes of the checkpoint's file
 	CRC       uint32     // CRC32C of all of them

@@ -21,6 +21,12 @@ import (
 // come as usual. Those up to the checkpoint are in its state already: they are
 // written and not applied. Until the commit has reached the checkpoint the replica is
 // not Ready: it neither campaigns nor serves.
+//
+// A follower that lacks entries which the leader has erased (RULES L7) gets the same, with
+// the last of these entries in the place of the log's start. It keeps what it has before the
+// run, and passes over the run (log.Pass). The checkpoint is at or above the run's end, so
+// the state machine never meets an entry that is gone. It fetches none if its own is: of
+// several runs below one checkpoint each costs a message.
 
 // SnapshotGrace is how many ticks the log keeps its start for a follower that was
 // offered a snapshot.
@@ -51,11 +57,11 @@ type installation struct {
 // installing says that a snapshot is being fetched or put in place.
 func (g *Group) installing() bool { return g.install != nil }
 
-// offerSnapshot is what raft is told of: the start of the log, if the newest
-// checkpoint lies at or above it and knows all members. A log that starts with its
-// first entry needs none, it is fed as a whole.
-func (g *Group) offerSnapshot() (raftpb.Snapshot, bool) {
-	start, saved := g.log.Start(), g.log.SavedCheckpoint()
+// offerSnapshot is what raft is told of: the start of the log, or the end of an erased run,
+// if the newest checkpoint lies at or above it and knows all members. A log that starts
+// with its first entry needs none, it is fed as a whole.
+func (g *Group) offerSnapshot(start log.Link) (raftpb.Snapshot, bool) {
+	saved := g.log.SavedCheckpoint()
 	if start.Index == 0 {
 		return raftpb.Snapshot{}, false
 	}
@@ -76,13 +82,21 @@ func sameMembers(a, b *raftpb.ConfState) bool {
 // log. It is false if that has moved in the meantime.
 func (g *Group) describe(m *Message) bool {
 	start, saved := g.log.Start(), g.log.SavedCheckpoint()
+	var over *log.Link
+	if s := m.Message.Snapshot; s != nil {
+		for i := range g.storage.runs {
+			if r := g.storage.runs[i]; uint64(r.After.Index) == s.Metadata.Index {
+				start, over = r.After, &r.Before
+			}
+		}
+	}
 	if m.Message.Snapshot == nil || m.Message.Snapshot.Metadata.Index != uint64(start.Index) {
 		g.node.ReportSnapshot(m.To, raft.SnapshotFailure)
 		return false
 	}
 	m.Message.Snapshot = nil
 	m.Snapshot = &SnapshotOffer{
-		From: m.From, To: m.To, Term: wire.Term(m.Term), Start: start,
+		From: m.From, To: m.To, Term: wire.Term(m.Term), Start: start, Over: over,
 		Applied: saved.Applied, Size: saved.Size, CRC: saved.CRC, ConfState: saved.ConfState,
 	}
 	if g.offers == nil {
@@ -98,6 +112,42 @@ func (g *Group) describe(m *Message) bool {
 	}
 	g.logger.Info("snapshot offered", "replica", g.id, "follower", m.To, "start", start.Index, "checkpoint", saved.Applied)
 	return true
+}
+
+// followerAt is storage.follower.
+func (g *Group) followerAt(next wire.Index) (any, matched bool) {
+	g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if id != g.id && wire.Index(pr.Next) == next {
+			any = true
+			matched = matched || pr.Match+1 == pr.Next
+		}
+	})
+	return any, matched
+}
+
+// offerRuns makes raft offer an erased run to a follower in step that has all before it:
+// by itself it does so with the next heartbeat only. It reports whether it did.
+func (g *Group) offerRuns() (offered bool) {
+	run := g.storage.run
+	g.storage.run = nil
+	status := g.node.BasicStatus()
+	if run == nil || status.RaftState != raft.StateLeader {
+		return false
+	}
+	if _, ok := g.offerSnapshot(run.After); !ok {
+		return false // and asks for a checkpoint
+	}
+	var ready []uint64
+	g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if id != g.id && pr.State == tracker.StateReplicate && pr.RecentActive && pr.Match+1 == pr.Next &&
+			run.Before.Index < wire.Index(pr.Next) && wire.Index(pr.Next) <= run.After.Index {
+			ready = append(ready, id)
+		}
+	})
+	for _, id := range ready {
+		g.input(raftpb.Message{Type: raftpb.MsgHeartbeatResp, From: id, To: g.id, Term: status.Term})
+	}
+	return len(ready) > 0
 }
 
 // Snapshots is how many followers are being sent a snapshot.
@@ -149,7 +199,7 @@ func (g *Group) offered(m *Message, status *raft.BasicStatus) bool {
 	case m.Term < status.Term:
 		g.drop(m, DropTerm)
 		return false
-	case o == nil || o.Start.Index == 0 || o.Start.Term > wire.Term(m.Term) || o.Applied < o.Start.Index || conf.Unmarshal(o.ConfState) != nil:
+	case o == nil || o.Start.Index == 0 || o.Over != nil && o.Over.Index >= o.Start.Index || o.Start.Term > wire.Term(m.Term) || o.Applied < o.Start.Index || conf.Unmarshal(o.ConfState) != nil:
 		g.drop(m, DropEntry)
 		return false
 	case g.install != nil:
@@ -160,6 +210,9 @@ func (g *Group) offered(m *Message, status *raft.BasicStatus) bool {
 	if wire.Index(status.Commit) >= o.Start.Index || ok && here == o.Start.Term {
 		m.Message.Snapshot = &raftpb.Snapshot{Metadata: raftpb.SnapshotMetadata{Index: uint64(o.Start.Index), Term: uint64(o.Start.Term), ConfState: conf}}
 		return true
+	}
+	if o.Over != nil && !g.followsRun(m) {
+		return false
 	}
 	node, known := g.peers[m.From]
 	if g.fetch == nil || !known {
@@ -173,9 +226,36 @@ func (g *Group) offered(m *Message, status *raft.BasicStatus) bool {
 	offer := *o
 	offer.From, offer.To, offer.Term = m.From, g.id, wire.Term(m.Term)
 	g.install = &installation{offer: offer, leader: m.From}
+	if saved := g.log.SavedCheckpoint(); o.Over != nil && saved != nil && saved.Applied >= o.Start.Index {
+		g.install.content = []byte{}
+		g.takeOffer(g.confState)
+		return false
+	}
 	g.logger.Info("snapshot is fetched", "replica", g.id, "from", m.From, "start", o.Start.Index, "checkpoint", o.Applied)
 	g.fetch(node, offer)
 	return false
+}
+
+// followsRun reports whether this replica has all that precedes an erased run that it is
+// offered. Who has not would lose it: the leader is told to look again where it is.
+func (g *Group) followsRun(m *Message) bool {
+	over := m.Snapshot.Over
+	term, ok := g.log.Term(over.Index)
+	known := wire.Index(g.node.BasicStatus().Commit) >= over.Index
+	switch {
+	case g.behind() || len(g.held) > 0:
+		g.drop(m, DropRoom) // it is offered again
+		return false
+	case ok && term == over.Term || known && !ok:
+	default:
+		g.send(&raftpb.Message{Type: raftpb.MsgSnapStatus, To: m.From, From: g.id, Term: m.Term, Reject: true})
+		return false
+	}
+	if chain, ok := g.log.Chain(over.Index); ok && chain != over.Chain {
+		g.Fence(fmt.Errorf("%w: entry %d of term %d has the chain value %08x here and %08x on replica %d", ErrDiverged, over.Index, over.Term, chain, over.Chain, m.From))
+		return false
+	}
+	return true
 }
 
 // fetched takes a checkpoint that was offered and lets raft see the offer.
@@ -190,6 +270,12 @@ func (g *Group) fetched(f Fetched) {
 		return
 	}
 	in.content = f.Content
+	g.takeOffer(conf)
+}
+
+// takeOffer lets raft see an offer that can be carried out.
+func (g *Group) takeOffer(conf raftpb.ConfState) {
+	in := g.install
 	start := in.offer.Start
 	g.input(raftpb.Message{
 		Type: raftpb.MsgSnap, To: g.id, From: in.offer.From, Term: uint64(in.offer.Term),
@@ -240,17 +326,23 @@ func (g *Group) replace(m *raftpb.Message) error {
 	if in == nil || uint64(in.offer.Start.Index) != m.Snapshot.Metadata.Index {
 		return fmt.Errorf("raft wants a snapshot at %d that was not fetched", m.Snapshot.Metadata.Index)
 	}
-	if err := g.log.Install(in.offer.Start, in.content); err != nil {
+	if over := in.offer.Over; over == nil {
+		if err := g.log.Install(in.offer.Start, in.content); err != nil {
+			return err
+		}
+	} else if err := g.log.Pass(log.ErasedRun{Before: *over, After: in.offer.Start}, in.content); err != nil {
 		return err
 	}
 	cp := g.log.Checkpoint()
-	if err := g.restore(cp); err != nil {
-		return err
+	if len(in.content) > 0 {
+		if err := g.restore(cp); err != nil {
+			return err
+		}
 	}
 	g.raftApplied, g.handed, g.unloaded = in.offer.Start.Index, in.offer.Start.Index, 0
 	g.install = nil
 	g.logger.Info("snapshot installed", "replica", g.id, "start", in.offer.Start.Index, "checkpoint", cp.Applied)
-	if g.restored != nil {
+	if g.restored != nil && len(in.content) > 0 {
 		g.restored()
 	}
 	return nil

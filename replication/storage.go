@@ -21,8 +21,17 @@ type storage struct {
 	// memory: then no snapshot is needed. Otherwise raft asks for one by itself, because
 	// the follower is behind the start of the log.
 	absent bool
-	offer  func() (raftpb.Snapshot, bool)
+	offer  func(at log.Link) (raftpb.Snapshot, bool)
+
+	// follower says whether a follower is to get the entry at an index next, and whether one
+	// of them is known to have what precedes it.
+	follower func(next wire.Index) (any, matched bool)
+	run      *log.ErasedRun  // raft was refused entries that are erased
+	runs     []log.ErasedRun // offered lately, at most maxOfferedRuns
 }
+
+// maxOfferedRuns bounds the runs that are remembered until their message goes out.
+const maxOfferedRuns = 16
 
 var _ raft.Storage = (*storage)(nil)
 
@@ -33,11 +42,22 @@ func (s *storage) InitialState() (raftpb.HardState, raftpb.ConfState, error) {
 }
 
 func (s *storage) Entries(lo, hi, maxBytes uint64) ([]raftpb.Entry, error) {
-	s.absent = false
+	s.absent, s.run = false, nil
 	if wire.Index(lo) < s.log.FirstIndex() {
 		return nil, raft.ErrCompacted
 	}
 	entries, ok := s.log.Tail(wire.Index(lo), wire.Index(hi), maxBytes)
+	if !ok && s.follower != nil {
+		if run, erased := s.log.ErasedRun(wire.Index(lo)); erased {
+			switch any, matched := s.follower(wire.Index(lo)); {
+			case matched:
+				s.run = &run
+				return nil, raft.ErrCompacted // raft asks for a snapshot
+			case any:
+				return nil, nil // raft asks the follower whether it has what precedes the run
+			}
+		}
+	}
 	if !ok && s.feed != nil {
 		entries, ok = s.feed.entries(wire.Index(lo), wire.Index(hi), maxBytes)
 	}
@@ -67,13 +87,23 @@ func (s *storage) LastIndex() (uint64, error)  { return uint64(s.log.LastIndex()
 func (s *storage) FirstIndex() (uint64, error) { return uint64(s.log.FirstIndex()), nil }
 
 // Snapshot is asked for when raft did not get what it wants to send: because it is
-// not in memory, which passes, or because the follower is behind the start of the
-// log.
+// not in memory, which passes, because the follower is behind the start of the
+// log, or because it is erased.
 func (s *storage) Snapshot() (raftpb.Snapshot, error) {
-	absent := s.absent
-	s.absent = false
-	if !absent && s.offer != nil {
-		if snapshot, ok := s.offer(); ok {
+	absent, run := s.absent, s.run
+	s.absent, s.run = false, nil
+	switch {
+	case s.offer == nil || absent:
+	case run != nil:
+		if snapshot, ok := s.offer(run.After); ok {
+			if len(s.runs) == maxOfferedRuns {
+				s.runs = append(s.runs[:0], s.runs[1:]...)
+			}
+			s.runs = append(s.runs, *run)
+			return snapshot, nil
+		}
+	default:
+		if snapshot, ok := s.offer(s.log.Start()); ok {
 			return snapshot, nil
 		}
 	}

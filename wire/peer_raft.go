@@ -229,7 +229,13 @@ func (m *PeerBeats) Parse(src []byte) error {
 //	applied u64 | checkpoint bytes u64 | checkpoint CRC u32 | length u32 | configuration
 //
 // Flag 1: the replica IDs are those of the metadata group. start describes the
-// entry before the first of the leader's log. The configuration is a
+// entry before the first of the leader's log, or with flag 2 the last one of a run of
+// entries that the leader has erased. The follower keeps what it has before that run; behind
+// start comes then what precedes the run:
+//
+//	index u64 | term u64 | chain u32
+//
+// The configuration is a
 // raftpb.ConfState as of the checkpoint.
 type PeerSnapshot struct {
 	Meta     bool
@@ -241,6 +247,13 @@ type PeerSnapshot struct {
 	StartOffset Offset // next offset after that entry
 	StartTimeMs int64
 	StartChain  uint32
+
+	// Erased says that a run of erased entries is offered, from the one behind BeforeIndex
+	// to StartIndex.
+	Erased      bool
+	BeforeIndex Index
+	BeforeTerm  Term
+	BeforeChain uint32
 
 	Applied         Index // of the checkpoint
 	CheckpointBytes uint64
@@ -258,12 +271,20 @@ func (m *PeerSnapshot) Append(dst []byte) []byte {
 	if m.Meta {
 		flags = 1
 	}
+	if m.Erased {
+		flags |= 2
+	}
 	dst = le.AppendUint32(dst, flags)
 	dst = le.AppendUint64(dst, uint64(m.StartIndex))
 	dst = le.AppendUint64(dst, uint64(m.StartTerm))
 	dst = le.AppendUint64(dst, uint64(m.StartOffset))
 	dst = le.AppendUint64(dst, uint64(m.StartTimeMs))
 	dst = le.AppendUint32(dst, m.StartChain)
+	if m.Erased {
+		dst = le.AppendUint64(dst, uint64(m.BeforeIndex))
+		dst = le.AppendUint64(dst, uint64(m.BeforeTerm))
+		dst = le.AppendUint32(dst, m.BeforeChain)
+	}
 	dst = le.AppendUint64(dst, uint64(m.Applied))
 	dst = le.AppendUint64(dst, m.CheckpointBytes)
 	dst = le.AppendUint32(dst, m.CheckpointCRC)
@@ -277,13 +298,17 @@ func (m *PeerSnapshot) Parse(src []byte) error {
 	m.To, m.From = r.uint64(), r.uint64()
 	m.Term = Term(r.uint64())
 	flags := r.uint32()
-	if flags > 1 {
+	if flags > 3 {
 		r.fail("unknown flags")
 	}
-	m.Meta = flags == 1
+	m.Meta, m.Erased = flags&1 != 0, flags&2 != 0
 	m.StartIndex, m.StartTerm = Index(r.uint64()), Term(r.uint64())
 	m.StartOffset, m.StartTimeMs = Offset(r.uint64()), int64(r.uint64())
 	m.StartChain = r.uint32()
+	m.BeforeIndex, m.BeforeTerm, m.BeforeChain = 0, 0, 0
+	if m.Erased {
+		m.BeforeIndex, m.BeforeTerm, m.BeforeChain = Index(r.uint64()), Term(r.uint64()), r.uint32()
+	}
 	m.Applied = Index(r.uint64())
 	m.CheckpointBytes, m.CheckpointCRC = r.uint64(), r.uint32()
 	m.ConfState = r.bytes(r.count(1))
