@@ -126,7 +126,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 	at.outcomes = at.outcomes[:0] // they are in the claims
 	request := wire.AttachRequest{
 		Handle: at.handle, Group: c.options.group, Session: at.id, Predecessor: at.predecessor, Attempt: at.attempt, Term: at.term,
-		Flags: c.flags, Capacity: uint32(c.options.prefetch), Refill: uint32(c.options.refill), Bytes: uint32(c.options.bytes),
+		Flags: c.flags, Capacity: uint32(c.options.prefetch), Refill: uint32(c.options.refill), Bytes: uint32(c.options.bytes), Working: c.working,
 		Name: c.options.name, Claims: at.claims(), Generation: c.binding.generation, Counter: c.binding.counter,
 	}
 	if at.attached {

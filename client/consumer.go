@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math/bits"
 	"slices"
 	"sync"
 	"time"
@@ -43,7 +44,8 @@ type Consumer struct {
 	waiting     int       // in Next
 	look        time.Time // when the upkeep looks again by itself; zero: it does not
 	running     runningList
-	paused      bool // nobody asks for records: brokers send none
+	working     uint32 // how many run at once, at most, so far, rounded up: see begin
+	paused      bool   // nobody asks for records: brokers send none
 	closing     bool
 	err         error // why there will be no other record
 	retryAt     time.Time
@@ -85,7 +87,7 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 		conn: c, destination: destination, destinationID: l.id, options: o, flags: o.flags,
 		wake: make(chan struct{}, 1), signal: make(chan struct{}, 1),
 		started: make(chan struct{}), gone: make(chan struct{}), began: time.Now(),
-		seen: l.generation, revokeGrace: time.Duration(settings.RevokeMs) * time.Millisecond,
+		seen: l.generation, revokeGrace: time.Duration(settings.RevokeMs) * time.Millisecond, working: 1,
 	}
 	if settings.Mode == wire.ModeShared && o.flagged&wire.AttachReleaseOnDisconnect == 0 {
 		x.flags |= wire.AttachReleaseOnDisconnect
@@ -225,12 +227,25 @@ func (c *Consumer) take(now time.Time) *Delivery {
 		d.state = leaseRunning
 		d.due = now.Add(at.ackWait)
 		c.running.insert(d)
+		if c.running.n > int(c.working) {
+			c.begin()
+		}
 		if c.look.IsZero() || d.due.Before(c.look) {
 			poke(c.wake)
 		}
 		return d
 	}
 	return nil
+}
+
+// begin tells the brokers that more records are worked on at once than before, ahead of the
+// one that makes it so: should the consumer die, as many of those that it was given first
+// count as failed. It says the next power of two, and so seldom. c.mu is held.
+func (c *Consumer) begin() {
+	c.working = 1 << bits.Len32(uint32(c.running.n-1))
+	for _, at := range c.attachments {
+		at.setCapacity()
+	}
 }
 
 // Fetch returns up to max records: those that are there, or, if there are none, what
@@ -304,9 +319,9 @@ func (at *attachment) setCapacity() {
 		return
 	}
 	c := at.consumer
-	m := wire.GroupCapacity{}
+	m := wire.GroupCapacity{Working: c.working}
 	if !c.paused {
-		m = wire.GroupCapacity{Records: uint32(c.options.prefetch), Refill: uint32(c.options.refill), Bytes: uint32(c.options.bytes)}
+		m.Records, m.Refill, m.Bytes = uint32(c.options.prefetch), uint32(c.options.refill), uint32(c.options.bytes)
 	}
 	at.session.tell(wire.OpGroupCapacity, at.link, &m)
 }

@@ -546,6 +546,26 @@ func TestRule24_WhatComesBehindAReleasedRecordWaits(t *testing.T) {
 	require.EqualValues(t, 11, next(t, c).Offset)
 }
 
+// Before more records are worked on at once than ever, the broker hears how many that will
+// be, rounded up: what a consumer that dies had only prefetched has not failed.
+func TestAConsumerSaysHowManyRecordsItWorksOn(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer(Prefetch(10))
+	g.deliver(10, fakeEpoch, "", "", "", "", "")
+	first := next(t, c)
+	require.Empty(t, g.capacity, "one was said with the attach")
+	next(t, c)
+	said := <-g.capacity
+	require.EqualValues(t, 2, said.Working)
+	require.EqualValues(t, 10, said.Records)
+	next(t, c)
+	require.EqualValues(t, 4, (<-g.capacity).Working)
+	require.NoError(t, first.Ack())
+	next(t, c)
+	next(t, c)
+	require.Empty(t, g.capacity)
+}
+
 func TestLeavingTheLoopGivesBackWhatWasSentAhead(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Shared})
 	c := g.consumer(Prefetch(10))
@@ -555,7 +575,7 @@ func TestLeavingTheLoopGivesBackWhatWasSentAhead(t *testing.T) {
 		require.Equal(t, uint64(10), d.Offset)
 		break
 	}
-	require.Equal(t, wire.GroupCapacity{}, <-g.capacity)
+	require.Equal(t, wire.GroupCapacity{Working: 1}, <-g.capacity)
 	o := <-g.outcomes
 	require.Equal(t, wire.Outcome{Offset: 11, Count: 2, Epoch: fakeEpoch, Kind: wire.OutcomeReleased}, o)
 	g.answer(o, wire.CodeOK)
@@ -563,7 +583,7 @@ func TestLeavingTheLoopGivesBackWhatWasSentAhead(t *testing.T) {
 	g.answer(g.said(wire.OutcomeReleased, 13, fakeEpoch), wire.CodeOK)
 	ctx, cancel := context.WithCancel(testContext(t))
 	go func() {
-		require.Equal(t, wire.GroupCapacity{Records: 10, Refill: 5, Bytes: defaultPrefetchBytes}, <-g.capacity)
+		require.Equal(t, wire.GroupCapacity{Records: 10, Refill: 5, Bytes: defaultPrefetchBytes, Working: 1}, <-g.capacity)
 		cancel()
 	}()
 	_, err := c.Next(ctx)

@@ -263,9 +263,13 @@ func fenced(partition uint32, offset wire.Offset, why error) error {
 
 // runningList holds the records that the application works on, by the time until which
 // it may.
-type runningList struct{ first, last *Delivery }
+type runningList struct {
+	first, last *Delivery
+	n           int
+}
 
 func (l *runningList) insert(d *Delivery) {
+	l.n++
 	after := l.last
 	for after != nil && d.due.Before(after.due) {
 		after = after.prev
@@ -284,6 +288,7 @@ func (l *runningList) insert(d *Delivery) {
 }
 
 func (l *runningList) remove(d *Delivery) {
+	l.n--
 	if d.prev == nil {
 		l.first = d.next
 	} else {

@@ -54,6 +54,7 @@ func TestRequirementsOfGroups(t *testing.T) {
 		{"R_SIB_19_AnAliasIsSomeOfThePartitions", s.alias},
 		{"R_MQC_15_RecordsGoWhereConsumersAre", s.attended},
 		{"R_MQC_12_WhatFailsTooOftenIsADeadLetter", s.letters},
+		{"R_MQC_12_ACrashingConsumerTakesNoOtherRecordsAlong", s.crashing},
 		{"R_MQC_12_AnInterruptedRedriveRepeatsNothing", s.redriven},
 		{"R_MQC_17_APoisonHoldsUpNobodyElse", s.poison},
 		{"R_WLS_12_AForwardDelayIsRefused", s.forwarding},

@@ -451,7 +451,7 @@ func (g *Groups) input(in *Input, term wire.Term) {
 	case InputOutcomes:
 		l.Outcomes(in.Consumer, in.Outcomes, g.now)
 	case InputCapacity:
-		l.Capacity(in.Consumer, in.Capacity.Records, in.Capacity.Refill, in.Capacity.Bytes)
+		l.Capacity(in.Consumer, &in.Capacity)
 	case InputHeartbeat:
 		l.Heartbeat(in.Consumer, in.Number, g.now)
 	case InputLeave:

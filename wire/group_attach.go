@@ -29,7 +29,7 @@ const (
 // are decided. NOT_LEADER names who leads.
 //
 //	handle u32 | group string | session 16 | predecessor 16 | attempt u64 | term u64 | generation u32 |
-//	counter u32 | flags u8 | capacity u32 | refill u32 | bytes u32 | name string | count u32, each claim 28
+//	counter u32 | flags u8 | capacity u32 | refill u32 | bytes u32 | working u32 | name string | count u32, each claim 28
 type AttachRequest struct {
 	Handle      uint32
 	Group       string
@@ -43,6 +43,7 @@ type AttachRequest struct {
 	Capacity    uint32 // records that it holds at most
 	Refill      uint32 // and down to which it goes before it gets more
 	Bytes       uint32 // that it holds at most, 0: no limit of its own
+	Working     uint32 // how many of those it has worked on at once, at most, so far; 0: maybe all
 	Name        string // of the consumer, for people and for restarts; may be empty
 	// Claims are all records that the session holds, by ascending offset: OutcomeHeld, or
 	// the outcome that was not confirmed.
@@ -64,6 +65,7 @@ func (m *AttachRequest) Append(dst []byte) []byte {
 	dst = le.AppendUint32(dst, m.Capacity)
 	dst = le.AppendUint32(dst, m.Refill)
 	dst = le.AppendUint32(dst, m.Bytes)
+	dst = le.AppendUint32(dst, m.Working)
 	dst = appendString(dst, m.Name)
 	return appendOutcomes(dst, m.Claims)
 }
@@ -83,6 +85,7 @@ func (m *AttachRequest) Parse(src []byte) error {
 	m.Capacity = r.uint32()
 	m.Refill = r.uint32()
 	m.Bytes = r.uint32()
+	m.Working = r.uint32()
 	m.Name = r.string()
 	m.Claims = readOutcomes(&r, m.Claims)
 	return r.done("GROUP_ATTACH request")
@@ -182,20 +185,21 @@ func (m *GroupHeartbeat) Parse(src []byte) error {
 
 // GroupCapacity replaces what AttachRequest said. Records 0 is a pause.
 //
-//	records u32 | refill u32 | bytes u32
-type GroupCapacity struct{ Records, Refill, Bytes uint32 }
+//	records u32 | refill u32 | bytes u32 | working u32
+type GroupCapacity struct{ Records, Refill, Bytes, Working uint32 }
 
 // Append implements Message.
 func (m *GroupCapacity) Append(dst []byte) []byte {
 	le := binary.LittleEndian
 	dst = le.AppendUint32(dst, m.Records)
 	dst = le.AppendUint32(dst, m.Refill)
-	return le.AppendUint32(dst, m.Bytes)
+	dst = le.AppendUint32(dst, m.Bytes)
+	return le.AppendUint32(dst, m.Working)
 }
 
 // Parse implements Message.
 func (m *GroupCapacity) Parse(src []byte) error {
 	r := reader{src: src}
-	m.Records, m.Refill, m.Bytes = r.uint32(), r.uint32(), r.uint32()
+	m.Records, m.Refill, m.Bytes, m.Working = r.uint32(), r.uint32(), r.uint32(), r.uint32()
 	return r.done("GROUP_CAPACITY")
 }

@@ -377,7 +377,7 @@ var goldenMessages = []goldenMessage{
 	`},
 	{"GROUP_ATTACH request", OpGroupAttach, false, &AttachRequest{
 		Handle: 1, Group: "g", Session: [16]byte{15: 2}, Predecessor: [16]byte{15: 3}, Attempt: 4, Term: 5, Generation: 6, Counter: 7,
-		Flags: AttachReleaseOnDisconnect | AttachStandby, Capacity: 8, Refill: 9, Bytes: 10, Name: "n",
+		Flags: AttachReleaseOnDisconnect | AttachStandby, Capacity: 8, Refill: 9, Bytes: 10, Working: 16, Name: "n",
 		Claims: []Outcome{{Offset: 11, Count: 12, Epoch: 13}, {Offset: 23, Count: 1, Epoch: 14, Kind: OutcomeNack, DelayMs: 15}},
 	}, `
 		01 00 00 00             // handle 1
@@ -392,6 +392,7 @@ var goldenMessages = []goldenMessage{
 		08 00 00 00             // capacity 8
 		09 00 00 00             // refill at 9
 		0a 00 00 00             // 10 bytes
+		10 00 00 00             // works on 16 at once
 		01 00 6e                // "n"
 		02 00 00 00             // two claims
 		0b 00 00 00 00 00 00 00 // offset 11
@@ -462,10 +463,11 @@ var goldenMessages = []goldenMessage{
 		03 00 00 00             // redelivered, at least
 		aa bb                   // batches
 	`},
-	{"GROUP_CAPACITY", OpGroupCapacity, false, &GroupCapacity{Records: 1, Refill: 2, Bytes: 3}, `
+	{"GROUP_CAPACITY", OpGroupCapacity, false, &GroupCapacity{Records: 1, Refill: 2, Bytes: 3, Working: 4}, `
 		01 00 00 00             // 1 record
 		02 00 00 00             // refill at 2
 		03 00 00 00             // 3 bytes
+		04 00 00 00             // works on 4 at once
 	`},
 	{"GROUP_REVOKE", OpGroupRevoke, true, &GroupRevoke{Revokes: []Revoke{{Offset: 1, Count: 2, Epoch: 3, Reason: ReasonSeek, GraceMs: 4}}}, `
 		01 00 00 00             // one range

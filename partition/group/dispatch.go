@@ -447,7 +447,7 @@ func (l *Leader) grant(m *member, p *Place, from, to wire.Offset, known Returned
 	if l.unread.From <= from && from < l.unread.To { // it was mended
 		l.unread = Span{}
 	}
-	m.leases.add(lease{from: from, to: to, epoch: l.applied})
+	m.lease(lease{from: from, to: to, epoch: l.applied})
 	if l.waiting > 0 && from < l.grace.bound {
 		l.granted.Add(from, min(to, l.grace.bound))
 	}

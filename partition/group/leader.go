@@ -152,6 +152,8 @@ type member struct {
 	heldBytes int
 	capacity  int
 	refill    int
+	working   int    // how many it has worked on at once, at most; 0: maybe all that it holds
+	given     uint64 // records so far
 	bytes     int
 	full      bool // it had no room and has not come down to refill
 	place     int  // in Leader.eligible, +1; 0: not there
@@ -275,24 +277,25 @@ func (l *Leader) Confirmed(err error) {
 
 // Capacity replaces what a consumer said that it can hold. One that wanted to leave when it
 // holds nothing stays.
-func (l *Leader) Capacity(c Consumer, records, refill, bytes uint32) {
+func (l *Leader) Capacity(c Consumer, n *wire.GroupCapacity) {
 	if a := l.links[c]; a != nil && a.open && a.member != nil {
 		if m := a.member; m.draining {
 			m.draining = false
 			l.draining = slices.DeleteFunc(l.draining, func(x *member) bool { return x == m })
 		}
-		a.member.limits(records, refill, bytes)
+		a.member.limits(n)
 		l.room(a.member)
 	}
 }
 
-func (m *member) limits(records, refill, bytes uint32) {
-	m.capacity = int(min(records, wire.MaxGroupCapacity))
-	m.refill = min(int(refill), m.capacity-1)
-	if bytes == 0 || bytes > wire.MaxGroupCapacityBytes {
-		bytes = wire.MaxGroupCapacityBytes
+func (m *member) limits(n *wire.GroupCapacity) {
+	m.capacity = int(min(n.Records, wire.MaxGroupCapacity))
+	m.refill = min(int(n.Refill), m.capacity-1)
+	m.bytes = int(n.Bytes)
+	if m.bytes == 0 || m.bytes > wire.MaxGroupCapacityBytes {
+		m.bytes = wire.MaxGroupCapacityBytes
 	}
-	m.bytes = int(bytes)
+	m.working = int(n.Working)
 	m.full = m.held >= m.capacity
 }
 

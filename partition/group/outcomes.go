@@ -362,13 +362,20 @@ func (l *Leader) backoff(attempts uint16) uint32 {
 }
 
 // endAll takes back everything that a session holds, because it ends. What is settling
-// or on its way back goes on as it was.
+// or on its way back goes on as it was. What it has not begun has not failed.
 func (l *Leader) endAll(m *member, c cause) {
 	first := true
+	begun := m.begun()
 	for _, r := range m.leases.held(0) {
 		switch l.kind {
 		case shared:
-			l.takeBack(m, r, c)
+			rest := r
+			if r.to = begun.end(&r); r.from < r.to {
+				l.takeBack(m, r, c)
+			}
+			if rest.begin(r.to); rest.from < rest.to {
+				l.takeBack(m, rest, c.behind())
+			}
 		case single:
 			if first && c.attempt {
 				head := r
@@ -384,7 +391,7 @@ func (l *Leader) endAll(m *member, c cause) {
 			for o := r.from; o < r.to; o++ {
 				one, this := r, c
 				one.from, one.to = o, o+1
-				if s := l.of.Get(o); s != nil && !s.isHead(o) {
+				if s := l.of.Get(o); s != nil && !s.isHead(o) || o >= begun.end(&r) {
 					this = c.behind()
 				}
 				l.takeBack(m, one, this)

@@ -26,9 +26,16 @@ const (
 type lease struct {
 	from, to wire.Offset
 	epoch    wire.Index
+	order    uint64 // how many records the session had been given before the first of them
 	state    leaseState
 	revoked  wire.LeaseReason // the consumer was told to stop; 0: it was not
 	until    time.Duration    // the consumer has asked for so long; 0: it has not
+}
+
+// begin leaves out what lies before o.
+func (r *lease) begin(o wire.Offset) {
+	r.order += uint64(o - r.from)
+	r.from = o
 }
 
 // leases are what one session holds: runs that ascend and do not overlap. Neighbours
@@ -68,7 +75,8 @@ func (l *leases) within(from, to wire.Offset) (lease, bool) {
 		return lease{}, false
 	}
 	piece := l.runs[i]
-	piece.from, piece.to = max(piece.from, from), min(piece.to, to)
+	piece.begin(max(piece.from, from))
+	piece.to = min(piece.to, to)
 	return piece, true
 }
 
@@ -77,7 +85,7 @@ func (l *leases) held(o wire.Offset) []lease {
 	var out []lease
 	for _, r := range l.runs[l.search(o):] {
 		if r.state == held {
-			r.from = max(r.from, o)
+			r.begin(max(r.from, o))
 			out = append(out, r)
 		}
 	}
@@ -119,7 +127,8 @@ func (l *leases) cut(o wire.Offset) int {
 		return i
 	}
 	low := l.runs[i]
-	low.to, l.runs[i].from = o, o
+	low.to = o
+	l.runs[i].begin(o)
 	if i == l.head && l.head > 0 {
 		l.head--
 		l.runs[l.head] = low
@@ -191,7 +200,7 @@ func (l *leases) removeAll(spans []Span) {
 			l.runs = append(l.runs, before)
 		}
 		if r.to > s.To {
-			r.from = max(r.from, s.To)
+			r.begin(max(r.from, s.To))
 		} else {
 			rest = rest[1:]
 		}
@@ -219,5 +228,5 @@ func (l *leases) join(i, j int) {
 }
 
 func joins(a, b *lease) bool {
-	return a.to == b.from && a.epoch == b.epoch && a.state == b.state && a.revoked == b.revoked && a.until == b.until
+	return a.to == b.from && a.epoch == b.epoch && a.order+uint64(a.to-a.from) == b.order && a.state == b.state && a.revoked == b.revoked && a.until == b.until
 }

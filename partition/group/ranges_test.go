@@ -16,7 +16,7 @@ func TestLeasesLoseAllSpansInOnePass(t *testing.T) {
 	l.add(lease{from: 30, to: 40, epoch: 2})
 	l.removeAll([]Span{{2, 4}, {6, 12}, {15, 16}, {19, 31}, {50, 60}})
 	require.Equal(t, []lease{
-		{from: 0, to: 2, epoch: 1}, {from: 4, to: 6, epoch: 1}, {from: 12, to: 15, epoch: 2}, {from: 16, to: 19, epoch: 2}, {from: 31, to: 40, epoch: 2},
+		{from: 0, to: 2, epoch: 1}, {from: 4, to: 6, epoch: 1, order: 4}, {from: 12, to: 15, epoch: 2, order: 2}, {from: 16, to: 19, epoch: 2, order: 6}, {from: 31, to: 40, epoch: 2, order: 1},
 	}, l.all())
 	l.removeAll([]Span{{0, 2}, {4, 100}})
 	require.True(t, l.empty())

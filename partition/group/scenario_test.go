@@ -391,7 +391,7 @@ func TestLeaderRules(t *testing.T) {
 			r.produce(5, 5)
 			a := r.attach('A', 1, 1)
 			b := r.attach('B', 1, 1)
-			r.leader.Capacity(a, 1, 0, 0)
+			r.leader.Capacity(a, &wire.GroupCapacity{Records: 1})
 			a.say(wire.OutcomeAck, 0)
 			return len(b.offsets()) == 0
 		}},
@@ -844,8 +844,8 @@ func TestLeaderStandsWhatNoConsumerSays(t *testing.T) {
 	require.Equal(t, wire.CodeOutOfRange, a.code(10))
 	say(wire.Outcome{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Kind: wire.OutcomeReject, Text: "no"})
 	require.Equal(t, wire.CodeOK, a.code(0), "there is nowhere for it: it is tried again")
-	r.leader.Capacity(a, 0, 0, 0)
-	r.leader.Capacity(a, 1<<32-1, 1<<32-1, 1<<32-1)
+	r.leader.Capacity(a, new(wire.GroupCapacity))
+	r.leader.Capacity(a, &wire.GroupCapacity{Records: 1<<32 - 1, Refill: 1<<32 - 1, Bytes: 1<<32 - 1, Working: 1<<32 - 1})
 	for range 3 {
 		r.leader.Heartbeat(a, 1, r.now)
 	}
@@ -854,7 +854,7 @@ func TestLeaderStandsWhatNoConsumerSays(t *testing.T) {
 	r.leader.Leave(stranger, true, r.now)
 	r.leader.Gone(stranger, true)
 	r.leader.Heartbeat(stranger, 1, r.now)
-	r.leader.Capacity(stranger, 1, 0, 0)
+	r.leader.Capacity(stranger, &wire.GroupCapacity{Records: 1})
 	many := make([]wire.Outcome, 40)
 	for i := range many {
 		many[i] = wire.Outcome{Offset: wire.Offset(i), Count: 1 << 31, Epoch: 1}
@@ -902,7 +902,7 @@ func TestASessionThatDrainsMayStay(t *testing.T) {
 	a := r.attach('A', 1, 1)
 	r.leader.Leave(a, true, r.now)
 	r.turn()
-	r.leader.Capacity(a, 2, 1, 0)
+	r.leader.Capacity(a, &wire.GroupCapacity{Records: 2, Refill: 1})
 	a.say(wire.OutcomeAck, 0)
 	r.settle()
 	require.Equal(t, []wire.Offset{0, 1}, a.offsets())

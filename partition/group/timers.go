@@ -153,10 +153,12 @@ func (l *Leader) overdue(m *member) {
 		return
 	}
 	m.revoke = 0
+	begun := m.begun()
 	for _, r := range m.leases.held(0) {
 		if r.revoked == 0 {
 			continue
 		}
+		end := begun.end(&r)
 		slow := r.revoked == wire.ReasonAckWait // and not wanted back by an operator
 		m.suspect = m.suspect || slow
 		for o := r.from; o < r.to; o++ {
@@ -165,7 +167,7 @@ func (l *Leader) overdue(m *member) {
 			if now := m.leases.find(o); now == nil || now.state != held {
 				continue
 			}
-			l.giveBack(m, one, cause{reason: r.revoked, counted: true, attempt: slow && m.works() && l.isHead(m, o), rest: slow && m.works()})
+			l.giveBack(m, one, cause{reason: r.revoked, counted: true, attempt: slow && m.works() && o < end && l.isHead(m, o), rest: slow && m.works()})
 		}
 	}
 	m.worked = l.now
