@@ -523,11 +523,12 @@ func (c *Consumer) end() {
 
 // fail ends the consumer; the first error counts. c.mu is held.
 func (c *Consumer) fail(err error) {
-	if c.err == nil {
-		c.err = err
-		c.events.send(ConsumerClosed{Destination: c.destination, Group: c.options.group, Err: err})
-		c.begun()
+	if c.err != nil {
+		return // or upkeep, which finds the error of the connection each time, would wake itself for ever
 	}
+	c.err = err
+	c.events.send(ConsumerClosed{Destination: c.destination, Group: c.options.group, Err: err})
+	c.begun()
 	c.rouse()
 	poke(c.wake)
 }

@@ -345,6 +345,20 @@ func TestR_WLS_7_AConsumerThatTheBrokerEndsIsToldSo(t *testing.T) {
 	require.Empty(t, closed, "once")
 }
 
+// R-WLS-10: a consumer whose connection is lost and not to come back is told so once, and
+// then rests: upkeep finds the connection's error on each round, and must not wake itself.
+func TestAConsumerWithoutItsConnectionRests(t *testing.T) {
+	c := &Consumer{
+		wake: make(chan struct{}, 1), signal: make(chan struct{}, 1), started: make(chan struct{}), events: newDispatcher(nil),
+	}
+	c.fail(ErrDisconnected)
+	require.Len(t, c.wake, 1)
+	<-c.wake
+	c.fail(ErrDisconnected)
+	require.Empty(t, c.wake)
+	require.ErrorIs(t, c.err, ErrDisconnected)
+}
+
 // R-X-2, T1: a consumer that nobody confirms stops by itself before its broker gives its
 // records to others.
 func TestAConsumerThatIsNotConfirmedStops(t *testing.T) {
