@@ -63,6 +63,8 @@ type nodeJSON struct {
 	StoredBytes uint64 `json:"stored_bytes,omitempty"`
 	FreeBytes   uint64 `json:"free_bytes,omitempty"`
 	TotalBytes  uint64 `json:"total_bytes,omitempty"`
+	KeptBytes   uint64 `json:"kept_bytes,omitempty"`  // that records leave free
+	LacksSpace  bool   `json:"lacks_space,omitempty"` // less is free: it takes no records
 	PeerAddress string `json:"peer_address,omitempty"`
 	HTTP        string `json:"http,omitempty"`
 	answered    bool
@@ -93,6 +95,10 @@ func askStatus(ctx context.Context, conn *client.Conn) (*clusterJSON, []client.D
 		n := &s.Nodes[i]
 		n.PeerAddress, n.HTTP, n.answered = said.PeerAddress, said.HTTP, said.Answered
 		n.Version, n.UptimeMs, n.StoredBytes, n.FreeBytes, n.TotalBytes = said.Version, said.UptimeMs, said.StoredBytes, said.FreeBytes, said.TotalBytes
+		if n.KeptBytes, n.LacksSpace = said.KeptBytes, said.LacksSpace; n.LacksSpace {
+			s.Problems, s.Healthy = append(s.Problems, fmt.Sprintf("node %d (%s) takes no records: its disk has no more than the %s free that are kept; free some there, shorten a retention, or delete a destination",
+				n.Node, n.Address, formatSize(clampInt64(n.KeptBytes)))), false
+		}
 	}
 	return s, destinations, nil
 }

@@ -117,6 +117,19 @@ func threeNodesAt(version uint64) (uint64, []client.Node, []client.Destination) 
 	return version, nodes, destinations
 }
 
+// A node whose disk is full is a problem that says what to do.
+func TestAFullDiskIsAProblem(t *testing.T) {
+	s, err := server.Start(context.Background(), server.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: 1 << 60})
+	require.NoError(t, err)
+	defer s.Close(context.Background())
+	sh := at(s.Addr(), "")
+	health := sh.run(context.Background(), "cluster", "health")
+	require.Equal(t, 1, health.code)
+	require.Equal(t, "not healthy:\n  node 1 ("+s.Addr()+") takes no records: its disk has no more than the 1 EiB free that are kept; "+
+		"free some there, shorten a retention, or delete a destination\n", health.stdout)
+	require.Regexp(t, `broker +up, disk full +`, must(t, sh, "node", "ls"))
+}
+
 func TestClusterCommandsOnOneNode(t *testing.T) {
 	address, _ := startServer(t)
 	sh := at(address, "")
@@ -135,7 +148,7 @@ func TestClusterCommandsOnOneNode(t *testing.T) {
 	require.Greater(t, n.TotalBytes, n.FreeBytes)
 	require.Equal(t, nodeJSON{
 		Node: 1, Address: address, Role: "broker", State: "up", Alive: true, Leaders: n.Leaders, Replicas: 2,
-		Version: server.Version(), UptimeMs: n.UptimeMs, StoredBytes: n.StoredBytes, FreeBytes: n.FreeBytes, TotalBytes: n.TotalBytes,
+		Version: server.Version(), UptimeMs: n.UptimeMs, StoredBytes: n.StoredBytes, FreeBytes: n.FreeBytes, TotalBytes: n.TotalBytes, KeptBytes: n.KeptBytes,
 		PeerAddress: n.PeerAddress, HTTP: n.HTTP,
 	}, n)
 	require.Regexp(t, `^NODE +ADDRESS +RACK +ROLE +STATE +LEADERS +REPLICAS +VERSION +UPTIME +STORED +FREE\n +1 +`+address+` +- +broker +up +\d +2 +`+server.Version()+` +\ds +392 B +\S+ \S+\n`+

@@ -66,6 +66,9 @@ func (a *app) printNodes(nodes []nodeJSON) error {
 		if !n.Alive {
 			state += ", does not answer"
 		}
+		if n.LacksSpace {
+			state += ", disk full"
+		}
 		rack := n.Rack
 		if rack == "" {
 			rack = "-"

@@ -48,6 +48,8 @@ type Health struct {
 	// hear a node, and nobody does. It may take its time, and is asked of nodes that were
 	// down for long, and of those that leave and do not answer.
 	Gone func(node uint32) bool
+	// LacksSpace reports whether a node's disk refuses records.
+	LacksSpace func(node uint32) bool
 	// Leader is the replica that leads a partition, 0 if none is known to.
 	Leader func(p *Partition) uint64
 }
@@ -69,7 +71,7 @@ type Controller struct {
 	ReplaceAfter int
 
 	asked   map[partitionKey]asked // transfers of the last transferTicks
-	usable  []uint32               // nodes that could take replicas at the last plan
+	usable  []uint32               // nodes that could lead at the last plan
 	settled uint64                 // tick from which on leaders may be balanced
 	silent  map[uuid.UUID]uint64   // tick since when coordinators of groups have no leader
 }
@@ -143,7 +145,7 @@ func (p *plan) forget() {
 	}
 	var usable []uint32
 	for _, n := range p.v.Nodes {
-		if p.usable(n) {
+		if p.roomy(n) {
 			usable = append(usable, n.ID)
 		}
 	}
@@ -192,8 +194,13 @@ func (p *plan) gone(node uint32) bool {
 	return gone
 }
 
-// usable reports whether a node can take a replica now.
-func (p *plan) usable(n Node) bool { return n.holds() && p.h.Alive(n.ID) }
+// roomy reports whether a node can take its share of replicas and leaderships now.
+func (p *plan) roomy(n Node) bool { return n.holds() && p.h.Alive(n.ID) && !p.h.LacksSpace(n.ID) }
+
+// fits reports whether a node can take a replica, or the leadership, of a destination now.
+func (p *plan) fits(d *Destination, n Node) bool {
+	return p.roomy(n) || n.holds() && p.h.Alive(n.ID) && d.Settings.Storage == wire.StorageMemory
+}
 
 // movable reports whether the partition's leader can carry a move out: a majority of
 // its voters is there, and a partition in the memory of one node is never moved.
@@ -255,14 +262,14 @@ func (p *plan) mend(d *Destination, part *Partition) {
 	}
 	switch {
 	case len(gone) > 0 && staying < int(d.Settings.Replicas):
-		if add, ok := p.place(part, gone[:1]); ok {
+		if add, ok := p.place(d, part, gone[:1]); ok {
 			p.move(d, part, []uint32{add}, gone[:1])
 		}
 	case staying < int(d.Settings.Replicas):
 		// All at once: with two voters none of them could be missed.
 		var add []uint32
 		for range int(d.Settings.Replicas) - staying {
-			if node, ok := p.place(part, nil, add...); ok {
+			if node, ok := p.place(d, part, nil, add...); ok {
 				add = append(add, node)
 			}
 		}
@@ -281,7 +288,7 @@ func (p *plan) mayStay(node uint32) bool {
 // place finds a node for a replica in the place of those that go, beside the nodes that
 // are chosen already. A replica that was lost on a node that lives is best replaced
 // there.
-func (p *plan) place(part *Partition, going []uint64, chosen ...uint32) (uint32, bool) {
+func (p *plan) place(d *Destination, part *Partition, going []uint64, chosen ...uint32) (uint32, bool) {
 	var nodes, taken []Node
 	for i := range part.Replicas {
 		r := &part.Replicas[i]
@@ -289,7 +296,7 @@ func (p *plan) place(part *Partition, going []uint64, chosen ...uint32) (uint32,
 		if !member {
 			continue
 		}
-		if r.State == ReplicaLost && slices.Contains(going, r.ID) && p.usable(n) && part.On(n.ID) == nil {
+		if r.State == ReplicaLost && slices.Contains(going, r.ID) && p.fits(d, n) && part.On(n.ID) == nil {
 			return n.ID, true
 		}
 		if !slices.Contains(going, r.ID) && r.staying() {
@@ -301,7 +308,7 @@ func (p *plan) place(part *Partition, going []uint64, chosen ...uint32) (uint32,
 			taken = append(taken, n)
 			continue
 		}
-		if p.usable(n) && p.census.replicas[n.ID] < MaxPartitionsPerNode && !slices.ContainsFunc(part.Replicas, func(r Replica) bool {
+		if p.fits(d, n) && p.census.replicas[n.ID] < MaxPartitionsPerNode && !slices.ContainsFunc(part.Replicas, func(r Replica) bool {
 			return r.Node == n.ID && r.State != ReplicaLost
 		}) {
 			nodes = append(nodes, n)
@@ -328,7 +335,7 @@ func (p *plan) vacate(d *Destination, part *Partition) {
 		if !member || n.State != NodeLeaving || r.State != ReplicaActive {
 			continue
 		}
-		if add, ok := p.place(part, []uint64{r.ID}); ok {
+		if add, ok := p.place(d, part, []uint64{r.ID}); ok {
 			p.move(d, part, []uint32{add}, []uint64{r.ID})
 			return
 		}
@@ -341,13 +348,15 @@ func (p *plan) movedAlready(d *Destination, part *Partition) bool {
 	})
 }
 
-// transferToBest gives a leadership to the voter whose node leads least.
+// transferToBest gives a leadership to the voter whose node leads least. A node without space
+// gets it from another one without only.
 func (p *plan) transferToBest(d *Destination, part *Partition, leader *Replica) {
 	var to *Replica
+	cramped := p.h.LacksSpace(leader.Node)
 	for i := range part.Replicas {
 		r := &part.Replicas[i]
 		n, member := p.v.Node(r.Node)
-		if r.ID == leader.ID || !member || !p.usable(n) || !p.votes(part, r) {
+		if r.ID == leader.ID || !member || !p.fits(d, n) && !(cramped && n.holds() && p.h.Alive(n.ID)) || !p.votes(part, r) {
 			continue
 		}
 		if to == nil || p.led[r.Node] < p.led[to.Node] {
@@ -387,7 +396,7 @@ func (p *plan) failBack(d *Destination, part *Partition) {
 		return
 	}
 	n, member := p.v.Node(part.Preferred)
-	if to := part.On(part.Preferred); member && p.usable(n) && to != nil && p.votes(part, to) {
+	if to := part.On(part.Preferred); member && p.fits(d, n) && to != nil && p.votes(part, to) {
 		p.transfer(d, part, leader, to)
 	}
 }
@@ -399,7 +408,7 @@ func (p *plan) balanceLeaders() {
 	}
 	sum, nodes := 0, 0
 	for _, n := range p.v.Nodes {
-		if p.usable(n) {
+		if p.roomy(n) {
 			sum, nodes = sum+p.led[n.ID], nodes+1
 		}
 	}
@@ -417,7 +426,7 @@ func (p *plan) balanceLeaders() {
 		for i := range part.Replicas {
 			r := &part.Replicas[i]
 			n, member := p.v.Node(r.Node)
-			if member && p.usable(n) && p.votes(part, r) && p.led[r.Node] < p.led[leader.Node]-1 && (to == nil || p.led[r.Node] < p.led[to.Node]) {
+			if member && p.roomy(n) && p.votes(part, r) && p.led[r.Node] < p.led[leader.Node]-1 && (to == nil || p.led[r.Node] < p.led[to.Node]) {
 				to = r
 			}
 		}
@@ -432,7 +441,7 @@ func (p *plan) balanceLeaders() {
 func (p *plan) balanceReplicas() {
 	sum, nodes := 0, []Node{}
 	for _, n := range p.v.Nodes {
-		if p.usable(n) {
+		if p.roomy(n) {
 			sum, nodes = sum+p.census.replicas[n.ID], append(nodes, n)
 		}
 	}
@@ -455,7 +464,7 @@ func (p *plan) balanceReplicas() {
 		if from == nil {
 			return
 		}
-		to, ok := p.place(part, []uint64{from.ID})
+		to, ok := p.place(d, part, []uint64{from.ID})
 		if !ok || p.census.replicas[from.Node]-p.census.replicas[to] < 2 || !p.keepsRacks(part, from, to) {
 			return
 		}
@@ -513,7 +522,7 @@ func (p *plan) removeNodes() {
 func (p *plan) raiseReplicas() {
 	nodes := 0
 	for _, n := range p.v.Nodes {
-		if p.usable(n) {
+		if p.roomy(n) {
 			nodes++
 		}
 	}

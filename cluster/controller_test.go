@@ -22,6 +22,9 @@ type world struct {
 	tick    uint64
 	index   wire.Index
 	heard   map[uint32]bool // nodes that somebody else hears
+	full    uint32          // a node whose disk refuses records
+	unseen  bool            // nobody says so
+	given   int             // leaderships and replicas that were given to that node
 	slow    bool            // transfers take until the next plan is made
 	going   []Transfer
 
@@ -41,21 +44,23 @@ func (w *world) alive(node uint32) bool { return w.down[node] == 0 }
 func (w *world) health() Health {
 	return Health{
 		Alive: w.alive, DownFor: func(n uint32) int { return w.down[n] }, Gone: func(n uint32) bool { return !w.heard[n] },
-		Leader: func(p *Partition) uint64 { return w.leaders[keyOf(p)] },
+		LacksSpace: func(n uint32) bool { return n == w.full && !w.unseen },
+		Leader:     func(p *Partition) uint64 { return w.leaders[keyOf(p)] },
 	}
 }
 
-// elect gives partitions a leader that have none, the first that lives.
+// elect gives partitions a leader that have none, the first that lives. Who has no space
+// makes way.
 func (w *world) elect() {
 	for _, name := range w.state.names() {
 		for i := range w.state.Destinations[name].Partitions {
 			p := &w.state.Destinations[name].Partitions[i]
-			if r := p.Replica(w.leaders[keyOf(p)]); r != nil && w.alive(r.Node) && r.State != ReplicaLeft && r.State != ReplicaLost {
+			if r := p.Replica(w.leaders[keyOf(p)]); r != nil && w.alive(r.Node) && r.Node != w.full && r.State != ReplicaLeft && r.State != ReplicaLost {
 				continue
 			}
 			delete(w.leaders, keyOf(p))
 			for _, r := range p.Replicas {
-				if (r.State == ReplicaActive || r.State == ReplicaLeaving) && w.alive(r.Node) {
+				if (r.State == ReplicaActive || r.State == ReplicaLeaving) && w.alive(r.Node) && r.Node != w.full {
 					w.leaders[keyOf(p)] = r.ID
 					break
 				}
@@ -80,6 +85,9 @@ func (w *world) step() (planned int) {
 		arrived, w.going = w.going, transfers
 	}
 	for _, c := range commands {
+		if c.Move != nil && slices.Contains(c.Move.Add, w.full) {
+			w.given++
+		}
 		apply(w.t, w.state, c)
 	}
 	w.commands, w.transfers = w.commands+len(commands), w.transfers+len(transfers)
@@ -96,6 +104,9 @@ func (w *world) step() (planned int) {
 					require.Equal(w.t, w.leaders[keyOf(p)], x.From)
 					require.True(w.t, w.alive(p.Replica(x.To).Node))
 					w.leaders[keyOf(p)] = x.To
+					if p.Replica(x.To).Node == w.full {
+						w.given++
+					}
 				}
 			}
 		}
@@ -396,6 +407,49 @@ func TestADeadNodeIsDecommissioned(t *testing.T) {
 	w.settle()
 	require.NotContains(t, w.state.Nodes, uint32(2))
 	require.Equal(t, map[uint32]int{1: 12, 3: 12, 4: 12}, w.held())
+}
+
+// cramp fills the disk of node 2 of four, whose leaders make way, lets another one die and a
+// third one drain: the world counts what node 2 is given meanwhile. With unseen nobody knows of
+// its disk.
+func cramp(t *testing.T, unseen bool) *world {
+	w := spreadWorld(t, 4, 24, 3)
+	w.settle()
+	d := w.state.Destinations["orders"]
+	apply(t, w.state, Command{SetPlacement: &SetPlacement{
+		Destination: d.ID, Partition: uint32(slices.IndexFunc(d.Partitions, func(p Partition) bool { return p.On(2) != nil })),
+		Placement: wire.Placement{Mask: wire.MaskPreferred | wire.MaskPolicy, Preferred: 2, Policy: wire.LeaderFailback},
+	}})
+	w.full, w.unseen = 2, unseen
+	some := func() {
+		for range 200 {
+			w.step()
+		}
+	}
+	some()
+	w.down[1] = 2 * ReplaceAfterTicks
+	some()
+	w.down[1] = 0
+	apply(t, w.state, Command{SetNode: &SetNode{Node: 3, State: NodeDraining}})
+	some()
+	apply(t, w.state, Command{SetNode: &SetNode{Node: 3, State: NodeUp}})
+	return w
+}
+
+// RULES L10: a node whose disk refuses records is given neither leaderships nor replicas, be it
+// for balance, in the place of another, or because it is preferred. It gets its share with its
+// space.
+func TestRuleL10_ANodeWithoutSpaceIsGivenNothing(t *testing.T) {
+	w := cramp(t, false)
+	require.Zero(t, w.given)
+	w.full = 0
+	w.settle()
+	require.InDelta(t, 6, w.led()[2], 2)
+	require.InDelta(t, 18, w.held()[2], 1)
+}
+
+func TestRuleL10_Catches_AControllerThatKnowsNothingOfSpace(t *testing.T) {
+	require.Positive(t, cramp(t, true).given)
 }
 
 // leavingForOne lets the controller's node alone not hear a node that leaves, and reports

@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/google/uuid"
@@ -16,18 +18,33 @@ import (
 // Spread chooses nodes for the replicas of new partitions, for each as many as asked
 // for, the first to lead first. Replicas go to different racks while there are any,
 // then to the nodes with the fewest replicas; leaders to those with the fewest. A node
-// for which usable reports false gets none. It returns an INVALID_SETTING error if
-// there are fewer nodes than replicas.
-func Spread(v *View, partitions []uuid.UUID, replicas int, usable func(Node) bool) ([][]uint32, error) {
+// of which unfit says why it cannot take one gets none. It returns an INVALID_SETTING error
+// that names these if there are fewer nodes than replicas.
+func Spread(v *View, partitions []uuid.UUID, replicas int, unfit func(Node) string) ([][]uint32, error) {
 	c := newCensus(v)
 	var nodes []Node
+	var without []string
 	for _, n := range v.Nodes {
-		if n.holds() && usable(n) {
+		why := ""
+		if n.Up() {
+			why = unfit(n)
+		} else {
+			why = "is " + string(n.State)
+		}
+		switch {
+		case !n.Broker():
+		case why == "":
 			nodes = append(nodes, n)
+		default:
+			without = append(without, fmt.Sprintf("node %d %s", n.ID, why))
 		}
 	}
 	if len(nodes) < replicas {
-		return nil, refuse(wire.CodeInvalidSetting, "replicas %d: the cluster has %s that can take one; ask for fewer, or add a node", replicas, brokers(len(nodes))).Err
+		detail := fmt.Sprintf("replicas %d: the cluster has %s that can take one; ask for fewer, or add a node", replicas, brokers(len(nodes)))
+		if len(without) > 0 {
+			detail += ", or see to the others: " + strings.Join(without, ", ")
+		}
+		return nil, &wire.Error{Code: wire.CodeInvalidSetting, Detail: detail}
 	}
 	placement := make([][]uint32, len(partitions))
 	for i, id := range partitions {

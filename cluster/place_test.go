@@ -10,7 +10,7 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-func everybody(Node) bool { return true }
+func everybody(Node) string { return "" }
 
 // R-WLS-1: thirty destinations on three nodes, with one partition each: every node
 // leads ten, give or take two.
@@ -54,7 +54,12 @@ func TestReplicasGoToDifferentRacks(t *testing.T) {
 func TestNodesThatMayNotHoldReplicasGetNone(t *testing.T) {
 	s := clusterOf(t, 5)
 	s.Nodes[2].Role, s.Nodes[3].State = RoleGateway, NodeDraining
-	dead := func(n Node) bool { return n.ID != 4 }
+	dead := func(n Node) string {
+		if n.ID == 4 {
+			return "does not answer"
+		}
+		return ""
+	}
 	places, err := Spread(newView(s), ids(10), 2, dead)
 	require.NoError(t, err)
 	for _, nodes := range places {
@@ -62,7 +67,7 @@ func TestNodesThatMayNotHoldReplicasGetNone(t *testing.T) {
 	}
 	_, err = Spread(newView(s), ids(1), 3, dead)
 	require.ErrorIs(t, err, wire.CodeInvalidSetting)
-	require.ErrorContains(t, err, "replicas 3: the cluster has 2 brokers that can take one; ask for fewer, or add a node")
+	require.ErrorContains(t, err, "replicas 3: the cluster has 2 brokers that can take one; ask for fewer, or add a node, or see to the others: node 3 is draining, node 4 does not answer")
 }
 
 // A new node has fewer replicas than the others, so it gets those of new partitions.

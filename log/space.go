@@ -214,5 +214,9 @@ func (s *Store) full() error {
 	return ErrDiskFull
 }
 
+// Short says that records were refused for want of space, or free space was below the minimum,
+// and that there has not been room for a segment's next step since.
+func (s *Store) Short() bool { return s.short.Load() }
+
 // Low says that free space is below the minimum: records get ErrDiskFull.
 func (s *Store) Low() bool { return s.low.Load() }

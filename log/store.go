@@ -93,7 +93,7 @@ type Store struct {
 
 	fileIDs  atomic.Uint32 // file IDs given out in this run
 	low      atomic.Bool   // free space is below the minimum
-	short    atomic.Bool   // the log was told that records are refused for want of space
+	short    atomic.Bool   // records are refused for want of space, and the log says so
 	spaceGen atomic.Uint64 // counts RefreshSpace: failed allocations may be tried again
 
 	tableMu sync.Mutex // held while a key table is made

@@ -74,13 +74,26 @@ func (b *broker) create(m *wire.CreateRequest, reply func(wire.Message, error)) 
 		if c.Automatic {
 			c.Settings.Replicas = b.autoReplicas(v)
 		}
-		c.Placement, err = cluster.Spread(v, c.PartitionIDs, int(c.Settings.Replicas), func(n cluster.Node) bool { return b.reachable(n.ID) })
+		c.Placement, err = cluster.Spread(v, c.PartitionIDs, int(c.Settings.Replicas), b.unfitFor(c.Settings.Storage))
 		if err != nil {
 			reply(nil, err)
 			return
 		}
 	}
 	b.submit(cluster.Command{Create: c}, b.replyWithDestination(reply))
+}
+
+// unfitFor says why nodes cannot take a replica on a storage, if they cannot.
+func (b *broker) unfitFor(s wire.Storage) func(cluster.Node) string {
+	return func(n cluster.Node) string {
+		switch {
+		case !b.reachable(n.ID):
+			return "does not answer"
+		case s == wire.StorageDisk && b.lacksSpace(n.ID):
+			return "has no disk space left for records"
+		}
+		return ""
+	}
 }
 
 // autoReplicas is how many replicas a destination gets that does not say: three where
@@ -161,6 +174,9 @@ func (b *broker) partitionAdmin(m *wire.PartitionAdminRequest, reply func(wire.M
 		b.adminTransfer(d, p, m.To, reply)
 		return
 	}
+	if b.shortOfSpace(d, m.To, reply) {
+		return
+	}
 	from := p.On(m.From)
 	if from == nil {
 		reply(nil, wire.Errorf(wire.CodeInvalidRequest, "node %d holds no replica of %s/%d", m.From, d.Name, p.Number))
@@ -175,7 +191,19 @@ func (b *broker) partitionAdmin(m *wire.PartitionAdminRequest, reply func(wire.M
 	})
 }
 
+// shortOfSpace refuses to give a node something that its disk has no space for.
+func (b *broker) shortOfSpace(d *cluster.Destination, to uint32, reply func(wire.Message, error)) bool {
+	if d.Settings.Storage != wire.StorageDisk || !b.lacksSpace(to) {
+		return false
+	}
+	reply(nil, wire.Errorf(wire.CodeRefused, "node %d has no disk space left for records; free some there, or choose another node", to))
+	return true
+}
+
 func (b *broker) adminTransfer(d *cluster.Destination, p *cluster.Partition, to uint32, reply func(wire.Message, error)) {
+	if b.shortOfSpace(d, to, reply) {
+		return
+	}
 	l, known := b.hints.of(p)
 	if !known || b.network == nil {
 		reply(nil, wire.Errorf(wire.CodeUnavailable, "%s/%d has no leader that could hand over", d.Name, p.Number))

@@ -82,7 +82,7 @@ func (b *broker) keepControl(ctx context.Context) {
 func (b *broker) control(ctx context.Context, c *cluster.Controller) (busy bool) {
 	v := b.View()
 	health := cluster.Health{
-		Alive: b.reachable, DownFor: b.downFor, Gone: b.givenUp,
+		Alive: b.reachable, DownFor: b.downFor, Gone: b.givenUp, LacksSpace: b.lacksSpace,
 		Leader: func(p *cluster.Partition) uint64 {
 			l, _ := b.hints.of(p)
 			return l.Replica

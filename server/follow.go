@@ -48,7 +48,11 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 		r.sinceFix, r.fixed = intentTicks, false
 	}
 	_, leading := r.group.Leading()
-	r.quiet.Store(r.group.Quiet() && (r.fixed || !leading) && r.handing.stage == noHandOver)
+	if !leading {
+		r.cramped = 0
+	}
+	makesWay := leading && r.lacksSpace(ticks)
+	r.quiet.Store(r.group.Quiet() && (r.fixed || !leading) && r.handing.stage == noHandOver && r.cramped == 0)
 	leader, term := r.group.Lead()
 	if r.alone && r.campaigned && !leading {
 		r.alone = votesAlone(r.group, r.replicaID) // it may have let others in since
@@ -84,7 +88,7 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 	case asked&requestTransfer != 0:
 		r.beginHandOver(r.transfer.Swap(0))
 		r.continueHandOver(leading, 0)
-	case r.lacksSpace(ticks):
+	case makesWay:
 		r.logger.Warn("the disk is full; another replica is asked to lead")
 		r.beginHandOver(0)
 		r.continueHandOver(leading, 0)
@@ -94,18 +98,22 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 	}
 }
 
-// A leader whose disk refuses records hands the leadership on after cramTicks (RULES L10),
-// and again every crampedTicks while it leads all the same: all disks may be full, and then
-// each leads in its turn until one has space.
+// A leader whose disk refuses records hands the leadership on after cramTicks to a replica
+// whose disk takes them (RULES L10), if there is one, and again after crampedTicks if it leads
+// all the same.
 const (
 	cramTicks    = 5
 	crampedTicks = 100
 )
 
-// lacksSpace reports whether it is time for another one to lead. Owner only, while this one
-// does.
+// lacksSpace reports whether it is time for another one to lead, whose disk has space. Owner
+// only, while this one does.
 func (r *partitionReplica) lacksSpace(ticks int) bool {
-	if r.alone || !r.broker.storeOf(r.storage).Low() {
+	if r.alone || r.storage == wire.StorageMemory || !r.broker.disk.Short() {
+		r.cramped = 0
+		return false
+	}
+	if _, roomy := r.heir(); !roomy {
 		r.cramped = 0
 		return false
 	}
@@ -114,6 +122,21 @@ func (r *partitionReplica) lacksSpace(ticks int) bool {
 	}
 	r.cramped = cramTicks - crampedTicks
 	return true
+}
+
+// makeWay wakes what this node leads while its disk refuses records and another one takes
+// them: a group that sleeps would find out with the next record.
+func (b *broker) makeWay() {
+	if b.network == nil || !b.disk.Short() || !slices.ContainsFunc(b.View().Nodes, func(n cluster.Node) bool {
+		return n.ID != b.identity.NodeID && n.Broker() && b.reachable(n.ID) && !b.lacksSpace(n.ID)
+	}) {
+		return
+	}
+	b.each(func(r *partitionReplica) {
+		if r.storage == wire.StorageDisk && r.leads.Load() {
+			r.quiet.Store(false)
+		}
+	})
 }
 
 // firstElectionTicks is how long the preferred leader of a new partition gives the others

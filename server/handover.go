@@ -2,6 +2,7 @@ package server
 
 import (
 	"github.com/lockstepmq/lockstep/cluster"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // handOverTicks is how long a planned hand-over may take in each of its two steps: until
@@ -31,11 +32,8 @@ func (r *partitionReplica) beginHandOver(to uint64) {
 	if r.handing.stage != noHandOver {
 		return
 	}
-	for _, o := range r.intent.Load().Replicas {
-		// In a group that sleeps raft has not heard of anybody lately.
-		if to == 0 && o.ID != r.replicaID && o.State == cluster.ReplicaActive && r.broker.network.Alive(o.Node) {
-			to = o.ID
-		}
+	if to == 0 {
+		to, _ = r.heir() // in a group that sleeps raft has not heard of anybody lately
 	}
 	if lag, lags := r.lagOf(to); lags {
 		r.logger.Info("the leadership is not handed over to a replica that is behind", "to", to, "entries", lag)
@@ -51,6 +49,29 @@ func (r *partitionReplica) beginHandOver(to uint64) {
 			r.schedule()
 		}
 	})
+}
+
+// heir is the replica that should lead next, 0 if nobody is there: if possible one whose disk
+// takes records, and of these one that is not behind. roomy says that its disk does. Owner
+// only, while this one leads.
+func (r *partitionReplica) heir() (heir uint64, roomy bool) {
+	best := 4
+	for _, o := range r.intent.Load().Replicas {
+		if o.ID == r.replicaID || o.State != cluster.ReplicaActive || !r.broker.reachable(o.Node) {
+			continue
+		}
+		rank := 0
+		if r.storage == wire.StorageDisk && r.broker.lacksSpace(o.Node) {
+			rank = 2
+		}
+		if _, lags := r.lagOf(o.ID); lags {
+			rank++
+		}
+		if rank < best {
+			heir, best = o.ID, rank
+		}
+	}
+	return heir, best < 2
 }
 
 // continueHandOver takes the next step. A replica that still leads when the time is over

@@ -18,6 +18,8 @@ type network interface {
 	SetMembers(members []peerMember)
 	// Alive reports whether a node is up and hears this one.
 	Alive(node uint32) bool
+	// LacksSpace reports whether a node said last that its disk refuses records.
+	LacksSpace(node uint32) bool
 	// Request asks a node. then is called once, on any goroutine.
 	Request(node uint32, op wire.PeerOp, body []byte, then func(code wire.ErrorCode, body []byte))
 	// Announce tells all nodes what has changed of what this one leads.
@@ -222,6 +224,15 @@ func (b *broker) lagging(meta bool, own uint64, inbox *replication.Inbox, wake f
 // reachable reports whether a node is this one or can be talked to.
 func (b *broker) reachable(node uint32) bool {
 	return node == b.identity.NodeID || b.network != nil && b.network.Alive(node)
+}
+
+// lacksSpace reports whether a node, this one or another, has said that its disk refuses
+// records.
+func (b *broker) lacksSpace(node uint32) bool {
+	if node == b.identity.NodeID {
+		return b.disk.Short()
+	}
+	return b.network != nil && b.network.LacksSpace(node)
 }
 
 // introduce tells the network who the other nodes are.

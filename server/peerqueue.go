@@ -121,8 +121,14 @@ func (g *gathered) close(kind wire.PeerKind, prefix int) peerFrame {
 // Sizes of the fields in front of the elements.
 const (
 	raftPrefix  = 4
-	beatsPrefix = 12
+	beatsPrefix = 16
 )
+
+// pulse is what HEARTBEATS say of the node beside the heartbeats of its groups.
+type pulse struct {
+	tick, heard uint32 // see wire.PeerBeats
+	state       uint32
+}
 
 // put queues a frame. It returns whether the queue took it, and whether the loop
 // must be told. A frame that is not taken is the caller's.
@@ -166,7 +172,7 @@ func (q *peerQueue) closeRaftLocked() {
 }
 
 // putBeat gathers a heartbeat. It waits for flushBeats.
-func (q *peerQueue) putBeat(b *wire.PeerBeat, tick, heard uint32) (taken bool) {
+func (q *peerQueue) putBeat(b *wire.PeerBeat, p pulse) (taken bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n := b.Size()
@@ -174,7 +180,7 @@ func (q *peerQueue) putBeat(b *wire.PeerBeat, tick, heard uint32) (taken bool) {
 		return false
 	}
 	if q.beats.size()+n > wire.MaxPeerBeatsBytes {
-		q.closeBeatsLocked(tick, heard)
+		q.closeBeatsLocked(p)
 	}
 	before := q.beats.size()
 	q.beats.open(beatsPrefix, n)
@@ -183,9 +189,8 @@ func (q *peerQueue) putBeat(b *wire.PeerBeat, tick, heard uint32) (taken bool) {
 	return true
 }
 
-// flushBeats sends what heartbeats have gathered; always a frame, for its two tick
-// numbers.
-func (q *peerQueue) flushBeats(tick, heard uint32) (notify bool) {
+// flushBeats sends what heartbeats have gathered; always a frame, for its pulse.
+func (q *peerQueue) flushBeats(p pulse) (notify bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
@@ -196,14 +201,15 @@ func (q *peerQueue) flushBeats(tick, heard uint32) (notify bool) {
 		q.beats.count = 0
 		q.bytes += q.beats.size()
 	}
-	q.closeBeatsLocked(tick, heard)
+	q.closeBeatsLocked(p)
 	return q.notifyLocked()
 }
 
-func (q *peerQueue) closeBeatsLocked(tick, heard uint32) {
+func (q *peerQueue) closeBeatsLocked(p pulse) {
 	f := q.beats.close(wire.PeerKindHeartbeats, beatsPrefix)
-	binary.LittleEndian.PutUint32(f.head.bytes[wire.HeaderSize:], tick)
-	binary.LittleEndian.PutUint32(f.head.bytes[wire.HeaderSize+4:], heard)
+	binary.LittleEndian.PutUint32(f.head.bytes[wire.HeaderSize:], p.tick)
+	binary.LittleEndian.PutUint32(f.head.bytes[wire.HeaderSize+4:], p.heard)
+	binary.LittleEndian.PutUint32(f.head.bytes[wire.HeaderSize+8:], p.state)
 	q.queues[peerUrgent].push(f)
 }
 

@@ -50,7 +50,9 @@ type peerOptions struct {
 	// Removed is called once, when the others say for removedTicks that this node is no
 	// member any more. Default: nothing.
 	Removed func()
-	mutant  peerMutants // of tests
+	// LacksSpace reports whether this node's disk refuses records. Default: it never does.
+	LacksSpace func() bool
+	mutant     peerMutants // of tests
 }
 
 // removedTicks is for how long most of the other nodes say that this one is no member
@@ -81,7 +83,8 @@ type peerSet struct {
 
 	nodes atomic.Pointer[map[uint32]*peerNode] // never changed, only replaced, under mu
 
-	mutant peerMutants // see peerOptions
+	lacksSpace func() bool // see peerOptions
+	mutant     peerMutants // the same
 
 	mu      sync.Mutex
 	stopped bool
@@ -125,7 +128,7 @@ type peerCounters struct {
 
 // newPeerSet makes a set without members. stop ends it.
 func newPeerSet(o peerOptions) *peerSet {
-	p := &peerSet{engine: o.Engine, handler: o.Handler, self: o.Self, logger: o.Logger, known: o.Known, removed: o.Removed, mutant: o.mutant, leading: make(map[uint64]wire.PeerLeader)}
+	p := &peerSet{engine: o.Engine, handler: o.Handler, self: o.Self, logger: o.Logger, known: o.Known, removed: o.Removed, lacksSpace: o.LacksSpace, mutant: o.mutant, leading: make(map[uint64]wire.PeerLeader)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.nodes.Store(&map[uint32]*peerNode{})
 	return p
@@ -258,14 +261,29 @@ func (p *peerSet) Beat(node uint32, b replication.Heartbeat) {
 		return
 	}
 	beat := replication.PeerBeat(&b)
-	tick, heard := p.tick.Load(), c.heard.Load()
-	if !c.queue.putBeat(&beat, tick, heard) {
+	pulse := c.pulse()
+	if !c.queue.putBeat(&beat, pulse) {
 		p.counters.dropped.Add(1)
 		return
 	}
-	if b.Context != nil && c.queue.flushBeats(tick, heard) {
+	if b.Context != nil && c.queue.flushBeats(pulse) {
 		c.loop.push(c)
 	}
+}
+
+// pulse is what the next HEARTBEATS say of this node.
+func (c *peerConn) pulse() pulse {
+	p := pulse{tick: c.set.tick.Load(), heard: c.heard.Load()}
+	if c.set.lacksSpace != nil && c.set.lacksSpace() {
+		p.state = wire.PeerLacksSpace
+	}
+	return p
+}
+
+// LacksSpace reports whether a node said last that its disk refuses records.
+func (p *peerSet) LacksSpace(node uint32) bool {
+	n := p.node(node)
+	return n != nil && n.lacksSpace.Load()
 }
 
 // Tick is the passing of 100 ms: it sends the heartbeats that have gathered, and
@@ -276,7 +294,7 @@ func (p *peerSet) Tick() {
 		n.passed(tick)
 		if c := n.conn.Load(); c != nil {
 			c.calls.expire(tick)
-			if c.queue.flushBeats(tick, c.heard.Load()) {
+			if c.queue.flushBeats(c.pulse()) {
 				c.loop.push(c)
 			}
 		}
@@ -424,6 +442,8 @@ type peerNode struct {
 	alive atomic.Bool              // live.up, for readers
 	// stranger says that the node took this one for no member when it was dialled last.
 	stranger atomic.Bool
+	// lacksSpace is what it said last of its disk.
+	lacksSpace atomic.Bool
 
 	// mu guards the following. The handler hears of the node under it, so that what it
 	// hears is in order.
@@ -566,6 +586,7 @@ func (n *peerNode) heard(c *peerConn, b *wire.PeerBeats) {
 	defer n.mu.Unlock()
 	if n.conn.Load() == c {
 		n.live.beat(n.set.tick.Load(), b.Heard)
+		n.lacksSpace.Store(b.State&wire.PeerLacksSpace != 0)
 		if n.set.mutant.anySound {
 			n.live.moved = n.set.tick.Load()
 		}

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -22,6 +23,7 @@ func (b *broker) ownStatus() wire.NodeStatus {
 	b.each(func(r *partitionReplica) { s.StoredBytes += uint64(r.records.Bytes()) })
 	if free, total, err := b.cfg.fs.Space(b.cfg.DataDir); err == nil {
 		s.FreeBytes, s.TotalBytes = uint64(max(free, 0)), uint64(max(total, 0))
+		s.KeptBytes, s.LacksSpace = uint64(max(log.MinFree(b.cfg.MinFreeBytes, total), 0)), b.disk.Short()
 	}
 	return s
 }

@@ -97,6 +97,7 @@ func (b *broker) keepTime(ctx context.Context) {
 				b.logger.Warn("free space cannot be read", "err", err)
 			}
 			b.wakeStalled()
+			b.makeWay()
 		}
 		if err := b.disk.Err(); err != nil && !storeFailed {
 			storeFailed = true

@@ -249,17 +249,19 @@ type ClusterStatus struct {
 //	peerAddress string | http string
 type NodeStatus struct {
 	Node        uint32
-	Answered    bool   // the fields up to TotalBytes are known
+	Answered    bool   // the fields up to LacksSpace are known
 	Version     string // of its build
 	UptimeMs    uint64
 	StoredBytes uint64 // in the logs of its replicas
 	FreeBytes   uint64 // of the device that holds its data directory
 	TotalBytes  uint64 // of that device
+	KeptBytes   uint64 // that records leave free there
+	LacksSpace  bool   // less is free: it takes no records, is given no replicas and leads nothing
 	PeerAddress string
 	HTTP        string // empty if it has no port for that
 }
 
-const nodeStatusMinSize = 4 + 1 + 2 + 8 + 8 + 8 + 8 + 2 + 2
+const nodeStatusMinSize = 4 + 1 + 2 + 8 + 8 + 8 + 8 + 8 + 1 + 2 + 2
 
 // Append implements Message.
 func (m *NodeStatus) Append(dst []byte) []byte {
@@ -267,9 +269,10 @@ func (m *NodeStatus) Append(dst []byte) []byte {
 	dst = le.AppendUint32(dst, m.Node)
 	dst = appendBool(dst, m.Answered)
 	dst = appendString(dst, m.Version)
-	for _, n := range []uint64{m.UptimeMs, m.StoredBytes, m.FreeBytes, m.TotalBytes} {
+	for _, n := range []uint64{m.UptimeMs, m.StoredBytes, m.FreeBytes, m.TotalBytes, m.KeptBytes} {
 		dst = le.AppendUint64(dst, n)
 	}
+	dst = appendBool(dst, m.LacksSpace)
 	return appendString(appendString(dst, m.PeerAddress), m.HTTP)
 }
 
@@ -283,7 +286,7 @@ func (m *NodeStatus) Parse(src []byte) error {
 func (m *NodeStatus) read(r *reader) {
 	*m = NodeStatus{
 		Node: r.uint32(), Answered: r.bool(), Version: r.string(), UptimeMs: r.uint64(), StoredBytes: r.uint64(),
-		FreeBytes: r.uint64(), TotalBytes: r.uint64(), PeerAddress: r.string(), HTTP: r.string(),
+		FreeBytes: r.uint64(), TotalBytes: r.uint64(), KeptBytes: r.uint64(), LacksSpace: r.bool(), PeerAddress: r.string(), HTTP: r.string(),
 	}
 }
 

@@ -321,7 +321,7 @@ var goldenMessages = []goldenMessage{
 	`},
 	{"CLUSTER_STATUS", OpClusterStatus, false, &ClusterStatusRequest{}, ``},
 	{"CLUSTER_STATUS response", OpClusterStatus, true, &ClusterStatus{Controller: 1, Level: 2, Voters: 3, Nodes: []NodeStatus{
-		{Node: 3, Answered: true, Version: "v", UptimeMs: 4, StoredBytes: 5, FreeBytes: 6, TotalBytes: 7, PeerAddress: "p", HTTP: "h"},
+		{Node: 3, Answered: true, Version: "v", UptimeMs: 4, StoredBytes: 5, FreeBytes: 6, TotalBytes: 7, KeptBytes: 8, LacksSpace: true, PeerAddress: "p", HTTP: "h"},
 	}}, `
 		01 00 00 00             // controller 1
 		02 00                   // level 2
@@ -334,6 +334,8 @@ var goldenMessages = []goldenMessage{
 		05 00 00 00 00 00 00 00 // 5 bytes stored
 		06 00 00 00 00 00 00 00 // 6 bytes free
 		07 00 00 00 00 00 00 00 // of 7
+		08 00 00 00 00 00 00 00 // 8 of them are kept free
+		01                      // it lacks space
 		01 00 70                // "p"
 		01 00 68                // "h"
 	`},

@@ -129,7 +129,7 @@ func (m *PeerRaft) Parse(src []byte) error {
 // HEARTBEATS (6): once a tick at least, with the heartbeats of all groups since.
 // The two tick numbers tell that the other side lives and hears.
 //
-//	tick u32 | heard u32 | count u32 |
+//	tick u32 | heard u32 | state u32 (1 its disk refuses records) | count u32 |
 //	count × { to u64 | from u64 | term u64 | commit u64 | flags u8 | context length u8 | zero u16 | zero u32 | context }
 const (
 	peerBeatSize = 40
@@ -138,6 +138,9 @@ const (
 	peerBeatResponse = 2
 	peerBeatQuiet    = 4
 	peerBeatWake     = 8
+
+	// PeerLacksSpace is a bit of the state in HEARTBEATS, which has no other.
+	PeerLacksSpace = 1
 )
 
 // PeerBeat is the heartbeat of one group, or the answer to one.
@@ -190,6 +193,7 @@ func (b *PeerBeat) parse(r *reader) {
 type PeerBeats struct {
 	Tick  uint32 // of the sender
 	Heard uint32 // the highest Tick that it has received
+	State uint32 // of the sender: 0 or PeerLacksSpace
 	Beats []PeerBeat
 }
 
@@ -198,6 +202,7 @@ func (m *PeerBeats) Append(dst []byte) []byte {
 	le := binary.LittleEndian
 	dst = le.AppendUint32(dst, m.Tick)
 	dst = le.AppendUint32(dst, m.Heard)
+	dst = le.AppendUint32(dst, m.State)
 	dst = le.AppendUint32(dst, uint32(len(m.Beats)))
 	for i := range m.Beats {
 		dst = m.Beats[i].Append(dst)
@@ -208,7 +213,10 @@ func (m *PeerBeats) Append(dst []byte) []byte {
 // Parse implements Message. It reuses the memory of Beats.
 func (m *PeerBeats) Parse(src []byte) error {
 	r := reader{src: src}
-	m.Tick, m.Heard = r.uint32(), r.uint32()
+	m.Tick, m.Heard, m.State = r.uint32(), r.uint32(), r.uint32()
+	if m.State&^PeerLacksSpace != 0 {
+		r.fail("unknown state")
+	}
 	m.Beats = m.Beats[:0]
 	for range r.count(peerBeatSize) {
 		var beat PeerBeat

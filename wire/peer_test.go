@@ -84,11 +84,11 @@ var goldenPeer = []struct {
 		04 00 00 00 00 00 00 00 05 00 00 00 00 00 00 00
 		06 00 00 00 00 00 00 00 07 00 00 00 00 00 00 00
 	`},
-	{PeerKindHeartbeats, &PeerBeats{Tick: 9, Heard: 8, Beats: []PeerBeat{
+	{PeerKindHeartbeats, &PeerBeats{Tick: 9, Heard: 8, State: PeerLacksSpace, Beats: []PeerBeat{
 		{Meta: true, Quiet: true, To: 1, From: 2, Term: 3, Commit: 4, Context: []byte{0xaa, 0xbb}},
 		{Response: true, Wake: true, To: 1, From: 2, Term: 3, Commit: 4},
 	}}, `
-		09 00 00 00 08 00 00 00 02 00 00 00 // tick, heard, count
+		09 00 00 00 08 00 00 00 01 00 00 00 02 00 00 00 // tick, heard, state, count
 		01 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00 // to, from
 		03 00 00 00 00 00 00 00 04 00 00 00 00 00 00 00 // term, commit
 		05 02 00 00 00 00 00 00 aa bb // meta and quiet, context of 2 bytes
@@ -267,7 +267,8 @@ func TestPeerBodiesRefuse(t *testing.T) {
 		{"an unknown type of message", PeerKindRaft, golden(4, set(4, 10)), CodeMalformed},
 		{"type 0", PeerKindRaft, golden(4, set(4, 0)), CodeMalformed},
 		{"a context that is too long", PeerKindRaft, append(append([]byte{1, 0, 0, 0, 1, 0, 0, 0, MaxPeerContextBytes + 1, 0, 0, 0}, make([]byte, 56)...), make([]byte, 25)...), CodeMalformed},
-		{"an unknown flag of a heartbeat", PeerKindHeartbeats, golden(5, set(44, 0x10)), CodeMalformed},
+		{"an unknown state of a node", PeerKindHeartbeats, golden(5, set(8, 3)), CodeMalformed},
+		{"an unknown flag of a heartbeat", PeerKindHeartbeats, golden(5, set(48, 0x10)), CodeMalformed},
 		{"a count of heartbeats above the bytes", PeerKindHeartbeats, golden(5, set(8, 0xff, 0xff, 0xff, 0x0f)), CodeMalformed},
 		{"an unknown flag of SNAPSHOT", PeerKindSnapshot, golden(6, set(24, 2)), CodeMalformed},
 		{"a configuration longer than the bytes", PeerKindSnapshot, golden(6, set(84, 0xff, 0xff, 0xff, 0xff)), CodeMalformed},

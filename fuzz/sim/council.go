@@ -465,8 +465,9 @@ func (s *seat) health() cluster.Health {
 		}
 	}
 	return cluster.Health{
-		Alive:   func(node uint32) bool { return silent(node) == 0 },
-		DownFor: silent,
+		Alive:      func(node uint32) bool { return silent(node) == 0 },
+		DownFor:    silent,
+		LacksSpace: func(uint32) bool { return false },
 		Gone: func(node uint32) bool { // by the word of those that can be asked
 			target := c.seatOf(node)
 			if target == nil || target.since == 0 {

@@ -29,7 +29,7 @@ func (s *seat) settle(v *cluster.View) {
 		for _, cell := range c.cells {
 			create.PartitionIDs = append(create.PartitionIDs, cell.partition)
 		}
-		placement, err := cluster.Spread(v, create.PartitionIDs, len(c.seats), func(cluster.Node) bool { return true })
+		placement, err := cluster.Spread(v, create.PartitionIDs, len(c.seats), func(cluster.Node) string { return "" })
 		if err != nil {
 			c.fleet.fail("there is no room for a replica on each of %d nodes: %v", len(c.seats), err)
 		}

@@ -80,7 +80,12 @@ func (c *council) create(s *seat, v *cluster.View) {
 		create.PartitionIDs = append(create.PartitionIDs, c.identity())
 	}
 	health := s.health()
-	placement, err := cluster.Spread(v, create.PartitionIDs, int(create.Settings.Replicas), func(n cluster.Node) bool { return health.Alive(n.ID) })
+	placement, err := cluster.Spread(v, create.PartitionIDs, int(create.Settings.Replicas), func(n cluster.Node) string {
+		if health.Alive(n.ID) {
+			return ""
+		}
+		return "does not answer"
+	})
 	if err != nil {
 		return // there are not enough nodes
 	}
