@@ -58,6 +58,7 @@ func (g *Groups) propose(nowMs int64, room int) (applied bool) {
 	if c.commands {
 		g.commands, g.commanded = g.commands[:0], true
 	}
+	p.account.took(len(entry))
 	// Applying may happen inside Propose, so the entry is on its way before it.
 	c.at = g.now
 	g.controls = append(g.controls, c)

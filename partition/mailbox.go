@@ -85,6 +85,7 @@ func (m *mailbox) put(a *Append) (first bool, err error) {
 		info: a.Info, acks: a.Acks, receiver: a.Receiver, tag: a.Tag,
 	})
 	m.bytes += int64(size)
+	m.account.took(size)
 	return first, nil
 }
 

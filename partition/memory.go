@@ -13,8 +13,9 @@ import "sync/atomic"
 //
 // Any goroutine may use it.
 type Memory struct {
-	limit int64
-	used  atomic.Int64
+	limit   int64
+	used    atomic.Int64
+	arrived atomic.Uint64
 }
 
 // memoryShare is the part of the limit, 1/memoryShare, that a partition may hold
@@ -26,6 +27,10 @@ func NewMemory(limit int64) *Memory { return &Memory{limit: limit} }
 
 // Used is how many bytes are taken.
 func (m *Memory) Used() int64 { return m.used.Load() }
+
+// Arrived is how many bytes clients have brought to the node's partitions so far, in
+// batches and in control entries.
+func (m *Memory) Arrived() uint64 { return m.arrived.Load() }
 
 // account is what one partition has taken. The zero account is of no budget and
 // never refuses.
@@ -47,6 +52,13 @@ func (a *account) take(n int64) bool {
 	}
 	a.held.Add(n)
 	return true
+}
+
+// took notes that n bytes have come from a client, and not from another replica.
+func (a *account) took(n int) {
+	if a.memory != nil {
+		a.memory.arrived.Add(uint64(n))
+	}
 }
 
 // give gives n bytes back.

@@ -160,3 +160,15 @@ func TestBuffersOfReceivedEntriesAreOnTheAccount(t *testing.T) {
 	p.Recycle(second)
 	require.Zero(t, memory.Used())
 }
+
+// What other replicas send is no work of clients: only what these bring slows down reads
+// for followers.
+func TestOnlyWhatClientsBringHasArrived(t *testing.T) {
+	memory := NewMemory(64 << 20)
+	part := sharing(t, memory, 1)[0].part
+	require.NotNil(t, part.Buffers().Get(1<<20))
+	require.Zero(t, memory.Arrived())
+	batch := bigBatch(t, 1000)
+	require.NoError(t, part.Append(batch))
+	require.Equal(t, uint64(wire.BodyBatchSize(0, len(batch.Batch))), memory.Arrived())
+}

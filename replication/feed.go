@@ -15,8 +15,10 @@ import (
 
 const (
 	// FeedBytes is how much is read at a time for a follower that lags, in bytes of
-	// entry data. One such range is kept for each of them.
-	FeedBytes = MaxMessageBytes
+	// entry data, or one entry. One such range is kept for each of them. It is less than
+	// a message may hold: what is read, sent, written and synced in one piece holds up
+	// what producers wait for.
+	FeedBytes = MaxMessageBytes / 2
 	// TailKeepBytes bounds what stays in memory after it was applied, in bytes of entry
 	// data, because a follower in step has not acknowledged it yet.
 	TailKeepBytes = 4 << 20

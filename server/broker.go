@@ -149,8 +149,7 @@ func (b *broker) open(ctx context.Context) error {
 		if b.network, err = b.cfg.connect(b); err != nil {
 			return err
 		}
-		busy := func() bool { return b.pending.Used() > 0 }
-		b.catchUp = newCatchUp(newBlockingPool(catchUpStreams), busy, b.network.Request)
+		b.catchUp = newCatchUp(newBlockingPool(catchUpStreams), b.pending.Arrived, b.network.Request)
 	}
 	b.memory, err = log.OpenStore(log.StoreOptions{
 		FS: b.cfg.memoryFS, Dir: memoryDir, BootID: b.cfg.bootID, Memory: true, Reap: newLine(b.jobs[wire.StorageMemory]).submit, Logger: b.logger,

@@ -13,27 +13,151 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// While producers wait, followers that lag get 64 MiB a second, with a quarter of a
-// second of it at once; while nobody waits, all they can take.
+// pacedCatchUp is a catchUp whose clock and producers are the test's. Reads begin within
+// pass and take no time.
+type pacedCatchUp struct {
+	*catchUp
+	clock   int64
+	arrives int64 // bytes a second that producers bring
+	bytes   float64
+	alarms  map[int64][]func()
+}
+
+func newPacedCatchUp() *pacedCatchUp {
+	p := &pacedCatchUp{clock: int64(time.Hour), alarms: map[int64][]func(){}}
+	p.catchUp = newCatchUp(newBlockingPool(1), func() uint64 { return uint64(p.bytes) }, nil)
+	p.now = func() int64 { return p.clock }
+	p.submit = func(f func()) { f() }
+	p.after = func(d time.Duration, f func()) { p.alarms[p.clock+int64(d)] = append(p.alarms[p.clock+int64(d)], f) }
+	return p
+}
+
+// pass lets time pass, with every alarm at its time.
+func (p *pacedCatchUp) pass(d time.Duration) {
+	for end := p.clock + int64(d); ; {
+		next := end
+		for at := range p.alarms {
+			next = min(next, at)
+		}
+		p.bytes += float64(p.arrives) * float64(next-p.clock) / float64(time.Second)
+		p.clock = next
+		due := p.alarms[next]
+		delete(p.alarms, next)
+		for _, f := range due {
+			f()
+		}
+		if next == end && len(p.alarms[end]) == 0 {
+			return
+		}
+	}
+}
+
+// reader reads for followers for ever: pieces of most bytes, of which there are size.
+func (p *pacedCatchUp) reader(t *testing.T, most, size int, read *int64) {
+	var again func()
+	again = func() {
+		require.True(t, p.begin(false))
+		p.paced(most, func() int {
+			*read += int64(size)
+			p.after(0, again) // the follower asks for more
+			return size
+		})
+	}
+	again()
+}
+
+// While producers write, followers that lag get 16 MiB a second together, piece by piece
+// and nothing on account; while nobody writes, all they can take.
 func TestCatchUpKeepsToItsRate(t *testing.T) {
-	busy, now := false, int64(time.Hour)
-	c := newCatchUp(newBlockingPool(1), func() bool { return busy }, nil)
-	c.now = func() int64 { return now }
+	p := newPacedCatchUp()
+	read := 0
+	ask := func() {
+		require.True(t, p.begin(false))
+		p.paced(1<<20, func() int { read++; return 1 << 20 })
+	}
 	for range 1000 {
-		require.Zero(t, c.delay(1<<20))
+		ask()
 	}
-	busy = true
-	for range 16 {
-		require.Zero(t, c.delay(1<<20), "a quarter of a second")
+	require.Equal(t, 1000, read, "nobody writes")
+	p.arrives = 1000
+	p.pass(time.Hour)
+	ask()
+	require.Equal(t, 1001, read, "what was not used for an hour is one piece")
+	for range catchUpStreams {
+		ask()
 	}
-	for i := range 640 {
-		require.Equal(t, time.Duration(i+1)*time.Second/64, c.delay(1<<20), "read %d", i)
+	p.pass(time.Second/16 - 1)
+	require.Equal(t, 1001, read)
+	for i := range catchUpStreams {
+		p.pass(time.Second / 16)
+		require.Equal(t, 1002+i, read)
 	}
-	now += int64(time.Hour)
-	for range 16 {
-		require.Zero(t, c.delay(1<<20), "what was not used for an hour counts for a quarter of a second")
+	for range catchUpStreams {
+		ask()
 	}
-	require.Equal(t, time.Second/64, c.delay(1<<20))
+	p.stop()
+	require.Equal(t, 1001+2*catchUpStreams, read, "nothing waits for its time when the broker stops")
+	require.False(t, p.begin(false))
+}
+
+// A second after the last record there is no limit any more.
+func TestCatchUpHurriesWhenNobodyWrites(t *testing.T) {
+	p := newPacedCatchUp()
+	p.arrives = 1 << 20
+	p.pass(time.Second)
+	var read int64
+	for range catchUpStreams {
+		p.reader(t, 512<<10, 512<<10, &read)
+	}
+	p.pass(10 * time.Second)
+	require.InDelta(t, 160<<20, read, 1<<20)
+	p.arrives = 0
+	before := read
+	p.submit = func(f func()) { // what begins from here on is a hundred reads at most
+		if read < before+100<<20 {
+			f()
+		}
+	}
+	p.pass(2 * time.Second)
+	require.GreaterOrEqual(t, read, before+100<<20)
+}
+
+// What a read has not found costs nothing: 2,000 partitions that are a little behind do
+// not take the time of as many whole pieces.
+func TestCatchUpChargesWhatWasRead(t *testing.T) {
+	p := newPacedCatchUp()
+	p.arrives = 1000
+	p.pass(time.Hour)
+	var read int64
+	for range catchUpStreams {
+		p.reader(t, 512<<10, 8<<10, &read)
+	}
+	p.pass(10 * time.Second)
+	require.InDelta(t, 160<<20, read, 1<<20)
+}
+
+// However much producers write, a follower gets more: it catches up.
+func TestCatchUpIsFasterThanProducers(t *testing.T) {
+	gains := func(t *testing.T, p *pacedCatchUp, arrives int64) int64 {
+		p.arrives = arrives
+		p.pass(time.Second)
+		var read int64
+		p.reader(t, 512<<10, 512<<10, &read)
+		p.pass(2 * time.Second) // what they write was measured
+		before := read
+		p.pass(10 * time.Second)
+		return read - before - 10*arrives
+	}
+	for _, arrives := range []int64{1, 1 << 20, 10 << 20, 11 << 20, 64 << 20, 1 << 30} {
+		gained := gains(t, newPacedCatchUp(), arrives)
+		require.Greater(t, gained, 4*arrives, "%d bytes a second, in ten seconds", arrives)
+		require.GreaterOrEqual(t, gained, int64(49<<20), "%d bytes a second", arrives)
+	}
+	// The same check on a catchUp that does not see what producers write beyond its rate,
+	// as it was.
+	p := newPacedCatchUp()
+	p.arrived = func() uint64 { return uint64(p.bytes) / (64 << 20) * 1000 }
+	require.Negative(t, gains(t, p, 64<<20))
 }
 
 func openTestLog(t *testing.T) *log.Log {
@@ -55,10 +179,9 @@ func (inlineJobs) Submit(j log.Job) { j.Run(); j.Done() }
 
 func TestCatchUpBoundsItsStreams(t *testing.T) {
 	l := openTestLog(t)
-	c := newCatchUp(newBlockingPool(catchUpStreams), func() bool { return true }, nil)
+	c := newCatchUp(newBlockingPool(catchUpStreams), func() uint64 { return 0 }, nil)
 	var later []func()
-	c.after = func(_ time.Duration, f func()) { later = append(later, f) }
-	c.next = monotonic() + int64(time.Hour)
+	c.submit = func(f func()) { later = append(later, f) }
 	g := lagging{catchUp: c, inbox: replication.NewInbox(nil), wake: func() {}}
 	for range catchUpStreams {
 		require.True(t, g.Read(l, 2, 1, 1<<20))
@@ -79,7 +202,7 @@ func TestCatchUpFetchesCheckpoints(t *testing.T) {
 	l := openTestLog(t)
 	asked := make(chan wire.PeerFetch, 1)
 	answer := func(then func(wire.ErrorCode, []byte)) { then(wire.CodeOK, []byte("content")) }
-	c := newCatchUp(newBlockingPool(1), func() bool { return false }, func(node uint32, op wire.PeerOp, body []byte, then func(wire.ErrorCode, []byte)) {
+	c := newCatchUp(newBlockingPool(1), func() uint64 { return 0 }, func(node uint32, op wire.PeerOp, body []byte, then func(wire.ErrorCode, []byte)) {
 		require.Equal(t, uint32(7), node)
 		require.Equal(t, wire.PeerFetchCheckpoint, op)
 		var m wire.PeerFetch

@@ -68,7 +68,10 @@ func (b *broker) repair(r *partitionReplica) {
 			err = frames.Parse(body)
 		}
 		if err == nil && b.catchUp.begin(false) {
-			b.catchUp.paced(len(body), func() { b.mend(r, source.Node, frames.Frames) })
+			b.catchUp.paced(len(body), func() int {
+				b.mend(r, source.Node, frames.Frames)
+				return len(body)
+			})
 			return
 		}
 		if err != nil {
@@ -122,11 +125,11 @@ func (c *catchUp) frames(l *log.Log, first, last wire.Index, reply func(wire.Err
 		reply(wire.CodeBusy, []byte("as many replicas as may be are being caught up"))
 		return
 	}
-	c.paced(repairBytes, func() {
+	c.paced(repairBytes, func() (n int) {
 		entries, err := l.Entries(first, repairBytes)
 		if err != nil {
 			reply(wire.CodeUnavailable, []byte(err.Error()))
-			return
+			return 0
 		}
 		var m wire.PeerFrames
 		for i := range entries {
@@ -135,7 +138,9 @@ func (c *catchUp) frames(l *log.Log, first, last wire.Index, reply func(wire.Err
 			}
 			f := entries[i].FrameBody()
 			m.Frames = append(m.Frames, wire.PeerFrame{Index: f.Index, Body: f.Body})
+			n += len(f.Body)
 		}
 		reply(wire.CodeOK, m.Append(nil))
+		return n
 	})
 }
