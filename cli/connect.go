@@ -125,6 +125,9 @@ func hasPartition(d client.Destination, words destinationWords, n uint32) error 
 			return nil
 		}
 	}
+	if d.Alias != nil {
+		return fmt.Errorf("alias %q has no partition %d: it stands for %s", d.Alias.Name, n, aliasText(*d.Alias))
+	}
 	return fmt.Errorf("%s %q has no partition %d: it has %s, counted from 0; list them with: lockstep %s describe %s",
 		words.noun, d.Name, n, plural(int64(len(d.Partitions)), "partition"), words.noun, shellWord(d.Name))
 }

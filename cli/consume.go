@@ -120,6 +120,7 @@ type consumeRun struct {
 	from        *choiceFlag
 	exit        bool
 	limit       int64
+	taken       int64 // records that are printed, as a member
 	partitions  []uint32
 	byOffset    bool
 	offset      uint64

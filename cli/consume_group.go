@@ -186,8 +186,23 @@ func (r *consumeRun) runMember(c *cobra.Command) error {
 			waiting.say(r.destination, fmt.Sprintf("partition %d gives no records", e.Partition), e.Err.Error())
 		}
 	}))
+	for {
+		err = r.consumeOnce(ctx, conn, waiting, opts)
+		if !errors.Is(err, client.ErrAliasMoved) {
+			break
+		}
+		fmt.Fprintf(r.app.stderr, "lockstep: %s; it is followed\n", oneLine(err.Error()))
+	}
+	if err == nil || errors.Is(err, errOutputClosed) {
+		return err
+	}
+	return interruptedOr(ctx, &failure{doing: "consume", destination: r.destination, kind: words, err: err})
+}
+
+// consumeOnce is a member until it ends, for one thing that the destination's name stands for.
+func (r *consumeRun) consumeOnce(ctx context.Context, conn *client.Conn, waiting *waiting, opts []client.ConsumerOption) error {
 	var consumer *client.Consumer
-	err = waiting.begin(func() error {
+	err := waiting.begin(func() (err error) {
 		consumer, err = conn.Consumer(ctx, r.destination, opts...)
 		return err
 	})
@@ -204,10 +219,7 @@ func (r *consumeRun) runMember(c *cobra.Command) error {
 			err = closeErr
 		}
 	}
-	if err == nil || errors.Is(err, errOutputClosed) {
-		return err
-	}
-	return interruptedOr(ctx, &failure{doing: "consume", destination: r.destination, kind: words, err: err})
+	return err
 }
 
 // fetchRecords is how many records are printed with one write.
@@ -220,10 +232,10 @@ func (r *consumeRun) printMember(ctx context.Context, consumer *client.Consumer)
 	reading, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go watchReader(r.app.stdout, reading.Done(), func() { stop(errOutputClosed) })
-	for n := int64(0); r.limit == 0 || n < r.limit; {
+	for r.limit == 0 || r.taken < r.limit {
 		most := fetchRecords
 		if r.limit > 0 {
-			most = int(min(int64(most), r.limit-n))
+			most = int(min(int64(most), r.limit-r.taken))
 		}
 		list, err := consumer.Fetch(reading, most, time.Hour)
 		if err != nil {
@@ -243,7 +255,7 @@ func (r *consumeRun) printMember(ctx context.Context, consumer *client.Consumer)
 			return outputError(err)
 		}
 		for _, d := range list {
-			n++
+			r.taken++
 			if r.member.ack.value == "auto" {
 				d.Ack()
 			}

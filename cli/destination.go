@@ -198,6 +198,11 @@ func (a *app) createCommand(w destinationWords) *cobra.Command {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
 			d, err := conn.CreateDestination(ctx, client.Destination{Name: args[0], Kind: w.kind, Settings: wanted})
 			verb := "created"
+			if errors.Is(err, wire.CodeAlreadyExists) {
+				if there, lookErr := conn.Destination(ctx, args[0]); lookErr == nil && there.Alias != nil {
+					return fmt.Errorf("create %s %q: an alias of %q has that name; choose another, or remove the alias with: lockstep alias rm %s", w.noun, args[0], there.Name, shellWord(args[0]))
+				}
+			}
 			if *ifNotExists && errors.Is(err, wire.CodeAlreadyExists) {
 				verb = "exists already:"
 				d, err = conn.Destination(ctx, args[0])
@@ -437,6 +442,9 @@ func (a *app) describeCommand(w destinationWords) *cobra.Command {
 			if output.value == "json" {
 				return a.printJSON(describe(d))
 			}
+			if d.Alias != nil {
+				fmt.Fprintf(a.stdout, "Alias:       %s, which stands for %s\n", d.Alias.Name, aliasText(*d.Alias))
+			}
 			return a.printDescription(d)
 		})
 	}
@@ -583,6 +591,9 @@ func (a *app) rmCommand(w destinationWords) *cobra.Command {
 				}
 				if err == nil && d.Kind != w.kind {
 					err = wire.CodeKindMismatch
+				}
+				if err == nil && d.Alias != nil {
+					err = wire.Errorf(wire.CodeRefused, "it is an alias of %q; remove that, or the alias with: lockstep alias rm %s", d.Name, shellWord(name))
 				}
 				if err != nil {
 					return &failure{doing: "remove " + w.noun, destination: name, kind: w, err: err}

@@ -47,6 +47,9 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 	defer guard.close()
 	go watchReader(r.member.stdout, running.Done(), func() { stop(errOutputClosed) })
 	var begun, done atomic.Int64
+	begun.Store(r.taken)
+	done.Store(r.taken)
+	defer func() { r.taken = done.Load() }()
 	err = consumer.Run(running, func(ctx context.Context, d *client.Delivery) error {
 		if n := begun.Add(1); r.limit > 0 && n > r.limit {
 			<-ctx.Done() // given back before the others have ended, it would come again

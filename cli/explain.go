@@ -83,6 +83,7 @@ func (a *app) explainDestinationCommand(kind string) *cobra.Command {
 			if d.Kind.String() != kind {
 				return usagef(c, "%q is a %s; use lockstep explain %s %s", args[0], d.Kind, d.Kind, args[0])
 			}
+			args[0] = d.Name // an alias may stand for something else in between
 			var partitions []uint32
 			for _, p := range d.Partitions {
 				if !flags.Changed("partition") || p.Number == *partition {

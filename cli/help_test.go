@@ -44,7 +44,7 @@ func TestEveryHelpStartsWithTwoExamplesThatParse(t *testing.T) {
 			}
 		})
 	})
-	require.Equal(t, 81, count, "commands")
+	require.Equal(t, 86, count, "commands")
 }
 
 // The first two examples of every command do what they say when they are pasted
@@ -67,7 +67,8 @@ func TestHelpExamplesRun(t *testing.T) {
 		for _, example := range strings.Split(c.Example, "\n")[:2] {
 			t.Run(strings.TrimSpace(example), func(t *testing.T) {
 				text := strings.TrimSpace(example)
-				switch words := strings.Fields(text); {
+				words := strings.Fields(text)
+				switch {
 				case words[1] == "serve": // until it is told to stop, and not where others can see it
 					text = strings.NewReplacer("/var/lib/lockstep", t.TempDir(), "0.0.0.0:7400", "127.0.0.1:0").Replace(text) + " --stop-with-stdin"
 				case strings.HasPrefix(text, "lockstep log skip"): // of a broker that is stopped
@@ -91,9 +92,10 @@ func TestHelpExamplesRun(t *testing.T) {
 				case words[1] == "bench":
 					text += " --records 1000"
 				}
+				must(t, sh, "alias", "rm", "current", "east", "--if-exists")
 				must(t, sh, "queue", "rm", "orders", "--if-exists")
 				must(t, sh, "topic", "rm", "events", "--if-exists")
-				if !strings.Contains(text, " create ") || strings.HasPrefix(text, "lockstep group") {
+				if !strings.Contains(text, " create ") || strings.HasPrefix(text, "lockstep group") || words[1] == "alias" {
 					must(t, sh, "queue", "create", "orders")
 					must(t, sh, "topic", "create", "events")
 					must(t, at(address, strings.Repeat("x\n", 10)), "produce", "orders")
@@ -108,6 +110,9 @@ func TestHelpExamplesRun(t *testing.T) {
 						must(t, sh, "queue", "create", "payments.dead", "--if-not-exists")
 					}
 					must(t, sh, "group", "create", "events", "etl")
+					if words[1] == "alias" && words[2] != "create" {
+						must(t, sh, "alias", "create", "current", "orders")
+					}
 				}
 				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 				defer cancel()

@@ -129,6 +129,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.serveCommand(),
 		a.destinationCommand(queueWords),
 		a.destinationCommand(topicWords),
+		a.aliasCommand(),
 		a.produceCommand(),
 		a.consumeCommand(),
 		a.browseCommand(),

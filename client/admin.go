@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -118,6 +119,7 @@ type Destination struct {
 	Version    uint64   // raised by every change of settings or placement
 	Automatic  bool     // the cluster chose the number of replicas, and raises it when it can
 	Partitions []PartitionInfo
+	Alias      *Alias // that it was asked for by; nil: its own name
 }
 
 // PartitionInfo is one partition as the answering broker saw it.
@@ -207,33 +209,46 @@ func (c *Conn) DeleteDestination(ctx context.Context, d Destination) error {
 	return nil
 }
 
-// Destination describes one destination, or fails with
-// wire.CodeUnknownDestination.
+// Destination describes one destination, or fails with wire.CodeUnknownDestination. By the
+// name of an alias it has the alias's partitions alone.
 func (c *Conn) Destination(ctx context.Context, name string) (Destination, error) {
-	info, err := c.describe(ctx, name)
+	s, info, err := c.resolve(ctx, name)
 	if err != nil {
 		return Destination{}, err
 	}
-	return decodeDestination(info), nil
+	d := decodeDestination(info)
+	if name != d.Name {
+		d.Alias = &Alias{Name: name, Destination: d.Name, Partitions: s.partitions}
+		d.Partitions = slices.DeleteFunc(d.Partitions, func(p PartitionInfo) bool { return !s.has(p.Number) })
+	}
+	return d, nil
 }
 
 // Destinations describes all destinations, by name. The broker answers in pages;
 // what is created or deleted meanwhile may be in the list or not.
 func (c *Conn) Destinations(ctx context.Context) ([]Destination, error) {
 	destinations := []Destination{}
+	err := c.list(ctx, "destinations", func(m *wire.MetadataResponse) {
+		for i := range m.Destinations {
+			destinations = append(destinations, decodeDestination(&m.Destinations[i]))
+		}
+	})
+	return destinations, err
+}
+
+// list goes through all pages of METADATA.
+func (c *Conn) list(ctx context.Context, what string, page func(*wire.MetadataResponse)) error {
 	for request := (wire.MetadataRequest{Scope: wire.MetadataAll}); ; {
 		var response wire.MetadataResponse
 		if err := c.do(ctx, wire.OpMetadata, &request, &response, true); err != nil {
-			return nil, fmt.Errorf("list destinations: %w", err)
+			return fmt.Errorf("list %s: %w", what, err)
 		}
-		for i := range response.Destinations {
-			destinations = append(destinations, decodeDestination(&response.Destinations[i]))
-		}
+		page(&response)
 		if response.Next == "" {
-			return destinations, nil
+			return nil
 		}
 		if response.Next <= request.After {
-			return nil, fmt.Errorf("list destinations: %w: the page after %q leads to %q", ErrProtocol, request.After, response.Next)
+			return fmt.Errorf("list %s: %w: the page after %q leads to %q", what, ErrProtocol, request.After, response.Next)
 		}
 		request.After = response.Next
 	}
@@ -250,25 +265,6 @@ func (c *Conn) Nodes(ctx context.Context) (nodes []Node, version uint64, err err
 	}
 	c.learn(&response)
 	return response.Nodes, response.Version, nil
-}
-
-// describe asks for one destination.
-func (c *Conn) describe(ctx context.Context, name string) (*wire.DestinationInfo, error) {
-	if err := wire.ValidateName(name); err != nil {
-		return nil, fmt.Errorf("destination %q: %w", name, err)
-	}
-	var response wire.MetadataResponse
-	err := c.do(ctx, wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{name}}, &response, true)
-	if err != nil {
-		return nil, fmt.Errorf("destination %q: %w", name, err)
-	}
-	c.learn(&response)
-	for i := range response.Destinations {
-		if response.Destinations[i].Name == name {
-			return &response.Destinations[i], nil
-		}
-	}
-	return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", name)
 }
 
 // OffsetQuery asks Offsets for a place in each partition: Earliest, Latest or
@@ -328,7 +324,7 @@ func (c *Conn) someOffsets(ctx context.Context, destination string, q OffsetQuer
 			if err != nil {
 				return n, err
 			}
-			asked[n] = s.send(wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: destination, Partition: n})
+			asked[n] = s.send(wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: l.destination, Partition: n})
 		}
 	}
 	for n, p := range asked {

@@ -74,6 +74,7 @@ func (b *browsing) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.destination = d.Name // an alias may stand for something else in between
 	if b.options.Group == "" && d.Kind == Queue {
 		groups, err := b.conn.Groups(ctx, b.destination)
 		switch {

@@ -25,6 +25,7 @@ type Consumer struct {
 	conn          *Conn
 	destination   string
 	destinationID [16]byte
+	scope         scope // what it was asked for by
 	options       consumerOptions
 	flags         wire.AttachFlags
 	events        *dispatcher
@@ -74,7 +75,7 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 	if err != nil {
 		return nil, err
 	}
-	scope, l, err := c.aliased(ctx, destination)
+	scope, l, err := c.scoped(ctx, destination)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +85,7 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 		return nil, err
 	}
 	x := &Consumer{
-		conn: c, destination: destination, destinationID: l.id, options: o, flags: o.flags,
+		conn: c, scope: scope, destination: destination, destinationID: l.id, options: o, flags: o.flags,
 		wake: make(chan struct{}, 1), signal: make(chan struct{}, 1),
 		started: make(chan struct{}), gone: make(chan struct{}), began: time.Now(),
 		seen: l.generation, revokeGrace: time.Duration(settings.RevokeMs) * time.Millisecond, working: 1,
@@ -293,12 +294,26 @@ func (c *Consumer) Messages(ctx context.Context) iter.Seq2[*Delivery, error] {
 func (c *Consumer) pause() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.paused && c.err == nil {
+	if c.err == nil {
+		c.askNoMore()
+	}
+	c.releaseQueued()
+}
+
+// askNoMore tells brokers to send nothing. c.mu is held.
+func (c *Consumer) askNoMore() {
+	if !c.paused {
 		c.paused = true
 		for _, at := range c.attachments {
 			at.setCapacity()
 		}
 	}
+}
+
+// stop ends the consumer, but for what it has handed out. c.mu is held.
+func (c *Consumer) stop(err error) {
+	c.fail(err)
+	c.askNoMore()
 	c.releaseQueued()
 }
 
@@ -411,10 +426,7 @@ func (c *Consumer) Close(ctx context.Context) error {
 	c.fail(ErrClosed)
 	idle := make(chan struct{})
 	c.idle = idle
-	c.paused = true
-	for _, at := range c.attachments {
-		at.setCapacity()
-	}
+	c.askNoMore()
 	c.settled()
 	c.mu.Unlock()
 

@@ -185,8 +185,11 @@ func (c *Consumer) ask(s *session) {
 			return
 		}
 		c.conn.learn(&response)
-		for i := range response.Destinations {
-			if d := &response.Destinations[i]; d.ID == c.destinationID {
+		if err := c.scope.moved(&response, c.destinationID); err != nil && c.err == nil {
+			c.stop(err)
+		}
+		if d := destinationIn(&response, c.destination); d != nil {
+			if d.ID == c.destinationID {
 				c.learn(d)
 			} else {
 				c.fail(wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", c.destination))
@@ -194,7 +197,7 @@ func (c *Consumer) ask(s *session) {
 		}
 		poke(c.wake)
 	}}
-	if _, err := s.request(wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{c.destination}}, reply); err != nil {
+	if _, err := s.request(wire.OpMetadata, c.scope.ask(), reply); err != nil {
 		c.asking = false
 	}
 }

@@ -47,8 +47,11 @@ var (
 	// destination does not have.
 	ErrUnknownPartition = errors.New("destination has no such partition")
 	// ErrOutsideAlias is the cause of a SendError of a record whose key or publisher belongs
-	// to a partition that the producer's alias (WithAlias) does not have.
+	// to a partition that the producer's alias does not have.
 	ErrOutsideAlias = errors.New("the record belongs to a partition outside of the alias")
+	// ErrAliasMoved has ended what was opened by an alias that stands for something else now,
+	// or for nothing, and does not follow it: see Alias. It can be opened again.
+	ErrAliasMoved = errors.New("the alias has moved")
 	// ErrAddress is returned by Connect for a server list it cannot use.
 	ErrAddress = errors.New("invalid server address")
 )

@@ -159,7 +159,7 @@ func (c *Conn) askLeader(ctx context.Context, destination string, partition uint
 			return err
 		}
 		var opened wire.OpenPartitionResponse
-		if err := s.send(wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: destination, Partition: n}).wait(ctx, &opened); err != nil {
+		if err := s.send(wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: l.destination, Partition: n}).wait(ctx, &opened); err != nil {
 			return err
 		}
 		request.Handle = opened.Handle

@@ -54,7 +54,7 @@ type connOptions struct {
 	dialTimeout  time.Duration
 	unused       time.Duration // after which a session that nobody uses is closed
 	returnPause  time.Duration
-	aliases      map[string]alias
+	aliases      map[string]scope
 	dialer       func(ctx context.Context, address string) (net.Conn, error)
 }
 

@@ -32,8 +32,9 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 type Producer struct {
 	conn        *Conn
 	destination string
-	scope       alias // what the destination was asked for by
-	kind        Kind  // of the destination
+	scope       scope      // what it was asked for by
+	moving      *departure // where the scope leads now; nil: it leads here
+	kind        Kind       // of the destination
 	options     producerOptions
 	publisher   uint64          // hash of its name; 0: none
 	name        []byte          // of the publisher
@@ -94,7 +95,7 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 	if err != nil {
 		return nil, err
 	}
-	scope, l, err := c.aliased(ctx, destination)
+	scope, l, err := c.scoped(ctx, destination)
 	if err != nil {
 		return nil, err
 	}
@@ -266,10 +267,10 @@ type spaceWaiter struct {
 var spaceWaiters = sync.Pool{New: func() any { return &spaceWaiter{ready: make(chan struct{}, 1)} }}
 
 // hasSpace reports whether a record fits into the buffer. Into an empty one any
-// record does. Nobody overtakes those that wait.
+// record does. Nobody overtakes those that wait, and before a move nothing fits.
 func (p *Producer) hasSpace(bytes int64) bool {
-	return p.bufferedRecords == 0 || len(p.waiting) == 0 &&
-		p.bufferedBytes+bytes <= p.options.maxBufferedBytes && p.bufferedRecords < p.options.maxBufferedRecords
+	return p.moving == nil && (p.bufferedRecords == 0 || len(p.waiting) == 0 &&
+		p.bufferedBytes+bytes <= p.options.maxBufferedBytes && p.bufferedRecords < p.options.maxBufferedRecords)
 }
 
 // waitForSpace returns when the caller should look again, with p.mu held as
@@ -310,7 +311,7 @@ func (p *Producer) wakeWaiting() {
 	for len(p.waiting) > 0 {
 		w := p.waiting[0]
 		fits := bytes+w.bytes <= p.options.maxBufferedBytes && records < p.options.maxBufferedRecords
-		if !fits && records > 0 && p.err == nil {
+		if (!fits && records > 0 || p.moving != nil) && p.err == nil {
 			return
 		}
 		bytes += w.bytes
@@ -410,6 +411,9 @@ func (p *Producer) release(b *batch) {
 	}
 	if !b.abandoned && !b.writing {
 		b.recycle()
+	}
+	if p.bufferedRecords == 0 && p.moving != nil {
+		p.depart()
 	}
 	p.wakeWaiting()
 	if p.bufferedRecords == 0 {

@@ -30,6 +30,8 @@ import (
 type Reader struct {
 	conn        *Conn
 	destination string
+	scope       scope    // what it was asked for by
+	id          [16]byte // of the destination
 	options     readerOptions
 	window      int64 // bytes of credit per partition
 	creditStep  int64 // taken bytes after which credit is returned
@@ -91,13 +93,14 @@ func (c *Conn) newReader(ctx context.Context, destination string, opts []ReaderO
 	if err != nil {
 		return nil, err
 	}
-	scope, l, err := c.aliased(ctx, destination)
+	scope, l, err := c.scoped(ctx, destination)
 	if err != nil {
 		return nil, err
 	}
 	r := &Reader{
 		conn:        c,
 		destination: scope.destination,
+		scope:       scope,
 		options:     o,
 		window:      int64(o.readAhead),
 		creditStep:  min(creditBytes, int64(o.readAhead)/2),
@@ -119,7 +122,7 @@ func (c *Conn) newReader(ctx context.Context, destination string, opts []ReaderO
 		}
 		r.streams = append(r.streams, &stream{reader: r, partition: n, leader: l.leaders[slices.Index(l.partitions, n)]})
 	}
-	r.seen = l.generation
+	r.seen, r.id = l.generation, l.id
 	r.active, r.missing = len(r.streams), len(r.streams)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()
@@ -131,7 +134,7 @@ func (c *Conn) newReader(ctx context.Context, destination string, opts []ReaderO
 	c.readers[r] = struct{}{}
 	c.mu.Unlock()
 	r.wg.Add(1)
-	go r.upkeep(l.id)
+	go r.upkeep()
 
 	select {
 	case <-r.located:
@@ -421,7 +424,7 @@ func (r *Reader) later(err error) {
 
 // upkeep is the goroutine that opens links, and opens them again. Like the
 // producer's it never waits for an answer.
-func (r *Reader) upkeep(destination [16]byte) {
+func (r *Reader) upkeep() {
 	defer r.wg.Done()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -437,7 +440,7 @@ func (r *Reader) upkeep(destination [16]byte) {
 		var pause time.Duration
 		if s != nil {
 			dead = s.done
-			pause = r.tend(s, destination, time.Now())
+			pause = r.tend(s, time.Now())
 		}
 		r.mu.Unlock()
 
@@ -459,11 +462,12 @@ func (r *Reader) upkeep(destination [16]byte) {
 // tend opens links to the leaders of partitions, and asks the home, s, who they are,
 // if that is in doubt. It returns when to look again, 0 for not before something else
 // happens. r.mu is held.
-func (r *Reader) tend(s *session, destination [16]byte, now time.Time) time.Duration {
+func (r *Reader) tend(s *session, now time.Time) time.Duration {
 	if pause := until(r.retryAt, now); pause > 0 && now.Before(r.retryAt) {
 		return pause
 	}
 	var pause time.Duration
+	r.want = r.want || r.scope.follows() && r.seen != r.conn.topology.generation.Load()
 	for _, st := range r.streams {
 		if st.session != nil || st.done || r.err != nil {
 			continue
@@ -474,7 +478,7 @@ func (r *Reader) tend(s *session, destination [16]byte, now time.Time) time.Dura
 		if missed := st.missed(now); leader == nil {
 			r.want = r.want || missed >= leaderPause // perhaps there is another leader
 		} else if st.opening != leader {
-			st.open(leader, destination)
+			st.open(leader)
 		}
 	}
 	if r.want && !r.asking && r.err == nil {
@@ -506,7 +510,7 @@ func (r *Reader) ask(s *session) {
 	r.want, r.asking = false, true
 	r.seen = r.conn.topology.generation.Load()
 	reply := &leadersReply{r}
-	if _, err := s.request(wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{r.destination}}, reply); err != nil {
+	if _, err := s.request(wire.OpMetadata, r.scope.ask(), reply); err != nil {
 		r.asking = false
 	}
 }
@@ -529,8 +533,12 @@ func (l *leadersReply) answered(_ *session, body []byte, err error) {
 		return
 	}
 	r.conn.learn(&response)
-	for i := range response.Destinations {
-		for _, p := range response.Destinations[i].Partitions {
+	if err := r.scope.moved(&response, r.id); err != nil && !r.options.stopAtEnd {
+		r.fail(err)
+		return
+	}
+	if d := destinationIn(&response, r.destination); d != nil {
+		for _, p := range d.Partitions {
 			for _, st := range r.streams {
 				if st.partition == p.Number {
 					st.leader.learn(leadership{p.Leader, p.Epoch})
@@ -587,12 +595,12 @@ func (st *stream) ask(s *session, op wire.Opcode, request, response wire.Message
 
 // open opens the partition in a session, finds out where to start if that is not
 // known yet, and opens a link. Reader.mu is held.
-func (st *stream) open(s *session, destination [16]byte) {
+func (st *stream) open(s *session) {
 	st.opening = s
 	r := st.reader
 	var opened wire.OpenPartitionResponse
 	st.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: r.destination, Partition: st.partition}, &opened, func() {
-		if opened.DestinationID != destination {
+		if opened.DestinationID != r.id {
 			st.opening = nil
 			st.refused(wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", r.destination))
 			return

@@ -47,6 +47,7 @@ func (l *leadership) follow(refusal error) bool {
 
 // layout is what a producer or reader knows about a destination. It is immutable.
 type layout struct {
+	destination    string // its name
 	generation     uint64 // of the topology before it was asked for
 	id             [16]byte
 	kind           Kind
@@ -62,10 +63,10 @@ type layout struct {
 	maxRecordBytes int
 }
 
-// layout asks the broker about a destination.
+// layout asks the broker about a destination, or what an alias stands for.
 func (c *Conn) layout(ctx context.Context, destination string) (*layout, error) {
 	generation := c.topology.generation.Load()
-	info, err := c.describe(ctx, destination)
+	_, info, err := c.resolve(ctx, destination)
 	if err != nil {
 		return nil, err
 	}
@@ -74,6 +75,7 @@ func (c *Conn) layout(ctx context.Context, destination string) (*layout, error) 
 
 func newLayout(generation uint64, info *wire.DestinationInfo) (*layout, error) {
 	l := &layout{
+		destination:    info.Name,
 		generation:     generation,
 		id:             info.ID,
 		kind:           info.Kind,

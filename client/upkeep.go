@@ -153,7 +153,7 @@ func (p *Producer) askHome(s *session, now time.Time) {
 	if (p.wantLayout || p.layout.generation != p.conn.topology.generation.Load()) && !p.askingLayout {
 		p.askingLayout = true
 		generation := p.conn.topology.generation.Load()
-		p.ask(s, wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNamed, Names: []string{p.destination}}, func(_ *session, body []byte, err error) {
+		p.ask(s, wire.OpMetadata, p.scope.ask(), func(_ *session, body []byte, err error) {
 			p.gotLayout(generation, body, err)
 		})
 	}
@@ -307,19 +307,12 @@ func (p *Producer) gotLayout(generation uint64, body []byte, err error) {
 	var l *layout
 	if err == nil {
 		p.conn.learn(&response)
-		err = wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", p.destination)
-		for i := range response.Destinations {
-			if response.Destinations[i].Name == p.destination {
-				l, err = newLayout(generation, &response.Destinations[i])
-			}
-		}
-	}
-	if err == nil && l.id != p.layout.id {
-		err = wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", p.destination)
+		l, err = p.placed(generation, &response)
 	}
 	switch code := codeOf(err); {
-	case err == nil:
+	case err == nil && l != nil:
 		p.install(l)
+	case err == nil, errors.Is(err, ErrAliasMoved):
 	case code == wire.CodeUnknownDestination || code == wire.CodeDestinationGone:
 		p.fail(err)
 	default:

@@ -56,6 +56,7 @@ func FuzzCommand(f *testing.F) {
 		{`{"reconfigured":{"destination":"00000000-0000-0000-0000-000000000003","partition":0,"voters":[1],"index":3}}`, `{"bury":{"node":1,"replicas":[1]}}`},
 		{`{"set_placement":{"name":"orders","kind":1,"partition":-1,"preferred":1,"failback":true}}`, `{"reset_memory":{"node":1}}`},
 		{`{"reset_memory":{"node":1}}`, `{"minimum_version":3}`},
+		{`{"set_alias":{"name":"current","destination":"orders","partitions":[0],"create":true}}`, `{"delete":{"name":"orders","kind":1}}`},
 	} {
 		f.Add([]byte(seed[0]), []byte(seed[1]))
 	}
@@ -89,6 +90,6 @@ func needsNewerBuild(c *Command) bool {
 	known := c.Register != nil || c.Create != nil || c.Alter != nil || c.Delete != nil || c.Activate != nil ||
 		c.AllocateIDs != nil || c.OpenProducer != nil || c.ResetMemory != nil || c.Bury != nil || c.Reform != nil ||
 		c.Join != nil || c.SetNode != nil || c.RemoveNode != nil || c.SetLevel != nil || c.Move != nil || c.Reconfigured != nil ||
-		c.Lost != nil || c.SetPlacement != nil
+		c.Lost != nil || c.SetPlacement != nil || c.SetAlias != nil || c.RemoveAlias != nil
 	return c.MinimumVersion > Version || !known
 }

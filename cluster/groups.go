@@ -110,6 +110,9 @@ func (s *State) setGroup(index wire.Index, c *SetGroup) Result {
 	if err := validateGroup(d, c.Group, &g); err != nil {
 		return Result{Err: err}
 	}
+	if err := s.noAlias(g.Settings.DeadLetter); err != nil {
+		return Result{Err: err}
+	}
 	if old == nil && len(d.Groups) >= MaxGroups {
 		return refuse(wire.CodeTooMany, "%s %q has %d groups, its limit", d.Kind, d.Name, MaxGroups)
 	}

@@ -45,6 +45,9 @@ func (s *State) allowLetters(name string, settings *wire.Settings) error {
 	if err := validateLetters(name, settings.DeliveryLimit, mode, settings.DeadLetter); err != nil {
 		return err
 	}
+	if err := s.noAlias(settings.DeadLetter); err != nil {
+		return err
+	}
 	s.Level = max(s.Level, LevelGroups)
 	return nil
 }

@@ -13,10 +13,12 @@ const (
 	LevelGroups = 3
 	// LevelFences has fences of named producers in the partitions.
 	LevelFences = 4
+	// LevelAliases has aliases of destinations.
+	LevelAliases = 5
 
 	// MinLevel and MaxLevel are those that this build can work at.
 	MinLevel = LevelAlone
-	MaxLevel = LevelFences
+	MaxLevel = LevelAliases
 )
 
 // level is the level in use.

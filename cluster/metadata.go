@@ -31,7 +31,7 @@ func (c *Command) room() int64 {
 	switch {
 	case c.Register != nil, c.ResetMemory != nil:
 		return 0
-	case c.Join != nil, c.Move != nil && len(c.Move.Add) > 0, c.Create != nil, c.Alter != nil, c.AllocateIDs != nil, c.OpenProducer != nil:
+	case c.Join != nil, c.Move != nil && len(c.Move.Add) > 0, c.Create != nil, c.Alter != nil, c.AllocateIDs != nil, c.OpenProducer != nil, c.SetAlias != nil:
 		return GrowthRoom
 	}
 	return StartRoom

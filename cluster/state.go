@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the newest metadata version this build reads.
-const Version = 3
+const Version = 4
 
 // ErrState is returned for saved metadata that does not decode, or in which
 // something is missing that the rest relies on.
@@ -37,6 +37,8 @@ type State struct {
 	Level             int    `json:"level,omitempty"` // 0: LevelAlone
 	NextMetaReplicaID uint64 `json:"next_meta_replica_id,omitempty"`
 	NextNodeID        uint32 `json:"next_node_id,omitempty"`
+	// Since version 4. By name; the list is replaced, never changed: views share it.
+	Aliases []*Alias `json:"aliases,omitempty"`
 
 	// Not part of the state, but computed from it.
 	touched []string       // destinations that changed since the last view; above patchLimit not all
@@ -92,12 +94,17 @@ type Command struct {
 	RemoveGroup     *RemoveGroup     `json:"remove_group,omitempty"`
 	MoveCoordinator *MoveCoordinator `json:"move_coordinator,omitempty"`
 	Recover         *Recover         `json:"recover,omitempty"`
+	// Since version 4.
+	SetAlias    *SetAlias    `json:"set_alias,omitempty"`
+	RemoveAlias *RemoveAlias `json:"remove_alias,omitempty"`
 }
 
 // stamp sets MinimumVersion: what an older build would not understand, or would
 // understand in another way, it must not apply.
 func (c *Command) stamp() {
 	switch {
+	case c.SetAlias != nil, c.RemoveAlias != nil:
+		c.MinimumVersion = 4
 	case c.SetGroup != nil, c.RemoveGroup != nil, c.MoveCoordinator != nil, c.Recover != nil, c.Create != nil && c.Create.Settings.HasLetters(), c.Alter != nil && c.Alter.Mask&wire.MaskLetters != 0:
 		c.MinimumVersion = 3
 	case c.Join != nil, c.SetNode != nil, c.RemoveNode != nil, c.SetLevel != nil, c.Move != nil, c.Reconfigured != nil,
@@ -112,7 +119,7 @@ func (c *Command) stamp() {
 func (c *Command) Repeatable() bool {
 	return c.Register != nil || c.Create != nil || c.Activate != nil || c.AllocateIDs != nil || c.ResetMemory != nil || c.Bury != nil ||
 		c.Join != nil || c.SetNode != nil || c.Reconfigured != nil || c.Lost != nil || c.SetPlacement != nil || c.SetReplicas != nil || c.Reform != nil && c.Reform.Several ||
-		c.SetGroup != nil && (c.SetGroup.Exists || !c.SetGroup.Create && c.SetGroup.IfVersion == 0)
+		c.SetAlias != nil && !c.SetAlias.Create || c.SetGroup != nil && (c.SetGroup.Exists || !c.SetGroup.Create && c.SetGroup.IfVersion == 0)
 }
 
 // Create makes a destination.
@@ -278,6 +285,10 @@ func (s *State) apply(index wire.Index, c *Command) Result {
 		return s.moveCoordinator(index, c.MoveCoordinator)
 	case c.Recover != nil:
 		return s.recover(c.Recover)
+	case c.SetAlias != nil:
+		return s.setAlias(index, c.SetAlias)
+	case c.RemoveAlias != nil:
+		return s.removeAlias(c.RemoveAlias)
 	}
 	panic(fmt.Errorf("metadata entry %d holds no command this build knows: %w; upgrade this broker", index, log.ErrTooNew))
 }
@@ -291,6 +302,9 @@ func (s *State) create(index wire.Index, c *Create) Result {
 			return Result{Destination: d} // sent again: the answer was lost
 		}
 		return refuse(wire.CodeAlreadyExists, "%s %q exists", d.Kind, c.Name)
+	}
+	if a, taken := findAlias(s.Aliases, c.Name); taken {
+		return refuse(wire.CodeAlreadyExists, "alias %q exists and stands for %q; choose another name", c.Name, a.Destination)
 	}
 	if len(s.Destinations) >= MaxDestinations {
 		return refuse(wire.CodeTooMany, "the cluster holds %d destinations, its limit", MaxDestinations)
@@ -368,7 +382,7 @@ func (s *State) replicasOn(node uint32) int {
 func (s *State) find(name string, kind wire.DestinationKind) (*Destination, error) {
 	d := s.Destinations[name]
 	if d == nil {
-		return nil, &wire.Error{Code: wire.CodeUnknownDestination, Detail: fmt.Sprintf("destination %q not found", name)}
+		return nil, s.notFound(name)
 	}
 	if d.Kind != kind {
 		return nil, &wire.Error{Code: wire.CodeKindMismatch, Detail: fmt.Sprintf("%q is a %s, not a %s", name, d.Kind, kind)}
@@ -415,6 +429,9 @@ func (s *State) delete(c *Delete) Result {
 	}
 	if c.ID != uuid.Nil && c.ID != d.ID && !s.careless {
 		return refuse(wire.CodeRefused, "%s %q was deleted and created again meanwhile: it is another one now", d.Kind, c.Name)
+	}
+	if err := s.checkUnaliased(d); err != nil {
+		return Result{Err: err}
 	}
 	delete(s.Destinations, c.Name)
 	s.touch(c.Name)
@@ -633,5 +650,5 @@ func (s *State) check() error {
 			return fmt.Errorf("deleted destination %s is not itself", id)
 		}
 	}
-	return nil
+	return s.checkAliases()
 }

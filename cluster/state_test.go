@@ -248,12 +248,12 @@ func TestSavedStateRestoresToEqualBytes(t *testing.T) {
 }
 
 func TestMetadataOfANewerVersionIsRefused(t *testing.T) {
-	for _, newer := range []string{`{"version": 4}`, `{"version":4,"nodes":["another type"]}`} {
+	for _, newer := range []string{`{"version": 5}`, `{"version":5,"nodes":["another type"]}`} {
 		err := NewState().Restore([]byte(newer))
 		require.ErrorIs(t, err, log.ErrTooNew)
 		require.NotErrorIs(t, err, ErrState)
 	}
-	require.Panics(t, func() { NewState().Apply(1, &Command{MinimumVersion: 4}) })
+	require.Panics(t, func() { NewState().Apply(1, &Command{MinimumVersion: 5}) })
 	require.Panics(t, func() { NewState().Apply(1, &Command{}) })
 }
 

@@ -171,6 +171,7 @@ type View struct {
 	Destinations []*Destination // by name
 	Deleted      []*Deleted     // by ID
 	byID         []*Destination // the same, in the order of their IDs
+	Aliases      []*Alias       // by name
 }
 
 // Destination finds a destination by name.
@@ -251,7 +252,7 @@ func (v *View) next(s *State) *View {
 
 // baseView is a view without its destinations.
 func baseView(s *State) *View {
-	v := &View{Epoch: s.Epoch, ClusterID: s.ClusterID, Level: s.level()}
+	v := &View{Epoch: s.Epoch, ClusterID: s.ClusterID, Level: s.level(), Aliases: s.Aliases}
 	for _, n := range s.Nodes {
 		v.Nodes = append(v.Nodes, *n)
 	}

@@ -27,6 +27,9 @@ func TestRequirementsOfGroupsInACluster(t *testing.T) {
 	t.Run("R_X_9_PlannedMovesRepeatNothing", func(t *testing.T) { transferred(t, c) })
 	t.Run("R_SIB_26_TheSoleConsumerKeepsItsOrderWithoutANode", func(t *testing.T) { soleOrder(t, c) })
 	t.Run("R_SIB_22_R_LSN_2_ListenersAreActiveAsTheBindingSays", func(t *testing.T) { activation(t, c) })
+	t.Run("R_SIB_19_AnAliasIsAlteredForAllNodesAtOnce", func(t *testing.T) {
+		(&stage{broker: c.Broker(1), conn: connectTo(t, c.Broker(2).URL())}).retargeted(t)
+	})
 	t.Run("R_WLS_7_ThreeEventsAreToldApart", func(t *testing.T) { threeEvents(t, c) })
 }
 

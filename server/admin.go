@@ -43,6 +43,8 @@ func (b *broker) Admin(request wire.Message, reply func(wire.Message, error)) {
 		b.partitionAdmin(m, reply)
 	case *wire.PartitionRecoverRequest:
 		b.recoverPartition(m, reply)
+	case *wire.AliasRequest:
+		b.alias(m, reply)
 	case *wire.GroupAdminRequest:
 		b.groupAdmin(m, reply)
 	case *wire.ClusterStatusRequest:
@@ -94,6 +96,28 @@ func (b *broker) unfitFor(s wire.Storage) func(cluster.Node) string {
 		}
 		return ""
 	}
+}
+
+// alias makes, changes or removes one.
+func (b *broker) alias(m *wire.AliasRequest, reply func(wire.Message, error)) {
+	// Here, because metadata in JSON would make another name of one that is not UTF-8.
+	if err := wire.ValidateName(m.Alias.Name); err != nil {
+		reply(nil, err)
+		return
+	}
+	c := cluster.Command{SetAlias: &cluster.SetAlias{
+		Name: m.Alias.Name, Destination: m.Alias.Destination, Partitions: m.Alias.Partitions, Create: m.Op == wire.AliasCreate,
+	}}
+	if m.Op == wire.AliasRemove {
+		c = cluster.Command{RemoveAlias: &cluster.RemoveAlias{Name: m.Alias.Name}}
+	}
+	b.submit(c, func(r cluster.Result) {
+		if r.Err != nil {
+			reply(nil, r.Err)
+			return
+		}
+		reply(&wire.Empty{}, nil)
+	})
 }
 
 // autoReplicas is how many replicas a destination gets that does not say: three where

@@ -269,7 +269,7 @@ func TestBadInputCatalogue(t *testing.T) {
 		}},
 		{row: 9, name: "unknown opcode", test: func(t *testing.T) {
 			bad := dialOpen(t, n.Addr())
-			for id, op := range []wire.Opcode{0, 22, 200, 255, wire.OpDeliver, wire.OpLinkClosed, wire.OpEvent} {
+			for id, op := range []wire.Opcode{0, 41, 200, 255, wire.OpDeliver, wire.OpLinkClosed, wire.OpEvent} {
 				bad.write(append(header(15, op, 0, 1, uint32(100+id)), "abc"...))
 				keeps(bad, uint32(100+id), wire.CodeUnsupported)
 			}

@@ -177,7 +177,7 @@ func (b *fakeBackend) admin(request wire.Message, reply func(wire.Message, error
 		}
 		b.apply(cluster.Command{Delete: &cluster.Delete{Name: m.Name, Kind: m.Kind, ID: m.ID}})
 		reply(&wire.DeleteResponse{}, nil)
-	case *wire.JoinRequest, *wire.NodeAdminRequest, *wire.PartitionAdminRequest, *wire.PartitionRecoverRequest, *wire.ClusterStatusRequest:
+	case *wire.JoinRequest, *wire.NodeAdminRequest, *wire.PartitionAdminRequest, *wire.PartitionRecoverRequest, *wire.ClusterStatusRequest, *wire.AliasRequest:
 		reply(&wire.Empty{}, nil)
 	case *wire.AlterRequest:
 		d, _ := b.View().Destination(m.Name)

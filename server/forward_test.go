@@ -145,6 +145,7 @@ func TestR_IS_6_EveryOpcodeIsServedOrRedirectedByEveryNode(t *testing.T) {
 		wire.OpJoin:          ask(wire.OpJoin, &wire.JoinRequest{}),
 		wire.OpNodeAdmin:     ask(wire.OpNodeAdmin, &wire.NodeAdminRequest{}),
 		wire.OpClusterStatus: ask(wire.OpClusterStatus, &wire.ClusterStatusRequest{}),
+		wire.OpAlias:         ask(wire.OpAlias, &wire.AliasRequest{Alias: wire.Alias{Name: "other", Destination: "events"}}),
 		wire.OpPartRecover:   ask(wire.OpPartRecover, &wire.PartitionRecoverRequest{Destination: "events"}),
 		wire.OpPartAdmin:     ask(wire.OpPartAdmin, &wire.PartitionAdminRequest{Destination: "events"}),
 		wire.OpOpenPartition: routed(wire.OpOpenPartition, func(uint32) wire.Message { return &wire.OpenPartitionRequest{Destination: "events"} }),

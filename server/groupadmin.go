@@ -25,6 +25,9 @@ func (b *broker) groupAdmin(m *wire.GroupAdminRequest, reply func(wire.Message, 
 		}
 		reply(&wire.GroupJSON{JSON: text}, nil)
 	}
+	if a, ok := b.View().Alias(m.Destination); ok {
+		m.Destination = a.Destination
+	}
 	switch m.Op {
 	case wire.GroupList:
 		answer(b.groups(m.Destination))

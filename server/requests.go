@@ -114,6 +114,8 @@ func (s *session) request(h wire.Header, body []byte) {
 		err = s.administer(h, body, &wire.PartitionAdminRequest{})
 	case wire.OpPartRecover:
 		err = s.administer(h, body, &wire.PartitionRecoverRequest{})
+	case wire.OpAlias:
+		err = s.administer(h, body, &wire.AliasRequest{})
 	case wire.OpGroupAdmin:
 		err = s.administer(h, body, &wire.GroupAdminRequest{})
 	case wire.OpHello:
@@ -246,7 +248,7 @@ func (s *session) metadata(h wire.Header, body []byte) error {
 	for i := range view.Nodes {
 		response.Nodes = append(response.Nodes, describeNode(&view.Nodes[i], s.engine.backend.Alive(view.Nodes[i].ID)))
 	}
-	s.describePage(&response, wanted(view, &m))
+	s.describePage(&response, view, &m)
 	s.replyVersion(h, &response)
 	return nil
 }
@@ -266,40 +268,59 @@ func describeNode(n *cluster.Node, alive bool) wire.Node {
 	return info
 }
 
-// wanted is what a METADATA request asks for, by name, each once.
-func wanted(view *cluster.View, m *wire.MetadataRequest) []*cluster.Destination {
-	byName := func(d *cluster.Destination, name string) int { return strings.Compare(d.Name, name) }
-	var all []*cluster.Destination
-	switch m.Scope {
-	case wire.MetadataAll:
-		all = view.Destinations
-	case wire.MetadataNamed:
-		slices.Sort(m.Names)
-		for _, name := range slices.Compact(m.Names) {
+// wanted is what a METADATA request asks for behind the page before, by name, each once: of
+// an alias the destination, too.
+func wanted(view *cluster.View, m *wire.MetadataRequest) ([]*cluster.Destination, []*cluster.Alias) {
+	all, aliases := view.Destinations, view.Aliases
+	if m.Scope != wire.MetadataAll {
+		all, aliases = nil, nil
+		names := slices.Clone(m.Names)
+		for _, name := range m.Names {
+			if a, ok := view.Alias(name); ok {
+				names = append(names, a.Destination)
+			}
+		}
+		slices.Sort(names)
+		for _, name := range slices.Compact(names) {
 			if d, ok := view.Destination(name); ok {
 				all = append(all, d)
+			} else if a, ok := view.Alias(name); ok {
+				aliases = append(aliases, a)
 			}
 		}
 	}
-	from, found := slices.BinarySearchFunc(all, m.After, byName)
+	return behind(all, m.After, func(d *cluster.Destination) string { return d.Name }),
+		behind(aliases, m.After, func(a *cluster.Alias) string { return a.Name })
+}
+
+// behind is the rest of a list in the order of names.
+func behind[T any](list []T, after string, name func(T) string) []T {
+	from, found := slices.BinarySearchFunc(list, after, func(t T, after string) int { return strings.Compare(name(t), after) })
 	if found {
 		from++
 	}
-	return all[from:]
+	return list[from:]
 }
 
-// describePage puts destinations into the answer until it is a page long: so much
+// describePage puts what is wanted into the answer until it is a page long: so much
 // a request costs the loop at most, however many there are.
-func (s *session) describePage(response *wire.MetadataResponse, wanted []*cluster.Destination) {
-	size := 0
-	for i, d := range wanted {
+func (s *session) describePage(response *wire.MetadataResponse, view *cluster.View, m *wire.MetadataRequest) {
+	destinations, aliases := wanted(view, m)
+	last := ""
+	for size := 0; len(destinations)+len(aliases) > 0; {
 		if size >= wire.MetadataPageBytes {
-			response.Next = wanted[i-1].Name
+			response.Next = last
 			return
 		}
-		info := s.engine.backend.Describe(d)
-		size += info.Size()
+		if len(aliases) > 0 && (len(destinations) == 0 || aliases[0].Name < destinations[0].Name) {
+			a := wire.Alias{Name: aliases[0].Name, Destination: aliases[0].Destination, Partitions: aliases[0].Partitions}
+			response.Aliases = append(response.Aliases, a)
+			size, last, aliases = size+a.Size(), a.Name, aliases[1:]
+			continue
+		}
+		info := s.engine.backend.Describe(destinations[0])
 		response.Destinations = append(response.Destinations, info)
+		size, last, destinations = size+info.Size(), info.Name, destinations[1:]
 	}
 }
 
@@ -410,6 +431,9 @@ func (s *session) openHandle(name string, number uint32) (*handle, error) {
 	case !ok && wire.IsTemporary(name):
 		return nil, wire.Errorf(wire.CodeInvalidRequest, "%.64q is a temporary queue: it has no partitions; everybody sends to it with TEMPORARY_SEND, and who has created it receives", name)
 	case !ok:
+		if a, alias := view.Alias(name); alias {
+			return nil, wire.Errorf(wire.CodeUnknownDestination, "%q is an alias of %q: a client opens that", name, a.Destination)
+		}
 		return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", name)
 	}
 	if number >= uint32(len(d.Partitions)) {

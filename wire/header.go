@@ -58,28 +58,28 @@ type Opcode uint8
 
 // The opcodes. Numbers are never reused.
 const (
-	OpHello         Opcode = 1
-	OpPing          Opcode = 2
-	OpMetadata      Opcode = 3
-	OpCreate        Opcode = 4
-	OpAlter         Opcode = 5
-	OpDelete        Opcode = 6
-	OpInitProducer  Opcode = 7
-	OpOpenPartition Opcode = 8
-	OpProduce       Opcode = 9
-	OpListOffsets   Opcode = 10
-	OpLinkOpen      Opcode = 11
-	OpLinkCredit    Opcode = 12
-	OpLinkClose     Opcode = 13
-	OpDeliver       Opcode = 14
-	OpLinkClosed    Opcode = 15
-	OpEvent         Opcode = 16
-	OpReportDamage  Opcode = 17
-	OpJoin          Opcode = 18
-	OpNodeAdmin     Opcode = 19
-	OpPartAdmin     Opcode = 20
-	OpClusterStatus Opcode = 21
-	// 22 is taken: ALIAS.
+	OpHello          Opcode = 1
+	OpPing           Opcode = 2
+	OpMetadata       Opcode = 3
+	OpCreate         Opcode = 4
+	OpAlter          Opcode = 5
+	OpDelete         Opcode = 6
+	OpInitProducer   Opcode = 7
+	OpOpenPartition  Opcode = 8
+	OpProduce        Opcode = 9
+	OpListOffsets    Opcode = 10
+	OpLinkOpen       Opcode = 11
+	OpLinkCredit     Opcode = 12
+	OpLinkClose      Opcode = 13
+	OpDeliver        Opcode = 14
+	OpLinkClosed     Opcode = 15
+	OpEvent          Opcode = 16
+	OpReportDamage   Opcode = 17
+	OpJoin           Opcode = 18
+	OpNodeAdmin      Opcode = 19
+	OpPartAdmin      Opcode = 20
+	OpClusterStatus  Opcode = 21
+	OpAlias          Opcode = 22
 	OpGroupAttach    Opcode = 23
 	OpGroupOutcome   Opcode = 24
 	OpGroupAnswer    Opcode = 25
@@ -107,8 +107,8 @@ var opcodeNames = [...]string{
 	OpLinkCredit: "LINK_CREDIT", OpLinkClose: "LINK_CLOSE", OpDeliver: "DELIVER",
 	OpLinkClosed: "LINK_CLOSED", OpEvent: "EVENT",
 	OpReportDamage: "REPORT_DAMAGE", OpJoin: "JOIN", OpNodeAdmin: "NODE_ADMIN", OpPartAdmin: "PARTITION_ADMIN",
-	OpClusterStatus: "CLUSTER_STATUS",
-	OpGroupAttach:   "GROUP_ATTACH", OpGroupOutcome: "GROUP_OUTCOME", OpGroupAnswer: "GROUP_ANSWER", OpGroupDeliver: "GROUP_DELIVER",
+	OpClusterStatus: "CLUSTER_STATUS", OpAlias: "ALIAS",
+	OpGroupAttach: "GROUP_ATTACH", OpGroupOutcome: "GROUP_OUTCOME", OpGroupAnswer: "GROUP_ANSWER", OpGroupDeliver: "GROUP_DELIVER",
 	OpGroupCapacity: "GROUP_CAPACITY", OpGroupRevoke: "GROUP_REVOKE", OpGroupLost: "GROUP_LOST", OpGroupHeartbeat: "GROUP_HEARTBEAT",
 	OpGroupLeave: "GROUP_LEAVE", OpGroupAdmin: "GROUP_ADMIN", OpGroupOrder: "GROUP_ORDER", OpGroupBind: "GROUP_BIND", OpGroupBinding: "GROUP_BINDING",
 	OpTempOpen: "TEMPORARY_OPEN", OpTempDeliver: "TEMPORARY_DELIVER", OpTempTaken: "TEMPORARY_TAKEN", OpTempSend: "TEMPORARY_SEND",

@@ -160,6 +160,7 @@ var goldenMessages = []goldenMessage{
 			Version:      5,
 			Nodes:        []Node{{ID: 1, Address: "h:1", Rack: "r", Role: RoleGateway, State: NodeDraining, Alive: true, Level: 2}},
 			Destinations: []DestinationInfo{goldenDestination},
+			Aliases:      []Alias{{Name: "a", Destination: "q", Partitions: []uint32{2}}},
 			Next:         "q",
 		}, `
 		05 00 00 00 00 00 00 00 // version 5
@@ -173,6 +174,11 @@ var goldenMessages = []goldenMessage{
 		02 00                   // level 2
 		01 00 00 00             // 1 destination
 	` + goldenDestinationHex + `
+		01 00 00 00             // 1 alias
+		01 00 61                // "a"
+		01 00 71                // of "q"
+		01 00 00 00             // 1 partition
+		02 00 00 00             // number 2
 		01 00 71                // the next page is after "q"
 	`},
 	{"CREATE request", OpCreate, false, &CreateRequest{Name: "q", Kind: Queue, Settings: goldenSettings}, `
@@ -319,6 +325,14 @@ var goldenMessages = []goldenMessage{
 		03 00 00 00             // node 3
 		02                      // decommission
 	`},
+	{"ALIAS", OpAlias, false, &AliasRequest{Op: AliasAlter, Alias: Alias{Name: "a", Destination: "q", Partitions: []uint32{2}}}, `
+		01          // alter
+		01 00 61    // "a"
+		01 00 71    // stands for "q"
+		01 00 00 00 // 1 partition
+		02 00 00 00 // number 2
+	`},
+	{"ALIAS response", OpAlias, true, &Empty{}, ``},
 	{"CLUSTER_STATUS", OpClusterStatus, false, &ClusterStatusRequest{}, ``},
 	{"CLUSTER_STATUS response", OpClusterStatus, true, &ClusterStatus{Controller: 1, Level: 2, Voters: 3, Nodes: []NodeStatus{
 		{Node: 3, Answered: true, Version: "v", UptimeMs: 4, StoredBytes: 5, FreeBytes: 6, TotalBytes: 7, KeptBytes: 8, LacksSpace: true, PeerAddress: "p", HTTP: "h"},

@@ -5,11 +5,11 @@ import (
 	"sort"
 )
 
-// METADATA (3), version 5: which nodes and destinations exist, who leads what, where
-// the replicas are, and how keys map to partitions. Version 1 had no pages and no way
+// METADATA (3), version 5: which nodes, destinations and aliases exist, who leads what,
+// where the replicas are, and how keys map to partitions. Version 1 had no pages and no way
 // to ask for the nodes alone, version 2 only the addresses of nodes, and no replicas,
 // version 3 did not say who is to lead, and whether the replicas are automatic, version 4,
-// which is still understood, nothing about dead letters.
+// which is still understood, nothing about dead letters and aliases.
 
 // DestinationKind says what a destination is.
 type DestinationKind uint8
@@ -619,14 +619,19 @@ func (m *Node) read(r *reader) {
 }
 
 // MetadataResponse answers MetadataRequest. Names that do not exist are left out,
-// a name given twice is answered once, and destinations come by name, in the order
-// of bytes. A destination that exists through all pages is in exactly one.
+// a name given twice is answered once, and destinations and aliases come by name, in the
+// order of bytes. One that exists through all pages is in exactly one. Who asks for an
+// alias by name is told of the destination, too, as both were at one moment.
 //
-//	version u64 | count u32, each: node | count u32, each: destination | next string
+//	version u64 | count u32, each: node | count u32, each: destination |
+//	count u32, each: alias | next string
+//
+// Version 4 has no aliases.
 type MetadataResponse struct {
 	Version      uint64 // of the cluster's metadata; raised by every change
 	Nodes        []Node
 	Destinations []DestinationInfo
+	Aliases      []Alias
 	Next         string // for After in the request for the next page; empty in the last one
 }
 
@@ -647,6 +652,12 @@ func (m *MetadataResponse) appendVersion(dst []byte, version uint16) []byte {
 	for i := range m.Destinations {
 		dst = m.Destinations[i].append(dst, version >= metadataWithLetters)
 	}
+	if version >= metadataWithLetters {
+		dst = le.AppendUint32(dst, uint32(len(m.Aliases)))
+		for i := range m.Aliases {
+			dst = m.Aliases[i].append(dst)
+		}
+	}
 	return appendString(dst, m.Next)
 }
 
@@ -657,7 +668,7 @@ func (m *MetadataResponse) Parse(src []byte) error { return m.parseVersion(src, 
 func (m *MetadataResponse) parseVersion(src []byte, version uint16) error {
 	r := reader{src: src}
 	m.Version = r.uint64()
-	m.Nodes, m.Destinations = nil, nil
+	m.Nodes, m.Destinations, m.Aliases = nil, nil, nil
 	if n := r.count(nodeMinSize); n > 0 {
 		m.Nodes = make([]Node, n)
 		for i := range m.Nodes {
@@ -672,6 +683,14 @@ func (m *MetadataResponse) parseVersion(src []byte, version uint16) error {
 		m.Destinations = make([]DestinationInfo, n)
 		for i := range m.Destinations {
 			m.Destinations[i].read(&r, version >= metadataWithLetters)
+		}
+	}
+	if version >= metadataWithLetters {
+		if n := r.count(aliasMinSize); n > 0 {
+			m.Aliases = make([]Alias, n)
+			for i := range m.Aliases {
+				m.Aliases[i].read(&r)
+			}
 		}
 	}
 	m.Next = r.string()
