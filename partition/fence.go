@@ -224,7 +224,33 @@ func (t *producers) fence(id int64, epoch int16, appendTimeMs int64) {
 	if _, done := t.fenced(id, epoch); done {
 		return
 	}
+	known := t.byID[id] != nil
 	p := t.touch(id, epoch)
-	p.epoch, p.next, p.runs = epoch, 0, p.runs[:0]
+	switch letters := id >= wire.LetterProducers; {
+	case letters && known: // that is over: what it has written stays known
+	case letters && epoch > 0:
+		p.next = nextForgotten
+	default:
+		p.next, p.runs = 0, p.runs[:0]
+	}
+	p.epoch = epoch
 	t.latest(p, appendTimeMs)
+}
+
+// nextForgotten is the next sequence of a producer of dead letters that was forgotten before
+// its last epoch was ended.
+const nextForgotten = -1
+
+// ForgetProducers has the partition forget who wrote to it, as damage does. Tests only, in an
+// owner's turn.
+func (p *Partition) ForgetProducers() { p.state.producers.removeAll() }
+
+// ProducerNext is the next sequence of a producer of dead letters of which an epoch was
+// ended; false if the partition had forgotten it before. It is for a Fence's Then.
+func (p *Partition) ProducerNext(id int64) (next int32, known bool) {
+	x := p.state.producers.byID[id]
+	if x == nil || x.next == nextForgotten {
+		return 0, false
+	}
+	return x.next, true
 }

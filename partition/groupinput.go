@@ -128,8 +128,7 @@ type Effects interface {
 	Coordinates() (group.Term, error)
 	// Uncovered says which partitions no consumer of a group has, while it has consumers.
 	Uncovered(name string, partitions []uint32)
-	// Letter writes a record to where the dead letters of a group go, and tells
-	// Partition.LetterWritten. Before a producer is committed for them it gets one, which
-	// it tells Partition.LetterProducer. The group is read during the call only.
-	Letter(g *group.Group, l group.Letter)
+	// Letters carries out a round of writing dead letters: it tells Partition.LetterWritten of
+	// each that is written, and Partition.LettersDone at its end, once.
+	Letters(r *LetterRound)
 }

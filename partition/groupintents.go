@@ -41,7 +41,7 @@ func (g *Groups) reconcile() {
 	}
 	for s := range g.p.state.groups.All {
 		// One that is newer than the intents is not missing in them.
-		if !wanted[s.ID] && wire.Index(s.ID) <= g.at {
+		if !wanted[s.ID] && wire.Index(s.ID) <= g.at && !s.Removed {
 			g.commands = group.AppendRemoveGroup(g.commands, s.ID)
 		}
 	}

@@ -122,12 +122,20 @@ func (g *Groups) withdraw(c *control) {
 func (g *Groups) applied(e *Entry) {
 	if g.changed {
 		g.changed = false
+		var remain []*group.Group // which have letters to write
 		for id, l := range g.leads {
-			if g.p.state.groups.Group(id) != l.group {
+			switch {
+			case g.p.state.groups.Group(id) != l.group:
 				g.drop(l, wire.CodeGroupGone)
-			} else {
+			case l.group.Removed && !l.remains:
+				g.drop(l, wire.CodeGroupGone)
+				remain = append(remain, l.group)
+			default:
 				g.wake(l)
 			}
+		}
+		for _, s := range remain {
+			g.lead(s)
 		}
 		g.reconsider() // the policy may be another
 	}
@@ -143,7 +151,9 @@ func (g *Groups) applied(e *Entry) {
 	for _, l := range c.leads {
 		if !l.closed {
 			l.Applied(e.Index)
-			g.writeLetters(l) // those behind the ones that are done
+			if len(l.letters.written) > 0 {
+				g.writeLetters(l) // those behind the ones that are done
+			}
 			g.wake(l)
 		}
 	}
@@ -163,6 +173,7 @@ func (g *Groups) effect(e group.Effect) {
 	case group.CommandPut, group.CommandRemoveGroup:
 		g.compare, g.arrived, g.changed = true, true, true
 	}
+	g.changed = g.changed || e.Removed
 }
 
 // abandon drops everything that belongs to a leadership. What was proposed may be applied

@@ -114,6 +114,7 @@ type lead struct {
 	timer       time.Duration // its entry in due
 	letters     letters
 	search      search
+	remains     bool // of a group that is removed
 	closed      bool
 }
 
@@ -348,7 +349,7 @@ func (g *Groups) begin() {
 func (g *Groups) lead(s *group.Group) *lead {
 	l := g.leads[s.ID]
 	if l == nil {
-		l = &lead{Leader: group.NewLeader(s, &g.feed, g.now, g.p.applied), group: s}
+		l = &lead{Leader: group.NewLeader(s, &g.feed, g.now, g.p.applied), group: s, remains: s.Removed}
 		l.search.told = func(what group.Find, found []wire.Offset, upTo wire.Offset) {
 			l.FoundMore(what.Scope, what.After, found, upTo)
 		}
@@ -683,7 +684,7 @@ func (g *Groups) schedule() {
 		}
 		soonest(g.retry)
 		for _, l := range g.resting {
-			soonest(l.letters.rests)
+			soonest(l.letters.wake)
 		}
 		soonest(g.quiet)
 		if len(g.unknown) > 0 {

@@ -5,135 +5,240 @@ import (
 	"time"
 
 	"github.com/lockstepmq/lockstep/partition/group"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 const (
-	// maxLetters bounds the dead letters of a group that Effects.Letter has and that are not
-	// done.
+	// maxLetters bounds the dead letters of a group that may have been written and are not
+	// known to be, and those that a round looks at.
 	maxLetters = 64
 	// letterRetry is after how long letters are tried again that could not be written; it
 	// doubles up to letterRetryMax.
-	letterRetry    = 500 * time.Millisecond
-	letterRetryMax = 8 * time.Second
+	letterRetry    = 200 * time.Millisecond
+	letterRetryMax = 2 * time.Second
 )
 
-// letters are the dead letters of a group on their way. They are written in the order of
-// their numbers: if one cannot be, those behind it wait.
+// letters are the dead letters of a group on their way. They are written in rounds, one at a
+// time, each by Effects.Letters. A round sends what may be sent, in its order, and looks which
+// others can be: those are noted in the log before the next round sends them, and one that
+// cannot be is left out for a while. So a letter waits for no other one but what was sent
+// before it, and a leader that begins knows of every letter that may have been written.
 type letters struct {
-	sent  map[uint64]bool // true: written, which is not applied yet
-	pause time.Duration   // before the next attempt
-	rests time.Duration   // until then; 0: nothing has failed
+	written map[uint64]bool  // which is not applied yet
+	round   *LetterRound     // that is not over
+	busy    bool             // what a round has found is being committed
+	renew   bool             // the way in which they are written is over
+	again   bool             // a renewal has brought nothing yet
+	rests   time.Duration    // until then nothing is tried; 0: nothing has failed
+	pause   time.Duration    // after the next failure
+	alone   map[uint64]retry // letters that could not be written, which others do not wait for
+	wake    time.Duration    // when something is to be tried again; 0: nothing is
 }
 
-// writeLetters hands letters of a group on, the lowest first.
+// retry is when something is tried again, and how long it rests before the time after that.
+type retry struct{ at, pause time.Duration }
+
+func (r retry) next(now time.Duration) retry {
+	pause := min(max(2*r.pause, letterRetry), letterRetryMax)
+	return retry{now + pause, pause}
+}
+
+// LetterRound is what one round is about. It does not change.
+type LetterRound struct {
+	Group    group.ID
+	Name, To string // of the group; of the destination for its dead letters
+	Path     group.Path
+	// Renew asks for another Path, before anything is sent. It is needed too if there is none
+	// yet, or To is another destination by now.
+	Renew    bool
+	Sent     []group.Letter         // in the order of their sequences, from Path.Sequence on
+	Fresh    []group.Letter         // that are not sent before they are noted
+	Repaired map[wire.Offset][]byte // body batches to write instead of what is stored
+}
+
+// LetterResult is how a round has ended.
+type LetterResult struct {
+	// Path is what letters are written by from now on, if it is not nil. Nothing more will be
+	// written by the one before, of whose producer Next is the next sequence.
+	Path *group.Path
+	Next uint32
+	// Ready are fresh letters that can be sent, and Refused those that cannot, and why.
+	Ready   []uint64
+	Refused map[uint64]error
+	// Renew says that nothing more is taken of the Path. Err is why nothing was.
+	Renew bool
+	Err   error
+}
+
+// writeLetters begins a round, if there is something to do and none runs.
 func (g *Groups) writeLetters(l *lead) {
-	open := l.group.Letters.Open
-	for number := range l.letters.sent {
-		if _, still := open[number]; !still {
-			delete(l.letters.sent, number)
-		}
-	}
-	if l.letters.rests > 0 || len(open) <= len(l.letters.sent) || len(l.letters.sent) >= maxLetters {
+	t, open := &l.letters, &l.group.Letters
+	if t.round != nil || t.busy || len(open.Open) == 0 || t.rests > g.now {
 		return
 	}
-	var numbers []uint64
-	for number := range open {
-		if _, sent := l.letters.sent[number]; !sent {
-			numbers = append(numbers, number)
+	t.rests = 0
+	for number := range t.written {
+		if _, still := open.Open[number]; !still {
+			delete(t.written, number)
 		}
 	}
-	slices.Sort(numbers)
-	if l.letters.sent == nil {
-		l.letters.sent = make(map[uint64]bool)
+	r := &LetterRound{Group: l.group.ID, Name: l.group.Name, To: l.group.Settings.DeadLetter, Path: open.Path, Renew: t.renew}
+	sent := make(map[uint64]bool, len(open.Sent))
+	for i, number := range open.Sent {
+		if t.written[number] && i == len(sent) {
+			sent[number] = true
+			r.Path.Sequence++
+			continue
+		}
+		x, still := open.Open[number]
+		if !still { // it was given up: what is behind it has no sequence that is taken
+			r.Renew = true
+			break
+		}
+		sent[number] = true
+		r.Sent = append(r.Sent, x)
 	}
-	for _, number := range numbers[:min(len(numbers), maxLetters-len(l.letters.sent))] {
-		l.letters.sent[number] = false
-		g.effects.Letter(l.group, open[number])
+	if !r.Renew {
+		g.fresh(l, r, sent)
 	}
+	if len(r.Sent)+len(r.Fresh) == 0 && !r.Renew {
+		return
+	}
+	for _, list := range [][]group.Letter{r.Sent, r.Fresh} {
+		for i := range list {
+			if b := l.group.Substitutes[list[i].Offset]; b != nil {
+				if r.Repaired == nil {
+					r.Repaired = make(map[wire.Offset][]byte)
+				}
+				r.Repaired[list[i].Offset] = b
+			}
+		}
+	}
+	t.round = r
+	g.effects.Letters(r)
 }
 
-// LetterWritten says that Effects.Letter has written a letter, or why it could not: then
-// it and all of the group that it was to write after it are tried again. Any goroutine;
-// the caller sees to a turn.
-func (p *Partition) LetterWritten(id group.ID, number uint64, err error) {
+// fresh adds the letters that are to be looked at: the lowest that do not rest.
+func (g *Groups) fresh(l *lead, r *LetterRound, sent map[uint64]bool) {
+	t, open := &l.letters, l.group.Letters.Open
+	for number := range t.alone {
+		if _, still := open[number]; !still {
+			delete(t.alone, number)
+		}
+	}
+	if len(sent) >= maxLetters || len(open) == len(sent) {
+		return
+	}
+	for number, x := range open {
+		if t.alone[number].at <= g.now && !sent[number] {
+			r.Fresh = append(r.Fresh, x)
+		}
+	}
+	slices.SortFunc(r.Fresh, func(a, b group.Letter) int {
+		if a.Number < b.Number {
+			return -1
+		}
+		return 1
+	})
+	r.Fresh = r.Fresh[:min(len(r.Fresh), maxLetters-len(sent))]
+}
+
+// LetterWritten says that a round has written a letter. Any goroutine; the caller sees to a
+// turn.
+func (p *Partition) LetterWritten(r *LetterRound, number uint64) {
 	g := &p.groups
 	g.result(func() {
-		l := g.leads[id]
-		switch {
-		case l == nil:
-		case err != nil:
-			l.LetterFailed(number, err)
-			g.restLetters(l)
-		default:
-			l.letters.pause = 0
-			if _, sent := l.letters.sent[number]; sent {
-				l.letters.sent[number] = true
+		if l := g.leads[r.Group]; l != nil {
+			l.letters.pause, l.letters.again = 0, false
+			if l.letters.written == nil {
+				l.letters.written = make(map[uint64]bool)
 			}
+			l.letters.written[number] = true
 			l.Leader.LetterWritten(number)
 			g.wake(l)
 		}
 	})
 }
 
-// restLetters has the letters of a group that are not written tried again in a while.
-func (g *Groups) restLetters(l *lead) {
-	for number, written := range l.letters.sent {
-		if !written {
-			delete(l.letters.sent, number)
+// LettersDone says how a round has ended. Any goroutine; the caller sees to a turn.
+func (p *Partition) LettersDone(r *LetterRound, result LetterResult) {
+	g := &p.groups
+	g.result(func() {
+		if l := g.leads[r.Group]; l != nil && l.letters.round == r {
+			l.letters.round = nil
+			g.endRound(l, &result)
+			g.wake(l)
 		}
-	}
-	if l.letters.rests == 0 {
-		g.resting = append(g.resting, l)
-	}
-	l.letters.pause = min(max(2*l.letters.pause, letterRetry), letterRetryMax)
-	l.letters.rests = g.now + l.letters.pause
+	})
 }
 
-// retryLetters tries again what has rested. A producer that was forgotten begins again
-// first.
+// endRound takes in what a round has found.
+func (g *Groups) endRound(l *lead, result *LetterResult) {
+	t := &l.letters
+	l.LettersFailed(result.Err)
+	t.renew = result.Renew || t.renew && result.Path == nil // a Path that is over stays so
+	for number, err := range result.Refused {
+		if t.alone == nil {
+			t.alone = make(map[uint64]retry)
+		}
+		t.alone[number] = t.alone[number].next(g.now)
+		l.LetterFailed(number, err)
+	}
+	for _, number := range result.Ready {
+		delete(t.alone, number)
+		l.LetterFailed(number, nil)
+	}
+	committed := func(err error) {
+		if t.busy = false; err == nil {
+			g.tryLetters(l)
+		}
+	}
+	switch {
+	case result.Path != nil:
+		t.busy, t.again = true, true
+		l.MoveLetters(*result.Path, result.Next, committed)
+	case len(result.Ready) > 0:
+		t.busy = true
+		l.SendLetters(result.Ready, committed)
+	}
+	if result.Err != nil || t.renew && t.again { // a new way that takes nothing rests too
+		next := retry{pause: t.pause}.next(g.now)
+		t.rests, t.pause = next.at, next.pause
+	}
+	g.tryLetters(l)
+}
+
+// tryLetters begins a round, or has a turn taken when there is something to try again.
+func (g *Groups) tryLetters(l *lead) {
+	t := &l.letters
+	if g.writeLetters(l); t.round != nil || t.busy {
+		return // what they end with tries again
+	}
+	listed := t.wake > 0
+	t.wake = t.rests
+	for number, x := range t.alone {
+		if _, open := l.group.Letters.Open[number]; open && t.rests == 0 && (t.wake == 0 || x.at < t.wake) {
+			t.wake = max(x.at, g.now+letterRetry) // one that is due waits for those on their way
+		}
+	}
+	if t.wake > 0 && !listed {
+		g.resting = append(g.resting, l)
+	}
+}
+
+// retryLetters tries again what has rested.
 func (g *Groups) retryLetters() {
+	due := g.resting[:0:0]
 	g.resting = slices.DeleteFunc(g.resting, func(l *lead) bool {
-		if !l.closed && l.letters.rests > g.now {
+		if !l.closed && l.letters.wake > g.now {
 			return false
 		}
-		l.letters.rests = 0
-		if l.closed {
-			return true
-		}
-		again := func(err error) {
-			if err == nil {
-				g.writeLetters(l)
-			}
-		}
-		if order, forgotten := l.Forgotten(again); forgotten {
-			l.Order(order)
-			g.wake(l)
-		} else {
-			again(nil)
+		if l.letters.wake = 0; !l.closed {
+			due = append(due, l)
 		}
 		return true
 	})
-}
-
-// LetterProducer brings the ID of a producer for the dead letters of a group, or why there
-// is none yet. Any goroutine; the caller sees to a turn.
-func (p *Partition) LetterProducer(id group.ID, producer int64, err error) {
-	g := &p.groups
-	g.result(func() {
-		l := g.leads[id]
-		if l == nil {
-			return
-		}
-		again := func(err error) {
-			if g.restLetters(l); err == nil {
-				l.letters.rests, l.letters.pause = g.now, 0 // at once
-			}
-		}
-		if err != nil {
-			again(err)
-			return
-		}
-		l.Order(group.Order{Command: group.AppendLetterProducer(nil, id, producer, 0), Done: again})
-		g.wake(l)
-	})
+	for _, l := range due {
+		g.tryLetters(l)
+	}
 }

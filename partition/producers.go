@@ -20,6 +20,9 @@ const (
 	// ProducerExpiryMs is after how long without a batch, by append time, a
 	// producer is forgotten: seven days.
 	ProducerExpiryMs = 7 * 24 * 3600 * 1000
+	// MaxLetterProducers bounds the producers of dead letters a partition remembers beside
+	// the others, however silent they are. The one that wrote least lately goes first.
+	MaxLetterProducers = 10_000
 	// MaxRetired bounds the epochs that are kept of forgotten producers with a name.
 	// The one that was forgotten first goes first.
 	MaxRetired = 10_000
@@ -67,7 +70,7 @@ func (p *producer) add(sequence int32, count uint32, offset wire.Offset) {
 			last.count += count
 			return
 		}
-		if n == MaxRuns {
+		if n == MaxRuns || p.id >= wire.LetterProducers { // whose letters only have to be there
 			copy(p.runs, p.runs[1:])
 			p.runs = p.runs[:n-1]
 		}
@@ -91,6 +94,7 @@ func addSequence(s int32, n uint32) int32 { return int32((uint32(s) + n) & seque
 type producers struct {
 	byID       map[int64]*producer
 	lru        *list.List // front is the most silent
+	letters    *list.List // the same, of those that write dead letters
 	generation uint64     // counts the snapshots
 	forgotten  int64      // one past the highest ID that was forgotten
 	// retired are those forgotten with an epoch above 0, first the one forgotten
@@ -107,6 +111,9 @@ type retired struct {
 // judge says whether a producer that is not in the table may begin with a batch:
 // wire.CodeOK if it has certainly not written here under this epoch.
 func (t *producers) judge(info *wire.BatchInfo) wire.ErrorCode {
+	if info.ProducerID >= wire.LetterProducers {
+		return wire.CodeUnknownProducer // it begins with a fence
+	}
 	last, known := t.retiredEpoch(info.ProducerID)
 	known = known || info.ProducerID < t.forgotten
 	switch {
@@ -129,7 +136,15 @@ func (t *producers) retiredEpoch(id int64) (epoch int16, known bool) {
 }
 
 func newProducers() *producers {
-	return &producers{byID: make(map[int64]*producer), lru: list.New()}
+	return &producers{byID: make(map[int64]*producer), lru: list.New(), letters: list.New()}
+}
+
+// listOf is the list that a producer is in.
+func (t *producers) listOf(id int64) *list.List {
+	if id >= wire.LetterProducers {
+		return t.letters
+	}
+	return t.lru
 }
 
 // append records an applied batch. It never refuses: the leader has screened it.
@@ -149,7 +164,7 @@ func (t *producers) touch(id int64, epoch int16) *producer {
 	p := t.byID[id]
 	if p == nil {
 		p = &producer{id: id, epoch: epoch, generation: t.generation}
-		p.element = t.lru.PushBack(p)
+		p.element = t.listOf(id).PushBack(p)
 		t.byID[id] = p
 	}
 	if p.generation != t.generation {
@@ -161,10 +176,13 @@ func (t *producers) touch(id int64, epoch int16) *producer {
 // latest makes a producer the one that was here last, and forgets others for it.
 func (t *producers) latest(p *producer, appendTimeMs int64) {
 	p.lastMs = appendTimeMs
-	t.lru.MoveToBack(p.element)
+	t.listOf(p.id).MoveToBack(p.element)
 	t.expire(appendTimeMs)
-	if len(t.byID) > MaxProducers {
+	if t.lru.Len() > MaxProducers {
 		t.remove(t.lru.Front().Value.(*producer))
+	}
+	if t.letters.Len() > MaxLetterProducers {
+		t.remove(t.letters.Front().Value.(*producer))
 	}
 }
 
@@ -189,7 +207,7 @@ func (t *producers) unshare(p *producer) *producer {
 
 // picture is what is saved of a table.
 type picture struct {
-	producers []*producer // from the most silent to the latest
+	producers []*producer // as they are saved
 	forgotten int64
 	retired   []retired
 }
@@ -200,9 +218,11 @@ func (t *producers) picture() picture {
 }
 
 func (t *producers) list() []*producer {
-	all := make([]*producer, 0, t.lru.Len())
-	for e := t.lru.Front(); e != nil; e = e.Next() {
-		all = append(all, e.Value.(*producer))
+	all := make([]*producer, 0, len(t.byID))
+	for _, l := range []*list.List{t.lru, t.letters} {
+		for e := l.Front(); e != nil; e = e.Next() {
+			all = append(all, e.Value.(*producer))
+		}
 	}
 	return all
 }
@@ -215,8 +235,11 @@ func (t *producers) snapshot() picture {
 
 // remove forgets a producer.
 func (t *producers) remove(p *producer) {
-	t.lru.Remove(p.element)
+	t.listOf(p.id).Remove(p.element)
 	delete(t.byID, p.id)
+	if p.id >= wire.LetterProducers {
+		return // it never begins again
+	}
 	t.forgotten = max(t.forgotten, p.id+1)
 	if p.epoch > 0 {
 		t.retired = append(t.retired, retired{p.id, p.epoch})
@@ -226,13 +249,13 @@ func (t *producers) remove(p *producer) {
 
 // removeAll forgets every producer.
 func (t *producers) removeAll() {
-	for t.lru.Len() > 0 {
-		t.remove(t.lru.Front().Value.(*producer))
+	for _, p := range t.list() {
+		t.remove(p)
 	}
 }
 
-// The table is saved from the most silent producer to the latest, so that equal
-// states have equal bytes on every replica:
+// The table is saved from the most silent producer to the latest, those of dead letters
+// behind the others, so that equal states have equal bytes on every replica:
 //
 //	count u32, then for each producer:
 //	id i64, epoch i16, zero u16, next i32, last append time i64, run count u32,
@@ -278,7 +301,7 @@ func restoreProducers(src []byte, version byte) (*producers, []byte, error) {
 	}
 	count := le.Uint32(src)
 	src = src[4:]
-	if count > MaxProducers || uint64(count)*savedProducerSize > uint64(len(src)) {
+	if count > MaxProducers+MaxLetterProducers || uint64(count)*savedProducerSize > uint64(len(src)) {
 		return nil, nil, fmt.Errorf("%w: %d producers in %d bytes", ErrState, count, len(src))
 	}
 	t := newProducers()
@@ -305,7 +328,7 @@ func restoreProducers(src []byte, version byte) (*producers, []byte, error) {
 			})
 			src = src[savedRunSize:]
 		}
-		p.element = t.lru.PushBack(p)
+		p.element = t.listOf(p.id).PushBack(p)
 		t.byID[p.id] = p
 	}
 	if version < 2 {

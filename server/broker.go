@@ -71,8 +71,10 @@ type broker struct {
 	oneOpinion atomic.Bool
 	// unfenced is a mutant: fences are answered, and not committed.
 	unfenced atomic.Bool
-	// unsearched is a mutant: a producer of letters that begins again is believed.
-	unsearched   atomic.Bool
+	// unclosed is a mutant: letters are written in another way without asking what is there.
+	unclosed atomic.Bool
+	// deaf has the answers to letters that are written lost, for tests.
+	deaf         atomic.Bool
 	leadersMoved func()
 	cancel       context.CancelFunc
 	closing      <-chan struct{} // closed by cancel

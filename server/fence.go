@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -148,7 +149,7 @@ func (f *fencing) attempt(number uint32, n int) {
 	answered := func(code wire.ErrorCode) { once.Do(func() { f.answered(number, n, code) }) }
 	timer := time.AfterFunc(fenceAttempt, func() { answered(wire.CodeTimeout) })
 	m := &wire.PeerFencing{Destination: f.destination.ID, Partition: number, Epoch: f.producer.Epoch, ProducerID: f.producer.ID}
-	f.broker.fenceAt(m, n, func(code wire.ErrorCode) { timer.Stop(); answered(code) })
+	f.broker.fenceAt(m, n, func(code wire.ErrorCode, _ []byte) { timer.Stop(); answered(code) })
 }
 
 // answered takes the outcome of one attempt.
@@ -217,7 +218,7 @@ func (f *fencing) late() {
 // fenceAt commits a fence where the partition is led, as far as this node knows. Who is the
 // first to ask and does not know asks the nodes of the replicas in turns, of which one may
 // reach a leader that this node does not. then is called once, on any goroutine.
-func (b *broker) fenceAt(m *wire.PeerFencing, turn int, then func(wire.ErrorCode)) {
+func (b *broker) fenceAt(m *wire.PeerFencing, turn int, then func(code wire.ErrorCode, answer []byte)) {
 	to, err := b.Route(m.Destination, m.Partition)
 	node := to.node
 	switch {
@@ -229,15 +230,15 @@ func (b *broker) fenceAt(m *wire.PeerFencing, turn int, then func(wire.ErrorCode
 	}
 	if node == 0 || node == b.identity.NodeID || m.Hops >= wire.MaxForwardHops {
 		if code := wire.CodeOf(err); err != nil && code != wire.CodeUnavailable {
-			then(code)
+			then(code, nil)
 			return
 		}
-		then(wire.CodeNotLeader)
+		then(wire.CodeNotLeader, nil)
 		return
 	}
 	next := *m
 	next.Hops++
-	b.network.Request(node, wire.PeerFence, next.Append(nil), func(code wire.ErrorCode, _ []byte) { then(code) })
+	b.network.Request(node, wire.PeerFence, next.Append(nil), then)
 }
 
 // replicaNode is a node that holds a replica of a partition and can be reached, 0 if none
@@ -259,19 +260,38 @@ func (b *broker) replicaNode(m *wire.PeerFencing, turn int) uint32 {
 	return nodes[turn%len(nodes)]
 }
 
-// fenceHere commits a fence in a partition that this node leads.
-func (b *broker) fenceHere(m *wire.PeerFencing, then func(wire.ErrorCode)) {
+// fenceHere commits a fence in a partition that this node leads. The answer to one that ends
+// a producer of dead letters is its next sequence, u32.
+func (b *broker) fenceHere(m *wire.PeerFencing, then func(code wire.ErrorCode, answer []byte)) {
 	r := b.local(uuid.UUID(m.Destination), m.Partition)
 	if r == nil || r.inbox != nil && !r.Leading() {
-		then(wire.CodeNotLeader)
+		then(wire.CodeNotLeader, nil)
 		return
 	}
 	if b.unfenced.Load() {
-		then(wire.CodeOK)
+		then(wire.CodeOK, nil)
 		return
 	}
-	if err := r.part.Fence(partition.Fence{ID: m.ProducerID, Epoch: m.Epoch, Then: then}); err != nil {
-		then(errorBody(err).Code)
+	fenced := func(code wire.ErrorCode) {
+		if code != wire.CodeOK || m.ProducerID < wire.LetterProducers || m.Epoch != letterEnd {
+			then(code, nil)
+			return
+		}
+		if next, known := r.part.ProducerNext(m.ProducerID); known {
+			then(wire.CodeOK, binary.LittleEndian.AppendUint32(nil, uint32(next)))
+			return
+		}
+		r.Blocking(func() {
+			next, err := r.nextOf(m.ProducerID)
+			if err != nil {
+				then(errorBody(err).Code, nil)
+				return
+			}
+			then(wire.CodeOK, binary.LittleEndian.AppendUint32(nil, next))
+		})
+	}
+	if err := r.part.Fence(partition.Fence{ID: m.ProducerID, Epoch: m.Epoch, Then: fenced}); err != nil {
+		then(errorBody(err).Code, nil)
 		return
 	}
 	r.Kick(false)

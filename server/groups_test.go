@@ -15,7 +15,7 @@ import (
 
 // consumer is a session of a group on a raw connection.
 type consumer struct {
-	t      *testing.T
+	t      testing.TB
 	c      *rawClient
 	handle uint32
 	link   uint32
@@ -51,7 +51,7 @@ func (k *consumer) keepAlive() {
 }
 
 // createGroup makes a queue and a group of it.
-func createGroup(t *testing.T, address string, settings wire.GroupSettings) {
+func createGroup(t testing.TB, address string, settings wire.GroupSettings) {
 	t.Helper()
 	c := dialOpen(t, address)
 	c.send(wire.OpCreate, 2, &wire.CreateRequest{Name: "jobs", Kind: wire.Queue, Settings: wire.Settings{
@@ -66,7 +66,7 @@ func createGroup(t *testing.T, address string, settings wire.GroupSettings) {
 }
 
 // produceKeyed appends records, one for each key, as one batch.
-func produceKeyed(t *testing.T, address string, keys ...string) {
+func produceKeyed(t testing.TB, address string, keys ...string) {
 	t.Helper()
 	c := dialOpen(t, address)
 	var b wire.BatchBuilder
@@ -79,7 +79,7 @@ func produceKeyed(t *testing.T, address string, keys ...string) {
 	require.Equal(t, wire.CodeOK, c.answer(5).code())
 }
 
-func attachTo(t *testing.T, address string, id byte, claims ...wire.Outcome) *consumer {
+func attachTo(t testing.TB, address string, id byte, claims ...wire.Outcome) *consumer {
 	t.Helper()
 	k := &consumer{t: t, c: dialOpen(t, address), id: id}
 	k.handle = k.c.open("jobs", 0)

@@ -3,7 +3,6 @@ package server
 import (
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -213,72 +213,24 @@ func startWithClock(t *testing.T) (*Server, *setClock) {
 	return s, clock
 }
 
-// letterBatch is a letter as a producer sends it.
-func letterBatch(s *Server, producer wire.ProducerIdentity, number int) *wire.PeerBatch {
-	d, _ := s.broker.View().Destination("dead")
-	var b wire.BatchBuilder
-	b.Reset(true)
-	b.Append(1_000, 0, nil, []byte("letter"), []wire.RecordHeader{{Key: wire.LetterHeader + "number", Value: []byte(strconv.Itoa(number))}}, 0)
-	batch, index := b.Finish(producer, 0, wire.CodecNone, nil)
-	return &wire.PeerBatch{Destination: d.ID, Batch: batch, Index: index}
-}
-
-// producing writes a letter and returns the answer.
-func producing(s *Server, producer wire.ProducerIdentity, number int) wire.ErrorCode {
-	code := make(chan wire.ErrorCode, 1)
-	s.broker.produce(letterBatch(s, producer, number), func(c wire.ErrorCode) { code <- c })
-	return <-code
-}
-
-// forget has the partition for dead letters forget all producers but one that it returns.
-func forget(s *Server, clock *setClock) {
+// fleeting has every partition forget the producers that it forgets by time, by a producer of
+// its own in the queue for dead letters.
+func fleeting(t testing.TB, s *Server, clock *setClock) {
 	clock.advance(8 * 24 * time.Hour)
 	id := make(chan int64, 1)
 	s.broker.producerID(func(n int64, err error) { id <- n })
-	if code := producing(s, wire.ProducerIdentity{ID: <-id}, 99); code != wire.CodeOK {
-		panic(code)
-	}
-}
-
-// writeOnce writes two letters, of which the answers are lost and the producer forgotten,
-// again, and requires that each is there once.
-func writeOnce(t testing.TB, s *Server, clock *setClock) {
-	id := make(chan int64, 1)
-	s.broker.producerID(func(n int64, err error) { id <- n })
-	p := wire.ProducerIdentity{ID: <-id}
-	require.Equal(t, wire.CodeOK, producing(s, p, 0))
-	p.Sequence = 1
-	require.Equal(t, wire.CodeOK, producing(s, p, 1))
-	forget(s, clock)
-	require.Equal(t, wire.CodeUnknownProducer, producing(s, p, 1), "it is forgotten: nobody knows whether it was written")
-	for number := range 3 { // the third one is new
-		p = wire.ProducerIdentity{ID: p.ID, Epoch: int16(number + 1)}
-		require.Equal(t, wire.CodeOK, producing(s, p, number))
-		require.Contains(t, []wire.ErrorCode{wire.CodeUnknownProducer, wire.CodeOK}, producing(s, p, number))
-	}
 	d, _ := s.broker.View().Destination("dead")
-	require.EqualValues(t, 3+1, s.broker.local(d.ID, 0).records.Watermark().Next, "three letters and the one that made the partition forget")
+	var b wire.BatchBuilder
+	b.Reset(true)
+	b.Append(1_000, 0, nil, []byte("other"), nil, 0)
+	batch, index := b.Finish(wire.ProducerIdentity{ID: <-id}, 0, wire.CodecNone, nil)
+	code := make(chan wire.ErrorCode, 1)
+	s.broker.produce(&wire.PeerBatch{Destination: d.ID, Batch: batch, Index: index}, func(c wire.ErrorCode) { code <- c })
+	require.Equal(t, wire.CodeOK, <-code)
 }
 
-// RULES Q3: a letter is written once, also if the partition that took it has forgotten who
-// wrote it before the answer arrived.
-func TestALetterIsWrittenOnceByAProducerThatWasForgotten(t *testing.T) {
-	s, clock := startWithClock(t)
-	createLetters(t, s.Addr(), 1)
-	writeOnce(t, s, clock)
-}
-
-// The same with a partition that believes that a producer which begins again has written
-// nothing.
-func TestALetterIsWrittenOnce_CatchesAProducerThatIsBelieved(t *testing.T) {
-	s, clock := startWithClock(t)
-	createLetters(t, s.Addr(), 1)
-	s.broker.unsearched.Store(true)
-	caught(t, func(t testing.TB) { writeOnce(t, s, clock) })
-}
-
-// A group whose producer was forgotten goes on: its letters arrive, in order and once.
-func TestLettersGoOnWhenTheirProducerWasForgotten(t *testing.T) {
+// The letters of a group go on after years: a partition does not forget who wrote them.
+func TestLettersGoOnWhateverTheClockSays(t *testing.T) {
 	s, clock := startWithClock(t)
 	createLetters(t, s.Addr(), 1)
 	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, BackoffMs: 1, DeadLetter: "dead"})
@@ -288,13 +240,201 @@ func TestLettersGoOnWhenTheirProducerWasForgotten(t *testing.T) {
 	k.say(outcome(k.next(1)[0], wire.OutcomeReject))
 	require.Equal(t, []string{firstLetter}, readLetters(t, s, 1))
 	for number := 1; number < 3; number++ {
-		forget(s, clock)
+		fleeting(t, s, clock)
 		k.say(outcome(k.next(1)[0], wire.OutcomeReject))
 		want := fmt.Sprintf("a=value %d origin:jobs/0 offset:%d group:workers reason:rejected text: number:%d deliveries:1 attempts:1", number, number, number)
 		all := readLetters(t, s, 1+2*number)
 		require.Len(t, all, 1+2*number)
 		require.Equal(t, want, all[2*number])
 	}
+}
+
+// writtenOnce rejects a record whose letter is written, and its answer lost until lose has
+// been called; it returns where letters are by then, by destination.
+func writtenOnce(t testing.TB, s *Server, lose func(r *letterRig)) {
+	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, BackoffMs: 1})
+	r := &letterRig{t: t, s: s, c: dialOpen(t, s.Addr()), n: 100}
+	r.create("dead", wire.Queue, wire.Settings{})
+	r.create("other", wire.Queue, wire.Settings{})
+	r.lettersTo("dead")
+	s.broker.deaf.Store(true)
+	produceKeyed(t, s.Addr(), "a", "a")
+	r.k = attachTo(t, s.Addr(), 1)
+	r.k.keepAlive()
+	r.k.say(outcome(r.k.next(1)[0], wire.OutcomeReject))
+	eventually(t, "the letter is written", func() bool { return r.written("dead") == 1 })
+	r.explains("does not take them")
+	lose(r)
+	s.broker.deaf.Store(false)
+	r.goesOn()
+	d, _ := s.broker.View().Destination("jobs")
+	eventually(t, "the record is done", func() bool { return s.broker.local(d.ID, 0).StartOffset() == 2 })
+}
+
+// lettersTo has dead letters of the queue go to a destination.
+func (r *letterRig) lettersTo(name string) {
+	m := &wire.AlterRequest{Name: "jobs", Kind: wire.Queue, Mask: wire.MaskLetters, Settings: wire.Settings{DeliveryLimit: 9, DeadLetter: name}}
+	require.Equal(r.t, wire.CodeOK, r.ask(wire.OpAlter, m).code())
+}
+
+// written is how many records a destination has taken.
+func (r *letterRig) written(name string) int {
+	d, _ := r.s.broker.View().Destination(name)
+	p := r.s.broker.local(d.ID, 0)
+	if p == nil {
+		return 0
+	}
+	return int(p.records.Watermark().Next)
+}
+
+// RULES Q3: a letter whose answer was lost is there once, whatever happens before it is asked
+// for again.
+func TestRuleQ3_ALetterOfWhichTheAnswerWasLostIsWrittenOnce(t *testing.T) {
+	for name, c := range map[string]struct {
+		lose  func(r *letterRig)
+		other int
+	}{
+		"asked again":       {lose: func(*letterRig) {}},
+		"it goes elsewhere": {lose: func(r *letterRig) { r.lettersTo("other") }},
+		"the queue is deleted": {other: 1, lose: func(r *letterRig) {
+			d, _ := r.s.broker.View().Destination("dead")
+			require.Equal(r.t, wire.CodeOK, r.ask(wire.OpDelete, &wire.DeleteRequest{Name: "dead", Kind: wire.Queue, ID: d.ID}).code())
+			r.lettersTo("other")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startMember(t, t.TempDir(), 1)
+			var rig *letterRig
+			writtenOnce(t, s, func(r *letterRig) { rig = r; c.lose(r) })
+			require.Equal(t, c.other, rig.written("other"))
+			if c.other == 0 {
+				require.Equal(t, 1, rig.written("dead"))
+			}
+		})
+	}
+}
+
+// The same without asking what of it is there.
+func TestRuleQ3_Catches_LettersThatGoElsewhereUnasked(t *testing.T) {
+	s := startMember(t, t.TempDir(), 1)
+	s.broker.unclosed.Store(true)
+	caught(t, func(t testing.TB) {
+		var rig *letterRig
+		writtenOnce(t, s, func(r *letterRig) { rig = r; r.lettersTo("other") })
+		require.Zero(t, rig.written("other"))
+	})
+}
+
+// A letter whose answer was lost, whose queue has forgotten by time who wrote it, and that was
+// consumed meanwhile, is not written again.
+func TestRuleQ3_AConsumedLetterIsNotWrittenAgain(t *testing.T) {
+	s, clock := startWithClock(t)
+	var rig *letterRig
+	writtenOnce(t, s, func(r *letterRig) {
+		rig = r
+		fleeting(t, s, clock)
+		c := dialOpen(t, s.Addr())
+		c.send(wire.OpGroupAdmin, 9, &wire.GroupAdminRequest{Destination: "dead", Group: "clerks", Op: wire.GroupCreate, JSON: []byte("{}")})
+		require.Equal(t, wire.CodeOK, c.answer(9).code())
+		body, err := json.Marshal(wire.SettleRequest{Spans: []wire.OffsetSpan{{From: 0, To: 2}}})
+		require.NoError(t, err)
+		require.Equal(t, wire.CodeOK, r.ask(wire.OpGroupOrder, &wire.GroupOrderRequest{Handle: r.c.open("dead", 0), Op: wire.OrderSettle, Group: "clerks", JSON: body}).code())
+		d, _ := s.broker.View().Destination("dead")
+		eventually(t, "the letter is consumed", func() bool { return s.broker.local(d.ID, 0).StartOffset() == 2 })
+	})
+	require.Equal(t, 2, rig.written("dead"), "the letter, and what made the queue forget")
+}
+
+// A partition that had to forget who wrote a letter finds it in its log.
+func TestRuleQ3_AForgottenProducerIsLookedForInTheLog(t *testing.T) {
+	s := startMember(t, t.TempDir(), 1)
+	var rig *letterRig
+	writtenOnce(t, s, func(r *letterRig) {
+		rig = r
+		d, _ := s.broker.View().Destination("dead")
+		p := s.broker.local(d.ID, 0)
+		forgotten := make(chan struct{})
+		require.NoError(t, p.part.Fence(partition.Fence{ID: 0, Then: func(wire.ErrorCode) { // in the owner's turn
+			p.part.ForgetProducers()
+			close(forgotten)
+		}}))
+		p.Kick(false)
+		<-forgotten
+		r.lettersTo("other")
+	})
+	require.Zero(t, rig.written("other"))
+	require.Equal(t, 1, rig.written("dead"))
+}
+
+// A letter that cannot be written waits for itself: those behind it are written, and explain
+// and the list of letters name it.
+func TestALetterThatCannotBeWrittenHoldsUpNoOthers(t *testing.T) {
+	s := startMember(t, t.TempDir(), 1)
+	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, BackoffMs: 1, DeadLetter: "dead"})
+	r := &letterRig{t: t, s: s, c: dialOpen(t, s.Addr()), n: 100}
+	r.create("dead", wire.Queue, wire.Settings{MaxRecordBytes: 400})
+	large := strings.Repeat("large", 80)
+	produceKeyed(t, s.Addr(), large, "b", large, "c")
+	r.k = attachTo(t, s.Addr(), 1)
+	r.k.keepAlive()
+	for got := 0; got < 4; {
+		for _, g := range r.k.next(1) {
+			r.k.say(outcome(g, wire.OutcomeReject))
+			got += int(g.Count)
+		}
+	}
+	short := readLetters(t, s, 2)
+	require.Len(t, short, 2)
+	for i, want := range []string{"b=value 1 origin:jobs/0 offset:1", "c=value 3 origin:jobs/0 offset:3"} {
+		require.True(t, strings.HasPrefix(short[i], want), short[i])
+	}
+	r.explains(`the record at offset 0 is too large for "dead"`)
+	var letters wire.LettersResponse
+	eventually(t, "the two that are too large are left, and each says so", func() bool {
+		letters = wire.LettersResponse{}
+		require.Equal(t, wire.CodeOK, ordering(t, r.c, wire.OrderLetters, wire.LettersRequest{}, &letters))
+		for _, l := range letters.Letters {
+			if !strings.Contains(l.Problem, fmt.Sprintf("the record at offset %d is too large", l.Offset)) {
+				return false
+			}
+		}
+		return letters.Count == 2
+	})
+	require.Equal(t, wire.CodeOK, r.ask(wire.OpAlter, &wire.AlterRequest{Name: "dead", Kind: wire.Queue, Mask: wire.MaskMaxRecordBytes, Settings: wire.Settings{MaxRecordBytes: 4096}}).code())
+	require.Len(t, readLetters(t, s, 4), 4)
+}
+
+// What a removed group has decided on is written, and its name can be used meanwhile.
+func TestRuleQ3_AGroupThatIsRemovedLeavesItsLetters(t *testing.T) {
+	r := rejecting(t, "dead", "a", "a")
+	r.goesOn()
+	r.explains(`there is no "dead": create it`)
+	m := &wire.GroupAdminRequest{Destination: "jobs", Group: "workers", Op: wire.GroupRemove}
+	require.Equal(t, wire.CodeOK, r.ask(wire.OpGroupAdmin, m).code())
+	d, _ := r.s.broker.View().Destination("jobs")
+	m = &wire.GroupAdminRequest{Destination: "jobs", Group: "workers", Op: wire.GroupCreate, JSON: []byte(`{"start":{"to":"latest"}}`)}
+	require.Equal(t, wire.CodeOK, r.ask(wire.OpGroupAdmin, m).code())
+	produceKeyed(t, r.s.Addr(), "b")
+	r.create("dead", wire.Queue, wire.Settings{})
+	require.Equal(t, []string{firstLetter}, readLetters(t, r.s, 1))
+	k := attachTo(t, r.s.Addr(), 7)
+	g := k.next(1)[0]
+	require.EqualValues(t, 2, g.Offset)
+	require.Equal(t, wire.CodeOK, k.say(ack(g))[0].Code)
+	eventually(t, "nothing is left of it", func() bool { return r.s.broker.local(d.ID, 0).StartOffset() == 3 })
+}
+
+// A seek back over a record whose letter waits has it given out again.
+func TestRuleQ3_ASeekBackGivesOutALetterAgain(t *testing.T) {
+	r := rejecting(t, "dead", "a")
+	r.explains(`there is no "dead": create it`)
+	var moved wire.SeekResponse
+	require.Equal(t, wire.CodeOK, ordering(t, dialOpen(t, r.s.Addr()), wire.OrderSeek, wire.SeekRequest{To: "earliest"}, &moved))
+	g := r.k.next(1)[0]
+	require.EqualValues(t, 0, g.Offset)
+	r.create("dead", wire.Queue, wire.Settings{})
+	require.Equal(t, []string{firstLetter}, readLetters(t, r.s, 1))
+	require.Equal(t, wire.CodeOK, r.k.say(ack(g))[0].Code, "it is still its consumer's")
 }
 
 // containsAll reports whether text has all parts.

@@ -1,8 +1,8 @@
 package server
 
 import (
+	"cmp"
 	"encoding/binary"
-	"errors"
 	"slices"
 	"strconv"
 	"sync"
@@ -11,6 +11,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/google/uuid"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/partition/group"
@@ -18,148 +19,259 @@ import (
 	"github.com/lockstepmq/lockstep/wire/inflate"
 )
 
-// A dead letter is written exactly once (RULES Q3): the source partition has numbered it
-// in its log, and whoever leads that partition writes it, as often as it takes, with that
-// number as the sequence of a producer that the log names too. So the partition that it
-// goes to drops what came before.
+// A dead letter is written exactly once (RULES Q3). The log of the source partition names a
+// producer and the order in which it may send which letters, and whoever leads that partition
+// sends them, as often as it takes: so the partition that they go to drops what came before.
+// Before letters are written in another way, because they go elsewhere now or one of them
+// cannot be written, the producer's last epoch is ended by a fence where it wrote; the answer
+// says what of it is there, and nothing of it will be from then on.
 
-// letter is a dead letter on its way.
-type letter struct {
-	group.Letter
-	group    group.ID
-	name     string // of the group
-	to       string // destination
-	producer wire.ProducerIdentity
-	repaired []byte // the body batch to write instead of what is stored; nil: as it is
-}
-
-// letters are the dead letters that a replica has to write: one at a time, those of a
-// group in the order of their numbers. Of one group there are no more than the partition
-// hands on at once.
+// letters are the rounds of writing dead letters of a replica: those of one group never run
+// beside each other.
 type letters struct {
 	mu      sync.Mutex
-	waiting []letter
-	busy    bool
-	naming  map[group.ID]bool // groups that get a producer
+	running int
+	waiting []*partition.LetterRound // no more than one of each group
 	told    map[group.ID]int64
 }
 
-// letterNews is how often the log says that letters of a group are not written, in
-// milliseconds.
-const letterNews = 60_000
+const (
+	// maxLetterRounds bounds the rounds of one partition that run at the same time, and the
+	// records that they hold.
+	maxLetterRounds = 8
+	// letterNews is how often the log says that letters of a group are not written, in
+	// milliseconds.
+	letterNews = 60_000
+	// letterFence bounds the wait for a fence in the way of letters.
+	letterFence = 5 * time.Second
+	// The producer of letters writes under the first epoch, until the next one begins.
+	letterEpoch, letterEnd = 0, 1
+)
 
-// Letter implements partition.Effects.
-func (r groupEffects) Letter(g *group.Group, l group.Letter) {
-	if g.Letters.Producer < 0 {
-		r.nameProducer(g.ID)
-		return // its letters come again when the producer is committed
-	}
+// Letters implements partition.Effects.
+func (r groupEffects) Letters(round *partition.LetterRound) {
 	q := &r.letters
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.waiting = append(q.waiting, letter{
-		Letter: l, group: g.ID, name: g.Name, to: g.Settings.DeadLetter,
-		producer: wire.ProducerIdentity{ID: g.Letters.Producer, Epoch: g.Letters.Epoch, Sequence: g.Letters.Sequence(l.Number)},
-		repaired: g.Substitutes[l.Offset],
-	})
-	if !q.busy {
-		q.busy = true
-		r.Blocking(r.writeLetter)
+	if q.running == maxLetterRounds {
+		q.waiting = append(q.waiting, round)
+		return
 	}
+	q.running++
+	r.begin(round)
 }
 
-// nameProducer gets a producer for the letters of a group, once at a time. What was handed
-// out for nothing, because the leadership was lost, nobody uses.
-func (r groupEffects) nameProducer(id group.ID) {
-	q := &r.letters
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.naming[id] {
-		return
-	}
-	if q.naming == nil {
-		q.naming = make(map[group.ID]bool)
-	}
-	q.naming[id] = true
-	go r.broker.producerID(func(producer int64, err error) {
-		q.mu.Lock()
-		delete(q.naming, id)
-		q.mu.Unlock()
-		r.part.LetterProducer(id, producer, err)
-		r.schedule()
-	})
+// begin runs a round, off the owner's turn.
+func (r groupEffects) begin(round *partition.LetterRound) {
+	l := &letterRound{groupEffects: r, LetterRound: round}
+	r.Blocking(l.run)
 }
 
-// writeLetter writes the letter that is next. It may block.
-func (r groupEffects) writeLetter() {
-	q := &r.letters
-	q.mu.Lock()
-	if len(q.waiting) == 0 {
-		q.busy = false
-		q.mu.Unlock()
-		return
-	}
-	next := 0
-	for i := range q.waiting {
-		if q.waiting[i].group == q.waiting[next].group && q.waiting[i].Number < q.waiting[next].Number {
-			next = i
-		}
-	}
-	l := q.waiting[next]
-	q.waiting = slices.Delete(q.waiting, next, next+1)
-	q.mu.Unlock()
-	written := func(err error) {
-		if errors.Is(err, wire.CodeDuplicate) { // of which the offset is forgotten
-			err = nil
-		}
-		if err != nil {
-			r.refused(&l, err)
-		}
-		r.part.LetterWritten(l.group, l.Number, err)
-		r.schedule()
-		r.Blocking(r.writeLetter)
-	}
-	request, err := r.encode(&l)
-	if err != nil {
-		written(err)
-		return
-	}
-	r.broker.produce(request, func(code wire.ErrorCode) {
-		if code == wire.CodeOK {
-			written(nil)
+// letterRound is a round that runs. One goroutine at a time has it.
+type letterRound struct {
+	groupEffects
+	*partition.LetterRound
+	result partition.LetterResult
+	next   int // in Sent
+}
+
+// run begins or goes on. It may block for the disk.
+func (l *letterRound) run() {
+	if l.next == 0 {
+		d, to, err := l.target()
+		switch {
+		case err != nil:
+			l.end(err)
+			return
+		case l.Renew || l.Path.Producer < 0 || d != l.Path.Destination || to != l.Path.Partition:
+			l.leave(func(next uint32) { l.enter(next, d, to) })
 			return
 		}
-		written(wire.Errorf(code, "dead letters to %q", l.to))
+	}
+	if l.next < len(l.Sent) {
+		l.send(&l.Sent[l.next])
+		return
+	}
+	for i := range l.Fresh {
+		if _, err := l.encode(&l.Fresh[i], wire.ProducerIdentity{ID: wire.NoProducerID}); err != nil {
+			l.refuse(&l.Fresh[i], err)
+		} else {
+			l.result.Ready = append(l.result.Ready, l.Fresh[i].Number)
+		}
+	}
+	l.end(nil)
+}
+
+// target is where letters go: to one partition for each partition that they come from.
+func (l *letterRound) target() (d uuid.UUID, number uint32, err error) {
+	v := l.broker.View()
+	to, ok := v.Destination(l.To)
+	if !ok || len(to.Partitions) == 0 {
+		return d, 0, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", l.To)
+	}
+	if v.Level < cluster.LevelFences && len(v.Nodes) > 1 {
+		return d, 0, wire.Errorf(wire.CodeUnavailable, "a node runs a build that knows no fences; upgrade it first")
+	}
+	return to.ID, uint32(binary.LittleEndian.Uint64(l.identity.ID[:]) % uint64(len(to.Partitions))), nil
+}
+
+// leave ends the epoch of the producer that letters were written by, and calls then with its
+// next sequence. If there is none, or its destination is deleted with all that it held, none
+// of what was sent is there.
+func (l *letterRound) leave(then func(next uint32)) {
+	p := &l.Path
+	v := l.broker.View()
+	_, there := v.DestinationByID(p.Destination)
+	switch {
+	case p.Producer < 0 || l.broker.unclosed.Load():
+		then(p.Sequence)
+		return
+	case !there && v.Epoch >= p.Metadata:
+		then(p.Sequence)
+		return
+	case !there:
+		l.end(wire.Errorf(wire.CodeUnavailable, "this node has not heard yet where dead letters of %q went", l.Name))
+		return
+	}
+	m := &wire.PeerFencing{Destination: p.Destination, Partition: p.Partition, Epoch: letterEnd, ProducerID: p.Producer}
+	l.fence(m, func(code wire.ErrorCode, answer []byte) {
+		if code != wire.CodeOK || len(answer) != 4 {
+			l.end(wire.Errorf(cmp.Or(code, wire.CodeUnavailable), "what was written before is not known yet"))
+			return
+		}
+		then(binary.LittleEndian.Uint32(answer))
 	})
 }
 
-// refused takes the letters of a group that are behind one that was not written out of the
-// way: they come again with it. The log says so now and then.
-func (r groupEffects) refused(l *letter, err error) {
-	q := &r.letters
+// enter begins a producer in a partition. Of the one before, next is the next sequence.
+func (l *letterRound) enter(next uint32, d uuid.UUID, number uint32) {
+	at := l.broker.View().Epoch
+	l.broker.producerID(func(id int64, err error) {
+		if err != nil {
+			l.end(err)
+			return
+		}
+		p := group.Path{Producer: wire.LetterProducers | id, Destination: d, Partition: number, Metadata: at}
+		m := &wire.PeerFencing{Destination: d, Partition: number, Epoch: letterEpoch, ProducerID: p.Producer}
+		l.fence(m, func(code wire.ErrorCode, _ []byte) {
+			if code != wire.CodeOK {
+				l.end(wire.Errorf(code, "dead letters to %q", l.To))
+				return
+			}
+			l.result.Path, l.result.Next = &p, next
+			l.end(nil)
+		})
+	})
+}
+
+// fence commits a fence and calls then once, at the latest after letterFence.
+func (l *letterRound) fence(m *wire.PeerFencing, then func(code wire.ErrorCode, answer []byte)) {
+	type fenced struct {
+		code   wire.ErrorCode
+		answer []byte
+	}
+	inTime(time.Now().Add(letterFence), fenced{code: wire.CodeTimeout}, func(answer func(fenced)) {
+		l.broker.fenceAt(m, 0, func(code wire.ErrorCode, body []byte) { answer(fenced{code, body}) })
+	}, func(f fenced) { then(f.code, f.answer) })
+}
+
+// send sends a letter.
+func (l *letterRound) send(x *group.Letter) {
+	sequence := int32((l.Path.Sequence + uint32(l.next)) & (1<<31 - 1))
+	m, err := l.encode(x, wire.ProducerIdentity{ID: l.Path.Producer, Epoch: letterEpoch, Sequence: sequence})
+	if err != nil {
+		l.sent(x, err)
+		return
+	}
+	l.broker.produce(m, func(code wire.ErrorCode) {
+		if l.broker.deaf.Load() {
+			code = wire.CodeUnavailable
+		}
+		if code == wire.CodeOK {
+			l.sent(x, nil)
+		} else {
+			l.sent(x, wire.Errorf(code, "dead letters to %q", l.To))
+		}
+	})
+}
+
+// sent takes in what became of a letter.
+func (l *letterRound) sent(x *group.Letter, err error) {
+	switch code := wire.CodeOf(err); {
+	case err == nil, code == wire.CodeDuplicate: // of which the offset is forgotten
+		l.next++
+		l.part.LetterWritten(l.LetterRound, x.Number)
+		l.schedule()
+		l.Blocking(l.run)
+	case itsOwn(code):
+		l.refuse(x, err)
+		l.result.Renew = true
+		l.end(nil)
+	case code == wire.CodeUnknownProducer || code == wire.CodeOutOfSequence || code == wire.CodeFenced:
+		l.result.Renew = true
+		l.end(nil)
+	default:
+		l.end(err)
+	}
+}
+
+// itsOwn reports whether a letter could not be written for what it is: others may.
+func itsOwn(code wire.ErrorCode) bool {
+	return code == wire.CodeTooLarge || code == wire.CodeCorrupt || code == wire.CodeErased
+}
+
+func (l *letterRound) refuse(x *group.Letter, err error) {
+	if l.result.Refused == nil {
+		l.result.Refused = make(map[uint64]error)
+	}
+	l.result.Refused[x.Number] = err
+	l.tell(err, "offset", x.Offset)
+}
+
+// end ends the round, with why nothing can be written, and begins one that waits.
+func (l *letterRound) end(err error) {
+	if l.result.Err = err; err != nil {
+		l.tell(err)
+	}
+	l.part.LettersDone(l.LetterRound, l.result)
+	l.schedule()
+	q := &l.letters
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.waiting = slices.DeleteFunc(q.waiting, func(x letter) bool { return x.group == l.group })
+	if len(q.waiting) == 0 {
+		q.running--
+		return
+	}
+	next := q.waiting[0]
+	q.waiting = append(q.waiting[:0], q.waiting[1:]...)
+	l.begin(next)
+}
+
+// tell has the log say now and then that letters are not written.
+func (l *letterRound) tell(err error, more ...any) {
+	q := &l.letters
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	now := monotonic() / int64(time.Millisecond)
-	if last, told := q.told[l.group]; told && now-last < letterNews {
+	if last, told := q.told[l.Group]; told && now-last < letterNews {
 		return
 	}
 	if q.told == nil {
 		q.told = make(map[group.ID]int64)
 	}
-	q.told[l.group] = now
-	r.logger.Warn("dead letters are not written; they are tried again, and explain says why", "group", l.name, "offset", l.Offset, "to", l.to, "err", err)
+	q.told[l.Group] = now
+	l.logger.Warn("dead letters are not written; they are tried again, and explain says why", append([]any{"group", l.Name, "to", l.To, "err", err}, more...)...)
 }
 
 // encode makes the request that writes a letter: the record as it was, and headers that
 // say where it comes from and why.
-func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
-	d, ok := r.broker.View().Destination(l.to)
-	if !ok || len(d.Partitions) == 0 {
-		return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", l.to)
+func (l *letterRound) encode(x *group.Letter, producer wire.ProducerIdentity) (*wire.PeerBatch, error) {
+	d, ok := l.broker.View().Destination(l.To)
+	if !ok || l.Path.Destination != d.ID {
+		return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", l.To)
 	}
 	var s log.Scanned
-	if err := r.records.Scan(l.Offset, 1, &s); err != nil {
+	if err := l.records.Scan(x.Offset, 1, &s); err != nil {
 		return nil, err
 	}
 	if len(s.Batches) == 0 || s.Batches[0].Damaged {
@@ -170,9 +282,9 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 	}
 	b := &s.Batches[0]
 	var body []byte
-	stored, err := r.readBatch(b, &body)
-	if l.repaired != nil {
-		stored, _, err = wire.NextBodyBatch(l.repaired)
+	stored, err := l.readBatch(b, &body)
+	if repaired := l.Repaired[x.Offset]; repaired != nil {
+		stored, _, err = wire.NextBodyBatch(repaired)
 	}
 	if err != nil {
 		return nil, err
@@ -191,9 +303,9 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 		}
 	}
 	reader.Reset(&info, section)
-	for reader.Next(&rec) && rec.Offset != l.Offset {
+	for reader.Next(&rec) && rec.Offset != x.Offset {
 	}
-	if rec.Offset != l.Offset {
+	if rec.Offset != x.Offset {
 		return nil, wire.CodeCorrupt
 	}
 	var hash uint64
@@ -202,24 +314,24 @@ func (r groupEffects) encode(l *letter) (*wire.PeerBatch, error) {
 	}
 	var builder wire.BatchBuilder
 	builder.Reset(true)
-	if !builder.Append(rec.TimestampMs, rec.Attributes, rec.Key, rec.Value, append(rec.AppendHeaders(nil), r.origin(l)...), hash) {
+	if !builder.Append(rec.TimestampMs, rec.Attributes, rec.Key, rec.Value, append(rec.AppendHeaders(nil), l.origin(x)...), hash) {
 		return nil, wire.CodeTooLarge
 	}
-	number := binary.LittleEndian.Uint64(r.identity.ID[:])
-	m := &wire.PeerBatch{Destination: d.ID, Partition: uint32(number % uint64(len(d.Partitions)))}
-	m.Batch, m.Index = builder.Finish(l.producer, b.Publisher, wire.CodecNone, nil)
-	return m, nil
+	m := &wire.PeerBatch{Destination: d.ID, Partition: l.Path.Partition}
+	m.Batch, m.Index = builder.Finish(producer, b.Publisher, wire.CodecNone, nil)
+	_, err = wire.ValidateBatch(m.Batch, m.Index, limitsOf(d))
+	return m, err
 }
 
 // origin are the headers of a letter.
-func (r groupEffects) origin(l *letter) []wire.RecordHeader {
+func (l *letterRound) origin(x *group.Letter) []wire.RecordHeader {
 	text := func(key, value string) wire.RecordHeader {
 		return wire.RecordHeader{Key: wire.LetterHeader + key, Value: []byte(value)}
 	}
 	return []wire.RecordHeader{
-		text("origin", r.name), text("offset", strconv.FormatUint(uint64(l.Offset), 10)), text("group", l.name), text("reason", l.Why()), text("text", l.Text),
-		text("number", strconv.FormatUint(l.Number, 10)),
-		text("deliveries", strconv.Itoa(int(l.Deliveries))), text("attempts", strconv.Itoa(int(l.Attempts))),
+		text("origin", l.name), text("offset", strconv.FormatUint(uint64(x.Offset), 10)), text("group", l.Name), text("reason", x.Why()), text("text", x.Text),
+		text("number", strconv.FormatUint(x.Number, 10)),
+		text("deliveries", strconv.Itoa(int(x.Deliveries))), text("attempts", strconv.Itoa(int(x.Attempts))),
 	}
 }
 
@@ -239,9 +351,7 @@ func (b *broker) produce(m *wire.PeerBatch, then func(wire.ErrorCode)) {
 	}
 }
 
-// produceHere appends a batch to a partition that this node leads. One of a producer that
-// begins again is looked for first: the letter may be one that the partition has taken
-// before it forgot the producer.
+// produceHere appends a batch to a partition that this node leads.
 func (b *broker) produceHere(m *wire.PeerBatch, then func(wire.ErrorCode)) {
 	d, ok := b.View().DestinationByID(m.Destination)
 	if !ok || m.Partition >= uint32(len(d.Partitions)) {
@@ -253,53 +363,26 @@ func (b *broker) produceHere(m *wire.PeerBatch, then func(wire.ErrorCode)) {
 		then(wire.CodeNotLeader)
 		return
 	}
-	var t handle
-	t.bind(b.View(), d, route{local: r}, 0)
-	info, err := wire.ValidateBatch(m.Batch, m.Index, t.limits)
+	info, err := wire.ValidateBatch(m.Batch, m.Index, limitsOf(d))
 	if err != nil {
 		then(errorBody(err).Code)
 		return
 	}
-	add := func() {
-		if err := r.Append(partition.Append{Batch: m.Batch, Index: m.Index, Info: info, Acks: wire.AcksQuorum, Receiver: produced(then)}); err != nil {
-			then(errorBody(err).Code)
-			return
-		}
-		r.Kick(false)
-	}
-	if info.ProducerEpoch == 0 || info.BaseSequence != 0 || b.unsearched.Load() {
-		add()
+	if err := r.Append(partition.Append{Batch: m.Batch, Index: m.Index, Info: info, Acks: wire.AcksQuorum, Receiver: produced(then)}); err != nil {
+		then(errorBody(err).Code)
 		return
 	}
-	m.Batch, m.Index = slices.Clone(m.Batch), slices.Clone(m.Index) // for later
-	r.Blocking(func() {
-		switch there, err := r.holdsLetter(&info, m.Batch); {
-		case err != nil:
-			then(errorBody(err).Code)
-		case there:
-			then(wire.CodeOK)
-		default:
-			add()
-		}
-	})
+	r.Kick(false)
 }
 
-// holdsLetter reports whether the partition has a letter already: a record of the same
-// producer with the same number. A letter that was consumed and is gone is not found. It
-// may block.
-func (r *partitionReplica) holdsLetter(info *wire.BatchInfo, batch []byte) (bool, error) {
-	number, ok := letterNumber(info, batch)
-	if !ok {
-		return false, nil
-	}
+// nextOf looks in the log for the next sequence of a producer of letters that the partition
+// has forgotten: one past the highest that is there, 0 if none is. It may block.
+func (r *partitionReplica) nextOf(producer int64) (next uint32, err error) {
 	var s log.Scanned
 	var body []byte
-	for o := max(r.StartOffset(), 0); ; {
-		if err := r.records.Scan(o, partition.ScanRecords, &s); err != nil {
-			return false, err
-		}
-		if len(s.Batches) == 0 {
-			return false, nil
+	for o := r.StartOffset(); ; {
+		if err := r.records.Scan(o, partition.ScanRecords, &s); err != nil || len(s.Batches) == 0 {
+			return next, err
 		}
 		for i := range s.Batches {
 			b := &s.Batches[i]
@@ -308,34 +391,13 @@ func (r *partitionReplica) holdsLetter(info *wire.BatchInfo, batch []byte) (bool
 			}
 			stored, err := r.readBatch(b, &body)
 			if err != nil {
-				return false, err
+				return 0, err
 			}
-			other, err := wire.ParseBatch(stored.Batch)
-			if err != nil || other.ProducerID != info.ProducerID {
-				continue
-			}
-			if n, ok := letterNumber(&other, stored.Batch); ok && n == number {
-				return true, nil
+			if info, err := wire.ParseBatch(stored.Batch); err == nil && info.ProducerID == producer {
+				next = uint32(info.BaseSequence+1) & (1<<31 - 1)
 			}
 		}
 	}
-}
-
-// letterNumber is the number of the letter that a batch holds.
-func letterNumber(info *wire.BatchInfo, batch []byte) (uint64, bool) {
-	var reader wire.RecordReader
-	var rec wire.Record
-	reader.Reset(info, wire.Records(batch))
-	if info.Codec != wire.CodecNone || info.RecordCount != 1 || !reader.Next(&rec) {
-		return 0, false
-	}
-	for key, value := range rec.Headers() {
-		if string(key) == wire.LetterHeader+"number" {
-			n, err := strconv.ParseUint(string(value), 10, 64)
-			return n, err == nil
-		}
-	}
-	return 0, false
 }
 
 // readBatch reads a batch that Scan has found, into memory that it may grow. It may block.

@@ -182,7 +182,7 @@ func TestAGroupFollowsItsAlteredDestination(t *testing.T) {
 }
 
 // ordering asks the leader of jobs something about the group workers.
-func ordering(t *testing.T, c *rawClient, op wire.GroupOrderOp, ask, answer any) wire.ErrorCode {
+func ordering(t testing.TB, c *rawClient, op wire.GroupOrderOp, ask, answer any) wire.ErrorCode {
 	t.Helper()
 	body, err := json.Marshal(ask)
 	require.NoError(t, err)

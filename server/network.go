@@ -186,7 +186,7 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 			reply(wire.CodeMalformed, []byte(err.Error()))
 			return
 		}
-		b.fenceAt(&m, 0, func(code wire.ErrorCode) { reply(code, nil) })
+		b.fenceAt(&m, 0, reply)
 	case wire.PeerHear:
 		var m wire.PeerHears
 		if err := m.Parse(body); err != nil {

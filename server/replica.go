@@ -362,7 +362,7 @@ func (r *partitionReplica) Append(a partition.Append) error {
 			return wire.NotLeader(l.node, l.Epoch)
 		}
 	}
-	if id := a.Info.ProducerID; id >= 0 && !r.metadata.HandedOut(id) {
+	if id := a.Info.ProducerID; id >= 0 && id < wire.LetterProducers && !r.metadata.HandedOut(id) {
 		if r.inbox != nil && !r.broker.meta.leads.Load() && r.metadata.HandedOut(id-cluster.MaxNodes*cluster.ProducerIDBlock) {
 			return wire.Errorf(wire.CodeRetry, "another node may have handed out producer ID %d, and its news are on their way", id)
 		}

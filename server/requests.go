@@ -479,7 +479,12 @@ func (s *session) route(destination [16]byte, number uint32) (route, error) {
 // bind notes what the metadata says about the destination, and who leads the partition.
 func (t *handle) bind(view *cluster.View, d *cluster.Destination, r route, routes uint64) {
 	t.view, t.dest, t.replica, t.node, t.routes = view, d, r.local, r.node, routes
-	t.limits = wire.BatchLimits{
+	t.limits = limitsOf(d)
+}
+
+// limitsOf is what a destination takes.
+func limitsOf(d *cluster.Destination) wire.BatchLimits {
+	return wire.BatchLimits{
 		MaxRecordBytes: cmp.Or(int(d.Settings.MaxRecordBytes), wire.DefaultMaxRecordBytes),
 		RequireIndex: d.Settings.RecordIndex == wire.RecordIndexOn ||
 			d.Settings.RecordIndex == wire.RecordIndexDefault && d.Kind == wire.Queue,

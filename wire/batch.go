@@ -30,6 +30,9 @@ const (
 	BatchHeaderSize = 61
 	// BatchMagic is the only record batch version.
 	BatchMagic = 2
+	// LetterProducers is the lowest ID of producers that write dead letters. A partition takes
+	// nothing of one that it was not told of by a fence, and forgets none because it is silent.
+	LetterProducers int64 = 1 << 62
 	// NoProducerID is the producer ID of batches that are not deduplicated.
 	NoProducerID = -1
 

@@ -295,6 +295,7 @@ type LetterInfo struct {
 	Attempts   uint16 `json:"attempts"`
 	Reason     string `json:"reason"`
 	Text       string `json:"text,omitempty"`
+	Problem    string `json:"problem,omitempty"` // why it waits for itself
 }
 
 // RepairRequest gives the lowest unfinished record of a scope another content, which the

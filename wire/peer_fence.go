@@ -6,6 +6,8 @@ import "encoding/binary"
 // in a partition. A broker that does not lead it passes the request on, unless it has come
 // over MaxForwardHops nodes already.
 //
+// The answer to one that ends a producer of dead letters is its next sequence, u32; others have none.
+//
 //	destination 16 | partition u32 | epoch i16 | hops u8 | zero u8 | producerID i64
 type PeerFencing struct {
 	Destination [16]byte

@@ -529,5 +529,5 @@ func (fleetEffects) Partitions() []group.PartitionLoad { return nil }
 // Locate implements partition.Effects.
 func (e fleetEffects) Locate(int64, func(wire.Offset, error)) {}
 
-// Letter implements partition.Effects: no record fails for good.
-func (e fleetEffects) Letter(*group.Group, group.Letter) {}
+// Letters implements partition.Effects: no record fails for good.
+func (e fleetEffects) Letters(*partition.LetterRound) {}

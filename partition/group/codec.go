@@ -14,24 +14,25 @@ type Command uint8
 
 // Commands of groups. The payload of each begins with the ID of the group, u64.
 const (
-	CommandPut            Command = 2
-	CommandRemoveGroup    Command = 3
-	CommandJoin           Command = 4
-	CommandRemove         Command = 5
-	CommandOutcomes       Command = 6
-	CommandHorizon        Command = 7
-	CommandPark           Command = 8
-	CommandActive         Command = 9
-	CommandSeek           Command = 10
-	CommandTable          Command = 11
-	CommandTableVoid      Command = 12
-	CommandLetter         Command = 13
-	CommandLetterDone     Command = 14
-	CommandLetterProducer Command = 15
-	CommandMember         Command = 16
-	CommandBinding        Command = 17
-	CommandSubstitute     Command = 18
-	CommandPause          Command = 19
+	CommandPut         Command = 2
+	CommandRemoveGroup Command = 3
+	CommandJoin        Command = 4
+	CommandRemove      Command = 5
+	CommandOutcomes    Command = 6
+	CommandHorizon     Command = 7
+	CommandPark        Command = 8
+	CommandActive      Command = 9
+	CommandSeek        Command = 10
+	CommandTable       Command = 11
+	CommandTableVoid   Command = 12
+	CommandLetter      Command = 13
+	CommandLetterDone  Command = 14
+	CommandLetterPath  Command = 15
+	CommandMember      Command = 16
+	CommandBinding     Command = 17
+	CommandSubstitute  Command = 18
+	CommandPause       Command = 19
+	CommandLetterSend  Command = 21
 )
 
 // Commands are laid out in a control entry as those of the partition are:
@@ -252,14 +253,34 @@ func AppendLetterDone(dst []byte, id ID, number uint64) []byte {
 	return end(binary.LittleEndian.AppendUint64(dst, number), at)
 }
 
-// AppendLetterProducer appends the command that notes the producer that writes letters, or
-// that it begins again with the lowest open one, under a higher epoch.
+// AppendLetterPath appends the command by which letters are written in another way from now
+// on. Of those that were sent, those below the next sequence of the producer before are written.
 //
-//	group u64 | producer i64 | epoch i16
-func AppendLetterProducer(dst []byte, id ID, producer int64, epoch int16) []byte {
-	dst, at := begin(dst, CommandLetterProducer, id)
-	dst = binary.LittleEndian.AppendUint64(dst, uint64(producer))
-	return end(binary.LittleEndian.AppendUint16(dst, uint16(epoch)), at)
+//	group u64 | producer i64 | destination 16 | partition u32 | sequence u32 | metadata u64 | next u32
+func AppendLetterPath(dst []byte, id ID, p *Path, next uint32) []byte {
+	dst, at := begin(dst, CommandLetterPath, id)
+	return end(binary.LittleEndian.AppendUint32(appendPath(dst, p), next), at)
+}
+
+func appendPath(dst []byte, p *Path) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(p.Producer))
+	dst = append(dst, p.Destination[:]...)
+	dst = binary.LittleEndian.AppendUint32(dst, p.Partition)
+	dst = binary.LittleEndian.AppendUint32(dst, p.Sequence)
+	return binary.LittleEndian.AppendUint64(dst, uint64(p.Metadata))
+}
+
+// AppendLetterSend appends the command after which letters may be sent, in this order.
+//
+//	group u64 | count uvarint, each: number u64
+func AppendLetterSend(dst []byte, id ID, numbers []uint64) []byte {
+	dst, at := begin(dst, CommandLetterSend, id)
+	return end(appendNumbers(dst, numbers), at)
+}
+
+func appendNumbers(dst []byte, numbers []uint64) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(numbers)))
+	return appendUint64s(dst, numbers...)
 }
 
 // AppendSubstitute appends the command by which a batch of one record is delivered in the
@@ -492,4 +513,19 @@ func (r *reader) letter() (l Letter) {
 	l.Deliveries, l.Attempts = r.uint16(), r.uint16()
 	l.Reason, l.Text = r.uint8(), r.string()
 	return l
+}
+
+func (r *reader) path() (p Path) {
+	p.Producer = int64(r.uint64())
+	copy(p.Destination[:], r.take(16))
+	p.Partition, p.Sequence, p.Metadata = r.uint32(), r.uint32(), wire.Index(r.uint64())
+	return p
+}
+
+func (r *reader) numbers() []uint64 {
+	var out []uint64
+	for n := r.count(r.uvarint(), 8); n > 0 && r.fault == ""; n-- {
+		out = append(out, r.uint64())
+	}
+	return out
 }

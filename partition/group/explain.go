@@ -130,8 +130,8 @@ func (e *explainer) group() {
 		}
 		e.unreadable("", o, what)
 	}
-	if n := len(l.lettered); n > 0 {
-		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%s not written to %q yet: %s.", count(n, "record has failed too often and is", "records have failed too often and are"), l.g.Settings.DeadLetter, l.advice())
+	if n := len(l.g.Letters.Open); n > 0 {
+		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%s not written to %q yet: %s.", count(n, "record has failed too often and is", "records have failed too often and are"), l.g.Settings.DeadLetter, l.advice(nil))
 	}
 }
 
@@ -265,7 +265,7 @@ func (e *explainer) record(o wire.Offset) {
 		e.say("done", "", 0, 0, "The group is done with it.")
 		return
 	case l.lettered[o]:
-		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "It has failed too often and is not written to %q yet: %s.", l.g.Settings.DeadLetter, l.advice())
+		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "It has failed too often and is not written to %q yet: %s.", l.g.Settings.DeadLetter, l.advice(&o))
 		return
 	}
 	for _, m := range l.sorted() {

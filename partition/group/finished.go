@@ -1,6 +1,10 @@
 package group
 
-import "github.com/lockstepmq/lockstep/wire"
+import (
+	"slices"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
 
 // finishedSteps bounds what one call of Finished looks at.
 const finishedSteps = 16 << 10
@@ -19,6 +23,7 @@ func (s *State) Finished(from wire.Offset) (runs []Span, next wire.Offset) {
 		return nil, 0
 	}
 	from = max(from, s.start)
+	letters := s.letters()
 	for steps := 0; from < s.next; steps += len(s.byID) {
 		if steps >= finishedSteps {
 			return runs, from
@@ -28,6 +33,13 @@ func (s *State) Finished(from wire.Offset) (runs []Span, next wire.Offset) {
 		for _, g := range s.byID {
 			if at := g.Done.Following(from, s.next); at > from {
 				from, skipped = at, true
+			}
+		}
+		if at, _ := slices.BinarySearch(letters, from); at < len(letters) {
+			if letters[at] == from {
+				from, skipped = from+1, true
+			} else {
+				to = min(to, letters[at])
 			}
 		}
 		if skipped {
@@ -45,8 +57,10 @@ func (s *State) Finished(from wire.Offset) (runs []Span, next wire.Offset) {
 // StillFinished drops the runs of which a group is not done with everything, since a seek,
 // or because it is new.
 func (s *State) StillFinished(runs []Span) (kept []Span) {
+	letters := s.letters()
 	for _, r := range runs {
-		done := len(s.byID) > 0
+		at, _ := slices.BinarySearch(letters, r.From)
+		done := len(s.byID) > 0 && (at == len(letters) || letters[at] >= r.To)
 		for _, g := range s.byID {
 			done = done && g.Queue && g.Done.Next(r.From) >= r.To
 		}
@@ -55,4 +69,16 @@ func (s *State) StillFinished(runs []Span) (kept []Span) {
 		}
 	}
 	return kept
+}
+
+// letters are the records, ascending, of which a dead letter is still to be written: after a
+// seek the groups may be done with them all the same.
+func (s *State) letters() (all []wire.Offset) {
+	for _, g := range s.byID {
+		for _, l := range g.Letters.Open {
+			all = append(all, l.Offset)
+		}
+	}
+	slices.Sort(all)
+	return all
 }

@@ -16,6 +16,9 @@ type Group struct {
 	Settings Settings
 	Queue    bool // its floor moves the start of the partition
 	Paused   bool
+	// Removed says that only its dead letters are left, which are still to be written: it
+	// has no name any more, and nothing of it is given to anybody.
+	Removed bool
 
 	Done    Done
 	Expired uint64 // records that retention took before they were done
@@ -66,7 +69,7 @@ func ShapeOf(s *Settings) Shape { return Shape{s.Mode, s.Scope, s.Holder, s.Orde
 func newGroup(id ID, name string) *Group {
 	return &Group{
 		ID: id, Name: name, Sessions: make(map[Session]*Member), Parked: make(map[Scope]Park),
-		Substitutes: make(map[wire.Offset][]byte), Letters: Letters{Open: make(map[uint64]Letter), Producer: -1, low: math.MaxUint64},
+		Substitutes: make(map[wire.Offset][]byte), Letters: Letters{Open: make(map[uint64]Letter), Path: Path{Producer: -1}, low: math.MaxUint64},
 	}
 }
 
@@ -156,16 +159,34 @@ type Park struct {
 
 // Letters are the dead letters of a group.
 type Letters struct {
-	Next     uint64 // number of the next letter
-	Open     map[uint64]Letter
-	Producer int64 // that writes them; below 0: none yet
-	Epoch    int16
-	Base     uint64      // the letter that this epoch of the producer begins with
-	low      wire.Offset // the lowest record of an open one; math.MaxUint64: none is
+	Next uint64 // number of the next letter
+	Open map[uint64]Letter
+	Path Path
+	// Sent are the letters that may have been written and are not known to be, in the order
+	// of their sequences: the first has Path.Sequence. All others were never sent. One that is
+	// not Open any more is a hole.
+	Sent []uint64
+	low  wire.Offset // the lowest record of an open one; math.MaxUint64: none is
+}
+
+// Path is how the letters of a group are written: by a producer of their own, which one
+// partition of one destination knows and takes each sequence from once.
+type Path struct {
+	Producer    int64 // below 0: none yet
+	Destination [16]byte
+	Partition   uint32
+	Sequence    uint32     // see Letters.Sent; 31 bits, then from 0 on again
+	Metadata    wire.Index // of the metadata in which the destination was there
 }
 
 // closed notes that letters are no longer open, the lowest of which is of the record at o.
 func (l *Letters) closed(o wire.Offset) {
+	for len(l.Sent) > 0 {
+		if _, open := l.Open[l.Sent[0]]; open {
+			break
+		}
+		l.Sent, l.Path.Sequence = l.Sent[1:], (l.Path.Sequence+1)&sequenceMask
+	}
 	if o > l.low {
 		return
 	}
@@ -175,17 +196,17 @@ func (l *Letters) closed(o wire.Offset) {
 	}
 }
 
-// First is the lowest letter that is not known to be written; Next if there is none.
-func (l *Letters) First() uint64 {
-	first := l.Next
-	for number := range l.Open {
-		first = min(first, number)
-	}
-	return first
-}
+// sequenceMask is for sequences of producers, which wrap from 2^31−1 to 0.
+const sequenceMask = 1<<31 - 1
 
-// Sequence is that of a letter's record: they have no gap from Base on.
-func (l *Letters) Sequence(number uint64) int32 { return int32((number - l.Base) & (1<<31 - 1)) }
+// below is how many of Sent have a sequence below next.
+func (l *Letters) below(next uint32) int {
+	n := (next - l.Path.Sequence) & sequenceMask
+	if n > uint32(len(l.Sent)) {
+		return 0 // letters that were given up before they were written
+	}
+	return int(n)
+}
 
 // Letter is a record that is out of its scope and not yet written where it belongs: it
 // is not done, so its body stays.
@@ -196,6 +217,39 @@ type Letter struct {
 	Attempts   uint16
 	Reason     uint8
 	Text       string
+	// Since is the index of the entry that decided on it. A seek behind that has begun anew:
+	// the letter is written all the same, and says nothing about the record any more.
+	Since wire.Index
+}
+
+// lettered reports whether a record waits for its letter: it is not given to anybody, and
+// done when that is written.
+func (g *Group) lettered(l *Letter) bool { return l.Since > g.SeekIndex }
+
+// written notes that a letter is where it belongs, or given up.
+func (g *Group) written(number uint64) {
+	l, open := g.Letters.Open[number]
+	if !open {
+		return
+	}
+	delete(g.Letters.Open, number)
+	if g.lettered(&l) {
+		g.finish(l.Offset, l.Offset+1)
+	}
+	g.Letters.closed(l.Offset)
+}
+
+// remove leaves of a group what is still to be written, and reports whether that is nothing.
+func (g *Group) remove() bool {
+	if len(g.Letters.Open) == 0 {
+		return true
+	}
+	g.Removed, g.Active, g.Table, g.tableUsed, g.Members = true, Session{}, nil, false, nil
+	g.Done, g.returned, g.settled = Done{}, runs{}, runs{}
+	g.Done.Raise(math.MaxInt64) // it needs no record
+	clear(g.Sessions)
+	clear(g.Parked)
+	return false
 }
 
 // TableLease says that a session holds records since the epoch.

@@ -85,7 +85,8 @@ type Leader struct {
 	lettered    map[wire.Offset]bool // records that are dead letters and not done
 	letterLimit int                  // MaxLetters
 	parkLimit   int                  // MaxParked
-	refusal     refusal              // of the lowest letter that could not be written
+	refusal     refusal              // why no letters are written
+	refused     map[uint64]refusal   // why one is not, which others do not wait for
 	firsts      firsts
 	timers      timers
 

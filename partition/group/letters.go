@@ -30,7 +30,7 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 	switch s.DeadLetterMode {
 	case wire.DeadLetterRecord:
 		l.number = max(l.number, l.g.Letters.Next) // those between the two are on their way
-		if len(l.lettered)+int(l.number-l.g.Letters.Next)+int(r.To-r.From) > l.letterLimit {
+		if len(l.g.Letters.Open)+int(l.number-l.g.Letters.Next)+int(r.To-r.From) > l.letterLimit {
 			return false
 		}
 		for o := r.From; o < r.To; o++ {
@@ -72,29 +72,47 @@ func (l *Leader) appliedLetter(s *sent) {
 
 // LetterWritten notes that a dead letter is where it belongs: its record is done.
 func (l *Leader) LetterWritten(number uint64) {
+	delete(l.refused, number)
+	l.refusal = refusal{}
 	if _, open := l.g.Letters.Open[number]; open {
 		l.next.written = append(l.next.written, number)
 	}
-	if l.refusal.code != wire.CodeOK && number >= l.refusal.number {
-		l.refusal = refusal{}
-	}
+}
+
+// SendLetters has committed that letters may be sent, in this order.
+func (l *Leader) SendLetters(numbers []uint64, done func(error)) {
+	l.Order(Order{Command: AppendLetterSend(nil, l.g.ID, numbers), Done: done})
+}
+
+// MoveLetters has committed that letters are written in another way from now on, and that next
+// is the next sequence of the producer before, which will take no more.
+func (l *Leader) MoveLetters(p Path, next uint32, done func(error)) {
+	l.Order(Order{Command: AppendLetterPath(nil, l.g.ID, &p, next), Done: func(err error) {
+		l.appliedWritten()
+		done(err)
+	}})
 }
 
 // Lettered reports whether the record at o is a dead letter that is not written yet.
 func (l *Leader) Lettered(o wire.Offset) bool { return l.lettered[o] }
 
-// DropLetter gives up a dead letter that is not written, by the offset of its record.
+// DropLetter gives up the dead letters that are not written of the record at o.
 func (l *Leader) DropLetter(o wire.Offset, done func(error)) {
+	var command []byte
 	for number, letter := range l.g.Letters.Open {
 		if letter.Offset == o {
-			l.Order(Order{Command: AppendLetterDone(nil, l.g.ID, number), Done: func(err error) {
-				l.appliedWritten()
-				done(err)
-			}})
-			return
+			delete(l.refused, number)
+			command = AppendLetterDone(command, l.g.ID, number)
 		}
 	}
-	done(wire.Errorf(wire.CodeRefused, "no dead letter of the record at offset %d waits", o))
+	if command == nil {
+		done(wire.Errorf(wire.CodeRefused, "no dead letter of the record at offset %d waits", o))
+		return
+	}
+	l.Order(Order{Command: command, Done: func(err error) {
+		l.appliedWritten()
+		done(err)
+	}})
 }
 
 // DescribeLetters says which dead letters are not written, and why.
@@ -104,14 +122,23 @@ func (l *Leader) DescribeLetters() wire.LettersResponse {
 	if d.Count == 0 {
 		return d
 	}
-	d.Problem = l.advice()
+	d.Problem = l.advice(nil)
 	for _, number := range sorted(l.g.Letters.Open)[:min(most, len(l.g.Letters.Open))] {
 		x := l.g.Letters.Open[number]
 		d.Letters = append(d.Letters, wire.LetterInfo{
 			Number: number, Offset: uint64(x.Offset), Deliveries: x.Deliveries, Attempts: x.Attempts, Reason: x.Why(), Text: x.Text,
+			Problem: l.problemOf(number),
 		})
 	}
 	return d
+}
+
+// problemOf is why a letter waits that others do not wait for.
+func (l *Leader) problemOf(number uint64) string {
+	if r, refused := l.refused[number]; refused {
+		return l.advise(r, l.g.Letters.Open[number].Offset)
+	}
+	return ""
 }
 
 // Why is the reason of a letter, as its header has it.
@@ -124,47 +151,73 @@ func (l *Letter) Why() string {
 
 // refusal is why a letter could not be written.
 type refusal struct {
-	number uint64
-	code   wire.ErrorCode
-	text   string
+	code wire.ErrorCode
+	text string
 }
 
-// LetterFailed notes why a letter could not be written, for those who ask. It is tried
-// again.
+// LettersFailed notes why no letters could be written, for those who ask: nil if they can be.
+// They are tried again.
+func (l *Leader) LettersFailed(err error) {
+	if l.refusal = (refusal{}); err != nil {
+		l.refusal = refusal{wire.CodeOf(err), err.Error()}
+	}
+}
+
+// LetterFailed notes why one letter could not be written, which others do not wait for: nil
+// if it can be.
 func (l *Leader) LetterFailed(number uint64, err error) {
-	if _, open := l.g.Letters.Open[l.refusal.number]; !open || number <= l.refusal.number || l.refusal.code == wire.CodeOK {
-		l.refusal = refusal{number: number, code: wire.CodeOf(err), text: err.Error()}
+	if err == nil {
+		delete(l.refused, number)
+		return
 	}
+	if l.refused == nil {
+		l.refused = make(map[uint64]refusal)
+	}
+	l.refused[number] = refusal{wire.CodeOf(err), err.Error()}
 }
 
-// Forgotten is the order by which the producer of letters begins again, if the partition
-// that they go to has said that it does not know it or that one is missing. That partition
-// sees to it that nothing is written twice.
-func (l *Leader) Forgotten(done func(error)) (Order, bool) {
-	if c := l.refusal.code; c != wire.CodeUnknownProducer && c != wire.CodeOutOfSequence {
-		return Order{}, false
+// advice says what to do about letters that are not written: about all of a group, or about
+// that of the record at o.
+func (l *Leader) advice(o *wire.Offset) string {
+	var first uint64
+	alone := 0
+	for number := range l.refused {
+		if x, open := l.g.Letters.Open[number]; !open || o != nil && x.Offset != *o {
+			continue
+		}
+		if alone++; alone == 1 || number < first {
+			first = number
+		}
 	}
-	l.refusal = refusal{}
-	s := &l.g.Letters
-	return Order{Command: AppendLetterProducer(nil, l.g.ID, s.Producer, s.Epoch+1), Done: done}, true
+	if alone == 0 || o == nil && l.refusal.code != wire.CodeOK {
+		return l.advise(l.refusal, 0)
+	}
+	text := l.advise(l.refused[first], l.g.Letters.Open[first].Offset)
+	if alone > 1 {
+		text += fmt.Sprintf("; %d more wait each for itself, see dlq ls", alone-1)
+	}
+	return text
 }
 
-// advice says what to do about letters that are not written.
-func (l *Leader) advice() string {
+// advise says what to do about a refusal, of the letter of the record at o.
+func (l *Leader) advise(r refusal, o wire.Offset) string {
 	to := l.g.Settings.DeadLetter
-	switch r := &l.refusal; r.code {
+	switch r.code {
 	case wire.CodeOK:
 		return "they are on their way"
 	case wire.CodeUnknownDestination, wire.CodeDestinationGone:
+		if to == "" {
+			return "the group names no destination for dead letters any more: name one, or skip them by their offsets"
+		}
 		return fmt.Sprintf("there is no %q: create it, or name another one for dead letters", to)
 	case wire.CodePartitionFull:
 		return fmt.Sprintf("%q is full: redrive or purge what it holds, or raise its threshold", to)
 	case wire.CodeSendDisabled:
 		return fmt.Sprintf("a partition of %q is closed to new records: open it", to)
 	case wire.CodeTooLarge:
-		return fmt.Sprintf("the record at offset %d is too large for %q: let that take larger records, or skip it by its offset", l.g.Letters.Open[r.number].Offset, to)
-	case wire.CodeCorrupt:
-		return fmt.Sprintf("the record at offset %d cannot be read: repair it, or skip it by its offset", l.g.Letters.Open[r.number].Offset)
+		return fmt.Sprintf("the record at offset %d is too large for %q: let that take larger records, or skip it by its offset", o, to)
+	case wire.CodeCorrupt, wire.CodeErased:
+		return fmt.Sprintf("the record at offset %d cannot be read: repair it, or skip it by its offset", o)
 	default:
 		return fmt.Sprintf("%q does not take them (%s); they are tried again", to, r.text)
 	}
@@ -175,6 +228,11 @@ func (l *Leader) appliedWritten() {
 	for o := range l.lettered {
 		if l.g.Done.Has(o) {
 			delete(l.lettered, o)
+		}
+	}
+	for number := range l.refused {
+		if _, open := l.g.Letters.Open[number]; !open {
+			delete(l.refused, number)
 		}
 	}
 }

@@ -194,7 +194,9 @@ func (l *Leader) restart() {
 func (l *Leader) known() {
 	clear(l.lettered)
 	for _, letter := range l.g.Letters.Open {
-		l.lettered[letter.Offset] = true
+		if l.g.lettered(&letter) {
+			l.lettered[letter.Offset] = true
+		}
 	}
 	for s, p := range l.g.Parked {
 		if l.kind == hashed {

@@ -16,13 +16,13 @@ import (
 // states have equal bytes.
 //
 //	term u64 | start u64 | next u64 | count u32, each group by ascending ID:
-//	id u64 | version u64 | name string | settings | flags u8 (1 paused, 2 of a queue, 4 has a table, 8 its term has begun, 16 has members) |
+//	id u64 | version u64 | name string | settings | flags u8 (1 paused, 2 of a queue, 4 has a table, 8 its term has begun, 16 has members, 32 removed) |
 //	expired u64 | horizon u64 | doubt u64 | fence u64 | seekIndex u64 | forgotten u64 | active 16 | done |
 //	count u32, each session: as in JOIN up to client, since u64 |
 //	returned: runs | settled: runs |
 //	count u32, each parked: scope u64, head u64, since u64, reason string |
 //	count u32, each substitute: offset u64, length u32, record |
-//	letters: next u64, producer i64, epoch i16, count u32, each as in LETTER |
+//	letters: next u64, as in LETTER_PATH up to metadata, as in LETTER_SEND, count u32, each: as in LETTER, since u64 |
 //	table as in TABLE, if it has one |
 //	members, if it has: as in BINDING from generation on, count u32, each as in MEMBER from session on
 //
@@ -34,6 +34,7 @@ const (
 	flagTable     = 4
 	flagTableUsed = 8
 	flagMembers   = 16
+	flagRemoved   = 32
 
 	chunkRuns = 1
 	chunkBits = 2
@@ -85,7 +86,7 @@ func (g *Group) save(dst []byte) []byte {
 	dst = g.Settings.Append(dst)
 	var flags uint8
 	for bit, is := range map[uint8]bool{
-		PutPaused: g.Paused, PutQueue: g.Queue, flagTable: g.Table != nil, flagTableUsed: g.tableUsed, flagMembers: g.Members != nil,
+		PutPaused: g.Paused, PutQueue: g.Queue, flagTable: g.Table != nil, flagTableUsed: g.tableUsed, flagMembers: g.Members != nil, flagRemoved: g.Removed,
 	} {
 		if is {
 			flags |= bit
@@ -113,13 +114,12 @@ func (g *Group) save(dst []byte) []byte {
 		dst = appendUint64s(dst, uint64(o))
 		dst = append(appendCount(dst, len(g.Substitutes[o])), g.Substitutes[o]...)
 	}
-	dst = appendUint64s(dst, g.Letters.Next, uint64(g.Letters.Producer))
-	dst = binary.LittleEndian.AppendUint16(dst, uint16(g.Letters.Epoch))
-	dst = appendUint64s(dst, g.Letters.Base)
+	dst = appendPath(appendUint64s(dst, g.Letters.Next), &g.Letters.Path)
+	dst = appendNumbers(dst, g.Letters.Sent)
 	dst = appendCount(dst, len(g.Letters.Open))
 	for _, number := range sorted(g.Letters.Open) {
 		l := g.Letters.Open[number]
-		dst = appendLetter(dst, &l)
+		dst = appendUint64s(appendLetter(dst, &l), uint64(l.Since))
 	}
 	if g.Table != nil {
 		dst = appendTable(dst, g.Table)
@@ -220,14 +220,16 @@ func Restore(src []byte) (*State, error) {
 	var last ID
 	for n := r.uint32(); n > 0 && r.fault == ""; n-- {
 		g := r.group()
-		if r.fault == "" && (g.ID <= last || s.byName[g.Name] != nil) {
+		if r.fault == "" && (g.ID <= last || s.byName[g.Name] != nil && !g.Removed) {
 			r.fail(fmt.Sprintf("group %d does not follow group %d, or a group has its name", g.ID, last))
 		}
-		if floor := g.Done.Floor(); r.fault == "" && (floor < s.start || floor > s.next) {
+		if floor := g.Done.Floor(); r.fault == "" && (floor < s.start || floor > s.next && !g.Removed) {
 			r.fail(fmt.Sprintf("the floor %d of group %d is outside of the partition", floor, g.ID))
 		}
 		last = g.ID
-		s.byID[g.ID], s.byName[g.Name] = g, g
+		if s.byID[g.ID] = g; !g.Removed {
+			s.byName[g.Name] = g
+		}
 	}
 	if err := r.done(); err != nil {
 		return nil, err
@@ -240,10 +242,10 @@ func (r *reader) group() *Group {
 	g := newGroup(id, r.string())
 	g.Version, g.Settings = version, r.settings()
 	flags := r.uint8()
-	if flags >= 2*flagMembers || flags&(flagTable|flagTableUsed) == flagTableUsed {
+	if flags >= 2*flagRemoved || flags&(flagTable|flagTableUsed) == flagTableUsed {
 		r.fail(fmt.Sprintf("flags %#x are unknown", flags))
 	}
-	g.Paused, g.Queue, g.tableUsed = flags&PutPaused != 0, flags&PutQueue != 0, flags&flagTableUsed != 0
+	g.Paused, g.Queue, g.tableUsed, g.Removed = flags&PutPaused != 0, flags&PutQueue != 0, flags&flagTableUsed != 0, flags&flagRemoved != 0
 	g.Expired, g.Horizon, g.Doubt = r.uint64(), r.offset(), r.offset()
 	g.Fence, g.SeekIndex, g.Forgotten = wire.Index(r.uint64()), wire.Index(r.uint64()), wire.Index(r.uint64())
 	g.Active = r.session()
@@ -266,10 +268,10 @@ func (r *reader) group() *Group {
 	list(r, g.Substitutes, func() (wire.Offset, []byte) {
 		return r.offset(), bytes.Clone(r.take(int(r.uint32())))
 	})
-	g.Letters.Next, g.Letters.Producer, g.Letters.Epoch = r.uint64(), int64(r.uint64()), int16(r.uint16())
-	g.Letters.Base = r.uint64()
+	g.Letters.Next, g.Letters.Path, g.Letters.Sent = r.uint64(), r.path(), r.numbers()
 	list(r, g.Letters.Open, func() (uint64, Letter) {
 		l := r.letter()
+		l.Since = wire.Index(r.uint64())
 		g.Letters.low = min(g.Letters.low, l.Offset)
 		return l.Number, l
 	})

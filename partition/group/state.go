@@ -176,7 +176,7 @@ func (s *State) Held() (wire.Offset, bool) {
 // is not there is told is nothing. It panics with log.ErrTooNew for a command that it
 // does not know, and with ErrState for one that no leader can have proposed.
 func (s *State) Apply(i wire.Index, t Command, version uint8, payload []byte) Effect {
-	if t < CommandPut || t > CommandPause || version != commandVersion {
+	if t < CommandPut || t > CommandPause && t != CommandLetterSend || version != commandVersion {
 		panic(fmt.Errorf("group: command %d version %d: %w; upgrade this broker", t, version, log.ErrTooNew))
 	}
 	r := reader{src: payload}
@@ -184,10 +184,14 @@ func (s *State) Apply(i wire.Index, t Command, version uint8, payload []byte) Ef
 	e := Effect{Kind: t}
 	if t == CommandPut {
 		e.Group = s.put(i, id, &r)
-	} else if g := s.byID[id]; g != nil {
+	} else if g := s.byID[id]; g != nil && (!g.Removed || t == CommandLetterDone || t == CommandLetterPath || t == CommandLetterSend) {
 		e.Group = g
 		before := g.needs()
 		s.apply(i, g, &r, &e)
+		if g.Removed && len(g.Letters.Open) == 0 && !e.Removed {
+			s.remove(g)
+			e.Removed = true
+		}
 		if s.known && g.Queue {
 			s.moved(before, g.needs())
 		}
@@ -209,9 +213,12 @@ func (s *State) put(i wire.Index, id ID, r *reader) *Group {
 	flags := r.uint8()
 	s.known = false
 	g := s.byID[id]
+	if g != nil && g.Removed {
+		return g
+	}
 	if g == nil {
 		if old := s.byName[name]; old != nil {
-			delete(s.byID, old.ID) // the name has a new group: the old one is gone
+			s.remove(old) // the name has a new group: the old one is gone
 		}
 		g = newGroup(id, name)
 		start = min(max(start, s.start), s.next)
@@ -229,14 +236,24 @@ func (s *State) put(i wire.Index, id ID, r *reader) *Group {
 	return g
 }
 
+// remove takes a group away. What it has decided on and not yet written stays until it is.
+func (s *State) remove(g *Group) {
+	if !g.Removed {
+		delete(s.byName, g.Name)
+	}
+	g.own()
+	if g.remove() {
+		delete(s.byID, g.ID)
+	}
+	s.known = false
+}
+
 // apply carries out the other commands.
 func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 	g.own()
 	switch e.Kind {
 	case CommandRemoveGroup:
-		delete(s.byID, g.ID)
-		delete(s.byName, g.Name)
-		s.known = false
+		s.remove(g)
 		e.Removed = true
 	case CommandJoin:
 		m := r.member()
@@ -283,6 +300,7 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 	case CommandLetter:
 		session := r.session()
 		l := r.letter()
+		l.Since = i
 		s.inside(r, l.Offset+1)
 		if !g.Done.Has(l.Offset) {
 			g.take(i, &Return{From: l.Offset, To: l.Offset + 1, Deliveries: l.Deliveries, Attempts: l.Attempts}, g.listed(&[]Session{session}))
@@ -291,20 +309,18 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 		}
 		g.Letters.Next = max(g.Letters.Next, l.Number+1)
 	case CommandLetterDone:
-		number := r.uint64()
-		if l, open := g.Letters.Open[number]; open {
-			delete(g.Letters.Open, number)
-			g.finish(l.Offset, l.Offset+1)
-			g.Letters.closed(l.Offset)
+		g.written(r.uint64())
+	case CommandLetterPath:
+		path, next := r.path(), r.uint32()
+		for _, number := range g.Letters.Sent[:g.Letters.below(next)] {
+			g.written(number)
 		}
-	case CommandLetterProducer:
-		producer, epoch := int64(r.uint64()), int16(r.uint16())
-		switch {
-		case g.Letters.Producer < 0:
-			g.Letters.Producer, g.Letters.Epoch = producer, epoch
-		case producer == g.Letters.Producer && epoch > g.Letters.Epoch:
-			// The one before was forgotten, or a letter is left out: it begins again.
-			g.Letters.Epoch, g.Letters.Base = epoch, g.Letters.First()
+		g.Letters.Path, g.Letters.Sent = path, nil
+	case CommandLetterSend:
+		for _, number := range r.numbers() {
+			if _, open := g.Letters.Open[number]; open {
+				g.Letters.Sent = append(g.Letters.Sent, number)
+			}
 		}
 	case CommandMember:
 		on, c := r.bool(), r.membership()

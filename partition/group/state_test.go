@@ -250,16 +250,112 @@ func TestALetterKeepsItsRecord(t *testing.T) {
 	b.apply(AppendOutcomes(nil, 7, []Span{{0, 5}, {6, 10}}, nil))
 	l := Letter{Number: 3, Offset: 5, Deliveries: 4, Attempts: 3, Reason: 2, Text: "no"}
 	b.apply(AppendLetter(nil, 7, Session{}, &l))
+	l.Since = b.index
 	require.Equal(t, map[uint64]Letter{3: l}, g.Letters.Open)
 	require.EqualValues(t, 4, g.Letters.Next)
 	require.EqualValues(t, 5, g.Done.Floor())
 	require.Equal(t, wire.CodeStaleEpoch, g.Late(5, b.index-1), "whoever held it does not any more")
-	b.apply(AppendLetterProducer(nil, 7, 12, 3))
 	b.apply(AppendLetterDone(nil, 7, 3))
 	require.Empty(t, g.Letters.Open)
 	require.EqualValues(t, 10, g.Done.Floor())
-	require.EqualValues(t, 12, g.Letters.Producer)
-	require.EqualValues(t, 3, g.Letters.Epoch)
+}
+
+// Which letters have been written when they are written in another way from then on.
+func TestRuleQ3_LettersOfAnotherWay(t *testing.T) {
+	for name, c := range map[string]struct {
+		done []uint64 // written, or given up
+		next uint32   // of the producer
+		left []uint64
+	}{
+		"none is there":              {next: 7, left: []uint64{0, 1, 2, 3}},
+		"two are there":              {next: 9, left: []uint64{2, 3}},
+		"all that were sent are":     {next: 10, left: []uint64{3}},
+		"one was known to be":        {done: []uint64{0}, next: 9, left: []uint64{2, 3}},
+		"more was given up":          {done: []uint64{0, 1}, next: 8, left: []uint64{2, 3}},
+		"one in between is not sent": {done: []uint64{1}, next: 8, left: []uint64{2, 3}},
+		"nobody knows":               {next: 1 << 31, left: []uint64{0, 1, 2, 3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBook(t, 100)
+			g := b.group(7, PutQueue)
+			b.apply(AppendLetterPath(nil, 7, &Path{Producer: 12, Sequence: 7}, 0))
+			for n := range uint64(4) {
+				b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: n, Offset: wire.Offset(n)}))
+			}
+			b.apply(AppendLetterSend(nil, 7, []uint64{0, 1, 2}))
+			for _, n := range c.done {
+				b.apply(AppendLetterDone(nil, 7, n))
+			}
+			again, err := Restore(b.Save(nil))
+			require.NoError(t, err)
+			require.Equal(t, g.Letters, again.Group(7).Letters)
+			next := &Path{Producer: 13, Destination: [16]byte{1}, Partition: 3, Metadata: 9}
+			b.apply(AppendLetterPath(nil, 7, next, c.next))
+			require.Equal(t, *next, g.Letters.Path)
+			require.Empty(t, g.Letters.Sent)
+			require.Equal(t, c.left, sorted(g.Letters.Open))
+		})
+	}
+}
+
+// Letters that were written and known to be are the first of those that were sent no more.
+func TestRuleQ3_SequencesOfLettersWrap(t *testing.T) {
+	b := newBook(t, 100)
+	g := b.group(7, PutQueue)
+	b.apply(AppendLetterPath(nil, 7, &Path{Producer: 12, Sequence: 1<<31 - 2}, 0))
+	for n := range uint64(3) {
+		b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: n, Offset: wire.Offset(n)}))
+	}
+	b.apply(AppendLetterSend(nil, 7, []uint64{0, 1, 2}))
+	require.Equal(t, 3, g.Letters.below(1))
+	b.apply(AppendLetterDone(nil, 7, 0))
+	b.apply(AppendLetterDone(nil, 7, 1))
+	require.Zero(t, g.Letters.Path.Sequence)
+	require.Equal(t, []uint64{2}, g.Letters.Sent)
+	require.Equal(t, 1, g.Letters.below(1))
+}
+
+// A seek back over a record whose letter is not written yet has it given out again: the letter
+// is written all the same, and says nothing about it.
+func TestRuleQ3_ASeekBackHasTheRecordGivenOutAgain(t *testing.T) {
+	b := newBook(t, 100)
+	g := b.group(7, PutQueue)
+	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 0, Offset: 5}))
+	b.apply(AppendSeek(nil, 7, 3))
+	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 1, Offset: 6}))
+	b.apply(AppendLetterDone(nil, 7, 0))
+	b.apply(AppendLetterDone(nil, 7, 1))
+	require.False(t, g.Done.Has(5), "it is given out again")
+	require.True(t, g.Done.Has(6))
+}
+
+// A group that is removed is gone when its letters are written, and its name is free at once.
+func TestRuleQ3_AGroupThatIsRemovedLeavesItsLetters(t *testing.T) {
+	b := newBook(t, 100)
+	g := b.group(7, PutQueue)
+	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 0, Offset: 5}))
+	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 1, Offset: 6}))
+	b.apply(AppendRemoveGroup(nil, 7))
+	require.Nil(t, b.Named(g.Name))
+	b.apply(AppendJoin(nil, 7, &Member{ID: session(1)}, 0, nil))
+	require.Empty(t, g.Sessions, "nobody consumes")
+	b.apply(AppendPut(nil, 9, 9, g.Name, &g.Settings, 50, PutQueue))
+	require.Equal(t, ID(9), b.Named(g.Name).ID)
+	again, err := Restore(b.Save(nil))
+	require.NoError(t, err)
+	require.Equal(t, b.Save(nil), again.Save(nil))
+	require.Equal(t, ID(9), again.Named(g.Name).ID)
+	floor, _ := b.Floor()
+	require.EqualValues(t, 5, floor, "the records of the letters stay")
+	b.apply(AppendOutcomes(nil, 9, []Span{{50, 100}}, nil))
+	runs, _ := b.Finished(0)
+	require.Equal(t, []Span{{0, 5}, {7, 100}}, runs)
+	require.Equal(t, []Span{{7, 90}}, b.StillFinished([]Span{{5, 6}, {7, 90}}))
+	b.apply(AppendLetterDone(nil, 7, 0))
+	b.apply(AppendLetterDone(nil, 7, 1))
+	require.Nil(t, b.Group(7))
+	floor, _ = b.Floor()
+	require.EqualValues(t, 100, floor)
 }
 
 // A seek, an order that settles, and another group that is done leave a record where it is
