@@ -182,6 +182,9 @@ func (r *consumeRun) runMember(c *cobra.Command) error {
 		switch e := e.(type) {
 		case client.LeaseLost:
 			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d is not ours any more: %s\n", r.destination, e.Partition, e.Offset, oneLine(e.Reason))
+		case client.DataExpired:
+			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d: retention has removed the records at offsets %d to %d before group %s was done with them; it goes on at %d\n",
+				r.destination, e.Partition, e.From, e.To-1, e.Group, e.To)
 		case client.Blocked:
 			waiting.say(r.destination, fmt.Sprintf("partition %d gives no records", e.Partition), e.Err.Error())
 		}

@@ -156,6 +156,11 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 		"partition", "done below", "next", "backlog", "leased", "returned", "parked"); err != nil {
 		return err
 	}
+	for _, p := range g.Partitions {
+		if p.Expired > 0 {
+			fmt.Fprintf(a.stdout, "partition %d: retention has removed %s that the group was not done with\n", p.Number, plural(int64(p.Expired), "record"))
+		}
+	}
 	if len(members) == 0 {
 		_, err := fmt.Fprintln(a.stdout, "no members")
 		return err

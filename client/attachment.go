@@ -346,8 +346,16 @@ func (at *attachment) frame(s *session, op wire.Opcode, body []byte) error {
 			return err
 		}
 		for _, l := range m.Lost {
+			why := wire.CodeStaleEpoch
+			if l.Reason == wire.ReasonExpired {
+				why = wire.CodeDataExpired
+			}
+			if l.Epoch == 0 {
+				c.events.send(DataExpired{Destination: c.destination, Group: c.options.group, Partition: at.partition, From: uint64(l.Offset), To: uint64(l.Offset) + uint64(l.Count)})
+				continue
+			}
 			at.each(l.Offset, l.Count, l.Epoch, func(d *Delivery) {
-				at.remove(d, wire.Errorf(wire.CodeStaleEpoch, "%v", l.Reason))
+				at.remove(d, wire.Errorf(why, "%v", l.Reason))
 			})
 		}
 	case wire.OpGroupHeartbeat:

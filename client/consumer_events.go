@@ -15,6 +15,16 @@ type LeaseLost struct {
 	Reason             string
 }
 
+// DataExpired is sent when retention has removed the records [From, To) of a partition
+// before the group was done with all of them, or when a consumer is attached to a group that has
+// lost them and has done nothing since: it goes on at To. What the consumer had of them is
+// lost as well: their outcomes end with ErrFenced and wire.CodeDataExpired.
+type DataExpired struct {
+	Destination, Group string
+	Partition          uint32
+	From, To           uint64
+}
+
 // Unconfirmed is sent when no broker has confirmed for the session timeout that what a
 // consumer holds of a partition is its own. What is worked on is lost. What is
 // acknowledged and not answered yet may be: the answer that comes when a broker is there
@@ -57,6 +67,7 @@ type ConsumerClosed struct {
 
 func (Attached) event()       {}
 func (LeaseLost) event()      {}
+func (DataExpired) event()    {}
 func (Unconfirmed) event()    {}
 func (Rebound) event()        {}
 func (Uncovered) event()      {}

@@ -580,6 +580,29 @@ func TestAConsumerSaysHowManyRecordsItWorksOn(t *testing.T) {
 	require.Empty(t, g.capacity)
 }
 
+// RULES Q4: what retention took from the group is an event, and the error of what the consumer
+// had of it.
+func TestRuleQ4_WhatHasExpiredIsToldAsARangeAndAsAnError(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	expired := make(chan DataExpired, 1)
+	c := g.consumer(OnEvent(func(e Event) {
+		if e, ok := e.(DataExpired); ok {
+			expired <- e
+		}
+	}))
+	g.deliver(10, fakeEpoch, "")
+	d := next(t, c)
+	g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{
+		{Offset: 3, Count: 9, Reason: wire.ReasonExpired}, {Offset: 10, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonExpired},
+	}})
+	e := <-expired
+	require.Equal(t, []uint64{3, 12}, []uint64{e.From, e.To})
+	<-d.Context().Done()
+	err := d.Ack()
+	require.ErrorIs(t, err, ErrFenced)
+	require.ErrorIs(t, err, wire.CodeDataExpired)
+}
+
 func TestLeavingTheLoopGivesBackWhatWasSentAhead(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Shared})
 	c := g.consumer(Prefetch(10))

@@ -98,6 +98,7 @@ func (e *SendError) Unwrap() error { return e.Err }
 type OutOfRangeError struct {
 	Partition uint32
 	Offset    uint64 // where the reader wanted to read
+	Next      uint64 // if retention has removed [Offset, Next): where reading can go on; else 0
 	Err       error
 }
 

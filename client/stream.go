@@ -360,7 +360,9 @@ func (st *stream) refused(err error) {
 		st.located = false // retention was faster: the start has moved
 		r.later(err)
 	case code == wire.CodeOutOfRange:
-		r.fail(&OutOfRangeError{Partition: st.partition, Offset: uint64(st.next), Err: err})
+		var known *wire.Error
+		errors.As(err, &known)
+		r.fail(&OutOfRangeError{Partition: st.partition, Offset: uint64(st.next), Next: uint64(known.Next), Err: err})
 	case code == wire.CodeDataLost || code == wire.CodePartitionReset:
 		var known *wire.Error
 		errors.As(err, &known)

@@ -126,6 +126,9 @@ type Effects interface {
 	// of the destination's groups; CodeNotCoordinator, with the number of the partition that
 	// does as its next, if it does not.
 	Coordinates() (group.Term, error)
+	// Expired counts records that retention has taken from a group which was not done with
+	// them, while it is led here.
+	Expired(records uint64)
 	// Uncovered says which partitions no consumer of a group has, while it has consumers.
 	Uncovered(name string, partitions []uint32)
 	// Letters carries out a round of writing dead letters: it tells Partition.LetterWritten of

@@ -170,6 +170,9 @@ func (g *Groups) effect(e group.Effect) {
 			l.Trimmed()
 			g.wake(l)
 		}
+		if e.Expired > 0 {
+			g.effects.Expired(e.Expired)
+		}
 	case group.CommandPut, group.CommandRemoveGroup:
 		g.compare, g.arrived, g.changed = true, true, true
 	}

@@ -139,8 +139,7 @@ func (s *State) applyControl(i wire.Index, appendTimeMs int64, body []byte, effe
 				panic(fmt.Sprintf("partition: trim of %d bytes", length))
 			}
 			if start := wire.Offset(binary.LittleEndian.Uint64(payload)); start > s.start {
-				s.trim(start)
-				effect(group.Effect{Kind: group.Command(commandTrim)})
+				effect(group.Effect{Kind: group.Command(commandTrim), Expired: s.trim(start)})
 			}
 		default:
 			panic(fmt.Errorf("partition: command %d version %d: %w; upgrade this broker", t, version, log.ErrTooNew))
@@ -152,10 +151,10 @@ func (s *State) applyControl(i wire.Index, appendTimeMs int64, body []byte, effe
 	}
 }
 
-// trim moves the start.
-func (s *State) trim(start wire.Offset) {
+// trim moves the start, and returns how many records groups have lost by it.
+func (s *State) trim(start wire.Offset) (expired uint64) {
 	s.start = min(start, s.next)
-	s.groups.Trimmed(s.start)
+	return s.groups.Trimmed(s.start)
 }
 
 // Save appends the state to dst. Equal states have equal bytes. Owner only.

@@ -222,7 +222,9 @@ func (k *groupLink) Revoke(r []wire.Revoke) {
 // Lost implements group.Consumer.
 func (k *groupLink) Lost(r []wire.Lost) {
 	for i := range r {
-		k.count(groupLost, uint64(r[i].Count))
+		if r[i].Epoch > 0 {
+			k.count(groupLost, uint64(r[i].Count))
+		}
 	}
 	for part := range slices.Chunk(r, wire.MaxGroupItems) {
 		k.inOrder(wire.OpGroupLost, &wire.GroupLost{Lost: part})

@@ -111,6 +111,9 @@ type uncovered struct {
 	of map[string]int
 }
 
+// Expired implements partition.Effects.
+func (r groupEffects) Expired(records uint64) { r.expired.Add(records) }
+
 // Uncovered implements partition.Effects: what it hears is a metric, and said once.
 func (r groupEffects) Uncovered(name string, partitions []uint32) {
 	r.uncovered.mu.Lock()

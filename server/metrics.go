@@ -24,6 +24,7 @@ var (
 	metricLevel      = prometheus.NewDesc("lockstep_feature_level", "What all nodes of the cluster have agreed to use; it rises when all have been upgraded.", nil, nil)
 	metricEpoch      = prometheus.NewDesc("lockstep_metadata_epoch", "Index of the last metadata change.", nil, nil)
 	metricDamaged    = prometheus.NewDesc("lockstep_damaged_records", "Stored records that cannot be read because their bytes are damaged.", []string{"destination"}, nil)
+	metricExpired    = prometheus.NewDesc("lockstep_group_expired_records_total", "Records that retention removed before a group was done with them, of all groups of partitions led here.", []string{"destination"}, nil)
 	metricUncovered  = prometheus.NewDesc("lockstep_partitions_without_consumer", "Partitions that no consumer of a group has which has consumers, of all groups, as this node coordinates them.", []string{"destination"}, nil)
 	metricRanges     = prometheus.NewDesc("lockstep_damaged_ranges", "Ranges of damaged frames.", []string{"destination"}, nil)
 	metricReports    = prometheus.NewDesc("lockstep_damage_reports_total", "Damaged frames reported by clients, by what the disk says.", []string{"result"}, nil)
@@ -50,7 +51,7 @@ var (
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricErased, metricWaiting, metricPending, metricVoters, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
-		metricDamaged, metricUncovered, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed, metricRecovered,
+		metricDamaged, metricExpired, metricUncovered, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed, metricRecovered,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
 		ch <- d
@@ -96,7 +97,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		wire.PartitionStarting: 0, wire.PartitionActive: 0, wire.PartitionFenced: 0, wire.PartitionUnavailable: 0,
 	}
 	for _, d := range v.Destinations {
-		var appended, retained, bytes, waiting, erased, damaged, ranges, uncovered float64
+		var appended, retained, bytes, waiting, erased, damaged, ranges, uncovered, expired float64
 		info := c.b.Describe(d)
 		for _, p := range info.Partitions {
 			states[p.State]++
@@ -106,6 +107,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 			if r := c.b.local(d.ID, p.Number); r != nil {
 				waiting += float64(r.part.Waiting())
 				erased += float64(r.records.ErasedBytes())
+				expired += float64(r.expired.Load())
 				uncovered += float64(r.uncovered.withoutConsumer())
 				for _, run := range r.records.Damage() {
 					damaged += float64(run.Next - run.Base)
@@ -121,6 +123,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(metricDamaged, damaged, d.Name)
 		gauge(metricRanges, ranges, d.Name)
 		gauge(metricUncovered, uncovered, d.Name)
+		ch <- prometheus.MustNewConstMetric(metricExpired, prometheus.CounterValue, expired, d.Name)
 	}
 	for state, n := range states {
 		gauge(metricPartitions, float64(n), state.String())

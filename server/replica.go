@@ -77,6 +77,7 @@ type partitionReplica struct {
 	groupsOf    atomic.Pointer[cluster.Destination] // whose groups the partition was told of
 	letters     letters
 	uncovered   uncovered
+	expired     atomic.Uint64 // records that retention took before the groups led here were done with them
 	confirms    confirms
 	asked       map[*[]func(error)]struct{} // taken from confirms, and not answered; owner only
 

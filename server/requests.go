@@ -668,7 +668,11 @@ func errorBody(err error) wire.ErrorBody {
 	case errors.As(err, &erased):
 		return wire.ErrorBody{Code: wire.CodeErased, Next: erased.Next, Detail: fmt.Sprintf("%v; reading can go on at offset %d", erased, erased.Next)}
 	case errors.As(err, &gap):
-		return wire.ErrorBody{Code: wire.CodeOutOfRange, Detail: gap.Error()}
+		body := wire.ErrorBody{Code: wire.CodeOutOfRange, Detail: gap.Error()}
+		if gap.Offset < gap.Start { // retention has removed what lies before
+			body.Next = gap.Start
+		}
+		return body
 	case errors.Is(err, log.ErrOffsetOutOfRange):
 		return wire.ErrorBody{Code: wire.CodeOutOfRange}
 	case errors.Is(err, log.ErrMemoryFull):

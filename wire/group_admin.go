@@ -219,6 +219,7 @@ var reasonAdvice = map[string]string{
 	"horizon_not_committed": "Wait for a moment; if it stays, see lockstep cluster health.",
 	"no_credit":             "Start more consumers, give them more --prefetch, or see why their handlers are slow.",
 	"corrupt_range":         "See lockstep doctor and the broker's log; other replicas repair it; with none, give it up with lockstep key skip --partition --offset, or pass over all of it with lockstep group seek.",
+	"data_expired":          "Keep records longer, or add consumers; in a topic a group made with --hold keeps what it needs.",
 	"parked":                "Repair what was wrong, then lockstep key unpark; or pass its head over with lockstep key skip.",
 	"held":                  "Wait for its handler, or see why it is slow; lockstep key park --now takes it back.",
 	"silent":                "Start that consumer again under its --name, or wait: its records go to others then.",

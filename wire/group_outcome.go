@@ -268,7 +268,8 @@ type Lost struct {
 
 const lostSize = 24
 
-// GroupLost is the body of GROUP_LOST.
+// GroupLost is the body of GROUP_LOST. An item of epoch 0 is about no lease: retention has
+// removed these records, and the group was not done with all of them.
 //
 //	count u32, each 24
 type GroupLost struct{ Lost []Lost }

@@ -522,6 +522,7 @@ func (j *findJob) Done() {
 }
 
 // Partitions: the consumers of the fleet gather.
+func (fleetEffects) Expired(uint64)                    {}
 func (fleetEffects) Uncovered(string, []uint32)        {}
 func (fleetEffects) Coordinates() (group.Term, error)  { return group.Term{Generation: 1}, nil }
 func (fleetEffects) Partitions() []group.PartitionLoad { return nil }

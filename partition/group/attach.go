@@ -265,6 +265,7 @@ func (l *Leader) attached(a *attachment, m *member, refused []wire.OutcomeAnswer
 		l.outcomes(m, unconfirmed)
 	}
 	l.revokeAgain(m)
+	l.tellLost(m)
 	l.room(m)
 }
 

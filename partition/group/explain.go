@@ -130,6 +130,10 @@ func (e *explainer) group() {
 		}
 		e.unreadable("", o, what)
 	}
+	if lost := l.g.Lost; lost.To > lost.From && lost.To == l.g.Done.Floor() {
+		e.say("data_expired", "", 0, 0, "Retention has removed the records at offsets %d to %d before the group was done with them; it goes on at %d. %s so far.",
+			lost.From, lost.To-1, lost.To, count(int(l.g.Expired), "record has expired", "records have expired"))
+	}
 	if n := len(l.g.Letters.Open); n > 0 {
 		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%s not written to %q yet: %s.", count(n, "record has failed too often and is", "records have failed too often and are"), l.g.Settings.DeadLetter, l.advice(nil))
 	}

@@ -22,6 +22,7 @@ type Group struct {
 
 	Done    Done
 	Expired uint64 // records that retention took before they were done
+	Lost    Span   // where the last of them were; some of it may have been done. Empty: none
 
 	// Horizon is one past the highest offset that may have been delivered, and Doubt
 	// one past the highest of which a delivery may not have been counted: unfinished

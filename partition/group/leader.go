@@ -64,6 +64,7 @@ type Leader struct {
 	of      offsets.Map[scope] // leased records of scopes
 	ring    fifo[*scope]       // that have a record to give
 	spare   []*scope
+	expired uint64        // records that retention took, as far as consumers were told
 	unread  Span          // a damaged range that was met, and that may be done or mended since
 	reread  time.Duration // when one that holds up others may be looked for again
 	hold    time.Duration // nothing goes out before, where the partition is one scope
@@ -186,7 +187,7 @@ type beat struct {
 // what.
 func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Leader {
 	l := &Leader{
-		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(),
+		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(), expired: g.Expired,
 		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int), asking: make(map[Session]*attachment), names: make(map[string]*member),
 		step: horizonStep, lettered: make(map[wire.Offset]bool), letterLimit: MaxLetters, parkLimit: MaxParked, next: new(proposal),
 	}

@@ -1,6 +1,7 @@
 package group
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -230,9 +231,17 @@ func (l *Leader) Damaged(from, to wire.Offset) {
 }
 
 // Trimmed says that retention has moved the start of the partition: leases of records
-// below it are over.
+// below it are over, and the consumers hear which records their group has lost.
 func (l *Leader) Trimmed() {
 	floor := l.g.Done.Floor()
+	if l.g.Expired > l.expired {
+		l.expired = l.g.Expired
+		for _, m := range l.members {
+			if m.link != nil {
+				l.tellLost(m)
+			}
+		}
+	}
 	for _, m := range l.members {
 		for _, r := range m.leases.held(0) { // the end of the others is on its way
 			if r.from >= floor {
@@ -254,6 +263,20 @@ func (l *Leader) Trimmed() {
 	}
 	l.appliedWritten() // nobody writes letters about records that have expired
 	l.flush()
+}
+
+// tellLost tells a consumer which records its group has lost to retention, as long as it has
+// done none behind them: who comes later, or hears it twice, learns of the same range.
+func (l *Leader) tellLost(m *member) {
+	lost := l.g.Lost
+	if lost.To != l.g.Done.Floor() {
+		return
+	}
+	for from := lost.From; from < lost.To; {
+		to := min(lost.To, from+math.MaxUint32)
+		l.lose(m, from, to, 0, wire.ReasonExpired)
+		from = to
+	}
 }
 
 // activate has a session made the active one of a sticky group that has none, or whose one

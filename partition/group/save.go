@@ -16,7 +16,8 @@ import (
 // states have equal bytes.
 //
 //	term u64 | start u64 | next u64 | count u32, each group by ascending ID:
-//	id u64 | version u64 | name string | settings | flags u8 (1 paused, 2 of a queue, 4 has a table, 8 its term has begun, 16 has members, 32 removed) |
+//	id u64 | version u64 | name string | settings | flags u8 (1 paused, 2 of a queue, 4 has a table, 8 its term has begun, 16 has members, 32 removed, 64 has lost records) |
+//	from u64, to u64, if it has lost records |
 //	expired u64 | horizon u64 | doubt u64 | fence u64 | seekIndex u64 | forgotten u64 | active 16 | done |
 //	count u32, each session: as in JOIN up to client, since u64 |
 //	returned: runs | settled: runs |
@@ -35,6 +36,7 @@ const (
 	flagTableUsed = 8
 	flagMembers   = 16
 	flagRemoved   = 32
+	flagLost      = 64
 
 	chunkRuns = 1
 	chunkBits = 2
@@ -87,12 +89,16 @@ func (g *Group) save(dst []byte) []byte {
 	var flags uint8
 	for bit, is := range map[uint8]bool{
 		PutPaused: g.Paused, PutQueue: g.Queue, flagTable: g.Table != nil, flagTableUsed: g.tableUsed, flagMembers: g.Members != nil, flagRemoved: g.Removed,
+		flagLost: g.Lost != Span{},
 	} {
 		if is {
 			flags |= bit
 		}
 	}
 	dst = append(dst, flags)
+	if flags&flagLost != 0 {
+		dst = appendUint64s(dst, uint64(g.Lost.From), uint64(g.Lost.To))
+	}
 	dst = appendUint64s(dst, g.Expired, uint64(g.Horizon), uint64(g.Doubt), uint64(g.Fence), uint64(g.SeekIndex), uint64(g.Forgotten))
 	dst = append(dst, g.Active[:]...)
 	dst = g.Done.save(dst)
@@ -242,10 +248,15 @@ func (r *reader) group() *Group {
 	g := newGroup(id, r.string())
 	g.Version, g.Settings = version, r.settings()
 	flags := r.uint8()
-	if flags >= 2*flagRemoved || flags&(flagTable|flagTableUsed) == flagTableUsed {
+	if flags >= 2*flagLost || flags&(flagTable|flagTableUsed) == flagTableUsed {
 		r.fail(fmt.Sprintf("flags %#x are unknown", flags))
 	}
 	g.Paused, g.Queue, g.tableUsed, g.Removed = flags&PutPaused != 0, flags&PutQueue != 0, flags&flagTableUsed != 0, flags&flagRemoved != 0
+	if flags&flagLost != 0 {
+		if g.Lost = (Span{r.offset(), r.offset()}); g.Lost.From >= g.Lost.To {
+			r.fail("no lost records")
+		}
+	}
 	g.Expired, g.Horizon, g.Doubt = r.uint64(), r.offset(), r.offset()
 	g.Fence, g.SeekIndex, g.Forgotten = wire.Index(r.uint64()), wire.Index(r.uint64()), wire.Index(r.uint64())
 	g.Active = r.session()

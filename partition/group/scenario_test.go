@@ -942,7 +942,7 @@ func TestLeaderEndsLeasesOfExpiredRecords(t *testing.T) {
 	a.say(wire.OutcomeAck, 1)
 	r.state.Trimmed(3)
 	r.leader.Trimmed()
-	require.Equal(t, []wire.Lost{{Offset: 2, Count: 1, Epoch: a.grants[0].Epoch, Reason: wire.ReasonExpired}}, a.lost)
+	require.Equal(t, []wire.Lost{{Offset: 0, Count: 3, Reason: wire.ReasonExpired}, {Offset: 2, Count: 1, Epoch: a.grants[0].Epoch, Reason: wire.ReasonExpired}}, a.lost)
 	r.settle()
 	require.Equal(t, wire.CodeOK, a.code(0))
 	require.Equal(t, wire.CodeOK, a.code(1))

@@ -93,16 +93,19 @@ func (s *State) Appended(next wire.Offset) { s.next = max(s.next, next) }
 
 // Trimmed notes that the partition begins at start: what groups were not done with
 // before it has expired.
-func (s *State) Trimmed(start wire.Offset) {
+func (s *State) Trimmed(start wire.Offset) (expired uint64) {
 	if start <= s.start {
-		return
+		return 0
 	}
 	s.start = start
 	s.next = max(s.next, start)
 	for _, g := range s.byID {
+		before := g.Expired
 		g.expire(start)
+		expired += g.Expired - before
 	}
 	s.known = false
+	return expired
 }
 
 func (g *Group) expire(start wire.Offset) {
@@ -116,7 +119,13 @@ func (g *Group) expire(start wire.Offset) {
 	if start <= floor {
 		return
 	}
-	g.Expired += uint64(start-floor) - g.Done.count(floor, start)
+	if n := uint64(start-floor) - g.Done.count(floor, start); n > 0 {
+		g.Expired += n
+		if g.Lost.To != floor { // else the group has not gone on since
+			g.Lost.From = floor
+		}
+		g.Lost.To = start
+	}
 	g.settle(floor, start)
 	g.Done.Raise(start)
 	g.own()
@@ -379,4 +388,5 @@ type Effect struct {
 	Kind    Command
 	Session Session // that the command is about, if it is about one
 	Removed bool    // the group itself is gone; it belongs to no State any more
+	Expired uint64  // how many records retention took that groups were not done with, each group's by itself
 }
