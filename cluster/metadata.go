@@ -120,6 +120,9 @@ func (m *Metadata) noteProducer(p ProducerSession) {
 	if p.Epoch > 0 {
 		m.epochs.Store(p.ID, p.Epoch)
 	}
+	if p.Wrapped {
+		m.epochs.Store(p.Before, int16(EndedEpoch))
+	}
 }
 
 // Submit queues a command. reply is called once, in a turn of the owner or, if

@@ -54,7 +54,14 @@ type ProducerSession struct {
 	Epoch int16 `json:"epoch"`
 	// Holder is who opened the name last; 0 is nobody in particular.
 	Holder uint64 `json:"holder,omitempty"`
+	// Wrapped says that the name had the ID Before until its epochs were used up. Nothing is
+	// written under that any more: a fence at EndedEpoch ends it. Since level LevelFences.
+	Wrapped bool  `json:"wrapped,omitempty"`
+	Before  int64 `json:"before,omitempty"`
 }
+
+// EndedEpoch is above all epochs that a name gets: who fences with it ends a producer ID.
+const EndedEpoch = 1<<15 - 1
 
 // NewState is the metadata of a cluster before its first command.
 func NewState() *State {
@@ -520,8 +527,11 @@ func (s *State) openProducer(c *OpenProducer) Result {
 		return refuse(wire.CodeFenced, "producer %q was opened by another holder since", c.Name)
 	case !known && len(s.Producers) >= MaxNamedProducers:
 		return refuse(wire.CodeTooMany, "the cluster knows %d named producers, its limit", MaxNamedProducers)
-	case !known || p.Epoch == 1<<15-1:
+	case !known:
 		p = ProducerSession{ID: s.NextProducerID}
+		s.NextProducerID++
+	case p.Epoch == EndedEpoch || p.Epoch == EndedEpoch-1 && s.level() >= LevelFences:
+		p = ProducerSession{ID: s.NextProducerID, Wrapped: s.level() >= LevelFences, Before: p.ID}
 		s.NextProducerID++
 	default:
 		p.Epoch++

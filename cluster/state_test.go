@@ -212,6 +212,31 @@ func TestF16_ANameIsRenewedByItsHolderOnly(t *testing.T) {
 	require.Equal(t, ProducerSession{Epoch: 4, Holder: 8}, open(8, true).Producer, "a refusal changes nothing")
 }
 
+// A name whose epochs are used up goes on with another ID, and the metadata know which it had:
+// nothing is written under that any more (RULES R5). Nobody gets the epoch that ends it.
+func TestRuleR5_ANameThatUsedUpItsEpochsRemembersItsID(t *testing.T) {
+	m := NewMetadata(func(*View) {})
+	open := func(holder uint64) ProducerSession {
+		p := m.state.Apply(1, &Command{OpenProducer: &OpenProducer{Name: "billing", Holder: holder}}).Producer
+		m.noteProducer(p)
+		return p
+	}
+	m.state.Level, m.state.NextProducerID = LevelFences, 5
+	open(1)
+	m.state.Producers["billing"] = ProducerSession{ID: 5, Epoch: 32_765, Holder: 1}
+	require.Equal(t, ProducerSession{ID: 5, Epoch: 32_766, Holder: 2}, open(2))
+	require.False(t, m.Fenced(5, 32_766))
+	require.Equal(t, ProducerSession{ID: 6, Holder: 3, Wrapped: true, Before: 5}, open(3))
+	require.True(t, m.Fenced(5, 32_766))
+	require.False(t, m.Fenced(6, 0))
+	require.Equal(t, ProducerSession{ID: 6, Epoch: 1, Holder: 4, Wrapped: true, Before: 5}, open(4))
+
+	again := NewMetadata(func(*View) {})
+	require.NoError(t, again.Restore(m.Save(nil)))
+	require.True(t, again.Fenced(5, 32_766))
+	require.True(t, again.Fenced(6, 0))
+}
+
 func TestActivateMarksExactlyTheNamedReplicas(t *testing.T) {
 	s := NewState()
 	created(t, s, "orders", 2)

@@ -71,7 +71,7 @@ func (b *broker) openName(m *wire.InitProducerRequest, until time.Time, reply fu
 		answer := &wire.InitProducerResponse{ProducerID: r.Producer.ID, Epoch: r.Producer.Epoch}
 		// A name that is new has nobody to fence, and who renews is nobody else. Before all
 		// nodes know fences there are none.
-		if m.Renews || r.Producer.Epoch == 0 || len(numbers) == 0 || b.View().Level < cluster.LevelFences {
+		if m.Renews || len(endsOf(r.Producer)) == 0 || len(numbers) == 0 || b.View().Level < cluster.LevelFences {
 			reply(answer, nil)
 			return
 		}
@@ -117,12 +117,32 @@ type fencing struct {
 	broker      *broker
 	name        string // that is opened
 	destination *cluster.Destination
-	producer    cluster.ProducerSession
+	ends        []end
 
 	mu      sync.Mutex
 	numbers []uint32          // of partitions, ascending
 	left    map[uint32]string // why a partition is not fenced yet
+	ended   map[uint32]int    // how many of ends are committed there
 	then    func(err error)   // nil once it was called
+}
+
+// end is one fence: the epochs of a producer ID below one end.
+type end struct {
+	id    int64
+	epoch int16
+}
+
+// endsOf are the fences that an opening of a name needs: one for the epochs before, and one
+// for the ID that the name had when its epochs were used up, of which an opening before this
+// one may not have named these partitions.
+func endsOf(p cluster.ProducerSession) (ends []end) {
+	if p.Wrapped {
+		ends = append(ends, end{p.Before, cluster.EndedEpoch})
+	}
+	if p.Epoch > 0 {
+		ends = append(ends, end{p.ID, p.Epoch})
+	}
+	return ends
 }
 
 // fence commits fences in partitions of a destination. then is called once, on any
@@ -130,7 +150,7 @@ type fencing struct {
 // meanwhile, and with UNAVAILABLE and what is missing when the time is over.
 func (b *broker) fence(name string, d *cluster.Destination, numbers []uint32, p cluster.ProducerSession, until time.Time, then func(error)) {
 	numbers = slices.Compact(slices.Sorted(slices.Values(numbers)))
-	f := &fencing{broker: b, name: name, destination: d, producer: p, numbers: numbers, left: make(map[uint32]string, len(numbers))}
+	f := &fencing{broker: b, name: name, destination: d, ends: endsOf(p), numbers: numbers, left: make(map[uint32]string, len(numbers)), ended: make(map[uint32]int, len(numbers))}
 	for _, n := range numbers {
 		f.left[n] = "no answer"
 	}
@@ -143,12 +163,15 @@ func (b *broker) fence(name string, d *cluster.Destination, numbers []uint32, p 
 	}
 }
 
-// attempt asks for the fence of a partition, for the n-th time.
+// attempt asks for the next fence of a partition, for the n-th time.
 func (f *fencing) attempt(number uint32, n int) {
+	f.mu.Lock()
+	next := f.ends[f.ended[number]]
+	f.mu.Unlock()
 	var once sync.Once
 	answered := func(code wire.ErrorCode) { once.Do(func() { f.answered(number, n, code) }) }
 	timer := time.AfterFunc(fenceAttempt, func() { answered(wire.CodeTimeout) })
-	m := &wire.PeerFencing{Destination: f.destination.ID, Partition: number, Epoch: f.producer.Epoch, ProducerID: f.producer.ID}
+	m := &wire.PeerFencing{Destination: f.destination.ID, Partition: number, Epoch: next.epoch, ProducerID: next.id}
 	f.broker.fenceAt(m, n, func(code wire.ErrorCode, _ []byte) { timer.Stop(); answered(code) })
 }
 
@@ -159,6 +182,11 @@ func (f *fencing) answered(number uint32, n int, code wire.ErrorCode) {
 	switch {
 	case then == nil:
 		f.mu.Unlock()
+		return
+	case code == wire.CodeOK && f.ended[number]+1 < len(f.ends):
+		f.ended[number]++
+		f.mu.Unlock()
+		f.attempt(number, 0)
 		return
 	case code == wire.CodeOK:
 		delete(f.left, number)

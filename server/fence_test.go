@@ -12,6 +12,7 @@ import (
 	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -268,4 +269,74 @@ func saysWhatIsMissing(t *testing.T, c *crew, k *cables) {
 	for i := range d.Partitions {
 		require.Equal(t, wire.CodeFenced, old.write(uint32(i)))
 	}
+}
+
+// usedUp opens a name until it has another producer ID, and says of which partitions nothing of
+// the one before is taken any more, whatever their leaders know of the metadata: the opening
+// named the first two, and the one after it the third.
+func usedUp(t *testing.T, unfenced bool) (ended []uint32) {
+	b := testBroker(t, vfs.NewSimulated(1))
+	defer func() { require.NoError(t, b.close()) }()
+	b.unfenced.Store(unfenced)
+	require.NoError(t, administer(b, &wire.CreateRequest{Name: "orders", Kind: wire.Queue, Settings: wire.Settings{
+		Partitions: 4, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+	}}))
+	open := func(holder uint64, partitions ...uint32) wire.InitProducerResponse {
+		said := make(chan wire.InitProducerResponse, 1)
+		b.Admin(&wire.InitProducerRequest{Name: "billing", Holder: holder, Destination: "orders", Partitions: partitions, PatienceMs: 60_000}, func(m wire.Message, err error) {
+			if r, ok := m.(*wire.InitProducerResponse); ok {
+				said <- *r
+				return
+			}
+			t.Error(err)
+			close(said)
+		})
+		return <-said
+	}
+	old := open(1, 0, 1, 2, 3)
+	for range 6 { // many at once: one by one they would take their time
+		var all sync.WaitGroup
+		for range 5_461 {
+			all.Add(1)
+			b.submit(cluster.Command{OpenProducer: &cluster.OpenProducer{Name: "billing", Holder: 1}}, func(r cluster.Result) {
+				if r.Err != nil {
+					t.Error(r.Err)
+				}
+				all.Done()
+			})
+		}
+		all.Wait()
+	}
+	require.False(t, b.meta.metadata.Fenced(old.ProducerID, 32_766))
+	next := open(2, 0, 1)
+	require.Equal(t, wire.InitProducerResponse{ProducerID: old.ProducerID + 1}, next)
+	require.True(t, b.meta.metadata.Fenced(old.ProducerID, 32_766), "where nobody has named a partition")
+	require.Equal(t, wire.InitProducerResponse{ProducerID: next.ProducerID, Epoch: 1}, open(3, 2))
+	b.unfenced.Store(false)
+	d, _ := b.View().Destination("orders")
+	for number := range uint32(4) {
+		r := orders(t, b, number)
+		var before, after wire.Index
+		owned(&r.owner, func() { before = r.records.LastIndex() })
+		done := make(chan wire.ErrorCode, 1)
+		b.fenceAt(&wire.PeerFencing{Destination: d.ID, Partition: number, ProducerID: old.ProducerID, Epoch: cluster.EndedEpoch}, 0, func(code wire.ErrorCode, _ []byte) { done <- code })
+		require.Equal(t, wire.CodeOK, <-done)
+		owned(&r.owner, func() { after = r.records.LastIndex() })
+		if before == after { // what is in force needs no other entry
+			ended = append(ended, number)
+		}
+	}
+	return ended
+}
+
+// RULES R5, when the epochs of a name are used up: it goes on with another producer ID, and the
+// one before is ended in the partitions that are named, before the opening is answered.
+func TestRuleR5_ANameThatUsedUpItsEpochsFencesItsID(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, []uint32{0, 1, 2}, usedUp(t, false))
+}
+
+func TestRuleR5_Catches_IDsThatAreNotEnded(t *testing.T) {
+	t.Parallel()
+	require.Empty(t, usedUp(t, true))
 }
