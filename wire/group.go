@@ -66,7 +66,7 @@ type BindingPolicy uint8
 // The policies.
 const (
 	BindingCover  BindingPolicy = 1 // each partition has a consumer, each consumer a partition
-	BindingStrict BindingPolicy = 2 // each partition has exactly one
+	BindingStrict BindingPolicy = 2 // each consumer has one partition, and keeps it
 	BindingGather BindingPolicy = 3 // each consumer has all partitions
 	BindingLocal  BindingPolicy = 4 // each consumer has partitions that are led at its node, and no other
 )

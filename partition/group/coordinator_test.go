@@ -2,6 +2,7 @@ package group
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -506,6 +507,30 @@ func TestLeaderServesNoGenerationOfBefore(t *testing.T) {
 		held, comes = stays(RuleGeneration)
 		require.True(t, held)
 		require.True(t, comes)
+	}
+}
+
+// The same where one entry lists both.
+func TestLeaderServesNoGenerationOfBeforeOfTheSameEntry(t *testing.T) {
+	for _, newest := range []int{0, 1} {
+		r := newRig(t, keyGroup)
+		r.produce(5)
+		var both [2]*recorder
+		for i := range both {
+			both[i] = &recorder{r: r, session: Session{byte('A' + i)}}
+			b := Binding{1, 1}
+			if i == newest {
+				b.Generation = 2
+			}
+			r.leader.Attach(both[i], &wire.AttachRequest{
+				Session: both[i].session, Attempt: 1, Term: 1, Capacity: 1, Generation: b.Generation, Counter: b.Counter,
+			}, "", 1, r.now)
+		}
+		r.settle()
+		require.False(t, both[newest].closed)
+		require.NotNil(t, both[newest].response)
+		older := both[1-newest]
+		require.True(t, errors.Is(older.refused, wire.CodeStaleBinding) || errors.Is(older.reason, wire.CodeStaleBinding), "%v, %v", older.refused, older.reason)
 	}
 }
 

@@ -491,6 +491,10 @@ func (l *Leader) joined(j joining) {
 	l.watch(m)
 	l.lists(m, &j.record)
 	if a := l.asking[m.session]; a != nil && a.joining && l.links[a.consumer] == a && !a.open {
+		if err := l.outdated(bindingOf(a.request), true); err != nil { // one of the same entry is of a newer generation
+			l.refuse(a, err)
+			return
+		}
 		l.attached(a, m, nil)
 	}
 }
