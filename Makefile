@@ -36,6 +36,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestFleet' -v -timeout 4h -fleet.duration 2h
 	go test ./fuzz -run '^TestCouncil$$' -v -timeout 1h -council.seeds 5000
 	go test ./fuzz -run '^TestRuleR5_NamesOfAFleet' -v -timeout 1h -names.seeds 20000
+	go test ./fuzz -run '^(TestRuleQ1_WorkersOfAFleet|TestF17_PlannedMovesOfAFleet)$$' -v -timeout 2h -workers.seeds 10000
 	go test ./fuzz -run '^TestF17_GroupsOfAFleet' -v -timeout 2h -groups.duration 1h
 	go test ./fuzz -run '^TestF17_(Handovers|Catches_Handovers)' -v -timeout 4h -handover.count 1000 -handover.moves 200
 	go test ./fuzz -run '^TestR_IS_7_APaused' -v -timeout 1h -paused.leaders 50

@@ -97,6 +97,12 @@ func complain(t *testing.T, o sim.Options, result *sim.Result) {
 	}
 	if o.Cluster {
 		replay = fmt.Sprintf("'TestCouncil$' -council.first %d -council.seeds 1", o.Seed)
+		switch {
+		case o.Partitions > 0 && o.Groups:
+			replay = fmt.Sprintf("'TestRuleQ1_WorkersOfAFleet$' -workers.first %d -workers.seeds 1", o.Seed)
+		case o.Partitions > 0:
+			replay = fmt.Sprintf("'TestRuleR5_NamesOfAFleet$' -names.first %d -names.seeds 1", o.Seed)
+		}
 	}
 	t.Fatalf("seed %d, step %d: %v\nreplay: go test ./fuzz -run %s -v\n"+
 		"shrunk to %d steps, which end with: %v\nthe newest %d of %d lines of its trace:\n%s",

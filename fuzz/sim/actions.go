@@ -56,7 +56,7 @@ func (k actionKind) ofMetadata(name string, partitions bool) bool {
 	case "retention", "replace":
 		return false
 	}
-	return k != consuming
+	return k != consuming || partitions
 }
 
 // actions are what a step may be. They find the node running. It is a variable

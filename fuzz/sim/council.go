@@ -156,6 +156,8 @@ func (c *council) act() {
 	c.rounds++
 	s := c.seats[f.random.IntN(len(c.seats))]
 	switch n := f.random.IntN(100); {
+	case len(c.cells) > 0 && n >= 97 && f.groups != nil && !f.options.Quiet:
+		c.coordinate(s)
 	case n < 40, len(c.cells) > 0 && n >= 60:
 		s.chores()
 	case n < 60:

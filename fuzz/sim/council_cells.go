@@ -46,6 +46,20 @@ func (s *seat) settle(v *cluster.View) {
 	if len(fresh) > 0 {
 		s.submit(cluster.Command{Activate: &cluster.Activate{Replicas: fresh}}, nil)
 	}
+	if g := c.fleet.groups; g != nil && len(d.Groups) == 0 {
+		s.submit(cluster.Command{SetGroup: &cluster.SetGroup{Destination: cellsName, Group: "workers", Create: true, Exists: true, Settings: g.settings, Start: wire.GroupStart{To: "earliest"}}}, nil)
+	}
+}
+
+// coordinate names another coordinator, as a controller does that sees no leader where the
+// one before is, rightly or not.
+func (c *council) coordinate(s *seat) {
+	if d, known := s.view().Destination(cellsName); known && s.works() {
+		now := d.Coordinates()
+		s.submit(cluster.Command{MoveCoordinator: &cluster.MoveCoordinator{
+			Destination: d.ID, Coordinator: cluster.Coordinator{Partition: (now.Partition + 1) % uint32(len(c.cells)), Generation: now.Generation + 1},
+		}}, nil)
+	}
 }
 
 // prepare lets everything work until the destination stands, before anything fails.
@@ -92,6 +106,12 @@ func (c *council) transfer(v *cluster.View, t cluster.Transfer) {
 	for _, m := range cell.leaders(0) {
 		if to != nil && !m.paused {
 			c.counts[CouncilTransferred]++
+			if cell.ledger != nil && !c.fleet.settling {
+				if m.moving == 0 {
+					m.handOver()
+				}
+				continue
+			}
 			_ = m.group.Transfer(cell.members[to.m.node-1].id)
 			m.look()
 		}
@@ -102,7 +122,7 @@ func (c *council) transfer(v *cluster.View, t cluster.Transfer) {
 func (c *council) standing() bool {
 	for _, s := range c.seats {
 		d, known := s.view().Destination(cellsName)
-		if !known || s.since == 0 || s.life != s.m.life {
+		if !known || s.since == 0 || s.life != s.m.life || c.fleet.groups != nil && len(d.Groups) == 0 {
 			return false
 		}
 		for i := range d.Partitions {

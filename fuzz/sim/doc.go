@@ -34,7 +34,8 @@
 // With Options.Cluster the machines hold the metadata of a cluster (council.go), and with
 // Options.Partitions partitions beside them (council_cells.go), so that a power cut takes
 // both and a cut of the network one without the other. Processes open names there again
-// and again (fleet_names.go).
+// and again (fleet_names.go), and with Options.Groups the coordinator of a group binds its
+// consumers to them (fleet_workers.go).
 //
 // A Mutant takes one protection away, by a wrapper around the disk or the state
 // machine, never by a switch in the real code. The simulation must find each.

@@ -134,6 +134,8 @@ func (f *fleet) drawConfig() fleetConfig {
 			w = 0
 		case a.kind == governing && f.options.Partitions > 0:
 			w = a.weight * 3 // it has less to do
+		case a.kind == consuming && f.options.Partitions > 0:
+			w = a.weight * 25 // each has several things to do
 		case a.kind == fault && f.options.Quiet:
 			w = 0
 		case a.kind == fault:

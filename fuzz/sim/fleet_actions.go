@@ -59,7 +59,7 @@ func init() {
 		{"govern", 1200, governing, func(f *fleet) { f.council.act() }},
 		{"open a name", 6, naming, (*fleet).open},
 		{"hold a name", 300, naming, (*fleet).hold},
-		{"consume", 400, consuming, func(f *fleet) { f.groups.consumers[f.random.IntN(len(f.groups.consumers))].act() }},
+		{"consume", 400, consuming, (*fleet).consume},
 	}
 }
 
@@ -114,6 +114,16 @@ func (f *fleet) runJob() {
 	if f.random.IntN(4) > 0 {
 		m.turn()
 	}
+}
+
+// consume is the next thing that a consumer does, or one that is bound by a coordinator.
+func (f *fleet) consume() {
+	g := f.groups
+	if len(g.workers) > 0 {
+		g.workers[f.random.IntN(len(g.workers))].act()
+		return
+	}
+	g.consumers[f.random.IntN(len(g.consumers))].act()
 }
 
 func (f *fleet) produce() {
@@ -319,7 +329,7 @@ func (f *fleet) transfer() {
 	f.living(func(m *member) {
 		if _, leading := m.group.Leading(); leading {
 			f.counts[FleetTransferred]++
-			if f.groups != nil && m.moving == 0 && f.random.IntN(3) > 0 {
+			if m.cell.ledger != nil && m.moving == 0 && f.random.IntN(3) > 0 {
 				m.handOver()
 				return
 			}

@@ -16,6 +16,7 @@ type cell struct {
 	base      uint64 // the replica of a machine has the ID base + node at first
 	members   []*member
 	truth     truth
+	ledger    *ledger // nil: nobody consumes
 }
 
 func (c *cell) String() string { return fmt.Sprintf("partition %d", c.number) }

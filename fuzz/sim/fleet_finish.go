@@ -94,6 +94,9 @@ func (f *fleet) settle() {
 			for _, c := range f.groups.consumers {
 				c.act()
 			}
+			for _, w := range f.groups.workers {
+				w.act()
+			}
 			f.exhaust()
 		}
 		if f.settled() {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,17 +19,30 @@ import (
 type groups struct {
 	fleet     *fleet
 	settings  wire.GroupSettings
-	keys      []uint64 // of the committed records
 	consumers []*consumer
+	workers   []*worker // whose consumers they are, where a coordinator binds them
+	told      map[bindingKey][]uint32
+	sessions  int
+	counts    GroupCounts
+}
 
+// ledger is what consumers have seen of one partition.
+type ledger struct {
+	groups   *groups
+	cell     *cell
+	keys     []uint64                      // of the committed records
 	acked    map[wire.Offset]bool          // somebody has sent an acknowledgement
 	accepted map[wire.Offset]group.Session // whose was confirmed
 	since    map[wire.Offset]wire.Index    // and what was applied where it was
 	given    map[grantKey]group.Session
 	newest   map[wire.Offset]wire.Index // epoch that a record was given with
 	checked  wire.Offset                // everything below it that is gone was acknowledged
-	sessions int
-	counts   GroupCounts
+}
+
+func newLedger(g *groups, c *cell) *ledger {
+	return &ledger{
+		groups: g, cell: c, acked: map[wire.Offset]bool{}, accepted: map[wire.Offset]group.Session{}, since: map[wire.Offset]wire.Index{}, given: map[grantKey]group.Session{}, newest: map[wire.Offset]wire.Index{},
+	}
 }
 
 // GroupCounts say what has happened to the consumers of a fleet.
@@ -41,6 +55,9 @@ type GroupCounts struct {
 	Heard       int // heartbeats that were confirmed
 	SessionGone int // sessions that hear that they were removed
 	HandedOver  int // leaderships that were given away with the leases
+	Bound       int // workers that a coordinator has taken
+	Rebound     int // bindings that a worker took over
+	Outdated    int // consumers that were told that there is a newer binding
 }
 
 // Add adds another run's counts.
@@ -53,6 +70,9 @@ func (c *GroupCounts) Add(o *GroupCounts) {
 	c.Heard += o.Heard
 	c.SessionGone += o.SessionGone
 	c.HandedOver += o.HandedOver
+	c.Bound += o.Bound
+	c.Rebound += o.Rebound
+	c.Outdated += o.Outdated
 }
 
 // grantKey names what only one session may have: an epoch of a scope.
@@ -64,6 +84,8 @@ type grantKey struct {
 // consumer is one consumer that does what a client has to.
 type consumer struct {
 	groups      *groups
+	ledger      *ledger
+	worker      *worker // nil: it has the partition anyway
 	session     group.Session
 	predecessor group.Session
 	attempt     uint64
@@ -72,6 +94,14 @@ type consumer struct {
 	attached    bool
 	held        map[wire.Offset]*holding
 	number      uint64
+
+	// The lowest generation of a binding that the session can have been listed with: it has
+	// attached with this one before it was served.
+	least  uint32
+	listed bool
+
+	leaving bool // the partition is another worker's
+	left    bool
 }
 
 // holding is a record that a consumer has, and what it has said of it.
@@ -83,15 +113,20 @@ type holding struct {
 // fleetLink is a link of a consumer to a member. What the member says waits until the
 // consumer reads it.
 type fleetLink struct {
-	c      *consumer
-	m      *member
-	life   int
-	frames []func()
+	c          *consumer
+	m          *member
+	life       int
+	generation uint32 // of the binding that it was begun with
+	served     bool   // by that member, whatever the consumer has read of it
+	frames     []func()
 }
 
 func newGroups(f *fleet) *groups {
-	g := &groups{
-		fleet: f, acked: map[wire.Offset]bool{}, accepted: map[wire.Offset]group.Session{}, since: map[wire.Offset]wire.Index{}, given: map[grantKey]group.Session{}, newest: map[wire.Offset]wire.Index{},
+	g := &groups{fleet: f}
+	for _, c := range f.cells {
+		if !c.metadata {
+			c.ledger = newLedger(g, c)
+		}
 	}
 	g.settings = wire.GroupSettings{SessionMs: 3000, BackoffMs: 200, BackoffMaxMs: 400}
 	switch f.random.IntN(6) {
@@ -104,12 +139,16 @@ func newGroups(f *fleet) *groups {
 	default:
 		g.settings.Mode = wire.ModeShared
 	}
-	if f.random.IntN(2) == 0 { // in a hurry
+	if f.random.IntN(2) == 0 && !f.options.Quiet { // in a hurry
 		g.settings.AckWaitMs, g.settings.RevokeMs = 300, 100
+	}
+	if f.options.Cluster {
+		g.hire()
+		return g
 	}
 	g.settings = g.settings.WithDefaults()
 	for range 1 + f.random.IntN(3) {
-		c := &consumer{groups: g, held: map[wire.Offset]*holding{}}
+		c := &consumer{groups: g, ledger: f.cells[0].ledger, held: map[wire.Offset]*holding{}}
 		c.renew(false)
 		g.consumers = append(g.consumers, c)
 	}
@@ -122,15 +161,15 @@ func (g *groups) intents() []partition.Intent {
 }
 
 // committed takes in the keys of records.
-func (g *groups) committed(base wire.Offset, body []byte) {
+func (g *ledger) committed(base wire.Offset, body []byte) {
 	for ; len(body) > 0 && base == wire.Offset(len(g.keys)); base = wire.Offset(len(g.keys)) {
 		b, rest, err := wire.NextBodyBatch(body)
 		if err != nil {
-			g.fleet.fail("the committed records at offset %d: %v", base, err)
+			g.cell.fleet.fail("the committed records at offset %d: %v", base, err)
 		}
 		index, err := wire.ParseRecordIndex(b.Index)
 		if err != nil {
-			g.fleet.fail("the index of the committed records at offset %d: %v", base, err)
+			g.cell.fleet.fail("the index of the committed records at offset %d: %v", base, err)
 		}
 		for i := range index.Len() {
 			g.keys = append(g.keys, index.Entry(i).KeyHash)
@@ -140,29 +179,29 @@ func (g *groups) committed(base wire.Offset, body []byte) {
 }
 
 // scope is what only one session handles of at a time.
-func (g *groups) scope(o wire.Offset) uint64 {
+func (g *ledger) scope(o wire.Offset) uint64 {
 	switch {
-	case g.settings.Mode == wire.ModeShared:
+	case g.groups.settings.Mode == wire.ModeShared:
 		return simKeys + 1 + uint64(o)
-	case g.settings.Mode == wire.ModeSerial && g.settings.Scope == wire.ScopeKey:
+	case g.groups.settings.Mode == wire.ModeSerial && g.groups.settings.Scope == wire.ScopeKey:
 		return g.keys[o]
 	}
 	return 0
 }
 
 // check finds records that are gone although nobody has acknowledged them.
-func (g *groups) check(m *member) {
+func (g *ledger) check(m *member) {
 	for start := m.state.Start(); g.checked < start; g.checked++ {
 		if !g.acked[g.checked] {
-			g.fleet.fail("%s begins at offset %d, and nobody has acknowledged record %d", m, start, g.checked)
+			g.cell.fleet.fail("%s begins at offset %d, and nobody has acknowledged record %d", m, start, g.checked)
 		}
 	}
 }
 
 // rest reports whether everything is consumed.
 func (g *groups) rest() bool {
-	for _, m := range g.fleet.cells[0].members {
-		if m.state.Start() != m.log.Watermark().Next {
+	for _, m := range g.fleet.replicas() {
+		if m.cell.ledger != nil && m.state.Start() != m.log.Watermark().Next {
 			return false
 		}
 	}
@@ -171,9 +210,14 @@ func (g *groups) rest() bool {
 
 // state says how the group stands, for whoever looks for what it waits for.
 func (g *groups) state() (text string) {
-	for _, m := range g.fleet.cells[0].members {
-		text += fmt.Sprintf("\n%s begins at offset %d of %d", m, m.state.Start(), m.log.Watermark().Next)
-		m.part.Groups().Show("workers", func(shown *wire.GroupPartition) { text += fmt.Sprintf(": %+v", *shown) })
+	for _, m := range g.fleet.replicas() {
+		if m.cell.ledger != nil {
+			text += fmt.Sprintf("\n%s begins at offset %d of %d", m, m.state.Start(), m.log.Watermark().Next)
+			m.part.Groups().Show("workers", func(shown *wire.GroupPartition) { text += fmt.Sprintf(": %+v", *shown) })
+		}
+	}
+	for _, w := range g.workers {
+		text += fmt.Sprintf("\n%s: linked %t, asks partition %d, bound to %+v", w, w.link != nil, w.at, w.binding)
 	}
 	for _, c := range g.consumers {
 		text += fmt.Sprintf("\n%s: attached %t, linked %t, holds", c, c.attached, c.link != nil)
@@ -195,13 +239,18 @@ func (c *consumer) renew(known bool) {
 	c.groups.sessions++
 	c.session = group.Session{byte(c.groups.sessions), byte(c.groups.sessions >> 8), 15: 1}
 	clear(c.held)
+	c.least, c.listed = 0, false
 }
 
 // act does the consumer's next thing.
 func (c *consumer) act() {
 	f := c.groups.fleet
-	if l := c.link; l != nil && (!l.m.up || l.m.life != l.life || f.random.IntN(60) == 0 && !f.settling) {
+	if l := c.link; l != nil && (!l.m.up || l.m.life != l.life || f.random.IntN(60) == 0 && !f.settling && !f.options.Quiet) {
 		c.unlink()
+	}
+	if c.link == nil && c.leaving && len(c.held) == 0 {
+		c.left = true
+		return
 	}
 	if c.link == nil {
 		c.attach()
@@ -219,7 +268,7 @@ func (c *consumer) act() {
 		c.number++
 		c.put(partition.Input{Kind: partition.InputHeartbeat, Consumer: c.link, Number: c.number})
 	}
-	if f.random.IntN(300) == 0 && !f.settling {
+	if c.worker == nil && f.random.IntN(300) == 0 && !f.settling {
 		f.trace.add("%s leaves, and comes back as another", c)
 		c.put(partition.Input{Kind: partition.InputLeave, Consumer: c.link})
 		c.unlink()
@@ -244,7 +293,7 @@ func (c *consumer) unlink() {
 // attach turns to whoever leads, as far as it knows the newest term.
 func (c *consumer) attach() {
 	f := c.groups.fleet
-	leaders := f.cells[0].leaders(c.term)
+	leaders := c.ledger.cell.leaders(c.term)
 	if len(leaders) == 0 {
 		return
 	}
@@ -254,8 +303,17 @@ func (c *consumer) attach() {
 	r := &wire.AttachRequest{
 		Group: "workers", Session: c.session, Predecessor: c.predecessor, Attempt: c.attempt, Term: c.term, Capacity: 50, Refill: 50, Bytes: 1 << 20, Claims: c.outcomes(func(*holding) bool { return true }),
 	}
+	if w := c.worker; w != nil {
+		r.Generation, r.Counter = w.binding.Generation, w.binding.Counter
+		if d, known := m.replicas[0].metadata.View().Destination(cellsName); !known || r.Generation > d.Coordinates().Generation {
+			return // the node is about to hear of it
+		}
+		if !c.listed {
+			c.least = min(cmp.Or(c.least, r.Generation), r.Generation)
+		}
+	}
 	f.trace.add("%s attaches to %s of term %d with %d claims", c, m, c.term, len(r.Claims))
-	c.link = &fleetLink{c: c, m: m, life: m.life}
+	c.link = &fleetLink{c: c, m: m, life: m.life, generation: r.Generation}
 	f.groups.counts.Attached++
 	c.put(partition.Input{Kind: partition.InputAttach, Consumer: c.link, Group: "workers", Attach: r})
 }
@@ -283,7 +341,7 @@ func (c *consumer) outcomes(which func(*holding) bool) (list []wire.Outcome) {
 
 // handle settles some of what the consumer has.
 func (c *consumer) handle() {
-	f, g := c.groups.fleet, c.groups
+	f, g := c.groups.fleet, c.ledger
 	said := map[*holding]bool{}
 	passed := map[uint64]bool{} // scopes of which an earlier record waits
 	for _, o := range slices.Sorted(maps.Keys(c.held)) {
@@ -297,7 +355,7 @@ func (c *consumer) handle() {
 		}
 		said[h] = true
 		h.kind = wire.OutcomeAck
-		if f.random.IntN(12) == 0 && !f.settling {
+		if f.random.IntN(12) == 0 && !f.settling && !f.options.Quiet {
 			h.kind = wire.OutcomeNack
 			if f.random.IntN(2) == 0 {
 				h.kind = wire.OutcomeReleased
@@ -316,7 +374,7 @@ func (c *consumer) handle() {
 
 // settle takes in an answer to what the consumer has said, or claimed.
 func (c *consumer) settle(a wire.OutcomeAnswer, applied wire.Index) (gone bool) {
-	f, g := c.groups.fleet, c.groups
+	f, g := c.groups.fleet, c.ledger
 	for o := a.Offset; o < a.Offset+wire.Offset(a.Count); o++ {
 		h := c.held[o]
 		if h == nil || h.epoch != a.Epoch {
@@ -345,7 +403,7 @@ func (c *consumer) settle(a wire.OutcomeAnswer, applied wire.Index) (gone bool) 
 		if g.since[o] == 0 {
 			g.since[o] = applied
 		}
-		if g.settings.Mode != wire.ModeShared {
+		if c.groups.settings.Mode != wire.ModeShared {
 			for before := g.checked; before < o; before++ {
 				if !g.acked[before] && g.scope(before) == g.scope(o) {
 					f.fail("%s: its acknowledgement of record %d is accepted, and nobody has acknowledged record %d", c, o, before)
@@ -368,13 +426,20 @@ func (l *fleetLink) read(what func()) {
 // Attached implements group.Consumer.
 func (l *fleetLink) Attached(r *wire.AttachResponse, err error) {
 	applied := l.m.group.Applied()
+	l.served = err == nil
+	l.c.listed = l.c.listed || l.served && l.c.link == l
 	l.read(func() {
 		c := l.c
 		if err != nil {
 			c.groups.fleet.trace.add("%s: %s does not take it: %v", c, l.m, err)
 			c.link = nil
-			if errors.Is(err, wire.CodeSessionGone) {
+			var e *wire.Error
+			switch {
+			case errors.Is(err, wire.CodeSessionGone):
 				c.renew(true)
+			case errors.Is(err, wire.CodeStaleBinding) && errors.As(err, &e) && c.worker != nil:
+				c.groups.counts.Outdated++
+				c.worker.outdated(uint32(e.Next >> 32))
 			}
 			return
 		}
@@ -392,8 +457,11 @@ func (l *fleetLink) Attached(r *wire.AttachResponse, err error) {
 // Deliver implements group.Consumer.
 func (l *fleetLink) Deliver(d *group.Delivery) {
 	grants := slices.Clone(d.Grants)
-	f, g := l.c.groups.fleet, l.c.groups
+	f, g := l.c.groups.fleet, l.c.ledger
 	session := l.c.session
+	if w := l.c.worker; w != nil {
+		w.groups.older(l)
+	}
 	for _, x := range grants {
 		for o := x.Offset; o < x.Offset+wire.Offset(x.Count); o++ {
 			key := grantKey{scope: g.scope(o), epoch: x.Epoch}
@@ -401,6 +469,9 @@ func (l *fleetLink) Deliver(d *group.Delivery) {
 				f.fail("%s: record %d is given to %x with epoch %d, which %x has", l.m, o, session[:2], x.Epoch, who[:2])
 			}
 			g.given[key] = session
+			if before := g.newest[o]; f.options.Quiet && !f.settling && before > 0 && x.Epoch > before {
+				f.fail("%s: record %d is given with epoch %d and was given with epoch %d; nobody has failed or given it back", l.m, o, x.Epoch, before)
+			}
 			g.newest[o] = max(g.newest[o], x.Epoch)
 			if at, ok := g.since[o]; ok && x.Epoch > at {
 				f.fail("%s: record %d is given with epoch %d; it was acknowledged at entry %d", l.m, o, x.Epoch, at)
@@ -457,13 +528,21 @@ func (l *fleetLink) Confirmed(uint64) { l.c.groups.counts.Heard++ }
 
 // Closed implements group.Consumer.
 func (l *fleetLink) Closed(err error) {
+	l.served = false
 	l.read(func() {
 		c := l.c
 		c.groups.fleet.trace.add("%s: its link is closed: %v", c, err)
 		c.link, c.attached = nil, false
-		if errors.Is(err, wire.CodeSessionGone) {
+		var e *wire.Error
+		switch {
+		case c.leaving && len(c.held) == 0, c.leaving && err == nil:
+			c.left = true
+		case errors.Is(err, wire.CodeSessionGone):
 			c.groups.counts.SessionGone++
 			c.renew(true)
+		case errors.Is(err, wire.CodeStaleBinding) && errors.As(err, &e) && c.worker != nil:
+			c.groups.counts.Outdated++
+			c.worker.outdated(uint32(e.Next >> 32))
 		}
 	})
 }

@@ -40,6 +40,8 @@ type member struct {
 	shown        wire.Term
 	applied      wire.Index // and is in the log
 
+	intended *cluster.Destination // as whose groups the partition has heard of
+
 	moving int  // ticks until a planned move has come to nothing, 0: there is none
 	give   bool // the leases are committed: the leadership may go
 
@@ -66,16 +68,19 @@ func (m *member) open() error {
 	m.memory = partition.NewMemory(memberMemory)
 	m.state = partition.NewState()
 	config := partition.Config{Log: m.log, State: m.state, Synced: true, Memory: m.memory, Retention: f.config.retention}
-	if f.groups != nil {
-		config.Queue, config.Groups = true, fleetEffects{m}
+	if m.cell.ledger != nil {
+		config.Queue, config.Groups = true, f.groups.effects(m)
 	}
 	if f.named != nil && f.options.Mutant != EpochsNotHeard {
 		config.Fenced = m.replicas[0].metadata.Fenced
 	}
 	m.part = partition.New(config)
-	if f.groups != nil {
+	m.intended = nil
+	if m.cell.ledger != nil {
 		m.part.Groups().Without(f.options.Without...)
-		m.part.Groups().Intend(20, f.groups.intents())
+		if f.council == nil {
+			m.part.Groups().Intend(20, f.groups.intents())
+		}
 	}
 	m.inbox = replication.NewInbox(m.part.Buffers())
 	var state replication.StateMachine = &fleetMachine{State: m.state, m: m}
@@ -170,7 +175,7 @@ func (s *fleetMachine) Apply(e replication.Entry) {
 		s.before = func(dst []byte) []byte { return append(dst, saved...) }
 	}
 	s.m.cell.truth.apply(s.m.id, e)
-	if g := s.m.fleet.groups; g != nil && e.Kind == wire.KindRecords {
+	if g := s.m.cell.ledger; g != nil && e.Kind == wire.KindRecords {
 		g.committed(e.BaseOffset, e.Body)
 	}
 	if s.m.fleet.options.Mutant == FencesNotApplied && e.Kind == wire.KindControl {
@@ -254,8 +259,8 @@ func (m *member) look() {
 	}
 	m.last = m.log.LastIndex()
 	m.lastTerm, _ = m.log.Term(m.last)
-	if f.groups != nil {
-		f.groups.check(m)
+	if m.cell.ledger != nil {
+		m.cell.ledger.check(m)
 	}
 	mark := m.log.Watermark()
 	if mark.Index < m.mark.Index || mark.Next < m.mark.Next || mark.Index > m.cell.truth.last() {
@@ -312,10 +317,13 @@ func (m *member) act() (again bool) {
 		if m.metadata != nil {
 			m.metadata.Turn()
 		}
+		if m.cell.ledger != nil && m.fleet.council != nil {
+			m.intend()
+		}
 		again = m.part.Turn(m.nowMs, time.Duration(m.nowMs)*time.Millisecond)
 	}
 	_, leading := m.group.Leading()
-	if m.fleet.groups != nil && !leading {
+	if m.cell.ledger != nil && !leading {
 		m.part.Reject(wire.CodeNotLeader) // as a node does: what came too late is answered
 	}
 	if m.give {
