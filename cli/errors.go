@@ -166,6 +166,8 @@ func (f *failure) explainClient() string {
 		return f.explainLoss(lost)
 	case errors.As(f.err, &damage):
 		return f.explainDamage(damage)
+	case errors.Is(f.err, client.ErrRecordTooLarge) && wire.IsTemporary(f.destination):
+		return f.err.Error()
 	case errors.Is(f.err, client.ErrRecordTooLarge):
 		return fmt.Sprintf("%v; raise the limit with: %s alter %s --max-record-bytes SIZE", f.err, f.command(), name)
 	case errors.Is(f.err, client.ErrUnknownPartition):
@@ -232,7 +234,7 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		if noun == "" {
 			noun = "destination"
 		}
-		if strings.HasPrefix(f.destination, "$tmp/") {
+		if wire.IsTemporary(f.destination) {
 			return fmt.Sprintf("there is no temporary queue %q: it ends with the connection that has made it, or with its broker", f.destination)
 		}
 		if code == wire.CodeDestinationGone {

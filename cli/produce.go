@@ -167,16 +167,19 @@ func (p *produceRun) run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	found, words, err := a.find(ctx, conn, p.destination)
-	if err != nil {
+	var found client.Destination
+	if wire.IsTemporary(p.destination) {
+		p.words.noun = "temporary queue"
+	} else if found, p.words, err = a.find(ctx, conn, p.destination); err != nil {
 		return err
 	}
-	p.words = words
 	opts := []client.ProducerOption{
 		client.Acks(ackLevel(p.acks.value)), client.Compression(codec(p.codec.value)),
 		client.Publisher(p.publisher), client.Linger(p.linger.value), client.DeliveryTimeout(p.timeout.value), client.MaxBufferedBytes(produceBufferBytes),
 	}
-	if p.fixed {
+	if p.fixed && found.Name == "" {
+		return fmt.Errorf("temporary queue %q has no partitions; leave out --partition", p.destination)
+	} else if p.fixed {
 		if err := hasPartition(found, p.words, p.partition); err != nil {
 			return err
 		}

@@ -158,3 +158,29 @@ func TestTheEndOfWhatACommandSaysIsKept(t *testing.T) {
 	fmt.Fprint(s, strings.Repeat("y", 100))
 	require.Equal(t, strings.Repeat("y", 10), s.String())
 }
+
+func TestProduceSendsToATemporaryQueue(t *testing.T) {
+	address, _ := startServer(t)
+	conn, err := client.Connect(t.Context(), address)
+	require.NoError(t, err)
+	defer conn.Close()
+	q, err := conn.TemporaryQueue(t.Context())
+	require.NoError(t, err)
+	must(t, at(address, "a:1\nb:2\n"), "produce", q.Name(), "-K", ":", "-H", "h=x")
+	for _, want := range []string{"1", "2"} {
+		r, err := q.Receive(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, want, string(r.Value))
+		require.Equal(t, []client.Header{{Key: "h", Value: []byte("x")}}, r.Headers)
+	}
+	got := at(address, "x\n").run(t.Context(), "produce", q.Name(), "--partition", "0")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "has no partitions; leave out --partition")
+	require.NoError(t, q.Close(t.Context()))
+	got = at(address, "x\ny\n").run(t.Context(), "produce", q.Name())
+	require.Equal(t, 1, got.code)
+	require.Equal(t, fmt.Sprintf("lockstep: line 1: not sent: there is no temporary queue %q: it ends with the connection that has made it, or with its broker; nothing is stored\n", q.Name()), got.stderr)
+	got = at(address, "x\n").run(t.Context(), "produce", "$tmp/1")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "is not the name of a temporary queue")
+}

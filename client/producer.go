@@ -80,7 +80,9 @@ type Producer struct {
 
 // Producer opens a producer for a destination. One with a name begins when whoever had the
 // name before can store nothing more in the partitions that this one may write to: with ctx's
-// error comes wire.CodeUnavailable and what is missing. Errors: wire.CodeUnknownDestination,
+// error comes wire.CodeUnavailable and what is missing. One for a temporary queue, by its name,
+// sends one batch at a time, without idempotence; when the queue has ended, it ends with
+// wire.CodeDestinationGone. Errors: wire.CodeUnknownDestination,
 // ErrUnknownPartition for the option Partition, or ctx's.
 func (c *Conn) Producer(ctx context.Context, destination string, opts ...ProducerOption) (*Producer, error) {
 	p, err := c.newProducer(ctx, destination, opts)
@@ -95,14 +97,33 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 	if err != nil {
 		return nil, err
 	}
+	if wire.IsTemporary(destination) {
+		return c.newTemporaryProducer(destination, o)
+	}
 	scope, l, err := c.scoped(ctx, destination)
 	if err != nil {
 		return nil, err
 	}
+	p := c.bareProducer(scope.destination, o, l)
+	p.scope = scope
+	if o.fixed && (p.lanes[p.fixedLane].partition != o.partition || !scope.has(o.partition)) {
+		return nil, fmt.Errorf("%w: %d", ErrUnknownPartition, o.partition)
+	}
+	p.spread(c.Info().Node)
+	p.begin()
+	if o.idempotent {
+		if err := p.open(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return p, p.start((*Producer).upkeep)
+}
+
+// bareProducer is a Producer that does nothing yet.
+func (c *Conn) bareProducer(destination string, o producerOptions, l *layout) *Producer {
 	p := &Producer{
 		conn:        c,
-		destination: scope.destination,
-		scope:       scope,
+		destination: destination,
 		layout:      l,
 		options:     o,
 		publisher:   publisherHash(o.publisher),
@@ -120,29 +141,26 @@ func (c *Conn) newProducer(ctx context.Context, destination string, opts []Produ
 			p.fixedLane = i
 		}
 	}
-	if o.fixed && (p.lanes[p.fixedLane].partition != o.partition || !scope.has(o.partition)) {
-		return nil, fmt.Errorf("%w: %d", ErrUnknownPartition, o.partition)
-	}
-	p.spread(c.Info().Node)
-	p.begin()
-	if o.idempotent {
-		if err := p.open(ctx); err != nil {
-			return nil, err
-		}
-	}
+	p.choices = choices{active: []int{0}, equal: true}
+	return p
+}
+
+// start lets the Producer work, as long as its Conn is open.
+func (p *Producer) start(upkeep func(*Producer)) error {
+	c := p.conn
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()
 	if c.closing {
 		c.mu.Unlock()
 		p.cancel()
-		return nil, ErrClosed
+		return ErrClosed
 	}
 	c.producers[p] = struct{}{}
 	c.mu.Unlock()
 	p.wg.Add(2)
-	go p.upkeep()
+	go upkeep(p)
 	go p.runCallbacks()
-	return p, nil
+	return nil
 }
 
 // Send sends a record and waits for its receipt. The error is a *SendError. When

@@ -319,10 +319,16 @@ func temporaryReceipt(m *wire.TemporarySendResponse, err error) (Receipt, error)
 		return Receipt{Offset: uint64(m.Base)}, nil
 	}
 	outcome := Unknown
-	if code := codeOf(err); code != 0 && (code.Rejected() || code == wire.CodeDestinationGone) {
+	if nowhere(err) {
 		outcome = NotSent
 	}
 	return Receipt{}, &SendError{Outcome: outcome, Err: err}
+}
+
+// nowhere reports whether the answer to TEMPORARY_SEND says that the batch is in no queue.
+func nowhere(err error) bool {
+	code := codeOf(err)
+	return code != 0 && (code.Rejected() || code == wire.CodeDestinationGone)
 }
 
 // sender finds or makes the producer for a destination. Whoever gets it gives it back with

@@ -43,10 +43,11 @@ type TemporaryQueue struct {
 	link     uint32
 	next     wire.Offset // of the record that is received next
 	ready    []*Record
-	handed   wire.Offset // everything below is with the application
-	told     wire.Offset // what the broker knows of that
-	handedIn int         // bytes handed out and not told
-	done     bool        // Close was called
+	handed   wire.Offset   // everything below is with the application
+	told     wire.Offset   // what the broker knows of that
+	handedIn int           // bytes handed out and not told
+	left     chan struct{} // made by Close; closed when the broker has removed the queue, or the session is lost
+	removed  bool          // the broker has said so
 	err      error
 }
 
@@ -150,7 +151,7 @@ func (o *temporaryOpened) answered(s *session, body []byte, err error) {
 	if err == nil {
 		q := o.queue
 		q.mu.Lock()
-		if q.done || o.unwanted {
+		if q.left != nil || o.unwanted {
 			s.tell(wire.OpLinkClose, m.Link, &wire.LinkClose{})
 			err = ErrClosed
 		} else {
@@ -222,17 +223,44 @@ func (q *TemporaryQueue) Records(ctx context.Context) iter.Seq2[*Record, error] 
 	}
 }
 
-// Close removes the queue, with what waits in it.
-func (q *TemporaryQueue) Close() {
+// Close removes the queue, with what waits in it. When it returns nil the broker has done so,
+// and whoever sends to it gets wire.CodeDestinationGone. Errors: ctx's; ErrDeliveryTimeout
+// if the broker does not answer within 5 s; ErrDisconnected if there is no connection with it, and
+// the queue waits there for its grace, or for the broker to notice. To call it again waits again.
+func (q *TemporaryQueue) Close(ctx context.Context) error {
 	q.mu.Lock()
-	q.done = true
-	if s := q.session; s != nil {
-		s.dropLink(q.link)
-		s.tell(wire.OpLinkClose, q.link, &wire.LinkClose{})
-		q.session = nil
+	s, name := q.session, q.name
+	gone := errors.Is(q.err, wire.CodeDestinationGone)
+	if q.left == nil {
+		q.left = make(chan struct{})
+		if s != nil {
+			s.tell(wire.OpLinkClose, q.link, &wire.LinkClose{})
+		} else {
+			close(q.left)
+		}
 	}
+	left := q.left
 	q.end(ErrClosed)
 	q.mu.Unlock()
+	t := time.NewTimer(goneTimeout)
+	defer t.Stop()
+	var err error
+	select {
+	case <-left:
+		q.mu.Lock()
+		if !q.removed && !gone {
+			err = ErrDisconnected
+		}
+		q.mu.Unlock()
+	case <-t.C:
+		err = ErrDeliveryTimeout
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		err = fmt.Errorf("closing the temporary queue %s: %w", name, err)
+	}
+	return err
 }
 
 // end says that there will be no other record. q.mu is held, as in hand and tell.
@@ -302,7 +330,7 @@ func (q *TemporaryQueue) frame(s *session, op wire.Opcode, body []byte) error {
 	var view wire.Record
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.session != s {
+	if q.session != s || q.left != nil {
 		return nil
 	}
 	reader.Reset(&info, section)
@@ -327,8 +355,13 @@ func (q *TemporaryQueue) frame(s *session, op wire.Opcode, body []byte) error {
 }
 
 // closed implements link: the broker has ended the link, because its connection to the
-// queue's node was lost.
-func (q *TemporaryQueue) closed(s *session, err error) { q.parted(s, err) }
+// queue's node was lost, or because Close has asked for it.
+func (q *TemporaryQueue) closed(s *session, err error) {
+	q.mu.Lock()
+	q.removed = q.session == s && q.left != nil && err == nil
+	q.mu.Unlock()
+	q.parted(s, err)
+}
 
 // lost implements link.
 func (q *TemporaryQueue) lost(s *session) {
@@ -342,10 +375,14 @@ func (q *TemporaryQueue) lost(s *session) {
 func (q *TemporaryQueue) parted(s *session, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.session != s || q.done {
+	if q.session != s {
 		return
 	}
 	q.session = nil
+	if q.left != nil {
+		close(q.left)
+		return
+	}
 	c := q.conn
 	switch {
 	case c.ctx.Err() != nil:

@@ -156,8 +156,6 @@ func TestR_WLS_4_ATemporaryQueueDiesWithItsConnection(t *testing.T) {
 	names, err := conn.Destinations(ctx)
 	require.NoError(t, err)
 	require.Empty(t, names, "no catalogue has it")
-	_, err = conn.Producer(ctx, q.Name())
-	require.ErrorIs(t, err, wire.CodeUnknownDestination)
 	_, err = conn.CreateDestination(ctx, client.Destination{Name: q.Name(), Kind: client.Queue, Settings: client.Settings{Partitions: 1}})
 	require.ErrorIs(t, err, wire.CodeInvalidName)
 	_, err = conn.TemporaryQueue(ctx, client.Resume(q.Name()+"#"+strings.Repeat("0", 31)+"1"))
@@ -178,11 +176,109 @@ func TestR_WLS_4_ATemporaryQueueDiesWithItsConnection(t *testing.T) {
 	require.NoError(t, err)
 	other, err := conn.TemporaryQueue(ctx)
 	require.NoError(t, err)
-	a.Close()
-	require.NoError(t, conn.Ping(ctx))
+	require.NoError(t, a.Close(ctx))
+	_, err = to(ctx, t, b).Send(ctx, a.Name(), &client.Record{})
+	require.ErrorIs(t, err, wire.CodeDestinationGone, "the broker knew when Close returned")
+	require.NoError(t, a.Close(ctx), "twice")
 	_, err = conn.Send(ctx, a.Name(), &client.Record{})
 	require.ErrorIs(t, err, wire.CodeDestinationGone)
 	_, err = conn.Send(ctx, other.Name(), &client.Record{})
+	require.NoError(t, err)
+}
+
+// A Producer of a temporary queue keeps the order of what it is given, and ends with the queue.
+func TestR_WLS_4_AProducerSendsToATemporaryQueue(t *testing.T) {
+	c := lockstest.StartCluster(t, 2)
+	ctx := limited(t)
+	owner := to(ctx, t, c.Broker(1))
+	q, err := owner.TemporaryQueue(ctx)
+	require.NoError(t, err)
+	conn := to(ctx, t, c.Broker(2)) // the queue is on the other node
+	p, err := conn.Producer(ctx, q.Name(), client.Publisher("me"), client.MaxBufferedRecords(100))
+	require.NoError(t, err)
+	const records = 1000
+	told := make(chan error, records)
+	offsets := make(chan uint64, records)
+	sending := make(chan struct{})
+	go func() {
+		defer close(sending)
+		for i := range records {
+			err := p.SendFunc(ctx, &client.Record{Key: []byte("k"), Value: fmt.Append(nil, i)}, func(r client.Receipt, err error) {
+				offsets <- r.Offset
+				told <- err
+			})
+			if err != nil {
+				told <- err
+			}
+		}
+	}()
+	for i := range records {
+		r, err := q.Receive(ctx)
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprint(i), string(r.Value))
+		require.Equal(t, wire.PublisherHeader, r.Headers[len(r.Headers)-1].Key)
+	}
+	<-sending
+	require.NoError(t, p.Flush(ctx))
+	for i := range records {
+		require.NoError(t, <-told)
+		require.EqualValues(t, i, <-offsets)
+	}
+
+	_, err = p.Send(ctx, &client.Record{Value: make([]byte, wire.DefaultMaxRecordBytes)})
+	require.ErrorIs(t, err, client.ErrRecordTooLarge)
+	require.NoError(t, q.Close(ctx))
+	_, err = p.Send(ctx, &client.Record{Value: []byte("late")})
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
+	var failed *client.SendError
+	require.ErrorAs(t, err, &failed)
+	require.Equal(t, client.NotSent, failed.Outcome)
+	_, err = p.Send(ctx, &client.Record{Value: []byte("later")})
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
+	require.NoError(t, p.Close(ctx))
+	for _, opt := range []client.ProducerOption{client.Partition(0), client.ProducerName("n")} {
+		_, err = conn.Producer(ctx, q.Name(), opt)
+		require.ErrorContains(t, err, "a temporary queue has no partitions and fences nobody")
+	}
+	_, err = conn.Producer(ctx, "$tmp/1")
+	require.ErrorIs(t, err, wire.CodeInvalidName)
+}
+
+// What a full temporary queue refuses waits for room, or fails, and takes what is behind it
+// along.
+func TestAProducerWaitsForRoomInATemporaryQueue(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	idle, err := conn.TemporaryQueue(ctx, client.Grace(time.Minute))
+	require.NoError(t, err)
+	part := make([]byte, 1<<19)
+	impatient, err := to(ctx, t, b).Producer(ctx, idle.Name(), client.WaitForSpace(false), client.MaxBufferedBytes(64<<20))
+	require.NoError(t, err)
+	var tickets []*client.Ticket
+	for range 40 { // 20 MiB, and it holds 4
+		ticket, err := impatient.SendAsync(ctx, &client.Record{Value: part})
+		require.NoError(t, err)
+		tickets = append(tickets, ticket)
+	}
+	refused := 0
+	for _, ticket := range tickets {
+		if _, err := ticket.Wait(ctx); err != nil {
+			require.ErrorIs(t, err, wire.CodePartitionFull)
+			refused++
+			continue
+		}
+		require.Zero(t, refused, "what is stored is a beginning")
+	}
+	require.NotZero(t, refused)
+	patient, err := to(ctx, t, b).Producer(ctx, idle.Name())
+	require.NoError(t, err)
+	last, err := patient.SendAsync(ctx, &client.Record{Value: part})
+	require.NoError(t, err)
+	for range len(tickets) - refused + 1 {
+		_, err := idle.Receive(ctx)
+		require.NoError(t, err)
+	}
+	_, err = last.Wait(ctx)
 	require.NoError(t, err)
 }
 
@@ -341,6 +437,49 @@ func TestR_SIB_21_ARequesterThatComesBackGetsItsReply(t *testing.T) {
 	reply, err := q.Receive(ctx)
 	require.NoError(t, err)
 	require.Equal(t, "A", string(reply.Value))
+}
+
+// R-SIB-21, docs/requests.md: an inbox ends with its node, whatever its grace, and everybody
+// is told so; a queue with replicas that is named in its place does not.
+func TestR_SIB_21_AnInboxEndsWithItsNodeAndAQueueDoesNot(t *testing.T) {
+	c := lockstest.StartCluster(t, 3)
+	ctx := limited(t)
+	second := to(ctx, t, c.Broker(2))
+	for _, name := range []string{"words", "answers"} {
+		create(ctx, t, second, client.Destination{Name: name, Kind: client.Queue, Settings: client.Settings{Partitions: 1, Replicas: 3}})
+	}
+	owner, err := client.Connect(ctx, strings.Join([]string{c.Broker(1).Addr(), c.Broker(2).Addr()}, ","), client.InOrder(), client.AllowRedirect(false))
+	require.NoError(t, err)
+	defer owner.Close()
+	q, err := owner.TemporaryQueue(ctx, client.Grace(time.Minute))
+	require.NoError(t, err)
+	require.True(t, strings.HasPrefix(q.Name(), "$tmp/1/"))
+	_, err = owner.Send(ctx, "words", &client.Record{Value: []byte("a"), Headers: []client.Header{
+		{Key: client.ReplyToHeader, Value: []byte("answers")}, {Key: client.CorrelationHeader, Value: []byte("mine")},
+	}})
+	require.NoError(t, err)
+	producer, err := second.Producer(ctx, q.Name())
+	require.NoError(t, err)
+	c.Stop(1)
+
+	_, err = q.Receive(ctx)
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
+	<-q.Gone()
+	require.NoError(t, q.Close(ctx))
+	_, err = second.Send(ctx, q.Name(), &client.Record{})
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
+	_, err = producer.Send(ctx, &client.Record{})
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
+	_, err = second.TemporaryQueue(ctx, client.Resume(q.Key()))
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
+
+	serving(ctx, t, to(ctx, t, c.Broker(3)), "words", shout)
+	answers, err := owner.Consumer(ctx, "answers", client.Group("mine"))
+	require.NoError(t, err)
+	reply := take(t, answers)
+	require.Equal(t, "A", string(reply.Value))
+	done(t, reply)
+	leave(t, answers)
 }
 
 // The home node of a requester dies while its request is with a server: the request is
