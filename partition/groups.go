@@ -481,6 +481,12 @@ func (g *Groups) attach(in *Input, term wire.Term) {
 	g.feed.use(true)
 	l.Attach(in.Consumer, in.Attach, in.Client, term, g.now)
 	g.wake(l)
+	if in.Attach.Term > term { // rule 13: one may lead the partition by now that was elected later
+		for _, l := range g.leads {
+			l.StepAside()
+			g.wake(l)
+		}
+	}
 }
 
 // await keeps what begins a link until the group is there.

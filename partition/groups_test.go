@@ -498,6 +498,31 @@ func TestOneConfirmationServesAll(t *testing.T) {
 	require.Equal(t, []uint64{2}, b.confirmed)
 }
 
+// GROUPS 13: who knows of a later leader of the partition is refused, and no group of it gets
+// anything until a quorum has confirmed this one.
+func TestRule13_AllGroupsOfAPartitionStepAside(t *testing.T) {
+	h, w := newGroups(t)
+	h.log.immediate = true
+	h.part.Groups().Intend(20, []Intent{intent(7, "a"), intent(8, "b")})
+	a, b := h.attach("a", 1), h.attach("b", 2)
+	h.turns(0)
+	w.hold = true
+	h.log.term++
+	h.attach("a", 3)
+	h.log.term--
+	h.turns(1)
+	h.send(-1, 0, 0, 2)
+	h.turns(2)
+	require.Zero(t, a.records()+b.records())
+	require.NotEmpty(t, w.confirms)
+	for _, then := range w.confirms {
+		then(nil)
+	}
+	h.turns(3)
+	require.Equal(t, 2, a.records())
+	require.Equal(t, 2, b.records())
+}
+
 // GROUPS 11: a consumer that is silent is removed in time, also when nothing else happens.
 func TestASilentConsumerIsRemoved(t *testing.T) {
 	h, _ := newGroups(t)

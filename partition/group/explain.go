@@ -83,6 +83,9 @@ func (e *explainer) group() {
 	if l.frozen {
 		e.say("draining", "move", 0, 0, "Another replica is about to lead: nothing is given out until it does.")
 	}
+	if l.aside != leads {
+		e.say("no_quorum", "", 0, 0, "A consumer knows of a later leader of the partition: nothing is given out until a majority of its replicas confirms that this one leads.")
+	}
 	if l.order != nil {
 		leased := 0
 		for _, m := range l.members {

@@ -65,6 +65,43 @@ func TestRule13_AnAttachOfALaterTermIsRefused(t *testing.T) {
 	require.False(t, a.closed)
 }
 
+// Rule 13: a leader that hears of a later one may be deposed and not know it: it gives nothing
+// out until a quorum round that began after that confirms it. A consumer that invents a term
+// stops nobody for longer.
+func TestRule13_ALeaderThatHearsOfALaterOneStepsAside(t *testing.T) {
+	r, a := steppedAsideRig(t)
+	require.Empty(t, a.offsets())
+	require.Equal(t, "no_quorum", r.leader.Explain(&wire.ExplainRequest{}, 0).Reasons[0].Code)
+	r.leader.Confirmed(nil)
+	r.turn()
+	require.Empty(t, a.offsets(), "that round began before")
+	r.leader.Confirmed(wire.CodeUnavailable)
+	r.turn()
+	require.Empty(t, a.offsets(), "nobody has confirmed it")
+	r.leader.Confirmed(nil)
+	r.turn()
+	require.Equal(t, []wire.Offset{0}, a.offsets())
+}
+
+func TestRule13_Catches_ALeaderThatGoesOnAsIfNothingWas(t *testing.T) {
+	_, a := steppedAsideRig(t, RuleAside)
+	require.Equal(t, []wire.Offset{0}, a.offsets())
+}
+
+// steppedAsideRig is a leader that hears of a later one while a quorum round runs, and has a
+// record to give.
+func steppedAsideRig(t *testing.T, without ...Rule) (*rig, *recorder) {
+	r := newRig(t, sharedGroup, without...)
+	a := r.attach('A', 1, 10)
+	r.unheard = true
+	r.leader.Heartbeat(a, 1, r.now)
+	r.turn()
+	r.leader.StepAside()
+	r.produce(0)
+	r.settle()
+	return r, a
+}
+
 // Rules 15 and 26: a record that is a dead letter has left its scope; no epoch brings it back,
 // or it would become a second letter.
 func TestRule26_ADeadLetterCannotBeClaimed(t *testing.T) {

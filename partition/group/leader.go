@@ -100,6 +100,7 @@ type Leader struct {
 	beats []beat // that wait for a confirmation
 	asked int    // of them and of the attaches, how many the running one covers
 	asks  bool   // a confirmation is running
+	aside aside
 	order *order
 
 	taken uint64 // rules that a test has taken away
@@ -250,10 +251,32 @@ func (l *Leader) confirm() {
 	}
 }
 
+// aside says whether a leader gives something out. One that hears of a later leader does not,
+// until a quorum round that began after that says that it leads all the same.
+type aside uint8
+
+const (
+	leads        aside = iota
+	steppedAside       // a quorum round is to be asked for
+	asideAsked         // it is running
+)
+
+// StepAside notes that a consumer knows of a later leader of the partition.
+func (l *Leader) StepAside() {
+	l.aside = steppedAside
+	l.confirm()
+}
+
 // Confirmed ends the quorum round that a Want has asked for. An error says that this may
 // be no leader any more; the round is asked for again.
 func (l *Leader) Confirmed(err error) {
 	l.asks = false
+	if l.aside == asideAsked {
+		l.aside = leads
+		if err != nil {
+			l.StepAside()
+		}
+	}
 	if err == nil {
 		for _, b := range l.beats[:l.asked] {
 			if l.links[b.consumer] != nil {
@@ -267,6 +290,9 @@ func (l *Leader) Confirmed(err error) {
 	}
 	if len(l.beats) > 0 {
 		l.confirm()
+	}
+	if l.aside == steppedAside {
+		l.confirm() // the round that ended began before
 	}
 	for _, a := range l.attaches {
 		a.asked = false
@@ -455,6 +481,9 @@ func (l *Leader) Wants() Want {
 	l.want = Want{}
 	if w.Confirm {
 		l.asks, l.asked = true, len(l.beats)
+		if l.aside == steppedAside {
+			l.aside = asideAsked
+		}
 		for _, a := range l.attaches {
 			a.asked = a.needs && !a.open
 		}

@@ -73,6 +73,9 @@ const (
 	RuleDone
 	// RuleSole: a group that takes one consumer refuses a second.
 	RuleSole
+	// RuleAside: who hears of a later leader gives nothing out before a quorum has confirmed
+	// that it leads.
+	RuleAside
 	rules
 )
 

@@ -22,6 +22,7 @@ type rig struct {
 	places  []Place
 	entries [][]byte // proposed and not applied
 	want    Want
+	unheard bool // no quorum round ends
 }
 
 func newRig(t testing.TB, s Settings, without ...Rule) *rig {
@@ -86,7 +87,7 @@ func (r *rig) turn() {
 	r.want.Letters = append(r.want.Letters, w.Letters...)
 	r.want.Find = append(r.want.Find, w.Find...)
 	r.want.Scan = append(r.want.Scan, w.Scan...)
-	if w.Confirm {
+	if w.Confirm && !r.unheard {
 		r.leader.Confirmed(nil)
 		r.turn()
 	}
