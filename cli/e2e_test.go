@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -495,4 +496,35 @@ func TestBenchRemovesItsTopicAndKeepsANamedOne(t *testing.T) {
 	out = must(t, sh, "bench", "consume", "load")
 	require.Regexp(t, `(?m)^records +100$`, out)
 	require.Equal(t, 100, strings.Count(must(t, sh, "consume", "load", "-e", "-f", `x\n`), "x"))
+}
+
+// Who produces under a name ends the one before, which says so.
+func TestProduceUnderANameThatAnotherOneTakes(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "topic", "create", "events", "--partitions", "2")
+	r, w := io.Pipe()
+	first := at(address, "")
+	first.stdin = r
+	done := make(chan outcome)
+	go func() {
+		done <- first.run(context.Background(), "produce", "events", "--name", "billing", "--in-order")
+	}()
+	_, err := io.WriteString(w, "first\n")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return sh.run(context.Background(), "consume", "events", "-e").stdout == "first\n" }, 30*time.Second, 10*time.Millisecond)
+	must(t, at(address, "second\n"), "produce", "events", "--name", "billing")
+	_, err = io.WriteString(w, "third\n")
+	require.NoError(t, err)
+	got := <-done
+	require.NoError(t, w.Close())
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, `lockstep: line 2: not sent: another producer has taken the name "billing", and one at a time writes under it; `+
+		"let only one run, or give each its own --name; line 1 is stored; continue with: tail -n +2 FILE | lockstep produce events --in-order --name billing")
+	require.Equal(t, "first\nsecond\n", strings.Join(slices.Sorted(strings.Lines(must(t, sh, "consume", "events", "-e"))), ""))
+
+	for name, problem := range map[string]string{"": "a name must not be empty", "a//b": `name "a//b" has an empty level between slashes`} {
+		got := at(address, "x\n").run(context.Background(), "produce", "events", "--name", name)
+		require.Equal(t, []any{2, "lockstep: flag --name: " + problem + " (see lockstep produce --help)\n"}, []any{got.code, got.stderr})
+	}
 }

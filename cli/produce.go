@@ -77,6 +77,7 @@ SIGINT stops reading and waits for what was read, 1.5 s at most.`,
 	flags.Uint32Var(&p.partition, "partition", 0, "send to one partition, a `number`; without it the key or the broker's load decides")
 	withoutDefault(flags, "partition")
 	flags.StringVar(&p.publisher, "publisher", "", "publish as a `name`: its records go to one partition and keep their order, also for groups with --scope publisher")
+	flags.StringVar(&p.name, "name", "", "write under a `name` that one producer has at a time: of who had it before nothing more is stored")
 	flags.BoolVar(&p.inOrder, "in-order", false, "send all records to one partition, whichever, so that they are read in the order of the input")
 	flags.Var(p.acks, "acks", "what an acknowledgement waits for: a quorum, the leader's memory, or nothing")
 	flags.Var(p.codec, "compression", "compression of batches")
@@ -105,6 +106,12 @@ SIGINT stops reading and waits for what was read, 1.5 s at most.`,
 			}
 			p.headers = append(p.headers, client.Header{Key: name, Value: []byte(value)})
 		}
+		if c.Flags().Changed("name") {
+			var bad *wire.Error
+			if errors.As(wire.ValidateName(p.name), &bad) {
+				return usagef(c, "flag --name: %s", bad.Detail)
+			}
+		}
 		p.fixed = c.Flags().Changed("partition")
 		if p.timeout.value < time.Millisecond {
 			return usagef(c, "flag --timeout: %s is too short", p.timeout.String())
@@ -128,6 +135,7 @@ type produceRun struct {
 	fixed        bool
 	inOrder      bool
 	publisher    string
+	name         string // of the producer
 	acks, codec  *choiceFlag
 	linger       durationFlag
 	timeout      durationFlag
@@ -188,11 +196,17 @@ func (p *produceRun) run(ctx context.Context) error {
 	if p.inOrder {
 		opts = append(opts, client.Affinity(client.PerProducer))
 	}
+	if p.name != "" {
+		opts = append(opts, client.ProducerName(p.name))
+	}
 	opening, cancel := context.WithTimeout(ctx, p.timeout.value)
 	defer cancel()
 	if p.producer, err = conn.Producer(opening, p.destination, opts...); err != nil {
 		if opening.Err() != nil && ctx.Err() == nil {
 			err = fmt.Errorf("%w after %v: the producer could not be opened: %v", client.ErrDeliveryTimeout, p.timeout.value, err)
+		}
+		if errors.Is(err, client.ErrFenced) {
+			return errors.New(p.fenced())
 		}
 		return interruptedOr(ctx, &failure{doing: "produce to", destination: p.destination, kind: p.words, err: err})
 	}
@@ -269,6 +283,13 @@ func (a *app) commandOf(c *cobra.Command, destination string) string {
 		values := []string{f.Value.String()}
 		if list, ok := f.Value.(pflag.SliceValue); ok {
 			values = list.GetSlice()
+		}
+		if f.NoOptDefVal != "" { // one that needs no value takes it behind = only
+			text += " --" + f.Name
+			if value := f.Value.String(); value != f.NoOptDefVal {
+				text += "=" + shellWord(value)
+			}
+			return
 		}
 		for _, value := range values {
 			text += " --" + f.Name + " " + shellWord(value)
@@ -528,7 +549,10 @@ func (p *produceRun) explain(e *recordError) error {
 		reason = sendError.Err
 	}
 	text := "interrupted before the broker acknowledged it"
-	if !errors.Is(reason, client.ErrClosed) {
+	switch {
+	case errors.Is(reason, client.ErrFenced):
+		text = p.fenced()
+	case !errors.Is(reason, client.ErrClosed):
 		text = p.app.explain(&failure{doing: "produce to", destination: p.destination, kind: p.words, err: reason})
 	}
 	said := "not sent"
@@ -539,6 +563,11 @@ func (p *produceRun) explain(e *recordError) error {
 		said = "stored, but"
 	}
 	return fmt.Errorf("%s: %s: %s%s", what, said, text, p.goOn(e.number))
+}
+
+// fenced says that another producer has the name.
+func (p *produceRun) fenced() string {
+	return fmt.Sprintf("another producer has taken the name %q, and one at a time writes under it; let only one run, or give each its own --name", p.name)
 }
 
 // summary tells what was done, and what comes next where that is not all.
