@@ -32,18 +32,38 @@ func (a *app) dlqCommand() *cobra.Command {
 
 // dlqJSON is a destination for dead letters as `dlq ls -o json` prints it.
 type dlqJSON struct {
-	Name    string     `json:"name"`
-	Exists  bool       `json:"exists"`
-	From    []string   `json:"from"` // destinations, or destination/group where a group says it
-	Letters int        `json:"letters"`
-	Oldest  *time.Time `json:"oldest,omitempty"` // when it was written there
-	Waiting uint64     `json:"waiting"`          // that could not be written yet
-	Problem string     `json:"problem,omitempty"`
+	Name    string      `json:"name"`
+	Exists  bool        `json:"exists"`
+	From    []string    `json:"from"` // destinations, or destination/group where a group says it
+	Letters int         `json:"letters"`
+	Groups  []lettersOf `json:"groups"`           // that gave them up, by name
+	Oldest  *time.Time  `json:"oldest,omitempty"` // when it was written there
+	Waiting uint64      `json:"waiting"`          // that could not be written yet
+	Problem string      `json:"problem,omitempty"`
+}
+
+// lettersOf is how many dead letters one group of a destination has given up.
+type lettersOf struct {
+	Origin  string `json:"origin"`
+	Group   string `json:"group"`
+	Letters int    `json:"letters"`
+}
+
+// count adds a letter.
+func (d *dlqJSON) count(l *client.Letter) {
+	d.Letters++
+	for i := range d.Groups {
+		if x := &d.Groups[i]; x.Origin == l.Origin && x.Group == l.Group {
+			x.Letters++
+			return
+		}
+	}
+	d.Groups = append(d.Groups, lettersOf{Origin: l.Origin, Group: l.Group, Letters: 1})
 }
 
 func (a *app) dlqLsCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List where dead letters go, from where, how many are there and the oldest",
+		Use: "ls", Aliases: []string{"list"}, Short: "List where dead letters go, from where, how many are there of which group, and the oldest",
 		Example: "  lockstep dlq ls\n  lockstep dlq ls -o json", Args: exactArgs(),
 	}
 	output := outputFlag(c)
@@ -69,9 +89,13 @@ func (a *app) dlqLsCommand() *cobra.Command {
 				if !d.Exists {
 					problem = cmp.Or(problem, "it does not exist: lockstep queue create "+d.Name)
 				}
-				rows = append(rows, []string{d.Name, strings.Join(d.From, ", "), fmt.Sprint(d.Letters), oldest, fmt.Sprint(d.Waiting), problem})
+				var of []string
+				for _, x := range d.Groups {
+					of = append(of, fmt.Sprintf("%s/%s %d", x.Origin, x.Group, x.Letters))
+				}
+				rows = append(rows, []string{d.Name, strings.Join(d.From, ", "), fmt.Sprint(d.Letters), strings.Join(of, ", "), oldest, fmt.Sprint(d.Waiting), problem})
 			}
-			return a.printTable([]string{"name", "from", "letters", "oldest", "waiting", "problem"}, rows, "letters", "waiting")
+			return a.printTable([]string{"name", "from", "letters", "of groups", "oldest", "waiting", "problem"}, rows, "letters", "waiting")
 		})
 	}
 	return c
@@ -103,7 +127,7 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 	at := func(name, from string) *dlqJSON {
 		d := byName[name]
 		if d == nil {
-			d = &dlqJSON{Name: name}
+			d = &dlqJSON{Name: name, Groups: []lettersOf{}}
 			byName[name] = d
 			list = append(list, d)
 		}
@@ -149,10 +173,15 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 				d.Problem = err.Error()
 				break
 			}
-			if d.Letters++; d.Oldest == nil || l.AppendTime.Before(*d.Oldest) {
+			if d.count(l); d.Oldest == nil || l.AppendTime.Before(*d.Oldest) {
 				d.Oldest = &l.AppendTime
 			}
 		}
+	}
+	for _, d := range list {
+		slices.SortFunc(d.Groups, func(a, b lettersOf) int {
+			return cmp.Or(strings.Compare(a.Origin, b.Origin), strings.Compare(a.Group, b.Group))
+		})
 	}
 	slices.SortFunc(list, func(a, b *dlqJSON) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
@@ -160,27 +189,31 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 
 // letterFlags say which letters are meant.
 type letterFlags struct {
-	group, key string
-	partition  uint32
-	offset     uint64
-	limit      int
+	origin, group, key string
+	partition          uint32
+	offset             uint64
+	limit              int
 }
 
 func newLetterFlags(c *cobra.Command, limit int) *letterFlags {
 	f := &letterFlags{}
 	flags := c.Flags()
+	flags.StringVar(&f.origin, "origin", "", "letters that come from this `queue or topic`")
 	flags.StringVar(&f.group, "group", "", "letters that this `group` of their origin gave up")
 	flags.StringVar(&f.key, "key", "", "letters with this `key`")
 	flags.Uint32Var(&f.partition, "partition", 0, "letters in the partition with this `number`")
 	flags.Uint64Var(&f.offset, "offset", 0, "the letter with this `number`, of one --partition")
 	flags.IntVarP(&f.limit, "limit", "n", limit, "the first so many `letters`")
+	if limit == 0 {
+		withoutDefault(flags, "limit") // all
+	}
 	withoutDefault(flags, "partition")
 	withoutDefault(flags, "offset")
 	return f
 }
 
 func (f *letterFlags) filter(c *cobra.Command) (client.LetterFilter, error) {
-	out := client.LetterFilter{Group: f.group, Limit: f.limit}
+	out := client.LetterFilter{Origin: f.origin, Group: f.group, Limit: f.limit}
 	flags := c.Flags()
 	if flags.Changed("key") {
 		key := []byte(f.key)
@@ -195,10 +228,20 @@ func (f *letterFlags) filter(c *cobra.Command) (client.LetterFilter, error) {
 	switch {
 	case flags.Changed("offset") && !flags.Changed("partition"):
 		return out, usagef(c, "--offset counts within one partition; give --partition too")
-	case f.limit < 1:
+	case f.limit < 1 && flags.Changed("limit"):
 		return out, usagef(c, "flag --limit: at least 1")
 	}
 	return out, nil
+}
+
+// meant says that not all letters are meant, if so.
+func (f *letterFlags) meant(c *cobra.Command) string {
+	for _, name := range []string{"origin", "group", "key", "partition", "offset", "limit"} {
+		if c.Flags().Changed(name) {
+			return " of that kind"
+		}
+	}
+	return ""
 }
 
 // letterJSON is a dead letter as `dlq show -o json` prints it.
@@ -302,7 +345,10 @@ what would be sent back.`,
 				redrive, verb = conn.RedriveDryRun, "would redrive"
 			}
 			n, err := redrive(ctx, args[0], filter, said)
-			_, printed := fmt.Fprintf(a.stdout, "%s %s\n", verb, plural(int64(n), "letter"))
+			var printed error
+			if err == nil || n > 0 {
+				_, printed = fmt.Fprintf(a.stdout, "%s %s\n", verb, plural(int64(n), "letter"))
+			}
 			if stays := new(client.LetterError); errors.As(err, &stays) { // its code is about the origin
 				return errors.New(oneLine(err.Error()))
 			}
@@ -317,14 +363,19 @@ what would be sent back.`,
 
 func (a *app) dlqPurgeCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "purge DEST", Short: "Give up all dead letters of a queue, for good",
-		Example: "  lockstep dlq purge orders.dead --yes\n  lockstep dlq purge payments.dead --yes", Args: exactArgs("DEST"),
+		Use: "purge DEST", Short: "Give up dead letters of a queue, all or those that are meant, for good",
+		Example: "  lockstep dlq purge orders.dead --yes\n  lockstep dlq purge orders.dead --group billing --yes", Args: exactArgs("DEST"),
 	}
+	flags := newLetterFlags(c, 0)
 	yes := c.Flags().Bool("yes", false, "do it: they are gone for good")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		filter, err := flags.filter(c)
+		if err != nil {
+			return err
+		}
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
 			n := 0
-			for _, err := range conn.DeadLetters(ctx, args[0], client.LetterFilter{}) {
+			for _, err := range conn.DeadLetters(ctx, args[0], filter) {
 				if err != nil {
 					return &failure{doing: "purge", destination: args[0], err: err}
 				}
@@ -332,12 +383,12 @@ func (a *app) dlqPurgeCommand() *cobra.Command {
 			}
 			switch {
 			case n == 0:
-				_, err := fmt.Fprintf(a.stdout, "%q holds no dead letters; other records stay\n", args[0])
+				_, err := fmt.Fprintf(a.stdout, "%q holds no dead letters%s; other records stay\n", args[0], flags.meant(c))
 				return outputError(err)
 			case !*yes:
-				return &failure{doing: "purge", destination: args[0], err: errors.New("it holds " + plural(int64(n), "dead letter") + "; repeat the command with --yes to give them up for good")}
+				return &failure{doing: "purge", destination: args[0], err: errors.New("it holds " + plural(int64(n), "dead letter") + flags.meant(c) + "; repeat the command with --yes to give them up for good")}
 			}
-			n, err := conn.Purge(ctx, args[0])
+			n, err := conn.Purge(ctx, args[0], filter)
 			if err != nil {
 				return &failure{doing: "purge", destination: args[0], err: err}
 			}

@@ -144,3 +144,72 @@ $`, must(t, sh, "dlq", "show", "orders.dead", "--limit", "1"))
 	require.Equal(t, "[]\n", must(t, sh, "group", "ls", "orders.dead", "-o", "json"), "nothing holds the queue")
 	require.Equal(t, 2, sh.run(context.Background(), "dlq", "show", "orders.dead", "--offset", "1").code)
 }
+
+// Where several groups feed one queue for dead letters each is listed, and what is shown, sent
+// back or purged can be chosen by it.
+func TestDeadLettersAreChosenByTheirGroup(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "dead")
+	for _, name := range []string{"orders", "returns"} {
+		must(t, sh, "queue", "create", name, "--delivery-limit", "1", "--dead-letter", "dead")
+		for _, group := range []string{"audit", "billing"} {
+			must(t, sh, "group", "create", name, group)
+		}
+		must(t, at(address, name+"\n"), "produce", name)
+		for _, group := range []string{"audit", "billing"} {
+			got := sh.run(context.Background(), "consume", name, "-g", group, "-c", "1", "--exec", "exit 1")
+			require.Equal(t, 0, got.code, got.stderr)
+		}
+	}
+	const all = "orders/audit 1, orders/billing 1, returns/audit 1, returns/billing 1"
+	require.Eventually(t, func() bool { return strings.Contains(must(t, sh, "dlq", "ls"), all) }, 30*time.Second, 50*time.Millisecond)
+	require.Contains(t, must(t, sh, "dlq", "ls", "-o", "json"), `"origin": "returns",
+        "group": "billing",
+        "letters": 1`)
+	only := []string{"--origin", "returns", "--group", "audit"}
+	require.Equal(t, 1, strings.Count(must(t, sh, append([]string{"dlq", "show", "dead"}, only...)...), "from returns/0@0, group audit"))
+	refused := sh.run(context.Background(), append([]string{"dlq", "purge", "dead"}, only...)...)
+	require.Contains(t, refused.stderr, "it holds 1 dead letter of that kind; repeat the command with --yes")
+	require.Equal(t, "purged 1 dead letter of \"dead\"\n", must(t, sh, append([]string{"dlq", "purge", "dead", "--yes"}, only...)...))
+	require.Contains(t, must(t, sh, append([]string{"dlq", "purge", "dead"}, only...)...), "holds no dead letters of that kind")
+	require.Contains(t, must(t, sh, "dlq", "redrive", "dead", "--group", "billing"), "redrove 2 letters\n")
+	require.Contains(t, must(t, sh, "dlq", "ls"), "orders/audit 1 ")
+}
+
+// One record of a group that goes by keys can be given up and shown by its offset, wherever it
+// stands; it cannot be parked alone, and what is not parked cannot be unparked.
+func TestOneRecordOfAKeyIsSkippedByItsOffset(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "orders")
+	must(t, sh, "group", "create", "orders", "billing", "--mode", "serial")
+	must(t, at(address, "a:1\na:2\na:3\n"), "produce", "orders", "-K", ":")
+	one := []string{"orders", "billing", "--partition", "0", "--offset"}
+	require.Contains(t, must(t, sh, append([]string{"key", "show"}, append(one, "1")...)...), "next is orders/0@1")
+	require.Equal(t, "skipped orders/0@1 of orders for billing: orders/0@1\n", must(t, sh, append([]string{"key", "skip"}, append(one, "1")...)...))
+	for offset, why := range map[string]string{"1": "the group is done with it", "9": "the group is done with every record of it"} {
+		got := sh.run(context.Background(), append([]string{"key", "skip"}, append(one, offset)...)...)
+		require.Equal(t, 1, got.code)
+		require.Contains(t, got.stderr, why)
+	}
+	require.Equal(t, "\"a\" of orders was not parked for billing\n", must(t, sh, "key", "unpark", "orders", "billing", "a"))
+	require.Equal(t, "1\n3\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "2"))
+}
+
+// Who removes a group hears of the dead letters that it leaves.
+func TestARemovedGroupSaysWhatItLeaves(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	sh.run(context.Background(), "queue", "create", "orders", "--delivery-limit", "1", "--dead-letter", "dead")
+	must(t, at(address, "bad\n"), "produce", "orders")
+	got := sh.run(context.Background(), "consume", "orders", "-g", "billing", "-c", "1", "--exec", "exit 1")
+	require.Equal(t, 0, got.code, got.stderr)
+	got = sh.run(context.Background(), "group", "rm", "orders", "billing")
+	require.Equal(t, outcome{
+		stdout: "group billing of orders removed\n",
+		stderr: "lockstep: 1 dead letter of it will be written to \"dead\" as soon as that takes them; their records are kept until then\n",
+	}, got)
+	must(t, sh, "queue", "create", "dead")
+	require.Eventually(t, func() bool { return strings.Contains(must(t, sh, "dlq", "show", "dead"), "group billing") }, 30*time.Second, 50*time.Millisecond)
+}

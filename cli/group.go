@@ -352,6 +352,22 @@ func (a *app) groupPauseCommand(pause bool) *cobra.Command {
 	return c
 }
 
+// waitingLetters is how many dead letters of a group are not written yet, as far as the leaders
+// say, and where they go.
+func waitingLetters(ctx context.Context, conn *client.Conn, destination, group string) (n uint64, to string) {
+	d, err := conn.Destination(ctx, destination)
+	if err != nil {
+		return 0, ""
+	}
+	for _, p := range d.Partitions {
+		var open wire.LettersResponse
+		if conn.GroupOrder(ctx, wire.OrderLetters, destination, p.Number, group, nil, &open) == nil {
+			n, to = n+open.Count, open.To
+		}
+	}
+	return n, to
+}
+
 func (a *app) groupRmCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "rm DEST GROUP", Aliases: []string{"remove", "delete"}, Short: "Remove a group with all it knows about records",
@@ -359,9 +375,13 @@ func (a *app) groupRmCommand() *cobra.Command {
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			waiting, to := waitingLetters(ctx, conn, args[0], args[1])
 			err := conn.RemoveGroup(ctx, args[0], args[1])
 			if err == nil {
 				fmt.Fprintf(a.stdout, "group %s of %s removed\n", args[1], args[0])
+				if waiting > 0 {
+					fmt.Fprintf(a.stderr, "lockstep: %s of it will be written to %q as soon as that takes them; their records are kept until then\n", plural(int64(waiting), "dead letter"), to)
+				}
 			}
 			return groupFailure("remove", args[0], args[1], err)
 		})

@@ -55,7 +55,7 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 	flags := c.Flags()
 	publisher := flags.Bool("publisher", false, "KEY is the name of a publisher, in a group with --scope publisher")
 	partition := flags.Uint32("partition", 0, "instead of KEY: the partition with this `number`, where a whole one is handled in order, or with --offset")
-	offset := flags.Uint64("offset", 0, "with --partition: the record with this `number`, in a group that is not serial, or that has no key")
+	offset := flags.Uint64("offset", 0, "with --partition: the record with this `number`; skip and show take any, the others one that has no key, or of a group that is not serial")
 	withoutDefault(flags, "partition")
 	withoutDefault(flags, "offset")
 	var ask client.ScopeRequest
@@ -88,7 +88,7 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 				ask.Scope = offset
 			}
 		default:
-			return usagef(c, "name a KEY, or --partition and, where records stand for themselves, --offset")
+			return usagef(c, "name a KEY, or --partition and --offset for one record, or --partition where a whole one is handled in order")
 		}
 		if len(ask.Reason) > wire.MaxReasonBytes {
 			return usagef(c, "flag --reason: %s are more than %s, which every explain prints", plural(int64(len(ask.Reason)), "byte"), formatCount(wire.MaxReasonBytes))
@@ -123,6 +123,9 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 				return a.showKey(&answer, args[0], what, n, output.value == "json")
 			}
 			text := fmt.Sprintf("%s %s of %s for %s", deed.after, what, args[0], args[1])
+			if deed.op == wire.OrderUnpark && !answer.Parked {
+				text = fmt.Sprintf("%s of %s was not parked for %s", what, args[0], args[1])
+			}
 			if deed.op == wire.OrderSkip || deed.op == wire.OrderRepair {
 				text += fmt.Sprintf(": %s/%d@%d", args[0], n, answer.Offset)
 			}

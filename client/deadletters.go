@@ -93,7 +93,8 @@ func (l *Letter) Original() *Record {
 
 // LetterFilter says which dead letters are meant. The zero value means all.
 type LetterFilter struct {
-	Group     string  // that gave them up
+	Origin    string  // destination that they come from
+	Group     string  // of it, that gave them up
 	Key       *[]byte // of the record
 	Partition *uint32 // of the dead letter destination
 	Offset    *uint64 // of the letter there
@@ -101,7 +102,7 @@ type LetterFilter struct {
 }
 
 func (f *LetterFilter) wants(l *Letter) bool {
-	return (f.Group == "" || f.Group == l.Group) && (f.Key == nil || l.Key != nil && string(*f.Key) == string(l.Key)) && (f.Offset == nil || *f.Offset == l.Offset)
+	return (f.Origin == "" || f.Origin == l.Origin) && (f.Group == "" || f.Group == l.Group) && (f.Key == nil || l.Key != nil && string(*f.Key) == string(l.Key)) && (f.Offset == nil || *f.Offset == l.Offset)
 }
 
 // DeadLetters yields the dead letters that a destination holds and that nobody has dealt
@@ -344,9 +345,9 @@ func outlasting(ctx context.Context, patience time.Duration) (context.Context, c
 	return longer, func() { stop(); cancel() }
 }
 
-// Purge gives up all dead letters of a queue that are there now: its groups are done with
-// them. Records that are no letters stay. It returns how many letters are gone.
-func (c *Conn) Purge(ctx context.Context, destination string) (done int, err error) {
+// Purge gives up the dead letters of a queue that are meant and there now: its groups are done
+// with them. Records that are no letters stay. It returns how many letters are gone.
+func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (done int, err error) {
 	d, err := c.Destination(ctx, destination)
 	if err != nil {
 		return 0, err
@@ -372,7 +373,7 @@ func (c *Conn) Purge(ctx context.Context, destination string) (done int, err err
 		some = some[:0]
 		return nil
 	}
-	for l, err := range c.DeadLetters(ctx, destination, LetterFilter{}) {
+	for l, err := range c.DeadLetters(ctx, destination, f) {
 		if err != nil {
 			return done, errors.Join(err, settle())
 		}

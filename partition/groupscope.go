@@ -47,6 +47,9 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 		g.wake(l)
 		return
 	}
+	if q.Scope != nil && g.one(l, wire.Offset(*q.Scope), in) {
+		return
+	}
 	switch in.Order.Op {
 	case wire.OrderPark, wire.OrderUnpark:
 		done := func(err error) { in.Reply([]byte("{}"), err) }
@@ -57,7 +60,11 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 		if in.Order.Op == wire.OrderPark {
 			l.Park(h, q.Reason, q.Now, done)
 		} else {
-			l.Unpark(h, done)
+			_, parked := s.Parked[h]
+			l.Unpark(h, func(err error) {
+				answer, _ := json.Marshal(wire.ScopeResponse{Scope: uint64(h), Parked: parked})
+				in.Reply(answer, err)
+			})
 		}
 		g.wake(l)
 	default:
@@ -79,6 +86,38 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 			}
 		})
 	}
+}
+
+// one carries out an order about one record, by its offset, in a group where that is no scope
+// of its own, and reports whether it has: to give it up, wherever it stands in its scope, or to
+// show it. Others have to name its key or publisher.
+func (g *Groups) one(l *lead, o wire.Offset, in *Input) bool {
+	p, known := g.feed.At(o)
+	if o >= g.p.state.next || l.group.Settings.Mode == wire.ModeShared || known && l.Loose(p, o) {
+		return false
+	}
+	switch {
+	case in.Order.Op == wire.OrderShow:
+		answer := wire.ScopeResponse{Scope: uint64(o)}
+		if !l.group.Done.Has(o) {
+			r, _ := l.group.Record(o)
+			answer.Offset, answer.Known, answer.Deliveries, answer.Attempts = uint64(o), true, r.Deliveries, r.Attempts
+		}
+		at := uint64(o)
+		answer.Reasons = l.Explain(&wire.ExplainRequest{Offset: &at}, g.nowMs).Reasons
+		in.Reply(json.Marshal(answer))
+	case in.Order.Op != wire.OrderSkip:
+		return false
+	case l.group.Done.Has(o):
+		in.Reply(nil, wire.Errorf(wire.CodeRefused, "the group is done with it"))
+	case l.Stops():
+		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
+	default:
+		alone := group.Scope(o) // what is parked as that, if it has no key
+		l.Settle([]group.Span{{From: o, To: o + 1}}, &alone, g.over(g.headed(alone, o, in)))
+		g.wake(l)
+	}
+	return true
 }
 
 // headed answers what was done to the head of a scope.
