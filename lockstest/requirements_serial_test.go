@@ -62,9 +62,12 @@ func (s *stage) sticky(t *testing.T) {
 
 // takeover loses the active consumer with a record in hand: one of those that stand by goes
 // on with that record, the others go on standing by.
-func (s *stage) takeover(t *testing.T) {
+func (s *stage) takeover(t *testing.T) { s.takesOver(t, stickyOne) }
+
+// takesOver says how long it took.
+func (s *stage) takesOver(t *testing.T, settings client.GroupSettings) (took time.Duration) {
 	queue := s.queue(t, 1)
-	s.group(t, queue, stickyOne)
+	s.group(t, queue, settings)
 	active, die := s.mortal(t, queue)
 	standby := []*client.Consumer{s.join(t, queue), s.join(t, queue)}
 	s.send(t, queue, numbered("k", 20)...)
@@ -81,7 +84,7 @@ func (s *stage) takeover(t *testing.T) {
 			require.NoError(t, err)
 			for _, d := range list {
 				if len(got) == 0 {
-					t.Logf("taken over after %v", time.Since(began).Round(time.Millisecond))
+					took = time.Since(began)
 					require.True(t, d.Redelivered)
 					require.Equal(t, 2, d.Deliveries)
 				}
@@ -94,6 +97,7 @@ func (s *stage) takeover(t *testing.T) {
 	require.Equal(t, numbered("k", 20)[2:], got)
 	require.Len(t, by, 1, "one of them took over")
 	leave(t, standby...)
+	return took
 }
 
 // anyHolder gives each record to whoever is free, one at a time in the whole group.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/lockstest"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // What the requirements ask of groups, shown with one broker that all parts share: each
@@ -52,13 +53,13 @@ func TestRequirementsOfGroups(t *testing.T) {
 		{"R_WLS_13_UnitsOfOrder", s.units},
 		{"R_SIB_26_ASecondConsumerIsRefusedOrStandsBy", s.sole},
 		{"R_SIB_19_AnAliasIsSomeOfThePartitions", s.alias},
-		{"R_MQC_15_RecordsGoWhereConsumersAre", s.attended},
+		{"R_MQC_15_RecordsGoWhereConsumersAre", func(t *testing.T) { s.attended(t) }},
 		{"R_MQC_12_WhatFailsTooOftenIsADeadLetter", s.letters},
 		{"R_MQC_12_ACrashingConsumerTakesNoOtherRecordsAlong", s.crashing},
 		{"R_MQC_12_AnInterruptedRedriveRepeatsNothing", s.redriven},
 		{"R_MQC_17_APoisonHoldsUpNobodyElse", s.poison},
 		{"R_WLS_12_AForwardDelayIsRefused", s.forwarding},
-		{"R_WLS_15_NothingIsWedgedInSilence", s.wedged},
+		{"R_WLS_15_NothingIsWedgedInSilence", func(t *testing.T) { s.wedged(t) }},
 		{"R_X_2_EpochsKeepStaleWritesOut", s.fenced},
 		{"R_X_7_WhateverHoldsARecordUpIsNamed", s.explained},
 		{"R_X_4_ABlockedKeyCostsOthersNothing", s.isolated},
@@ -73,15 +74,21 @@ func TestRequirementsOfGroups(t *testing.T) {
 // queue makes a queue of so many partitions.
 func (s *stage) queue(t *testing.T, partitions uint32) string {
 	t.Helper()
+	return s.destination(t, client.Queue, partitions)
+}
+
+func (s *stage) destination(t *testing.T, kind client.Kind, partitions uint32) string {
+	t.Helper()
 	name := fmt.Sprintf("queue-%d", s.queues.Add(1))
-	create(t.Context(), t, s.conn, client.Destination{Name: name, Kind: client.Queue, Settings: client.Settings{Partitions: partitions, Sync: client.SyncOS}})
+	create(t.Context(), t, s.conn, client.Destination{Name: name, Kind: kind,
+		Settings: client.Settings{Partitions: partitions, Sync: client.SyncOS, RecordIndex: wire.RecordIndexOn}}) // which topics have only if asked
 	return name
 }
 
 // group makes the group g of a queue, with settings that are no options of a consumer.
 func (s *stage) group(t *testing.T, queue string, settings client.GroupSettings) {
 	t.Helper()
-	_, err := s.conn.CreateGroup(t.Context(), queue, "g", client.GroupIntent{Settings: settings})
+	_, err := s.conn.CreateGroup(t.Context(), queue, "g", client.GroupIntent{Settings: settings, Start: client.GroupStart{To: "earliest"}})
 	require.NoError(t, err)
 }
 

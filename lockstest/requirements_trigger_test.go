@@ -163,37 +163,49 @@ func (s *stage) lostMember(t *testing.T) {
 }
 
 // midHandler loses members in the middle of their handlers: one whose end is seen, and one
-// that just falls silent. Their records come again, elsewhere.
+// that just falls silent, with what was sent to a queue and what was published to a topic.
+// Their records come again, elsewhere.
 func (s *stage) midHandler(t *testing.T) {
-	for _, seen := range []bool{true, false} {
-		queue := s.queue(t, 1)
-		s.group(t, queue, client.GroupSettings{Mode: client.Serial, SessionMs: 1000, BackoffMs: 1})
-		s.send(t, queue, "a 0", "b 0", "a 1")
-		victim, die := s.mortal(t, queue, client.ReleaseOnDisconnect(seen))
-		started := make(chan struct{}, 3)
-		go victim.Run(t.Context(), func(ctx context.Context, _ *client.Delivery) error {
-			started <- struct{}{}
-			<-ctx.Done()
-			return nil // too late for anybody to hear
-		}, client.Workers(2))
-		<-started
-		<-started
-		require.Zero(t, s.state(t, queue, 0).Floor)
-		require.Zero(t, s.state(t, queue, 0).Done)
-		die()
-		began := time.Now()
-		other := s.join(t, queue)
-		values := map[string]int{}
-		for range 3 {
-			d := take(t, other)
-			values[string(d.Value)] = d.Deliveries
-			done(t, d)
+	for _, kind := range []client.Kind{client.Queue, client.Topic} {
+		for _, seen := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%v, end seen %t", kind, seen), func(t *testing.T) {
+				t.Parallel()
+				s.losesHandlers(t, kind, seen, 1000)
+			})
 		}
-		t.Logf("end seen %t: the last came after %v", seen, time.Since(began).Round(time.Millisecond))
-		require.Equal(t, map[string]int{"a 0": 2, "b 0": 2, "a 1": values["a 1"]}, values)
-		require.EqualValues(t, 3, s.state(t, queue, 0).Floor)
-		leave(t, other)
 	}
+}
+
+// losesHandlers says how long it took until the last record was with another member.
+func (s *stage) losesHandlers(t *testing.T, kind client.Kind, seen bool, sessionMs uint32) (took time.Duration) {
+	name := s.destination(t, kind, 1)
+	s.group(t, name, client.GroupSettings{Mode: client.Serial, SessionMs: sessionMs, BackoffMs: 1})
+	s.send(t, name, "a 0", "b 0", "a 1")
+	victim, die := s.mortal(t, name, client.ReleaseOnDisconnect(seen))
+	started := make(chan struct{}, 3)
+	go victim.Run(t.Context(), func(ctx context.Context, _ *client.Delivery) error {
+		started <- struct{}{}
+		<-ctx.Done()
+		return nil // too late for anybody to hear
+	}, client.Workers(2))
+	<-started
+	<-started
+	require.Zero(t, s.state(t, name, 0).Floor)
+	require.Zero(t, s.state(t, name, 0).Done)
+	die()
+	began := time.Now()
+	other := s.join(t, name)
+	values := map[string]int{}
+	for range 3 {
+		d := take(t, other)
+		values[string(d.Value)] = d.Deliveries
+		took = time.Since(began)
+		done(t, d)
+	}
+	require.Equal(t, map[string]int{"a 0": 2, "b 0": 2, "a 1": values["a 1"]}, values)
+	require.EqualValues(t, 3, s.state(t, name, 0).Floor)
+	leave(t, other)
+	return took
 }
 
 // listeners has four instances of one listener: each record is handled by exactly one of
