@@ -14,6 +14,10 @@ func TestBrowsePrintsAndLeavesRecords(t *testing.T) {
 	require.Equal(t, "PARTITION  OFFSET  KEY  BYTES  VALUE\n        0       0  a        1  1\n        0       1  b        1  2\n        0       2  a        1  3\n",
 		must(t, sh, "browse", "orders"))
 	must(t, sh, "group", "create", "orders", "billing")
+	hasty := sh.run(context.Background(), "group", "create", "orders", "hasty", "--session-timeout", "3s")
+	require.Contains(t, hasty.stderr, "with a session timeout of 3s records may be delivered again when a leader hangs: another one leads within 3s, and consumers give up what they hold after 1s700ms; from 6s on")
+	require.Empty(t, sh.run(context.Background(), "group", "alter", "orders", "hasty", "--session-timeout", "6s").stderr)
+	must(t, sh, "group", "rm", "orders", "hasty")
 	must(t, sh, "consume", "orders", "-g", "billing", "-c", "1")
 	for range 2 {
 		require.Regexp(t, `^PARTITION  OFFSET  STATE +DELIVERED  FAILED  HOLDER  KEY  BYTES  VALUE\n        0       1  (waiting|returned) +[01]       0          b        1  2\n$`,

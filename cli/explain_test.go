@@ -187,6 +187,7 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 			_ = conn.Close() // its broker has stopped
 		}},
 		"the binding gives it to nobody": {2, client.GroupSettings{Mode: client.Serial, Binding: client.StrictlyOne}, func(w *why) {
+			w.send("a", "b", "c", "d", "e", "f", "g", "h") // some to either partition
 			w.join()
 			w.says("binding_mismatch")
 			rows := w.rows()

@@ -291,11 +291,24 @@ func (a *app) groupCreateCommand() *cobra.Command {
 			if err == nil {
 				fmt.Fprintf(a.stdout, "group %s of %s created: %s\n", args[1], args[0], modeText(&info.Settings))
 				a.warnOfLetters(ctx, conn, intent.Settings.DeadLetter)
+				a.warnOfSession(intent.Settings.SessionMs)
 			}
 			return groupFailure("create", args[0], args[1], err)
 		})
 	}
 	return c
+}
+
+// warnOfSession says what a session timeout below the default costs: consumers count nine
+// tenths of it from the last heartbeat that was answered, which is up to a third of it old
+// when a leader hangs, and the next leader may take 3 s.
+func (a *app) warnOfSession(ms uint32) {
+	if ms > 0 && ms < wire.DefaultSessionMs {
+		timeout := time.Duration(ms) * time.Millisecond
+		left := (timeout * 17 / 30).Round(100 * time.Millisecond)
+		fmt.Fprintf(a.stderr, "lockstep: with a session timeout of %s records may be delivered again when a leader hangs: another one leads within 3s, and consumers give up what they hold after %s; from %s on that repeats nothing\n",
+			formatDuration(timeout), formatDuration(left), formatDuration(wire.DefaultSessionMs*time.Millisecond))
+	}
 }
 
 func (a *app) groupAlterCommand() *cobra.Command {
@@ -325,6 +338,7 @@ new rules behind.`,
 			if err == nil {
 				fmt.Fprintf(a.stdout, "group %s of %s altered: %s\n", args[1], args[0], modeText(&info.Settings))
 				a.warnOfLetters(ctx, conn, intent.Settings.DeadLetter)
+				a.warnOfSession(intent.Settings.SessionMs)
 			}
 			return groupFailure("alter", args[0], args[1], err)
 		})

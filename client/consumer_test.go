@@ -386,6 +386,22 @@ func TestAConsumerThatIsNotConfirmedStops(t *testing.T) {
 	none(t, c)
 }
 
+// docs/guarantees.md: what consumers hold is theirs for longer than it takes until another leader is
+// there, if the session timeout is the default, and not with 5 s.
+func TestTheDefaultSessionTimeoutOutlastsAHungLeader(t *testing.T) {
+	const nextLeader = 3 * time.Second // docs/replication.md, failover
+	left := func(timeout time.Duration) time.Duration {
+		at := &attachment{timeout: timeout}
+		sent := time.Now()
+		at.confirmed(sent)
+		return at.valid.Sub(sent) - timeout/3 // as old the last confirmation may be
+	}
+	require.InDelta(t, 3.4, left(wire.DefaultSessionMs*time.Millisecond).Seconds(), 0.001)
+	require.Greater(t, left(wire.DefaultSessionMs*time.Millisecond), nextLeader)
+	require.Greater(t, left(5300*time.Millisecond), nextLeader)
+	require.Less(t, left(5*time.Second), nextLeader)
+}
+
 // R-IS-7, R-BRK-7: a leader that falls silent is given up after a third of the session timeout
 // of a consumer that is attached there, so that the consumer finds the next one while
 // what it holds is its own.

@@ -39,6 +39,11 @@ func (g *Groups) reconcile() {
 		}
 		g.commands = g.putCommand(g.commands, v, start)
 	}
+	for id := range g.located {
+		if g.p.state.groups.Group(id) != nil || !wanted[id] {
+			delete(g.located, id) // it has begun there, or will not
+		}
+	}
 	for s := range g.p.state.groups.All {
 		// One that is newer than the intents is not missing in them.
 		if !wanted[s.ID] && wire.Index(s.ID) <= g.at && !s.Removed {

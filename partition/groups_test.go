@@ -450,6 +450,7 @@ func TestGroupsFollowTheMetadata(t *testing.T) {
 		require.Equal(t, g.Name == "time", g.Paused)
 	}
 	require.Equal(t, map[string]wire.Offset{"earliest": 0, "latest": 5, "offset": 4, "time": 2}, floors)
+	require.Empty(t, h.part.Groups().located, "nothing is kept about a group that is there")
 
 	c := h.attach("latest", 1)
 	h.turns(1)

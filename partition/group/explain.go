@@ -103,7 +103,7 @@ func (e *explainer) group() {
 			linked++
 		}
 	}
-	if linked == 0 && l.waiting == 0 {
+	if linked == 0 && l.waiting == 0 && l.g.Done.Next(l.g.Done.Floor()) < l.end {
 		e.say("no_consumer", "", 0, 0, "No consumer is attached to this partition.")
 	}
 	switch active := l.members[l.g.Active]; {
