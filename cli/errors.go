@@ -275,6 +275,8 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 			text += fmt.Sprintf("; the records before offset %d have expired", outside.Next)
 		}
 		return text + "; read with --from earliest or --from latest, or look at the range with: " + command + " describe " + name
+	case wire.CodeGroupMismatch, wire.CodeSerialNeedsOnePartition:
+		return f.text(code) // the broker says what to do, by its names
 	case wire.CodeTooMany:
 		return f.text(code) + "; remove what is not needed, or use fewer partitions"
 	case wire.CodeTooLarge:
