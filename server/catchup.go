@@ -1,7 +1,6 @@
 package server
 
 import (
-	"math"
 	"sync"
 	"time"
 
@@ -21,9 +20,9 @@ const (
 	// write to this node. Four times as much took ten times as long, at the 99th
 	// percentile, from producers (docs/performance.md).
 	catchUpRate = 16 << 20
-	// catchUpInterval is for how long what producers write is measured. A node to which
-	// nobody has written for an interval reads as fast as it can.
-	catchUpInterval = time.Second
+	// catchUpTicks is for how many ticks of 100 ms what producers write is measured. A node
+	// to which nobody has written for as long reads as fast as it can.
+	catchUpTicks = int(time.Second / tickPeriod)
 	// catchUpCharge is the most that one read costs of the rate, whatever its size.
 	catchUpCharge = 4 << 20
 )
@@ -47,9 +46,9 @@ type catchUp struct {
 	waiting  []pacedRead // oldest first, at most catchUpStreams
 	due      int64       // when the next of them is in time, by the rate
 	alarm    int64       // when they are looked at again, 0: nothing waits for its time
-	measured int64       // when before was read
-	before   uint64      // arrived, then
-	arriving int64       // bytes a second in the interval that ended then
+	ticks    int
+	before   [catchUpTicks]uint64 // what had arrived at the last ticks
+	arriving int64                // bytes since the oldest of them, which is a second
 	stopped  bool
 }
 
@@ -98,13 +97,20 @@ func (c *catchUp) stop() {
 	c.done.Wait()
 }
 
+// tick measures what producers write. Called every 100 ms, from one goroutine.
+func (c *catchUp) tick() {
+	arrived := c.arrived()
+	c.mu.Lock()
+	oldest := &c.before[c.ticks%catchUpTicks]
+	c.arriving = int64(arrived - *oldest)
+	*oldest = arrived
+	c.ticks++
+	c.mu.Unlock()
+	c.start()
+}
+
 // rateLocked is how many bytes a second may be read, 0 if that is not limited.
-func (c *catchUp) rateLocked(now int64) int64 {
-	if elapsed := now - c.measured; elapsed >= int64(catchUpInterval) {
-		arrived := c.arrived()
-		c.arriving = int64(math.Ceil(float64(arrived-c.before) * float64(time.Second) / float64(elapsed)))
-		c.before, c.measured = arrived, now
-	}
+func (c *catchUp) rateLocked() int64 {
 	if c.stopped || c.arriving == 0 {
 		return 0
 	}
@@ -147,7 +153,7 @@ func (c *catchUp) next() (r pacedRead, cost int64, ok bool) {
 		return r, 0, false
 	}
 	now := c.now()
-	if rate := c.rateLocked(now); rate > 0 {
+	if rate := c.rateLocked(); rate > 0 {
 		if c.due > now {
 			c.alarmLocked(now)
 			return r, 0, false

@@ -158,6 +158,7 @@ func (b *broker) keepTime(ctx context.Context) {
 			b.watchNodes()
 			b.announce()
 			b.network.Tick()
+			b.catchUp.tick()
 		}
 		b.attendance(moved)
 	}
