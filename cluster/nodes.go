@@ -287,7 +287,7 @@ type SetNode struct {
 func (s *State) setNode(c *SetNode) Result {
 	old := s.Nodes[c.Node]
 	if old == nil {
-		return refuse(wire.CodeInvalidRequest, "node %d is not a member", c.Node)
+		return refuse(wire.CodeInvalidRequest, "node %d is not a member; lockstep node ls shows which are", c.Node)
 	}
 	switch c.State {
 	case "", NodeUp:

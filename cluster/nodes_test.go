@@ -195,3 +195,11 @@ func TestGoldenMetadataOfVersion2(t *testing.T) {
 	require.Equal(t, 2, alone.Version)
 	require.ErrorIs(t, NewState().Restore([]byte(`{"version":5}`)), log.ErrTooNew)
 }
+
+// Who names a node that is none learns where to look.
+func TestANodeThatIsNoMemberIsRefusedWithANextStep(t *testing.T) {
+	s := clusterOf(t, 3)
+	err := s.Apply(20, &Command{SetNode: &SetNode{Node: 99, State: NodeLeaving}}).Err
+	require.ErrorIs(t, err, wire.CodeInvalidRequest)
+	require.ErrorContains(t, err, "node 99 is not a member; lockstep node ls shows which are")
+}

@@ -167,7 +167,7 @@ func (s *State) mayHold(node uint32) error {
 	n := s.Nodes[node]
 	switch {
 	case n == nil:
-		return refuse(wire.CodeInvalidRequest, "node %d is not a member", node).Err
+		return refuse(wire.CodeInvalidRequest, "node %d is not a member; lockstep node ls shows which are", node).Err
 	case !n.Broker():
 		return refuse(wire.CodeInvalidRequest, "node %d is a %s: it holds no partitions", node, n.Role).Err
 	case !n.Up():

@@ -203,7 +203,7 @@ func (b *broker) partitionAdmin(m *wire.PartitionAdminRequest, reply func(wire.M
 	}
 	from := p.On(m.From)
 	if from == nil {
-		reply(nil, wire.Errorf(wire.CodeInvalidRequest, "node %d holds no replica of %s/%d", m.From, d.Name, p.Number))
+		reply(nil, wire.Errorf(wire.CodeInvalidRequest, "node %d holds no replica of %s/%d; lockstep partition ls %s shows which nodes do", m.From, d.Name, p.Number, d.Name))
 		return
 	}
 	b.submit(cluster.Command{Move: &cluster.Move{Destination: d.ID, Partition: p.Number, Add: []uint32{m.To}, Remove: []uint64{from.ID}}}, func(r cluster.Result) {
@@ -237,7 +237,7 @@ func (b *broker) adminTransfer(d *cluster.Destination, p *cluster.Partition, to 
 	if to != 0 {
 		r := p.On(to)
 		if r == nil || r.State != cluster.ReplicaActive {
-			reply(nil, wire.Errorf(wire.CodeInvalidRequest, "node %d holds no replica of %s/%d that could lead", to, d.Name, p.Number))
+			reply(nil, wire.Errorf(wire.CodeInvalidRequest, "node %d holds no replica of %s/%d that could lead; lockstep partition ls %s shows which nodes do", to, d.Name, p.Number, d.Name))
 			return
 		}
 		target = r.ID
