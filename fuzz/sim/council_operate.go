@@ -158,9 +158,6 @@ func (sh *shard) as(d *cluster.Destination, p *cluster.Partition) bool {
 		return false
 	}
 	for _, r := range p.Replicas {
-		if r.State == cluster.ReplicaLeft {
-			continue // of a node that is gone: nobody says that its directory is
-		}
 		if r.State != cluster.ReplicaActive || !slices.Contains(sh.voters, r.ID) || !slices.Contains(p.Voters, r.ID) || !sh.lives(r.ID) {
 			return false
 		}
