@@ -267,6 +267,9 @@ func Open(cfg Config) (_ *Group, err error) {
 	if hard.Term > MaxTerm {
 		return nil, fmt.Errorf("hard state: %d: %w", hard.Term, ErrTerm)
 	}
+	if hard.Commit, err = g.shown(hard.Commit); err != nil {
+		return nil, err
+	}
 	if hard.Commit, err = g.replay(hard.Commit); err != nil {
 		return nil, err
 	}

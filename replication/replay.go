@@ -66,6 +66,28 @@ func (g *Group) replay(known wire.Index) (commit wire.Index, err error) {
 	return commit, nil
 }
 
+// shown is how far a log shows by itself that it is committed, beyond what is known. A
+// change of the configuration is proposed when the one before is applied: of two, the
+// first is committed. Who began with the configuration before both could elect itself with
+// a majority that has no member in common with one of the configuration behind them.
+func (g *Group) shown(known wire.Index) (wire.Index, error) {
+	from := max(known+1, g.log.FirstIndex())
+	if from > g.log.LastIndex() {
+		return known, nil
+	}
+	var newest wire.Index
+	err := g.log.Replay(from, func(h wire.FrameHeader, _ []byte) error {
+		if h.Kind == wire.KindConfiguration {
+			known, newest = max(known, newest), h.Index
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("changes of the configuration from index %d: %w", from, err)
+	}
+	return known, nil
+}
+
 var errReplayed = errors.New("replayed")
 
 // leftAlready reports whether a change ends the joint configuration of a replica that has
