@@ -35,6 +35,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestF2_OnePowerCut' -v -timeout 2h -split.rounds 500
 	go test ./fuzz -run '^TestFleet' -v -timeout 4h -fleet.duration 2h
 	go test ./fuzz -run '^TestCouncil$$' -v -timeout 1h -council.seeds 5000
+	go test ./fuzz -run '^TestCouncilsVoters$$' -v -timeout 1h -voters.seeds 5000
 	go test ./fuzz -run '^TestRuleR5_NamesOfAFleet' -v -timeout 1h -names.seeds 20000
 	go test ./fuzz -run '^(TestRuleQ1_WorkersOfAFleet|TestF17_PlannedMovesOfAFleet)$$' -v -timeout 2h -workers.seeds 10000
 	go test ./fuzz -run '^TestF17_GroupsOfAFleet' -v -timeout 2h -groups.duration 1h

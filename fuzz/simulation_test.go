@@ -98,6 +98,8 @@ func complain(t *testing.T, o sim.Options, result *sim.Result) {
 	if o.Cluster {
 		replay = fmt.Sprintf("'TestCouncil$' -council.first %d -council.seeds 1", o.Seed)
 		switch {
+		case o.Voters:
+			replay = fmt.Sprintf("'TestCouncilsVoters$' -voters.first %d -voters.seeds 1", o.Seed)
 		case o.Partitions > 0 && o.Groups:
 			replay = fmt.Sprintf("'TestRuleQ1_WorkersOfAFleet$' -workers.first %d -workers.seeds 1", o.Seed)
 		case o.Partitions > 0:

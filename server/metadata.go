@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"slices"
 	"sync/atomic"
 
 	"github.com/lockstepmq/lockstep/cluster"
@@ -176,40 +175,12 @@ func (m *metadataReplica) lookAround(ticks int) {
 func (m *metadataReplica) reconfigure() {
 	v, self := m.metadata.View(), m.broker.identity.metaID()
 	members := m.group.Members()
-	if len(members.Outgoing) > 0 || len(v.Nodes) == 0 {
+	change, handOver := cluster.StepMeta(v, self, &members, m.broker.lively, m.broker.saidGone)
+	if handOver {
+		if err := m.group.Transfer(m.successor()); err != nil {
+			m.logger.Warn("the metadata's leadership is not handed over yet", "err", err)
+		}
 		return
-	}
-	wanted, learners := cluster.PlanMeta(v, members.Voters, m.broker.lively, m.broker.saidGone)
-	if len(wanted) == 0 {
-		return
-	}
-	var change replication.Membership
-	for _, id := range slices.Concat(wanted, learners) {
-		if !slices.Contains(members.Voters, id) && !slices.Contains(members.Learners, id) {
-			change.AddLearners = append(change.AddLearners, id)
-		}
-	}
-	if len(change.AddLearners) == 0 {
-		for _, id := range wanted {
-			if !slices.Contains(members.Voters, id) {
-				change.Promote = append(change.Promote, id)
-			}
-		}
-		for _, id := range slices.Concat(members.Voters, members.Learners) {
-			votes := slices.Contains(members.Voters, id)
-			if !slices.Contains(wanted, id) && (votes || !slices.Contains(learners, id)) {
-				change.Remove = append(change.Remove, id)
-			}
-		}
-	}
-	if slices.Contains(change.Remove, self) {
-		if len(change.Promote) == 0 || len(members.Voters) > 1 {
-			if err := m.group.Transfer(m.successor()); err != nil {
-				m.logger.Warn("the metadata's leadership is not handed over yet", "err", err)
-			}
-			return
-		}
-		change.Remove = slices.DeleteFunc(change.Remove, func(id uint64) bool { return id == self })
 	}
 	if len(change.AddLearners)+len(change.Promote)+len(change.Remove) == 0 {
 		return

@@ -155,6 +155,10 @@ func (c *council) act() {
 	f := c.fleet
 	c.rounds++
 	s := c.seats[f.random.IntN(len(c.seats))]
+	if f.options.Voters {
+		c.vote(s)
+		return
+	}
 	switch n := f.random.IntN(100); {
 	case len(c.cells) > 0 && n >= 97 && f.groups != nil && !f.options.Quiet:
 		c.coordinate(s)
@@ -237,7 +241,7 @@ func (s *seat) chores() {
 	if v.ClusterID == uuid.Nil {
 		if s == c.seats[0] {
 			s.submit(cluster.Command{Register: &cluster.Register{
-				ClusterID: clusterID, Node: 1, Store: s.store, Address: s.address("client"), PeerAddress: s.address("peer"), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+				ClusterID: clusterID, Node: 1, Store: s.store, Address: s.address("client"), PeerAddress: s.address("peer"), Rack: s.rack(), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
 			}}, nil)
 		}
 		return
@@ -249,9 +253,11 @@ func (s *seat) chores() {
 		return
 	case i < 0 && s.since != 0:
 		return // the view is from before it joined
+	case i < 0 && c.fleet.options.Voters && len(v.Nodes) != int(s.m.node)-1:
+		return // they come in the order of their replicas
 	case i < 0:
 		s.submit(cluster.Command{Join: &cluster.Join{
-			ClusterID: clusterID, Node: s.node, Store: s.store, Address: s.address("client"), PeerAddress: s.address("peer"), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+			ClusterID: clusterID, Node: s.node, Store: s.store, Address: s.address("client"), PeerAddress: s.address("peer"), Rack: s.rack(), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
 		}}, nil)
 		return
 	case s.since == 0 || s.node != v.Nodes[i].ID: // or it was removed, and a late request let it join again
@@ -261,14 +267,16 @@ func (s *seat) chores() {
 	case s.life != s.m.life:
 		life := s.m.life
 		s.submit(cluster.Command{Register: &cluster.Register{
-			Node: s.node, Store: s.store, Address: s.address("client"), PeerAddress: s.address("peer"), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+			Node: s.node, Store: s.store, Address: s.address("client"), PeerAddress: s.address("peer"), Rack: s.rack(), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
 		}}, func(cluster.Result) { s.life = life })
 	}
-	if len(c.cells) > 0 {
+	switch {
+	case c.fleet.options.Voters:
+	case len(c.cells) > 0:
 		s.settle(v)
-		return
+	default:
+		s.tidy(v)
 	}
-	s.tidy(v)
 }
 
 // tidy makes and removes directories.

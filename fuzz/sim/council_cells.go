@@ -62,21 +62,22 @@ func (c *council) coordinate(s *seat) {
 	}
 }
 
-// prepare lets everything work until the destination stands, before anything fails.
+// prepare lets everything work until the nodes are there and what they are to begin with,
+// before anything fails.
 func (c *council) prepare() {
 	f := c.fleet
 	for range councilTicks {
 		f.exhaust()
 		c.round()
 		f.exhaust()
-		if c.standing() {
+		if c.agreed() {
 			return
 		}
 		for _, m := range f.hosts {
 			m.tick(1)
 		}
 	}
-	f.fail("the destination does not stand within %d ticks%s", councilTicks, c.state())
+	f.fail("the cluster does not stand within %d ticks%s", councilTicks, c.state())
 }
 
 // leader is the replica that leads a partition, as the metadata call it, 0 if none does.

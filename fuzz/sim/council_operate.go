@@ -110,6 +110,9 @@ func (c *council) round() {
 		}
 		s.chores()
 		planned += s.govern()
+		if c.fleet.options.Voters && s.swap() {
+			planned++
+		}
 	}
 	for _, sh := range c.order {
 		for range 3 {
@@ -128,7 +131,10 @@ func (c *council) rest() bool { return c.calm >= restRounds }
 // agreed reports whether the partitions are what the metadata say, as every node sees
 // them.
 func (c *council) agreed() bool {
-	if len(c.cells) > 0 {
+	switch {
+	case c.fleet.options.Voters:
+		return c.balanced()
+	case len(c.cells) > 0:
 		return c.standing()
 	}
 	for _, s := range c.seats {

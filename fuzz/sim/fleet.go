@@ -132,7 +132,7 @@ func (f *fleet) drawConfig() fleetConfig {
 		case a.kind == consuming && !f.options.Groups, a.kind == governing && !f.options.Cluster, a.kind == naming && f.options.Partitions == 0,
 			f.options.Cluster && !a.kind.ofMetadata(a.name, f.options.Partitions > 0):
 			w = 0
-		case a.kind == governing && f.options.Partitions > 0:
+		case a.kind == governing && (f.options.Partitions > 0 || f.options.Voters):
 			w = a.weight * 3 // it has less to do
 		case a.kind == consuming && f.options.Partitions > 0:
 			w = a.weight * 25 // each has several things to do
@@ -183,7 +183,7 @@ func (f *fleet) run() {
 	for _, m := range f.hosts {
 		m.start()
 	}
-	if len(f.names) > 0 {
+	if len(f.names) > 0 || f.options.Voters {
 		f.council.prepare()
 	}
 	for f.step = 0; f.step < f.options.Steps && f.violation == nil; f.step++ {

@@ -49,8 +49,13 @@ func (f *fleet) found() {
 	f.lastReplica = uint64(len(f.hosts))
 }
 
-// quorum is how many voters are a majority.
-func (c *cell) quorum() int { return len(c.members)/2 + 1 }
+// quorum is how many voters are a majority, or how many are at least where they change.
+func (c *cell) quorum() int {
+	if c.fleet.options.Voters {
+		return wire.MaxMetadataVoters/2 + 1
+	}
+	return len(c.members)/2 + 1
+}
 
 // leaders are the members that take themselves for the leader of a term that is not older
 // than one.

@@ -89,6 +89,11 @@ const (
 	// RestlessBalance lets the controller move replicas between nodes that have as many.
 	RestlessBalance
 
+	// OneOpinion lets the leader of the metadata say alone that a voter is gone.
+	OneOpinion
+	// NoRacks keeps from it where nodes stand.
+	NoRacks
+
 	// Those that follow are for names in partitions beside the metadata.
 
 	// EpochsNotRaised lets the metadata answer every opening with the first epoch.

@@ -41,6 +41,9 @@ type Options struct {
 	Cluster bool
 	// Partitions is how many real partitions stand beside the metadata, with Cluster.
 	Partitions int
+	// Voters lets the voters of the metadata change, with Cluster and more than
+	// wire.MaxMetadataVoters machines.
+	Voters bool
 	// Without takes rules of groups away.
 	Without []group.Rule
 	// Quiet leaves all faults out but the one that the next fields ask for.
