@@ -196,6 +196,7 @@ type Group struct {
 	wantCheckpoint bool
 	quiet          bool            // see Quiet
 	still          int             // ticks in which nothing happened
+	unheard        int             // ticks without a word of the leader, of a follower that does not tick
 	down           map[uint32]bool // nodes that are known to be down
 	reads          []reading
 	readNumber     uint64

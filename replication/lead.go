@@ -46,6 +46,10 @@ func (g *Group) tick() {
 		// Time is what begins an election, and who has no room for what it has would have
 		// none for the first entry of a term.
 		if !g.Ready() || len(g.held) > 0 {
+			// But who does not hear of its leader must not refuse its vote because of it.
+			if g.unheard++; g.unheard >= 2*electionTicks && status.Lead != raft.None {
+				g.forgetLeader(status.Lead)
+			}
 			return
 		}
 		if g.hurry > 0 {
@@ -151,9 +155,7 @@ func (g *Group) replicasOn(node uint32) (ids []uint64) {
 // once (RULES R9). If it is dead for certain, the voters that are left campaign one
 // after the other, a tick apart, until one has won.
 func (g *Group) leaderDied(leader uint64, certain bool) {
-	if err := g.node.ForgetLeader(); err != nil {
-		g.logger.Warn("a dead leader is not forgotten", "replica", g.id, "leader", leader, "err", err)
-	}
+	g.forgetLeader(leader)
 	if !certain || g.uncertain || !g.Ready() {
 		return
 	}
@@ -169,6 +171,12 @@ func (g *Group) leaderDied(leader uint64, certain bool) {
 		g.campaign()
 	default:
 		g.hurry = rank + 1 // a whole tick at least
+	}
+}
+
+func (g *Group) forgetLeader(leader uint64) {
+	if err := g.node.ForgetLeader(); err != nil {
+		g.logger.Warn("a dead leader is not forgotten", "replica", g.id, "leader", leader, "err", err)
 	}
 }
 

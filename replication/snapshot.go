@@ -83,7 +83,7 @@ func sameMembers(a, b *raftpb.ConfState) bool {
 func (g *Group) describe(m *Message) bool {
 	start, saved := g.log.Start(), g.log.SavedCheckpoint()
 	var over *log.Link
-	if s := m.Message.Snapshot; s != nil {
+	if s := m.Message.Snapshot; s != nil && s.Metadata.Index != uint64(start.Index) {
 		for i := range g.storage.runs {
 			if r := g.storage.runs[i]; uint64(r.After.Index) == s.Metadata.Index {
 				start, over = r.After, &r.Before
