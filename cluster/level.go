@@ -15,10 +15,12 @@ const (
 	LevelFences = 4
 	// LevelAliases has aliases of destinations.
 	LevelAliases = 5
+	// LevelErasing has queues whose replicas give records back that all groups are done with.
+	LevelErasing = 6
 
 	// MinLevel and MaxLevel are those that this build can work at.
 	MinLevel = LevelAlone
-	MaxLevel = LevelAliases
+	MaxLevel = LevelErasing
 )
 
 // level is the level in use.

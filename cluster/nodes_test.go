@@ -101,14 +101,14 @@ func TestRefusedNodeCommandsChangeNothingAndSayWhy(t *testing.T) {
 		"somebody's data directory": {change(func(j *Join) { j.Store = id(2) }), wire.CodeRefused, "belongs to node 2"},
 		"an old build":              {change(func(j *Join) { j.MaxLevel = 1 }), wire.CodeUnsupported, "upgrade this broker"},
 		"a build that is too new":   {change(func(j *Join) { j.MinLevel, j.MaxLevel = MaxLevel+1, MaxLevel+2 }), wire.CodeUnsupported, "upgrade the other brokers"},
-		"a member's older build":    {Command{Register: &Register{Node: 2, Store: id(2), MinLevel: 1, MaxLevel: 1}}, wire.CodeUnsupported, "works at feature level 5, this build knows up to 1; upgrade this broker"},
+		"a member's older build":    {Command{Register: &Register{Node: 2, Store: id(2), MinLevel: 1, MaxLevel: 1}}, wire.CodeUnsupported, "works at feature level 6, this build knows up to 1; upgrade this broker"},
 		"an unknown role":           {change(func(j *Join) { j.Role = "king" }), wire.CodeInvalidRequest, "king"},
 		"no peer address":           {change(func(j *Join) { j.PeerAddress = "" }), wire.CodeInvalidRequest, "peers"},
 		"draining nobody":           {Command{SetNode: &SetNode{Node: 9, State: NodeDraining}}, wire.CodeInvalidRequest, "not a member"},
 		"an unknown state":          {Command{SetNode: &SetNode{Node: 2, State: "asleep"}}, wire.CodeInvalidRequest, "asleep"},
 		"leaving two for three":     {Command{SetNode: &SetNode{Node: 2, State: NodeLeaving}}, wire.CodeRefused, "wants 3 replicas, and 2 brokers would be left"},
 		"removing without leaving":  {Command{RemoveNode: &RemoveNode{Node: 2}}, wire.CodeRefused, "decommission it first"},
-		"a level nobody knows":      {Command{SetLevel: &SetLevel{Level: MaxLevel + 1}}, wire.CodeRefused, "does not know feature level 6"},
+		"a level nobody knows":      {Command{SetLevel: &SetLevel{Level: MaxLevel + 1}}, wire.CodeRefused, "does not know feature level 7"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := clusterOf(t, 3)

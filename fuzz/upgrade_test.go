@@ -34,7 +34,7 @@ var nextBuild = sync.OnceValues(func() (string, error) {
 	}
 	replaced := map[string]string{}
 	for file, edit := range map[string][2]string{
-		"../cluster/level.go": {`MaxLevel = LevelAliases\b`, "MaxLevel = LevelAliases + 1"},
+		"../cluster/level.go": {`MaxLevel = LevelErasing\b`, "MaxLevel = LevelErasing + 1"},
 		"../wire/peer.go":     {`MaxPeerVersion = 1\b`, "MaxPeerVersion = 2"},
 	} {
 		source, err := os.ReadFile(file)

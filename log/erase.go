@@ -1,6 +1,7 @@
 package log
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -40,12 +41,25 @@ func (l *Log) OlderCheckpoint() wire.Index { return l.older }
 func (l *Log) Erasable(done []Records) (bytes int64, left bool) {
 	list := *l.segments.Load()
 	for n := range l.erasable(list) {
-		more, _ := worth(list[n], list[n+1].Previous(), done)
+		more, _ := worth(list[n], list[n+1].Previous(), done, l.eraseLeast())
 		bytes += more
 		left = left || !list[n].Punched()
 	}
 	return bytes, left
 }
+
+// ErasableBelow is the offset behind the last segment in which something may be erased.
+// Owner only.
+func (l *Log) ErasableBelow() wire.Offset {
+	list := *l.segments.Load()
+	n := l.erasable(list)
+	if n == 0 {
+		return 0
+	}
+	return list[n].Previous().Next
+}
+
+func (l *Log) eraseLeast() int64 { return cmp.Or(l.o.EraseLeast, segment.MinErased) }
 
 // erasable is the number of segments at the head in which runs may be erased.
 func (l *Log) erasable(list []*segment.Segment) int {
@@ -61,9 +75,9 @@ func (l *Log) erasable(list []*segment.Segment) int {
 }
 
 // worth is about how many bytes of a segment, which the next one continues at last, are done
-// and were not when it was looked at before, 0 if they are too few; and how many of its
+// and were not when it was looked at before, 0 if they are less than least; and how many of its
 // records are done.
-func worth(s *segment.Segment, last segment.Link, done []Records) (bytes int64, records uint64) {
+func worth(s *segment.Segment, last segment.Link, done []Records, least int64) (bytes int64, records uint64) {
 	base := s.Previous().Next
 	left := s.End() - segment.HeaderSize - s.ErasedBytes()
 	for i := sort.Search(len(done), func(i int) bool { return done[i].To > base }); i < len(done) && done[i].From < last.Next; i++ {
@@ -75,10 +89,10 @@ func worth(s *segment.Segment, last segment.Link, done []Records) (bytes int64, 
 		gone += r.Records()
 	}
 	total := uint64(last.Next-base) - gone
-	if known = max(known, gone); records <= known || left < segment.MinErased || total == 0 {
+	if known = max(known, gone); records <= known || left < least || total == 0 {
 		return 0, records
 	}
-	if bytes = int64(float64(left) * float64(records-known) / float64(total)); bytes < segment.MinErased {
+	if bytes = int64(float64(left) * float64(records-known) / float64(total)); bytes < least {
 		return 0, records
 	}
 	return bytes, records
@@ -101,7 +115,7 @@ func (l *Log) Erase(done []Records) {
 	}
 	for n := range l.erasable(list) {
 		s := list[n]
-		bytes, records := worth(s, list[n+1].Previous(), done)
+		bytes, records := worth(s, list[n+1].Previous(), done, l.eraseLeast())
 		if bytes == 0 && s.Punched() || s.Previous().Index >= j.limit {
 			continue
 		}
@@ -186,7 +200,7 @@ func (j *eraseJob) find(s *segment.Segment) (runs []segment.Erased, news int64, 
 	var run segment.Erased
 	fresh := int64(0) // bytes of it
 	flush := func() {
-		if fresh >= segment.MinErased && len(runs) < segment.MaxErased {
+		if fresh >= l.eraseLeast() && len(runs) < segment.MaxErased {
 			runs, news = append(runs, run), news+fresh
 		} else {
 			runs = append(runs, old...)

@@ -75,6 +75,9 @@ type Options struct {
 	// TailBytes bounds the entry data kept in memory: above it Reserve answers
 	// ErrTailFull for records. Zero means 8 MiB.
 	TailBytes int64
+	// EraseLeast is how many bytes are erased at a time at least. Zero means
+	// segment.MinErased.
+	EraseLeast int64
 	// Existing makes Open return ErrMissing instead of creating an empty log.
 	Existing bool
 	// RecoverFence lets Open bring back a log that is fenced: what lies above the

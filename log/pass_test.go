@@ -138,6 +138,29 @@ func TestRuleL7_ARunIsPassedOver(t *testing.T) {
 			reopen(true)
 			require.Equal(t, append([]wire.Offset{0}, span(run.After.Next, 400)...), r.offsets())
 			r.scrubbed()
+			r.close(true)
+			erased := 0
+			require.NoError(t, Inspect(fs, r.options.Dir, func(f InspectedFrame) error {
+				if f.Erased {
+					erased++
+					require.EqualValues(t, run.After.Index, f.Header.Index)
+				}
+				return f.Problem
+			}))
+			require.Equal(t, 1, erased)
+			gaps, err := Skip(fs, testDir, r.options.Dir)
+			require.NoError(t, err)
+			require.Empty(t, gaps)
+			r.open()
+			r.log.Publish(r.log.LastIndex())
+			r.log.Fence(errors.New("input/output error")) // and copied
+			r.jobs.drain()
+			r.kill()
+			r.options.RecoverFence = true
+			r.open()
+			r.log.Publish(r.log.LastIndex())
+			require.Equal(t, append([]wire.Offset{0}, span(run.After.Next, 400)...), r.offsets())
+			r.scrubbed()
 			if c.size < 128<<10 {
 				return
 			}

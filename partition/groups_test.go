@@ -321,6 +321,42 @@ func TestAGroupThatNobodyKnows(t *testing.T) {
 	require.Zero(t, h.part.Groups().Deadline())
 }
 
+// What replicas may erase is an entry; it is the same on all, and in their saved states.
+func TestRuleL7_WhatMayBeErasedIsACommandInTheLog(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	h.part.Groups().Intend(20, []Intent{intent(7, "workers")})
+	c := h.attach("workers", 1)
+	h.send(-1, 0, 0, 5)
+	h.turns(0)
+	require.Equal(t, 5, c.records())
+	h.put(Input{Kind: InputOutcomes, Consumer: c, Outcomes: []wire.Outcome{{Offset: 2, Count: 2, Kind: wire.OutcomeAck, Epoch: c.grants[0].Epoch}}})
+	h.turns(1)
+	runs, _ := h.part.state.Finished(0)
+	require.Equal(t, []group.Span{{From: 2, To: 4}}, runs)
+	require.Equal(t, byte(versionGroups), h.part.state.Save(nil)[0])
+
+	require.False(t, h.part.Erase(1000, nil))
+	require.True(t, h.part.Erase(1000, append(runs, group.Span{From: 4, To: 5}))) // which is not done
+	erased, _ := h.part.state.Erased(0)
+	require.Equal(t, []group.Span{{From: 2, To: 4}}, erased)
+	runs, _ = h.part.state.Finished(0)
+	require.Empty(t, runs)
+	saved := h.part.state.Save(nil)
+	require.Equal(t, byte(stateVersion), saved[0])
+	restored := NewState()
+	require.NoError(t, restored.Restore(saved))
+	require.Equal(t, saved, restored.Save(nil))
+	erased, _ = restored.Erased(0)
+	require.Equal(t, []group.Span{{From: 2, To: 4}}, erased)
+	require.Equal(t, saved, h.part.state.Snapshot()(nil))
+	saved[0] = versionGroups
+	require.ErrorIs(t, NewState().Restore(saved), ErrState)
+
+	h.log.following = true
+	require.False(t, h.part.Erase(1000, []group.Span{{From: 0, To: 1}}), "only a leader says so")
+}
+
 // A trim is an entry of ours too; the order of entries says whose outcomes are applied.
 func TestATrimDoesNotTakeTheTurnOfAGroup(t *testing.T) {
 	h, _ := newGroups(t)

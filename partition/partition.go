@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -712,20 +713,45 @@ func (p *Partition) Retain(nowMs int64) {
 	if !ok || start <= p.state.start {
 		return
 	}
-	data := make([]byte, wire.EntryPrefixSize, wire.EntryPrefixSize+commandHeader+8)
-	data = appendCommand(data, commandTrim, binary.LittleEndian.AppendUint64(nil, uint64(start)))
+	p.command(term, nowMs, commandTrim, binary.LittleEndian.AppendUint64(nil, uint64(start)))
+}
+
+// maxEraseRuns bounds the runs that one entry lets replicas give back.
+const maxEraseRuns = 4096
+
+// Erase proposes that replicas may give back the records of runs that State.Finished has
+// named; the first ones if they are many. Only a leader does. It reports whether it did.
+func (p *Partition) Erase(nowMs int64, runs []group.Span) bool {
+	term, leading := p.proposer.Leading()
+	if !leading || len(runs) == 0 {
+		return false
+	}
+	payload := make([]byte, 0, min(len(runs), maxEraseRuns)*eraseRun)
+	for _, r := range runs[:min(len(runs), maxEraseRuns)] {
+		payload = binary.LittleEndian.AppendUint64(payload, uint64(r.From))
+		payload = binary.LittleEndian.AppendUint64(payload, uint64(r.To))
+	}
+	return p.command(term, nowMs, commandErase, payload)
+}
+
+// command proposes one command, if there is room for it.
+func (p *Partition) command(term wire.Term, nowMs int64, t commandType, payload []byte) bool {
+	data := make([]byte, wire.EntryPrefixSize, wire.EntryPrefixSize+commandHeader+len(payload))
+	data = appendCommand(data, t, payload)
 	wire.PutEntryPrefix(data, wire.KindControl, 0, nowMs)
 	if p.log.Reserve(wire.FrameSize(len(data)-wire.EntryPrefixSize)+ElectionRoom, false) != nil {
-		return // not now; the next check tries again
+		return false // not now; the next check tries again
 	}
 	if term != p.term {
-		return // the owner has not had a turn in this term yet
+		return false // the owner has not had a turn in this term yet
 	}
 	c := new(control)
 	p.groups.controls = append(p.groups.controls, c)
 	if _, err := p.proposer.Propose(data); err != nil {
 		p.groups.forget(c)
+		return false
 	}
+	return true
 }
 
 // codeOf maps why an entry could not be proposed to what the sender is told.

@@ -14,10 +14,11 @@ import (
 var ErrState = errors.New("partition state is malformed")
 
 // stateVersion is the first byte of a saved state. Version 1 said nothing of
-// forgotten producers. Version 2 is one without groups, and still what a partition
-// without groups saves: a broker that knows no groups can read it.
+// forgotten producers. Version 2 is one without groups, and version 3 one of which nothing is
+// erased; both are still saved where that is so, for brokers that know no more.
 const (
-	stateVersion     = 3
+	stateVersion     = 4
+	versionGroups    = 3
 	versionGroupless = 2
 )
 
@@ -36,14 +37,15 @@ func NewState() *State { return &State{producers: newProducers(), groups: group.
 // Start is the first offset that readers may ask for.
 func (s *State) Start() wire.Offset { return s.start }
 
-// Finished lists runs of records from an offset on that all groups of a queue are done with,
-// and where another call goes on. Owner only.
+// Finished lists runs of records from an offset on that all groups of a queue are done with
+// and that are not erased, and where another call goes on. Owner only.
 func (s *State) Finished(from wire.Offset) ([]group.Span, wire.Offset) {
 	return s.groups.Finished(from)
 }
 
-// StillFinished drops the runs of which a group is not done with everything. Owner only.
-func (s *State) StillFinished(runs []group.Span) []group.Span { return s.groups.StillFinished(runs) }
+// Erased lists runs of records from an offset on that every replica may give back, and where
+// another call goes on. Owner only.
+func (s *State) Erased(from wire.Offset) ([]group.Span, wire.Offset) { return s.groups.Erased(from) }
 
 // Forgotten is one past the highest producer ID that was forgotten here: who begins
 // with an ID below it, and without an epoch, is refused. It never falls. Owner only.
@@ -101,11 +103,15 @@ const (
 	commandTrim commandType = 1
 	// commandFence ends the epochs of a producer below one, see appendFence.
 	commandFence commandType = 20
+	// commandErase lets replicas give records back that all groups are done with: payload is
+	// one or more runs, each from u64 | to u64, as far as the groups still are.
+	commandErase commandType = 22
 )
 
 const (
 	commandHeader  = 8
 	commandVersion = 1
+	eraseRun       = 16 // bytes of a run in commandErase
 )
 
 func appendCommand(dst []byte, t commandType, payload []byte) []byte {
@@ -132,7 +138,16 @@ func (s *State) applyControl(i wire.Index, appendTimeMs int64, body []byte, effe
 		case t == commandFence && version == commandVersion:
 			id, epoch := parseFence(payload)
 			s.producers.fence(id, epoch, appendTimeMs)
-		case t > commandTrim && t != commandFence:
+		case t == commandErase && version == commandVersion:
+			if length == 0 || length%eraseRun != 0 {
+				panic(fmt.Sprintf("partition: runs to be erased of %d bytes", length))
+			}
+			runs := make([]group.Span, 0, length/eraseRun)
+			for ; len(payload) > 0; payload = payload[eraseRun:] {
+				runs = append(runs, group.Span{From: wire.Offset(binary.LittleEndian.Uint64(payload)), To: wire.Offset(binary.LittleEndian.Uint64(payload[8:]))})
+			}
+			s.groups.Erase(runs...)
+		case t > commandTrim && t != commandFence && t != commandErase:
 			effect(s.groups.Apply(i, group.Command(t), version, payload))
 		case t == commandTrim && version == commandVersion:
 			if length != 8 {
@@ -159,7 +174,7 @@ func (s *State) trim(start wire.Offset) (expired uint64) {
 
 // Save appends the state to dst. Equal states have equal bytes. Owner only.
 func (s *State) Save(dst []byte) []byte {
-	return saveState(dst, s.start, s.next, s.producers.picture(), s.saveGroups())
+	return saveState(dst, s.version(), s.start, s.next, s.producers.picture(), s.saveGroups())
 }
 
 // Snapshot captures the state; what it returns appends it to dst as Save does, once
@@ -167,13 +182,24 @@ func (s *State) Save(dst []byte) []byte {
 // the producers (10,000 of them: 0.2 ms; to encode them takes a hundred times as long),
 // and each producer is copied when it is changed next.
 func (s *State) Snapshot() func(dst []byte) []byte {
-	start, next, producers, groups := s.start, s.next, s.producers.snapshot(), s.saveGroups()
-	return func(dst []byte) []byte { return saveState(dst, start, next, producers, groups) }
+	version, start, next, producers, groups := s.version(), s.start, s.next, s.producers.snapshot(), s.saveGroups()
+	return func(dst []byte) []byte { return saveState(dst, version, start, next, producers, groups) }
 }
 
-// saveGroups captures the groups, nil if there are none.
+// version is that of the saved state.
+func (s *State) version() byte {
+	switch {
+	case s.groups.HasErased():
+		return stateVersion
+	case s.groups.Len() > 0:
+		return versionGroups
+	}
+	return versionGroupless
+}
+
+// saveGroups captures the groups, nil if there is nothing to be said of any.
 func (s *State) saveGroups() func([]byte) []byte {
-	if s.groups.Len() == 0 {
+	if s.version() == versionGroupless {
 		return nil
 	}
 	return s.groups.Snapshot()
@@ -181,11 +207,7 @@ func (s *State) saveGroups() func([]byte) []byte {
 
 // saveState lays out: version u8, three zero bytes, start u64, next u64, producers, and
 // if there are groups, length u64 and groups.
-func saveState(dst []byte, start, next wire.Offset, producers picture, groups func([]byte) []byte) []byte {
-	version := byte(versionGroupless)
-	if groups != nil {
-		version = stateVersion
-	}
+func saveState(dst []byte, version byte, start, next wire.Offset, producers picture, groups func([]byte) []byte) []byte {
 	dst = append(dst, version, 0, 0, 0)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(start))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(next))
@@ -216,14 +238,14 @@ func (s *State) Restore(src []byte) error {
 	start := wire.Offset(binary.LittleEndian.Uint64(src[4:]))
 	next := wire.Offset(binary.LittleEndian.Uint64(src[12:]))
 	groups := group.NewState()
-	if src[0] == stateVersion {
+	if src[0] > versionGroupless {
 		if len(rest) < 8 || binary.LittleEndian.Uint64(rest) != uint64(len(rest)-8) {
 			return fmt.Errorf("%w: %d bytes for the groups", ErrState, len(rest))
 		}
 		if groups, err = group.Restore(rest[8:]); err != nil {
 			return fmt.Errorf("%w: %w", ErrState, err)
 		}
-		if groups.Len() == 0 || groups.Start() != start || groups.Next() != next {
+		if groups.HasErased() != (src[0] == stateVersion) || groups.Len() == 0 && !groups.HasErased() || groups.Start() != start || groups.Next() != next {
 			return fmt.Errorf("%w: groups of [%d, %d) in a partition of [%d, %d)", ErrState, groups.Start(), groups.Next(), start, next)
 		}
 	} else if len(rest) != 0 {

@@ -202,7 +202,7 @@ func (s *Segment) SetEraseTried(records uint64) { s.eraseTried = records }
 // PunchErased gives the space of runs back. It may be repeated.
 func PunchErased(f vfs.File, name string, runs []Erased) error {
 	for i := range runs {
-		if runs[i].To-runs[i].From < MinErased {
+		if runs[i].To-runs[i].From == wire.FrameHeaderSize {
 			continue // a frame of Passed
 		}
 		if err := f.PunchHole(runs[i].From, runs[i].To-runs[i].From); err != nil {

@@ -688,7 +688,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		Peers: peersOf(p, mine.ID), Node: b.identity.NodeID, Transport: b.transport(), Inbox: r.inbox,
 		Feed: feed, Fetch: fetch, Uncertain: r.records.Uncertain() && !single, Waiting: r.waits,
 		Reform: r.mayReform,
-		State:  &stateMachine{r.state, r.part, r.noteFinished}, CheckpointBytes: b.cfg.CheckpointBytes, Logger: r.logger,
+		State:  &stateMachine{r.state, r.part, r.noteErasable}, CheckpointBytes: b.cfg.CheckpointBytes, Logger: r.logger,
 	})
 	if err != nil {
 		return nil, errors.Join(err, r.records.Close(false))

@@ -20,11 +20,13 @@ import (
 var eraseMiB = flag.Int("erase-mib", 8, "MiB that are acknowledged behind one old record")
 
 // startErasing starts a broker that looks often at what can be given back.
-func startErasing(t *testing.T, dir string) *Server {
+func startErasing(t *testing.T, dir string) *Server { return startEraser(t, dir, 1) }
+
+func startEraser(t *testing.T, dir string, node uint32, join ...string) *Server {
 	t.Helper()
 	s, err := Start(t.Context(), Config{
-		DataDir: dir, Listen: "127.0.0.1:0", PeerListen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1, NodeID: 1,
-		ScrubInterval: -1, RetentionPeriod: 20 * time.Millisecond, Logger: testLogger(1),
+		DataDir: dir, Listen: "127.0.0.1:0", PeerListen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1, NodeID: node, Join: join,
+		ScrubInterval: -1, RetentionPeriod: 20 * time.Millisecond, Logger: testLogger(node),
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { closeMember(t, s) })

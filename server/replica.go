@@ -200,7 +200,7 @@ func (r *partitionReplica) turn() (again bool) {
 	if asked&requestRetain != 0 {
 		r.covering = checkpointsKept
 		r.part.Retain(nowMs)
-		r.considerErasing()
+		r.considerErasing(nowMs)
 	}
 	if r.covering > 0 && !r.records.CheckpointPending() && (r.records.AwaitsCheckpoint() || r.erasures.wanted) {
 		r.covering--

@@ -6,13 +6,14 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// finishedSteps bounds what one call of Finished looks at.
+// finishedSteps bounds what one call of Finished or Erased looks at.
 const finishedSteps = 16 << 10
 
 // Finished lists runs of records from an offset on that all groups of a queue are done with,
-// in ascending order: nobody is given them again unless an operator wants it. A dead letter
-// that is not written yet is not done. next is where another call goes on; it is 0 behind
-// the last record. Of a partition without groups, or of a topic, nothing is finished.
+// and that are not erased, in ascending order: nobody is given them again unless an operator
+// wants it. A dead letter that is not written yet is not done. next is where another call
+// goes on; it is 0 behind the last record. Of a partition without groups, or of a topic,
+// nothing is finished.
 func (s *State) Finished(from wire.Offset) (runs []Span, next wire.Offset) {
 	for _, g := range s.byID {
 		if !g.Queue {
@@ -24,11 +25,15 @@ func (s *State) Finished(from wire.Offset) (runs []Span, next wire.Offset) {
 	}
 	from = max(from, s.start)
 	letters := s.letters()
-	for steps := 0; from < s.next; steps += len(s.byID) {
+	for steps := 0; from < s.next; steps += 1 + len(s.byID) {
 		if steps >= finishedSteps {
 			return runs, from
 		}
-		to := s.next
+		if at := min(s.erased.Next(from), s.next); at > from {
+			from = at
+			continue
+		}
+		to := s.erased.Following(from, s.next)
 		skipped := false
 		for _, g := range s.byID {
 			if at := g.Done.Following(from, s.next); at > from {
@@ -54,21 +59,53 @@ func (s *State) Finished(from wire.Offset) (runs []Span, next wire.Offset) {
 	return runs, 0
 }
 
-// StillFinished drops the runs of which a group is not done with everything, since a seek,
-// or because it is new.
-func (s *State) StillFinished(runs []Span) (kept []Span) {
+// finished reports whether all groups, and there are some, are done with a run. After it
+// was proposed that it is erased a group may have been made or moved back to it.
+func (s *State) finished(r Span, letters []wire.Offset) bool {
+	at, _ := slices.BinarySearch(letters, r.From)
+	done := len(s.byID) > 0 && s.start <= r.From && r.To <= s.next && (at == len(letters) || letters[at] >= r.To)
+	for _, g := range s.byID {
+		done = done && g.Queue && g.Done.Next(r.From) >= r.To
+	}
+	return done
+}
+
+// Erase notes that replicas may give the records of runs back, of each if all groups are done
+// with it. From then on they are done for groups that are made, or moved back, later, whichever
+// replica leads: some may still have the records, and others not.
+func (s *State) Erase(runs ...Span) {
 	letters := s.letters()
 	for _, r := range runs {
-		at, _ := slices.BinarySearch(letters, r.From)
-		done := len(s.byID) > 0 && (at == len(letters) || letters[at] >= r.To)
-		for _, g := range s.byID {
-			done = done && g.Queue && g.Done.Next(r.From) >= r.To
-		}
-		if done {
-			kept = append(kept, r)
+		if s.finished(r, letters) || s.erasesAll {
+			s.erased.Add(r.From, r.To)
 		}
 	}
-	return kept
+}
+
+// Erased lists the runs from an offset on that replicas may give back, in ascending order;
+// none touches another. next is where another call goes on, 0 behind the last run.
+func (s *State) Erased(from wire.Offset) (runs []Span, next wire.Offset) {
+	from = s.erased.Following(max(from, s.start), s.next)
+	for steps := 0; from < s.next; steps++ {
+		if steps == finishedSteps {
+			return runs, from
+		}
+		to := min(s.erased.Next(from), s.next)
+		runs = append(runs, Span{From: from, To: to})
+		from = s.erased.Following(to, s.next)
+	}
+	return runs, 0
+}
+
+// HasErased reports whether something is erased behind the start.
+func (s *State) HasErased() bool { return s.erased.Floor() > s.start || s.erased.Above() > 0 }
+
+// settleErased makes a group done with what is erased.
+func (s *State) settleErased(g *Group) {
+	g.Done.Raise(min(s.erased.Floor(), s.next))
+	for from, to := range s.erased.Runs() {
+		g.Done.Add(from, to)
+	}
 }
 
 // letters are the records, ascending, of which a dead letter is still to be written: after a

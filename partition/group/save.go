@@ -15,7 +15,8 @@ import (
 // Saved groups of a partition. Integers are little-endian; lists ascend, so that equal
 // states have equal bytes.
 //
-//	term u64 | start u64 | next u64 | count u32, each group by ascending ID:
+//	term u64 | start u64 | next u64 | count u32, each group by ascending ID, and if records are erased: done
+//
 //	id u64 | version u64 | name string | settings | flags u8 (1 paused, 2 of a queue, 4 has a table, 8 its term has begun, 16 has members, 32 removed, 64 has lost records) |
 //	from u64, to u64, if it has lost records |
 //	expired u64 | horizon u64 | doubt u64 | fence u64 | seekIndex u64 | forgotten u64 | active 16 | done |
@@ -58,6 +59,7 @@ func (s *State) Save(dst []byte) []byte { return s.Snapshot()(dst) }
 // groups, and to the chunks of 65,536 records that are partly done, not to the records.
 func (s *State) Snapshot() func(dst []byte) []byte {
 	term, start, next := s.term, s.start, s.next
+	erased, some := s.erased.Clone(), s.HasErased()
 	groups := make([]Group, 0, len(s.byID))
 	for _, g := range s.byID {
 		groups = append(groups, g.snapshot())
@@ -68,6 +70,9 @@ func (s *State) Snapshot() func(dst []byte) []byte {
 		dst = binary.LittleEndian.AppendUint32(dst, uint32(len(groups)))
 		for i := range groups {
 			dst = groups[i].save(dst)
+		}
+		if some {
+			dst = erased.save(dst)
 		}
 		return dst
 	}
@@ -237,9 +242,16 @@ func Restore(src []byte) (*State, error) {
 			s.byName[g.Name] = g
 		}
 	}
+	if len(r.src) > 0 && r.fault == "" {
+		r.doneSet(&s.erased)
+		if s.erased.Floor() > s.next || !s.HasErased() {
+			r.fail(fmt.Sprintf("records are erased up to %d, of %d", s.erased.Floor(), s.next))
+		}
+	}
 	if err := r.done(); err != nil {
 		return nil, err
 	}
+	s.erased.Raise(s.start)
 	return s, nil
 }
 

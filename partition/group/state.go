@@ -35,11 +35,16 @@ type State struct {
 	next   wire.Offset // one past the last applied record
 	byID   map[ID]*Group
 	byName map[string]*Group
+	// erased are the records that replicas may give back: whatever becomes of groups, they
+	// are done for all. What lies below start is not asked for.
+	erased Done
 	// low is the lowest floor of the groups of a queue, and atLow how many have it, once
 	// known is true: groups that go on together cost no look at all of them for each step.
 	low   wire.Offset
 	atLow int
 	known bool
+
+	erasesAll bool // mutant: what is not done is erased too
 }
 
 // NewState is the state of a partition without groups.
@@ -99,6 +104,7 @@ func (s *State) Trimmed(start wire.Offset) (expired uint64) {
 	}
 	s.start = start
 	s.next = max(s.next, start)
+	s.erased.Raise(start)
 	for _, g := range s.byID {
 		before := g.Expired
 		g.expire(start)
@@ -232,6 +238,7 @@ func (s *State) put(i wire.Index, id ID, r *reader) *Group {
 		g = newGroup(id, name)
 		start = min(max(start, s.start), s.next)
 		g.Done.Raise(start)
+		s.settleErased(g)
 		g.Horizon = start
 		s.byID[id], s.byName[name] = g, g
 	}
@@ -302,6 +309,7 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 		g.Active = e.Session
 	case CommandSeek:
 		g.seek(i, min(max(r.offset(), s.start), s.next))
+		s.settleErased(g)
 	case CommandTable:
 		g.Table, g.tableUsed = r.table(), false
 	case CommandTableVoid:
