@@ -36,6 +36,8 @@ const (
 	governing
 	// naming is usual where there are partitions beside the metadata, and left out elsewhere.
 	naming
+	// giving is giving records back, see fleet.erasing.
+	giving
 )
 
 // focused is at least the weight of an action that is named in Options.Focus, of a fault

@@ -37,6 +37,7 @@ type fleet struct {
 	council   *council // nil: they replicate a partition
 	names     []*name
 	named     *NameCounts // nil: there are no names
+	erases    bool        // somebody has erased something
 	attempts  map[uint64]*sending
 	batches   map[int64]*batch // by number
 	reads     []Operation
@@ -128,6 +129,10 @@ func (f *fleet) drawConfig() fleetConfig {
 	danger := int(pick(1, 2, 4, 8))
 	for _, a := range fleetActions {
 		w := a.weight * 10
+		if a.kind == giving {
+			c.weights = append(c.weights, w*f.erasing())
+			continue
+		}
 		switch {
 		case a.kind == consuming && !f.options.Groups, a.kind == governing && !f.options.Cluster, a.kind == naming && f.options.Partitions == 0,
 			f.options.Cluster && !a.kind.ofMetadata(a.name, f.options.Partitions > 0):

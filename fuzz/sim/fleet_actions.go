@@ -60,6 +60,7 @@ func init() {
 		{"open a name", 6, naming, (*fleet).open},
 		{"hold a name", 300, naming, (*fleet).hold},
 		{"consume", 400, consuming, (*fleet).consume},
+		{"erase", 15, giving, (*fleet).erase},
 	}
 }
 
@@ -351,6 +352,10 @@ func (f *fleet) read() {
 		entries, err := m.log.Entries(from, 32<<10)
 		var gone *log.OutOfRangeError
 		if m.stopped() || errors.As(err, &gone) && from < m.log.FirstIndex() {
+			return
+		}
+		if run, erased := m.log.ErasedRun(from); erased {
+			m.gone(run)
 			return
 		}
 		if err != nil || len(entries) == 0 {

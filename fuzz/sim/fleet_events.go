@@ -35,6 +35,8 @@ const (
 	FleetCommitted                            // entries
 	FleetCheckpointRestored                   //
 	FleetInstalled                            // a replica got the checkpoint of another one
+	FleetErased                               // a replica gave records back, and had done so before
+	FleetPassed                               // a replica passed over what its leader had erased
 	FleetQuiet                                // ticks that a sleeping group did not need
 	FleetConfirmed                            // reads that a quorum has confirmed
 	FleetRead                                 // reads that compared at least one entry
@@ -49,7 +51,7 @@ var fleetEventNames = [FleetEventCount]string{
 	"power cut", "power cut at a call", "blackout", "process crash", "clean stop", "pause",
 	"frame dropped", "snapshot offer dropped", "frame duplicated", "frame reordered", "entry damaged on the way", "link cut", "link cut one way", "network healed", "queue overflow",
 	"death seen", "silence", "disk lost", "replica replaced", "frame delivered", "frame with entries", "term with a leader", "transfer", "entry taken back",
-	"read for a lagging follower", "read for the replica itself", "entry committed", "checkpoint restored", "snapshot installed", "tick slept", "read confirmed", "read", "client timeout",
+	"read for a lagging follower", "read for the replica itself", "entry committed", "checkpoint restored", "snapshot installed", "records erased", "erased run passed over", "tick slept", "read confirmed", "read", "client timeout",
 	"batch refused", "batch acknowledged", "duplicate detected",
 }
 

@@ -1,9 +1,11 @@
 package sim
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 
+	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -186,28 +188,25 @@ func (f *fleet) equal() {
 // equal is the same for one cell.
 func (c *cell) equal() {
 	f := c.fleet
-	headers := make([]wire.FrameHeader, c.truth.last()+1)
+	there, chains := make([]log.Entry, c.truth.last()+1), make(map[wire.Index]uint32)
 	for _, m := range c.members {
-		next := m.log.FirstIndex()
-		err := m.log.Replay(next, func(h wire.FrameHeader, body []byte) error {
-			k := c.truth.at(h.Index)
-			if h.Index != next || k == nil || k.term != h.Term || k.base != h.BaseOffset || k.count != h.RecordCount || wire.Checksum(body) != h.BodyCRC ||
-				h.Kind != wire.KindConfiguration && k.body != h.BodyCRC { // a state machine is not shown what those say
-
-				f.fail("%s: entry %d is %+v where %d is expected; committed is %v", m, h.Index, h, next, k)
+		next := m.walk(func(e log.Entry) {
+			k := c.truth.at(e.Index)
+			if k == nil || k.term != e.Term || e.Kind != wire.KindConfiguration && k.body != e.BodyCRC { // a state machine is not shown what those say
+				f.fail("%s: entry %d is %+v; committed is %v", m, e.Index, e, k)
 			}
-			next++
-			h.Local = 0
-			if first := &headers[h.Index]; first.Index == 0 {
-				*first = h
-			} else if *first != h {
-				f.fail("%s: the header of entry %d is %+v; another replica has %+v", m, h.Index, h, *first)
+			if first := &there[e.Index]; first.Index == 0 {
+				*first = e
+			} else if first.Kind != e.Kind || !bytes.Equal(first.Data, e.Data) {
+				f.fail("%s: entry %d is %+v; another replica has %+v", m, e.Index, e, *first)
 			}
-			return nil
+			if chain, ok := m.log.Chain(e.Index); ok {
+				if first := chains[e.Index]; first != 0 && first != chain {
+					f.fail("%s: the chain value of entry %d is %08x; another replica has %08x", m, e.Index, chain, first)
+				}
+				chains[e.Index] = chain
+			}
 		})
-		if err != nil {
-			f.fail("%s: its log does not read: %v", m, err)
-		}
 		if next != c.truth.last()+1 {
 			f.fail("%s: its log ends before entry %d; %d are committed", m, next, c.truth.last())
 		}

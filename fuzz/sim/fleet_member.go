@@ -45,6 +45,7 @@ type member struct {
 	moving int  // ticks until a planned move has come to nothing, 0: there is none
 	give   bool // the leases are committed: the leadership may go
 
+	erasing  erasing
 	last     wire.Index // of the log, as of the last turn, and its term
 	lastTerm wire.Term
 }
@@ -54,10 +55,10 @@ func (m *member) String() string { return fmt.Sprintf("replica %d", m.id) }
 // open opens the log and joins the group, in a new life of the process.
 func (m *member) open() error {
 	f := m.fleet
-	m.moving, m.give = 0, false
+	m.moving, m.give, m.erasing = 0, false, erasing{}
 	opened, err := log.Open(log.Options{
 		Store: m.store, Dir: m.cell.dir, PartitionID: m.cell.partition, Incarnation: 1, ReplicaID: m.id,
-		Existing: m.applied > 0, Sync: log.SyncQuorum, SegmentBytes: f.config.segmentBytes, TailBytes: f.config.tailBytes,
+		Existing: m.applied > 0, Sync: log.SyncQuorum, SegmentBytes: f.config.segmentBytes, TailBytes: f.config.tailBytes, EraseLeast: eraseLeast,
 		Executor: m.host, Logger: f.trace.logger(),
 	})
 	if err != nil {
@@ -119,6 +120,9 @@ func (m *member) open() error {
 func (m *member) restored() {
 	f := m.fleet
 	f.counts[FleetInstalled]++
+	if m.log.ErasedBytes() > 0 {
+		f.counts[FleetPassed]++
+	}
 	m.part.Bind(m.group)
 	m.cell.truth.state(m.id, m.group.Applied(), m.saved())
 	start := m.log.Start()
@@ -166,6 +170,7 @@ func (s *fleetMachine) Snapshot() func(dst []byte) []byte {
 	if s.m.fleet.options.Mutant == EarlierState && s.before != nil {
 		return s.before
 	}
+	s.m.noteErasable()
 	return s.State.Snapshot()
 }
 
@@ -332,6 +337,9 @@ func (m *member) act() (again bool) {
 			m.fleet.groups.counts.HandedOver++
 			_ = m.group.Transfer(0)
 		}
+	}
+	if m.group.Err() == nil {
+		m.eraseOlder()
 	}
 	m.look()
 	return again
