@@ -163,6 +163,7 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 		b.Bound(nil, wire.CodeSessionGone)
 		return
 	default:
+		c.stale = c.stale || m.link == nil // it gets its share again
 		c.unlink(m, wire.Errorf(wire.CodeDuplicate, "the consumer has bound itself again"))
 		if m.listed {
 			c.asking = append(c.asking, m)
@@ -432,6 +433,10 @@ func (c *Coordinator) spread(e *enrolment) map[Session][]uint32 {
 	for _, m := range e.gone {
 		delete(list, m.Session)
 	}
+	away := make(map[Session]bool)
+	for _, m := range c.members {
+		away[m.Session] = m.link == nil && c.keeps(RuleThere)
+	}
 	for _, m := range e.joins {
 		if delete(list, m.Predecessor); len(old[m.Predecessor]) > 0 && m.Predecessor != (Session{}) && c.keeps(RuleInherits) {
 			old[m.Session] = old[m.Predecessor]
@@ -441,7 +446,7 @@ func (c *Coordinator) spread(e *enrolment) map[Session][]uint32 {
 		}
 		list[m.Session] = m.Membership
 	}
-	return Spread(c.g.Settings.Binding, slices.Collect(maps.Values(list)), c.loads(), old)
+	return Spread(c.g.Settings.Binding, slices.Collect(maps.Values(list)), c.loads(), old, away)
 }
 
 // Dropped takes back what the last Propose has appended.

@@ -411,6 +411,50 @@ func TestCoordinatorGivesThePlaceToTheNewOne(t *testing.T) {
 	}
 }
 
+// Two consumers die, the second while the first still counts as living: what the first had
+// goes to the one that is left, and does not wait for the second one's session timeout too
+// (R-X-1).
+func TestR_X_1_WhatADeadConsumerHadGoesToOneThatLives(t *testing.T) {
+	adopted := func(without ...CoordinatorRule) (by int, again []uint32) {
+		d := newDistrict(1, wire.BindingCover, without...)
+		o := d.offices[0]
+		for range 3 {
+			c := &citizen{d: d, session: d.fresh()}
+			d.clients = append(d.clients, c)
+			d.bind(c)
+			o.propose()
+			o.commit()
+		}
+		leave := func(c *citizen) {
+			o.c.Gone(c.link, false)
+			c.link = nil
+		}
+		living, first, second := d.clients[0], d.clients[1], d.clients[2]
+		leave(first)
+		d.pass(5 * time.Second)
+		leave(second)
+		d.pass(1500 * time.Millisecond)
+		o.propose()
+		o.commit()
+		m := d.states[0].Group(1).Members
+		require.NotContains(t, m.List, first.session)
+		require.Contains(t, m.List, second.session)
+		by = len(living.partitions)
+		d.bind(second)
+		o.propose()
+		o.commit()
+		require.NoError(t, d.err)
+		return by, second.partitions
+	}
+	by, again := adopted()
+	require.Equal(t, 3, by, "the living one has its own, and both of the first")
+	require.Len(t, again, 2, "who comes back has its share again")
+	if invariants.Enabled {
+		by, _ = adopted(RuleThere)
+		require.Less(t, by, 3)
+	}
+}
+
 // Many consumers that come at once are in few bindings: each names all of them, and all
 // hear of each.
 func TestR_SIB_17_ACrowdIsBoundInFewBindings(t *testing.T) {

@@ -108,6 +108,8 @@ const (
 	RuleInherits
 	// RuleAgain: what was not committed is proposed again.
 	RuleAgain
+	// RuleThere: who may be dead is given no partition of another.
+	RuleThere
 )
 
 // Without takes rules away. It does nothing in release builds.

@@ -27,12 +27,18 @@ type PartitionLoad struct {
 // leader's node if there is one, else to the one with the fewest; a member to a partition
 // that is led at its node, else to the one with the fewest members, of these to the one
 // with the largest backlog. Without partitions or members nobody has anything.
-func Spread(policy wire.BindingPolicy, members []*Membership, partitions []PartitionLoad, old map[Session][]uint32) map[Session][]uint32 {
+//
+// A member that is away may be dead. While others are there it is given nothing that it
+// did not have: that would have to wait for the session timeout once more.
+func Spread(policy wire.BindingPolicy, members []*Membership, partitions []PartitionLoad, old map[Session][]uint32, away map[Session]bool) map[Session][]uint32 {
 	s := spread{
 		members: slices.SortedFunc(slices.Values(members), func(a, b *Membership) int { return compareSessions(a.Session, b.Session) }),
 		loads:   slices.SortedFunc(slices.Values(partitions), func(a, b PartitionLoad) int { return cmp.Compare(a.Number, b.Number) }),
 		of:      make(map[Session][]uint32, len(members)),
 		at:      make(map[uint32]*PartitionLoad, len(partitions)),
+	}
+	if slices.ContainsFunc(members, func(m *Membership) bool { return !away[m.Session] }) {
+		s.away = away
 	}
 	if len(members) == 0 || len(partitions) == 0 {
 		return s.of
@@ -55,6 +61,7 @@ func Spread(policy wire.BindingPolicy, members []*Membership, partitions []Parti
 
 type spread struct {
 	members []*Membership
+	away    map[Session]bool // empty if nobody is there
 	loads   []PartitionLoad
 	at      map[uint32]*PartitionLoad
 	of      map[Session][]uint32
@@ -93,13 +100,14 @@ func (s *spread) apart(old map[Session][]uint32) {
 		loads[node] = append(loads[node], p)
 	}
 	for node, of := range members {
-		for session, list := range Spread(wire.BindingCover, of, loads[node], old) {
+		for session, list := range Spread(wire.BindingCover, of, loads[node], old, s.away) {
 			s.of[session] = list
 		}
 	}
 }
 
-// shareOut gives every partition to one member, each as many as the others or one more.
+// shareOut gives every partition to one member, each as many as the others or one more,
+// but none to those that are away.
 func (s *spread) shareOut(old map[Session][]uint32) {
 	type share struct {
 		*Membership
@@ -124,10 +132,20 @@ func (s *spread) shareOut(old map[Session][]uint32) {
 	// Those that have most may have one more: that moves least.
 	slices.SortStableFunc(shares, func(a, b *share) int { return cmp.Compare(len(b.had), len(a.had)) })
 	clear(taken)
+	rest, there := len(s.loads), 0
 	for i, m := range shares {
-		m.room = len(s.loads) / len(shares)
-		if i < len(s.loads)%len(shares) {
-			m.room++
+		if !s.away[m.Session] {
+			there++
+			continue
+		}
+		m.room = min(len(m.had), evenly(len(s.loads), len(shares), i))
+		rest -= m.room
+	}
+	of := there
+	for _, m := range shares {
+		if !s.away[m.Session] {
+			m.room = evenly(rest, of, of-there)
+			there--
 		}
 		// It keeps first what is local to it, and gives away first what is local to another.
 		rank := func(n uint32) int {
@@ -172,6 +190,14 @@ func (s *spread) shareOut(old map[Session][]uint32) {
 	}
 }
 
+// evenly is the share of number i when n are shared out among of.
+func evenly(n, of, i int) int {
+	if i < n%of {
+		return n/of + 1
+	}
+	return n / of
+}
+
 // place gives every member one partition: evenly, or, if loose, where it is best for it.
 func (s *spread) place(old map[Session][]uint32, loose bool) {
 	each, more := len(s.members)/len(s.loads), len(s.members)%len(s.loads) // more may have one more
@@ -203,6 +229,17 @@ func (s *spread) place(old map[Session][]uint32, loose bool) {
 		}
 		return found
 	}
+	// Who is away stays first and moves last: those that are there go where nobody is.
+	byPresence := func(a, b *Membership) int {
+		switch {
+		case s.away[a.Session] == s.away[b.Session]:
+			return 0
+		case s.away[a.Session]:
+			return -1
+		}
+		return 1
+	}
+	slices.SortStableFunc(s.members, byPresence)
 	var rest []*Membership
 	for _, m := range s.members {
 		if p := best(m, s.had(m, old)); p != nil {
@@ -211,6 +248,7 @@ func (s *spread) place(old map[Session][]uint32, loose bool) {
 			rest = append(rest, m)
 		}
 	}
+	slices.SortStableFunc(rest, func(a, b *Membership) int { return byPresence(b, a) })
 	all := s.numbers()
 	for _, m := range rest {
 		put(m, best(m, all).Number)

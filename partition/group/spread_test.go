@@ -48,7 +48,37 @@ func TestSpreadOverPartitions(t *testing.T) {
 			[]PartitionLoad{{Number: 0, Leader: 2}, {Number: 1}, {Number: 2, Leader: 3}}, map[Session][]uint32{a: {0, 1}, b: {2}}, map[Session][]uint32{a: {1}, b: {0}}},
 		{"nobody", cover, nil, three, map[Session][]uint32{a: {0}}, map[Session][]uint32{}},
 	} {
-		require.Equal(t, step.want, Spread(step.policy, step.members, step.partitions, step.old), step.name)
+		require.Equal(t, step.want, Spread(step.policy, step.members, step.partitions, step.old, nil), step.name)
+	}
+}
+
+// Who is away may be dead: it keeps what it had, and others take what becomes free.
+func TestSpreadGivesNothingToThoseThatAreAway(t *testing.T) {
+	a, b, c := session(1), session(2), session(3)
+	all := []*Membership{memberAt(1, 0), memberAt(2, 0), memberAt(3, 0)}
+	four := []PartitionLoad{{Number: 0}, {Number: 1}, {Number: 2}, {Number: 3}}
+	for _, step := range []struct {
+		name       string
+		policy     wire.BindingPolicy
+		members    []*Membership
+		partitions []PartitionLoad
+		away       map[Session]bool
+		old, want  map[Session][]uint32
+	}{
+		{"what becomes free goes to who is there", wire.BindingCover, all[:2], four, map[Session]bool{b: true},
+			map[Session][]uint32{a: {0}, b: {1}, c: {2, 3}}, map[Session][]uint32{a: {0, 2, 3}, b: {1}}},
+		{"it keeps no more than its share", wire.BindingCover, all[:2], four, map[Session]bool{a: true},
+			map[Session][]uint32{a: {0, 1, 2, 3}}, map[Session][]uint32{a: {0, 1}, b: {2, 3}}},
+		{"it has its share again when it is back", wire.BindingCover, all[:2], four, nil,
+			map[Session][]uint32{a: {0, 2, 3}, b: {1}}, map[Session][]uint32{a: {0, 2}, b: {1, 3}}},
+		{"nobody is there: all are alike", wire.BindingCover, all[:2], four, map[Session]bool{a: true, b: true},
+			map[Session][]uint32{a: {0}, b: {1}, c: {2, 3}}, map[Session][]uint32{a: {0, 2}, b: {1, 3}}},
+		{"to a free partition goes one that is there", wire.BindingCover, all, four[:2], map[Session]bool{c: true},
+			map[Session][]uint32{a: {0}, b: {0}, c: {0}}, map[Session][]uint32{a: {0}, b: {1}, c: {0}}},
+		{"local: none of its node", wire.BindingLocal, []*Membership{memberAt(1, 1), memberAt(2, 1)}, []PartitionLoad{{Number: 0, Leader: 1}, {Number: 1, Leader: 1}},
+			map[Session]bool{b: true}, nil, map[Session][]uint32{a: {0, 1}, b: nil}},
+	} {
+		require.Equal(t, step.want, Spread(step.policy, step.members, step.partitions, step.old, step.away), step.name)
 	}
 }
 
@@ -60,7 +90,7 @@ func TestR_SIB_13_SixRemoteConsumersOverThreePartitionsAreTwoEach(t *testing.T) 
 		var members []*Membership
 		for i := range byte(6) {
 			members = append(members, memberAt(i+1, 9))
-			of = Spread(policy, members, loads, of)
+			of = Spread(policy, members, loads, of, nil)
 			if i == 0 && policy == wire.BindingStrict {
 				require.Equal(t, []uint32{1}, of[session(1)], "the largest backlog is served first")
 			}
@@ -145,7 +175,7 @@ func TestSpreadsAreEvenAndMoveLittle(t *testing.T) {
 				loads[i] = PartitionLoad{Number: uint32(i), Leader: uint32(random.IntN(4)), Backlog: random.Uint64N(100)}
 			}
 			old := of
-			of = Spread(policy, members, loads, old)
+			of = Spread(policy, members, loads, old, nil)
 			require.Len(t, of, len(members), "seed %d run %d", seed, run)
 			count := make([]int, partitions)
 			for _, m := range members {
