@@ -28,7 +28,7 @@ func smallDisk(t testing.TB, bytes int64) string {
 		}
 	}
 	t.Cleanup(func() {
-		out, err := exec.Command("umount", mount).CombinedOutput()
+		out, err := exec.Command("umount", "--lazy", mount).CombinedOutput() // a test that failed may have files open
 		require.NoError(t, err, "%s", out)
 	})
 	return mount
