@@ -142,7 +142,9 @@ func (c *Conn) ensureGroup(ctx context.Context, destination string, o *consumerO
 		if o.startSet {
 			intent.Start = o.start.groupStart()
 		}
-		info, err = c.CreateGroup(ctx, destination, o.group, intent)
+		if info, err = c.createGroup(ctx, destination, o.group, intent); err == nil && info.Created {
+			err = c.begun(ctx, destination, o.group, intent.Start)
+		}
 	} else {
 		err = c.groupAdmin(ctx, wire.GroupDescribe, destination, o.group, nil, &info, true)
 	}

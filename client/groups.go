@@ -25,11 +25,41 @@ type (
 	ScopeRequest    = wire.ScopeRequest
 )
 
-// CreateGroup makes a group of a destination. Errors: wire.CodeAlreadyExists,
-// wire.CodeInvalidSetting, wire.CodeSerialNeedsOnePartition, wire.CodeUnknownDestination.
+// CreateGroup makes a group of a destination. A group that begins behind the latest record
+// has what is sent after CreateGroup has returned; a partition that has no leader for 3 s is
+// not waited for. Errors: wire.CodeAlreadyExists, wire.CodeInvalidSetting,
+// wire.CodeSerialNeedsOnePartition, wire.CodeUnknownDestination.
 func (c *Conn) CreateGroup(ctx context.Context, destination, group string, intent GroupIntent) (GroupInfo, error) {
-	var info GroupInfo
+	info, err := c.createGroup(ctx, destination, group, intent)
+	if err != nil {
+		return info, err
+	}
+	return info, c.begun(ctx, destination, group, intent.Start)
+}
+
+// createGroup has a group in the metadata.
+func (c *Conn) createGroup(ctx context.Context, destination, group string, intent GroupIntent) (info GroupInfo, err error) {
 	return info, c.groupAdmin(ctx, wire.GroupCreate, destination, group, intent, &info, intent.Exists)
+}
+
+// begun waits until the partitions have a group that begins behind their latest records:
+// their leaders hear of it from the metadata, and what is sent before is not the group's.
+func (c *Conn) begun(ctx context.Context, destination, group string, start GroupStart) error {
+	l, err := c.layout(ctx, destination)
+	if err != nil {
+		return err
+	}
+	if start.To != "latest" && (start.To != "" || l.kind != wire.Topic) {
+		return nil
+	}
+	patient, cancel := context.WithTimeout(ctx, lookPatience)
+	defer cancel()
+	for _, n := range l.partitions {
+		if err := c.GroupOrder(patient, wire.OrderDescribe, destination, n, group, nil, nil); err != nil && patient.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // AlterGroup replaces the settings of a group; IfVersion protects what others have

@@ -50,6 +50,7 @@ func TestRequirementsOfGroups(t *testing.T) {
 		{"R_UM_5_TheModeOfAGroupAtWorkChangesAtABoundary", s.altered},
 		{"R_UM_7_WhoWouldRatherStandBy", s.preference},
 		{"R_UM_8_OneAtATimeNeedsOnePartition", s.refused},
+		{"AGroupHasWhatIsSentAfterItWasMade", s.begins},
 		{"R_WLS_13_UnitsOfOrder", s.units},
 		{"R_SIB_26_ASecondConsumerIsRefusedOrStandsBy", s.sole},
 		{"R_SIB_19_AnAliasIsSomeOfThePartitions", s.alias},

@@ -64,7 +64,9 @@ func (b *broker) groupAdmin(m *wire.GroupAdminRequest, reply func(wire.Message, 
 				answer(nil, nil)
 				return
 			}
-			answer(groupInfo(r.Destination, m.Group, r.Group), nil)
+			info := groupInfo(r.Destination, m.Group, r.Group)
+			info.Created = r.Group.ID == r.Index
+			answer(info, nil)
 		})
 	})
 }

@@ -146,6 +146,7 @@ type GroupInfo struct {
 	Settings    GroupSettings    `json:"settings"` // what they come to
 	Own         GroupSettings    `json:"own"`      // what the group itself says; the rest is of its destination, or default
 	Paused      bool             `json:"paused,omitempty"`
+	Created     bool             `json:"created,omitempty"` // by the request that is answered
 	Partitions  []GroupPartition `json:"partitions,omitempty"`
 }
 
