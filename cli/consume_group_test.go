@@ -319,6 +319,7 @@ func TestAKeyIsSkippedAndRepairedThatNoMemberHasMet(t *testing.T) {
 	must(t, sh, "key", "park", "orders", "billing", "a")
 	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "\"a\": next is orders/0@1, delivered 0 times, failed 0 times\nparked")
 	require.Equal(t, "repaired \"a\" of orders for billing: orders/0@1\n", must(t, at(address, "two\n"), "key", "repair", "orders", "billing", "a", "--value", "@-"))
+	require.Contains(t, must(t, sh, "browse", "orders", "-g", "billing", "-o", "json"), `"value":"two\n"`, "what will be delivered")
 	require.Equal(t, "skipped orders/0@2 of orders for other: orders/0@2\n", func() string {
 		must(t, sh, "group", "create", "orders", "other")
 		return must(t, sh, "key", "skip", "orders", "other", "--partition", "0", "--offset", "2")

@@ -169,6 +169,11 @@ func (b *browsing) read(ctx context.Context, partition uint32, start ReaderOptio
 			x := &runs[0]
 			found.State, found.Holder, found.Reason = x.State, x.Holder, x.Reason
 			found.Deliveries, found.Attempts = int(x.Deliveries), int(x.Attempts)
+			if len(x.Substitute) > 0 {
+				if found.Value, err = substituted(x.Substitute); err != nil {
+					return err
+				}
+			}
 		}
 		b.yielded++
 		if !b.yield(found, nil) || b.options.Limit > 0 && b.yielded >= b.options.Limit {
@@ -179,6 +184,27 @@ func (b *browsing) read(ctx context.Context, partition uint32, start ReaderOptio
 		}
 	}
 	return nil
+}
+
+// substituted is the value of a repaired record, from the body batch that is delivered.
+func substituted(body []byte) ([]byte, error) {
+	b, _, err := wire.NextBodyBatch(body)
+	if err != nil {
+		return nil, err
+	}
+	info, err := wire.ParseBatch(b.Batch)
+	if err != nil {
+		return nil, err
+	}
+	batch := batchOf{info: info}
+	if err := batch.open(b); err != nil {
+		return nil, err
+	}
+	var view wire.Record
+	if !batch.reader.Next(&view) {
+		return nil, fmt.Errorf("%w: a repaired record without a record", ErrProtocol)
+	}
+	return slices.Clone(view.Value), nil
 }
 
 // passed is nil for records that went away after they were listed: they are finished.

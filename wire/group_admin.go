@@ -330,8 +330,12 @@ type ScopeRequest struct {
 // MaxReasonBytes bounds the Reason of a ScopeRequest: it is kept for each parked scope.
 const MaxReasonBytes = 256
 
-// MaxBrowse is how many records one BrowseRequest lists at most.
-const MaxBrowse = 1000
+// MaxBrowse is how many records one BrowseRequest lists at most, and MaxBrowseSubstitutes how
+// many bytes of repaired ones, beyond the first.
+const (
+	MaxBrowse            = 1000
+	MaxBrowseSubstitutes = 512 << 10
+)
 
 // BrowseRequest asks for the records of a partition that a group is not done with.
 type BrowseRequest struct {
@@ -368,10 +372,13 @@ type BrowseRun struct {
 	Deliveries uint16      `json:"deliveries,omitempty"`
 	Attempts   uint16      `json:"attempts,omitempty"`
 	Reason     string      `json:"reason,omitempty"` // why it is parked
+	// Substitute is the body batch of one record that is delivered instead of the stored one:
+	// an operator has repaired it.
+	Substitute []byte `json:"substitute,omitempty"`
 }
 
 // Joins reports whether another run follows this one and stands alike.
 func (r *BrowseRun) Joins(next *BrowseRun) bool {
-	return r.Offset+uint64(r.Count) == next.Offset && r.State == next.State && r.Holder == next.Holder &&
+	return r.Substitute == nil && next.Substitute == nil && r.Offset+uint64(r.Count) == next.Offset && r.State == next.State && r.Holder == next.Holder &&
 		r.Deliveries == next.Deliveries && r.Attempts == next.Attempts && r.Reason == next.Reason
 }

@@ -3,11 +3,19 @@ package group
 import "github.com/lockstepmq/lockstep/wire"
 
 // Browse lists the records from an offset on that are not done, at most limit, and how each
-// stands: runs of those that stand alike. It changes nothing.
+// stands: runs of those that stand alike. It ends early where repaired records take more
+// than wire.MaxBrowseSubstitutes. It changes nothing.
 func (l *Leader) Browse(from wire.Offset, limit int) wire.BrowseResponse {
 	var offsets []wire.Offset
+	repaired := 0 // bytes
 	o := l.g.Done.Next(max(from, l.g.Done.Floor()))
 	for ; o < l.end && len(offsets) < limit; o = l.g.Done.Next(o + 1) {
+		if n := len(l.g.Substitutes[o]); n > 0 {
+			if repaired > 0 && repaired+n > wire.MaxBrowseSubstitutes {
+				break
+			}
+			repaired += n
+		}
 		offsets = append(offsets, o)
 	}
 	answer := wire.BrowseResponse{Next: uint64(min(o, l.end)), End: uint64(l.end)}
@@ -17,7 +25,7 @@ func (l *Leader) Browse(from wire.Offset, limit int) wire.BrowseResponse {
 		parked[p.Head] = p.Reason
 	}
 	for _, o := range offsets {
-		run := wire.BrowseRun{Offset: uint64(o), Count: 1, State: wire.BrowseWaiting}
+		run := wire.BrowseRun{Offset: uint64(o), Count: 1, State: wire.BrowseWaiting, Substitute: l.g.Substitutes[o]}
 		known, returned := l.g.Record(o)
 		run.Deliveries, run.Attempts = known.Deliveries, known.Attempts
 		reason, isParked := parked[o]
