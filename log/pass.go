@@ -29,6 +29,17 @@ type ErasedRun struct{ Before, After Link }
 // maxErasedRun bounds the records of an ErasedRun, so that one frame can stand for them.
 const maxErasedRun = 1 << 31
 
+// BehindErased returns the first entry from i on that is not erased here. Any goroutine.
+func (l *Log) BehindErased(i wire.Index) wire.Index {
+	for {
+		run, ok := l.ErasedRun(i)
+		if !ok {
+			return i
+		}
+		i = run.After.Index + 1
+	}
+}
+
 // ErasedRun returns the run that holds entry i, with those of the same term that follow it
 // at once. It is false if the entry is not erased here. Any goroutine.
 func (l *Log) ErasedRun(i wire.Index) (run ErasedRun, ok bool) {

@@ -269,3 +269,45 @@ func TestRuleL7_ARunThatDoesNotFollowIsRefused(t *testing.T) {
 	require.NoError(t, r.log.Err())
 	require.Equal(t, wire.Index(1), r.log.LastIndex())
 }
+
+// Rot over two entries that follow each other is one range of damage. The first was
+// acknowledged, and the other replica has erased it; the second it has, and gives.
+func TestRuleL8_DamageThatBeginsWithWhatOthersHaveErased(t *testing.T) {
+	other := erasable(t, vfs.NewSimulated(2), 200)
+	fs := vfs.NewSimulated(3)
+	r := erasable(t, fs, 200) // the same entries
+	const old = wire.Offset(60)
+	require.Positive(t, other.erase(Records{0, old}, Records{old + 1, 200}))
+	var names []string
+	var at []int64
+	for _, i := range []wire.Index{wire.Index(old), wire.Index(old) + 1} { // offsets 59 and 60
+		name, from, _ := r.frame(i)
+		names, at = append(names, name), append(at, from)
+	}
+	r.kill()
+	for i := range names {
+		require.NoError(t, fs.Corrupt(names[i], at[i]+wire.FrameHeaderSize+7, 2))
+	}
+	r.open()
+	r.log.Publish(200)
+	for pass := r.log.NewScrub(); ; {
+		if _, err := pass.Next(1 << 20); err != nil {
+			break
+		}
+	}
+	damage := r.log.Damage()
+	require.Len(t, damage, 1)
+	require.Equal(t, wire.Index(old), damage[0].FirstIndex)
+	require.Equal(t, wire.Index(old)+1, damage[0].LastIndex)
+
+	first := other.log.BehindErased(damage[0].FirstIndex)
+	require.Equal(t, wire.Index(old)+1, first)
+	entries, err := other.log.Entries(first, 1)
+	require.NoError(t, err)
+	n, err := r.log.Repair([]FrameBody{entries[0].FrameBody()})
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Equal(t, wire.Index(old), r.log.Damage()[0].LastIndex, "only what is done stays damaged")
+
+	require.Greater(t, other.log.BehindErased(first+1), damage[0].LastIndex, "of what is behind it nothing is there")
+}

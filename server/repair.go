@@ -119,13 +119,19 @@ func (b *broker) sources(r *partitionReplica) (sources []cluster.Replica) {
 }
 
 // frames answers FETCH_FRAMES with the bodies of the frames of entries from one on, up
-// to the last or as many as fit.
+// to the last or as many as fit. What is erased here was acknowledged, and is left out: what
+// is damaged at the other replica may begin with it and go on with what is wanted.
 func (c *catchUp) frames(l *log.Log, first, last wire.Index, reply func(wire.ErrorCode, []byte)) {
 	if !c.begin(false) {
 		reply(wire.CodeBusy, []byte("as many replicas as may be are being caught up"))
 		return
 	}
 	c.paced(repairBytes, func() (n int) {
+		first := l.BehindErased(first)
+		if first > last {
+			reply(wire.CodeOK, (&wire.PeerFrames{}).Append(nil))
+			return 0
+		}
 		entries, err := l.Entries(first, repairBytes)
 		if err != nil {
 			reply(wire.CodeUnavailable, []byte(err.Error()))
