@@ -276,7 +276,7 @@ func TestHandlesSurviveSettingsAndEndWithTheirDestination(t *testing.T) {
 	require.Equal(t, wire.CodeDestinationGone, c.answer(6).code())
 }
 
-func TestKeyedProducesFollowTheSlotMap(t *testing.T) {
+func TestRuleR7_KeyedProducesFollowTheSlotMap(t *testing.T) {
 	n := startNode(t, Limits{})
 	n.backend.create(wire.Topic, "events", 2)
 	d, _ := n.backend.View().Destination("events")
