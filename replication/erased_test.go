@@ -258,3 +258,26 @@ func TestRuleL7_ARunIsNotPassedOverByWhoLacksWhatPrecedesIt(t *testing.T) {
 	f.tick(20)
 	f.passedOver(m, l)
 }
+
+// The start of the log may come to lie where a run ends that was offered before. Who has
+// nothing is then offered the start, and not the run: it lacks what precedes that.
+func TestRuleL7_AStartAtTheEndOfARunThatWasOfferedIsOfferedAsTheStart(t *testing.T) {
+	f, l := anErasedFleet(t)
+	f.members[3].open()
+	f.tick(10)
+	f.passedOver(f.members[3], l)
+	l.log.Trim(l.log.NextOffset() - 1)
+	l.log.MarkIdle()
+	f.settle()
+	ends := false
+	for _, run := range l.group.storage.runs {
+		ends = ends || run.After == l.log.Start()
+	}
+	require.True(t, ends, "a run that was offered ends before the first entry")
+	require.NoError(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}))
+	f.settle()
+	m := f.add(4)
+	f.tick(20)
+	require.Equal(t, l.log.Start(), m.log.Start())
+	f.caughtUp(m, l)
+}

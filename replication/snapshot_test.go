@@ -173,6 +173,18 @@ func TestRuleR1_NobodyCampaignsBelowItsCheckpoint(t *testing.T) {
 	f.caughtUp(m, l)
 }
 
+// A replica below its checkpoint does not tick, so no election timeout ends its trust in a
+// leader that is not heard any more while its connections stay. Its vote is needed all the same.
+func TestRuleR1_WhoIsBelowItsCheckpointVotesAgainstASilentLeader(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	belowItsCheckpoint(f, m)
+	f.lose = func(e envelope) bool { return e.from == l.id || e.to == l.id }
+	f.tick(60)
+	require.Same(t, f.members[2], f.leader(), "the vote of replica 3 is the second of three")
+	f.caughtUp(m, f.members[2])
+}
+
 func TestRuleR1_ASnapshotThatArrivesDamagedIsFetchedAgain(t *testing.T) {
 	f, l := aTrimmedFleet(t)
 	m := f.members[3]
