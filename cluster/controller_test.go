@@ -362,7 +362,7 @@ func TestNothingIsMovedWithoutAMajority(t *testing.T) {
 
 func TestAWipedNodeGetsItsReplicasAnew(t *testing.T) {
 	w := spreadWorld(t, 3, 6, 3)
-	apply(t, w.state, Command{Join: joinOf(2, 9)})
+	apply(t, w.state, Command{Join: replacing(2, 2, 9)})
 	w.settle()
 	for _, p := range w.state.Destinations["orders"].Partitions {
 		require.Len(t, p.Replicas, 3)

@@ -137,6 +137,9 @@ type Join struct {
 	// Alive says that some node hears the one that has the ID: it is not known in the
 	// state, and what follows from it must be.
 	Alive bool `json:"alive,omitempty"`
+	// Judged is the data directory that Alive is about: the one that had the ID when the
+	// others were asked. Zero: nobody had the ID, or nobody was asked.
+	Judged uuid.UUID `json:"judged,omitzero"`
 }
 
 func (s *State) join(c *Join) Result {
@@ -180,6 +183,8 @@ func (s *State) join(c *Join) Result {
 	switch {
 	case old == nil && len(s.Nodes) >= MaxNodes:
 		return refuse(wire.CodeTooMany, "the cluster has %d nodes, its limit", MaxNodes)
+	case old != nil && old.Store != c.Store && old.Store != c.Judged:
+		return refuse(wire.CodeRetry, "whether node %d is gone is not known: its data directory is another one than when this one asked to take its place; ask again", number)
 	case old != nil && old.Store != c.Store && c.Alive:
 		return refuse(wire.CodeRefused, "node %d is a member with another data directory, and alive; choose another --node-id, or stop that node if this one replaces it", number)
 	}

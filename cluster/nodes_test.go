@@ -18,6 +18,13 @@ func joinOf(node uint32, store byte) *Join {
 	}
 }
 
+// replacing is a Join with an empty data directory in the place of one that was found gone.
+func replacing(node uint32, gone, store byte) *Join {
+	j := joinOf(node, store)
+	j.Judged = id(gone)
+	return j
+}
+
 func apply(t *testing.T, s *State, c Command) Result {
 	t.Helper()
 	c.stamp()
@@ -95,7 +102,8 @@ func TestRefusedNodeCommandsChangeNothingAndSayWhy(t *testing.T) {
 		says    string
 	}{
 		"another cluster":           {change(func(j *Join) { j.ClusterID = id(9) }), wire.CodeClusterMismatch, "this is cluster"},
-		"an ID in use":              {change(func(j *Join) { j.Node, j.Alive = 2, true }), wire.CodeRefused, "choose another --node-id"},
+		"an ID in use":              {change(func(j *Join) { j.Node, j.Judged, j.Alive = 2, id(2), true }), wire.CodeRefused, "choose another --node-id"},
+		"an ID of another by now":   {change(func(j *Join) { j.Node, j.Judged = 2, id(8) }), wire.CodeRetry, "ask again"},
 		"its own address":           {change(func(j *Join) { j.Address = "10.0.0.1:7400" }), wire.CodeRefused, "node 1 has the address"},
 		"a peer address in use":     {change(func(j *Join) { j.PeerAddress = "10.0.0.3:7401" }), wire.CodeRefused, "node 3 has the address"},
 		"somebody's data directory": {change(func(j *Join) { j.Store = id(2) }), wire.CodeRefused, "belongs to node 2"},
@@ -128,7 +136,7 @@ func TestRefusedNodeCommandsChangeNothingAndSayWhy(t *testing.T) {
 func TestRuleR10_ANewDataDirectoryReplacesALostOne(t *testing.T) {
 	s := clusterOf(t, 3)
 	placed(t, s, "orders", []uint32{1, 2, 3}, []uint32{2, 3, 1})
-	n := apply(t, s, Command{Join: joinOf(2, 7)}).Node
+	n := apply(t, s, Command{Join: replacing(2, 2, 7)}).Node
 	require.Equal(t, []uuid.UUID{id(2)}, n.Retired)
 	require.Equal(t, uint64(4), n.MetaReplica)
 	d := s.Destinations["orders"]
@@ -136,6 +144,31 @@ func TestRuleR10_ANewDataDirectoryReplacesALostOne(t *testing.T) {
 	require.Equal(t, Replica{ID: 4, Node: 2, State: ReplicaLost}, d.Partitions[1].Replicas[0])
 	require.Equal(t, ReplicaActive, d.Partitions[0].Replicas[0].State)
 	require.ErrorIs(t, s.Apply(99, &Command{Join: joinOf(2, 2)}).Err, wire.CodeRefused, "the old one does not come back")
+}
+
+// Rule R10: of two empty data directories that ask for one ID at the same time, the second does
+// not take the place of the first, which nobody found gone: neither when the ID was free when
+// they asked, nor when both replace a third.
+func TestRuleR10_OfTwoJoinsThatAreJudgedTogetherOneIsTaken(t *testing.T) {
+	for name, join := range map[string]func(store byte) *Join{
+		"a new ID":     func(store byte) *Join { return joinOf(4, store) },
+		"a lost one's": func(store byte) *Join { return replacing(3, 3, store) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := clusterOf(t, 3)
+			placed(t, s, "orders", []uint32{1, 2, 3})
+			first := apply(t, s, Command{Join: join(8)}).Node
+			before := s.Save(nil)
+			r := s.Apply(99, &Command{Join: join(9)})
+			require.ErrorIs(t, r.Err, wire.CodeRetry)
+			require.ErrorContains(t, r.Err, "whether node")
+			require.Equal(t, string(before), string(s.Save(nil)))
+
+			again := apply(t, s, Command{Join: join(8)}).Node
+			require.Equal(t, id(8), again.Store)
+			require.Equal(t, first.MetaID(), again.MetaID(), "the first lost the answer, and asks again")
+		})
+	}
 }
 
 // RULES R10: the ID of a node that was removed may be used again, by another data directory

@@ -114,27 +114,35 @@ func (h *hearing) end(heard bool) {
 	}
 }
 
-// judgeJoin finds out whether the node that a joining one takes the place of is alive.
+// judgeJoin finds out whether the node that a joining one takes the place of is alive, and
+// notes which data directory that is: another may have the ID when the command is applied.
 func (b *broker) judgeJoin(c *cluster.Join, then func(error)) {
+	c.Judged, c.Alive = uuid.Nil, false
 	old, member := b.View().Node(c.Node)
 	if !member || old.Store == c.Store {
-		c.Alive = false
 		then(nil)
 		return
 	}
+	c.Judged = old.Store
 	b.hears(c.Node, old.Store, func(heard bool, err error) {
 		c.Alive = heard
 		then(err)
 	})
 }
 
-// propose has a command proposed here, if this node leads the metadata.
+// propose has a command proposed here, if this node leads the metadata. Only that node judges
+// a Join: one that is proposed without, by who has just begun to lead, replaces nobody.
 func (b *broker) propose(c cluster.Command, reply func(cluster.Result)) {
 	submit := func() {
 		b.meta.metadata.Submit(c, reply)
 		b.meta.schedule()
 	}
 	if c.Join == nil {
+		submit()
+		return
+	}
+	if !b.meta.leads.Load() {
+		c.Join.Judged, c.Join.Alive = uuid.Nil, false // of an earlier attempt
 		submit()
 		return
 	}

@@ -27,6 +27,11 @@ func majoritysWord(t *testing.T, c *crew, k *cables) {
 		require.ErrorIs(t, err, wire.CodeRefused)
 		require.ErrorContains(t, err, "is a member with another data directory, and alive")
 	}
+	command, refused := &cluster.Join{Node: living, Store: testStore(99)}, make(chan error, 1)
+	c.broker(third).propose(cluster.Command{Join: command}, func(r cluster.Result) { refused <- r.Err })
+	var elsewhere *cluster.NotController
+	require.ErrorAs(t, <-refused, &elsewhere)
+	require.False(t, command.Alive, "who does not lead the metadata does not judge, though it hears the node")
 	require.False(t, b.givenUp(living))
 	require.False(t, b.saidGone(living))
 	judged := func() (bool, error) {

@@ -256,8 +256,9 @@ func (s *seat) chores() {
 	case i < 0 && c.fleet.options.Voters && len(v.Nodes) != int(s.m.node)-1:
 		return // they come in the order of their replicas
 	case i < 0:
+		old, _ := v.Node(s.node)
 		s.submit(cluster.Command{Join: &cluster.Join{
-			ClusterID: clusterID, Node: s.node, Store: s.store, Address: s.address("client"), PeerAddress: s.address("peer"), Rack: s.rack(), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+			ClusterID: clusterID, Node: s.node, Store: s.store, Judged: old.Store, Address: s.address("client"), PeerAddress: s.address("peer"), Rack: s.rack(), MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
 		}}, nil)
 		return
 	case s.since == 0 || s.node != v.Nodes[i].ID: // or it was removed, and a late request let it join again
