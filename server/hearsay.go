@@ -114,6 +114,10 @@ func (h *hearing) end(heard bool) {
 	}
 }
 
+// replaceTicks is for how long nobody must have heard a node before another takes its place:
+// 3 s. One that has just been taken in is heard when it has started.
+const replaceTicks = 30
+
 // judgeJoin finds out whether the node that a joining one takes the place of is alive, and
 // notes which data directory that is: another may have the ID when the command is applied.
 func (b *broker) judgeJoin(c *cluster.Join, then func(error)) {
@@ -126,6 +130,9 @@ func (b *broker) judgeJoin(c *cluster.Join, then func(error)) {
 	c.Judged = old.Store
 	b.hears(c.Node, old.Store, func(heard bool, err error) {
 		c.Alive = heard
+		if err == nil && !heard && b.downFor(c.Node) < replaceTicks && !b.oneOpinion.Load() {
+			err = wire.Errorf(wire.CodeRetry, "node %d is silent since less than 3 s: it may have joined a moment ago, or be about to come back; ask again", c.Node)
+		}
 		then(err)
 	})
 }

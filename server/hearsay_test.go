@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/cluster"
@@ -129,4 +130,34 @@ func keepsItsVote(t *testing.T, c *crew, k *cables) {
 		c.await("another takes its vote", func() bool { return !votes(b, voter) })
 	})
 	k.set(b.identity.NodeID, voter, false)
+}
+
+// A node that was taken in a moment ago, and has not started, is silent. Nobody takes its
+// place for that (RULES R10); a node that does not wait gives its ID to another directory,
+// and the one that was taken in never becomes a member.
+func TestRuleR10_ANodeThatWasJustTakenInKeepsItsPlace(t *testing.T) {
+	c := newCrew(t, 1)
+	b := c.broker(1)
+	join := func(store uint32, port string) error {
+		_, err := c.ask(1, &wire.JoinRequest{
+			Node: 2, Store: testStore(store), Address: "127.0.0.3:74" + port, PeerAddress: "127.0.0.3:75" + port, MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+		})
+		return err
+	}
+	holder := func() uuid.UUID {
+		n, _ := b.View().Node(2)
+		return n.Store
+	}
+	require.NoError(t, join(98, "00"))
+	err := join(99, "01")
+	require.ErrorIs(t, err, wire.CodeRetry)
+	require.ErrorContains(t, err, "it may have joined a moment ago")
+	require.Equal(t, uuid.UUID(testStore(98)), holder())
+
+	t.Run("Catches_OneOpinion", func(t *testing.T) {
+		b.oneOpinion.Store(true)
+		defer b.oneOpinion.Store(false)
+		require.NoError(t, join(99, "01"))
+		require.Equal(t, uuid.UUID(testStore(99)), holder(), "who was taken in first is no member any more")
+	})
 }
