@@ -117,7 +117,7 @@ func (g *Group) feedFollowers() {
 			if r := f.of(id); r != nil && r.reading && r.ticks < feedPatience {
 				return
 			}
-			if f.source.Read(g.log, id, lo, FeedBytes) {
+			if f.source.Read(g.log, id, g.peers[id], lo, FeedBytes) {
 				f.drop(id)
 				f.ranges = append(f.ranges, feedRange{to: id, first: lo, reading: true})
 			}
@@ -161,7 +161,7 @@ func (g *Group) feedSelf() {
 	if r := f.of(g.id); !yes || r != nil && r.reading && r.first == next && r.ticks < feedPatience {
 		return
 	}
-	if f.source.Read(g.log, g.id, next, FeedBytes) {
+	if f.source.Read(g.log, g.id, g.nodeID, next, FeedBytes) {
 		f.drop(g.id)
 		f.ranges = append(f.ranges, feedRange{to: g.id, first: next, reading: true})
 	}

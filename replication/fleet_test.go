@@ -180,7 +180,7 @@ func (m *member) Beat(node uint32, h Heartbeat) {
 }
 
 // Read implements Feed: at once, in the place of a worker.
-func (m *member) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) bool {
+func (m *member) Read(l *log.Log, to uint64, _ uint32, first wire.Index, maxBytes int) bool {
 	m.reads++
 	if to == m.id {
 		m.ownReads++

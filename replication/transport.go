@@ -33,8 +33,9 @@ type Buffers interface {
 type Feed interface {
 	// Read reads entries of l from first on, at most maxBytes of data but at least one,
 	// on another goroutine: it calls log.Log.Stored. to is the replica that they are
-	// for: if it is the reader's own, it does nothing else until it has them. The
-	// result reaches the group by Inbox.PutFed. It returns false, and does nothing, if
-	// too many reads are on their way already: the group asks again.
-	Read(l *log.Log, to uint64, first wire.Index, maxBytes int) bool
+	// for, and node the one it is on, 0 if that is not known: if to is the reader's own,
+	// it does nothing else until it has them. The result reaches the group by
+	// Inbox.PutFed. It returns false, and does nothing, if too many reads are on their
+	// way already: the group asks again.
+	Read(l *log.Log, to uint64, node uint32, first wire.Index, maxBytes int) bool
 }

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/replication"
 	"github.com/lockstepmq/lockstep/wire"
@@ -25,14 +26,19 @@ const (
 	catchUpTicks = int(time.Second / tickPeriod)
 	// catchUpCharge is the most that one read costs of the rate, whatever its size.
 	catchUpCharge = 4 << 20
+	// catchUpNodes is for how many nodes at most the rate rises with what producers write:
+	// the followers that one partition has, and a replica that is being added.
+	catchUpNodes = cluster.MaxReplicas
 )
 
 // catchUp reads entries and checkpoints for replicas on other nodes that lag. It has
 // workers of its own: reads for clients do not wait for it. Any goroutine.
 //
 // While producers write to this node reads take turns, oldest first, at catchUpRate or,
-// if that is more, at one and a half times the bytes a second that arrive: whoever gets
-// more than is written catches up, however busy the node is.
+// if that is more, at one and a half times the bytes a second that arrive for each node
+// whose replicas have read within the last second. A node has at most one replica of a
+// partition, so all that lag together lack at most what arrives, once a node: they get
+// more than that and catch up, however busy this node is.
 type catchUp struct {
 	submit  func(func())                // runs on a worker
 	arrived func() uint64               // bytes that clients have brought for logs so far
@@ -49,11 +55,13 @@ type catchUp struct {
 	ticks    int
 	before   [catchUpTicks]uint64 // what had arrived at the last ticks
 	arriving int64                // bytes since the oldest of them, which is a second
+	readers  map[uint32]int       // nodes whose replicas lag: the tick at which they last read
 	stopped  bool
 }
 
 // pacedRead is a read that waits for its time.
 type pacedRead struct {
+	node uint32     // whose replica lags, 0 if it is not counted
 	most int        // bytes that it may read
 	read func() int // returns how many it has read
 }
@@ -62,7 +70,8 @@ type pacedRead struct {
 func newCatchUp(pool *blockingPool, arrived func() uint64, ask func(uint32, wire.PeerOp, []byte, func(wire.ErrorCode, []byte))) *catchUp {
 	return &catchUp{
 		submit: (&line{pool: pool, limit: catchUpStreams}).submit, arrived: arrived, now: monotonic, ask: ask,
-		after: func(d time.Duration, f func()) { time.AfterFunc(d, f) },
+		after:   func(d time.Duration, f func()) { time.AfterFunc(d, f) },
+		readers: map[uint32]int{},
 	}
 }
 
@@ -97,7 +106,8 @@ func (c *catchUp) stop() {
 	c.done.Wait()
 }
 
-// tick measures what producers write. Called every 100 ms, from one goroutine.
+// tick measures what producers write, and forgets the nodes that have not read for as
+// long. Called every 100 ms, from one goroutine.
 func (c *catchUp) tick() {
 	arrived := c.arrived()
 	c.mu.Lock()
@@ -105,6 +115,14 @@ func (c *catchUp) tick() {
 	c.arriving = int64(arrived - *oldest)
 	*oldest = arrived
 	c.ticks++
+	for _, r := range c.waiting {
+		c.readsLocked(r.node)
+	}
+	for node, last := range c.readers {
+		if c.ticks-last >= catchUpTicks {
+			delete(c.readers, node)
+		}
+	}
 	c.mu.Unlock()
 	c.start()
 }
@@ -114,15 +132,25 @@ func (c *catchUp) rateLocked() int64 {
 	if c.stopped || c.arriving == 0 {
 		return 0
 	}
-	return max(catchUpRate, c.arriving+c.arriving/2)
+	nodes := int64(min(max(len(c.readers), 1), catchUpNodes))
+	return max(catchUpRate, nodes*(c.arriving+c.arriving/2))
 }
 
-// paced runs a read of at most so many bytes on a worker when its time has come. What
-// it has not read costs nothing: a node that comes back with 2,000 partitions, each a
-// little behind, would wait for a minute.
-func (c *catchUp) paced(most int, read func() int) {
+// readsLocked notes that a replica on a node lags and reads.
+func (c *catchUp) readsLocked(node uint32) {
+	if node != 0 {
+		c.readers[node] = c.ticks
+	}
+}
+
+// paced runs a read of at most so many bytes on a worker when its time has come. It is
+// for a follower on a node, or for none that is counted: 0. What it has not read costs
+// nothing: a node that comes back with 2,000 partitions, each a little behind, would
+// wait for a minute.
+func (c *catchUp) paced(node uint32, most int, read func() int) {
 	c.mu.Lock()
-	c.waiting = append(c.waiting, pacedRead{most: min(most, catchUpCharge), read: read})
+	c.readsLocked(node)
+	c.waiting = append(c.waiting, pacedRead{node: node, most: min(most, catchUpCharge), read: read})
 	c.mu.Unlock()
 	c.start()
 }
@@ -202,7 +230,7 @@ type lagging struct {
 }
 
 // Read implements replication.Feed.
-func (g lagging) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) bool {
+func (g lagging) Read(l *log.Log, to uint64, node uint32, first wire.Index, maxBytes int) bool {
 	if !g.begin(to == g.own) {
 		return false
 	}
@@ -218,7 +246,7 @@ func (g lagging) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) boo
 	if to == g.own {
 		g.run(func() { read() })
 	} else {
-		g.paced(maxBytes, read)
+		g.paced(node, maxBytes, read)
 	}
 	return true
 }
@@ -248,7 +276,7 @@ func (c *catchUp) checkpoint(l *log.Log, least wire.Index, reply func(wire.Error
 		reply(wire.CodeBusy, []byte("as many replicas as may be are being caught up"))
 		return
 	}
-	c.paced(int(min(saved.Size, catchUpCharge)), func() int {
+	c.paced(0, int(min(saved.Size, catchUpCharge)), func() int {
 		content, err := l.ReadCheckpoint()
 		if err != nil {
 			reply(wire.CodeUnavailable, []byte(err.Error()))

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -55,12 +56,13 @@ func (p *pacedCatchUp) pass(d time.Duration) {
 	}
 }
 
-// reader reads for followers for ever: pieces of most bytes, of which there are size.
-func (p *pacedCatchUp) reader(t *testing.T, most, size int, read *int64) {
+// reader reads for followers on a node for ever: pieces of most bytes, of which there
+// are size.
+func (p *pacedCatchUp) reader(t *testing.T, node uint32, most, size int, read *int64) {
 	var again func()
 	again = func() {
 		require.True(t, p.begin(false))
-		p.paced(most, func() int {
+		p.paced(node, most, func() int {
 			*read += int64(size)
 			p.after(time.Microsecond, again) // the follower asks for more
 			return size
@@ -76,7 +78,7 @@ func TestCatchUpKeepsToItsRate(t *testing.T) {
 	read := 0
 	ask := func() {
 		require.True(t, p.begin(false))
-		p.paced(1<<20, func() int { read++; return 1 << 20 })
+		p.paced(2, 1<<20, func() int { read++; return 1 << 20 })
 	}
 	for range 1000 {
 		ask()
@@ -110,7 +112,7 @@ func TestCatchUpHurriesWhenNobodyWrites(t *testing.T) {
 	p.pass(time.Second)
 	var read int64
 	for range catchUpStreams {
-		p.reader(t, 512<<10, 512<<10, &read)
+		p.reader(t, 2, 512<<10, 512<<10, &read)
 	}
 	p.pass(10 * time.Second)
 	require.InDelta(t, 160<<20, read, 1<<20)
@@ -133,7 +135,7 @@ func TestCatchUpChargesWhatWasRead(t *testing.T) {
 	p.pass(time.Minute)
 	var read int64
 	for range catchUpStreams {
-		p.reader(t, 512<<10, 8<<10, &read)
+		p.reader(t, 2, 512<<10, 8<<10, &read)
 	}
 	p.pass(10 * time.Second)
 	require.InDelta(t, 160<<20, read, 1<<20)
@@ -145,7 +147,7 @@ func TestCatchUpIsFasterThanProducers(t *testing.T) {
 		p.arrives = arrives
 		p.pass(time.Second)
 		var read int64
-		p.reader(t, 512<<10, 512<<10, &read)
+		p.reader(t, 2, 512<<10, 512<<10, &read)
 		p.pass(2 * time.Second) // what they write was measured
 		before := read
 		p.pass(10 * time.Second)
@@ -161,6 +163,72 @@ func TestCatchUpIsFasterThanProducers(t *testing.T) {
 	p := newPacedCatchUp()
 	p.arrived = func() uint64 { return uint64(p.bytes) / 1000 }
 	require.Negative(t, gains(t, p, 64<<20))
+}
+
+// Two followers of the same partitions that lag each get more than is written, as do as
+// many as a partition has: a voter that came back, and a learner that is being added.
+func TestCatchUpIsFasterThanProducersForEveryFollower(t *testing.T) {
+	const arrives = 64 << 20
+	gains := func(t *testing.T, nodes ...uint32) (least int64) {
+		p := newPacedCatchUp()
+		p.arrives = arrives
+		p.pass(2 * time.Second) // what they write was measured
+		read := make([]int64, len(nodes))
+		for i, node := range nodes {
+			p.reader(t, node, 512<<10, 512<<10, &read[i])
+		}
+		p.pass(10 * time.Second)
+		return slices.Min(read) - 10*arrives
+	}
+	require.Greater(t, gains(t, 2, 3), int64(4*arrives))
+	require.Greater(t, gains(t, 2, 3, 4, 5, 6, 7, 8), int64(4*arrives))
+	// The same check where two followers count as one, as they did.
+	require.Negative(t, gains(t, 2, 2))
+}
+
+// A node counts while its replicas read or wait for their time, and for a second after;
+// beyond the replicas of a partition one more does not.
+func TestCatchUpCountsTheNodesThatRead(t *testing.T) {
+	p := newPacedCatchUp()
+	rate := func() int64 { // MiB a second
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.rateLocked() >> 20
+	}
+	p.arrives = 16 << 20
+	p.pass(2 * time.Second)
+	require.EqualValues(t, 24, rate(), "nobody lags")
+	waits := func(node uint32) {
+		require.True(t, p.begin(true))
+		p.paced(node, 512<<10, func() int { return 512 << 10 })
+	}
+	waits(0)
+	require.EqualValues(t, 24, rate(), "a repair is no follower")
+	waits(2)
+	waits(2)
+	require.EqualValues(t, 24, rate())
+	waits(3)
+	require.EqualValues(t, 48, rate())
+	for node := uint32(4); node < 40; node++ {
+		waits(node)
+	}
+	require.EqualValues(t, 7*24, rate(), "the replicas of a partition are the limit")
+	p.pass(3 * time.Second)
+	require.Empty(t, p.waiting)
+	require.EqualValues(t, 24, rate(), "all were served more than a second ago")
+	require.Empty(t, p.readers)
+
+	p.arrives = 1000 // 16 MiB a second: nine reads of 4 MiB wait for two seconds
+	p.pass(2 * time.Second)
+	for node := uint32(2); node < 11; node++ {
+		require.True(t, p.begin(true))
+		p.paced(node, catchUpCharge, func() int { return catchUpCharge })
+	}
+	p.pass(3 * time.Second / 2)
+	require.NotEmpty(t, p.waiting)
+	require.Contains(t, p.readers, uint32(10), "it waits for longer than a second")
+	require.NotContains(t, p.readers, uint32(2))
+	p.stop()
 }
 
 func openTestLog(t *testing.T) *log.Log {
@@ -187,18 +255,18 @@ func TestCatchUpBoundsItsStreams(t *testing.T) {
 	c.submit = func(f func()) { later = append(later, f) }
 	g := lagging{catchUp: c, inbox: replication.NewInbox(nil), wake: func() {}}
 	for range catchUpStreams {
-		require.True(t, g.Read(l, 2, 1, 1<<20))
+		require.True(t, g.Read(l, 2, 7, 1, 1<<20))
 	}
-	require.False(t, g.Read(l, 2, 1, 1<<20), "the group asks again")
+	require.False(t, g.Read(l, 2, 7, 1, 1<<20), "the group asks again")
 	require.Len(t, later, catchUpStreams)
 	for _, f := range later {
 		f()
 	}
 	c.done.Wait()
-	require.True(t, g.Read(l, 2, 1, 1<<20))
+	require.True(t, g.Read(l, 2, 7, 1, 1<<20))
 	later[len(later)-1]()
 	c.stop()
-	require.False(t, g.Read(l, 2, 1, 1<<20), "the logs are about to be closed")
+	require.False(t, g.Read(l, 2, 7, 1, 1<<20), "the logs are about to be closed")
 }
 
 func TestCatchUpFetchesCheckpoints(t *testing.T) {

@@ -365,7 +365,7 @@ func (m *member) pass(n int) {
 const silenceTicks = 10
 
 // Read implements replication.Feed.
-func (m *member) Read(l *log.Log, to uint64, first wire.Index, maxBytes int) bool {
+func (m *member) Read(l *log.Log, to uint64, _ uint32, first wire.Index, maxBytes int) bool {
 	if m.fleet.random.IntN(100) >= m.fleet.config.feeds {
 		return false
 	}
