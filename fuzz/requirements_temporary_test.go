@@ -68,7 +68,8 @@ func (s *suite) temporary(t *testing.T) {
 	eventually(t, "all are gone", func() bool { return s.metric(t, 2, "lockstep_temporary_queues") == kept })
 	require.True(t, isGone(ctx, dial(t, s.at(3)), last))
 	require.Less(t, time.Since(ended), detectTime)
-	require.Equal(t, epoch, s.metric(t, 2, "lockstep_metadata_epoch"), "nothing is committed for them")
+	// The controller may do something meanwhile; it has no reason to do it so often.
+	require.Less(t, s.metric(t, 2, "lockstep_metadata_epoch")-epoch, float64(*requirementTemporary)/20, "nothing is committed for %d of them", *requirementTemporary)
 }
 
 // orphans is what becomes of temporary queues, and of a request, when their node is lost:
