@@ -32,8 +32,9 @@ func FuzzState(f *testing.F) {
 			require.Equal(t, NewState().Save(nil), s.Save(nil))
 			return
 		}
-		require.LessOrEqual(t, len(s.producers.byID), MaxProducers)
-		require.Equal(t, s.producers.lru.Len(), len(s.producers.byID))
+		require.LessOrEqual(t, s.producers.lru.Len(), MaxProducers)
+		require.LessOrEqual(t, s.producers.letters.Len(), MaxLetterProducers)
+		require.Len(t, s.producers.byID, s.producers.lru.Len()+s.producers.letters.Len())
 		require.LessOrEqual(t, len(s.producers.retired), MaxRetired)
 		saved := s.Save(nil)
 		if src[0] >= versionGroupless {

@@ -331,6 +331,9 @@ func restoreProducers(src []byte, version byte) (*producers, []byte, error) {
 		p.element = t.listOf(p.id).PushBack(p)
 		t.byID[p.id] = p
 	}
+	if t.lru.Len() > MaxProducers || t.letters.Len() > MaxLetterProducers {
+		return nil, nil, fmt.Errorf("%w: %d producers, and %d of dead letters", ErrState, t.lru.Len(), t.letters.Len())
+	}
 	if version < 2 {
 		return t, src, nil // it knew nothing of those it had forgotten
 	}
