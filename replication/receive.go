@@ -105,8 +105,11 @@ func (g *Group) receive() (any bool) {
 
 // input steps a message of another replica. Raft refuses what it has no use for.
 func (g *Group) input(m raftpb.Message) {
-	if g.unheard > 0 && m.From == g.node.BasicStatus().Lead {
-		g.unheard = 0
+	switch m.Type {
+	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap: // who asks to be elected leads no longer
+		if m.From == g.node.BasicStatus().Lead {
+			g.unheard = 0
+		}
 	}
 	_ = g.node.Step(m)
 	g.look()

@@ -185,6 +185,22 @@ func TestRuleR1_WhoIsBelowItsCheckpointVotesAgainstASilentLeader(t *testing.T) {
 	f.caughtUp(m, f.members[2])
 }
 
+// Nor is a leader heard that asks to be elected again: it leads no longer. If it is the only
+// other voter that is left, nobody would ever lead.
+func TestRuleR1_WhoIsBelowItsCheckpointVotesForALeaderThatBeginsAnew(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	belowItsCheckpoint(f, m)
+	f.members[2].crash(false)
+	f.lose = func(e envelope) bool { return e.from == m.id }
+	f.tick(30)
+	require.Nil(t, f.leader(), "it heard of no quorum")
+	f.lose = nil
+	f.tick(60)
+	require.Same(t, l, f.leader(), "the vote of replica 3 is the second of three")
+	f.caughtUp(m, l)
+}
+
 func TestRuleR1_ASnapshotThatArrivesDamagedIsFetchedAgain(t *testing.T) {
 	f, l := aTrimmedFleet(t)
 	m := f.members[3]
