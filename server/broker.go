@@ -58,15 +58,16 @@ type broker struct {
 	unsaid atomic.Bool         // the metadata has to be told something again
 	reset  atomic.Bool         // the metadata knows that what was in memory is gone
 
-	removed chan struct{} // closed when the other nodes say that this one is no member
-	began   int64         // monotonic time
-	ticked  atomic.Int64  // monotonic time of the last tick, 0 before the first
-	alarm   *alarm        // of deadlines between ticks
-	dirty   chan struct{} // the metadata changed
-	unfit   chan error    // why the cluster does not take this build
-	untidy  chan struct{} // there is something to remove
-	stops   chan struct{} // close has stopped something
-	viewed  func(*cluster.View)
+	removed  chan struct{} // closed when the other nodes say that this one is no member
+	replaced bool          // they say that another data directory has its ID; set before removed is closed
+	began    int64         // monotonic time
+	ticked   atomic.Int64  // monotonic time of the last tick, 0 before the first
+	alarm    *alarm        // of deadlines between ticks
+	dirty    chan struct{} // the metadata changed
+	unfit    chan error    // why the cluster does not take this build
+	untidy   chan struct{} // there is something to remove
+	stops    chan struct{} // close has stopped something
+	viewed   func(*cluster.View)
 	// oneOpinion is a mutant: this node alone says whether another is gone.
 	oneOpinion atomic.Bool
 	// unfenced is a mutant: fences are answered, and not committed.
@@ -179,7 +180,7 @@ func (b *broker) open(ctx context.Context) error {
 		// The others may be down, and partitions need no metadata to elect.
 		b.done.Go(func() {
 			for again := true; again; again = pause(ctx, joinPause) {
-				err := b.register()
+				err := b.register(nil)
 				if errors.Is(err, wire.CodeUnsupported) {
 					b.unfit <- err
 				}
@@ -188,12 +189,16 @@ func (b *broker) open(ctx context.Context) error {
 				}
 			}
 		})
-	} else if err := b.register(); err != nil {
+	} else if err := b.register(b.cfg.givenUp); err != nil {
 		return err
 	}
 	settled := make(chan struct{})
 	b.whenSettled(b.View().Epoch, func() { close(settled) })
-	<-settled
+	select {
+	case <-settled:
+	case <-b.cfg.givenUp:
+		return errGivenUp
+	}
 	return nil
 }
 
@@ -204,8 +209,11 @@ func (b *broker) known() bool {
 	return ok && node.Store == b.identity.StoreID && len(v.Nodes) > 1
 }
 
-// register announces this node in the metadata.
-func (b *broker) register() error {
+// errGivenUp is how a start ends that nobody waits for any more.
+var errGivenUp = errors.New("this node was told to stop before it was ready")
+
+// register announces this node in the metadata. It ends early when givenUp is closed.
+func (b *broker) register(givenUp <-chan struct{}) error {
 	c := &cluster.Register{
 		ClusterID: b.identity.ClusterID, Node: b.identity.NodeID, Store: b.identity.StoreID, Address: cmp.Or(b.cfg.Advertise, b.cfg.Listen),
 		PeerAddress: b.cfg.PeerAdvertise, Rack: b.cfg.Rack, Role: cluster.Role(b.cfg.Role),
@@ -216,20 +224,22 @@ func (b *broker) register() error {
 			c.HTTP = b.cfg.HTTP
 		}
 	}
-	result := b.command(cluster.Command{Register: c})
+	result := b.commandUntil(cluster.Command{Register: c}, givenUp)
 	for until := time.Now().Add(joinPatience); b.network != nil && errors.Is(result.Err, wire.CodeUnavailable) && time.Now().Before(until); {
 		b.logger.Info("waiting for the metadata", "err", result.Err)
-		result = b.command(cluster.Command{Register: c})
+		result = b.commandUntil(cluster.Command{Register: c}, givenUp)
 	}
 	switch {
 	case result.Err == nil:
+	case errors.Is(result.Err, errGivenUp):
+		return result.Err
 	case errors.Is(result.Err, wire.CodeDiskFull) && b.registered():
 		b.logger.Warn("disk is full, also what is set aside for starting; partitions that lack room to elect only serve reads until there is space",
 			"err", result.Err)
 	default:
 		return fmt.Errorf("register node %d: %w", b.identity.NodeID, result.Err)
 	}
-	result = b.command(cluster.Command{ResetMemory: &cluster.ResetMemory{Node: b.identity.NodeID}})
+	result = b.commandUntil(cluster.Command{ResetMemory: &cluster.ResetMemory{Node: b.identity.NodeID}}, givenUp)
 	if result.Err != nil && !(errors.Is(result.Err, wire.CodeDiskFull) && b.registered()) {
 		return fmt.Errorf("reset memory partitions: %w", result.Err)
 	}
@@ -240,6 +250,10 @@ func (b *broker) register() error {
 
 // errRemoved is how a broker ends that is no member of its cluster any more.
 func (b *broker) errRemoved() error {
+	if b.replaced {
+		return wire.Errorf(wire.CodeNotMember, "node %d was replaced: another data directory has its ID in the cluster now, and this one holds nothing that counts; "+
+			"stop it for good, or give this machine an empty data directory and let it join under another --node-id", b.identity.NodeID)
+	}
 	return wire.Errorf(wire.CodeNotMember, "node %d was removed from the cluster: the other nodes do not know it any more, and it holds nothing that counts; "+
 		"stop it for good, or let it join again with --join and an empty data directory", b.identity.NodeID)
 }

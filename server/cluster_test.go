@@ -14,10 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -349,17 +351,18 @@ func TestANodeIsDrainedAndDecommissioned(t *testing.T) {
 	_, err = c.ask(1, &wire.NodeAdminRequest{Node: 2, Action: wire.NodeDecommission})
 	require.NoError(t, err)
 	c.await("a node that left is no member", func() bool {
-		_, member := c.broker(1).View().Node(2)
-		return !member
+		for _, node := range []uint32{1, 3, 4} {
+			if _, member := c.broker(node).View().Node(2); member {
+				return false
+			}
+		}
+		return true
 	})
 	require.Zero(t, c.held(1, "orders")[2]+c.held(1, "single")[2])
 	c.ends(2)
-	if s, err := Start(t.Context(), c.config(2)); err == nil { // its own metadata may not know yet
-		c.servers[2] = s
-		c.ends(2)
-	} else {
-		require.ErrorIs(t, err, wire.CodeNotMember)
-	}
+	_, err = Start(t.Context(), c.config(2)) // whatever its own metadata say
+	require.ErrorIs(t, err, wire.CodeNotMember)
+	require.ErrorContains(t, err, "node 2 was removed from the cluster")
 	c.fill("orders", 1)
 	c.same("orders", 3)
 	c.fill("single", 1)
@@ -614,6 +617,44 @@ func TestANodeThatWaitsToBeTakenInStopsWhenTold(t *testing.T) {
 		Logger: slog.New(slog.NewTextHandler(waitingWriter(stop), nil)),
 	})
 	require.ErrorContains(t, err, "told to stop before it was taken in")
+}
+
+// leftBehind writes the directory of a node that joined the cluster of c as node, and has
+// heard nothing since: members are all that it knows.
+func (c *crew) leftBehind(clusterID uuid.UUID, node uint32, members ...member) Config {
+	dir := c.t.TempDir()
+	require.NoError(c.t, writeDurably(vfs.OS(), filepath.Join(dir, "node.json"), &identity{
+		FormatVersion: FormatVersion, ClusterID: clusterID, NodeID: node, StoreID: uuid.New(), MetaReplica: 77, Members: members,
+	}))
+	c.dirs[node] = dir
+	return c.config(node)
+}
+
+// A node that waits for the metadata ends when it is told to.
+func TestANodeThatWaitsForTheMetadataStopsWhenTold(t *testing.T) {
+	t.Parallel()
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, nobody.Close())
+	ctx, stop := context.WithCancel(t.Context())
+	cfg := newCrew(t, 0).leftBehind(uuid.New(), 2, member{Node: 1, Store: uuid.New(), MetaReplica: 1, PeerAddress: nobody.Addr().String()})
+	cfg.Logger = slog.New(slog.NewTextHandler(waitingWriter(stop), nil))
+	_, err = Start(ctx, cfg)
+	require.ErrorIs(t, err, errGivenUp)
+}
+
+// A directory whose ID another one has taken is told so by the members, and ends.
+func TestRuleR10_ADirectoryThatWasReplacedEnds(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 2)
+	v := c.broker(1).View()
+	first, ok := v.Node(1)
+	require.True(t, ok)
+	old := c.leftBehind(v.ClusterID, 2, member{Node: 1, Store: first.Store, MetaReplica: first.MetaID(), PeerAddress: first.PeerAddress})
+	old.Join = nil
+	_, err := Start(t.Context(), old)
+	require.ErrorIs(t, err, wire.CodeNotMember)
+	require.ErrorContains(t, err, "node 2 was replaced: another data directory has its ID in the cluster now")
 }
 
 // waitingWriter is called once something is logged.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +44,15 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 	if cfg.HTTP == "off" {
 		request.HTTP = ""
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-cfg.givenUp:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	var last error
 	outside := true
 	ended := func(err error) error {
@@ -53,7 +63,7 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 	}
 	for until := time.Now().Add(joinPatience); ; {
 		for _, address := range cfg.Join {
-			answer, err := joinVia(address, request)
+			answer, err := joinVia(ctx, address, request)
 			if err == nil {
 				return joined(answer, store), nil
 			}
@@ -90,7 +100,7 @@ func joinsItsOwn(cfg *Config, id *identity) error {
 	for _, address := range cfg.Join {
 		go func() {
 			var known *wire.Error
-			conn, err := greet(address, ownClusterTimeout, id.ClusterID.String())
+			conn, err := greet(context.Background(), address, ownClusterTimeout, id.ClusterID.String())
 			if err == nil {
 				err = conn.Close()
 			}
@@ -118,12 +128,13 @@ func joined(answer *wire.JoinResponse, store uuid.UUID) identity {
 }
 
 // joinVia asks one member. It speaks as much of the client protocol as that takes.
-func joinVia(address string, request *wire.JoinRequest) (*wire.JoinResponse, error) {
-	conn, err := greet(address, joinTimeout, "")
+func joinVia(ctx context.Context, address string, request *wire.JoinRequest) (*wire.JoinResponse, error) {
+	conn, err := greet(ctx, address, joinTimeout, "")
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(longAgo) })()
 	out := wire.AppendFrame(nil, wire.Header{Opcode: wire.OpJoin, Version: wire.OpJoin.Version(), ID: 2}, request)
 	if _, err := conn.Write(out); err != nil {
 		return nil, err
@@ -133,9 +144,10 @@ func joinVia(address string, request *wire.JoinRequest) (*wire.JoinResponse, err
 }
 
 // greet connects to a broker, of a cluster or of any, within a time that also bounds
-// what follows on the connection.
-func greet(address string, within time.Duration, clusterID string) (net.Conn, error) {
-	conn, err := net.DialTimeout("tcp", address, within)
+// what follows on the connection. The end of ctx ends it at once.
+func greet(ctx context.Context, address string, within time.Duration, clusterID string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: within}
+	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +155,7 @@ func greet(address string, within time.Duration, clusterID string) (net.Conn, er
 		MinVersion: wire.MinProtocolVersion, MaxVersion: wire.MaxProtocolVersion, ClientName: "joining node", ClusterID: clusterID,
 	})
 	err = conn.SetDeadline(time.Now().Add(within))
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(longAgo) })()
 	if err == nil {
 		_, err = conn.Write(out)
 	}
@@ -155,6 +168,9 @@ func greet(address string, within time.Duration, clusterID string) (net.Conn, er
 	}
 	return conn, nil
 }
+
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
 
 // maxJoinAnswer bounds an answer to a joining node, in bytes.
 const maxJoinAnswer = 1 << 20

@@ -48,8 +48,8 @@ type peerOptions struct {
 	// Known is called once, when it is first known who the other nodes are. Default: nothing.
 	Known func()
 	// Removed is called once, when the others say for removedTicks that this node is no
-	// member any more. Default: nothing.
-	Removed func()
+	// member any more; replaced if another data directory has its ID. Default: nothing.
+	Removed func(replaced bool)
 	// LacksSpace reports whether this node's disk refuses records. Default: it never does.
 	LacksSpace func() bool
 	mutant     peerMutants // of tests
@@ -86,10 +86,13 @@ type peerSet struct {
 	lacksSpace func() bool // see peerOptions
 	mutant     peerMutants // the same
 
+	// judged is signalled, without waiting, when a node has said something of this one.
+	judged chan struct{}
+
 	mu      sync.Mutex
 	stopped bool
 	known   func()                     // nil once it was called
-	removed func()                     // the same
+	removed func(replaced bool)        // see peerOptions
 	outcast int                        // ticks for which most others have said that this node is no member; Tick's
 	leading map[uint64]wire.PeerLeader // what this node has announced
 }
@@ -128,7 +131,8 @@ type peerCounters struct {
 
 // newPeerSet makes a set without members. stop ends it.
 func newPeerSet(o peerOptions) *peerSet {
-	p := &peerSet{engine: o.Engine, handler: o.Handler, self: o.Self, logger: o.Logger, known: o.Known, removed: o.Removed, lacksSpace: o.LacksSpace, mutant: o.mutant, leading: make(map[uint64]wire.PeerLeader)}
+	p := &peerSet{engine: o.Engine, handler: o.Handler, self: o.Self, logger: o.Logger, known: o.Known, removed: o.Removed, lacksSpace: o.LacksSpace, mutant: o.mutant,
+		judged: make(chan struct{}, 1), leading: make(map[uint64]wire.PeerLeader)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.nodes.Store(&map[uint32]*peerNode{})
 	return p
@@ -181,6 +185,7 @@ func (p *peerSet) SetMembers(members []peerMember) {
 		p.known()
 		p.known = nil
 	}
+	p.wasJudged()
 }
 
 func (p *peerSet) node(id uint32) *peerNode { return (*p.nodes.Load())[id] }
@@ -299,27 +304,74 @@ func (p *peerSet) Tick() {
 			}
 		}
 	}
-	if !p.disowned() {
+	if o := p.standing(); !o.disowned() {
 		p.outcast = 0
 	} else if p.outcast++; p.outcast == removedTicks && p.removed != nil {
-		p.removed()
+		p.removed(o.replaced)
 	}
+}
+
+// standing is what the other nodes say of this one.
+type standing struct {
+	nodes    int  // others that there are
+	member   bool // one is connected
+	unasked  int  // have not been tried yet
+	stranger int  // say that it is no member
+	replaced bool // one of these says that its ID belongs to another data directory
+}
+
+func (p *peerSet) standing() standing {
+	nodes := *p.nodes.Load()
+	s := standing{nodes: len(nodes)}
+	for _, n := range nodes {
+		s.member = s.member || n.conn.Load() != nil
+		switch n.word.Load() {
+		case wordNone:
+			s.unasked++
+		case wordReplaced:
+			s.replaced = true
+			s.stranger++
+		case wordStranger:
+			s.stranger++
+		}
+	}
+	return s
 }
 
 // disowned reports whether most of the other nodes say that this one is no member, and
 // none is connected. Those that lag behind do not know that it has joined; a majority
 // does not lag.
-func (p *peerSet) disowned() bool {
-	nodes, said := *p.nodes.Load(), 0
-	for _, n := range nodes {
-		if n.conn.Load() != nil {
-			return false
+func (s standing) disowned() bool { return !s.member && s.stranger > s.nodes/2 }
+
+// awaitWelcome waits until a node has taken this one for a member, or all were tried and
+// none that answers takes it for a stranger. It also ends when one of the channels is
+// closed.
+func (p *peerSet) awaitWelcome(givenUp, removed <-chan struct{}) {
+	for said := false; ; {
+		s := p.standing()
+		if s.member || s.unasked+s.stranger == 0 {
+			return
 		}
-		if n.stranger.Load() {
-			said++
+		if s.stranger > 0 && !said {
+			said = true
+			p.logger.Warn("a node does not take this one for a member of the cluster; it serves nobody before one does", "node", p.self.Node)
+		}
+		select {
+		case <-p.judged:
+		case <-givenUp:
+			return
+		case <-removed:
+			return
 		}
 	}
-	return said > len(nodes)/2
+}
+
+// wasJudged wakes awaitWelcome.
+func (p *peerSet) wasJudged() {
+	select {
+	case p.judged <- struct{}{}:
+	default:
+	}
 }
 
 // Announce tells all nodes, and those that connect later, which partitions this node
@@ -413,7 +465,7 @@ func (p *peerSet) admit(c *peerConn) (*wire.PeerHello, *wire.PeerRefused) {
 		return refuse(wire.CodeNotMember, "node %d is no member of the cluster as far as node %d knows; it must join first", h.Node, p.self.Node)
 	}
 	if n.store != h.Store && !p.mutant.anyNode {
-		return refuse(wire.CodeRefused, "node ID %d belongs to another data directory; it must join again to replace that one", h.Node)
+		return refuse(wire.CodeFenced, "node ID %d belongs to another data directory; it must join again to replace that one", h.Node)
 	}
 	return n.accept(c)
 }
@@ -440,8 +492,8 @@ type peerNode struct {
 
 	conn  atomic.Pointer[peerConn] // open; written under mu
 	alive atomic.Bool              // live.up, for readers
-	// stranger says that the node took this one for no member when it was dialled last.
-	stranger atomic.Bool
+	// word is what came of dialling the node last.
+	word atomic.Uint32
 	// lacksSpace is what it said last of its disk.
 	lacksSpace atomic.Bool
 
@@ -455,6 +507,31 @@ type peerNode struct {
 	theirs  uint32    // its attempt of then
 	live    liveness
 	removed bool
+}
+
+// What came of dialling a node.
+const (
+	wordNone     = iota // it was not tried
+	wordTried           // it is connected, or cannot be reached, or has other worries
+	wordStranger        // it says that this node is no member
+	wordReplaced        // it says that this node's ID belongs to another data directory
+)
+
+// wordOf is what a node's refusal says of this one.
+func wordOf(err error) uint32 {
+	switch {
+	case errors.Is(err, wire.CodeNotMember):
+		return wordStranger
+	case errors.Is(err, wire.CodeFenced):
+		return wordReplaced
+	}
+	return wordTried
+}
+
+// note keeps what came of dialling the node.
+func (n *peerNode) note(word uint32) {
+	n.word.Store(word)
+	n.set.wasJudged()
 }
 
 func (n *peerNode) setAddress(address string) {
@@ -535,7 +612,7 @@ func (n *peerNode) opened(c *peerConn) {
 	n.set.counters.connected.Add(1)
 	up := n.live.welcomed(n.set.tick.Load())
 	n.alive.Store(true)
-	n.stranger.Store(false)
+	n.note(wordTried)
 	if old != nil {
 		n.set.handler.Node(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: n.id})
 	}
@@ -640,6 +717,8 @@ func (n *peerNode) keepDialing() {
 	for n.ctx.Err() == nil {
 		address := n.wanted()
 		if address == "" {
+			n.word.CompareAndSwap(wordNone, wordTried)
+			n.set.wasJudged()
 			pause, said = minDialPause, ""
 			n.sleep(maxDialPause)
 			continue
@@ -659,12 +738,11 @@ func (n *peerNode) keepDialing() {
 		}
 		if !errors.Is(err, wire.CodeDuplicate) && !errors.Is(err, errPeerReplaced) && n.ctx.Err() == nil {
 			n.set.counters.dialErrors.Add(1)
-			stranger := errors.Is(err, wire.CodeNotMember)
-			n.stranger.Store(stranger)
+			n.note(wordOf(err))
 			if text := err.Error(); text != said {
 				said = text
 				level := slog.LevelWarn
-				if stranger { // it has not heard yet, or this node was removed: see Removed
+				if errors.Is(err, wire.CodeNotMember) { // it has not heard yet, or this node was removed: see Removed
 					level = slog.LevelInfo
 				}
 				n.set.logger.Log(n.ctx, level, "a node cannot be reached; trying again until it can", "node", n.id, "address", address, "err", err)

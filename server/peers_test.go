@@ -271,7 +271,7 @@ func TestRow41_NodesThatDoNotBelongHere(t *testing.T) {
 		{"another cluster", func(h *wire.PeerHello) { h.Cluster[3] = 1 }, wire.CodeClusterMismatch, "another cluster"},
 		{"no cluster", func(h *wire.PeerHello) { h.Cluster = [16]byte{} }, wire.CodeClusterMismatch, "another cluster"},
 		{"a node that has not joined", func(h *wire.PeerHello) { h.Node = 9 }, wire.CodeNotMember, "join first"},
-		{"a node ID with another store", func(h *wire.PeerHello) { h.Store[3] = 1 }, wire.CodeRefused, "another data directory"},
+		{"a node ID with another store", func(h *wire.PeerHello) { h.Store[3] = 1 }, wire.CodeFenced, "another data directory"},
 		{"this node's ID with another store", func(h *wire.PeerHello) { h.Node = 1 }, wire.CodeRefused, "another --node-id"},
 		{"this node itself", func(h *wire.PeerHello) { h.Node, h.Store = 1, testStore(1) }, wire.CodeRefused, "to itself"},
 		{"a newer protocol", func(h *wire.PeerHello) { h.MinVersion, h.MaxVersion = 2, 3 }, wire.CodeVersion, "versions 2 to 3"},

@@ -109,7 +109,10 @@ func (s *Server) connect(b *broker, listener net.Listener) (network, error) {
 	s.peers = newPeerSet(peerOptions{Engine: s.engine, Handler: b, Logger: b.logger, Known: known, Self: peerSelf{
 		Cluster: b.identity.ClusterID, Store: b.identity.StoreID, Node: b.identity.NodeID, Boot: uint64(b.clock().UnixNano()),
 		MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel, ClientAddress: b.cfg.Advertise, PeerAddress: b.cfg.PeerAdvertise,
-	}, Removed: func() { close(b.removed) }, LacksSpace: b.disk.Short})
+	}, Removed: func(replaced bool) {
+		b.replaced = replaced
+		close(b.removed)
+	}, LacksSpace: b.disk.Short})
 	s.peerPort = newPeerAcceptor(s.peers, listener)
 	return s.peers, nil
 }
@@ -171,6 +174,9 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 			return err
 		}
 	}
+	if err = s.awaitWelcome(); err != nil {
+		return err
+	}
 	if cfg.HTTP != "off" {
 		more := []prometheus.Collector{&sessionCollector{&s.engine.counters, &s.engine.temporaries}}
 		if s.peers != nil {
@@ -187,6 +193,23 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 	s.acceptor.run()
 	go s.watch()
 	return nil
+}
+
+// awaitWelcome waits until the other nodes, those that answer, take this one for a member:
+// what a node that was removed or replaced knows of the cluster is old, and must not be served.
+func (s *Server) awaitWelcome() error {
+	b := s.broker
+	if s.peers != nil {
+		s.peers.awaitWelcome(b.cfg.givenUp, b.removed)
+	}
+	select {
+	case <-b.removed:
+		return b.errRemoved()
+	case <-b.cfg.givenUp:
+		return errGivenUp
+	default:
+		return nil
+	}
 }
 
 // errLoopsEnded is how a broker ends whose event loops ended by themselves.

@@ -23,7 +23,10 @@ const (
 
 // command submits a metadata change and waits for its result, or until the broker
 // closes: what others have to do for it may then never come.
-func (b *broker) command(c cluster.Command) cluster.Result {
+func (b *broker) command(c cluster.Command) cluster.Result { return b.commandUntil(c, nil) }
+
+// commandUntil is command that also ends, with errGivenUp, when givenUp is closed.
+func (b *broker) commandUntil(c cluster.Command, givenUp <-chan struct{}) cluster.Result {
 	result := make(chan cluster.Result, 1)
 	b.submit(c, func(r cluster.Result) { result <- r })
 	select {
@@ -33,6 +36,8 @@ func (b *broker) command(c cluster.Command) cluster.Result {
 		return cluster.Result{Err: &wire.Error{Code: wire.CodeShuttingDown, Detail: "the broker is stopping"}}
 	case <-b.removed:
 		return cluster.Result{Err: b.errRemoved()}
+	case <-givenUp:
+		return cluster.Result{Err: errGivenUp}
 	}
 }
 

@@ -201,8 +201,9 @@ func (m *PeerHello) Parse(src []byte) error {
 //
 //	code i16 | detail string
 type PeerRefused struct {
-	// Code is CLUSTER_MISMATCH, VERSION, REFUSED, or DUPLICATE if another connection
-	// between the two brokers is kept.
+	// Code is CLUSTER_MISMATCH, VERSION, REFUSED, NOT_MEMBER, FENCED if another data
+	// directory has the broker's ID, or DUPLICATE if another connection between the two
+	// brokers is kept.
 	Code   ErrorCode
 	Detail string // for people, at most MaxDetailBytes
 }
