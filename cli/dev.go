@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,8 @@ import (
 )
 
 const (
-	defaultDevDir = "./lockstep-dev"
+	defaultDevDir   = "./lockstep-dev"
+	defaultBasePort = 7400
 	// devReadyTimeout bounds how long a started cluster may take to serve.
 	devReadyTimeout = 60 * time.Second
 	// devPoll is how often files, processes and brokers are looked at.
@@ -55,7 +57,7 @@ directory of its own. What is in the directory from an earlier time is used agai
 		Args: exactArgs(),
 	}
 	nodes := c.Flags().Int("nodes", 0, "`number` of nodes; 0 = as many as the directory has, or 1")
-	basePort := c.Flags().Int("base-port", 7400, "first `port` of the first node; each next node's are 10 higher")
+	basePort := c.Flags().Int("base-port", defaultBasePort, "first `port` of the first node; each next node's are 10 higher")
 	detach := c.Flags().Bool("detach", false, "return when the cluster serves, and leave it running")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *nodes < 0 || *nodes > maxDevNodes {
@@ -63,6 +65,9 @@ directory of its own. What is in the directory from an earlier time is used agai
 		}
 		if *basePort < 1 || *basePort+maxDevNodes*devPorts > 1<<16 {
 			return usagef(c, "flag --base-port: %d leaves no room for the ports of %d nodes", *basePort, maxDevNodes)
+		}
+		if !c.Flags().Changed("base-port") {
+			*basePort = 0
 		}
 		d, err := a.devUp(*dir, *nodes, *basePort)
 		if err != nil {
@@ -73,7 +78,8 @@ directory of its own. What is in the directory from an earlier time is used agai
 	return c
 }
 
-// devUp starts the processes of a cluster.
+// devUp starts the processes of a cluster. Zero nodes are as many as there were, and base
+// port 0 is the one that it had.
 func (a *app) devUp(dir string, nodes, basePort int) (*devCluster, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -92,11 +98,20 @@ func (a *app) devUp(dir string, nodes, basePort int) (*devCluster, error) {
 	case err != nil:
 		return nil, err
 	case d == nil:
-		d = newDevCluster(dir, max(nodes, 1), basePort)
+		d = newDevCluster(dir, max(nodes, 1), cmp.Or(basePort, defaultBasePort))
+		if err := d.portsFree(); err != nil {
+			return nil, d.otherPorts(err, dir)
+		}
 	case d.running() > 0:
 		return nil, fmt.Errorf("%d of %d nodes in %s run already; look at them with: lockstep dev status, or stop them with: lockstep dev down", d.running(), len(d.Nodes), dir)
 	case nodes != 0 && nodes != len(d.Nodes):
 		return nil, fmt.Errorf("the cluster in %s has %s; leave --nodes out, or choose another directory with --dir", dir, plural(int64(len(d.Nodes)), "node"))
+	case basePort != 0 && d.Nodes[0].Client != newDevCluster(dir, 1, basePort).Nodes[0].Client:
+		return nil, fmt.Errorf("the cluster in %s has its ports from %s on; leave --base-port out, or choose another directory with --dir", dir, d.Nodes[0].Client)
+	default:
+		if err := d.portsFree(); err != nil {
+			return nil, d.otherPorts(err, "DIR")
+		}
 	}
 	for i := range d.Nodes {
 		if err := a.devStartNode(d, &d.Nodes[i]); err != nil {
@@ -202,7 +217,10 @@ func (a *app) devReady(ctx context.Context, d *devCluster, members int, meanwhil
 			}
 		}
 		lacks, err := devHealth(ctx, d, members)
+		var taken *portTaken
 		switch {
+		case errors.As(err, &taken):
+			return d.otherPorts(err, "DIR")
 		case err == nil && lacks == "":
 			return nil
 		case err == nil:
@@ -235,6 +253,10 @@ func devHealth(ctx context.Context, d *devCluster, members int) (lacks string, e
 		conn, err := client.Connect(ctx, n.Client, client.WithReconnect(false))
 		if err != nil {
 			return "", fmt.Errorf("node %d: %w", n.ID, err)
+		}
+		if err := d.isNode(n, conn.Info()); err != nil {
+			conn.Close()
+			return "", err
 		}
 		lacks, err := devLacks(ctx, conn, members)
 		conn.Close()
@@ -424,6 +446,9 @@ func (a *app) devStartCommand(dir *string) *cobra.Command {
 	return devNodeCommand(dir, "start", "Start a node that was killed", func(ctx context.Context, d *devCluster, n *devNode) error {
 		if n.state() != devStopped {
 			return fmt.Errorf("node %d runs already, as process %d", n.ID, n.PID)
+		}
+		if err := n.portsFree(); err != nil {
+			return fmt.Errorf("%w; stop that, and run this again", err)
 		}
 		if err := a.devStartNode(d, n); err != nil {
 			return err

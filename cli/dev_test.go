@@ -91,6 +91,39 @@ func TestDevRunsKillsStartsAndStopsNodes(t *testing.T) {
 	require.Empty(t, left)
 }
 
+// Who has a port of a node is not taken for the node: not a process that was there before,
+// and not a broker that answers in its place.
+func TestDevTellsWhoHasItsPorts(t *testing.T) {
+	address, _ := startServer(t)
+	_, port, err := net.SplitHostPort(address)
+	require.NoError(t, err)
+	run := func(dir string, args ...string) outcome {
+		return shell{}.run(context.Background(), append([]string{"dev"}, append(args, "--dir", dir)...)...)
+	}
+	dir := filepath.Join(t.TempDir(), "new")
+	up := run(dir, "up", "--detach", "--base-port", port)
+	require.Equal(t, 1, up.code)
+	require.Regexp(t, fmt.Sprintf(`^lockstep: node 1 cannot listen for clients on %s: process %d \(.+\) has that port; stop that, and run this again, `+
+		`or have a cluster on other ports with: lockstep dev up --nodes 1 --base-port \d+ --dir %s\n$`, address, os.Getpid(), dir), up.stderr)
+	require.NoFileExists(t, filepath.Join(dir, devStateFile), "another port can be chosen")
+
+	old := newDevCluster(t.TempDir(), 1, (&devCluster{Nodes: []devNode{{Client: address}}}).basePort())
+	require.NoError(t, old.save())
+	again := run(old.dir, "up", "--detach")
+	require.Regexp(t, fmt.Sprintf(`^lockstep: node 1 cannot listen for clients on %s: .+ --base-port \d+ --dir DIR\n$`, address), again.stderr)
+	require.Contains(t, run(old.dir, "start", "1").stderr, "has that port; stop that, and run this again\n")
+	require.Equal(t, outcome{1, "", "lockstep: the cluster in " + old.dir + " has its ports from " + address + " on; leave --base-port out, or choose another directory with --dir\n"},
+		run(old.dir, "up", "--base-port", "1000"))
+
+	_, old.Nodes[0].Started, err = processState(os.Getpid())
+	require.NoError(t, err)
+	old.Nodes[0].PID = os.Getpid() // as if it ran
+	_, err = devHealth(context.Background(), old, 1)
+	var taken *portTaken
+	require.ErrorAs(t, err, &taken)
+	require.Regexp(t, `^node 1 of another cluster, process \d+ \(.+\), has that port$`, taken.by+" has that port")
+}
+
 // Without --detach the nodes' logs are printed, and an interrupt ends them.
 func TestDevUpPrintsTheLogsUntilItIsInterrupted(t *testing.T) {
 	t.Setenv(childVariable, "1")

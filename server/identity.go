@@ -74,6 +74,14 @@ func DataFormat(dir string) (int, error) {
 	return id.FormatVersion, err
 }
 
+// DataIdentity returns the cluster and the node that a data directory belongs to, and
+// fs.ErrNotExist if no broker has used it yet. It changes nothing and may run beside a
+// broker.
+func DataIdentity(dir string) (clusterID string, node uint32, err error) {
+	id, err := readIdentity(vfs.OS(), dir)
+	return id.ClusterID.String(), id.NodeID, err
+}
+
 // readIdentity returns fs.ErrNotExist if there is none.
 func readIdentity(files vfs.FS, dir string) (identity, error) {
 	name := path.Join(dir, "node.json")
