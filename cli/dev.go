@@ -447,7 +447,7 @@ func (a *app) devStartCommand(dir *string) *cobra.Command {
 		if n.state() != devStopped {
 			return fmt.Errorf("node %d runs already, as process %d", n.ID, n.PID)
 		}
-		if err := n.portsFree(); err != nil {
+		if err := n.portsFree(devPortPatience); err != nil {
 			return fmt.Errorf("%w; stop that, and run this again", err)
 		}
 		if err := a.devStartNode(d, n); err != nil {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/server"
@@ -31,15 +32,25 @@ func (e *portTaken) Error() string {
 	return fmt.Sprintf("node %d cannot listen for %s on %s: %s has that port", e.node, e.use, e.address, e.by)
 }
 
-// portsFree returns a portTaken for the first port of a node that is in use.
-func (n *devNode) portsFree() error {
+// devPortPatience is how long a port may be in use by what is gone a moment later.
+const devPortPatience = time.Second
+
+// portsFree returns a portTaken for the first port of a node that is in use, and stays so
+// for patience if nobody is found who has it.
+func (n *devNode) portsFree(patience time.Duration) error {
 	for _, p := range []struct{ use, address string }{{"clients", n.Client}, {"other nodes", n.Peer}, {"HTTP", n.HTTP}} {
-		l, err := net.Listen("tcp", p.address)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return &portTaken{node: n.ID, address: p.address, use: p.use, by: listenerOn(p.address)}
-		}
-		if err == nil {
-			_ = l.Close() // what else may be wrong the node says itself
+		for end := time.Now().Add(patience); ; time.Sleep(devPoll) {
+			l, err := net.Listen("tcp", p.address)
+			if err == nil {
+				_ = l.Close()
+			}
+			if !errors.Is(err, syscall.EADDRINUSE) {
+				break // what else may be wrong the node says itself
+			}
+			by, found := listenerOn(p.address)
+			if found || time.Now().After(end) {
+				return &portTaken{node: n.ID, address: p.address, use: p.use, by: by}
+			}
 		}
 	}
 	return nil
@@ -48,7 +59,7 @@ func (n *devNode) portsFree() error {
 // portsFree returns a portTaken for the first port of a cluster that is in use.
 func (d *devCluster) portsFree() error {
 	for i := range d.Nodes {
-		if err := d.Nodes[i].portsFree(); err != nil {
+		if err := d.Nodes[i].portsFree(devPortPatience); err != nil {
 			return err
 		}
 	}
@@ -65,7 +76,8 @@ func (d *devCluster) isNode(n *devNode, who client.Info) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return &portTaken{node: n.ID, address: n.Client, use: "clients", by: fmt.Sprintf("node %d of another cluster, %s,", who.Node, listenerOn(n.Client))}
+	by, _ := listenerOn(n.Client)
+	return &portTaken{node: n.ID, address: n.Client, use: "clients", by: fmt.Sprintf("node %d of another cluster, %s,", who.Node, by)}
 }
 
 // otherPorts adds to a portTaken what to do: a cluster in dir would have ports of its own.
@@ -96,7 +108,7 @@ func freeBase(nodes, taken int) int {
 	for base := taken + step; base < taken+tries*step && base+maxDevNodes*devPorts <= 1<<16; base += step {
 		free := true
 		for _, n := range newDevCluster("", nodes, base).Nodes {
-			free = free && n.portsFree() == nil
+			free = free && n.portsFree(0) == nil
 		}
 		if free {
 			return base
@@ -107,15 +119,15 @@ func freeBase(nodes, taken int) int {
 
 // listenerOn names the process that listens on a port of this machine, as far as this
 // user may know (proc_pid_fd(5), proc_pid_net(5)).
-func listenerOn(address string) string {
-	const unknown = "a process of somebody else"
+func listenerOn(address string) (who string, found bool) {
+	const unknown = "a process of another user"
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return unknown
+		return unknown, false
 	}
 	number, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
-		return unknown
+		return unknown, false
 	}
 	sockets := map[string]bool{}
 	for _, name := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
@@ -130,9 +142,9 @@ func listenerOn(address string) string {
 		}
 		pid := strings.Split(link, "/")[2]
 		command, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
-		return fmt.Sprintf("process %s (%s)", pid, commandText(command))
+		return fmt.Sprintf("process %s (%s)", pid, commandText(command)), true
 	}
-	return unknown
+	return unknown, false
 }
 
 // listening returns the inodes of the sockets that listen on a port, from one of the

@@ -156,12 +156,19 @@ const (
 func (n *devNode) state() string {
 	state, started, err := processState(n.PID)
 	switch {
-	case n.PID == 0 || err != nil || started != n.Started || state == 'Z' || state == 'X':
+	case n.PID == 0 || err != nil || started != n.Started || state == 'Z' && !hasThreads(n.PID) || state == 'X':
 		return devStopped
 	case state == 'T' || state == 't':
 		return devPaused
 	}
 	return devRunning
+}
+
+// hasThreads reports whether a process whose first thread has ended has others: a process
+// that was killed keeps its ports and files until the last is gone.
+func hasThreads(pid int) bool {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err == nil && len(tasks) > 1
 }
 
 // signal sends a signal to the node's process if that runs.
