@@ -72,16 +72,20 @@ type nodeJSON struct {
 
 // askStatus asks a broker for the cluster, and all nodes for what they know of themselves.
 func askStatus(ctx context.Context, conn *client.Conn) (*clusterJSON, []client.Destination, error) {
-	s, destinations, err := askCluster(ctx, conn)
-	if err != nil {
-		return nil, nil, err
-	}
 	status, err := conn.ClusterStatus(ctx)
-	if errors.Is(err, wire.CodeUnsupported) { // by a broker that is older
-		return s, destinations, nil
-	}
-	if err != nil {
+	older := errors.Is(err, wire.CodeUnsupported)
+	if err != nil && !older {
 		return nil, nil, err
+	}
+	full := map[uint32]bool{}
+	if !older {
+		for _, n := range status.Nodes {
+			full[n.Node] = n.LacksSpace
+		}
+	}
+	s, destinations, err := askCluster(ctx, conn, full)
+	if err != nil || older {
+		return s, destinations, err
 	}
 	s.Controller, s.Level, s.Voters = status.Controller, status.Level, status.Voters
 	if lacks := lacksVoters(s); lacks != "" {
@@ -120,8 +124,9 @@ func lacksVoters(s *clusterJSON) string {
 	return fmt.Sprintf("%d of %d nodes that could vote about the metadata do: they are still joining", s.Voters, able)
 }
 
-// askCluster asks a broker for the cluster.
-func askCluster(ctx context.Context, conn *client.Conn) (*clusterJSON, []client.Destination, error) {
+// askCluster asks a broker for the cluster. full are the nodes whose disks take no records,
+// as far as that is known.
+func askCluster(ctx context.Context, conn *client.Conn, full map[uint32]bool) (*clusterJSON, []client.Destination, error) {
 	nodes, version, err := conn.Nodes(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -130,11 +135,11 @@ func askCluster(ctx context.Context, conn *client.Conn) (*clusterJSON, []client.
 	if err != nil {
 		return nil, nil, err
 	}
-	return judgeCluster(version, nodes, destinations), destinations, nil
+	return judgeCluster(version, nodes, destinations, full), destinations, nil
 }
 
 // judgeCluster counts what each node has, and lists what is not as it should be.
-func judgeCluster(version uint64, nodes []client.Node, destinations []client.Destination) *clusterJSON {
+func judgeCluster(version uint64, nodes []client.Node, destinations []client.Destination, full map[uint32]bool) *clusterJSON {
 	out := &clusterJSON{Version: version, Problems: []string{}, Destinations: len(destinations)}
 	for _, n := range nodes {
 		out.Nodes = append(out.Nodes, nodeJSON{
@@ -149,17 +154,22 @@ func judgeCluster(version uint64, nodes []client.Node, destinations []client.Des
 		}
 		return &out.Nodes[i]
 	}
+	away := func(id uint32) bool { return !node(id).Alive }
+	helpless := &helplessness{}
 	for _, d := range destinations {
 		for _, p := range d.Partitions {
 			out.Partitions++
 			name := fmt.Sprintf("%s/%d", d.Name, p.Number)
 			// The only replica leads at the first record, if its node is there.
 			unled := p.Leader == 0 && (len(p.Replicas) > 1 || len(p.Replicas) == 1 && !node(p.Replicas[0].Node).Alive)
+			lacks := lacksQuorum(&d, &p, away, full)
 			switch {
 			case p.Problem != "":
 				problem("partition %s is %s: %s", name, p.State, oneLine(p.Problem))
 			case p.State == wire.PartitionFenced:
 				problem("partition %s is %s", name, p.State)
+			case lacks != "":
+				helpless.add(name, unled, lacks)
 			case unled:
 				problem("partition %s has no leader", name)
 			case p.Damaged > 0:
@@ -186,10 +196,13 @@ func judgeCluster(version uint64, nodes []client.Node, destinations []client.Des
 			}
 		}
 	}
+	for _, text := range helpless.texts() {
+		problem("%s", text)
+	}
 	for _, n := range out.Nodes {
 		switch {
 		case !n.Alive && n.Replicas > 0:
-			problem("node %d (%s) does not answer; %s are on it", n.Node, n.Address, plural(int64(n.Replicas), "replica"))
+			problem("node %d (%s) does not answer; it has %s", n.Node, n.Address, plural(int64(n.Replicas), "replica"))
 		case !n.Alive:
 			problem("node %d (%s) does not answer", n.Node, n.Address)
 		case n.State != wire.NodeUp.String() && n.Leaders > 0:

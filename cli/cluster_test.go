@@ -38,7 +38,11 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		counts [2]int // under-replicated, offline
 	}{
 		{"nothing", func([]client.Node, []client.PartitionInfo) {}, []string{}, [2]int{}},
-		{"a dead node", func(n []client.Node, _ []client.PartitionInfo) { n[1].Alive = false }, []string{"node 2 (b:1) does not answer; 2 replicas are on it"}, [2]int{2, 0}},
+		{"a dead node", func(n []client.Node, _ []client.PartitionInfo) { n[1].Alive = false }, []string{
+			"partitions orders/0, orders/1 take no records: 1 of 2 replicas can, 2 are needed: node 2 does not answer; " +
+				"start node 2, or give up what they had, see lockstep partition recover --help",
+			"node 2 (b:1) does not answer; it has 2 replicas",
+		}, [2]int{2, 0}},
 		{"a dead gateway", func(n []client.Node, _ []client.PartitionInfo) { n[2].Alive = false }, []string{"node 3 (c:1) does not answer"}, [2]int{}},
 		{"no leader", func(_ []client.Node, p []client.PartitionInfo) { p[1].Leader = 0 }, []string{"partition orders/1 has no leader"}, [2]int{0, 1}},
 		{"a partition of one replica that nobody wrote to", func(_ []client.Node, p []client.PartitionInfo) {
@@ -46,7 +50,11 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		}, []string{}, [2]int{1, 0}},
 		{"a partition of one replica on a dead node", func(n []client.Node, p []client.PartitionInfo) {
 			n[1].Alive, p[1].Leader, p[1].Replicas = false, 0, p[1].Replicas[1:]
-		}, []string{"partition orders/1 has no leader", "node 2 (b:1) does not answer; 2 replicas are on it"}, [2]int{2, 1}},
+			p[0].Replicas = p[0].Replicas[:1]
+		}, []string{
+			"partition orders/1 has no leader and takes no records: its only replica cannot: node 2 does not answer; start node 2",
+			"node 2 (b:1) does not answer; it has 1 replica",
+		}, [2]int{2, 1}},
 		{"a fence", func(_ []client.Node, p []client.PartitionInfo) {
 			p[0].State, p[0].Problem = wire.PartitionFenced, "disk\nerror"
 		}, []string{"partition orders/0 is fenced: disk; error"}, [2]int{}},
@@ -60,10 +68,65 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			nodes, destinations := threeNodes()
 			c.change(nodes, destinations[0].Partitions)
-			got := judgeCluster(7, nodes, destinations)
+			got := judgeCluster(7, nodes, destinations, nil)
 			require.Equal(t, c.want, got.Problems)
 			require.Equal(t, len(c.want) == 0, got.Healthy)
 			require.Equal(t, c.counts, [2]int{got.UnderReplicated, got.Offline})
+		})
+	}
+}
+
+// A partition that cannot store is named, with the reason and what to do, and those that
+// lack the same together (docs/cluster.md, "Looking at it").
+func TestHealthNamesPartitionsThatCannotStore(t *testing.T) {
+	const orders, many = "partition orders/0 takes no records: ", "partitions orders/0, orders/1, orders/2 and 2 more take no records: "
+	const recoverHint = ", or give up what they had, see lockstep partition recover --help"
+	for _, c := range []struct {
+		name       string
+		storage    wire.Storage
+		partitions int
+		nodes      [4]string // from 1 on: full, dead, or empty
+		states     []wire.ReplicaState
+		want       string
+	}{
+		{"one of three is full", wire.StorageDisk, 1, [4]string{1: "full"}, []wire.ReplicaState{1, 1, 1}, ""},
+		{"one of three is dead", wire.StorageDisk, 1, [4]string{1: "dead"}, []wire.ReplicaState{1, 1, 1}, ""},
+		{"two of three are full", wire.StorageDisk, 1, [4]string{2: "full", 3: "full"}, []wire.ReplicaState{1, 1, 1},
+			orders + "1 of 3 replicas can, 2 are needed: no space on nodes 2, 3; free disk space on nodes 2, 3"},
+		{"in memory that does not matter", wire.StorageMemory, 1, [4]string{2: "full", 3: "full"}, []wire.ReplicaState{1, 1, 1}, ""},
+		{"one is full and one is dead", wire.StorageDisk, 5, [4]string{1: "full", 3: "dead"}, []wire.ReplicaState{1, 1, 1},
+			many + "1 of 3 replicas can, 2 are needed: node 3 does not answer, no space on node 1; start node 3, or free disk space on node 1"},
+		{"two are dead", wire.StorageDisk, 1, [4]string{1: "dead", 2: "dead"}, []wire.ReplicaState{1, 1, 1},
+			orders + "1 of 3 replicas can, 2 are needed: nodes 1, 2 do not answer; start nodes 1, 2" + recoverHint},
+		{"two are lost", wire.StorageDisk, 1, [4]string{}, []wire.ReplicaState{1, 4, 4},
+			orders + "1 of 3 replicas can, 2 are needed: what nodes 2, 3 had is lost; give up what they had, see lockstep partition recover --help"},
+		{"the only one is full", wire.StorageDisk, 1, [4]string{1: "full"}, []wire.ReplicaState{1},
+			orders + "its only replica cannot: no space on node 1; free disk space on node 1"},
+		{"one that joins has no vote yet", wire.StorageDisk, 1, [4]string{1: "full"}, []wire.ReplicaState{1, 2, 2},
+			orders + "its only replica cannot: no space on node 1; free disk space on node 1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			full := map[uint32]bool{}
+			var nodes []client.Node
+			for id := uint32(1); id <= 3; id++ {
+				nodes = append(nodes, client.Node{ID: id, Alive: c.nodes[id] != "dead"})
+				full[id] = c.nodes[id] == "full"
+			}
+			d := client.Destination{Name: "orders", Settings: client.Settings{Storage: c.storage}}
+			for number := range c.partitions {
+				p := client.PartitionInfo{Number: uint32(number), Leader: 1, State: wire.PartitionActive}
+				for i, state := range c.states {
+					p.Replicas = append(p.Replicas, client.Replica{Node: uint32(i + 1), State: state})
+				}
+				d.Partitions = append(d.Partitions, p)
+			}
+			problems := judgeCluster(7, nodes, []client.Destination{d}, full).Problems
+			i := slices.IndexFunc(problems, func(text string) bool { return strings.Contains(text, "no records") })
+			if c.want == "" {
+				require.Negative(t, i, problems)
+				return
+			}
+			require.Contains(t, problems, c.want)
 		})
 	}
 }
@@ -104,17 +167,13 @@ func TestTooFewVotersOfTheMetadataAreAProblem(t *testing.T) {
 }
 
 func TestNodesAreCountedWithWhatTheyHold(t *testing.T) {
-	got := judgeCluster(threeNodesAt(7))
+	nodes, destinations := threeNodes()
+	got := judgeCluster(7, nodes, destinations, nil)
 	require.Equal(t, &clusterJSON{Version: 7, Healthy: true, Problems: []string{}, Destinations: 1, Partitions: 2, Nodes: []nodeJSON{
 		{Node: 1, Address: "a:1", Role: "broker", State: "up", Alive: true, Leaders: 1, Replicas: 2},
 		{Node: 2, Address: "b:1", Rack: "r2", Role: "broker", State: "up", Alive: true, Leaders: 1, Replicas: 2},
 		{Node: 3, Address: "c:1", Role: "gateway", State: "up", Alive: true},
 	}}, got)
-}
-
-func threeNodesAt(version uint64) (uint64, []client.Node, []client.Destination) {
-	nodes, destinations := threeNodes()
-	return version, nodes, destinations
 }
 
 // A node whose disk is full is a problem that says what to do.
@@ -127,6 +186,9 @@ func TestAFullDiskIsAProblem(t *testing.T) {
 	require.Equal(t, 1, health.code)
 	require.Equal(t, "not healthy:\n  node 1 ("+s.Addr()+") takes no records: its disk has no more than the 1 EiB free that are kept; "+
 		"free some there, shorten a retention, or delete a destination\n", health.stdout)
+	must(t, sh, "queue", "create", "orders")
+	require.Contains(t, sh.run(context.Background(), "cluster", "health").stdout,
+		"\n  partition orders/0 takes no records: its only replica cannot: no space on node 1; free disk space on node 1\n")
 	require.Regexp(t, `broker +up, disk full +`, must(t, sh, "node", "ls"))
 }
 

@@ -151,7 +151,7 @@ func awaitCluster(ctx context.Context, conn *client.Conn, done func(*clusterJSON
 	tick := time.NewTicker(clusterPoll)
 	defer tick.Stop()
 	for {
-		s, destinations, err := askCluster(ctx, conn)
+		s, destinations, err := askCluster(ctx, conn, nil)
 		if err != nil {
 			return err
 		}
