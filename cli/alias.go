@@ -54,9 +54,13 @@ func (a *app) aliasSetCommand(verb, short, done string, set func(*client.Conn, c
 	if verb == "alter" {
 		example = "  lockstep alias alter current orders\n  lockstep alias alter current orders --partition 0"
 	}
+	var known nameList // of the first argument
+	if verb == "alter" {
+		known = aliasNames
+	}
 	c := &cobra.Command{
 		Use: verb + " ALIAS DEST", Short: short, Example: example,
-		Args: exactArgs("ALIAS", "DEST"),
+		Args: exactArgs("ALIAS", "DEST"), ValidArgsFunction: a.completeNames(known, destinationNames(0, false)),
 	}
 	partitions := c.Flags().UintSlice("partition", nil, "stand for the partition with this `number` only; may be repeated")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -71,7 +75,7 @@ func (a *app) aliasSetCommand(verb, short, done string, set func(*client.Conn, c
 		x.Partitions = slices.Compact(x.Partitions)
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
 			if err := set(conn, ctx, x); err != nil {
-				return aliasFailure(verb, x.Name, err)
+				return aliasFailure(ctx, conn, verb, x, err)
 			}
 			_, err := fmt.Fprintf(a.stdout, "%s alias %q of %s\n", done, x.Name, aliasText(x))
 			return outputError(err)
@@ -80,13 +84,27 @@ func (a *app) aliasSetCommand(verb, short, done string, set func(*client.Conn, c
 	return c
 }
 
-// aliasFailure says what the broker says: it names what is in the way.
-func aliasFailure(verb, name string, err error) error {
+// aliasFailure says what the broker says: it names what is in the way. Of a name that there
+// is not it names the next one.
+func aliasFailure(ctx context.Context, conn *client.Conn, verb string, x client.Alias, err error) error {
 	var e *wire.Error
-	if errors.As(err, &e) && e.Detail != "" {
-		return fmt.Errorf("%s alias %q: %s", verb, name, e.Detail)
+	if !errors.As(err, &e) || e.Detail == "" {
+		return &failure{doing: verb + " alias " + x.Name, err: err}
 	}
-	return &failure{doing: verb + " alias " + name, err: err}
+	text := fmt.Sprintf("%s alias %q: %s", verb, x.Name, e.Detail)
+	if e.Code == wire.CodeUnknownDestination {
+		if known, err := aliasNames(ctx, conn); err == nil {
+			near := nearest(x.Name, known)
+			if verb == "create" || slices.Contains(known, x.Name) { // what is not there is what it is to stand for
+				known, _ = destinationNames(0, false)(ctx, conn)
+				near = nearest(x.Destination, known)
+			}
+			if near != "" {
+				text += fmt.Sprintf("; did you mean %q?", near)
+			}
+		}
+	}
+	return errors.New(text)
 }
 
 func (a *app) aliasLsCommand() *cobra.Command {
@@ -133,6 +151,7 @@ func (a *app) aliasRmCommand() *cobra.Command {
 		Use: "rm ALIAS...", Aliases: []string{"delete"}, Short: "Remove aliases; what they stand for stays",
 		Example: `  lockstep alias rm current
   lockstep alias rm current --if-exists`,
+		ValidArgsFunction: a.completeNames(aliasNames),
 		Args: func(c *cobra.Command, args []string) error {
 			return exactArgs("ALIAS")(c, args[:min(len(args), 1)])
 		},
@@ -146,7 +165,7 @@ func (a *app) aliasRmCommand() *cobra.Command {
 					continue
 				}
 				if err != nil {
-					return aliasFailure("remove", name, err)
+					return aliasFailure(ctx, conn, "remove", client.Alias{Name: name}, err)
 				}
 				if _, err := fmt.Fprintf(a.stdout, "removed alias %q\n", name); err != nil {
 					return outputError(err)
@@ -156,4 +175,25 @@ func (a *app) aliasRmCommand() *cobra.Command {
 		})
 	}
 	return c
+}
+
+// follow does work, and does it anew each time that the name it goes by has come to stand for
+// something else. It is over, with an error that says so, if the name is no alias any more.
+func (a *app) follow(ctx context.Context, conn *client.Conn, name string, work func() error) error {
+	for {
+		moved := work()
+		if !errors.Is(moved, client.ErrAliasMoved) {
+			return moved
+		}
+		asking, cancel := context.WithTimeout(ctx, requestTimeout)
+		_, err := conn.Destination(asking, name)
+		cancel()
+		switch {
+		case errors.Is(err, wire.CodeUnknownDestination):
+			return fmt.Errorf("%w; name what is meant, or create the alias again with: lockstep alias create %s DEST", moved, shellWord(name))
+		case err != nil:
+			return err
+		}
+		fmt.Fprintf(a.stderr, "lockstep: %s; it is followed\n", oneLine(moved.Error()))
+	}
 }

@@ -234,7 +234,7 @@ them on their way. Latency then is that window divided by the rate and says litt
 about the broker: see bench latency.`,
 		Example: `  lockstep bench produce --embedded --records 1000000 --size 1KiB
   lockstep bench produce --embedded --producers 64 --in-flight 1 --size 100B --sync os --json`,
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	b := a.newBenchFlags(c)
 	p := newProduceFlags(c.Flags())
@@ -260,7 +260,7 @@ is made and filled first, which is not measured: the flags about producing are f
 that. Latencies are the times a reader waited for its next record.`,
 		Example: `  lockstep bench consume --embedded --records 1000000 --size 1KiB
   lockstep bench consume --embedded --partitions 4 --readers 2 --json`,
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	b := a.newBenchFlags(c)
 	p := newProduceFlags(c.Flags())
@@ -299,7 +299,7 @@ of the same process has it, and until it was acknowledged. A stall is thereby
 charged to every record that it delayed.`,
 		Example: `  lockstep bench latency --embedded --rate 10000
   lockstep bench latency --embedded --rate 1000 --duration 30s --size 100B --json`,
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	b := a.newBenchFlags(c)
 	flags := c.Flags()

@@ -44,7 +44,7 @@ says lockstep explain.`,
   lockstep browse orders --group billing --limit 5 -o json
   lockstep browse events --from 1000 --partition 2`,
 		Args:              exactArgs("DEST"),
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	a.clientFlags(c)
 	var o client.BrowseOptions

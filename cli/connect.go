@@ -104,16 +104,12 @@ func (a *app) find(ctx context.Context, conn *client.Conn, name string) (client.
 	return d, wordsOf(d.Kind), nil
 }
 
-// nearestDestination is the destination whose name looks most like a mistyped one,
-// or "".
+// nearestDestination is the destination or alias whose name looks most like a mistyped
+// one, or "".
 func nearestDestination(ctx context.Context, conn *client.Conn, name string) string {
-	all, err := conn.Destinations(ctx)
+	names, err := destinationNames(0, true)(ctx, conn)
 	if err != nil {
 		return "" // the error that led here says enough
-	}
-	names := make([]string, len(all))
-	for i := range all {
-		names[i] = all[i].Name
 	}
 	return nearest(name, names)
 }
@@ -132,12 +128,63 @@ func hasPartition(d client.Destination, words destinationWords, n uint32) error 
 		words.noun, d.Name, n, plural(int64(len(d.Partitions)), "partition"), words.noun, shellWord(d.Name))
 }
 
-// completeDestinations offers the names of existing destinations to a shell.
-// kind 0 means both.
-func (a *app) completeDestinations(kind client.Kind) cobra.CompletionFunc {
+// nameList asks a cluster for names.
+type nameList func(ctx context.Context, conn *client.Conn) ([]string, error)
+
+// destinationNames are those of existing destinations, and of aliases of such if they are
+// meant too. kind 0 means both.
+func destinationNames(kind client.Kind, aliases bool) nameList {
+	return func(ctx context.Context, conn *client.Conn) ([]string, error) {
+		destinations, err := conn.Destinations(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var names []string
+		meant := make(map[string]bool)
+		for _, d := range destinations {
+			if kind == 0 || d.Kind == kind {
+				names = append(names, d.Name)
+				meant[d.Name] = true
+			}
+		}
+		if !aliases {
+			return names, nil
+		}
+		list, err := conn.Aliases(ctx)
+		for _, x := range list {
+			if meant[x.Destination] {
+				names = append(names, x.Name)
+			}
+		}
+		return names, err
+	}
+}
+
+// aliasNames are those of existing aliases.
+func aliasNames(ctx context.Context, conn *client.Conn) ([]string, error) {
+	list, err := conn.Aliases(ctx)
+	names := make([]string, len(list))
+	for i, x := range list {
+		names[i] = x.Name
+	}
+	return names, err
+}
+
+// completeDestinations offers what may stand in the place of a destination to a shell.
+func (a *app) completeDestinations() cobra.CompletionFunc {
+	return a.completeNames(destinationNames(0, true))
+}
+
+// completeNames offers names to a shell, for each argument those of its place; behind the
+// last one files.
+func (a *app) completeNames(lists ...nameList) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
+		if len(args) >= len(lists) {
 			return nil, cobra.ShellCompDirectiveDefault
+		}
+		list := lists[len(args)]
+		if list == nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		if err := a.applySettings(c); err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -149,16 +196,7 @@ func (a *app) completeDestinations(kind client.Kind) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		defer conn.Close()
-		destinations, err := conn.Destinations(ctx)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		var names []string
-		for _, d := range destinations {
-			if kind == 0 || d.Kind == kind {
-				names = append(names, d.Name)
-			}
-		}
+		names, _ := list(ctx, conn) // nobody could be told of an error
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"time"
@@ -20,7 +21,8 @@ func (a *app) consumeCommand() *cobra.Command {
 		Short:      "Print the records of a queue or topic",
 		Long: `Print the records of a queue or topic, each value on a line, and wait for more.
 Partitions are read side by side: order holds within each. A record made by produce from a last line without a newline ends the
-output without one.
+output without one. An alias is followed when it comes to stand for something else: what is there comes next, from where --from
+and --at say.
 
 Without --group nothing is removed or acknowledged: every reader sees everything. With
 --group the records are shared between the members of a group and acknowledged when they
@@ -44,7 +46,7 @@ and key_encoding or value_encoding says so.`,
   lockstep consume events --at '15m ago' -o json
   lockstep consume orders --group billing --mode serial --scope key --exec './charge.sh' --parallel 8`,
 		Args:              exactArgs("DEST"),
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	a.clientFlags(c)
 	r := consumeRun{app: a, from: newChoice("earliest", "earliest", "latest"), output: newChoice("text", "text", "json")}
@@ -120,7 +122,7 @@ type consumeRun struct {
 	from        *choiceFlag
 	exit        bool
 	limit       int64
-	taken       int64 // records that are printed, as a member
+	taken       int64 // records that are printed
 	partitions  []uint32
 	byOffset    bool
 	offset      uint64
@@ -150,16 +152,7 @@ func (r *consumeRun) run(c *cobra.Command) error {
 			return err
 		}
 	}
-	var reader *client.Reader
-	err = waiting.begin(func() error {
-		reader, err = conn.Reader(ctx, r.destination, r.options()...)
-		return err
-	})
-	if err == nil {
-		defer reader.Close()
-		err = r.copy(ctx, reader)
-	}
-	if err == nil || errors.Is(err, errOutputClosed) {
+	if err = r.copy(ctx, conn, waiting); err == nil || errors.Is(err, errOutputClosed) {
 		return err
 	}
 	return interruptedOr(ctx, &failure{doing: "consume", destination: r.destination, kind: words, err: err})
@@ -187,7 +180,7 @@ func (r *consumeRun) options() []client.ReaderOption {
 }
 
 // copy prints records until the end, the limit, an error, or a closed stdout.
-func (r *consumeRun) copy(ctx context.Context, reader *client.Reader) error {
+func (r *consumeRun) copy(ctx context.Context, conn *client.Conn, waiting *waiting) error {
 	out := newOutputQueue(r.app.stdout)
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -201,7 +194,14 @@ func (r *consumeRun) copy(ctx context.Context, reader *client.Reader) error {
 		case <-reading.Done():
 		}
 	}()
-	err := r.print(reading, reader, out)
+	p, begun := newPrinter(r.format, r.output.value == "json"), r.app.now()
+	err := r.app.follow(reading, conn, r.destination, func() error {
+		err := r.read(reading, conn, waiting, p, out)
+		if errors.Is(err, client.ErrAliasMoved) {
+			return r.elsewhere(err, begun)
+		}
+		return err
+	})
 	if closeErr := out.close(); closeErr != nil {
 		return closeErr
 	}
@@ -211,9 +211,30 @@ func (r *consumeRun) copy(ctx context.Context, reader *client.Reader) error {
 	return err
 }
 
-func (r *consumeRun) print(ctx context.Context, reader *client.Reader, out *outputQueue) error {
-	p := newPrinter(r.format, r.output.value == "json")
-	for n := int64(0); r.limit == 0 || n < r.limit; n++ {
+// elsewhere says where to begin at what an alias stands for from now on. An offset says
+// nothing there, and "latest" would leave out what was sent there before the news was here.
+func (r *consumeRun) elsewhere(moved error, begun time.Time) error {
+	if r.byOffset {
+		return fmt.Errorf("%v; offsets of the one say nothing about the other: name the destination, or begin anew there with: lockstep consume %s --from earliest", moved, shellWord(r.destination))
+	}
+	if r.at.IsZero() && r.from.value == "latest" {
+		r.at = begun
+	}
+	return moved
+}
+
+// read prints what comes from one thing that the destination's name stands for.
+func (r *consumeRun) read(ctx context.Context, conn *client.Conn, waiting *waiting, p *printer, out *outputQueue) error {
+	var reader *client.Reader
+	err := waiting.begin(func() (err error) {
+		reader, err = conn.Reader(ctx, r.destination, r.options()...)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	for ; r.limit == 0 || r.taken < r.limit; r.taken++ {
 		record, err := reader.Next(ctx)
 		if err != nil {
 			return err

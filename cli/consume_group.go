@@ -189,13 +189,7 @@ func (r *consumeRun) runMember(c *cobra.Command) error {
 			waiting.say(r.destination, fmt.Sprintf("partition %d gives no records", e.Partition), e.Err.Error())
 		}
 	}))
-	for {
-		err = r.consumeOnce(ctx, conn, waiting, opts)
-		if !errors.Is(err, client.ErrAliasMoved) {
-			break
-		}
-		fmt.Fprintf(r.app.stderr, "lockstep: %s; it is followed\n", oneLine(err.Error()))
-	}
+	err = r.app.follow(ctx, conn, r.destination, func() error { return r.consumeOnce(ctx, conn, waiting, opts) })
 	if err == nil || errors.Is(err, errOutputClosed) {
 		return err
 	}

@@ -427,7 +427,7 @@ func (a *app) describeCommand(w destinationWords) *cobra.Command {
 		Example: fmt.Sprintf(`  lockstep %[1]s describe %[2]s
   lockstep %[1]s describe %[2]s -o json`, w.noun, w.example),
 		Args:              exactArgs("NAME"),
-		ValidArgsFunction: a.completeDestinations(w.kind),
+		ValidArgsFunction: a.completeNames(destinationNames(w.kind, true)),
 	}
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -523,7 +523,7 @@ func (a *app) alterCommand(w destinationWords) *cobra.Command {
 		Example: fmt.Sprintf(`  lockstep %[1]s alter %[2]s --retention-time 7d
   lockstep %[1]s alter %[2]s --max-record-bytes 4MiB --sync os`, w.noun, w.example),
 		Args:              exactArgs("NAME"),
-		ValidArgsFunction: a.completeDestinations(w.kind),
+		ValidArgsFunction: a.completeNames(destinationNames(w.kind, false)),
 	}
 	settings := newSettingsFlags(c, w, true)
 	c.Flags().VisitAll(func(f *pflag.Flag) { f.DefValue = "" }) // nothing is changed by default
@@ -575,7 +575,7 @@ func (a *app) rmCommand(w destinationWords) *cobra.Command {
 		Long:    "Remove " + w.noun + "s with all their records, without asking and for good.",
 		Example: fmt.Sprintf(`  lockstep %[1]s rm %[2]s
   lockstep %[1]s rm %[2]s %[2]s-old --if-exists`, w.noun, w.example),
-		ValidArgsFunction: a.completeDestinations(w.kind),
+		ValidArgsFunction: a.completeNames(destinationNames(w.kind, false)),
 		Args: func(c *cobra.Command, args []string) error {
 			return exactArgs("NAME")(c, args[:min(len(args), 1)])
 		},

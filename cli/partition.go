@@ -51,7 +51,7 @@ func (a *app) partitionLsCommand() *cobra.Command {
 		Example: `  lockstep partition ls
   lockstep partition ls orders -o json`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {

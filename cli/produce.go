@@ -62,7 +62,7 @@ SIGINT stops reading and waits for what was read, 1.5 s at most.`,
 		Example: `  lockstep produce orders < access.log
   printf 'k1:first\nk2:second\n' | lockstep produce orders -K :
   lockstep produce orders --file invoice-1.pdf invoice-2.pdf -H type=application/pdf`,
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 		Args: func(c *cobra.Command, args []string) error {
 			return exactArgs("DEST")(c, args[:min(len(args), 1)])
 		},

@@ -46,11 +46,13 @@ A command that is not there (126, 127) ends reply, and its request is given back
 requester gets an error.
 
 The reply is sent first and the request acknowledged then: if this member dies in between, another one handles and answers it again,
-and the requester takes the first reply. Who is gone before the reply costs nothing: the reply is dropped.`,
+and the requester takes the first reply. Who is gone before the reply costs nothing: the reply is dropped.
+
+An alias is followed when it comes to stand for something else: what is being answered is answered, and the requests there come next.`,
 		Example: `  lockstep reply orders --exec 'tr a-z A-Z'
   lockstep reply orders --exec 'wc -c' --parallel 8 --group counters`,
 		Args:              exactArgs("DEST"),
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	a.clientFlags(c)
 	r := replyRun{app: a}
@@ -109,27 +111,34 @@ func (r *replyRun) run(ctx context.Context, opts []client.ConsumerOption) error 
 		return err
 	}
 	defer r.guard.close()
-	consumer, err := conn.Consumer(ctx, r.destination, opts...)
-	if err == nil {
-		running, stop := context.WithCancelCause(ctx)
-		err = consumer.Run(running, func(ctx context.Context, d *client.Delivery) error { return r.handle(ctx, d, stop) }, client.Workers(r.parallel))
-		if cause := context.Cause(running); errors.Is(cause, errCommand) {
-			err = cause
-		} else if r.limit > 0 && r.done.Load() >= r.limit {
-			err = nil
-		}
-		stop(nil)
-		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
-		closeErr := consumer.Close(leaving)
-		cancel()
-		if err == nil {
-			err = closeErr
-		}
-	}
-	if err == nil {
+	if err = r.app.follow(ctx, conn, r.destination, func() error { return r.serve(ctx, conn, opts) }); err == nil {
 		return nil
 	}
 	return interruptedOr(ctx, &failure{doing: "reply to requests of", destination: r.destination, kind: words, err: err})
+}
+
+// serve is a member until it ends, for one thing that the destination's name stands for.
+func (r *replyRun) serve(ctx context.Context, conn *client.Conn, opts []client.ConsumerOption) error {
+	r.begun.Store(r.done.Load())
+	consumer, err := conn.Consumer(ctx, r.destination, opts...)
+	if err != nil {
+		return err
+	}
+	running, stop := context.WithCancelCause(ctx)
+	err = consumer.Run(running, func(ctx context.Context, d *client.Delivery) error { return r.handle(ctx, d, stop) }, client.Workers(r.parallel))
+	if cause := context.Cause(running); errors.Is(cause, errCommand) {
+		err = cause
+	} else if r.limit > 0 && r.done.Load() >= r.limit {
+		err = nil
+	}
+	stop(nil)
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	closeErr := consumer.Close(leaving)
+	if err == nil {
+		err = closeErr
+	}
+	return err
 }
 
 // handle answers one request, and says what becomes of it.

@@ -35,7 +35,7 @@ lockstep reply.`,
 			}
 			return exactArgs("DEST", "VALUE")(c, args)
 		},
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	a.clientFlags(c)
 	flags := c.Flags()

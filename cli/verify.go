@@ -37,7 +37,7 @@ SIGKILL once, or SIGSTOP and a while later SIGCONT, at moments that --seed draws
 		Example: `  lockstep verify --records 2000
   lockstep verify --records 1000 --rate 0 --keys 10 --consumers 8 --nack 10 -o json
   lockstep verify --for 5m --replicas 3 --kill 4711 --pause 4712,4713`,
-		ValidArgsFunction: a.completeDestinations(0),
+		ValidArgsFunction: a.completeDestinations(),
 	}
 	a.clientFlags(c)
 	flags := c.Flags()

@@ -23,16 +23,24 @@ type Handler func(ctx context.Context, request *Delivery) (*Record, error)
 
 // Serve answers the requests of a destination until ctx is done. It is a Consumer of the
 // group DefaultServeGroup, in shared mode, unless options say otherwise: any number of
-// processes may serve. See Consumer.Serve, which serves with several workers.
+// processes may serve. See Consumer.Serve, which serves with several workers. An alias that
+// comes to stand for something else is followed: what is being answered is answered, and then
+// the requests there. ErrAliasMoved ends it only if the alias is removed.
 func (c *Conn) Serve(ctx context.Context, destination string, handler Handler, opts ...ConsumerOption) error {
-	x, err := c.Consumer(ctx, destination, append([]ConsumerOption{Group(DefaultServeGroup)}, opts...)...)
-	if err != nil {
-		return err
+	var moved error
+	for {
+		x, err := c.Consumer(ctx, destination, append([]ConsumerOption{Group(DefaultServeGroup)}, opts...)...)
+		if err != nil {
+			return errors.Join(moved, err)
+		}
+		moved = x.Serve(ctx, handler)
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		err = x.Close(closing)
+		cancel()
+		if !errors.Is(moved, ErrAliasMoved) {
+			return errors.Join(moved, err)
+		}
 	}
-	err = x.Serve(ctx, handler)
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	defer cancel()
-	return errors.Join(err, x.Close(closing))
 }
 
 // Serve calls the handler for each record and sends what it returns to where the record

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,6 +39,89 @@ func (s *stage) alias(t *testing.T) {
 	t.Run("that would lead nowhere", s.aliasesRefused)
 	t.Run("altered", s.retargeted)
 	t.Run("followed by nobody", s.notFollowed)
+	t.Run("caught when it is the whole queue", s.boundless)
+	t.Run("served", s.served)
+}
+
+// served answers requests by an alias, which then stands for another queue, and is removed.
+func (s *stage) served(t *testing.T) {
+	require.NoError(t, s.conn.CreateAlias(t.Context(), client.Alias{Name: "service", Destination: s.queue(t, 1)}))
+	ended := make(chan error, 1)
+	go func() { ended <- s.conn.Serve(context.WithoutCancel(t.Context()), "service", shout) }()
+	ask := func(what string) {
+		reply, err := s.conn.Request(t.Context(), "service", &client.Record{Value: []byte(what)})
+		require.NoError(t, err)
+		require.Equal(t, strings.ToUpper(what), string(reply.Value))
+	}
+	ask("a")
+	require.NoError(t, s.conn.AlterAlias(t.Context(), client.Alias{Name: "service", Destination: s.queue(t, 1)}))
+	ask("b")
+	require.NoError(t, s.conn.RemoveAlias(t.Context(), "service"))
+	err := <-ended
+	require.ErrorIs(t, err, client.ErrAliasMoved)
+	require.ErrorContains(t, err, `alias "service" was removed`)
+}
+
+// outside works by a name for partitions 0 and 2 of a queue of three, of which the other one
+// has a record too, and says who got out of them.
+func (s *stage) outside(t *testing.T, conn *client.Conn, name, queue string) []string {
+	who := map[string]bool{}
+	s.sendTo(t, queue, 1, "elsewhere")
+	p, err := conn.Producer(t.Context(), name)
+	require.NoError(t, err)
+	sent := uint64(0)
+	for i := range 60 { // without keys, then with
+		r := &client.Record{Value: fmt.Append(nil, i)}
+		if i >= 30 {
+			r.Key = r.Value
+		}
+		receipt, err := p.Send(t.Context(), r)
+		if errors.Is(err, client.ErrOutsideAlias) {
+			continue
+		}
+		require.NoError(t, err)
+		if sent++; receipt.Partition == 1 {
+			who["producer"] = true
+		}
+	}
+	require.NoError(t, p.Close(t.Context()))
+	r, err := conn.Reader(t.Context(), name, client.StopAtEnd())
+	require.NoError(t, err)
+	for record, err := range r.Records(t.Context()) {
+		require.NoError(t, err)
+		if record.Partition == 1 {
+			who["reader"] = true
+		}
+	}
+	require.NoError(t, r.Close())
+	c, err := conn.Consumer(t.Context(), name, client.Group("outside"))
+	require.NoError(t, err)
+	for range sent {
+		d := take(t, c)
+		if d.Partition == 1 {
+			who["consumer"] = true
+		}
+		done(t, d)
+	}
+	leave(t, c)
+	return slices.Sorted(maps.Keys(who))
+}
+
+// boundless takes the partitions from an alias: outside says so of all that work by it.
+func (s *stage) boundless(t *testing.T) {
+	for name, c := range map[string]struct {
+		partitions []uint32
+		who        []string
+	}{
+		"kept":       {[]uint32{0, 2}, nil},
+		"taken away": {nil, []string{"consumer", "producer", "reader"}},
+	} {
+		queue := s.queue(t, 3)
+		conn, err := client.Connect(t.Context(), s.broker.URL(), client.WithAlias("east", queue, c.partitions...))
+		require.NoError(t, err)
+		require.Equal(t, c.who, s.outside(t, conn, "east", queue), name)
+		require.NoError(t, conn.Close())
+	}
 }
 
 // aliased works with two of three partitions of a queue by the name "east".
