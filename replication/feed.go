@@ -41,7 +41,8 @@ type feedRange struct {
 	first   wire.Index
 	entries []log.Entry // nil while they are being read
 	reading bool
-	ticks   int // since the read was asked for
+	paced   bool // Fed.Paced
+	ticks   int  // since the read was asked for
 }
 
 func newFeeding(source Feed) *feeding { return &feeding{source: source} }
@@ -101,6 +102,7 @@ func (f *feeding) find(e *raftpb.Entry) (*log.Entry, bool) {
 // feedFollowers asks for what raft has wanted to send and not found in memory.
 func (g *Group) feedFollowers() {
 	f := g.storage.feed
+	g.readAhead()
 	if len(f.wanted) == 0 {
 		return
 	}
@@ -191,7 +193,7 @@ func (g *Group) fed(r Fed) {
 		f.drop(r.To)
 		return
 	}
-	asked.reading, asked.entries, asked.ticks = false, r.Entries, 0
+	asked.reading, asked.entries, asked.paced, asked.ticks = false, r.Entries, r.Paced, 0
 	if r.To == g.id {
 		return
 	}

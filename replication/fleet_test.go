@@ -86,6 +86,7 @@ type fleet struct {
 	cut      map[[2]uint64]bool  // from, to
 	watch    func()              // called after every turn of settle, nil: nothing
 	lose     func(envelope) bool // says which messages get lost, nil: none
+	paced    bool                // what is read for followers, see Fed
 	segment  int64
 	// checkpoint is Config.CheckpointBytes, load Config.LoadBytes.
 	checkpoint, load int64
@@ -189,7 +190,7 @@ func (m *member) Read(l *log.Log, to uint64, _ uint32, first wire.Index, maxByte
 		return true
 	}
 	entries, err := l.Stored(first, maxBytes)
-	m.exec.jobs = append(m.exec.jobs, fedJob{m, Fed{To: to, First: first, Entries: entries, Err: err}})
+	m.exec.jobs = append(m.exec.jobs, fedJob{m, Fed{To: to, First: first, Entries: entries, Paced: m.f.paced, Err: err}})
 	return true
 }
 

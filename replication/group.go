@@ -203,6 +203,7 @@ type Group struct {
 	unconfirmed    bool // leadership is asked for after this process stood still
 	unasked        bool // and has to be asked for again
 	stalled        stall
+	linger         linger
 	outcast        func(replica uint64) bool // nil: nobody, see Disown
 	taking         takeOver
 	lapses         lapse
@@ -510,9 +511,7 @@ func (g *Group) advance() {
 			g.Checkpoint()
 		}
 	}
-	if len(g.appends) > 0 {
-		g.log.Sync()
-	}
+	g.sync()
 	g.checkpointIfDue()
 }
 
@@ -679,6 +678,7 @@ func (g *Group) append(m *raftpb.Message) error {
 		return nil
 	}
 	if len(m.Responses) > 0 {
+		g.linger.wrote(m)
 		g.appends = append(g.appends, pendingAppend{ticket: g.log.Ticket(), responses: m.Responses})
 	}
 	return nil

@@ -45,6 +45,7 @@ type Fed struct {
 	To      uint64
 	First   wire.Index
 	Entries []log.Entry
+	Paced   bool // at a limited rate, because producers keep this node's disk busy
 	Err     error
 }
 
@@ -123,6 +124,7 @@ func (b *Inbox) own(m *Message) (kept Message, ok bool) {
 			if len(kept.Checks) > i {
 				kept.Checks = kept.Checks[:i]
 			}
+			kept.Commit = min(kept.Commit, m.Index+uint64(i)) // the sender waits for the answer
 			return kept, i > 0
 		}
 		copy(data, e.Data)

@@ -39,6 +39,7 @@ func (g *Group) Tick(n int) {
 func (g *Group) tick() {
 	g.ageFeeds()
 	g.ageOffers()
+	g.linger.ticks++
 	g.release()
 	status := g.node.BasicStatus()
 	if status.RaftState != raft.StateLeader {

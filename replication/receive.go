@@ -87,6 +87,7 @@ func (g *Group) receive() (any bool) {
 			}
 			g.drop(m, DropRoom)
 		} else if g.sound(m) {
+			g.linger.allow(m)
 			g.input(m.Message)
 		}
 		brought := len(m.Entries) > 0

@@ -39,6 +39,9 @@ func (g *Group) send(m *raftpb.Message) {
 		if !g.sum(out) {
 			return
 		}
+		if len(out.Entries) > 0 {
+			g.hold(out)
+		}
 	case raftpb.MsgSnap:
 		if !g.describe(out) {
 			return

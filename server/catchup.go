@@ -61,9 +61,9 @@ type catchUp struct {
 
 // pacedRead is a read that waits for its time.
 type pacedRead struct {
-	node uint32     // whose replica lags, 0 if it is not counted
-	most int        // bytes that it may read
-	read func() int // returns how many it has read
+	node uint32                 // whose replica lags, 0 if it is not counted
+	most int                    // bytes that it may read
+	read func(limited bool) int // returns how many it has read; limited: the rate made it wait, or would have
 }
 
 // newCatchUp makes it. ask is a request to another node.
@@ -147,7 +147,7 @@ func (c *catchUp) readsLocked(node uint32) {
 // for a follower on a node, or for none that is counted: 0. What it has not read costs
 // nothing: a node that comes back with 2,000 partitions, each a little behind, would
 // wait for a minute.
-func (c *catchUp) paced(node uint32, most int, read func() int) {
+func (c *catchUp) paced(node uint32, most int, read func(limited bool) int) {
 	c.mu.Lock()
 	c.readsLocked(node)
 	c.waiting = append(c.waiting, pacedRead{node: node, most: min(most, catchUpCharge), read: read})
@@ -163,7 +163,7 @@ func (c *catchUp) start() {
 			return
 		}
 		c.run(func() {
-			n := r.read()
+			n := r.read(cost > 0)
 			c.mu.Lock()
 			c.due -= cost * int64(max(r.most-n, 0)) / int64(max(r.most, 1))
 			c.mu.Unlock()
@@ -234,17 +234,17 @@ func (g lagging) Read(l *log.Log, to uint64, node uint32, first wire.Index, maxB
 	if !g.begin(to == g.own) {
 		return false
 	}
-	read := func() (n int) {
+	read := func(limited bool) (n int) {
 		entries, err := l.Stored(first, maxBytes)
 		for i := range entries {
 			n += len(entries[i].Data)
 		}
-		g.inbox.PutFed(replication.Fed{To: to, First: first, Entries: entries, Err: err})
+		g.inbox.PutFed(replication.Fed{To: to, First: first, Entries: entries, Paced: limited, Err: err})
 		g.wake()
 		return n
 	}
 	if to == g.own {
-		g.run(func() { read() })
+		g.run(func() { read(false) })
 	} else {
 		g.paced(node, maxBytes, read)
 	}
@@ -276,7 +276,7 @@ func (c *catchUp) checkpoint(l *log.Log, least wire.Index, reply func(wire.Error
 		reply(wire.CodeBusy, []byte("as many replicas as may be are being caught up"))
 		return
 	}
-	c.paced(0, int(min(saved.Size, catchUpCharge)), func() int {
+	c.paced(0, int(min(saved.Size, catchUpCharge)), func(bool) int {
 		content, err := l.ReadCheckpoint()
 		if err != nil {
 			reply(wire.CodeUnavailable, []byte(err.Error()))

@@ -62,7 +62,7 @@ func (p *pacedCatchUp) reader(t *testing.T, node uint32, most, size int, read *i
 	var again func()
 	again = func() {
 		require.True(t, p.begin(false))
-		p.paced(node, most, func() int {
+		p.paced(node, most, func(bool) int {
 			*read += int64(size)
 			p.after(time.Microsecond, again) // the follower asks for more
 			return size
@@ -78,7 +78,7 @@ func TestCatchUpKeepsToItsRate(t *testing.T) {
 	read := 0
 	ask := func() {
 		require.True(t, p.begin(false))
-		p.paced(2, 1<<20, func() int { read++; return 1 << 20 })
+		p.paced(2, 1<<20, func(bool) int { read++; return 1 << 20 })
 	}
 	for range 1000 {
 		ask()
@@ -200,7 +200,7 @@ func TestCatchUpCountsTheNodesThatRead(t *testing.T) {
 	require.EqualValues(t, 24, rate(), "nobody lags")
 	waits := func(node uint32) {
 		require.True(t, p.begin(true))
-		p.paced(node, 512<<10, func() int { return 512 << 10 })
+		p.paced(node, 512<<10, func(bool) int { return 512 << 10 })
 	}
 	waits(0)
 	require.EqualValues(t, 24, rate(), "a repair is no follower")
@@ -222,7 +222,7 @@ func TestCatchUpCountsTheNodesThatRead(t *testing.T) {
 	p.pass(2 * time.Second)
 	for node := uint32(2); node < 11; node++ {
 		require.True(t, p.begin(true))
-		p.paced(node, catchUpCharge, func() int { return catchUpCharge })
+		p.paced(node, catchUpCharge, func(bool) int { return catchUpCharge })
 	}
 	p.pass(3 * time.Second / 2)
 	require.NotEmpty(t, p.waiting)

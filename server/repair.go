@@ -68,7 +68,7 @@ func (b *broker) repair(r *partitionReplica) {
 			err = frames.Parse(body)
 		}
 		if err == nil && b.catchUp.begin(false) {
-			b.catchUp.paced(0, len(body), func() int {
+			b.catchUp.paced(0, len(body), func(bool) int {
 				b.mend(r, source.Node, frames.Frames)
 				return len(body)
 			})
@@ -126,7 +126,7 @@ func (c *catchUp) frames(l *log.Log, first, last wire.Index, reply func(wire.Err
 		reply(wire.CodeBusy, []byte("as many replicas as may be are being caught up"))
 		return
 	}
-	c.paced(0, repairBytes, func() (n int) {
+	c.paced(0, repairBytes, func(bool) (n int) {
 		first := l.BehindErased(first)
 		if first > last {
 			reply(wire.CodeOK, (&wire.PeerFrames{}).Append(nil))

@@ -31,6 +31,7 @@ const (
 	FleetTransferred                          // leadership was handed over, or tried to
 	FleetTakenBack                            // entries that a later leader replaced
 	FleetFed                                  // reads for followers that lag, and for the replica itself
+	FleetLingered                             // messages to followers that need not sync them at once
 	FleetFedItself                            // reads of what was too much to be loaded at a start
 	FleetCommitted                            // entries
 	FleetCheckpointRestored                   //
@@ -51,7 +52,7 @@ var fleetEventNames = [FleetEventCount]string{
 	"power cut", "power cut at a call", "blackout", "process crash", "clean stop", "pause",
 	"frame dropped", "snapshot offer dropped", "frame duplicated", "frame reordered", "entry damaged on the way", "link cut", "link cut one way", "network healed", "queue overflow",
 	"death seen", "silence", "disk lost", "replica replaced", "frame delivered", "frame with entries", "term with a leader", "transfer", "entry taken back",
-	"read for a lagging follower", "read for the replica itself", "entry committed", "checkpoint restored", "snapshot installed", "records erased", "erased run passed over", "tick slept", "read confirmed", "read", "client timeout",
+	"read for a lagging follower", "sync that may wait", "read for the replica itself", "entry committed", "checkpoint restored", "snapshot installed", "records erased", "erased run passed over", "tick slept", "read confirmed", "read", "client timeout",
 	"batch refused", "batch acknowledged", "duplicate detected",
 }
 

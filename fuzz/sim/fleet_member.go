@@ -373,7 +373,7 @@ func (m *member) Read(l *log.Log, to uint64, _ uint32, first wire.Index, maxByte
 	if to == m.id {
 		m.fleet.counts[FleetFedItself]++
 	}
-	m.jobs = append(m.jobs, &feedJob{m: m, log: l, to: to, first: first, max: maxBytes})
+	m.jobs = append(m.jobs, &feedJob{m: m, log: l, to: to, first: first, max: maxBytes, paced: m.fleet.random.IntN(2) == 0})
 	return true
 }
 
@@ -404,11 +404,12 @@ type feedJob struct {
 	to    uint64
 	first wire.Index
 	max   int
+	paced bool
 	fed   replication.Fed
 }
 
 func (j *feedJob) Run() {
-	j.fed = replication.Fed{To: j.to, First: j.first}
+	j.fed = replication.Fed{To: j.to, First: j.first, Paced: j.paced}
 	j.fed.Entries, j.fed.Err = j.log.Stored(j.first, j.max)
 }
 

@@ -68,6 +68,9 @@ func (m *member) Send(node uint32, message *replication.Message) {
 		m.inbox.PutEvent(replication.PeerEvent{Kind: replication.PeerUnreachable, Node: node})
 		return
 	}
+	if n := len(message.Entries); message.Type == raftpb.MsgApp && n > 0 && message.Commit > message.Entries[n-1].Index {
+		f.counts[FleetLingered]++
+	}
 	l.parcels = append(l.parcels, parcel{message: message})
 	if f.random.IntN(100) >= f.config.lazy {
 		l.parcels[len(l.parcels)-1].encode()
