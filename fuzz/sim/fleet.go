@@ -130,7 +130,10 @@ func (f *fleet) drawConfig() fleetConfig {
 	for _, a := range fleetActions {
 		w := a.weight * 10
 		if a.kind == giving {
-			c.weights = append(c.weights, w*f.erasing())
+			if w *= f.erasing(); slices.Contains(f.options.Focus, a.name) {
+				w = max(w, 100)
+			}
+			c.weights = append(c.weights, w)
 			continue
 		}
 		switch {

@@ -61,6 +61,7 @@ func init() {
 		{"hold a name", 300, naming, (*fleet).hold},
 		{"consume", 400, consuming, (*fleet).consume},
 		{"erase", 15, giving, (*fleet).erase},
+		{"leave behind", 1, giving, (*fleet).leaveBehind},
 	}
 }
 
@@ -155,12 +156,19 @@ func (f *fleet) pause() {
 
 func (f *fleet) resume() {
 	if m := f.someone(); m.up && m.paused {
-		f.trace.add("%s goes on", m)
-		m.paused = false
-		m.hear(replication.PeerEvent{Kind: replication.PeerResumed})
+		f.wake(m)
 		if f.random.IntN(2) == 0 {
 			f.ask(f.one(m)) // before it hears what has happened
 		}
+	}
+}
+
+// wake lets a process that stood still go on.
+func (f *fleet) wake(m *host) {
+	if m.up && m.paused {
+		f.trace.add("%s goes on", m)
+		m.paused = false
+		m.hear(replication.PeerEvent{Kind: replication.PeerResumed})
 	}
 }
 

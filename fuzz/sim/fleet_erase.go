@@ -31,7 +31,7 @@ type erasable struct {
 // erasing is how often replicas erase: in two runs of three, and not where a run is to show
 // that something is missed, for which its seeds were chosen.
 func (f *fleet) erasing() int {
-	if f.options.Mutant != NoMutant || len(f.options.Without) > 0 || f.options.Cluster {
+	if f.options.Mutant != NoMutant && f.options.Mutant != StateNotFetched || len(f.options.Without) > 0 || f.options.Cluster {
 		return 0
 	}
 	return int(f.options.Seed % 3)
@@ -39,18 +39,94 @@ func (f *fleet) erasing() int {
 
 // erase makes a member look for what may be erased.
 func (f *fleet) erase() {
-	f.living(func(m *member) {
-		if m.metadata != nil {
+	f.living((*member).eraseSoon)
+}
+
+func (m *member) eraseSoon() {
+	if m.metadata != nil {
+		return
+	}
+	m.fleet.erases = true
+	if m.cell.ledger != nil {
+		runs, _ := m.state.Finished(0)
+		m.part.Erase(m.nowMs, slices.DeleteFunc(runs, func(r group.Span) bool { return r.To > m.log.ErasableBelow() }))
+	}
+	m.erasing.checkpoints = 2
+	m.turn()
+}
+
+// keeps reports whether nobody handles a record as long as there are faults: the old one
+// behind which the others are erased. It does nothing to the records of a shared group.
+func (f *fleet) keeps(o wire.Offset) bool {
+	return o == 0 && f.groups != nil && f.groups.settings.Mode == wire.ModeShared && f.erasing() == 2
+}
+
+// missedRounds bounds for how long a member is left behind, in tenths of a second.
+const missedRounds = 100
+
+// leaveBehind takes a member away until the others have erased what it has not got, so that
+// it has to pass over that when it is back: at once, or when everything else has happened
+// that happens to a fleet.
+func (f *fleet) leaveBehind() {
+	m := f.cells[0].members[f.random.IntN(len(f.hosts))]
+	if f.groups != nil && !f.keeps(0) || !m.up || f.replacing != nil || f.erasedBehind(m) {
+		return
+	}
+	f.heal()
+	for _, other := range f.hosts {
+		if other.stopped() || other != m.host && (!other.up || other.paused) {
 			return
 		}
-		f.erases = true
-		if m.cell.ledger != nil {
-			runs, _ := m.state.Finished(0)
-			m.part.Erase(m.nowMs, slices.DeleteFunc(runs, func(r group.Span) bool { return r.To > m.log.ErasableBelow() }))
+	}
+	f.trace.add("%s is left behind", m)
+	switch f.random.IntN(3) {
+	case 0:
+		m.crash()
+	case 1:
+		m.powerCut()
+	default:
+		f.counts[FleetPaused]++
+		m.paused = true
+	}
+	for round := 0; round < missedRounds && !f.erasedBehind(m) && f.violation == nil; round++ {
+		for _, other := range f.hosts {
+			if other != m.host {
+				other.tick(1)
+			}
 		}
-		m.erasing.checkpoints = 2
-		m.turn()
-	})
+		for range 4 {
+			f.produce()
+			if f.groups != nil {
+				f.consume()
+			}
+			f.exhaust()
+		}
+		for _, other := range f.cells[0].members {
+			if round%10 == 9 && other != m && other.up {
+				other.eraseSoon()
+			}
+		}
+	}
+	if f.random.IntN(2) == 0 {
+		return
+	}
+	if !m.up {
+		m.host.start()
+	}
+	f.wake(m.host)
+	f.exhaust()
+}
+
+// erasedBehind reports whether another member has erased entries that this one has not got.
+func (f *fleet) erasedBehind(m *member) bool {
+	for _, other := range m.cell.members {
+		for i := m.log.LastIndex() + 1; other != m && other.up && i <= other.log.Watermark().Index; i++ {
+			if _, erased := other.log.ErasedRun(i); erased {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // noteErasable is called as a checkpoint is taken.
@@ -92,6 +168,33 @@ func (m *member) eraseOlder() {
 	e.erasable = append(e.erasable[:0], e.erasable[n:]...)
 	if before > 0 {
 		m.fleet.counts[FleetErased]++
+	}
+}
+
+// passed checks what a member has come to that was given a checkpoint: what it has not got is
+// done, and it knows so.
+func (m *member) passed() {
+	f := m.fleet
+	if m.log.ErasedBytes() == 0 {
+		return
+	}
+	f.counts[FleetPassed]++
+	for i := m.log.FirstIndex(); i <= m.log.LastIndex(); i++ {
+		run, erased := m.log.ErasedRun(i)
+		if !erased {
+			continue
+		}
+		m.gone(run)
+		i = run.After.Index
+		if m.cell.ledger == nil {
+			continue
+		}
+		known, _ := m.state.Erased(run.Before.Next)
+		for o := max(run.Before.Next, m.state.Start()); o < run.After.Next; o++ {
+			if !slices.ContainsFunc(known, func(r group.Span) bool { return r.From <= o && o < r.To }) {
+				f.fail("%s has not got record %d, and does not know that it is erased: it knows of %v", m, o, known)
+			}
+		}
 	}
 }
 

@@ -349,7 +349,7 @@ func (c *consumer) handle() {
 		if h == nil || h.kind != wire.OutcomeHeld || passed[g.scope(o)] {
 			continue
 		}
-		if f.random.IntN(3) == 0 && !f.settling {
+		if f.random.IntN(3) == 0 && !f.settling || f.keeps(o) && !f.settling {
 			passed[g.scope(o)] = true
 			continue
 		}

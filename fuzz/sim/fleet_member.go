@@ -101,6 +101,9 @@ func (m *member) open() error {
 	if err != nil {
 		return err
 	}
+	if f.options.Mutant == StateNotFetched {
+		state.(*fleetMachine).keeps = true
+	}
 	m.group.OnRelease(m.recycle)
 	m.group.OnRestore(m.restored)
 	m.part.Bind(m.group)
@@ -120,9 +123,7 @@ func (m *member) open() error {
 func (m *member) restored() {
 	f := m.fleet
 	f.counts[FleetInstalled]++
-	if m.log.ErasedBytes() > 0 {
-		f.counts[FleetPassed]++
-	}
+	m.passed()
 	m.part.Bind(m.group)
 	m.cell.truth.state(m.id, m.group.Applied(), m.saved())
 	start := m.log.Start()
@@ -164,6 +165,7 @@ type fleetMachine struct {
 	*partition.State
 	m      *member
 	before func([]byte) []byte // EarlierState: the state before the entry applied last
+	keeps  bool                // StateNotFetched: it has been opened
 }
 
 func (s *fleetMachine) Snapshot() func(dst []byte) []byte {
@@ -193,6 +195,9 @@ func (s *fleetMachine) Apply(e replication.Entry) {
 
 func (s *fleetMachine) Restore(state []byte) error {
 	s.m.fleet.counts[FleetCheckpointRestored]++
+	if s.keeps && s.m.log.ErasedBytes() > 0 {
+		return nil
+	}
 	if s.m.fleet.options.Mutant == ForgottenProducers {
 		state = withoutProducers(state)
 	}

@@ -78,6 +78,10 @@ const (
 	// ForgedVote lets a candidate believe that it gets every vote.
 	ForgedVote
 
+	// StateNotFetched lets a replica that passes over erased records go on with the state
+	// that it had.
+	StateNotFetched
+
 	// Those that follow are for the metadata of several machines.
 
 	// EarlyBurial lets nodes remove directories of replicas that are about to leave.
