@@ -74,7 +74,7 @@ func (b *broker) create(m *wire.CreateRequest, reply func(wire.Message, error)) 
 	}
 	if v := b.View(); len(v.Nodes) > 1 {
 		if c.Automatic {
-			c.Settings.Replicas = b.autoReplicas(v)
+			c.Settings.Replicas = b.autoReplicas(v, c.Settings.Storage)
 		}
 		c.Placement, err = cluster.Spread(v, c.PartitionIDs, int(c.Settings.Replicas), b.unfitFor(c.Settings.Storage))
 		if err != nil {
@@ -121,11 +121,13 @@ func (b *broker) alias(m *wire.AliasRequest, reply func(wire.Message, error)) {
 }
 
 // autoReplicas is how many replicas a destination gets that does not say: three where
-// there are nodes for them.
-func (b *broker) autoReplicas(v *cluster.View) uint8 {
+// there are nodes for them, as the controller raises them later. A node that is away for a
+// moment counts: nobody is given fewer because another one restarts.
+func (b *broker) autoReplicas(v *cluster.View, s wire.Storage) uint8 {
 	brokers := 0
 	for i := range v.Nodes {
-		if v.Nodes[i].Broker() && v.Nodes[i].Up() {
+		n := &v.Nodes[i]
+		if n.Broker() && n.Up() && b.lively(n.ID) && (s != wire.StorageDisk || !b.lacksSpace(n.ID)) {
 			brokers++
 		}
 	}

@@ -61,6 +61,8 @@ func TestRuleL10_AFullDiskLeadsNothing(t *testing.T) {
 	require.ErrorContains(t, err, "2 brokers that can take one; ask for fewer, or add a node, or see to the others: node 3 has no disk space left for records")
 	c.create(2, "payments", 4, 1)
 	require.Zero(t, c.held(1, "payments")[3])
+	require.EqualValues(t, 1, c.create(2, "defaults", 2, 0).Settings.Replicas, "nobody asked for more than there is")
+	require.Zero(t, c.held(1, "defaults")[3])
 	_, err = c.ask(2, &wire.PartitionAdminRequest{Destination: "payments", Partition: 0, Action: wire.PartitionMove, From: firstHolder(c, "payments"), To: 3})
 	require.ErrorIs(t, err, wire.CodeRefused)
 	require.ErrorContains(t, err, "node 3 has no disk space left for records; free some there, or choose another node")
@@ -74,6 +76,7 @@ func TestRuleL10_AFullDiskLeadsNothing(t *testing.T) {
 
 	full.Store(false)
 	c.await("it leads what it is to lead again", func() bool { return c.leaders(1, "orders")[3] > 0 })
+	c.await("it has its share of what was made meanwhile", func() bool { return c.held(1, "defaults")[3] == 2 })
 }
 
 // firstHolder is the node that holds the first partition of a destination.
