@@ -35,7 +35,7 @@ var nextBuild = sync.OnceValues(func() (string, error) {
 	replaced := map[string]string{}
 	for file, edit := range map[string][2]string{
 		"../cluster/level.go": {`MaxLevel = LevelErasing\b`, "MaxLevel = LevelErasing + 1"},
-		"../wire/peer.go":     {`MaxPeerVersion = 1\b`, "MaxPeerVersion = 2"},
+		"../wire/peer.go":     {`MaxPeerVersion = 2\b`, "MaxPeerVersion = 3"},
 	} {
 		source, err := os.ReadFile(file)
 		if err != nil {

@@ -250,7 +250,7 @@ func (r *rawPeer) closed() []byte {
 
 // testHello is what node says of itself in attempt.
 func testHello(node, attempt uint32) *wire.PeerHello {
-	return &wire.PeerHello{MinVersion: 1, MaxVersion: 1, MinLevel: 1, MaxLevel: 1, Cluster: testCluster, Node: node, Store: testStore(node), Boot: 1, Attempt: attempt}
+	return &wire.PeerHello{MinVersion: wire.MinPeerVersion, MaxVersion: wire.MaxPeerVersion, MinLevel: 1, MaxLevel: 1, Cluster: testCluster, Node: node, Store: testStore(node), Boot: 1, Attempt: attempt}
 }
 
 // hello opens the connection as a node and returns the frame that answers.

@@ -274,7 +274,8 @@ func TestRow41_NodesThatDoNotBelongHere(t *testing.T) {
 		{"a node ID with another store", func(h *wire.PeerHello) { h.Store[3] = 1 }, wire.CodeFenced, "another data directory"},
 		{"this node's ID with another store", func(h *wire.PeerHello) { h.Node = 1 }, wire.CodeRefused, "another --node-id"},
 		{"this node itself", func(h *wire.PeerHello) { h.Node, h.Store = 1, testStore(1) }, wire.CodeRefused, "to itself"},
-		{"a newer protocol", func(h *wire.PeerHello) { h.MinVersion, h.MaxVersion = 2, 3 }, wire.CodeVersion, "versions 2 to 3"},
+		{"a newer protocol", func(h *wire.PeerHello) { h.MinVersion, h.MaxVersion = 3, 4 }, wire.CodeVersion, "versions 3 to 4"},
+		{"HEARTBEATS without a state", func(h *wire.PeerHello) { h.MinVersion, h.MaxVersion = 1, 1 }, wire.CodeVersion, "versions 1 to 1"},
 		{"a newer feature level", func(h *wire.PeerHello) { h.MinLevel, h.MaxLevel = 2, 3 }, wire.CodeVersion, "levels 2 to 3"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -293,7 +294,7 @@ func TestRow41_NodesThatDoNotBelongHere(t *testing.T) {
 		})
 	}
 	require.Empty(t, n.handler.events)
-	require.Equal(t, uint64(8), n.peers.counters.refused.Load())
+	require.Equal(t, uint64(9), n.peers.counters.refused.Load())
 
 	t.Run("on an open connection", func(t *testing.T) {
 		for name, frame := range map[string][]byte{

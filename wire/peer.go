@@ -26,10 +26,12 @@ const PeerPreface = "LKPEER\r\n"
 // clients and not the peer protocol.
 const ForwardPreface = "LKFWRD\r\n"
 
-// The range of versions of the peer protocol that this build speaks.
+// The range of versions of the peer protocol that this build speaks. The layout of a kind's
+// body belongs to a version: who changes one raises both, until there is a release whose
+// layout has to be understood. 2 has the state in HEARTBEATS.
 const (
-	MinPeerVersion = 1
-	MaxPeerVersion = 1
+	MinPeerVersion = 2
+	MaxPeerVersion = 2
 )
 
 // Limits of the peer protocol.

@@ -129,7 +129,7 @@ func (m *PeerRaft) Parse(src []byte) error {
 // HEARTBEATS (6): once a tick at least, with the heartbeats of all groups since.
 // The two tick numbers tell that the other side lives and hears.
 //
-//	tick u32 | heard u32 | state u32 (1 its disk refuses records) | count u32 |
+//	tick u32 | heard u32 | state u32 (bit 0 its disk refuses records) | count u32 |
 //	count × { to u64 | from u64 | term u64 | commit u64 | flags u8 | context length u8 | zero u16 | zero u32 | context }
 const (
 	peerBeatSize = 40
@@ -139,7 +139,8 @@ const (
 	peerBeatQuiet    = 4
 	peerBeatWake     = 8
 
-	// PeerLacksSpace is a bit of the state in HEARTBEATS, which has no other.
+	// PeerLacksSpace is a bit of the state in HEARTBEATS. Bits that a build does not know
+	// say nothing to it: a newer one may set more.
 	PeerLacksSpace = 1
 )
 
@@ -193,7 +194,7 @@ func (b *PeerBeat) parse(r *reader) {
 type PeerBeats struct {
 	Tick  uint32 // of the sender
 	Heard uint32 // the highest Tick that it has received
-	State uint32 // of the sender: 0 or PeerLacksSpace
+	State uint32 // of the sender: PeerLacksSpace, and bits that are not known here
 	Beats []PeerBeat
 }
 
@@ -214,9 +215,6 @@ func (m *PeerBeats) Append(dst []byte) []byte {
 func (m *PeerBeats) Parse(src []byte) error {
 	r := reader{src: src}
 	m.Tick, m.Heard, m.State = r.uint32(), r.uint32(), r.uint32()
-	if m.State&^PeerLacksSpace != 0 {
-		r.fail("unknown state")
-	}
 	m.Beats = m.Beats[:0]
 	for range r.count(peerBeatSize) {
 		var beat PeerBeat
