@@ -255,12 +255,22 @@ func (l *Log) ReadAt(p Position, buf []byte) (n int, next Position, err error) {
 // Raft entry, and valid during the call; nil if it is known to be damaged. It may block; it is for boot, before
 // anything is appended.
 func (l *Log) Replay(from wire.Index, fn func(h wire.FrameHeader, body []byte) error) error {
+	return l.replay(from, false, fn)
+}
+
+// ReplayHeaders is Replay for who looks at headers only: bodies are neither verified nor, if
+// they are large, read.
+func (l *Log) ReplayHeaders(from wire.Index, fn func(h wire.FrameHeader) error) error {
+	return l.replay(from, true, func(h wire.FrameHeader, _ []byte) error { return fn(h) })
+}
+
+func (l *Log) replay(from wire.Index, bare bool, fn func(h wire.FrameHeader, body []byte) error) error {
 	if from <= l.startLink.Index {
 		return fmt.Errorf("log %s: replay from %d, first is %d: %w", l.o.Dir, from, l.FirstIndex(), errNoEntry)
 	}
 	var buffer []byte
 	for _, s := range *l.segments.Load() {
-		last, err := l.replaySegment(s, from, &buffer, fn)
+		last, err := l.replaySegment(s, from, bare, &buffer, fn)
 		if err != nil {
 			return err
 		}
@@ -269,7 +279,7 @@ func (l *Log) Replay(from wire.Index, fn func(h wire.FrameHeader, body []byte) e
 	return nil
 }
 
-func (l *Log) replaySegment(s *segment.Segment, from wire.Index, buffer *[]byte, fn func(wire.FrameHeader, []byte) error) (last wire.Index, err error) {
+func (l *Log) replaySegment(s *segment.Segment, from wire.Index, bare bool, buffer *[]byte, fn func(wire.FrameHeader, []byte) error) (last wire.Index, err error) {
 	if !s.Acquire() {
 		return 0, nil
 	}
@@ -290,13 +300,16 @@ func (l *Log) replaySegment(s *segment.Segment, from wire.Index, buffer *[]byte,
 	defer f.Release()
 	sc := s.Scan(f, pos, s.End(), *buffer)
 	defer func() { *buffer = sc.Buffer() }()
+	if bare {
+		sc.PassBodies()
+	}
 	for sc.Position() < s.End() {
 		h, err := sc.Header()
 		var body []byte
 		if err == nil && h.Kind == segment.KindErased {
 			err = fmt.Errorf("%w: entries up to %d are to be applied and were erased", segment.ErrChain, h.Index)
 		}
-		if err == nil {
+		if err == nil && !bare {
 			body, err = sc.Body(&h)
 			if err != nil && l.damage.at(s.Sequence(), sc.Position()) != nil {
 				body, err = nil, nil

@@ -71,12 +71,13 @@ func (g *Group) replay(known wire.Index) (commit wire.Index, err error) {
 // first is committed. Who began with the configuration before both could elect itself with
 // a majority that has no member in common with one of the configuration behind them.
 func (g *Group) shown(known wire.Index) (wire.Index, error) {
+	known = max(known, min(g.applied, g.log.LastIndex())) // see replay
 	from := max(known+1, g.log.FirstIndex())
 	if from > g.log.LastIndex() {
 		return known, nil
 	}
 	var newest wire.Index
-	err := g.log.Replay(from, func(h wire.FrameHeader, _ []byte) error {
+	err := g.log.ReplayHeaders(from, func(h wire.FrameHeader) error {
 		if h.Kind == wire.KindConfiguration {
 			known, newest = max(known, newest), h.Index
 		}
