@@ -706,10 +706,12 @@ func (g *Group) write() error {
 		}
 		g.wanted = 0
 	}
-	cuts := g.scratch[0].Index <= g.log.LastIndex()
+	first := g.scratch[0].Index
+	cuts := first <= g.log.LastIndex()
 	err := g.log.Append(g.scratch)
 	if cuts && err == nil && g.storage.feed != nil {
 		g.storage.feed.ranges = nil // some of it may be what was taken back
+		g.unloaded = min(g.unloaded, first-1)
 	}
 	if errors.Is(err, log.ErrNotReady) {
 		for i := range g.scratch {

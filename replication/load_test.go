@@ -135,3 +135,50 @@ func TestRuleR2_WhatIsTakenBackIsNotApplied(t *testing.T) {
 	require.Len(t, l.applied(), 120)
 	require.Positive(t, l.ownReads)
 }
+
+// What another leader has taken back is not on the disk any more, and is not waited for: a
+// replica that afterwards falls behind the start of the leader's log gets a snapshot.
+func TestRuleR2_WhatWasTakenBackKeepsNoSnapshotOut(t *testing.T) {
+	f := newFleet(t)
+	f.mode, f.founders, f.load, f.segment, f.checkpoint = log.SyncOS, []uint64{1, 2, 3}, 1, 64<<10, 100<<10
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l := f.lead(1)
+	l.propose("common")
+	f.settle()
+	f.isolate(1)
+	for i := range 50 {
+		l.propose(fmt.Sprintf("lost %04d", i))
+	}
+	l.crash(false)
+	f.tick(20)
+	next := f.elect()
+	next.propose("other")
+	f.settle()
+	l.open()
+	last := l.log.LastIndex()
+	f.heal()
+	f.tick(10)
+	f.equal()
+	require.Less(t, l.log.LastIndex(), last, "most of what was found is taken back")
+	f.isolate(1)
+	for i := range 300 {
+		next.propose(fmt.Sprintf("%03d %02000d", i, i))
+		f.settle()
+	}
+	f.tick(12)
+	for _, m := range f.members {
+		if m != l {
+			m.log.Trim(m.log.NextOffset() - 5)
+			m.log.MarkIdle()
+			f.settle()
+		}
+	}
+	require.Greater(t, next.log.FirstIndex(), last)
+	l.slow = true // nothing has to be read
+	f.heal()
+	f.tick(30)
+	require.Equal(t, 1, l.fetches)
+	f.caughtUp(l, next)
+}

@@ -340,6 +340,7 @@ func (g *Group) replace(m *raftpb.Message) error {
 		}
 	}
 	g.raftApplied, g.handed, g.unloaded = in.offer.Start.Index, in.offer.Start.Index, 0
+	g.storage.feed.ranges = nil // what was read is of the log before
 	g.install = nil
 	g.logger.Info("snapshot installed", "replica", g.id, "start", in.offer.Start.Index, "checkpoint", cp.Applied)
 	if g.restored != nil && len(in.content) > 0 {
