@@ -22,6 +22,7 @@ type host struct {
 	machineBoot int // lives of the machine
 	life        int // lives of the process
 	up          bool
+	opening     bool // on the way there
 	paused      bool // the process stands still
 	stopAt      int64
 
@@ -49,7 +50,9 @@ func (m *host) start() {
 	m.life++
 	m.jobs, m.paused = nil, false
 	f.trace.add("%s starts: life %d, boot %d of its machine", m, m.life, m.machineBoot)
-	if err := m.open(); err != nil {
+	m.opening = true
+	err := m.open()
+	if m.opening = false; err != nil {
 		if m.stopped() {
 			m.powerCut()
 			return

@@ -293,7 +293,9 @@ func (m *member) withdrawn() {
 	m.promisedTerm, _ = m.log.Term(m.promised)
 }
 
-// holds reports whether an entry is durable here as far as the replica has said.
+// holds reports whether an entry is durable here as far as the replica has said. One that
+// opens says what its log has: it may be the first to apply an entry that it committed as a
+// leader before its machine lost power.
 func (m *member) holds(i wire.Index, term wire.Term) bool {
 	if m.promised >= i && m.promisedTerm >= term {
 		return true
@@ -302,7 +304,7 @@ func (m *member) holds(i wire.Index, term wire.Term) bool {
 		return true
 	}
 	at, ok := m.log.Term(i)
-	return m.up && m.log.DurableIndex() >= i && ok && at == term
+	return (m.up || m.opening) && m.log.DurableIndex() >= i && ok && at == term
 }
 
 // lead is who leads as far as this member knows.
