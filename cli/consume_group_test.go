@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +34,28 @@ func TestMembersOfAGroupPrintEachRecordOnce(t *testing.T) {
 	require.Contains(t, list, "shared")
 	must(t, sh, "group", "rm", "orders", "audit")
 	require.NotContains(t, must(t, sh, "group", "ls", "orders"), "audit")
+}
+
+// Who reads a queue without a group is told that its groups have consumed what it asks for,
+// and that it has expired only where it can.
+func TestAReaderIsToldThatAGroupHasConsumedItsRecords(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	for name, why := range map[string]string{
+		"kept":    "were consumed by the groups of the queue, which removes them",
+		"limited": "were consumed by the groups of the queue, which removes them, or have expired",
+	} {
+		retention := "unlimited"
+		if name == "limited" {
+			retention = "7d"
+		}
+		must(t, sh, "queue", "create", name, "--retention-time", retention)
+		must(t, at(address, "1\n2\n"), "produce", name)
+		require.Equal(t, "1\n2\n", must(t, sh, "consume", name, "--group", "billing", "-c", "2"))
+		got := sh.run(context.Background(), "consume", name, "--partition", "0", "--offset", "0", "-c", "1")
+		require.Equal(t, outcome{1, "", fmt.Sprintf(`lockstep: consume "%s": partition 0: offset 0: offset out of range: readable are [2, 2); those before offset 2 %s; `+
+			"read with --from earliest or --from latest, or look at the range with: lockstep queue describe %[1]s\n", name, why)}, got)
+	}
 }
 
 // What was looked at goes back in the end, and nobody is waited for.

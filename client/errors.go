@@ -93,12 +93,13 @@ func (e *SendError) Error() string { return e.Outcome.String() + ": " + e.Err.Er
 func (e *SendError) Unwrap() error { return e.Err }
 
 // OutOfRangeError is returned by a Reader whose position is outside of what
-// the partition holds: retention removed the record, or the position never existed.
-// It unwraps to the broker's wire.Error.
+// the partition holds: retention removed the record, or the groups of a queue that were
+// done with it, or the position never existed. It unwraps to the broker's wire.Error,
+// whose detail says which.
 type OutOfRangeError struct {
 	Partition uint32
 	Offset    uint64 // where the reader wanted to read
-	Next      uint64 // if retention has removed [Offset, Next): where reading can go on; else 0
+	Next      uint64 // if [Offset, Next) is gone: where reading can go on; else 0
 	Err       error
 }
 

@@ -85,10 +85,26 @@ func (s *session) readError(t *handle, err error) wire.ErrorBody {
 		body = wire.ErrorBody{Code: wire.CodeCorrupt, Next: d.Next, Detail: fmt.Sprintf(
 			"%s/%d: %v; reading can go on at offset %d", t.dest.Name, t.key.partition, damaged, d.Next)}
 	}
+	if body.Code == wire.CodeOutOfRange && body.Next > 0 {
+		body.Detail += fmt.Sprintf("; those before offset %d %s", body.Next, whyGone(t.dest))
+	}
 	if body.Code == wire.CodeErased {
 		body.Detail = fmt.Sprintf("%s/%d: %s", t.dest.Name, t.key.partition, body.Detail)
 	}
 	return body
+}
+
+// whyGone says what has removed the first records of a destination, as far as it is known:
+// nobody keeps which of two it was.
+func whyGone(d *cluster.Destination) string {
+	expires := d.Settings.RetentionTimeMs > 0 || d.Settings.RetentionBytes > 0
+	switch {
+	case d.Kind == wire.Topic:
+		return "have expired"
+	case expires:
+		return "were consumed by the groups of the queue, which removes them, or have expired"
+	}
+	return "were consumed by the groups of the queue, which removes them"
 }
 
 // ReportDamage implements replica: a worker reads the frame again. One at a time

@@ -669,7 +669,7 @@ func errorBody(err error) wire.ErrorBody {
 		return wire.ErrorBody{Code: wire.CodeErased, Next: erased.Next, Detail: fmt.Sprintf("%v; reading can go on at offset %d", erased, erased.Next)}
 	case errors.As(err, &gap):
 		body := wire.ErrorBody{Code: wire.CodeOutOfRange, Detail: gap.Error()}
-		if gap.Offset < gap.Start { // retention has removed what lies before
+		if gap.Offset < gap.Start { // what lies before was removed
 			body.Next = gap.Start
 		}
 		return body

@@ -143,7 +143,8 @@ func (s *session) linkOpen(h wire.Header, body []byte) error {
 		return nil
 	}
 	if m.Offset < info.StartOffset || m.Offset > info.NextOffset {
-		s.finish(h.ID, nil, &log.OutOfRangeError{Offset: m.Offset, Start: info.StartOffset, Next: info.NextOffset})
+		why := s.readError(t, &log.OutOfRangeError{Offset: m.Offset, Start: info.StartOffset, Next: info.NextOffset})
+		s.finish(h.ID, nil, why.Err())
 		return nil
 	}
 	s.opening++
