@@ -42,6 +42,20 @@ func aliasText(x client.Alias) string {
 	return "partitions " + partitionWords(x) + " of " + x.Destination
 }
 
+// aliasNow is what an alias stands for, "" if there is none of the name.
+func aliasNow(ctx context.Context, conn *client.Conn, name string) (string, error) {
+	list, err := conn.Aliases(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, x := range list {
+		if x.Name == name {
+			return aliasText(x), nil
+		}
+	}
+	return "", nil
+}
+
 func partitionWords(x client.Alias) string {
 	if len(x.Partitions) == 0 {
 		return "all"
@@ -74,10 +88,21 @@ func (a *app) aliasSetCommand(verb, short, done string, set func(*client.Conn, c
 		slices.Sort(x.Partitions)
 		x.Partitions = slices.Compact(x.Partitions)
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			before := ""
+			if verb == "alter" {
+				var err error
+				if before, err = aliasNow(ctx, conn, x.Name); err != nil {
+					return aliasFailure(ctx, conn, verb, x, err)
+				}
+			}
 			if err := set(conn, ctx, x); err != nil {
 				return aliasFailure(ctx, conn, verb, x, err)
 			}
-			_, err := fmt.Fprintf(a.stdout, "%s alias %q of %s\n", done, x.Name, aliasText(x))
+			text := fmt.Sprintf("%s alias %q of %s", done, x.Name, aliasText(x))
+			if before != "" {
+				text = fmt.Sprintf("%s alias %q: it stands for %s now, and stood for %s before", done, x.Name, aliasText(x), before)
+			}
+			_, err := fmt.Fprintln(a.stdout, text)
 			return outputError(err)
 		})
 	}

@@ -23,7 +23,7 @@ func TestAliasesAreFollowed(t *testing.T) {
 		left := sh.run(context.Background(), "browse", "orders", "--group", "g", "-o", "json")
 		return left.code == 0 && left.stdout == ""
 	}, 30*time.Second, 20*time.Millisecond)
-	require.Equal(t, "altered alias \"current\" of partitions 0,2 of orders-2\n", must(t, sh, "alias", "alter", "current", "orders-2", "--partition", "2", "--partition", "0"))
+	require.Equal(t, "altered alias \"current\": it stands for partitions 0,2 of orders-2 now, and stood for orders before\n", must(t, sh, "alias", "alter", "current", "orders-2", "--partition", "2", "--partition", "0"))
 	must(t, at(address, "b\n"), "produce", "current")
 	end := <-consumed
 	require.Equal(t, 0, end.code, end.stderr)

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -442,6 +445,7 @@ func TestJoiningIsRefusedWithTheReason(t *testing.T) {
 		cfg.Advertise = "127.0.0.1:7999"
 		cfg.Join = []string{"localhost:7999"}
 	})
+	refused("leave one of them out", func(cfg *Config) { cfg.Bootstrap = true })
 	refused("needs an address for the others", func(cfg *Config) { cfg.PeerListen = "" })
 	refused("belongs to node 1, not 5", func(cfg *Config) {
 		cfg.NodeID = 5
@@ -655,6 +659,40 @@ func TestRuleR10_ADirectoryThatWasReplacedEnds(t *testing.T) {
 	_, err := Start(t.Context(), old)
 	require.ErrorIs(t, err, wire.CodeNotMember)
 	require.ErrorContains(t, err, "node 2 was replaced: another data directory has its ID in the cluster now")
+}
+
+// Who waits to be taken in says so once, not with each attempt.
+func TestANodeThatWaitsToBeTakenInSaysItOnce(t *testing.T) {
+	t.Parallel()
+	mute, err := net.Listen("tcp", "127.0.0.1:0") // as the peer port of a broker
+	require.NoError(t, err)
+	defer mute.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() {
+		for range 4 {
+			if conn, err := mute.Accept(); err == nil {
+				_ = conn.Close()
+			}
+		}
+		stop()
+	}()
+	var log lockedBuffer
+	_, err = Start(ctx, Config{
+		DataDir: t.TempDir(), Listen: "127.0.0.1:0", PeerListen: "127.0.0.1:0", HTTP: "off", NodeID: 2, Join: []string{mute.Addr().String()},
+		Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	})
+	require.ErrorContains(t, err, "told to stop before it was taken in")
+	require.Equal(t, 1, strings.Count(log.String(), "waiting to be taken in"), log.String())
+}
+
+// Who is to join by the HTTP port of a broker is told so.
+func TestJoiningByAnHTTPPortIsExplained(t *testing.T) {
+	t.Parallel()
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	_, err := joinVia(t.Context(), other.Listener.Addr().String(), &wire.JoinRequest{})
+	require.ErrorContains(t, err, "that is an HTTP port, as that of health and metrics (--http); name the client address of the member, its --listen")
 }
 
 // waitingWriter is called once something is logged.

@@ -112,6 +112,8 @@ func (c *Config) checkCluster() error {
 		}
 	}
 	switch role := cluster.Role(c.Role); {
+	case c.Bootstrap && len(c.Join) > 0:
+		return errors.New("--bootstrap and --join contradict each other: the first node of a new cluster is started with --bootstrap, every other with --join; leave one of them out")
 	case role != "" && role != cluster.RoleBroker && role != cluster.RoleGateway:
 		return fmt.Errorf("role %q is neither %s nor %s", c.Role, cluster.RoleBroker, cluster.RoleGateway)
 	case c.PeerListen == "" && (len(c.Join) > 0 || role == cluster.RoleGateway):

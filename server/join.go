@@ -1,11 +1,13 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,6 +23,8 @@ const (
 	joinTimeout = 15 * time.Second
 	// joinPause lies between two rounds of attempts.
 	joinPause = 500 * time.Millisecond
+	// joinReminder lies between two log messages that say the same of them.
+	joinReminder = 20 * time.Second
 )
 
 // notTakenIn is why a node did not join, where it is certain that no member knows it.
@@ -54,12 +58,17 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 		}
 	}()
 	var last error
+	var said string // of what was logged last
+	var saidAt time.Time
 	outside := true
 	ended := func(err error) error {
 		if outside {
 			return notTakenIn{err}
 		}
 		return err
+	}
+	stopped := func() error {
+		return ended(fmt.Errorf("%w; this node was told to stop before it was taken in", last))
 	}
 	for until := time.Now().Add(joinPatience); ; {
 		for _, address := range cfg.Join {
@@ -79,11 +88,17 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 		if time.Now().After(until) {
 			return identity{}, ended(fmt.Errorf("%w; nobody took this node in for %s: is one of the members running, and can most of them reach each other?", last, joinPatience))
 		}
-		cfg.Logger.Info("waiting to be taken in", "err", last)
+		if ctx.Err() != nil {
+			return identity{}, stopped()
+		}
+		if text := last.Error(); text != said || time.Since(saidAt) >= joinReminder {
+			said, saidAt = text, time.Now()
+			cfg.Logger.Info("waiting to be taken in; trying again until it is, or "+joinPatience.String()+" are over", "err", last)
+		}
 		select {
 		case <-time.After(joinPause):
-		case <-cfg.givenUp:
-			return identity{}, ended(fmt.Errorf("%w; this node was told to stop before it was taken in", last))
+		case <-ctx.Done():
+			return identity{}, stopped()
 		}
 	}
 }
@@ -180,11 +195,17 @@ func readAnswer(conn net.Conn, id uint32, m wire.Message) error {
 	for {
 		head := make([]byte, wire.HeaderSize)
 		if _, err := io.ReadFull(conn, head); err != nil {
-			return fmt.Errorf("no answer, is that the client address of a broker? %w", err)
+			if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+				err = io.EOF // which of the two is chance
+			}
+			return fmt.Errorf("no answer, is that the client address of a broker, its --listen? %w", err)
 		}
 		h, err := wire.ParseHeader(head)
+		if bytes.HasPrefix(head, []byte("HTTP/")) {
+			return errors.New("that is an HTTP port, as that of health and metrics (--http); name the client address of the member, its --listen")
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("that is no broker's client address: %w", err)
 		}
 		if h.BodySize() > maxJoinAnswer {
 			return wire.Errorf(wire.CodeTooLarge, "an answer of %d bytes", h.BodySize())
