@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -187,8 +188,10 @@ func TestAFullDiskIsAProblem(t *testing.T) {
 	require.Equal(t, "not healthy:\n  node 1 ("+s.Addr()+") takes no records: its disk has no more than the 1 EiB free that are kept; "+
 		"free some there, shorten a retention, or delete a destination\n", health.stdout)
 	must(t, sh, "queue", "create", "orders")
-	require.Contains(t, sh.run(context.Background(), "cluster", "health").stdout,
-		"\n  partition orders/0 takes no records: its only replica cannot: no space on node 1; free disk space on node 1\n")
+	require.Eventually(t, func() bool { // once the metadata knows that the replica is there
+		return strings.Contains(sh.run(context.Background(), "cluster", "health").stdout,
+			"\n  partition orders/0 takes no records: its only replica cannot: no space on node 1; free disk space on node 1\n")
+	}, 30*time.Second, 20*time.Millisecond)
 	require.Regexp(t, `broker +up, disk full +`, must(t, sh, "node", "ls"))
 }
 
