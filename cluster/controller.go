@@ -555,12 +555,13 @@ func (p *plan) raiseLevel() {
 
 // PlanMeta is the configuration that group 0 should have: an odd number of voters, up to
 // wire.MaxMetadataVoters, on different racks where there are some, and everybody else as a
-// learner. Who votes goes on voting; who votes and is gone does so too until another can
+// learner. Brokers come before gateways, which come and go with those that use them. Who
+// votes goes on voting among its like; who votes and is gone does so too until another can
 // take its place, because fewer voters would not make the group any safer. That a voter is
 // gone is a majority's word, asked for those only that are not alive; whom the asking node
 // does not hear gets no vote. IDs are those of group 0.
 func PlanMeta(v *View, voters []uint64, alive, gone func(node uint32) bool) (wanted, learners []uint64) {
-	var candidates [3][]Node // voters, living learners, voters that are gone
+	var candidates [5][]Node // brokers that vote, living ones that learn, gateways likewise, voters that are gone
 	members := 0
 	for _, n := range v.Nodes {
 		votes := slices.Contains(voters, n.MetaID())
@@ -569,11 +570,13 @@ func PlanMeta(v *View, voters []uint64, alive, gone func(node uint32) bool) (wan
 		}
 		members++
 		class := 0
-		switch {
-		case !votes:
-			class = 1
-		case !alive(n.ID) && gone(n.ID):
+		if n.Role == RoleGateway {
 			class = 2
+		}
+		if !votes {
+			class++
+		} else if !alive(n.ID) && gone(n.ID) {
+			class = 4
 		}
 		candidates[class] = append(candidates[class], n)
 	}

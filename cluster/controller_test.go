@@ -663,6 +663,13 @@ func TestTheMetadataGetsOneThreeAndFiveVoters(t *testing.T) {
 			require.Equal(t, c.learners, learners)
 		})
 	}
+	gateways := *view
+	gateways.Nodes = slices.Clone(view.Nodes[:4])
+	gateways.Nodes[1].Role = RoleGateway
+	withGateway, _ := PlanMeta(&gateways, []uint64{1, 2, 3}, always, always)
+	require.Equal(t, []uint64{1, 3, 4}, withGateway, "a broker votes in the place of a gateway")
+	withGateway, _ = PlanMeta(&gateways, []uint64{1, 3, 4}, func(n uint32) bool { return n != 4 }, always)
+	require.Equal(t, []uint64{1, 2, 3}, withGateway, "rather a gateway than one that is gone")
 	five, _ := PlanMeta(view, []uint64{1, 2, 3}, always, always)
 	require.Len(t, five, 5)
 	require.Subset(t, five, []uint64{1, 2, 3})
