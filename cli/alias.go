@@ -113,7 +113,7 @@ func (a *app) aliasSetCommand(verb, short, done string, set func(*client.Conn, c
 // is not it names the next one.
 func aliasFailure(ctx context.Context, conn *client.Conn, verb string, x client.Alias, err error) error {
 	var e *wire.Error
-	if !errors.As(err, &e) || e.Detail == "" {
+	if !errors.As(err, &e) || e.Detail == "" || e.Code == wire.CodeUnavailable {
 		return &failure{doing: verb + " alias " + x.Name, err: err}
 	}
 	text := fmt.Sprintf("%s alias %q: %s", verb, x.Name, e.Detail)

@@ -68,6 +68,8 @@ type nodeJSON struct {
 	PeerAddress string `json:"peer_address,omitempty"`
 	HTTP        string `json:"http,omitempty"`
 	answered    bool
+	// alone are those of Leaders whose only replica is there: nobody else could lead them.
+	alone int
 }
 
 // askStatus asks a broker for the cluster, and all nodes for what they know of themselves.
@@ -88,6 +90,10 @@ func askStatus(ctx context.Context, conn *client.Conn) (*clusterJSON, []client.D
 		return s, destinations, err
 	}
 	s.Controller, s.Level, s.Voters = status.Controller, status.Level, status.Voters
+	if s.Controller == 0 {
+		s.Problems, s.Healthy = append(s.Problems, fmt.Sprintf("the metadata has no leader: nothing can be created, changed or moved and no node joins until most of the %s that vote on it answer",
+			plural(int64(s.Voters), "node"))), false
+	}
 	if lacks := lacksVoters(s); lacks != "" {
 		s.Problems, s.Healthy = append(s.Problems, lacks), false
 	}
@@ -171,12 +177,16 @@ func judgeCluster(version uint64, nodes []client.Node, destinations []client.Des
 			case lacks != "":
 				helpless.add(name, unled, lacks)
 			case unled:
-				problem("partition %s has no leader", name)
+				helpless.add(name, unled, "")
 			case p.Damaged > 0:
 				problem("partition %s has %s", name, plural(int64(p.Damaged), "damaged range"))
 			}
 			if p.Leader != 0 {
-				node(p.Leader).Leaders++
+				n := node(p.Leader)
+				n.Leaders++
+				if len(p.Replicas) == 1 {
+					n.alone++
+				}
 			} else if unled {
 				out.Offline++
 			}
@@ -205,6 +215,7 @@ func judgeCluster(version uint64, nodes []client.Node, destinations []client.Des
 			problem("node %d (%s) does not answer; it has %s", n.Node, n.Address, plural(int64(n.Replicas), "replica"))
 		case !n.Alive:
 			problem("node %d (%s) does not answer", n.Node, n.Address)
+		case n.State == wire.NodeDraining.String() && n.Leaders == n.alone: // drained
 		case n.State != wire.NodeUp.String() && n.Leaders > 0:
 			problem("node %d is %s and still leads %s", n.Node, n.State, plural(int64(n.Leaders), "partition"))
 		}

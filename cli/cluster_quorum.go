@@ -42,7 +42,11 @@ func lacksQuorum(d *client.Destination, p *client.PartitionInfo, away func(node 
 			word = "do"
 		}
 		why = append(why, nodeWords(gone)+" "+word+" not answer")
-		next = append(next, "start "+nodeWords(gone))
+		start := "start " + nodeWords(gone)
+		if n := needed - able; n < len(gone) {
+			start = fmt.Sprintf("start %d of %s", n, nodeWords(gone))
+		}
+		next = append(next, start)
 	}
 	if len(cramped) > 0 {
 		why = append(why, "no space on "+nodeWords(cramped))
@@ -96,7 +100,10 @@ func (h *helplessness) texts() (problems []string) {
 	const named = 3
 	for _, g := range h.groups {
 		subject, verb := "partition "+g.names[0], "takes no records"
-		if g.unled {
+		switch {
+		case g.lacks == "": // it could elect one
+			verb = "has no leader"
+		case g.unled:
 			verb = "has no leader and takes no records"
 		}
 		if n := len(g.names); n > 1 {
@@ -106,7 +113,10 @@ func (h *helplessness) texts() (problems []string) {
 			}
 			verb = strings.NewReplacer("takes", "take", "has", "have").Replace(verb)
 		}
-		problems = append(problems, fmt.Sprintf("%s %s: %s", subject, verb, g.lacks))
+		if g.lacks != "" {
+			verb += ": " + g.lacks
+		}
+		problems = append(problems, subject+" "+verb)
 	}
 	return problems
 }

@@ -65,6 +65,11 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		}, []string{"partition orders/0: its replica on node 1 is leaving", "partition orders/0: its replica on node 2 is joining"}, [2]int{1, 0}},
 		{"a draining node that leads", func(n []client.Node, _ []client.PartitionInfo) { n[0].State = wire.NodeDraining },
 			[]string{"node 1 is draining and still leads 1 partition"}, [2]int{}},
+		{"a draining node that leads what nobody else could", func(n []client.Node, p []client.PartitionInfo) {
+			n[0].State, p[0].Replicas = wire.NodeDraining, p[0].Replicas[:1]
+		}, []string{}, [2]int{1, 0}},
+		{"no leaders", func(_ []client.Node, p []client.PartitionInfo) { p[0].Leader, p[1].Leader = 0, 0 },
+			[]string{"partitions orders/0, orders/1 have no leader"}, [2]int{0, 2}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			nodes, destinations := threeNodes()
@@ -98,7 +103,7 @@ func TestHealthNamesPartitionsThatCannotStore(t *testing.T) {
 		{"one is full and one is dead", wire.StorageDisk, 5, [4]string{1: "full", 3: "dead"}, []wire.ReplicaState{1, 1, 1},
 			many + "1 of 3 replicas can, 2 are needed: node 3 does not answer, no space on node 1; start node 3, or free disk space on node 1"},
 		{"two are dead", wire.StorageDisk, 1, [4]string{1: "dead", 2: "dead"}, []wire.ReplicaState{1, 1, 1},
-			orders + "1 of 3 replicas can, 2 are needed: nodes 1, 2 do not answer; start nodes 1, 2" + recoverHint},
+			orders + "1 of 3 replicas can, 2 are needed: nodes 1, 2 do not answer; start 1 of nodes 1, 2" + recoverHint},
 		{"two are lost", wire.StorageDisk, 1, [4]string{}, []wire.ReplicaState{1, 4, 4},
 			orders + "1 of 3 replicas can, 2 are needed: what nodes 2, 3 had is lost; give up what they had, see lockstep partition recover --help"},
 		{"the only one is full", wire.StorageDisk, 1, [4]string{1: "full"}, []wire.ReplicaState{1},

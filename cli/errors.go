@@ -177,7 +177,7 @@ func (f *failure) explainClient() string {
 	case errors.Is(f.err, client.ErrDeliveryTimeout) && errors.Is(f.err, wire.CodeMemoryFull):
 		return fmt.Sprintf("%s %q: %v; shorten retention or raise --memory-bytes of the broker, or wait longer with --timeout", f.doing, f.destination, f.err)
 	case errors.Is(f.err, client.ErrDeliveryTimeout):
-		return fmt.Sprintf("%s %q: %v; check the broker, or wait longer with --timeout", f.doing, f.destination, f.err)
+		return fmt.Sprintf("%s %q: %v; see what does not answer with: lockstep cluster health, or wait longer with --timeout", f.doing, f.destination, f.err)
 	case errors.Is(f.err, client.ErrDisconnected) && f.doing == connecting:
 		return fmt.Sprintf("%v; check that the broker runs, and that --server names its port for clients (--listen) and not the one for other brokers (--peer-listen)", f.err)
 	case errors.Is(f.err, client.ErrDisconnected) && f.destination == "":
@@ -278,6 +278,8 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		return f.text(code) + "; remove what is not needed, or use fewer partitions"
 	case wire.CodeTooLarge:
 		return f.text(code) + "; raise the limit with: " + command + " alter " + name + " --max-record-bytes SIZE"
+	case wire.CodeUnavailable:
+		return f.text(code) + "; try again; if it lasts, see which nodes do not answer with: lockstep cluster health"
 	case wire.CodeDiskFull:
 		return f.text(code) + "; free space or shorten retention on the broker's disk, then run this again"
 	}

@@ -106,7 +106,7 @@ func TestErrorsSayWhatToDoNext(t *testing.T) {
 			"record is too large: 3000066 bytes; raise the limit with: lockstep topic alter events --max-record-bytes SIZE"},
 		{"delivery timeout",
 			&failure{doing: "produce to", destination: "events", kind: topicWords, err: client.ErrDeliveryTimeout},
-			`produce to "events": delivery timeout; check the broker, or wait longer with --timeout`},
+			`produce to "events": delivery timeout; see what does not answer with: lockstep cluster health, or wait longer with --timeout`},
 		{"anything else stays as it is", errors.New("out of cheese"), "out of cheese"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

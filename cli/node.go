@@ -25,7 +25,7 @@ func (a *app) nodeCommand() *cobra.Command {
 	c.AddCommand(
 		a.nodeLsCommand(),
 		a.nodeAdminCommand(client.NodeDrain, "drain", "Give a node's leaderships away, as before its restart", "drained",
-			func(n *nodeJSON) bool { return n == nil || n.Leaders == 0 }),
+			func(n *nodeJSON) bool { return n == nil || n.Leaders == n.alone }),
 		a.nodeAdminCommand(client.NodeUndrain, "undrain", "Let a node take part in everything again", "back",
 			func(n *nodeJSON) bool { return n == nil || n.State == "up" }),
 		a.nodeAdminCommand(client.NodeDecommission, "decommission", "Give a node's replicas to others and remove it from the cluster", "removed",
@@ -111,17 +111,23 @@ func (a *app) nodeAdminCommand(action client.NodeAction, verb, short, outcome st
 				fmt.Fprintf(a.stderr, "node %d is to be %s; see how far it is with: lockstep cluster status\n", id, outcome)
 				return nil
 			}
+			alone := 0
 			err := awaitCluster(ctx, conn, func(s *clusterJSON, _ []client.Destination) bool {
 				i := slices.IndexFunc(s.Nodes, func(n nodeJSON) bool { return n.Node == id })
 				if i < 0 {
 					return done(nil)
 				}
+				alone = s.Nodes[i].alone
 				return done(&s.Nodes[i])
 			})
 			if err != nil {
 				return &failure{doing: doing, err: err}
 			}
-			fmt.Fprintf(a.stderr, "node %d is %s\n", id, outcome)
+			text := fmt.Sprintf("node %d is %s", id, outcome)
+			if action == client.NodeDrain && alone > 0 {
+				text += fmt.Sprintf("; %s with the only replica there cannot be used while it is down", plural(int64(alone), "partition"))
+			}
+			fmt.Fprintln(a.stderr, text)
 			return nil
 		})
 	}

@@ -741,11 +741,11 @@ func (n *peerNode) keepDialing() {
 			n.note(wordOf(err))
 			if text := err.Error(); text != said {
 				said = text
-				level := slog.LevelWarn
-				if errors.Is(err, wire.CodeNotMember) { // it has not heard yet, or this node was removed: see Removed
-					level = slog.LevelInfo
+				level, what := slog.LevelWarn, "a node cannot be reached; trying again until it can"
+				if errors.Is(err, wire.CodeNotMember) { // or this node was removed: see Removed
+					level, what = slog.LevelInfo, "a node has not heard yet that this one has joined; trying again until it has"
 				}
-				n.set.logger.Log(n.ctx, level, "a node cannot be reached; trying again until it can", "node", n.id, "address", address, "err", err)
+				n.set.logger.Log(n.ctx, level, what, "node", n.id, "address", address, "err", err)
 			}
 		}
 		n.sleep(pause)
