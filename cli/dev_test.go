@@ -170,6 +170,17 @@ func TestDevThreeNodesSurviveAKill(t *testing.T) {
 	must(t, at(server, ""), "queue", "create", "orders", "--partitions", "6", "--replicas", "3")
 	must(t, at(server, ""), "cluster", "health", "--watch", "--exit-when-healthy", "--timeout", "60s")
 
+	// A node that has an only replica is drained when it leads nothing else.
+	must(t, at(server, ""), "queue", "create", "lone", "--replicas", "1")
+	must(t, at(server, "x\n"), "produce", "lone")
+	var lone []replicatedJSON
+	require.NoError(t, json.Unmarshal([]byte(must(t, at(server, ""), "partition", "ls", "lone", "-o", "json")), &lone))
+	holder := fmt.Sprint(lone[0].Replicas[0].Node)
+	drained := at(server, "").run(context.Background(), "node", "drain", holder, "--wait")
+	require.Equal(t, 0, drained.code)
+	require.Contains(t, drained.stderr, "node "+holder+" is drained")
+	must(t, at(server, ""), "node", "undrain", holder)
+
 	const records = 3000
 	lines, input := io.Pipe()
 	produced := make(chan outcome, 1)
