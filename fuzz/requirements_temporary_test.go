@@ -149,3 +149,52 @@ func (s *suite) orphans(node int) func(t *testing.T) (gone, back func(t *testing
 		}
 	}
 }
+
+// session has a consumer and a producer that are connected to the node that is lost, which
+// leads what they work with. What the consumer holds stays its own, what it had it keeps,
+// and what the producer sends is there once.
+func (s *suite) session(node int) func(t *testing.T) (gone, back func(t *testing.T)) {
+	return func(t *testing.T) (gone, back func(t *testing.T)) {
+		const window = 20
+		conn := dial(t, s.at(node, 1, 3), client.InOrder())
+		d := s.topic(t, conn, replicated)
+		n := partitionOf(t, conn, d, uint32(node))
+		settings := client.GroupSettings{Mode: client.Shared, SessionMs: 30_000, AckWaitMs: 120_000} // a slow machine is none of its business
+		_, err := conn.CreateGroup(patient(t), d.Name, "g", client.GroupIntent{Settings: settings, Start: client.GroupStart{To: "earliest"}})
+		require.NoError(t, err)
+		lost := newEvents()
+		c, err := conn.Consumer(patient(t), d.Name, client.Group("g"), client.Prefetch(20*window), client.OnEvent(lost.add))
+		require.NoError(t, err)
+		w := startPaced(t, producer(t, conn, d, client.Partition(n)), "")
+		seen := make(map[string]bool)
+		take := func() *client.Delivery {
+			delivery, err := c.Next(patient(t))
+			require.NoError(t, err)
+			require.False(t, delivery.Redelivered || seen[string(delivery.Value)], "record %s came again", delivery.Value)
+			seen[string(delivery.Value)] = true
+			return delivery
+		}
+		var held []*client.Delivery
+		for range window {
+			held = append(held, take())
+		}
+		bound := c.Partitions()
+		require.EqualValues(t, node, conn.Info().Node)
+		return func(t *testing.T) {
+			w.goesOn(t)
+			w.all(t)
+			for len(seen) < w.answered() {
+				require.NoError(t, take().Ack())
+			}
+			for _, delivery := range held {
+				require.NoError(t, delivery.AckSync(patient(t)), "record %s", delivery.Value)
+			}
+			_, some := find[client.LeaseLost](lost)
+			require.False(t, some, "a lease was lost")
+			require.Equal(t, bound, c.Partitions())
+			require.NotEqualValues(t, node, conn.Info().Node)
+			require.NoError(t, c.Close(patient(t)))
+			w.holds(t, content(t, dial(t, s.at(3)), d.Name))
+		}, nil
+	}
+}

@@ -412,6 +412,7 @@ func TestRequirements(t *testing.T) {
 		{"R_WLS_2_OtherPartitionsDoNotNotice", s.isolated(1, 3)},
 		{"R_WLS_9_R_WLS_14_AnotherNodeLeads", s.available},
 		{"R_IS_1_TheFirstNodeIsNoMoreThanThat", s.bootstrap},
+		{"R_IS_7_ASessionOutlivesItsNode", s.session(2)},
 		{"R_IS_2_WithoutRedirectsCallsFail", s.restricted},
 		{"R_WLS_5_R_WLS_7_WhoIsConcernedIsTold", s.told},
 		{"R_WLS_6_NoCallOutlivesItsBroker", s.unreconnected(2)},
