@@ -84,7 +84,7 @@ func (a *app) dlqLsCommand() *cobra.Command {
 			for _, d := range list {
 				oldest, problem := "", d.Problem
 				if d.Oldest != nil {
-					oldest = formatDuration(a.now().Sub(*d.Oldest).Round(time.Second)) + " ago"
+					oldest = formatDuration(max(a.now().Sub(*d.Oldest).Round(time.Second), 0)) + " ago" // it was stored by another clock
 				}
 				if !d.Exists {
 					problem = cmp.Or(problem, "it does not exist: lockstep queue create "+d.Name)

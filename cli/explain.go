@@ -12,10 +12,12 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
-// explainJSON is one answer of `explain -o json`.
+// explainJSON is one answer of `explain -o json`. The times are of the clock of the
+// partition's leader, which says what time it is.
 type explainJSON struct {
 	Partition uint32 `json:"partition"`
 	Group     string `json:"group"`
+	NowMs     int64  `json:"now_ms,omitempty"`
 	client.Reason
 }
 
@@ -163,7 +165,7 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 			ask.Group = g
 			if err := conn.GroupOrder(ctx, wire.OrderExplain, destination, n, g, &ask, &answer); err != nil {
 				if wire.CodeOf(err) == wire.CodeUnknownGroup {
-					answers = append(answers, explainJSON{n, g, client.Reason{Code: "no_consumer", Text: "Nobody has consumed here yet: the group begins with its first member.", Advice: wire.Advice("no_consumer")}})
+					answers = append(answers, explainJSON{n, g, 0, client.Reason{Code: "no_consumer", Text: "Nobody has consumed here yet: the group begins with its first member.", Advice: wire.Advice("no_consumer")}})
 					continue
 				}
 				answer.Reasons = []client.Reason{{Code: "no_quorum", Text: "The partition has no leader that answers: " + err.Error() + ".", Advice: wire.Advice("no_quorum")}}
@@ -174,7 +176,7 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 				}
 			}
 			for _, r := range answer.Reasons {
-				answers = append(answers, explainJSON{n, g, r})
+				answers = append(answers, explainJSON{n, g, answer.NowMs, r})
 			}
 		}
 	}
@@ -183,12 +185,11 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 	}
 	for _, e := range answers {
 		text := fmt.Sprintf("%s, %s/%d: %s", e.Group, destination, e.Partition, e.Text)
-		now := a.now()
 		if e.SinceMs > 0 {
-			text += fmt.Sprintf(" Since %s.", formatDuration(now.Sub(time.UnixMilli(e.SinceMs)).Round(time.Millisecond)))
+			text += fmt.Sprintf(" Since %s.", formatDuration(time.Duration(e.NowMs-e.SinceMs)*time.Millisecond))
 		}
 		if e.UntilMs > 0 {
-			text += fmt.Sprintf(" For another %s.", formatDuration(time.UnixMilli(e.UntilMs).Sub(now).Round(time.Millisecond)))
+			text += fmt.Sprintf(" For another %s.", formatDuration(time.Duration(e.UntilMs-e.NowMs)*time.Millisecond))
 		}
 		if e.Advice != "" {
 			text += " " + e.Advice

@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -226,12 +227,9 @@ func TestConsumersThatMisbehaveCostOthersNothing(t *testing.T) {
 	})
 }
 
-// R-LSN-3: the clocks of three nodes are five minutes apart, and jump. Leaders change, and
-// the one active consumer stays the only one: nobody else is given anything, and nothing
-// that it holds is taken from it.
-func TestR_LSN_3_ClocksThatAreApartMakeNoSecondPrimary(t *testing.T) {
-	var all []*Server
-	var clocks []*setClock
+// apart is three nodes whose clocks stand still, five minutes apart.
+func apart(t *testing.T) (all []*Server, clocks []*setClock) {
+	t.Helper()
 	for i, off := range []time.Duration{0, 5 * time.Minute, -5 * time.Minute} {
 		clock := &setClock{}
 		clock.ms.Store(time.Now().Add(off).UnixMilli())
@@ -251,6 +249,14 @@ func TestR_LSN_3_ClocksThatAreApartMakeNoSecondPrimary(t *testing.T) {
 	for _, s := range all {
 		eventually(t, "every node sees the others", func() bool { v := s.broker.View(); return len(v.Nodes) == 3 && v.Level == cluster.MaxLevel })
 	}
+	return all, clocks
+}
+
+// R-LSN-3: the clocks of three nodes are five minutes apart, and jump. Leaders change, and
+// the one active consumer stays the only one: nobody else is given anything, and nothing
+// that it holds is taken from it.
+func TestR_LSN_3_ClocksThatAreApartMakeNoSecondPrimary(t *testing.T) {
+	all, clocks := apart(t)
 	createGroup(t, all[0].Addr(), wire.GroupSettings{Mode: wire.ModeStream, SessionMs: 30_000, AckWaitMs: 60_000})
 	eventually(t, "a leader", func() bool { return leaderOf(all) != nil })
 	primary := &consumer{t: t, c: dialOpen(t, all[0].Addr()), id: 1}
@@ -278,5 +284,100 @@ func TestR_LSN_3_ClocksThatAreApartMakeNoSecondPrimary(t *testing.T) {
 		standby.tryAttach()
 		require.Empty(t, primary.tryAttach(outcome(g, wire.OutcomeHeld)).Refused)
 		require.Equal(t, wire.CodeOK, primary.say(ack(g))[0].Code)
+	}
+}
+
+// R-LSN-3: the clocks of three nodes and of two producers are five minutes apart. The times of
+// a group are distances on one machine: what rests goes on resting wherever it is led from, what
+// was to come soon comes, and what is held, or was given more time, stays its consumer's. What
+// is said about a rest goes by the clock of who says it, which says what time it is there. Who
+// seeks a time gets all that was appended since, by whatever clock.
+func TestR_LSN_3_ClocksThatAreApartChangeNoTimesOfAGroup(t *testing.T) {
+	const skew = 5 * time.Minute
+	all, clocks := apart(t)
+	createGroup(t, all[0].Addr(), wire.GroupSettings{Mode: wire.ModeShared, SessionMs: 30_000, AckWaitMs: 60_000, BackoffMs: 1})
+	eventually(t, "a leader", func() bool { return leaderOf(all) != nil })
+	c := dialOpen(t, all[0].Addr())
+	handle := c.open("jobs", 0)
+	var appended []int64 // when, by the leader of that time
+	produce := func(off time.Duration) {
+		t.Helper()
+		var b wire.BatchBuilder
+		b.Reset(true)
+		require.True(t, b.Append(time.Now().Add(off).UnixMilli(), 0, nil, []byte("value"), nil, 0))
+		batch, index := b.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, wire.CodecNone, nil)
+		c.send(wire.OpProduce, 5, &wire.ProduceRequest{Handle: handle, Acks: wire.AcksQuorum, Batch: batch, Index: index})
+		var m wire.Receipt
+		c.ok(c.answer(5), &m)
+		appended = append(appended, m.AppendTimeMs)
+	}
+	k := &consumer{t: t, c: dialOpen(t, all[0].Addr()), id: 1}
+	k.handle = k.c.open("jobs", 0)
+	k.tryAttach()
+	take := func() wire.Grant {
+		t.Helper()
+		g := k.next(1)
+		require.Len(t, g, 1)
+		require.EqualValues(t, 1, g[0].Count)
+		return g[0]
+	}
+	var given []wire.Grant
+	for i := range 4 {
+		produce(skew * time.Duration(1-i%2*2))
+		given = append(given, take())
+	}
+	const held, rests, extended, soon = 0, 1, 2, 3
+	rest, more := outcome(given[rests], wire.OutcomeNack), outcome(given[extended], wire.OutcomeExtend)
+	rest.DelayMs, more.DelayMs = uint32((skew / 2).Milliseconds()), uint32((2 * skew).Milliseconds())
+	require.Equal(t, wire.CodeOK, k.say(rest)[0].Code)
+	k.c.send(wire.OpGroupOutcome, k.link, &wire.GroupOutcomes{Outcomes: []wire.Outcome{more}}) // a yes has no answer
+	require.Equal(t, wire.CodeOK, k.say(outcome(given[soon], wire.OutcomeNack))[0].Code)
+	again := take()
+	require.EqualValues(t, soon, again.Offset)
+	given[soon] = again
+
+	offset := uint64(rests)
+	why, err := json.Marshal(wire.ExplainRequest{Offset: &offset})
+	require.NoError(t, err)
+	for round := range 2 {
+		old := leaderOf(all)
+		require.NotNil(t, old)
+		d, _ := old.broker.View().Destination("jobs")
+		require.NoError(t, old.broker.transferHere(old.broker.local(d.ID, 0).replicaID, 0))
+		eventually(t, "another leader", func() bool { s := leaderOf(all); return s != nil && s != old })
+		require.Equal(t, wire.OpLinkClosed, k.read().Opcode)
+		require.Empty(t, k.tryAttach(outcome(given[held], wire.OutcomeHeld), outcome(given[extended], wire.OutcomeHeld), outcome(given[soon], wire.OutcomeHeld)).Refused)
+		leader := slices.Index(all, leaderOf(all))
+		clocks[leader].ms.Store(clocks[slices.Index(all, old)].ms.Load()) // five minutes behind it, and then before it
+		clocks[leader].advance([]time.Duration{-skew, skew}[round])
+		produce(skew)
+		g := take()
+		require.EqualValues(t, len(appended)-1, g.Offset, "the one that rests goes on resting")
+		require.Equal(t, wire.CodeOK, k.say(ack(g))[0].Code)
+
+		there := dialOpen(t, all[leader].Addr())
+		there.send(wire.OpGroupOrder, 8, &wire.GroupOrderRequest{Handle: there.open("jobs", 0), Group: "workers", Op: wire.OrderExplain, JSON: why})
+		var m wire.GroupJSON
+		there.ok(there.answer(8), &m)
+		var answer wire.ExplainResponse
+		require.NoError(t, json.Unmarshal(m.JSON, &answer))
+		require.Equal(t, clocks[leader].now().UnixMilli(), answer.NowMs)
+		i := slices.IndexFunc(answer.Reasons, func(r wire.Reason) bool { return r.Code == "backoff" })
+		require.GreaterOrEqual(t, i, 0, "%+v", answer)
+		left := time.Duration(answer.Reasons[i].UntilMs-answer.NowMs) * time.Millisecond
+		require.Greater(t, left, time.Duration(0))
+		require.LessOrEqual(t, left, skew/2)
+	}
+	n := len(appended)
+	require.Less(t, appended[n-2], appended[n-3], "append times go back where a leader's clock is behind that of the one before")
+	require.Less(t, appended[n-2], appended[n-1])
+	for i, ms := range appended {
+		c.send(wire.OpListOffsets, 6, &wire.ListOffsetsRequest{Handle: handle, Kind: wire.OffsetAtTime, TimeMs: ms})
+		var m wire.ListOffsetsResponse
+		c.ok(c.answer(6), &m)
+		require.LessOrEqual(t, m.Offset, wire.Offset(i), "all that was appended since")
+	}
+	for _, i := range []int{held, extended, soon} {
+		require.Equal(t, wire.CodeOK, k.say(ack(given[i]))[0].Code, "record %d is its consumer's", i)
 	}
 }

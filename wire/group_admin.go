@@ -192,9 +192,11 @@ type ExplainRequest struct {
 	Offset    *uint64 `json:"offset,omitempty"`
 }
 
-// ExplainResponse is what holds it up, the first thing first.
+// ExplainResponse is what holds it up, the first thing first. The times are of the leader's
+// clock, as NowMs is, which is not that of who asks: what counts is their distance.
 type ExplainResponse struct {
 	Reasons []Reason `json:"reasons"`
+	NowMs   int64    `json:"now_ms"`
 }
 
 // Reason is one thing that holds records up.

@@ -41,7 +41,7 @@ func (l *Leader) Explain(q *wire.ExplainRequest, nowMs int64) wire.ExplainRespon
 		e.group()
 		e.scopes()
 	}
-	return wire.ExplainResponse{Reasons: e.out}
+	return wire.ExplainResponse{Reasons: e.out, NowMs: nowMs}
 }
 
 // say adds a reason. Since and until are of the Leader's clock, 0 for none.
