@@ -78,6 +78,11 @@ func (g *groupFlags) add(c *cobra.Command) {
 // check reports flags that do not go together.
 func (g *groupFlags) check(c *cobra.Command) error {
 	flags := c.Flags()
+	for _, name := range []string{"group", "exec"} {
+		if flags.Changed(name) && flags.Lookup(name).Value.String() == "" {
+			return usagef(c, "--%s is empty; give a value, or leave it out", name)
+		}
+	}
 	if g.group == "" {
 		for _, name := range groupOnly {
 			if flags.Changed(name) {
@@ -88,10 +93,18 @@ func (g *groupFlags) check(c *cobra.Command) error {
 	}
 	for _, name := range withoutGroup {
 		if flags.Changed(name) {
-			return usagef(c, "--%s and --group exclude each other: a group has its own place in every partition; see lockstep group seek", name)
+			return usagef(c, "--%s and --group exclude each other: %s", name, map[string]string{
+				"partition": "the group says which partitions a member has; see --binding",
+				"offset":    "a group has its own place in every partition; see lockstep group seek",
+				"exit":      "other members may take what is there; end after a number of records with --count, or stop with Ctrl-C",
+			}[name])
 		}
 	}
-	switch {
+	switch mode := g.mode.value; {
+	case flags.Changed("scope") && mode != "" && mode != "serial":
+		return usagef(c, "--scope is about --mode serial, not %s", mode)
+	case flags.Changed("holder") && (mode != "" && mode != "serial" || flags.Changed("scope") && g.scope.value != "destination"):
+		return usagef(c, "--holder is about --mode serial --scope destination")
 	case g.exec != "" && (flags.Changed("format") || flags.Changed("output")):
 		return usagef(c, "--exec prints nothing itself; leave out --format and --output")
 	case g.exec != "" && flags.Changed("ack"):

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
 )
 
 func groupQueue(t *testing.T, lines string) string {
@@ -305,7 +307,13 @@ func TestARecordThatFitsIntoNoEnvironmentFailsAlone(t *testing.T) {
 func TestFlagsOfMembersAreChecked(t *testing.T) {
 	for _, test := range []struct{ args, text string }{
 		{"consume orders --mode shared", "--mode is about members of a group; give --group NAME"},
-		{"consume orders -g billing --offset 3", "--offset and --group exclude each other"},
+		{"consume orders -g billing --offset 3", "--offset and --group exclude each other: a group has its own place"},
+		{"consume orders -g billing --exit", "--exit and --group exclude each other: other members"},
+		{"consume orders -g billing --partition 1", "--partition and --group exclude each other: the group says"},
+		{"consume orders --group= --exit", "--group is empty; give a value, or leave it out"},
+		{"consume orders -g billing --exec=", "--exec is empty; give a value, or leave it out"},
+		{"consume orders -g billing --mode shared --scope key", "--scope is about --mode serial, not shared"},
+		{"consume orders -g billing --mode serial --scope key --holder any", "--holder is about --mode serial --scope destination"},
 		{"consume orders -g billing --exec true -o json", "--exec prints nothing itself"},
 		{"consume orders -g billing --parallel 2", "--parallel is about --exec"},
 		{"consume orders -g billing --mode serail", `did you mean serial?`},
@@ -355,4 +363,29 @@ func TestAKeyIsSkippedAndRepairedThatNoMemberHasMet(t *testing.T) {
 	for _, bad := range []string{"key skip orders billing", "key skip orders billing a --offset 1", "key repair orders billing a"} {
 		require.Equal(t, 2, sh.run(context.Background(), strings.Fields(bad)...).code, bad)
 	}
+}
+
+// What a partition without a leader would say is not known, and not nothing.
+func TestAGroupOfPartitionsThatDoNotAnswerIsNotKnown(t *testing.T) {
+	var out strings.Builder
+	a := &app{stdout: &out}
+	require.NoError(t, a.printGroup(&client.GroupInfo{Destination: "orders", Name: "billing", Partitions: []client.GroupPartition{
+		{Number: 0, Floor: 3, Next: 5, Backlog: 2}, {Number: 1, Problem: "no leader"},
+	}}))
+	require.Regexp(t, `(?m)^ *0 +3 +5 +2 +0 +0 +0 *$`, out.String())
+	require.Regexp(t, `(?m)^ *1( +\?){6} +no leader$`, out.String())
+	require.Contains(t, out.String(), "1 partition without an answer: how the group stands there")
+	require.NotContains(t, out.String(), "no members")
+}
+
+func TestASeekOfAGroupThatIsNotThereSaysSo(t *testing.T) {
+	address := groupQueue(t, "a:1\n")
+	got := at(address, "").run(context.Background(), "group", "seek", "orders", "nog", "--to", "earliest")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, `"orders" has no group "nog"`)
+	require.Empty(t, got.stdout)
+	must(t, at(address, ""), "group", "create", "orders", "billing")
+	got = at(address, "").run(context.Background(), "group", "seek", "orders", "billing", "--offset", "99", "--partition", "0")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "move it with --to earliest or --to latest")
 }

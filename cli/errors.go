@@ -271,6 +271,9 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		if errors.As(f.err, &outside) {
 			text = fmt.Sprintf("%s %q: partition %d: %s", f.doing, f.destination, outside.Partition, (&failure{err: f.err}).text(code))
 		}
+		if strings.HasPrefix(f.doing, "seek") {
+			return text + "; move it with --to earliest or --to latest, or look at the range with: " + command + " describe " + name
+		}
 		return text + "; read with --from earliest or --from latest, or look at the range with: " + command + " describe " + name
 	case wire.CodeGroupMismatch, wire.CodeSerialNeedsOnePartition:
 		return f.text(code) // the broker says what to do, by its names

@@ -160,10 +160,12 @@ func boundElsewhere(ctx context.Context, conn *client.Conn, destination, group s
 func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
 	answers := []explainJSON{}
 	for _, g := range groups {
-		for _, n := range partitions {
-			var answer client.ExplainResponse
-			ask.Group = g
-			if err := conn.GroupOrder(ctx, wire.OrderExplain, destination, n, g, &ask, &answer); err != nil {
+		ask.Group = g
+		responses := make([]client.ExplainResponse, len(partitions))
+		errs := conn.GroupOrders(ctx, wire.OrderExplain, destination, partitions, g, &ask, func(i int) any { return &responses[i] })
+		for i, n := range partitions {
+			answer := &responses[i]
+			if err := errs[i]; err != nil {
 				if wire.CodeOf(err) == wire.CodeUnknownGroup {
 					answers = append(answers, explainJSON{n, g, 0, client.Reason{Code: "no_consumer", Text: "Nobody has consumed here yet: the group begins with its first member.", Advice: wire.Advice("no_consumer")}})
 					continue

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -136,10 +137,16 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 	}
 	fmt.Fprintln(a.stdout)
 	var rows, members [][]string
+	unknown := 0
 	for _, p := range g.Partitions {
+		if p.Problem != "" {
+			unknown++
+			rows = append(rows, []string{fmt.Sprint(p.Number), "?", "?", "?", "?", "?", "?", p.Problem})
+			continue
+		}
 		rows = append(rows, []string{
 			fmt.Sprint(p.Number), fmt.Sprint(p.Floor), fmt.Sprint(p.Next), fmt.Sprint(p.Backlog), fmt.Sprint(p.Leased), fmt.Sprint(p.Returned),
-			fmt.Sprint(p.Parked), p.Problem + strings.Join(p.Waiting, ", "),
+			fmt.Sprint(p.Parked), strings.Join(p.Waiting, ", "),
 		})
 		for _, m := range p.Sessions {
 			name := m.Name
@@ -161,7 +168,13 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 			fmt.Fprintf(a.stdout, "partition %d: retention has removed %s that the group was not done with\n", p.Number, plural(int64(p.Expired), "record"))
 		}
 	}
+	if unknown > 0 {
+		fmt.Fprintf(a.stdout, "%s without an answer: how the group stands there, and its members there, is not known; see lockstep cluster health\n", plural(int64(unknown), "partition"))
+	}
 	if len(members) == 0 {
+		if unknown > 0 {
+			return nil
+		}
 		_, err := fmt.Fprintln(a.stdout, "no members")
 		return err
 	}
@@ -476,13 +489,20 @@ type seekJSON struct {
 
 func (a *app) seek(ctx context.Context, conn *client.Conn, destination, group string, partitions []uint32, ask *client.SeekRequest, asJSON bool) error {
 	objects, rows := []seekJSON{}, [][]string(nil)
-	var errs []error
-	for _, n := range partitions {
-		var answer client.SeekResponse
-		if err := conn.GroupOrder(ctx, wire.OrderSeek, destination, n, group, ask, &answer); err != nil {
-			errs = append(errs, err)
+	infos, err := conn.Groups(ctx, destination)
+	if err == nil && !slices.ContainsFunc(infos, func(g client.GroupInfo) bool { return g.Name == group }) {
+		err = wire.Errorf(wire.CodeUnknownGroup, "%q has no group %q", destination, group)
+	}
+	if err != nil {
+		return groupFailure("seek", destination, group, err)
+	}
+	answers := make([]client.SeekResponse, len(partitions))
+	errs := conn.GroupOrders(ctx, wire.OrderSeek, destination, partitions, group, ask, func(i int) any { return &answers[i] })
+	for i, n := range partitions {
+		if errs[i] != nil {
 			continue
 		}
+		answer := answers[i]
 		objects = append(objects, seekJSON{n, answer})
 		what := "repeated"
 		if answer.To > answer.From {
@@ -490,7 +510,6 @@ func (a *app) seek(ctx context.Context, conn *client.Conn, destination, group st
 		}
 		rows = append(rows, []string{fmt.Sprint(n), fmt.Sprint(answer.From), fmt.Sprint(answer.To), fmt.Sprint(answer.Records), what})
 	}
-	var err error
 	if asJSON {
 		err = a.printJSON(objects)
 	} else if len(rows) > 0 {

@@ -3,7 +3,9 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -102,16 +104,17 @@ func (c *Conn) DescribeGroup(ctx context.Context, destination, group string) (Gr
 	if err != nil {
 		return info, err
 	}
-	for i, n := range l.partitions {
-		var p GroupPartition
-		if err := c.GroupOrder(ctx, wire.OrderDescribe, destination, n, group, nil, &p); err != nil {
-			if ctx.Err() != nil {
-				return info, err
-			}
-			p.Problem = err.Error()
+	info.Partitions = make([]GroupPartition, len(l.partitions))
+	errs := c.GroupOrders(ctx, wire.OrderDescribe, destination, l.partitions, group, nil, func(i int) any { return &info.Partitions[i] })
+	if err := ctx.Err(); err != nil {
+		return info, errors.Join(append(errs, err)...)
+	}
+	for i := range info.Partitions {
+		p := &info.Partitions[i]
+		if errs[i] != nil {
+			*p = GroupPartition{Problem: errs[i].Error()}
 		}
-		p.Number, p.Leader = n, l.leaders[i].node
-		info.Partitions = append(info.Partitions, p)
+		p.Number, p.Leader = l.partitions[i], l.leaders[i].node
 	}
 	return info, nil
 }
@@ -172,6 +175,27 @@ func (c *Conn) GroupOrder(ctx context.Context, op wire.GroupOrderOp, destination
 			return err
 		}
 	}
+}
+
+// sideBySide is how many partitions are asked at once.
+const sideBySide = 32
+
+// GroupOrders asks several partitions at once as GroupOrder does: one that has no leader
+// holds up no other. The answer of partitions[i] goes where answer(i) says, its error is
+// the i-th.
+func (c *Conn) GroupOrders(ctx context.Context, op wire.GroupOrderOp, destination string, partitions []uint32, group string, ask any, answer func(i int) any) []error {
+	errs := make([]error, len(partitions))
+	var asked sync.WaitGroup
+	room := make(chan struct{}, sideBySide)
+	for i, n := range partitions {
+		room <- struct{}{}
+		asked.Go(func() {
+			errs[i] = c.GroupOrder(ctx, op, destination, n, group, ask, answer(i))
+			<-room
+		})
+	}
+	asked.Wait()
+	return errs
 }
 
 // askLeader sends an order to whoever leads the partition.
