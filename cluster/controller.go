@@ -89,15 +89,16 @@ type partitionKey struct {
 
 // plan is what one call of Plan knows and decides.
 type plan struct {
-	c      *Controller
-	v      *View
-	h      Health
-	tick   uint64
-	census *census
-	led    map[uint32]int  // leaderships by node, as they are when what was asked for is done
-	moves  int             // partitions that are being moved
-	going  int             // leaderships that are being handed over
-	word   map[uint32]bool // what Health.Gone has said
+	c       *Controller
+	v       *View
+	h       Health
+	tick    uint64
+	census  *census
+	led     map[uint32]int  // leaderships by node, as they are when what was asked for is done
+	moves   int             // partitions that are being moved
+	waiting int             // partitions whose move waits for space
+	going   int             // leaderships that are being handed over
+	word    map[uint32]bool // what Health.Gone has said
 
 	commands  []Command
 	transfers []Transfer
@@ -109,7 +110,10 @@ func (c *Controller) Plan(v *View, h Health, tick uint64) ([]Command, []Transfer
 	p := &plan{c: c, v: v, h: h, tick: tick, census: newCensus(v), led: map[uint32]int{}, word: map[uint32]bool{}}
 	p.forget()
 	p.each(func(d *Destination, part *Partition) {
-		if part.Moving() {
+		switch {
+		case p.waits(d, part):
+			p.waiting++
+		case part.Moving():
 			p.moves++
 		}
 		leader := p.leader(part)
@@ -233,8 +237,42 @@ func (p *plan) move(d *Destination, part *Partition, add []uint32, remove []uint
 	}
 }
 
+// waits reports whether a move cannot go on before there is space on the disk of a node that
+// takes a replica. It keeps no other move from its turn.
+func (p *plan) waits(d *Destination, part *Partition) bool {
+	return d.Settings.Storage == wire.StorageDisk && slices.ContainsFunc(part.Replicas, func(r Replica) bool {
+		return part.joins(&r) && p.h.Alive(r.Node) && p.h.LacksSpace(r.Node)
+	})
+}
+
+// whole reports whether a partition has its replicas also without those on their way in,
+// on nodes that stay.
+func (p *plan) whole(d *Destination, part *Partition) bool {
+	sound := 0
+	for i := range part.Replicas {
+		if r := &part.Replicas[i]; (r.State == ReplicaActive || r.State == ReplicaLeaving) && p.mayStay(r.Node) && !p.dead(r.Node) {
+			sound++
+		}
+	}
+	return sound >= int(d.Settings.Replicas)
+}
+
+// elsewhere reports whether a replica on its way in should be somewhere else: its node has
+// gone or goes, or its disk is full, the partition needs it, and another node could take it.
+// One that is moved for balance waits: it would only be sent there again.
+func (p *plan) elsewhere(d *Destination, part *Partition, r *Replica) bool {
+	if p.dead(r.Node) || !p.mayStay(r.Node) {
+		return true
+	}
+	if !p.waits(d, part) || !p.h.LacksSpace(r.Node) || p.whole(d, part) {
+		return false
+	}
+	_, ok := p.place(d, part, nil)
+	return ok
+}
+
 // mend replaces replicas that are lost or whose node is given up, and calls off moves
-// to such a node.
+// to such a node, or to one without space.
 func (p *plan) mend(d *Destination, part *Partition) {
 	if !p.movable(d, part) {
 		return
@@ -243,9 +281,8 @@ func (p *plan) mend(d *Destination, part *Partition) {
 	staying := 0
 	for i := range part.Replicas {
 		r := &part.Replicas[i]
-		joins := r.State == ReplicaJoining || r.State == ReplicaNew && !part.FoundedBy(r.ID)
 		switch {
-		case joins && (p.dead(r.Node) || !p.mayStay(r.Node)):
+		case part.joins(r) && p.elsewhere(d, part, r):
 			off = append(off, r.ID)
 		case r.State == ReplicaLost, r.State == ReplicaActive && p.dead(r.Node):
 			gone = append(gone, r.ID)
@@ -450,7 +487,7 @@ func (p *plan) balanceReplicas() {
 	}
 	fair := float64(sum) / float64(len(nodes))
 	p.each(func(d *Destination, part *Partition) {
-		if p.moves >= MaxMoves || part.Moving() || p.movedAlready(d, part) || !p.movable(d, part) {
+		if p.moves+p.waiting >= MaxMoves || part.Moving() || p.movedAlready(d, part) || !p.movable(d, part) {
 			return
 		}
 		var from *Replica

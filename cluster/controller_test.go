@@ -96,7 +96,7 @@ func (w *world) step() (planned int) {
 		d := w.state.Destinations[name]
 		for i := range d.Partitions {
 			p := &d.Partitions[i]
-			if p.Moving() {
+			if slices.ContainsFunc(p.Replicas, func(r Replica) bool { return p.joins(&r) }) && (w.unseen || !w.stuck(p)) {
 				moving++
 			}
 			for _, x := range arrived {
@@ -135,7 +135,7 @@ func (w *world) follow() {
 			}
 			p = &w.state.Destinations[name].Partitions[i]
 			leader := p.Replica(w.leaders[keyOf(p)])
-			if leader == nil || !w.alive(leader.Node) || !p.Moving() {
+			if leader == nil || !w.alive(leader.Node) || !p.Moving() || w.stuck(p) {
 				continue
 			}
 			var voters []uint64
@@ -148,6 +148,11 @@ func (w *world) follow() {
 			apply(w.t, w.state, Command{Reconfigured: &Reconfigured{Destination: d.ID, Partition: p.Number, Voters: voters, Index: p.ConfIndex + 1}})
 		}
 	}
+}
+
+// stuck reports whether a partition waits for a replica that its disk has no space for.
+func (w *world) stuck(p *Partition) bool {
+	return slices.ContainsFunc(p.Replicas, func(r Replica) bool { return p.joins(&r) && r.Node == w.full })
 }
 
 // settle plans until nothing is left to do for a while.
@@ -450,6 +455,70 @@ func TestRuleL10_ANodeWithoutSpaceIsGivenNothing(t *testing.T) {
 
 func TestRuleL10_Catches_AControllerThatKnowsNothingOfSpace(t *testing.T) {
 	require.Positive(t, cramp(t, true).given)
+}
+
+// whole makes sure that every partition has three replicas that are active, none of them on a
+// node, and returns how many move.
+func (w *world) whole(without uint32) (moving int) {
+	for _, d := range w.state.Destinations {
+		for i := range d.Partitions {
+			p := &d.Partitions[i]
+			active := 0
+			for _, r := range p.Replicas {
+				if r.State == ReplicaActive || r.State == ReplicaLeaving {
+					require.NotEqual(w.t, without, r.Node, "%+v", p.Replicas)
+					active++
+				}
+			}
+			require.Equal(w.t, 3, active, "%+v", p.Replicas)
+			if p.Moving() {
+				moving++
+			}
+		}
+	}
+	return moving
+}
+
+// A replica that takes the place of a dead one goes on to another node if the disk of its own
+// fills up on the way.
+func TestRuleL10_AReplicaOnItsWayGoesWhereThereIsSpace(t *testing.T) {
+	w := spreadWorld(t, 5, 20, 3)
+	w.settle()
+	w.full, w.unseen = 2, true
+	w.down[1] = 2 * ReplaceAfterTicks
+	for range 50 {
+		w.step()
+	}
+	require.Positive(t, w.given, "it is full before anybody knows")
+	w.unseen, w.given = false, 0
+	w.settle()
+	require.Zero(t, w.given)
+	require.Zero(t, w.whole(1))
+}
+
+// Moves for balance wait for space on the node that they go to, and keep nobody from replacing
+// what is dead. With space they go on.
+func TestRuleL10_MovesThatWaitForSpaceHoldNothingUp(t *testing.T) {
+	s := clusterOf(t, 5)
+	apply(t, s, Command{SetNode: &SetNode{Node: 5, State: NodeDraining}})
+	places, err := Spread(newView(s), ids(40), 3, everybody)
+	require.NoError(t, err)
+	placed(t, s, "orders", places...)
+	apply(t, s, Command{SetNode: &SetNode{Node: 5, State: NodeUp}})
+	w := newWorld(t, s)
+	w.full, w.unseen = 5, true
+	w.settle()
+	require.Equal(t, MaxMoves, w.whole(0), "as many as may be wait for space that nobody misses")
+	w.unseen = false
+	w.settle()
+	require.Equal(t, MaxMoves, w.whole(0), "they wait on")
+	w.down[1] = 2 * ReplaceAfterTicks
+	w.settle()
+	require.LessOrEqual(t, w.whole(1), MaxMoves)
+	w.full = 0
+	w.settle()
+	require.Zero(t, w.whole(1))
+	require.InDelta(t, 30, w.held()[5], 1)
 }
 
 // leavingForOne lets the controller's node alone not hear a node that leaves, and reports

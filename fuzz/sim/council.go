@@ -53,12 +53,16 @@ const (
 	CouncilReported                        // configurations
 	CouncilBuried                          // directories
 	CouncilRefused                         // commands
+	CouncilFilled                          // disks
+	CouncilEmptied                         // disks
+	CouncilMadeWay                         // leaders whose disk was full
 	CouncilEventCount
 )
 
 var councilEventNames = [CouncilEventCount]string{
 	"node joined", "node removed", "disk lost", "destination created", "destination deleted", "command of a controller", "leadership moved",
 	"learner", "voter", "voter taken out", "configuration reported", "directory removed", "command refused",
+	"disk full", "disk with room again", "leader made way",
 }
 
 func (e CouncilEvent) String() string { return councilEventNames[e] }
@@ -90,6 +94,8 @@ type seat struct {
 	dirs    map[uint64]bool
 	life    int // of the process that the metadata know
 	said    map[string]int64
+	full    bool            // its disk, see fill
+	short   map[uint32]bool // whose disk was full when they were heard last
 	control *cluster.Controller
 }
 
@@ -97,7 +103,7 @@ func newCouncil(f *fleet) *council {
 	c := &council{fleet: f, cells: f.cells[1:], shards: map[uuid.UUID]*shard{}, owners: map[uint64]owner{}}
 	c.frugal = f.random.IntN(2) == 0
 	for _, m := range f.cells[0].members {
-		c.seats = append(c.seats, &seat{council: c, m: m, store: c.identity(), dirs: map[uint64]bool{}, said: map[string]int64{}})
+		c.seats = append(c.seats, &seat{council: c, m: m, store: c.identity(), dirs: map[uint64]bool{}, said: map[string]int64{}, short: map[uint32]bool{}})
 	}
 	return c
 }
@@ -172,8 +178,10 @@ func (c *council) act() {
 		if len(c.order) > 0 {
 			c.order[f.random.IntN(len(c.order))].step()
 		}
-	case n < 99 || f.options.Quiet:
+	case n < 98 || f.options.Quiet:
 		c.operate(s)
+	case n < 99:
+		c.fill(s)
 	default:
 		c.loseDisk(s)
 	}
@@ -432,6 +440,7 @@ func (s *seat) govern() (planned int) {
 	}
 	v := s.view()
 	commands, transfers := s.control.Plan(v, s.health(), uint64(s.m.nowMs/100))
+	s.gives(v, commands, transfers)
 	if c.fleet.options.Mutant == RestlessBalance {
 		commands = append(commands, restless(v)...)
 	}
@@ -478,7 +487,7 @@ func (s *seat) health() cluster.Health {
 	return cluster.Health{
 		Alive:      func(node uint32) bool { return silent(node) == 0 },
 		DownFor:    silent,
-		LacksSpace: func(uint32) bool { return false },
+		LacksSpace: func(node uint32) bool { return s.lacksSpace(node) && c.fleet.options.Mutant != SpaceUnheard },
 		Gone: func(node uint32) bool { // by the word of those that can be asked
 			target := c.seatOf(node)
 			if target == nil || target.since == 0 {

@@ -55,7 +55,7 @@ func (c *council) operate(s *seat) {
 			s.submit(cluster.Command{Move: &cluster.Move{Destination: d.ID, Partition: p.Number, Remove: joining}}, nil)
 		}
 	default:
-		if r.State != cluster.ReplicaActive {
+		if r.State != cluster.ReplicaActive || s.lacksSpace(node.ID) {
 			return
 		}
 		s.submit(cluster.Command{Move: &cluster.Move{Destination: d.ID, Partition: p.Number, Add: []uint32{node.ID}, Remove: []uint64{r.ID}}}, nil)
@@ -81,13 +81,21 @@ func (c *council) create(s *seat, v *cluster.View) {
 	}
 	health := s.health()
 	placement, err := cluster.Spread(v, create.PartitionIDs, int(create.Settings.Replicas), func(n cluster.Node) string {
-		if health.Alive(n.ID) {
-			return ""
+		switch {
+		case !health.Alive(n.ID):
+			return "does not answer"
+		case health.LacksSpace(n.ID):
+			return "has no disk space left for records"
 		}
-		return "does not answer"
+		return ""
 	})
 	if err != nil {
 		return // there are not enough nodes
+	}
+	for i, nodes := range placement {
+		if j := slices.IndexFunc(nodes, s.lacksSpace); j >= 0 {
+			f.fail("%s gives node %d a replica of %s/%d, whose disk is full", s, nodes[j], create.Name, i)
+		}
 	}
 	create.Placement = placement
 	s.submit(cluster.Command{Create: create}, func(cluster.Result) { c.counts[CouncilCreated]++ })
@@ -142,16 +150,25 @@ func (c *council) agreed() bool {
 			return false
 		}
 		v := s.view()
-		for _, n := range v.Nodes {
-			if n.State == cluster.NodeLeaving || n.State == cluster.NodeDraining {
-				return false
-			}
-		}
+		stays := map[uint32]bool{} // what has no other place
 		for _, d := range v.Destinations {
 			for i := range d.Partitions {
-				if p := &d.Partitions[i]; !c.shard(d, p).as(d, p) {
+				p := &d.Partitions[i]
+				switch sh := c.shard(d, p); {
+				case !sh.lives(sh.leader) || sh.cramped():
+					return false
+				case sh.waits(v, d, p):
+					for _, r := range p.Replicas {
+						stays[r.Node] = true
+					}
+				case !sh.as(d, p):
 					return false
 				}
+			}
+		}
+		for _, n := range v.Nodes {
+			if n.State == cluster.NodeLeaving && !stays[n.ID] || n.State == cluster.NodeDraining {
+				return false
 			}
 		}
 	}
@@ -160,7 +177,7 @@ func (c *council) agreed() bool {
 
 // as reports whether a partition is what a view says, and whole.
 func (sh *shard) as(d *cluster.Destination, p *cluster.Partition) bool {
-	if len(sh.learners) > 0 || len(sh.voters) != int(d.Settings.Replicas) || !sh.lives(sh.leader) {
+	if len(sh.learners) > 0 || len(sh.voters) != int(d.Settings.Replicas) {
 		return false
 	}
 	for _, r := range p.Replicas {
@@ -184,7 +201,7 @@ func (c *council) equal() {
 // state is what a council looks like that does not come to rest.
 func (c *council) state() (out string) {
 	for _, s := range c.seats {
-		out += fmt.Sprintf("\n%s on machine %d: directory %s since %d, directories %v, view %d", s, s.m.node, s.store, s.since, s.dirs, s.view().Epoch)
+		out += fmt.Sprintf("\n%s on machine %d: directory %s since %d, directories %v, full %v, view %d", s, s.m.node, s.store, s.since, s.dirs, s.full, s.view().Epoch)
 	}
 	for _, n := range c.seats[0].view().Nodes {
 		out += fmt.Sprintf("\n%+v", n)

@@ -104,9 +104,15 @@ func (sh *shard) step() {
 		sh.index++
 		return
 	}
+	if heir := sh.heir(); heir != 0 && f.random.IntN(3) == 0 {
+		c.counts[CouncilMadeWay]++
+		f.trace.add("%s: the disk of its leader %d is full; %d leads", sh, sh.leader, heir)
+		sh.leader = heir
+		return
+	}
 	sh.index += wire.Index(f.random.IntN(3))
 	for _, id := range sh.learners {
-		if s := c.seatOf(c.owners[id].node); s != nil && s.works() && s.dirs[id] && f.random.IntN(3) == 0 {
+		if s := c.seatOf(c.owners[id].node); s != nil && s.works() && s.dirs[id] && !s.full && f.random.IntN(3) == 0 {
 			sh.whole[id] = true
 		}
 	}

@@ -26,10 +26,16 @@ func (f *fleet) finish() {
 	}
 	f.settle()
 	f.equal()
+	if f.council != nil {
+		f.council.makeRoom()
+	}
 	f.trace.add("the end: the power is cut, and everything promised is there")
 	f.darkness()
 	f.settle()
 	f.equal()
+	if f.council != nil && len(f.council.cells) == 0 && !f.options.Voters {
+		f.council.spread()
+	}
 	for number := int64(1); number <= int64(f.lastBatch); number++ {
 		if b := f.batches[number]; b.originals > 0 && !b.landed {
 			f.fail("batch %d of producer %d was acknowledged and is nowhere", number, b.producer.ID)

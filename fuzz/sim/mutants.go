@@ -92,6 +92,10 @@ const (
 	RemovalFirst
 	// RestlessBalance lets the controller move replicas between nodes that have as many.
 	RestlessBalance
+	// SpaceUnheard keeps from it, and from who creates destinations, whose disk is full.
+	SpaceUnheard
+	// RoomUnheard keeps from nodes that a disk which was full has room again.
+	RoomUnheard
 
 	// OneOpinion lets the leader of the metadata say alone that a voter is gone.
 	OneOpinion
