@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,15 +39,27 @@ type queueFigure struct {
 	held      chan *client.Delivery // of the keys "blocked" and "sparse", whoever has them
 	next      []atomic.Int64        // of the other keys: the number of the next record
 	handled   atomic.Int64
-	poisoned  atomic.Int64  // how often the record of the key "poison" was tried
-	reached   chan struct{} // handled is what the round wants
+	poisoned  atomic.Int64          // how often the record of the key "poison" was tried
+	working   atomic.Bool           // a round goes on
+	rests     chan *client.Delivery // the poison, between the rounds
+	cpu       func() float64        // seconds of the broker and of this process so far
+	costs     []float64             // by round, in µs a record
+	reached   chan struct{}         // handled is what the round wants
 	want      atomic.Int64
 	running   sync.WaitGroup
 }
 
 func newQueueFigure(t *testing.T, ctx context.Context, b *brokerProcess, name string, keys int) *queueFigure {
 	t.Helper()
-	q := &queueFigure{t: t, name: name, keys: keys, held: make(chan *client.Delivery, 64), next: make([]atomic.Int64, keys), reached: make(chan struct{}, 1)}
+	q := &queueFigure{t: t, name: name, keys: keys, held: make(chan *client.Delivery, 64), next: make([]atomic.Int64, keys), reached: make(chan struct{}, 1), rests: make(chan *client.Delivery, 1)}
+	q.cpu = func() (used float64) {
+		for _, pid := range []int{b.command.Process.Pid, os.Getpid()} {
+			seconds, err := bench.CPUOfProcess(pid)(t.Context())
+			require.NoError(t, err)
+			used += seconds
+		}
+		return used
+	}
 	conn := b.connect()
 	_, err := conn.CreateDestination(t.Context(), client.Destination{Name: name, Kind: client.Queue, Settings: client.Settings{Partitions: 1, Sync: wire.SyncOS}})
 	require.NoError(t, err)
@@ -79,9 +92,11 @@ func (q *queueFigure) consume(ctx context.Context, c *client.Consumer) {
 			if string(d.Value) != "0" {
 				q.t.Errorf("%s: %s overtook the poison", q.name, d.Value)
 			}
-			if err := d.Nack(client.Delay(5 * time.Millisecond)); err != nil {
-				q.t.Errorf("%s: nack: %v", q.name, err)
+			if !q.working.Load() {
+				q.rests <- d
+				continue
 			}
+			q.fail(d)
 			continue
 		case err != nil:
 			q.held <- d
@@ -100,6 +115,13 @@ func (q *queueFigure) consume(ctx context.Context, c *client.Consumer) {
 	}
 }
 
+// fail gives the poison back.
+func (q *queueFigure) fail(d *client.Delivery) {
+	if err := d.Nack(client.Delay(5 * time.Millisecond)); err != nil {
+		q.t.Errorf("%s: nack: %v", q.name, err)
+	}
+}
+
 func (q *queueFigure) send(key, value string) {
 	_ = q.producer.SendFunc(q.t.Context(), &client.Record{Key: []byte(key), Value: []byte(value)}, func(_ client.Receipt, err error) {
 		if err != nil {
@@ -111,7 +133,15 @@ func (q *queueFigure) send(key, value string) {
 // round sends each key so many records more and returns how many were handled in a second.
 func (q *queueFigure) round(each int, sent *int64) float64 {
 	q.t.Helper()
+	used := q.cpu()
 	began := time.Now()
+	q.working.Store(true)
+	defer q.working.Store(false)
+	select {
+	case d := <-q.rests:
+		q.fail(d)
+	default:
+	}
 	q.want.Store(q.handled.Load() + int64(each*q.keys))
 	for n := range each {
 		for key := range q.keys {
@@ -124,7 +154,9 @@ func (q *queueFigure) round(each int, sent *int64) float64 {
 	case <-time.After(10 * time.Minute):
 		require.FailNow(q.t, "a round does not end", "%s: %d of %d", q.name, q.handled.Load(), q.want.Load())
 	}
-	return float64(each*q.keys) / time.Since(began).Seconds()
+	took := time.Since(began).Seconds()
+	q.costs = append(q.costs, (q.cpu()-used)*1e6/float64(each*q.keys))
+	return float64(each*q.keys) / took
 }
 
 // compare runs rounds on both queues in turns, and says how many records a second each
@@ -139,6 +171,7 @@ func compare(free, other *queueFigure, rounds, each int, sentFree, sentOther *in
 		}
 		without, with, ratios = append(without, a), append(with, b), append(ratios, b/a)
 	}
+	free.costs, other.costs = free.costs[len(free.costs)-rounds:], other.costs[len(other.costs)-rounds:]
 	return without, with, ratios
 }
 
@@ -160,6 +193,11 @@ func judged(ratios []float64) string {
 		verdict = "MISSED"
 	}
 	return fmt.Sprintf("median ratio %.3f of %s, goal %.2f: %s", median(ratios), strings.Join(text, " "), throughputGoal, verdict)
+}
+
+// cost says what a record cost the processors, which others that use them change little.
+func cost(free, other *queueFigure) string {
+	return fmt.Sprintf("CPU of broker and clients %.2f µs a record, %.2f without it", median(other.costs), median(free.costs))
 }
 
 // take waits for the next record of a key that is held.
@@ -260,8 +298,8 @@ func TestFigure_BlockedKey(t *testing.T) {
 		sparse, far = next(sparse, fmt.Sprintf("sparse %d", n))
 	}
 	grown := most() - before
-	t.Logf("%d other keys, %d records a round: %.0f records/s beside the blocked key, %.0f without it; %s; the broker's memory grew by %.1f MiB at the most; %s",
-		keys, each*keys, median(slowest), median(usual), judged(ratios), float64(grown)/(1<<20), machineLoad())
+	t.Logf("%d other keys, %d records a round: %.0f records/s beside the blocked key, %.0f without it; %s; %s; the broker's memory grew by %.1f MiB at the most; %s",
+		keys, each*keys, median(slowest), median(usual), judged(ratios), cost(free, blocked), float64(grown)/(1<<20), machineLoad())
 	t.Logf("from the ack to the next record of the key: %s where it lies beside; %v where it lies %d records away", spread(beside), far.Round(10*time.Microsecond), behind)
 	require.Less(t, grown, int64(blockedMemory), "the broker's memory")
 	require.NoError(t, head.Release())
@@ -300,8 +338,8 @@ func TestFigure_Poison(t *testing.T) {
 	usual, beside, ratios := compare(free, poisoned, *figureRounds, each, &sentFree, &sentPoisoned)
 	tries := poisoned.poisoned.Load()
 	require.Positive(t, tries)
-	t.Logf("%d other keys, %d records a round: %.0f records/s beside a poison that was tried %d times, %.0f without it; %s; %s",
-		keys, each*keys, median(beside), tries, median(usual), judged(ratios), machineLoad())
+	t.Logf("%d other keys, %d records a round: %.0f records/s beside a poison that was tried %d times, %.0f without it; %s; %s; %s",
+		keys, each*keys, median(beside), tries, median(usual), judged(ratios), cost(free, poisoned), machineLoad())
 	free.whole(sentFree)
 	poisoned.whole(sentPoisoned)
 	stop()

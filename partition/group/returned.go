@@ -45,10 +45,13 @@ func (r *run) equals(o *run) bool {
 }
 
 // runs are stretches of records that do not overlap. Neighbours differ.
-type runs struct{ tree *btree.BTreeG[run] }
+type runs struct {
+	tree *btree.BTreeG[run]
+	end  wire.Offset // of the last one: most records that are given out lie behind it
+}
 
 func newRuns() runs {
-	return runs{btree.NewG(32, func(a, b run) bool { return a.from < b.from })}
+	return runs{tree: btree.NewG(32, func(a, b run) bool { return a.from < b.from })}
 }
 
 // snapshot returns the same runs, for another goroutine, however r goes on.
@@ -56,7 +59,7 @@ func (r *runs) snapshot() runs {
 	if r.tree == nil {
 		return runs{}
 	}
-	return runs{r.tree.Clone()}
+	return runs{tree: r.tree.Clone(), end: r.end}
 }
 
 func (r *runs) len() int {
@@ -68,12 +71,18 @@ func (r *runs) len() int {
 
 // at returns the run that holds o.
 func (r *runs) at(o wire.Offset) (found run, ok bool) {
-	if r.tree != nil {
-		r.tree.DescendLessOrEqual(run{from: o}, func(x run) bool {
-			found, ok = x, o < x.to
-			return false
-		})
+	if o >= r.end {
+		return found, false
 	}
+	return r.find(o)
+}
+
+// find is at for what does not lie behind the end: it allocates what it returns.
+func (r *runs) find(o wire.Offset) (found run, ok bool) {
+	r.tree.DescendLessOrEqual(run{from: o}, func(x run) bool {
+		found, ok = x, o < x.to
+		return false
+	})
 	return found, ok
 }
 
@@ -117,7 +126,16 @@ func (r *runs) cut(dst []run, from, to wire.Offset) []run {
 			r.tree.ReplaceOrInsert(right)
 		}
 	}
+	if len(dst) > n {
+		r.ends()
+	}
 	return dst
+}
+
+// ends finds the end again after runs were removed.
+func (r *runs) ends() {
+	last, _ := r.tree.Max()
+	r.end = last.to
 }
 
 // put adds a run where none is, and joins it with neighbours that are equal.
@@ -139,6 +157,7 @@ func (r *runs) put(x run) {
 		x.to = right.to
 	}
 	r.tree.ReplaceOrInsert(x)
+	r.end = max(r.end, x.to)
 }
 
 // shed removes the half with the lowest fences, and returns the highest fence that it
@@ -170,6 +189,7 @@ func (r *runs) keep(want func(*run) bool) {
 	for _, x := range drop {
 		r.tree.Delete(x)
 	}
+	r.ends()
 }
 
 // take notes that records were taken back from a session by the entry at i: those of
