@@ -103,7 +103,7 @@ func (a *app) devUp(dir string, nodes, basePort int) (*devCluster, error) {
 			return nil, d.otherPorts(err, dir)
 		}
 	case d.running() > 0:
-		return nil, fmt.Errorf("%d of %d nodes in %s run already; look at them with: lockstep dev status, or stop them with: lockstep dev down", d.running(), len(d.Nodes), dir)
+		return nil, fmt.Errorf("%d of %d nodes in %s run already; look at them with: lockstep dev status%[4]s, or stop them with: lockstep dev down%[4]s", d.running(), len(d.Nodes), dir, devDirFlag(dir))
 	case nodes != 0 && nodes != len(d.Nodes):
 		return nil, fmt.Errorf("the cluster in %s has %s; leave --nodes out, or choose another directory with --dir", dir, plural(int64(len(d.Nodes)), "node"))
 	case basePort != 0 && d.Nodes[0].Client != newDevCluster(dir, 1, basePort).Nodes[0].Client:
@@ -213,7 +213,7 @@ func (a *app) devReady(ctx context.Context, d *devCluster, members int, meanwhil
 	for {
 		for i := range d.Nodes {
 			if n := &d.Nodes[i]; n.PID != 0 && n.state() == devStopped {
-				return fmt.Errorf("node %d ended at its start: %s", n.ID, tailOf(d.logFile(n)))
+				return d.endedEarly(n)
 			}
 		}
 		lacks, err := devHealth(ctx, d, members)
@@ -294,14 +294,27 @@ func devLacks(ctx context.Context, conn *client.Conn, members int) (string, erro
 	return "", nil
 }
 
-// tailOf is the end of a log, for an error message.
-func tailOf(name string) string {
+// endedEarly says why a node's process ended, by the log that it has written.
+func (d *devCluster) endedEarly(n *devNode) error {
+	why := tailOf(d.logFile(n), n.logged)
+	if strings.Contains(why, "was removed from the cluster") {
+		why += "; here: rm -r " + shellWord(d.dataDir(n))
+	}
+	return fmt.Errorf("node %d ended at its start: %s", n.ID, why)
+}
+
+// tailOf is the end of a log behind what it held before, for an error message: the error
+// with which the process ended if there is one.
+func tailOf(name string, before int64) string {
 	content, err := os.ReadFile(name)
 	if err != nil {
 		return err.Error()
 	}
-	content = content[max(0, len(content)-devLogTail):]
-	return strings.TrimSpace(string(content))
+	text := strings.TrimSpace(string(content[min(max(before, int64(len(content)-devLogTail)), int64(len(content))):]))
+	if last, ok := strings.CutPrefix(text[strings.LastIndexByte(text, '\n')+1:], "lockstep: "); ok {
+		return last
+	}
+	return text
 }
 
 // devLogs are the logs of all nodes, read as they grow.

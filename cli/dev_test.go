@@ -124,6 +124,26 @@ func TestDevTellsWhoHasItsPorts(t *testing.T) {
 	require.Regexp(t, `^node 1 of another cluster, process \d+ \(.+\), has that port$`, taken.by+" has that port")
 }
 
+// Why a node ended at its start is its own error, not what its log held before.
+func TestDevSaysWhyANodeEnded(t *testing.T) {
+	d := newDevCluster(t.TempDir(), 1, defaultBasePort)
+	n := &d.Nodes[0]
+	require.NoError(t, os.MkdirAll(filepath.Dir(d.logFile(n)), 0o700))
+	old := "lockstep: an earlier end\n"
+	for name, c := range map[string]struct{ log, want string }{
+		"an error":      {"time=1 level=INFO msg=x\nlockstep: the disk burns\n", "node 1 ended at its start: the disk burns"},
+		"no error":      {"panic: x\ngoroutine 1\n", "node 1 ended at its start: panic: x\ngoroutine 1"},
+		"nothing":       {"", "node 1 ended at its start: "},
+		"a left member": {"lockstep: node 1 was removed from the cluster\n", "node 1 ended at its start: node 1 was removed from the cluster; here: rm -r " + d.dataDir(n)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, os.WriteFile(d.logFile(n), []byte(old+c.log), 0o600))
+			n.logged = int64(len(old))
+			require.EqualError(t, d.endedEarly(n), c.want)
+		})
+	}
+}
+
 // Without --detach the nodes' logs are printed, and an interrupt ends them.
 func TestDevUpPrintsTheLogsUntilItIsInterrupted(t *testing.T) {
 	t.Setenv(childVariable, "1")

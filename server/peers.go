@@ -743,7 +743,7 @@ func (n *peerNode) keepDialing() {
 				said = text
 				level, what := slog.LevelWarn, "a node cannot be reached; trying again until it can"
 				if errors.Is(err, wire.CodeNotMember) { // or this node was removed: see Removed
-					level, what = slog.LevelInfo, "a node has not heard yet that this one has joined; trying again until it has"
+					level, what = slog.LevelInfo, "a node does not know this one, as for a moment after joining; trying again until it does"
 				}
 				n.set.logger.Log(n.ctx, level, what, "node", n.id, "address", address, "err", err)
 			}
