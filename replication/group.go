@@ -200,6 +200,10 @@ type Group struct {
 	down           map[uint32]bool // nodes that are known to be down
 	reads          []reading
 	readNumber     uint64
+	// doubtful are the followers that have said in which term of this leader that they may
+	// have lost what they acknowledged, see reassure.
+	doubtful       map[uint64]uint64
+	sinceReassured int  // ticks
 	unconfirmed    bool // leadership is asked for after this process stood still
 	unasked        bool // and has to be asked for again
 	stalled        stall
@@ -472,6 +476,7 @@ func (g *Group) Fence(cause error) {
 
 func (g *Group) fence(err error) {
 	if g.fenced == nil {
+		g.rouse()
 		g.fenced = err
 		g.leading = false
 		g.answerReads()

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -70,6 +71,8 @@ func (g *Group) tick() {
 	}
 	if status.RaftState == raft.StateLeader {
 		g.escapeStall()
+		g.reassure()
+		g.leaveJoint()
 	}
 }
 
@@ -272,6 +275,64 @@ func (g *Group) escapeStall() {
 	if to := g.best(); to != 0 {
 		g.logger.Warn("the disk does not answer; another replica is asked to lead", "replica", g.id, "next", to, "ticks", g.stalled.ticks)
 		g.node.TransferLeader(to)
+	}
+}
+
+// reassureTicks lie between two attempts to hand leadership on for followers that are
+// uncertain.
+const reassureTicks = 50
+
+// reassure hands leadership on when a follower that may have lost what it acknowledged has
+// caught up: it becomes certain with a later term only (RULES L5), and as long as it is not,
+// the loss of this leader would leave too few votes. Certain voters in step are a majority, or
+// it could not end well. It is called with every tick of a leader.
+func (g *Group) reassure() {
+	if g.sinceReassured++; len(g.doubtful) == 0 || g.sinceReassured < reassureTicks {
+		return
+	}
+	status := g.node.BasicStatus()
+	if !g.leading || status.LeadTransferee != raft.None || len(g.held) > 0 || len(g.confState.VotersOutgoing) > 0 {
+		return
+	}
+	last, certain, waits := g.log.LastIndex(), 1, uint64(0)
+	var to uint64
+	var most wire.Index
+	g.node.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
+		if id == g.id || typ != raft.ProgressTypePeer || !pr.RecentActive || pr.State != tracker.StateReplicate {
+			return
+		}
+		match := wire.Index(pr.Match)
+		switch {
+		case g.doubtful[id] == status.Term:
+			if match+promotable >= last {
+				waits = id
+			}
+		default:
+			certain++
+			if match >= most && match+promotable >= last {
+				to, most = id, match
+			}
+		}
+	})
+	if waits == 0 || to == 0 || certain <= len(g.confState.Voters)/2 {
+		return // in the ticks after a check of the quorum nobody has answered yet
+	}
+	g.sinceReassured = 0
+	g.logger.Info("a follower may have lost entries before it caught up; another replica is asked to lead, whose term makes it certain again",
+		"replica", g.id, "follower", waits, "next", to)
+	g.node.TransferLeader(to)
+}
+
+// leaveJoint proposes the end of a joint configuration that raft could not propose when the
+// beginning was applied, because the leadership was being handed over: raft itself tries again
+// with the next entry only. It is called with every tick of a leader.
+func (g *Group) leaveJoint() {
+	if len(g.confState.VotersOutgoing) == 0 || !g.leading || len(g.held) > 0 || g.raftApplied != g.log.LastIndex() ||
+		g.node.BasicStatus().LeadTransferee != raft.None {
+		return
+	}
+	if err := g.node.ProposeConfChange(raftpb.ConfChangeV2{}); err != nil {
+		g.logger.Warn("the joint configuration cannot be left yet", "replica", g.id, "err", err)
 	}
 }
 

@@ -1,6 +1,9 @@
 package replication
 
 import (
+	"maps"
+	"slices"
+
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/tracker"
 
@@ -36,6 +39,21 @@ func (g *Group) call(leader uint64) {
 	if node, ok := g.peers[leader]; ok && leader != g.id {
 		term := wire.Term(g.node.BasicStatus().Term)
 		g.transport.Beat(node, Heartbeat{Meta: g.meta, To: leader, From: g.id, Term: term, Response: true, Wake: true})
+	}
+}
+
+// rouse wakes the others before a leader falls silent for good: its node lives, so nobody
+// tells those that sleep that it is gone.
+func (g *Group) rouse() {
+	if g.transport == nil || g.node == nil {
+		return
+	}
+	status := g.node.BasicStatus()
+	if status.RaftState != raft.StateLeader {
+		return
+	}
+	for _, id := range slices.Sorted(maps.Keys(g.peers)) {
+		g.transport.Beat(g.peers[id], Heartbeat{Meta: g.meta, To: id, From: g.id, Term: wire.Term(status.Term), Wake: true})
 	}
 }
 

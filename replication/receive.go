@@ -35,6 +35,10 @@ func (r DropReason) String() string {
 // not take so many, so it is damaged or forged.
 const maxTermAhead = 1 << 20
 
+// maxHeld is how many messages to storage may wait for room before what arrives is dropped:
+// answers wait behind them, and a leader asks with every heartbeat.
+const maxHeld = 64
+
 // Drops counts dropped messages by reason, those that the inbox dropped aside.
 func (g *Group) Drops() [int(dropReasons)]uint64 { return g.drops }
 
@@ -81,7 +85,9 @@ func (g *Group) collect() {
 func (g *Group) receive() (any bool) {
 	for len(g.queue) > 0 && g.fenced == nil {
 		m := &g.queue[0]
-		if len(m.Entries) > 0 && len(g.held) > 0 {
+		if len(g.held) >= maxHeld && !errors.Is(g.noRoom, log.ErrNotReady) {
+			g.drop(m, DropRoom) // the answer would wait with the rest
+		} else if len(m.Entries) > 0 && len(g.held) > 0 {
 			if errors.Is(g.noRoom, log.ErrNotReady) {
 				return any // what is written next comes first
 			}
@@ -135,6 +141,7 @@ func (g *Group) sound(m *Message) bool {
 			return false
 		}
 	case raftpb.MsgAppResp:
+		g.doubt(m, status.Term)
 		if m.Uncertain && m.Reject {
 			g.distrust(m)
 		}
@@ -179,6 +186,19 @@ func (g *Group) admissible(m *Message, status *raft.BasicStatus) (bool, DropReas
 		return false, DropAddress // two leaders in one term: this is not from one
 	}
 	return true, 0
+}
+
+// doubt notes whether a follower says that it may have lost what it acknowledged.
+func (g *Group) doubt(m *Message, term uint64) {
+	switch {
+	case m.Term != term:
+	case !m.Uncertain:
+		delete(g.doubtful, m.From)
+	case g.doubtful == nil:
+		g.doubtful = map[uint64]uint64{m.From: m.Term}
+	default:
+		g.doubtful[m.From] = m.Term
+	}
 }
 
 // lastIndex is the last entry that raft knows of, written or not.

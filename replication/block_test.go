@@ -1,0 +1,126 @@
+package replication
+
+import (
+	"errors"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/vfs"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// Whatever keeps a replica from ticking or answering, those that are left of a majority
+// get a leader.
+
+// A group sleeps, and its leader is fenced by the first thing that wakes it: its node lives,
+// so nobody is told that the leader is gone.
+func TestRuleR8_AFencedLeaderWakesTheOthers(t *testing.T) {
+	f, l := asleep(t)
+	l.group.Fence(errors.New("the disk is gone"))
+	f.settle()
+	f.tick(4 * electionTicks)
+	next := uint64(0)
+	for _, id := range []uint64{2, 3} {
+		if _, leads := f.members[id].group.Leading(); leads {
+			next = id
+		}
+	}
+	require.NotZero(t, next, "a fenced leader sleeps on, and the others with it")
+}
+
+// A replica that lost power and nothing else comes back while the others are there. The
+// leader whose term it knows goes on; later that one is lost.
+func TestRuleL5_WhoCameBackUncertainIsCertainBeforeTheNextLossOfANode(t *testing.T) {
+	f := newFleet(t)
+	f.mode, f.founders = log.SyncOS, []uint64{1, 2, 3}
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	m := f.members[3]
+	m.log.SyncNow()
+	f.settle()
+	m.crash(true)
+	m.config = func(c *Config) { c.Uncertain = true }
+	m.open()
+	f.tick(2 * reassureTicks)
+	require.False(t, m.group.Uncertain())
+	l = f.elect()
+	l.propose("b")
+	f.settle()
+	f.tick(5)
+	f.equal()
+	l.crash(false)
+	f.elect()
+}
+
+// The entry that ends a joint configuration is refused while the leadership is being handed
+// over. If nobody takes it, and nobody writes, the configuration ends all the same.
+func TestF18_AJointConfigurationEndsAfterAHandOverThatFailed(t *testing.T) {
+	f := newFleet(t)
+	f.founders = []uint64{1, 2, 3}
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l := f.lead(1)
+	require.NoError(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}))
+	f.add(4)
+	f.settle()
+	f.tick(10)
+	require.NoError(t, l.group.Reconfigure(Membership{Promote: []uint64{4}, Remove: []uint64{3}}))
+	f.lose = func(e envelope) bool { return e.message != nil && e.message.Type == raftpb.MsgTimeoutNow }
+	require.NoError(t, l.group.Transfer(2))
+	f.settle()
+	require.Equal(t, raft.StateLeader, l.group.node.BasicStatus().RaftState)
+	f.tick(100)
+	require.Empty(t, l.group.Members().Outgoing)
+	require.Equal(t, []uint64{1, 2, 4}, l.group.Members().Voters)
+}
+
+// A follower whose disk has no room for what it was given cannot answer either: what it
+// would say waits behind that. Its leader asks with every heartbeat, for as long as it takes.
+func TestRuleL10_WhatAFollowerWithoutRoomHasToSayIsBounded(t *testing.T) {
+	f := newFleet(t)
+	f.founders = []uint64{1, 2, 3}
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	m := f.members[3]
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	full := true
+	m.files.Inject(func(op vfs.Op, _ string) error {
+		if full && op == vfs.OpAllocate {
+			return errors.Join(vfs.ErrNoSpace, syscall.ENOSPC)
+		}
+		return nil
+	})
+	for range 100_000 {
+		data := l.pool.Get(wire.EntryPrefixSize + 2000)
+		wire.PutEntryPrefix(data, wire.KindControl, 0, 5000)
+		if _, err := l.group.Propose(data); err != nil {
+			l.pool.Put(data)
+		}
+		f.settle()
+		if errors.Is(m.group.Stalled(), log.ErrDiskFull) {
+			break
+		}
+	}
+	require.ErrorIs(t, m.group.Stalled(), log.ErrDiskFull)
+	f.tick(1000)
+	require.LessOrEqual(t, len(m.group.held), 2*maxHeld)
+	full = false
+	require.NoError(t, m.store.RefreshSpace())
+	m.group.Turn()
+	f.settle()
+	f.tick(5)
+	f.equal()
+}
