@@ -56,7 +56,9 @@ type broker struct {
 	gone   []*partitionReplica // retired, not closed yet
 	goneAt *cluster.View       // that does not name them
 	unsaid atomic.Bool         // the metadata has to be told something again
-	reset  atomic.Bool         // the metadata knows that what was in memory is gone
+	// telling are the replicas of which the metadata is being told that they are lost.
+	telling sync.Map
+	reset   atomic.Bool // the metadata knows that what was in memory is gone
 
 	removed  chan struct{} // closed when the other nodes say that this one is no member
 	replaced bool          // they say that another data directory has its ID; set before removed is closed
@@ -393,8 +395,13 @@ func (b *broker) reconcile(v *cluster.View) {
 				if mine.State == cluster.ReplicaNew {
 					created = append(created, r)
 				}
+				if r.inbox != nil && r.State() == wire.PartitionFenced {
+					b.lost(p, d.ID, mine.ID, r.Err())
+				}
 			case failed == nil:
 				open = append(open, missing{d, p, mine})
+			case givesUp(failed):
+				b.lost(p, d.ID, mine.ID, failed)
 			}
 		}
 	}
@@ -412,7 +419,7 @@ func (b *broker) reconcile(v *cluster.View) {
 		defer b.mu.Unlock()
 		if err != nil {
 			b.failed[key], b.failedID[key] = err, mine.ID
-			if errors.Is(err, log.ErrCorrupt) || errors.Is(err, log.ErrFenced) || errors.Is(err, log.ErrMissing) {
+			if givesUp(err) {
 				b.lost(p, d.ID, mine.ID, err)
 			}
 			b.logger.Error("partition does not open; it stays down until its cause is mended and the broker restarts",
@@ -427,6 +434,11 @@ func (b *broker) reconcile(v *cluster.View) {
 		}
 	})
 	b.confirm(append(created, opened...))
+}
+
+// givesUp reports whether a replica that did not open never will.
+func givesUp(err error) bool {
+	return errors.Is(err, log.ErrCorrupt) || errors.Is(err, log.ErrFenced) || errors.Is(err, log.ErrMissing)
 }
 
 // confirm says in the metadata that the directories of new replicas exist. What

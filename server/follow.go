@@ -52,7 +52,6 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 		r.cramped = 0
 	}
 	makesWay := leading && r.lacksSpace(ticks)
-	r.quiet.Store(r.group.Quiet() && (r.fixed || !leading) && r.handing.stage == noHandOver && r.cramped == 0)
 	leader, term := r.group.Lead()
 	if r.alone && r.campaigned && !leading {
 		r.alone = votesAlone(r.group, r.replicaID) // it may have let others in since
@@ -86,13 +85,13 @@ func (r *partitionReplica) takePart(asked uint32, ticks int) {
 	}
 	switch {
 	case asked&requestTransfer != 0:
-		r.beginHandOver(r.transfer.Swap(0))
-		r.continueHandOver(leading, 0)
+		r.wanted = wantedLead{open: true, to: r.transfer.Swap(0)}
 	case makesWay:
 		r.logger.Warn("the disk is full; another replica is asked to lead")
 		r.beginHandOver(0)
 		r.continueHandOver(leading, 0)
 	}
+	r.pursueHandOver(ticks)
 	if r.sinceFix += ticks; !r.fixed && r.sinceFix >= intentTicks && !r.group.Paused() {
 		r.reconfigure(p)
 	}
@@ -233,14 +232,23 @@ func (r *partitionReplica) reconfigure(p *cluster.Partition) {
 }
 
 // lost says in the metadata that a replica of several cannot go on: another takes its
-// place. With one replica there is nothing to make another from.
+// place. With one replica there is nothing to make another from. What cannot be said now is
+// said by a later reconcile, see retryFailed.
 func (b *broker) lost(p *cluster.Partition, destination [16]byte, replica uint64, cause error) {
 	if b.network == nil || p == nil || len(p.Replicas) < 2 || errors.Is(cause, log.ErrTooNew) {
 		return
 	}
+	if o := p.Replica(replica); o == nil || o.State == cluster.ReplicaLost || o.State == cluster.ReplicaLeft {
+		return
+	}
+	if _, underWay := b.telling.LoadOrStore(replica, true); underWay {
+		return
+	}
 	b.submit(cluster.Command{Lost: &cluster.Lost{Destination: destination, Partition: p.Number, Replica: replica, Reason: cause.Error()}}, func(r cluster.Result) {
+		b.telling.Delete(replica)
 		if r.Err != nil {
-			b.logger.Warn("metadata does not know that a replica is lost", "replica", replica, "err", r.Err)
+			b.unsaid.Store(true)
+			b.logger.Warn("metadata does not know yet that a replica is lost; it is told again", "replica", replica, "err", r.Err)
 		}
 	})
 }

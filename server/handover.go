@@ -10,6 +10,37 @@ import (
 // twice the time of an election.
 const handOverTicks = 20
 
+// A hand-over that somebody has asked for is tried for wantedTicks: whom it is for may lag for
+// a moment, or not take it. Attempts of which one has come to nothing lie handOverTicks apart,
+// since nothing is taken or given out during one.
+const wantedTicks = 100
+
+// wantedLead is a hand-over that somebody has asked for.
+type wantedLead struct {
+	open  bool
+	to    uint64 // 0 for the best
+	ticks int    // since it was asked for
+	rest  int    // ticks until the next attempt
+}
+
+// pursueHandOver makes an attempt, if it is time for one. Owner only, while this replica leads.
+func (r *partitionReplica) pursueHandOver(ticks int) {
+	w := &r.wanted
+	if !w.open {
+		return
+	}
+	w.ticks += ticks
+	w.rest = max(w.rest-ticks, 0)
+	switch {
+	case w.ticks > wantedTicks:
+		r.logger.Warn("the leadership was not handed over, although it was asked for: no replica that could lead was in step", "to", w.to)
+		*w = wantedLead{}
+	case w.rest == 0 && r.handing.stage == noHandOver:
+		r.beginHandOver(w.to)
+		r.continueHandOver(true, 0)
+	}
+}
+
 // handOver is a leadership on its way to another replica.
 type handOver struct {
 	stage handOverStage
@@ -36,7 +67,7 @@ func (r *partitionReplica) beginHandOver(to uint64) {
 		to, _ = r.heir() // in a group that sleeps raft has not heard of anybody lately
 	}
 	if lag, lags := r.lagOf(to); lags {
-		r.logger.Info("the leadership is not handed over to a replica that is behind", "to", to, "entries", lag)
+		r.logger.Debug("the leadership is not handed over to a replica that is behind", "to", to, "entries", lag)
 		return
 	}
 	r.handing = handOver{stage: tableOnWay, to: to}
@@ -78,11 +109,11 @@ func (r *partitionReplica) heir() (heir uint64, roomy bool) {
 // stays the leader, and its groups go on.
 func (r *partitionReplica) continueHandOver(leading bool, ticks int) {
 	h := &r.handing
-	if h.stage == noHandOver {
+	if !leading {
+		*h, r.wanted = handOver{}, wantedLead{}
 		return
 	}
-	if !leading {
-		*h = handOver{}
+	if h.stage == noHandOver {
 		return
 	}
 	h.ticks += ticks
@@ -100,5 +131,6 @@ func (r *partitionReplica) continueHandOver(leading bool, ticks int) {
 		r.logger.Warn("the leadership is not handed over in time", "to", h.to)
 	}
 	*h = handOver{}
+	r.wanted.rest = handOverTicks
 	r.part.Groups().Stay()
 }

@@ -93,6 +93,7 @@ type partitionReplica struct {
 	reports  atomic.Bool                       // a report of the configuration is on its way
 	transfer atomic.Uint64                     // replica that somebody wants to lead
 	handing  handOver
+	wanted   wantedLead
 	orphaned int // ticks without a leader
 	cramped  int // ticks without space for records, see lacksSpace
 	loss     loss
@@ -158,6 +159,7 @@ func (r *partitionReplica) turn() (again bool) {
 	}
 	if err != nil {
 		r.fence(err)
+		r.stepAside()
 		return false
 	}
 	if asked&requestCheckpoint != 0 {
@@ -236,6 +238,8 @@ func (r *partitionReplica) observe(idleMark bool) {
 	}
 	if r.inbox != nil {
 		r.showLead(leading)
+		// As of now: what was proposed in this turn has woken the group.
+		r.quiet.Store(r.group.Quiet() && (r.fixed || !leading) && r.handing.stage == noHandOver && !r.wanted.open && r.cramped == 0)
 	}
 	r.start.Store(uint64(r.state.Start()))
 	if f := r.state.Forgotten(); f > r.forgotten {
@@ -285,6 +289,20 @@ func (r *partitionReplica) fence(err error) {
 		if r.inbox != nil {
 			r.showLead(false)
 			r.broker.lost(r.intent.Load(), r.destination, r.replicaID, err)
+		}
+	}
+}
+
+// stepAside asks another replica to lead in the place of one that is shut and whose group goes
+// on: what the metadata is told may take its time. Owner only.
+func (r *partitionReplica) stepAside() {
+	if r.inbox == nil || r.alone || r.group.Err() != nil {
+		return
+	}
+	r.quiet.Store(false)
+	if _, leading := r.group.Leading(); leading && !r.group.Paused() {
+		if err := r.group.Transfer(0); err != nil {
+			r.logger.Debug("no replica can lead in the place of this one yet", "err", err)
 		}
 	}
 }
