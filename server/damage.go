@@ -148,6 +148,37 @@ func (r *partitionReplica) foundDamage(before uint64) {
 	}
 }
 
+// harm is the damage that matters to somebody. A damaged frame whose records are erased in the
+// state (RULES L7) is none: nobody is given them any more, on any replica, and those that have
+// given their disk back could not mend it. It stays on the log's list, which it leaves with the
+// start of the log; a frame that others still have is repaired as any. Any goroutine.
+func (r *partitionReplica) harm() []log.Damage {
+	all := r.records.Damage()
+	settled := r.settled.Load()
+	if len(all) == 0 || settled == nil {
+		return all
+	}
+	left := make([]log.Damage, 0, len(all))
+	for _, d := range all {
+		if (*settled)[d.Base] < d.Next || d.Base == d.Next {
+			left = append(left, d)
+		}
+	}
+	return left
+}
+
+// noteSettled notes which damaged records are erased in the state. Owner only, while something
+// is damaged.
+func (r *partitionReplica) noteSettled() {
+	settled := map[wire.Offset]wire.Offset{}
+	for _, d := range r.records.Damage() {
+		if runs, _ := r.state.Erased(d.Base); len(runs) > 0 && runs[0].From == d.Base && runs[0].To >= d.Next {
+			settled[d.Base] = d.Next
+		}
+	}
+	r.settled.Store(&settled)
+}
+
 // distrust stops the partition if err says that its log is damaged beyond single
 // bodies.
 func (r *partitionReplica) distrust(err error) {

@@ -192,3 +192,54 @@ func scrubWhole(t *testing.T, l *log.Log) {
 	}
 	require.Empty(t, l.Damage())
 }
+
+// What is damaged here and acknowledged by all groups, so that nobody is given it any more and
+// other replicas may have given its disk back, is no harm: nobody could mend it. Until then it is
+// reported.
+func TestRuleL7_DamageInWhatIsErasedIsNotReported(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Start(t.Context(), Config{
+		DataDir: dir, Listen: "127.0.0.1:0", PeerListen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1, NodeID: 1,
+		ScrubInterval: -1, RetentionPeriod: time.Hour, Logger: testLogger(1),
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { closeMember(t, s) })
+	createErasing(t, s.Addr())
+	k := attachTo(t, s.Addr(), 1)
+	k.keepAlive()
+	produceLarge(t, s.Addr(), 1)
+	require.EqualValues(t, 0, k.next(1)[0].Offset) // and is never acknowledged
+	for range 3 {
+		produceLarge(t, s.Addr(), 32)
+		for _, g := range k.next(32) {
+			require.Equal(t, wire.CodeOK, k.say(ack(g))[0].Code)
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "*.segment"))
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	file, err := os.OpenFile(files[0], os.O_RDWR, 0)
+	require.NoError(t, err)
+	_, err = file.WriteAt([]byte{0xff}, 300<<10) // in the value of some record
+	require.NoError(t, err)
+	require.NoError(t, file.Close())
+	damaged := func() int { return int(s.jobs(t).info().Damaged) }
+	for pass := s.jobs(t).records.NewScrub(); ; {
+		if _, err := pass.Next(1 << 20); errors.Is(err, io.EOF) {
+			break
+		}
+	}
+	require.Len(t, s.jobs(t).records.Damage(), 1)
+	d := s.jobs(t).records.Damage()[0]
+	require.Equal(t, d.Base+1, d.Next)
+	r := s.jobs(t)
+	r.ask(requestDamage)
+	eventually(t, "it was looked at", func() bool { return r.settled.Load() != nil })
+	require.Equal(t, 1, damaged(), "the group might still be moved back to it")
+
+	closeMember(t, s)
+	s = startErasing(t, dir)
+	eventually(t, "what was acknowledged is erased", func() bool { return s.jobs(t).records.ErasedBytes() > 0 })
+	eventually(t, "it is reported no longer", func() bool { return damaged() == 0 })
+	require.Len(t, s.jobs(t).records.Damage(), 1, "the bytes are what they are")
+}

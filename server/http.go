@@ -152,7 +152,7 @@ func (b *broker) serveHealth(w http.ResponseWriter, _ *http.Request) {
 				h.Problems[fmt.Sprintf("%s/%d", d.Name, p.Number)] = cmp.Or(b.whyNotReady(replicaKey{d.ID, p.Number}), p.Problem, p.State.String())
 			}
 			if r := b.local(d.ID, p.Number); r != nil && p.Damaged > 0 && len(h.Damaged) < maxProblems {
-				h.Damaged[fmt.Sprintf("%s/%d", d.Name, p.Number)] = describeDamage(r.records.Damage())
+				h.Damaged[fmt.Sprintf("%s/%d", d.Name, p.Number)] = describeDamage(r.harm())
 			}
 		}
 	}

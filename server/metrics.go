@@ -109,7 +109,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 				erased += float64(r.records.ErasedBytes())
 				expired += float64(r.expired.Load())
 				uncovered += float64(r.uncovered.withoutConsumer())
-				for _, run := range r.records.Damage() {
+				for _, run := range r.harm() {
 					damaged += float64(run.Next - run.Base)
 					ranges++
 				}

@@ -46,7 +46,7 @@ func (b *broker) repair(r *partitionReplica) {
 	if len(sources) == 0 || invariants.Enabled && repairsIgnored.Load() {
 		return
 	}
-	if r.leads.Load() && r.mending.away.Add(1) <= stepAsideTries {
+	if r.leads.Load() && len(r.harm()) > 0 && r.mending.away.Add(1) <= stepAsideTries {
 		// Whoever reads from another leader misses nothing meanwhile.
 		r.transfer.Store(0)
 		r.ask(requestTransfer)

@@ -100,11 +100,12 @@ type partitionReplica struct {
 	endsMu   sync.Mutex
 	ends     []func(*wire.RemainingReplica) // that asked where the log ends, see tellEnd
 
-	diskStalled *atomic.Bool          // the broker's; nil for a partition in memory
-	producers   *producerIDs          // the broker's
-	damage      *damageCounters       // the broker's
-	condemned   atomic.Pointer[error] // damage that the owner has to stop for
-	verifying   atomic.Bool           // a reported frame is being examined
+	diskStalled *atomic.Bool                                // the broker's; nil for a partition in memory
+	producers   *producerIDs                                // the broker's
+	damage      *damageCounters                             // the broker's
+	condemned   atomic.Pointer[error]                       // damage that the owner has to stop for
+	verifying   atomic.Bool                                 // a reported frame is being examined
+	settled     atomic.Pointer[map[wire.Offset]wire.Offset] // damaged records that are erased in the state, see harm
 }
 
 // What a turn may be asked to do besides its inputs.
@@ -120,6 +121,7 @@ const (
 	requestTransfer // hand the leadership over
 	requestConfirm  // reads wait for the leader to be confirmed
 	requestEnd      // somebody asks where the log ends
+	requestDamage   // something is damaged: of what is nobody needs
 )
 
 // checkpointsKept is how many checkpoints a log keeps: so many have to be written
@@ -148,6 +150,9 @@ func (r *partitionReplica) turn() (again bool) {
 	}
 	if asked&requestEnd != 0 {
 		r.tellEnd()
+	}
+	if asked&requestDamage != 0 {
+		r.noteSettled()
 	}
 	if asked&requestStop != 0 {
 		r.beginStop()
@@ -474,7 +479,7 @@ func (r *partitionReplica) info() wire.PartitionInfo {
 	return wire.PartitionInfo{
 		Number: r.number, Flags: flags, Leader: leader, Epoch: r.Epoch(), State: r.State(),
 		StartOffset: r.StartOffset(), NextOffset: r.records.Watermark().Next,
-		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.records.Damage())), Problem: cmp.Or(problem(r.Err()), r.stall.problem(), r.loss.problem()),
+		Bytes: uint64(r.records.Bytes()), Damaged: uint32(len(r.harm())), Problem: cmp.Or(problem(r.Err()), r.stall.problem(), r.loss.problem()),
 	}
 }
 

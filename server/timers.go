@@ -138,6 +138,7 @@ func (b *broker) keepTime(ctx context.Context) {
 			}
 			if every&requestSync != 0 && len(r.records.Damage()) > 0 {
 				b.repair(r)
+				ask |= requestDamage
 			}
 			if every&requestSync != 0 && r.settings.Load().Sync == wire.SyncInterval {
 				ask |= requestSync
