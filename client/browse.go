@@ -144,16 +144,34 @@ func (b *browsing) group(ctx context.Context, partition uint32) error {
 	}
 }
 
-// read yields the records of a partition below an offset, with runs only those in them.
+// read yields the records of a partition below an offset, with runs only those in them. Those
+// that went away after they were listed are finished; it goes on behind them.
 func (b *browsing) read(ctx context.Context, partition uint32, start ReaderOption, to uint64, runs []wire.BrowseRun) error {
+	for {
+		err := b.records(ctx, partition, start, to, runs)
+		var gone *OutOfRangeError
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case !errors.As(err, &gone):
+			return err
+		case gone.Next <= gone.Offset || gone.Next >= to:
+			return nil
+		}
+		start = FromOffset(gone.Next)
+	}
+}
+
+// records is read until some that lie ahead have gone away: then it returns an OutOfRangeError.
+func (b *browsing) records(ctx context.Context, partition uint32, start ReaderOption, to uint64, runs []wire.BrowseRun) error {
 	r, err := b.conn.Reader(ctx, b.destination, Partitions(partition), start, StopAtEnd())
 	if err != nil {
-		return b.passed(err)
+		return err
 	}
 	defer r.Close()
 	for record, err := range r.Records(ctx) {
 		if err != nil {
-			return b.passed(err)
+			return err
 		}
 		for len(runs) > 0 && runs[0].Offset+uint64(runs[0].Count) <= record.Offset {
 			runs = runs[1:]
@@ -205,13 +223,4 @@ func substituted(body []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: a repaired record without a record", ErrProtocol)
 	}
 	return slices.Clone(view.Value), nil
-}
-
-// passed is nil for records that went away after they were listed: they are finished.
-func (b *browsing) passed(err error) error {
-	var gone *OutOfRangeError
-	if errors.As(err, &gone) || errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
 }

@@ -92,3 +92,36 @@ func TestBrowsingLeavesRecordsWhereTheyAre(t *testing.T) {
 		})
 	}
 }
+
+// What is finished while somebody looks is left out, and no more than that.
+func TestBrowsingGoesOnBehindWhatGoesAway(t *testing.T) {
+	ctx := limited(t)
+	conn := to(ctx, t, lockstest.Start(t))
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 1}})
+	_, err := conn.CreateGroup(ctx, "orders", "g", client.GroupIntent{})
+	require.NoError(t, err)
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	for range 4210 {
+		_, err := p.SendAsync(ctx, &client.Record{Value: []byte("v")})
+		require.NoError(t, err)
+	}
+	require.NoError(t, p.Close(ctx))
+	done := func(spans ...wire.OffsetSpan) {
+		require.NoError(t, conn.GroupOrder(ctx, wire.OrderSettle, "orders", 0, "g", wire.SettleRequest{Spans: spans}, nil))
+	}
+	done(wire.OffsetSpan{From: 2, To: 4200}) // more than is read over
+	var seen []uint64
+	for r, err := range conn.Browse(ctx, "orders", client.BrowseOptions{}) {
+		require.NoError(t, err)
+		if seen = append(seen, r.Offset); len(seen) == 1 {
+			done(wire.OffsetSpan{From: 0, To: 2}, wire.OffsetSpan{From: 4200, To: 4205})
+			require.Eventually(t, func() bool {
+				d, err := conn.Destination(ctx, "orders")
+				return err == nil && d.Partitions[0].StartOffset == 4205
+			}, 30*time.Second, time.Millisecond)
+		}
+	}
+	require.GreaterOrEqual(t, len(seen), 5)
+	require.Equal(t, []uint64{4205, 4206, 4207, 4208, 4209}, seen[len(seen)-5:])
+}
