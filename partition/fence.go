@@ -233,7 +233,9 @@ func (t *producers) fence(id int64, epoch int16, appendTimeMs int64) {
 	default:
 		p.next, p.runs = 0, p.runs[:0]
 	}
+	t.listOf(p).Remove(p.element)
 	p.epoch = epoch
+	p.element = t.listOf(p).PushBack(p)
 	t.latest(p, appendTimeMs)
 }
 

@@ -128,3 +128,27 @@ func TestRuleR5_EveryFenceIsAnswered(t *testing.T) {
 	require.Equal(t, MaxFences, full)
 	require.ErrorIs(t, h.part.Fence(Fence{}), wire.CodeShuttingDown)
 }
+
+// Producers of dead letters that have ended are forgotten before those that may still write.
+func TestEndedProducersOfLettersGoFirst(t *testing.T) {
+	const a, b, c = wire.LetterProducers, wire.LetterProducers + 1, wire.LetterProducers + 2
+	p := newProducers()
+	for _, id := range []int64{a, b, c} {
+		p.fence(id, 0, 1)
+	}
+	p.fence(b, 1, 2)
+	for id := int64(c + 1); len(p.byID) < MaxLetterProducers; id++ {
+		p.fence(id, 0, 3)
+	}
+	restored, rest, err := restoreProducers(saveProducers(nil, p.picture()), 2)
+	require.NoError(t, err)
+	require.Empty(t, rest)
+	for _, p := range []*producers{p, restored} {
+		p.fence(c+MaxLetterProducers, 0, 4)
+		require.NotContains(t, p.byID, int64(b))
+		p.fence(c+MaxLetterProducers+1, 0, 4)
+		require.NotContains(t, p.byID, int64(a))
+		require.Contains(t, p.byID, int64(c))
+		require.Len(t, p.byID, MaxLetterProducers)
+	}
+}

@@ -33,8 +33,8 @@ func FuzzState(f *testing.F) {
 			return
 		}
 		require.LessOrEqual(t, s.producers.lru.Len(), MaxProducers)
-		require.LessOrEqual(t, s.producers.letters.Len(), MaxLetterProducers)
-		require.Len(t, s.producers.byID, s.producers.lru.Len()+s.producers.letters.Len())
+		require.LessOrEqual(t, s.producers.letters.Len()+s.producers.ended.Len(), MaxLetterProducers)
+		require.Len(t, s.producers.byID, s.producers.lru.Len()+s.producers.letters.Len()+s.producers.ended.Len())
 		require.LessOrEqual(t, len(s.producers.retired), MaxRetired)
 		saved := s.Save(nil)
 		if src[0] >= versionGroupless {

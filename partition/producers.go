@@ -21,7 +21,8 @@ const (
 	// producer is forgotten: seven days.
 	ProducerExpiryMs = 7 * 24 * 3600 * 1000
 	// MaxLetterProducers bounds the producers of dead letters a partition remembers beside
-	// the others, however silent they are. The one that wrote least lately goes first.
+	// the others, however silent they are: first goes the one that was ended first, then the
+	// one that wrote least lately.
 	MaxLetterProducers = 10_000
 	// MaxRetired bounds the epochs that are kept of forgotten producers with a name.
 	// The one that was forgotten first goes first.
@@ -95,6 +96,7 @@ type producers struct {
 	byID       map[int64]*producer
 	lru        *list.List // front is the most silent
 	letters    *list.List // the same, of those that write dead letters
+	ended      *list.List // of those that did: front is the one that was ended first
 	generation uint64     // counts the snapshots
 	forgotten  int64      // one past the highest ID that was forgotten
 	// retired are those forgotten with an epoch above 0, first the one forgotten
@@ -136,15 +138,18 @@ func (t *producers) retiredEpoch(id int64) (epoch int16, known bool) {
 }
 
 func newProducers() *producers {
-	return &producers{byID: make(map[int64]*producer), lru: list.New(), letters: list.New()}
+	return &producers{byID: make(map[int64]*producer), lru: list.New(), letters: list.New(), ended: list.New()}
 }
 
 // listOf is the list that a producer is in.
-func (t *producers) listOf(id int64) *list.List {
-	if id >= wire.LetterProducers {
-		return t.letters
+func (t *producers) listOf(p *producer) *list.List {
+	switch {
+	case p.id < wire.LetterProducers:
+		return t.lru
+	case p.epoch > 0:
+		return t.ended
 	}
-	return t.lru
+	return t.letters
 }
 
 // append records an applied batch. It never refuses: the leader has screened it.
@@ -164,7 +169,7 @@ func (t *producers) touch(id int64, epoch int16) *producer {
 	p := t.byID[id]
 	if p == nil {
 		p = &producer{id: id, epoch: epoch, generation: t.generation}
-		p.element = t.listOf(id).PushBack(p)
+		p.element = t.listOf(p).PushBack(p)
 		t.byID[id] = p
 	}
 	if p.generation != t.generation {
@@ -176,12 +181,16 @@ func (t *producers) touch(id int64, epoch int16) *producer {
 // latest makes a producer the one that was here last, and forgets others for it.
 func (t *producers) latest(p *producer, appendTimeMs int64) {
 	p.lastMs = appendTimeMs
-	t.listOf(p.id).MoveToBack(p.element)
+	t.listOf(p).MoveToBack(p.element)
 	t.expire(appendTimeMs)
 	if t.lru.Len() > MaxProducers {
 		t.remove(t.lru.Front().Value.(*producer))
 	}
-	if t.letters.Len() > MaxLetterProducers {
+	switch all := t.letters.Len() + t.ended.Len(); {
+	case all <= MaxLetterProducers:
+	case t.ended.Len() > 0:
+		t.remove(t.ended.Front().Value.(*producer))
+	default:
 		t.remove(t.letters.Front().Value.(*producer))
 	}
 }
@@ -219,7 +228,7 @@ func (t *producers) picture() picture {
 
 func (t *producers) list() []*producer {
 	all := make([]*producer, 0, len(t.byID))
-	for _, l := range []*list.List{t.lru, t.letters} {
+	for _, l := range []*list.List{t.lru, t.ended, t.letters} {
 		for e := l.Front(); e != nil; e = e.Next() {
 			all = append(all, e.Value.(*producer))
 		}
@@ -235,7 +244,7 @@ func (t *producers) snapshot() picture {
 
 // remove forgets a producer.
 func (t *producers) remove(p *producer) {
-	t.listOf(p.id).Remove(p.element)
+	t.listOf(p).Remove(p.element)
 	delete(t.byID, p.id)
 	if p.id >= wire.LetterProducers {
 		return // it never begins again
@@ -255,7 +264,7 @@ func (t *producers) removeAll() {
 }
 
 // The table is saved from the most silent producer to the latest, those of dead letters
-// behind the others, so that equal states have equal bytes on every replica:
+// behind the others and of them those that have ended first, so that equal states have equal bytes on every replica:
 //
 //	count u32, then for each producer:
 //	id i64, epoch i16, zero u16, next i32, last append time i64, run count u32,
@@ -328,7 +337,7 @@ func restoreProducers(src []byte, version byte) (*producers, []byte, error) {
 			})
 			src = src[savedRunSize:]
 		}
-		p.element = t.listOf(p.id).PushBack(p)
+		p.element = t.listOf(p).PushBack(p)
 		t.byID[p.id] = p
 	}
 	if t.lru.Len() > MaxProducers || t.letters.Len() > MaxLetterProducers {
