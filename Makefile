@@ -40,6 +40,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^(TestRuleQ1_WorkersOfAFleet|TestF17_PlannedMovesOfAFleet)$$' -v -timeout 2h -workers.seeds 10000
 	go test ./fuzz -run '^TestF17_GroupsOfAFleet' -v -timeout 2h -groups.duration 1h
 	go test ./fuzz -run '^TestF17_(Handovers|Catches_Handovers)' -v -timeout 4h -handover.count 1000 -handover.moves 200
+	go test ./fuzz -run '^TestRuleQ3_AKilled' -v -timeout 1h -redrive.kills 1000 -redrive.nodes 3
 	go test ./fuzz -run '^TestR_IS_7_APaused' -v -timeout 1h -paused.leaders 50
 	go test ./fuzz -run '^TestR_LSN_4' -v -timeout 1h -count 10 -listener.pause 60s
 	go test ./fuzz/groupmodel -run '^TestGroupsModel' -v -timeout 4h -model.more 1 -model.states 20000000 -model.walks 500000 -model.seed 0

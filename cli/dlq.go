@@ -39,6 +39,7 @@ type dlqJSON struct {
 	Groups  []lettersOf `json:"groups"`           // that gave them up, by name
 	Oldest  *time.Time  `json:"oldest,omitempty"` // when it was written there
 	Waiting uint64      `json:"waiting"`          // that could not be written yet
+	Back    uint64      `json:"back"`             // of Letters: on their way back to where they come from
 	Problem string      `json:"problem,omitempty"`
 }
 
@@ -93,9 +94,9 @@ func (a *app) dlqLsCommand() *cobra.Command {
 				for _, x := range d.Groups {
 					of = append(of, fmt.Sprintf("%s/%s %d", x.Origin, x.Group, x.Letters))
 				}
-				rows = append(rows, []string{d.Name, strings.Join(d.From, ", "), fmt.Sprint(d.Letters), strings.Join(of, ", "), oldest, fmt.Sprint(d.Waiting), problem})
+				rows = append(rows, []string{d.Name, strings.Join(d.From, ", "), fmt.Sprint(d.Letters), strings.Join(of, ", "), oldest, fmt.Sprint(d.Waiting), fmt.Sprint(d.Back), problem})
 			}
-			return a.printTable([]string{"name", "from", "letters", "of groups", "oldest", "waiting", "problem"}, rows, "letters", "waiting")
+			return a.printTable([]string{"name", "from", "letters", "of groups", "oldest", "waiting", "going back", "problem"}, rows, "letters", "waiting", "going back")
 		})
 	}
 	return c
@@ -175,6 +176,25 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 			}
 			if d.count(l); d.Oldest == nil || l.AppendTime.Before(*d.Oldest) {
 				d.Oldest = &l.AppendTime
+			}
+		}
+	}
+	for _, g := range groups { // also those without dead letters of their own
+		d := byName[g.Destination]
+		if d == nil || !d.Exists {
+			continue
+		}
+		for _, p := range partitions[d.Name] {
+			var open wire.LettersResponse
+			if err := conn.GroupOrder(ctx, wire.OrderLetters, d.Name, p.Number, g.Name, nil, &open); err != nil {
+				d.Problem = cmp.Or(d.Problem, err.Error())
+				continue
+			}
+			for _, l := range open.Letters {
+				if l.Reason == wire.ReasonRedriven {
+					d.Back++
+					d.Problem = cmp.Or(d.Problem, l.Problem)
+				}
 			}
 		}
 	}
@@ -320,9 +340,9 @@ func (a *app) dlqRedriveCommand() *cobra.Command {
 		Use: "redrive DEST", Aliases: []string{"replay"}, Short: "Send dead letters back to where they come from, in order, and take them off",
 		Long: `Send dead letters back to the partitions they come from, in order, and take them off.
 Every group of the origin gets what is sent back, also those that were done with it. It
-has the original key, value and headers, and the header lockstep-redriven: if this command
-is interrupted up to 100 letters may be sent again by the next one. --dry-run only says
-what would be sent back.`,
+has the original key, value and headers, and the header lockstep-redriven. Each letter goes
+back once, however this command ends: what is on its way then arrives all the same, and the
+next one goes on with the rest. --dry-run only says what would be sent back.`,
 		Example: "  lockstep dlq redrive orders.dead --dry-run\n  lockstep dlq redrive orders.dead --group billing --key customer-17", Args: exactArgs("DEST"),
 	}
 	flags := newLetterFlags(c, 10_000)
@@ -332,7 +352,18 @@ what would be sent back.`,
 		if err != nil {
 			return err
 		}
-		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+		conn, err := a.connect(c.Context())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ctx := c.Context() // it takes as long as letters arrive
+		if *dry {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, requestTimeout)
+			defer cancel()
+		}
+		return interruptedOr(ctx, func() error {
 			said := func(l *client.Letter, err error) {
 				if err != nil {
 					fmt.Fprintf(a.stderr, "lockstep: %s/%s\n", args[0], oneLine(err.Error()))
@@ -356,7 +387,7 @@ what would be sent back.`,
 				return &failure{doing: "redrive", destination: args[0], err: err}
 			}
 			return outputError(printed)
-		})
+		}())
 	}
 	return c
 }

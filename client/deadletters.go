@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,15 +20,15 @@ const redriveGroup = "dlq"
 
 // RedrivenHeader is the key of a header of records that Redrive has sent back: the dead
 // letter it was, as destination/partition@offset.
-const RedrivenHeader = "lockstep-redriven"
+const RedrivenHeader = wire.RedrivenHeader
 
-// maxRedrive bounds the letters that Redrive has on their way: as many may be sent twice if
-// it ends between sending them and noting that.
-const maxRedrive = 100
+// maxRedrive bounds the letters that Redrive has on their way before it sends more.
+const maxRedrive = 500
 
-// redrivePatience is how long a Redrive whose ctx has ended may take to see what it has sent
-// stored, and to note that.
-const redrivePatience = 10 * time.Second
+// redrivePatience is how long a Redrive whose ctx has ended waits for what it has sent, and
+// redriveStill for letters that cannot arrive at the moment. redriveSilence bounds the wait for
+// anything else.
+const redrivePatience, redriveStill, redriveSilence = 10 * time.Second, 10 * time.Second, 30 * time.Second
 
 // Letter is a dead letter: a record that failed too often or was rejected. Record is the letter, as it
 // is stored where dead letters go.
@@ -116,10 +117,8 @@ func (c *Conn) DeadLetters(ctx context.Context, destination string, f LetterFilt
 			return
 		}
 		var o BrowseOptions
-		for _, g := range groups {
-			if o.Group == "" || g.Name == redriveGroup {
-				o.Group = g.Name
-			}
+		if len(groups) > 0 {
+			o.Group = letterGroup(groupNames(groups))
 		}
 		if f.Partition != nil {
 			o.Partitions = []uint32{*f.Partition}
@@ -203,19 +202,9 @@ func (c *Conn) RedriveDryRun(ctx context.Context, destination string, f LetterFi
 		if err != nil {
 			return n, err
 		}
-		from := origin{l.Origin, l.OriginPartition}
-		cause, known := missing[from]
-		if !known {
-			d, err := c.Destination(ctx, l.Origin)
-			switch there := func(p PartitionInfo) bool { return p.Number == l.OriginPartition }; {
-			case err == nil && !slices.ContainsFunc(d.Partitions, there):
-				cause = ErrUnknownPartition
-			case err != nil && !originGone(err):
-				return n, err
-			default:
-				cause = err
-			}
-			missing[from] = cause
+		cause, err := c.originMissing(ctx, l, missing)
+		if err != nil {
+			return n, err
 		}
 		if cause != nil {
 			each(l, stay.add(l, cause))
@@ -227,112 +216,258 @@ func (c *Conn) RedriveDryRun(ctx context.Context, destination string, f LetterFi
 	return n, stay.err()
 }
 
-// Redrive sends dead letters back to where they come from, those of a partition in order,
-// and then takes them off: each is produced, and when that is acknowledged all groups of the
-// dead letter destination are done with it. What it sends has the key, value, headers and
-// time of the original record, and a RedrivenHeader; every group of the origin gets it. When
-// ctx ends, what is on its way is finished, for up to 10 s. If its process or its connection
-// ends in between, up to 100 letters are sent again by the next one. A letter whose
-// origin is gone stays, and the others go on. each is called for every letter, with nil
-// for one that is on its way back and a *LetterError for one that stays. It returns how many
-// are back. Errors: a *LetterError, the first, if letters stay.
-func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, each func(*Letter, error)) (done int, err error) {
-	groups, err := c.letterGroups(ctx, destination, false)
-	if err != nil {
-		return 0, err
+// originMissing is why a letter cannot go back, nil if it can. What is known of origins is kept.
+func (c *Conn) originMissing(ctx context.Context, l *Letter, known map[origin]error) (cause, err error) {
+	from := origin{l.Origin, l.OriginPartition}
+	if cause, is := known[from]; is {
+		return cause, nil
 	}
+	d, err := c.Destination(ctx, l.Origin)
+	switch there := func(p PartitionInfo) bool { return p.Number == l.OriginPartition }; {
+	case err == nil && !slices.ContainsFunc(d.Partitions, there):
+		cause = ErrUnknownPartition
+	case err != nil && !originGone(err):
+		return nil, err
+	default:
+		cause = err
+	}
+	known[from] = cause
+	return cause, nil
+}
+
+// Redrive sends dead letters back to where they come from, those of a partition in order,
+// each exactly once: the partition that holds a letter commits that it goes back, and whoever
+// leads it writes it, and then all groups of the dead letter destination are done with it. So
+// what is on its way gets there also if the process or a node ends, and the next Redrive waits
+// for it. What arrives has the key, value, headers and time of the original record, and a
+// RedrivenHeader; every group of the origin gets it. When ctx ends, what is on its way is
+// waited for, for up to 10 s. A letter whose origin is gone stays, and the others go on. each
+// is called for every letter, with nil for one that is on its way back and a *LetterError for
+// one that stays. It returns how many are back. Errors: a *LetterError, the first, if letters
+// stay; ErrOnTheWay if some are on their way and cannot arrive at the moment.
+func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, each func(*Letter, error)) (done int, err error) {
 	if each == nil {
 		each = func(*Letter, error) {}
 	}
-	var stay stranded
-	producers := make(map[origin]*Producer)
-	gone := make(map[origin]error)
-	defer func() {
-		ctx, cancel := outlasting(ctx, redrivePatience)
-		defer cancel()
-		for _, p := range producers {
-			if closing := p.Close(ctx); !originGone(closing) {
-				err = errors.Join(err, closing)
-			}
+	r := &redrive{conn: c, destination: destination, missing: make(map[origin]error), on: make(map[uint32]map[uint64]bool)}
+	heard, silent := context.WithCancelCause(ctx)
+	defer silent(nil)
+	late := time.AfterFunc(redriveSilence, func() { silent(r.nothing()) })
+	defer late.Stop()
+	for l, err := range c.DeadLetters(heard, destination, f) {
+		late.Stop()
+		if err == nil {
+			err = r.add(ctx, l, each)
+		} else if ctx.Err() == nil && heard.Err() != nil {
+			err = context.Cause(heard)
 		}
-	}()
-	var sent []*Letter
-	var tickets []*Ticket
-	finish := func() error {
-		// Also if ctx has ended: what is sent and not noted would be sent again.
-		ctx, cancel := outlasting(ctx, redrivePatience)
-		defer cancel()
-		var failed error
-		good := sent[:0]
-		for i, t := range tickets {
-			_, err := t.Wait(ctx)
-			switch {
-			case err == nil:
-				good = append(good, sent[i])
-			case originGone(err): // since its producer was opened
-				each(sent[i], stay.add(sent[i], err))
-			default:
-				failed = errors.Join(failed, err)
-			}
-		}
-		var settled error
-		if len(good) > 0 {
-			if groups, settled = c.letterGroups(ctx, destination, true); settled == nil {
-				settled = c.settle(ctx, destination, groups, good)
-			}
-		}
-		if settled == nil {
-			done += len(good)
-		}
-		sent, tickets = nil, nil
-		return errors.Join(failed, settled)
-	}
-	for l, err := range c.DeadLetters(ctx, destination, f) {
 		if err != nil {
-			err = errors.Join(err, finish())
-			return done, err
+			// Also if ctx has ended: each was told that these go.
+			err = errors.Join(err, r.finish(ctx))
+			return r.done, err
 		}
-		to := origin{l.Origin, l.OriginPartition}
-		if producers[to] == nil && gone[to] == nil {
-			p, err := c.Producer(ctx, l.Origin, Partition(l.OriginPartition))
-			switch {
-			case err == nil:
-				producers[to] = p
-			case originGone(err):
-				gone[to] = err
-			default:
-				err = errors.Join(fmt.Errorf("redrive %s/%d@%d: %w", destination, l.Partition, l.Offset, err), finish())
-				return done, err
+		late.Reset(redriveSilence)
+	}
+	late.Stop()
+	if err := r.finish(ctx); err != nil {
+		return r.done, err
+	}
+	dropped := r.within(ctx, func(ctx context.Context) error { return c.dropRedriveGroup(ctx, destination, r.groups) })
+	return r.done, errors.Join(r.stay.err(), dropped)
+}
+
+// ErrOnTheWay is returned by Redrive for letters that are sent back and cannot arrive at the
+// moment. They do as soon as they can, whether or not somebody waits.
+var ErrOnTheWay = errors.New("are on their way back, and arrive as soon as they can")
+
+// redrive is one call of Redrive.
+type redrive struct {
+	conn        *Conn
+	destination string
+	groups      []string
+	stay        stranded
+	missing     map[origin]error           // nil for an origin that is there
+	next        []*Letter                  // of one partition, to be sent back
+	on          map[uint32]map[uint64]bool // letters on their way, by partition and offset
+	count       int                        // of them
+	done        int
+}
+
+// nothing is why a call ends that hears nothing.
+func (r *redrive) nothing() error {
+	return wire.Errorf(wire.CodeUnavailable, "nothing was heard of %q for %v: a partition of it may have no leader", r.destination, redriveSilence)
+}
+
+// within runs f, which has to end in time.
+func (r *redrive) within(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, redriveSilence, r.nothing())
+	defer cancel()
+	err := f(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// add has a letter sent back with those of its partition that come next.
+func (r *redrive) add(ctx context.Context, l *Letter, each func(*Letter, error)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var cause error
+	err := r.within(ctx, func(ctx context.Context) (err error) {
+		cause, err = r.conn.originMissing(ctx, l, r.missing)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case cause != nil:
+		each(l, r.stay.add(l, cause))
+		return nil
+	}
+	if n := len(r.next); n > 0 && (n == wire.MaxRedrive || r.next[0].Partition != l.Partition) {
+		if err := r.send(ctx); err != nil {
+			return err
+		}
+	}
+	// Its content is not needed any more.
+	r.next = append(r.next, &Letter{Record: Record{Partition: l.Partition, Offset: l.Offset}, Origin: l.Origin, OriginPartition: l.OriginPartition})
+	each(l, nil)
+	return nil
+}
+
+// send has the next letters on their way. All groups but the one that sends them are done with
+// them before: if that is where it ends, the last one still has them.
+func (r *redrive) send(ctx context.Context) error {
+	ctx, cancel := outlasting(ctx, redrivePatience)
+	defer cancel()
+	if r.groups == nil {
+		if err := r.within(ctx, func(ctx context.Context) (err error) {
+			r.groups, err = r.conn.letterGroups(ctx, r.destination, true)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	by := letterGroup(r.groups)
+	if err := r.within(ctx, func(ctx context.Context) error {
+		return r.conn.settle(ctx, r.destination, others(r.groups, by), r.next, false)
+	}); err != nil {
+		return err
+	}
+	partition := r.next[0].Partition
+	var ask wire.RedriveRequest
+	for _, l := range r.next {
+		ask.Letters = append(ask.Letters, wire.Redriven{Offset: l.Offset, To: l.Origin, Partition: l.OriginPartition})
+	}
+	if err := r.within(ctx, func(ctx context.Context) error {
+		return r.conn.GroupOrder(ctx, wire.OrderRedrive, r.destination, partition, by, ask, nil)
+	}); err != nil {
+		return fmt.Errorf("redrive %s/%d: %w", r.destination, partition, err)
+	}
+	if r.on[partition] == nil {
+		r.on[partition] = make(map[uint64]bool)
+	}
+	for _, l := range r.next {
+		r.on[partition][l.Offset] = true
+	}
+	r.count += len(r.next)
+	r.next = r.next[:0]
+	if r.count > maxRedrive {
+		return r.wait(ctx, maxRedrive/2)
+	}
+	return nil
+}
+
+// finish sends what is to be sent and waits until it is there.
+func (r *redrive) finish(ctx context.Context) error {
+	var sent error
+	if len(r.next) > 0 {
+		sent = r.send(ctx)
+	}
+	ctx, cancel := outlasting(ctx, redrivePatience)
+	defer cancel()
+	return errors.Join(sent, r.wait(ctx, 0))
+}
+
+// wait waits until no more than so many letters are on their way. It gives up if none arrives
+// for redriveStill and the broker knows why.
+func (r *redrive) wait(ctx context.Context, most int) error {
+	const shortest, longest = 2 * time.Millisecond, 200 * time.Millisecond
+	pause, still := shortest, time.Now()
+	for {
+		before, problem := r.count, ""
+		for partition := range r.on {
+			why, err := r.look(ctx, partition)
+			if err != nil {
+				return fmt.Errorf("%s of %q %w: %w", letterCount(r.count), r.destination, ErrOnTheWay, err)
 			}
+			problem = cmp.Or(problem, why)
 		}
-		if err := gone[to]; err != nil {
-			each(l, stay.add(l, err))
-			continue
-		}
-		r := l.Original()
-		r.Headers = append(r.Headers, Header{Key: RedrivenHeader, Value: fmt.Appendf(nil, "%s/%d@%d", destination, l.Partition, l.Offset)})
-		t, err := producers[to].SendAsync(ctx, r)
 		switch {
-		case originGone(err):
-			gone[to] = err
-			each(l, stay.add(l, err))
-			continue
-		case err != nil:
-			err = errors.Join(err, finish())
-			return done, err
+		case r.count <= most:
+			return nil
+		case r.count < before:
+			pause, still = shortest, time.Now()
+		case time.Since(still) > redriveStill:
+			return fmt.Errorf("%s of %q %w: %s", letterCount(r.count), r.destination, ErrOnTheWay, problem)
 		}
-		each(l, nil)
-		sent, tickets = append(sent, l), append(tickets, t)
-		if len(sent) == maxRedrive {
-			if err := finish(); err != nil {
-				return done, err
-			}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s of %q %w: %w", letterCount(r.count), r.destination, ErrOnTheWay, ctx.Err())
+		case <-time.After(pause):
+			pause = min(2*pause, longest)
 		}
 	}
-	if err := finish(); err != nil {
-		return done, err
+}
+
+// look asks which letters of a partition are still on their way, and why.
+func (r *redrive) look(ctx context.Context, partition uint32) (problem string, err error) {
+	var open wire.LettersResponse
+	if err := r.within(ctx, func(ctx context.Context) error {
+		return r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, letterGroup(r.groups), nil, &open)
+	}); err != nil {
+		return "", err
 	}
-	return done, errors.Join(stay.err(), c.dropRedriveGroup(ctx, destination, groups))
+	if uint64(len(open.Letters)) < open.Count {
+		return open.Problem, nil // not all are listed
+	}
+	still := make(map[uint64]bool)
+	for _, l := range open.Letters {
+		if r.on[partition][l.Offset] {
+			still[l.Offset] = true
+			problem = cmp.Or(problem, l.Problem)
+		}
+	}
+	arrived := len(r.on[partition]) - len(still)
+	r.count -= arrived
+	r.done += arrived
+	if r.on[partition] = still; len(still) == 0 {
+		delete(r.on, partition)
+		return "", nil
+	}
+	return cmp.Or(problem, open.Problem), nil
+}
+
+func letterCount(n int) string {
+	if n == 1 {
+		return "1 letter"
+	}
+	return fmt.Sprintf("%d letters", n)
+}
+
+// letterGroup is the group of a dead letter destination by which letters are looked at and
+// sent back, "" if there is none.
+func letterGroup(groups []string) string {
+	if len(groups) == 0 || slices.Contains(groups, redriveGroup) {
+		return redriveGroup
+	}
+	return groups[0]
+}
+
+func others(groups []string, but string) []string {
+	return slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return g == but })
 }
 
 // outlasting is a context that ends so long after ctx has, or when it is cancelled.
@@ -366,7 +501,7 @@ func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (d
 				return err
 			}
 		}
-		if err := c.settle(ctx, destination, groups, some); err != nil {
+		if err := c.settle(ctx, destination, groups, some, true); err != nil {
 			return err
 		}
 		done += len(some)
@@ -397,15 +532,19 @@ func (c *Conn) letterGroups(ctx context.Context, destination string, create bool
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for _, g := range list {
-		names = append(names, g.Name)
-	}
+	names := groupNames(list)
 	if len(names) == 0 && create {
 		names = []string{redriveGroup}
 		_, err = c.CreateGroup(ctx, destination, redriveGroup, GroupIntent{Exists: true, Start: GroupStart{To: "earliest"}})
 	}
 	return names, err
+}
+
+func groupNames(list []GroupInfo) (names []string) {
+	for _, g := range list {
+		names = append(names, g.Name)
+	}
+	return names
 }
 
 // dropRedriveGroup removes the group that was made if it is done with everything in a
@@ -427,8 +566,8 @@ func (c *Conn) dropRedriveGroup(ctx context.Context, destination string, groups 
 	return c.RemoveGroup(ctx, destination, redriveGroup)
 }
 
-// settle has groups done with letters.
-func (c *Conn) settle(ctx context.Context, destination string, groups []string, letters []*Letter) error {
+// settle has groups done with letters; with giveUp also with those that are on their way back.
+func (c *Conn) settle(ctx context.Context, destination string, groups []string, letters []*Letter, giveUp bool) error {
 	spans := make(map[uint32][]wire.OffsetSpan)
 	for _, l := range letters {
 		s := spans[l.Partition]
@@ -440,7 +579,7 @@ func (c *Conn) settle(ctx context.Context, destination string, groups []string, 
 	}
 	for partition, s := range spans {
 		for _, g := range groups {
-			if err := c.GroupOrder(ctx, wire.OrderSettle, destination, partition, g, wire.SettleRequest{Spans: s}, nil); err != nil {
+			if err := c.GroupOrder(ctx, wire.OrderSettle, destination, partition, g, wire.SettleRequest{Spans: s, GiveUp: giveUp}, nil); err != nil {
 				return fmt.Errorf("group %q could not note that letters of partition %d are dealt with; they may be there again: %w", g, partition, err)
 			}
 		}

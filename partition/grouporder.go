@@ -39,6 +39,8 @@ func (g *Groups) order(in *Input) {
 		g.scope(s, in)
 	case wire.OrderSettle:
 		g.settle(s, in)
+	case wire.OrderRedrive:
+		g.redrive(s, in)
 	case wire.OrderLetters:
 		g.openLetters(s, in)
 	default:

@@ -252,9 +252,55 @@ func (g *Groups) settle(s *group.Group, in *Input) {
 	case l.Stops():
 		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
 	default:
-		l.Settle(spans, nil, g.over(func(err error) { in.Reply([]byte("{}"), err) }))
+		if q.GiveUp {
+			l.GiveUp(spans, g.over(func(err error) { in.Reply([]byte("{}"), err) }))
+		} else {
+			l.Settle(spans, nil, g.over(func(err error) { in.Reply([]byte("{}"), err) }))
+		}
 		g.wake(l)
 	}
+}
+
+// redrive sends dead letters back to where they come from.
+func (g *Groups) redrive(s *group.Group, in *Input) {
+	var q wire.RedriveRequest
+	if !unmarshal(in, &q) {
+		return
+	}
+	letters := make([]group.Letter, 0, min(len(q.Letters), wire.MaxRedrive))
+	next := uint64(0)
+	for i := range q.Letters {
+		x := &q.Letters[i]
+		if err := wire.ValidateName(x.To); err != nil {
+			in.Reply(nil, err)
+			return
+		}
+		if x.Offset < next || wire.Offset(x.Offset) >= g.p.state.next || i == wire.MaxRedrive {
+			in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "%d letters, one at offset %d of a partition that ends at %d, behind %d; name up to %d, by offset", len(q.Letters), x.Offset, g.p.state.next, next, wire.MaxRedrive))
+			return
+		}
+		next = x.Offset + 1
+		letters = append(letters, group.Letter{Offset: wire.Offset(x.Offset), Text: group.TargetText(x.To, x.Partition)})
+	}
+	l := g.lead(s)
+	if l.Stops() {
+		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
+		return
+	}
+	another := func(o wire.Offset) bool {
+		for other := range g.p.state.groups.All {
+			if other != s && other.Redrives(o) {
+				return true
+			}
+		}
+		return false
+	}
+	l.Redrive(letters, another, g.over(func(err error) {
+		if in.Reply([]byte("{}"), err); err == nil {
+			g.tryLetters(l)
+		}
+	}))
+	g.wake(l)
 }
 
 // openLetters shows the dead letters that are not written, or gives one up.

@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -33,6 +34,10 @@ type letters struct {
 	pause   time.Duration    // after the next failure
 	alone   map[uint64]retry // letters that could not be written, which others do not wait for
 	wake    time.Duration    // when something is to be tried again; 0: nothing is
+	// way is a letter that goes where the last ones went, and ways are those, by the Text of
+	// letters on their way back, that take none at the moment: they keep their order.
+	way  *group.Letter
+	ways map[string]retry
 }
 
 // retry is when something is tried again, and how long it rests before the time after that.
@@ -43,11 +48,15 @@ func (r retry) next(now time.Duration) retry {
 	return retry{now + pause, pause}
 }
 
-// LetterRound is what one round is about. It does not change.
+// LetterRound is what one round is about: letters that go to one partition. It does not change.
 type LetterRound struct {
 	Group    group.ID
-	Name, To string // of the group; of the destination for its dead letters
-	Path     group.Path
+	Name, To string // of the group; of the destination that they go to
+	// Back says that they are dead letters on their way back, to the partition with a Number;
+	// others go to the one that the source's leads to.
+	Back   bool
+	Number uint32
+	Path   group.Path
 	// Renew asks for another Path, before anything is sent. It is needed too if there is none
 	// yet, or To is another destination by now.
 	Renew    bool
@@ -82,7 +91,7 @@ func (g *Groups) writeLetters(l *lead) {
 			delete(t.written, number)
 		}
 	}
-	r := &LetterRound{Group: l.group.ID, Name: l.group.Name, To: l.group.Settings.DeadLetter, Path: open.Path, Renew: t.renew}
+	r := &LetterRound{Group: l.group.ID, Name: l.group.Name, Path: open.Path, Renew: t.renew}
 	sent := make(map[uint64]bool, len(open.Sent))
 	for i, number := range open.Sent {
 		if t.written[number] && i == len(sent) {
@@ -98,10 +107,13 @@ func (g *Groups) writeLetters(l *lead) {
 		sent[number] = true
 		r.Sent = append(r.Sent, x)
 	}
-	if !r.Renew {
-		g.fresh(l, r, sent)
-	}
-	if len(r.Sent)+len(r.Fresh) == 0 && !r.Renew {
+	g.fresh(l, r, sent)
+	switch {
+	case len(r.Sent) > 0:
+		r.to(l, &r.Sent[0])
+	case len(r.Fresh) > 0:
+		r.to(l, &r.Fresh[0])
+	default:
 		return
 	}
 	for _, list := range [][]group.Letter{r.Sent, r.Fresh} {
@@ -118,7 +130,25 @@ func (g *Groups) writeLetters(l *lead) {
 	g.effects.Letters(r)
 }
 
-// fresh adds the letters that are to be looked at: the lowest that do not rest.
+// to says where the letters of a round go.
+func (r *LetterRound) to(l *lead, x *group.Letter) {
+	if r.To, r.Number, r.Back = x.Target(); !r.Back {
+		r.To = l.group.Settings.DeadLetter
+	}
+}
+
+// together reports whether two letters go the same way.
+func together(a, b *group.Letter) bool {
+	return (a.Reason == group.Redriven) == (b.Reason == group.Redriven) && (a.Reason != group.Redriven || a.Text == b.Text)
+}
+
+// maxOvertaken is how many numbers a letter may be behind those that go before it because
+// they go where the ones before them went: to go elsewhere costs two fences.
+const maxOvertaken = 1024
+
+// fresh adds the letters that are to be looked at: the lowest that do not rest, of those that
+// go one way. That is the way of what was sent before, as long as it does not keep others
+// waiting.
 func (g *Groups) fresh(l *lead, r *LetterRound, sent map[uint64]bool) {
 	t, open := &l.letters, l.group.Letters.Open
 	for number := range t.alone {
@@ -129,18 +159,39 @@ func (g *Groups) fresh(l *lead, r *LetterRound, sent map[uint64]bool) {
 	if len(sent) >= maxLetters || len(open) == len(sent) {
 		return
 	}
+	going := make(map[string]bool)
 	for number, x := range open {
+		back := x.Reason == group.Redriven && len(t.ways) > 0
+		if going[x.Text] = going[x.Text] || back; back && t.ways[x.Text].at > g.now {
+			continue
+		}
 		if t.alone[number].at <= g.now && !sent[number] {
 			r.Fresh = append(r.Fresh, x)
 		}
 	}
+	maps.DeleteFunc(t.ways, func(way string, _ retry) bool { return !going[way] })
 	slices.SortFunc(r.Fresh, func(a, b group.Letter) int {
 		if a.Number < b.Number {
 			return -1
 		}
 		return 1
 	})
+	if len(r.Fresh) == 0 {
+		return
+	}
+	way := &r.Fresh[0]
+	if i := slices.IndexFunc(r.Fresh, func(x group.Letter) bool {
+		return t.way != nil && together(&x, t.way) && x.Number < way.Number+maxOvertaken
+	}); i > 0 {
+		way = &r.Fresh[i]
+	}
+	if len(r.Sent) > 0 {
+		way = &r.Sent[0]
+	}
+	first := *way
+	r.Fresh = slices.DeleteFunc(r.Fresh, func(x group.Letter) bool { return !together(&x, &first) })
 	r.Fresh = r.Fresh[:min(len(r.Fresh), maxLetters-len(sent))]
+	t.way = &first
 }
 
 // LetterWritten says that a round has written a letter. Any goroutine; the caller sees to a
@@ -166,10 +217,33 @@ func (p *Partition) LettersDone(r *LetterRound, result LetterResult) {
 	g.result(func() {
 		if l := g.leads[r.Group]; l != nil && l.letters.round == r {
 			l.letters.round = nil
+			if r.Back {
+				l.backFailed(r, &result, g.now)
+			}
 			g.endRound(l, &result)
 			g.wake(l)
 		}
 	})
+}
+
+// backFailed has letters rest that cannot go back where they come from: those that go elsewhere
+// go on, unless it is not known which of these are there.
+func (l *lead) backFailed(r *LetterRound, result *LetterResult, now time.Duration) {
+	t, all := &l.letters, slices.Concat(r.Sent, r.Fresh)
+	if result.Err == nil {
+		delete(t.ways, all[0].Text)
+		return
+	}
+	if t.ways == nil {
+		t.ways = make(map[string]retry)
+	}
+	t.ways[all[0].Text] = t.ways[all[0].Text].next(now)
+	for _, x := range all {
+		l.LetterFailed(x.Number, result.Err)
+	}
+	if len(r.Sent) == 0 {
+		result.Err = nil
+	}
 }
 
 // endRound takes in what a round has found.
@@ -219,6 +293,11 @@ func (g *Groups) tryLetters(l *lead) {
 	for number, x := range t.alone {
 		if _, open := l.group.Letters.Open[number]; open && t.rests == 0 && (t.wake == 0 || x.at < t.wake) {
 			t.wake = max(x.at, g.now+letterRetry) // one that is due waits for those on their way
+		}
+	}
+	for _, x := range t.ways {
+		if t.rests == 0 && (t.wake == 0 || x.at < t.wake) {
+			t.wake = max(x.at, g.now+letterRetry)
 		}
 	}
 	if t.wake > 0 && !listed {

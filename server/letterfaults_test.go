@@ -351,19 +351,73 @@ func TestRuleQ3_AForgottenProducerIsLookedForInTheLog(t *testing.T) {
 	var rig *letterRig
 	writtenOnce(t, s, func(r *letterRig) {
 		rig = r
-		d, _ := s.broker.View().Destination("dead")
-		p := s.broker.local(d.ID, 0)
-		forgotten := make(chan struct{})
-		require.NoError(t, p.part.Fence(partition.Fence{ID: 0, Then: func(wire.ErrorCode) { // in the owner's turn
-			p.part.ForgetProducers()
-			close(forgotten)
-		}}))
-		p.Kick(false)
-		<-forgotten
+		r.forgets("dead")
 		r.lettersTo("other")
 	})
 	require.Zero(t, rig.written("other"))
 	require.Equal(t, 1, rig.written("dead"))
+}
+
+// redrivenOnce sends a dead letter back whose answer is lost until lose has been called: it is in
+// the queue that it comes from once, and no letter any more.
+func redrivenOnce(t testing.TB, s *Server, lose func(r *letterRig)) {
+	r := &letterRig{t: t, s: s, c: dialOpen(t, s.Addr()), n: 100}
+	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, DeliveryLimit: 1, DeadLetter: "dead"})
+	r.create("dead", wire.Queue, wire.Settings{})
+	produceKeyed(t, s.Addr(), "a")
+	r.k = attachTo(t, s.Addr(), 1)
+	r.k.keepAlive()
+	r.k.say(outcome(r.k.next(1)[0], wire.OutcomeNack))
+	require.Equal(t, []string{"a=value 0 origin:jobs/0 offset:0 group:workers reason:delivery limit text: number:0 deliveries:1 attempts:1"}, readLetters(t, s, 1))
+	require.Equal(t, wire.CodeOK, r.ask(wire.OpGroupAdmin, &wire.GroupAdminRequest{Destination: "dead", Group: "dlq", Op: wire.GroupCreate, JSON: []byte("{}")}).code())
+	s.broker.deaf.Store(true)
+	redrive := func() {
+		body, err := json.Marshal(wire.RedriveRequest{Letters: []wire.Redriven{{Offset: 0, To: "jobs", Partition: 0}}})
+		require.NoError(t, err)
+		require.Equal(t, wire.CodeOK, r.ask(wire.OpGroupOrder, &wire.GroupOrderRequest{Handle: r.c.open("dead", 0), Op: wire.OrderRedrive, Group: "dlq", JSON: body}).code())
+	}
+	redrive()
+	eventually(t, "the letter is back", func() bool { return r.written("jobs") == 2 })
+	redrive() // of somebody who does not know
+	lose(r)
+	s.broker.deaf.Store(false)
+	d, _ := s.broker.View().Destination("dead")
+	eventually(t, "it is no letter any more", func() bool { return s.broker.local(d.ID, 0).StartOffset() == 1 })
+	require.Equal(t, 2, r.written("jobs"), "the record, and what came back")
+	g := r.k.next(1)[0]
+	require.EqualValues(t, 1, g.Offset)
+	require.Equal(t, wire.CodeOK, r.k.say(ack(g))[0].Code)
+}
+
+// forgets has the first partition of a destination forget who wrote to it.
+func (r *letterRig) forgets(name string) {
+	d, _ := r.s.broker.View().Destination(name)
+	p := r.s.broker.local(d.ID, 0)
+	forgotten := make(chan struct{})
+	require.NoError(r.t, p.part.Fence(partition.Fence{ID: 0, Then: func(wire.ErrorCode) { // in the owner's turn
+		p.part.ForgetProducers()
+		close(forgotten)
+	}}))
+	p.Kick(false)
+	<-forgotten
+}
+
+// A dead letter on its way back whose answer was lost is there once, also if it is sent back
+// again and if its queue has forgotten who wrote it.
+func TestRuleQ3_ALetterOnItsWayBackIsWrittenOnce(t *testing.T) {
+	for name, lose := range map[string]func(r *letterRig){
+		"asked again":             func(*letterRig) {},
+		"its writer is forgotten": func(r *letterRig) { r.forgets("jobs") },
+	} {
+		t.Run(name, func(t *testing.T) { redrivenOnce(t, startMember(t, t.TempDir(), 1), lose) })
+	}
+}
+
+// The same without asking what of it is there.
+func TestRuleQ3_Catches_LettersThatGoBackUnasked(t *testing.T) {
+	s := startMember(t, t.TempDir(), 1)
+	s.broker.unclosed.Store(true)
+	caught(t, func(t testing.TB) { redrivenOnce(t, s, func(r *letterRig) { r.forgets("jobs") }) })
 }
 
 // A letter that cannot be written waits for itself: those behind it are written, and explain

@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -102,15 +103,21 @@ func (l *letterRound) run() {
 	l.end(nil)
 }
 
-// target is where letters go: to one partition for each partition that they come from.
+// target is where letters go: to one partition for each partition that they come from, or back.
 func (l *letterRound) target() (d uuid.UUID, number uint32, err error) {
 	v := l.broker.View()
 	to, ok := v.Destination(l.To)
-	if !ok || len(to.Partitions) == 0 {
+	switch {
+	case !ok || len(to.Partitions) == 0:
 		return d, 0, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", l.To)
+	case l.Back && l.Number >= uint32(len(to.Partitions)):
+		return d, 0, wire.Errorf(wire.CodeUnknownPartition, "destination %q has no partition %d", l.To, l.Number)
 	}
 	if v.Level < cluster.LevelFences && len(v.Nodes) > 1 {
 		return d, 0, wire.Errorf(wire.CodeUnavailable, "a node runs a build that knows no fences; upgrade it first")
+	}
+	if l.Back {
+		return to.ID, l.Number, nil
 	}
 	return to.ID, uint32(binary.LittleEndian.Uint64(l.identity.ID[:]) % uint64(len(to.Partitions))), nil
 }
@@ -314,7 +321,7 @@ func (l *letterRound) encode(x *group.Letter, producer wire.ProducerIdentity) (*
 	}
 	var builder wire.BatchBuilder
 	builder.Reset(true)
-	if !builder.Append(rec.TimestampMs, rec.Attributes, rec.Key, rec.Value, append(rec.AppendHeaders(nil), l.origin(x)...), hash) {
+	if !builder.Append(rec.TimestampMs, rec.Attributes, rec.Key, rec.Value, l.headers(x, rec.AppendHeaders(nil)), hash) {
 		return nil, wire.CodeTooLarge
 	}
 	m := &wire.PeerBatch{Destination: d.ID, Partition: l.Path.Partition}
@@ -323,13 +330,29 @@ func (l *letterRound) encode(x *group.Letter, producer wire.ProducerIdentity) (*
 	return m, err
 }
 
+// headers are those that a letter is written with. One that goes back has those that its record
+// had, and one that says which letter it was.
+func (l *letterRound) headers(x *group.Letter, stored []wire.RecordHeader) []wire.RecordHeader {
+	if !l.Back {
+		return append(stored, l.origin(x)...)
+	}
+	for i := len(stored) - 1; i >= 0; i-- { // the last one: a letter may have been one before
+		if stored[i].Key == wire.LetterOrigin {
+			stored = stored[:i]
+			break
+		}
+	}
+	at := fmt.Sprintf("%s@%d", l.name, x.Offset)
+	return append(stored, wire.RecordHeader{Key: wire.RedrivenHeader, Value: []byte(at)})
+}
+
 // origin are the headers of a letter.
 func (l *letterRound) origin(x *group.Letter) []wire.RecordHeader {
 	text := func(key, value string) wire.RecordHeader {
 		return wire.RecordHeader{Key: wire.LetterHeader + key, Value: []byte(value)}
 	}
 	return []wire.RecordHeader{
-		text("origin", l.name), text("offset", strconv.FormatUint(uint64(x.Offset), 10)), text("group", l.Name), text("reason", x.Why()), text("text", x.Text),
+		text("origin", l.name), text("offset", strconv.FormatUint(uint64(x.Offset), 10)), text("group", l.Name), text("reason", x.Reason.String()), text("text", x.Text),
 		text("number", strconv.FormatUint(x.Number, 10)),
 		text("deliveries", strconv.Itoa(int(x.Deliveries))), text("attempts", strconv.Itoa(int(x.Attempts))),
 	}

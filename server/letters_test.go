@@ -22,7 +22,7 @@ func createLetters(t *testing.T, address string, partitions uint32) {
 }
 
 // readLetters reads so many records of all partitions of the queue for dead letters.
-func readLetters(t *testing.T, s *Server, want int) (found []string) {
+func readLetters(t testing.TB, s *Server, want int) (found []string) {
 	t.Helper()
 	eventually(t, "dead letters", func() bool {
 		found = nil

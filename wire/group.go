@@ -28,6 +28,14 @@ const (
 // and attempts, all as text.
 const LetterHeader = "lockstep-dead-letter-"
 
+// LetterOrigin is the key of the first of these headers; those before the last one are the
+// record's own.
+const LetterOrigin = LetterHeader + "origin"
+
+// RedrivenHeader is the key of a header of records that came back from where dead letters go:
+// the letter it was, as destination/partition@offset.
+const RedrivenHeader = "lockstep-redriven"
+
 // GroupMode says how a group shares records. Numbers are never reused; 0 in settings
 // stands for what the destination or the build has as its default, here and in the types
 // below.

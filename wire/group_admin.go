@@ -65,6 +65,7 @@ const (
 	OrderLetters    GroupOrderOp = 11 // LettersRequest; answered with LettersResponse
 	OrderRepair     GroupOrderOp = 12 // RepairRequest; answered with ScopeResponse
 	OrderSettle     GroupOrderOp = 13 // SettleRequest
+	OrderRedrive    GroupOrderOp = 14 // RedriveRequest
 )
 
 // GroupOrderRequest is the body of GROUP_ORDER. The answer is GroupJSON.
@@ -265,15 +266,35 @@ type ScopeResponse struct {
 // MaxSettle bounds the stretches of one SettleRequest.
 const MaxSettle = 4096
 
-// SettleRequest names stretches of records, ascending, that a group is done with then.
+// SettleRequest names stretches of records, ascending, that a group is done with then. With
+// GiveUp also those that are on their way back, by a RedriveRequest, need not get there.
 type SettleRequest struct {
-	Spans []OffsetSpan `json:"spans"`
+	Spans  []OffsetSpan `json:"spans"`
+	GiveUp bool         `json:"give_up,omitempty"`
 }
 
 // OffsetSpan is a stretch of records [From, To).
 type OffsetSpan struct {
 	From uint64 `json:"from"`
 	To   uint64 `json:"to"`
+}
+
+// MaxRedrive bounds the letters of one RedriveRequest.
+const MaxRedrive = 100
+
+// RedriveRequest sends dead letters back: when it is answered that is committed, and each is
+// written where it says once, whoever leads, and asks again, by then; the group is done with it
+// when it is there. Those that the group is done with, or that are on their way already, are
+// passed over.
+type RedriveRequest struct {
+	Letters []Redriven `json:"letters"` // by offset
+}
+
+// Redriven is one dead letter on its way back.
+type Redriven struct {
+	Offset    uint64 `json:"offset"`
+	To        string `json:"to"` // the destination that it comes from
+	Partition uint32 `json:"partition"`
 }
 
 // LettersRequest asks for the dead letters that are not written yet. Drop gives one up, by
@@ -291,13 +312,16 @@ type LettersResponse struct {
 	Letters []LetterInfo `json:"letters,omitempty"`
 }
 
+// ReasonRedriven is the Reason of a dead letter that goes back to where it comes from.
+const ReasonRedriven = "redriven"
+
 // LetterInfo is one dead letter that is not written yet.
 type LetterInfo struct {
 	Number     uint64 `json:"number"`
 	Offset     uint64 `json:"offset"`
 	Deliveries uint16 `json:"deliveries"`
 	Attempts   uint16 `json:"attempts"`
-	Reason     string `json:"reason"`
+	Reason     string `json:"reason"` // ReasonRedriven: it is one, and goes back
 	Text       string `json:"text,omitempty"`
 	Problem    string `json:"problem,omitempty"` // why it waits for itself
 }

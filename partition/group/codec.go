@@ -242,7 +242,7 @@ func appendLetter(dst []byte, l *Letter) []byte {
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(l.Offset))
 	dst = binary.LittleEndian.AppendUint16(dst, l.Deliveries)
 	dst = binary.LittleEndian.AppendUint16(dst, l.Attempts)
-	return appendString(append(dst, l.Reason), l.Text)
+	return appendString(append(dst, byte(l.Reason)), l.Text)
 }
 
 // AppendLetterDone appends the command that says that a letter is written.
@@ -511,7 +511,7 @@ func (r *reader) table() []TableLease {
 func (r *reader) letter() (l Letter) {
 	l.Number, l.Offset = r.uint64(), r.offset()
 	l.Deliveries, l.Attempts = r.uint16(), r.uint16()
-	l.Reason, l.Text = r.uint8(), r.string()
+	l.Reason, l.Text = LetterReason(r.uint8()), r.string()
 	return l
 }
 

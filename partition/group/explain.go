@@ -138,8 +138,38 @@ func (e *explainer) group() {
 			lost.From, lost.To-1, lost.To, count(int(l.g.Expired), "record has expired", "records have expired"))
 	}
 	if n := len(l.g.Letters.Open); n > 0 {
-		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%s not written to %q yet: %s.", count(n, "record has failed too often and is", "records have failed too often and are"), l.g.Settings.DeadLetter, l.advice(nil))
+		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "%s: %s.", l.waitingLetters(n), l.advice(nil))
 	}
+}
+
+// waitingLetters says how many letters are not written.
+func (l *Leader) waitingLetters(n int) string {
+	back := 0
+	for _, x := range l.g.Letters.Open {
+		if x.Reason == Redriven {
+			back++
+		}
+	}
+	failed := fmt.Sprintf("%s not written to %q yet", count(n-back, "record has failed too often and is", "records have failed too often and are"), l.g.Settings.DeadLetter)
+	redriven := count(back, "dead letter is", "dead letters are") + " on the way back, and not there yet"
+	switch {
+	case back == 0:
+		return failed
+	case back == n:
+		return redriven
+	}
+	return failed + ", and " + redriven
+}
+
+// goesBack reports whether the record at o is a dead letter on its way back, and to which
+// destination.
+func (l *Leader) goesBack(o wire.Offset) (to string, back bool) {
+	for _, x := range l.g.Letters.Open {
+		if x.Offset == o && x.Reason == Redriven {
+			to, _, back = x.Target()
+		}
+	}
+	return to, back
 }
 
 // unreadable says that a record is damaged on this replica's disk, and what that holds up.
@@ -272,6 +302,10 @@ func (e *explainer) record(o wire.Offset) {
 		e.say("done", "", 0, 0, "The group is done with it.")
 		return
 	case l.lettered[o]:
+		if to, back := l.goesBack(o); back {
+			e.say("letter_not_accepted", to, 0, 0, "It is on its way back to %q, and not there yet: %s.", to, l.advice(&o))
+			return
+		}
 		e.say("letter_not_accepted", l.g.Settings.DeadLetter, 0, 0, "It has failed too often and is not written to %q yet: %s.", l.g.Settings.DeadLetter, l.advice(&o))
 		return
 	}

@@ -216,16 +216,47 @@ type Letter struct {
 	Offset     wire.Offset
 	Deliveries uint16
 	Attempts   uint16
-	Reason     uint8
-	Text       string
+	Reason     LetterReason
+	Text       string // what the consumer said; where one goes that is Redriven
 	// Since is the index of the entry that decided on it. A seek behind that has begun anew:
 	// the letter is written all the same, and says nothing about the record any more.
 	Since wire.Index
 }
 
+// LetterReason is why a record is to be written elsewhere. Numbers are kept in logs.
+type LetterReason uint8
+
+// The reasons.
+const (
+	DeliveryLimit LetterReason = 1
+	Rejected      LetterReason = 2
+	Redriven      LetterReason = 3 // a dead letter that goes back to where it comes from
+)
+
+// String is the reason as the header of a letter has it.
+func (r LetterReason) String() string {
+	switch r {
+	case Rejected:
+		return "rejected"
+	case Redriven:
+		return wire.ReasonRedriven
+	}
+	return "delivery limit"
+}
+
 // lettered reports whether a record waits for its letter: it is not given to anybody, and
 // done when that is written.
 func (g *Group) lettered(l *Letter) bool { return l.Since > g.SeekIndex }
+
+// Redrives reports whether the record at o is a dead letter that the group has on its way back.
+func (g *Group) Redrives(o wire.Offset) bool {
+	for _, l := range g.Letters.Open {
+		if l.Offset == o && l.Reason == Redriven {
+			return true
+		}
+	}
+	return false
+}
 
 // written notes that a letter is where it belongs, or given up.
 func (g *Group) written(number uint64) {

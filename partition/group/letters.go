@@ -1,7 +1,11 @@
 package group
 
 import (
+	"cmp"
 	"fmt"
+	"math"
+	"strconv"
+	"strings"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -23,9 +27,9 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 	if !c.attempt || !reject && (s.DeliveryLimit == 0 || uint32(r.Attempts) < s.DeliveryLimit) {
 		return false
 	}
-	reason := uint8(1)
+	reason := DeliveryLimit
 	if reject {
-		reason = 2
+		reason = Rejected
 	}
 	switch s.DeadLetterMode {
 	case wire.DeadLetterRecord:
@@ -93,6 +97,53 @@ func (l *Leader) MoveLetters(p Path, next uint32, done func(error)) {
 	}})
 }
 
+// Redrive has dead letters sent back where their Text says (TargetText): it and Offset are set. Those that the group is done with, or that are on their way, are
+// passed over; with those that another group has sent back this one is done. The group stops
+// for it, so that no consumer has what goes.
+func (l *Leader) Redrive(letters []Letter, another func(wire.Offset) bool, done func(error)) {
+	if n := len(l.g.Letters.Open); n+len(letters) > l.letterLimit {
+		done(wire.Errorf(wire.CodeTooMany, "%d letters of this partition are on their way, and %d may be: lockstep dlq ls says what they wait for", n, l.letterLimit))
+		return
+	}
+	l.Order(Order{Drain: true, Reason: wire.ReasonPark, Done: done, Make: func() []byte {
+		l.number = max(l.number, l.g.Letters.Next)
+		var gone []Span
+		var command []byte
+		for _, x := range letters {
+			if l.g.Done.Has(x.Offset) || l.lettered[x.Offset] {
+				continue
+			}
+			if another(x.Offset) {
+				gone = append(gone, Span{x.Offset, x.Offset + 1})
+				continue
+			}
+			known, _ := l.g.Record(x.Offset)
+			x.Number, x.Reason, x.Deliveries, x.Attempts = l.number, Redriven, known.Deliveries, known.Attempts
+			l.number++
+			command = AppendLetter(command, l.g.ID, Session{}, &x)
+		}
+		return AppendOutcomes(command, l.g.ID, gone, nil) // which may be none: an entry says something
+	}})
+}
+
+// Target is where a letter goes back to, or false if it goes where the group says.
+func (l *Letter) Target() (destination string, partition uint32, back bool) {
+	if l.Reason != Redriven {
+		return "", 0, false
+	}
+	at := strings.LastIndexByte(l.Text, '/')
+	n, err := strconv.ParseUint(l.Text[at+1:], 10, 32)
+	if at < 0 || err != nil {
+		return l.Text, math.MaxUint32, true // there is no such partition
+	}
+	return l.Text[:at], uint32(n), true
+}
+
+// TargetText is the Text of a letter that goes back.
+func TargetText(destination string, partition uint32) string {
+	return fmt.Sprintf("%s/%d", destination, partition)
+}
+
 // Lettered reports whether the record at o is a dead letter that is not written yet.
 func (l *Leader) Lettered(o wire.Offset) bool { return l.lettered[o] }
 
@@ -126,7 +177,7 @@ func (l *Leader) DescribeLetters() wire.LettersResponse {
 	for _, number := range sorted(l.g.Letters.Open)[:min(most, len(l.g.Letters.Open))] {
 		x := l.g.Letters.Open[number]
 		d.Letters = append(d.Letters, wire.LetterInfo{
-			Number: number, Offset: uint64(x.Offset), Deliveries: x.Deliveries, Attempts: x.Attempts, Reason: x.Why(), Text: x.Text,
+			Number: number, Offset: uint64(x.Offset), Deliveries: x.Deliveries, Attempts: x.Attempts, Reason: x.Reason.String(), Text: x.Text,
 			Problem: l.problemOf(number),
 		})
 	}
@@ -141,25 +192,18 @@ func (l *Leader) problemOf(number uint64) string {
 	return ""
 }
 
-// Why is the reason of a letter, as its header has it.
-func (l *Letter) Why() string {
-	if l.Reason == 2 {
-		return "rejected"
-	}
-	return "delivery limit"
-}
-
 // refusal is why a letter could not be written.
 type refusal struct {
 	code wire.ErrorCode
 	text string
+	back string // where it should go back to; "": it goes where the group says
 }
 
 // LettersFailed notes why no letters could be written, for those who ask: nil if they can be.
 // They are tried again.
 func (l *Leader) LettersFailed(err error) {
 	if l.refusal = (refusal{}); err != nil {
-		l.refusal = refusal{wire.CodeOf(err), err.Error()}
+		l.refusal = refusal{code: wire.CodeOf(err), text: err.Error()}
 	}
 }
 
@@ -173,7 +217,9 @@ func (l *Leader) LetterFailed(number uint64, err error) {
 	if l.refused == nil {
 		l.refused = make(map[uint64]refusal)
 	}
-	l.refused[number] = refusal{wire.CodeOf(err), err.Error()}
+	x := l.g.Letters.Open[number]
+	back, _, _ := x.Target()
+	l.refused[number] = refusal{wire.CodeOf(err), err.Error(), back}
 }
 
 // advice says what to do about letters that are not written: about all of a group, or about
@@ -201,16 +247,22 @@ func (l *Leader) advice(o *wire.Offset) string {
 
 // advise says what to do about a refusal, of the letter of the record at o.
 func (l *Leader) advise(r refusal, o wire.Offset) string {
-	to := l.g.Settings.DeadLetter
+	to := cmp.Or(r.back, l.g.Settings.DeadLetter)
 	switch r.code {
 	case wire.CodeOK:
 		return "they are on their way"
-	case wire.CodeUnknownDestination, wire.CodeDestinationGone:
+	case wire.CodeUnknownDestination, wire.CodeDestinationGone, wire.CodeUnknownPartition:
+		if r.back != "" {
+			return fmt.Sprintf("%q, where they come from, is gone: create it again, or give them up with lockstep dlq purge", to)
+		}
 		if to == "" {
 			return "the group names no destination for dead letters any more: name one, or skip them by their offsets"
 		}
 		return fmt.Sprintf("there is no %q: create it, or name another one for dead letters", to)
 	case wire.CodePartitionFull:
+		if r.back != "" {
+			return fmt.Sprintf("%q is full: let its consumers go on, or raise its threshold", to)
+		}
 		return fmt.Sprintf("%q is full: redrive or purge what it holds, or raise its threshold", to)
 	case wire.CodeSendDisabled:
 		return fmt.Sprintf("a partition of %q is closed to new records: open it", to)

@@ -11,8 +11,10 @@ import (
 // Order is a command that somebody else than a consumer wants to have committed: a seek,
 // new settings, a pause.
 type Order struct {
-	// Command is the encoded command.
+	// Command is the encoded command. With Make, which only one that drains may have, it is
+	// made when nothing is leased and everything decided before is applied.
 	Command []byte
+	Make    func() []byte
 	// Drain asks that nothing is leased when it is committed and that no session is waited
 	// for: until then nothing is given out, and what is held is asked back for Reason.
 	Drain  bool
@@ -53,7 +55,9 @@ func (l *Leader) command() {
 	if l.keeps(RuleDrain) && !l.drained() {
 		return
 	}
-	o.proposed = true
+	if o.proposed = true; o.Make != nil {
+		o.Command = o.Make()
+	}
 	l.next.orders = append(l.next.orders, o.Order)
 }
 

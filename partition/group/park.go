@@ -153,6 +153,19 @@ func (l *Leader) Settle(spans []Span, goesOn *Scope, done func(error)) {
 	})
 }
 
+// GiveUp is Settle of dead letters: those that are on their way back need not get there.
+func (l *Leader) GiveUp(spans []Span, done func(error)) {
+	l.Order(Order{Drain: true, Reason: wire.ReasonPark, Done: done, Make: func() []byte {
+		command := AppendOutcomes(nil, l.g.ID, spans, nil)
+		for number, x := range l.g.Letters.Open {
+			if x.Reason == Redriven && slices.ContainsFunc(spans, func(s Span) bool { return s.From <= x.Offset && x.Offset < s.To }) {
+				command = AppendLetterDone(command, l.g.ID, number)
+			}
+		}
+		return command
+	}})
+}
+
 // alsoUnpark appends that a scope goes on, if it is given and parked.
 func (l *Leader) alsoUnpark(dst []byte, h *Scope) []byte {
 	if h != nil && l.isParked(*h) {
