@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -191,6 +192,8 @@ func (b *bindLink) refused(err error) {
 	case code == wire.CodeUnsupported: // brokers without a coordinator
 		c.rebind(binding{partitions: slices.Sorted(maps.Keys(b.leaders))})
 		b.left = true
+	case code == wire.CodeFenced:
+		c.fail(fmt.Errorf("%w: another consumer has the name %q in group %q; one name is for one consumer at a time", ErrFenced, c.options.name, c.options.group))
 	case code == wire.CodeSessionGone:
 		b.old, b.id = b.id, newSessionID()
 	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle || code == wire.CodeNotLeader:

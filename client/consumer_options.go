@@ -174,8 +174,8 @@ func StartAt(q OffsetQuery) ConsumerOption {
 func Create(on bool) ConsumerOption { return func(o *consumerOptions) { o.create = on } }
 
 // ConsumerName gives the consumer a name that outlives the process: a new one of the
-// same name takes over at once what the old one held. Two that live under one name
-// fence each other in turn.
+// same name takes over at once what the old one held, and the old one, if it lives, ends
+// with ErrFenced.
 func ConsumerName(name string) ConsumerOption { return func(o *consumerOptions) { o.name = name } }
 
 // ReleaseOnDisconnect gives what the consumer holds to others as soon as its connection

@@ -38,7 +38,8 @@ var (
 	ErrDeliveryTimeout = errors.New("delivery timeout")
 	// ErrFenced is returned to one who was the holder of something and is not any more:
 	// by a named producer after another process opened the same name, which then cannot
-	// be used again, and for the outcome of a record that a Consumer has lost.
+	// be used again, by a named Consumer after another one took its name, and for the outcome
+	// of a record that a Consumer has lost.
 	ErrFenced = errors.New("fenced by a newer holder")
 	// ErrCorrupt is returned by a Reader when bytes do not match their checksum
 	// or their layout; the error is a *CorruptError.

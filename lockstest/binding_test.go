@@ -431,3 +431,29 @@ func TestRule30_APartitionThatComesBackIsKept(t *testing.T) {
 		require.NoError(t, a.Close(ctx))
 	}
 }
+
+// A consumer takes over the name of another one, which ends and says why.
+func TestANameIsForOneConsumer(t *testing.T) {
+	broker := lockstest.Start(t)
+	ctx, conn := connect(t, broker)
+	create(ctx, t, conn, client.Destination{Name: "jobs", Kind: client.Queue, Settings: client.Settings{Partitions: 2, Sync: client.SyncOS}})
+	join := func() *client.Consumer {
+		c, err := connectTo(t, broker.URL()).Consumer(ctx, "jobs", client.Group("workers"), client.Mode(client.Serial), client.ConsumerName("bob"))
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return len(c.Partitions()) == 2 }, timeout, time.Millisecond)
+		return c
+	}
+	first := join()
+	second := join()
+	_, err := first.Next(ctx)
+	require.ErrorIs(t, err, client.ErrFenced)
+	require.ErrorContains(t, err, `another consumer has the name "bob" in group "workers"`)
+	producer, err := conn.Producer(ctx, "jobs")
+	require.NoError(t, err)
+	_, err = producer.Send(ctx, &client.Record{Value: []byte("v")})
+	require.NoError(t, err)
+	d, err := second.Next(ctx)
+	require.NoError(t, err)
+	require.NoError(t, d.AckSync(ctx))
+	require.NoError(t, second.Close(ctx))
+}

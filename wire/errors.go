@@ -180,7 +180,7 @@ var errorTable = [...]ErrorInfo{
 	{CodeDuplicate, "DUPLICATE", false, false, ClosesNever,
 		"a request with this correlation ID is in flight, or the batch was appended before and its offset is no longer remembered", ""},
 	{CodeFenced, "FENCED", false, true, ClosesNever,
-		"a newer producer of the same name has taken over", "stop this producer"},
+		"a newer producer or consumer of the same name has taken over", "stop this one"},
 	{CodeOutOfSequence, "OUT_OF_SEQUENCE", false, true, ClosesNever,
 		"the batch does not follow the last one of its producer in this partition", ""},
 	{CodeUnknownProducer, "UNKNOWN_PRODUCER", false, true, ClosesNever,

@@ -89,6 +89,7 @@ type membership struct {
 	link                    Binder // nil: not connected
 	asks                    bool   // its link waits for an answer
 	listed, ending, leaving bool   // leaving: by its own wish
+	ousted                  bool   // another consumer has its name now
 	heard                   time.Duration
 	told                    time.Duration // the timeout that it goes by
 	had                     []uint32      // what the coordinator before has given it
@@ -154,6 +155,9 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 	case m == nil && len(c.members) >= MaxSessions:
 		b.Bound(nil, wire.Errorf(wire.CodeTooMany, "group %s has %d consumers, that is its limit", c.g.Name, MaxSessions))
 		return
+	case m == nil && c.namesake(r):
+		b.Bound(nil, wire.CodeFenced)
+		return
 	case m == nil && c.occupied(r):
 		b.Bound(nil, soleConsumer(c.g))
 		return
@@ -182,6 +186,16 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 	}
 }
 
+// namesake reports whether r is from a consumer that was taken off the list, and whose name
+// another one that lives has had since: whoever has started last has it.
+func (c *Coordinator) namesake(r *wire.BindRequest) bool {
+	if r.Name == "" || r.Predecessor == (Session{}) {
+		return false
+	}
+	m := c.names[r.Name]
+	return m != nil && !m.ending && m.link != nil && m.Session != Session(r.Predecessor)
+}
+
 // occupied reports whether a group that takes but one consumer has one, and r is not to
 // take its place.
 func (c *Coordinator) occupied(r *wire.BindRequest) bool {
@@ -203,6 +217,7 @@ func (c *Coordinator) join(r *wire.BindRequest) *membership {
 		Session: Session(r.Session), Predecessor: Session(r.Predecessor), Name: r.Name, Node: r.Node, Flags: uint8(r.Flags),
 	}}
 	if other := c.names[r.Name]; r.Name != "" && other != nil && !other.ending {
+		other.ousted = m.Predecessor != other.Session
 		m.Predecessor = other.Session
 	}
 	if before := c.members[m.Predecessor]; before != nil {
@@ -278,9 +293,12 @@ func (c *Coordinator) forget(m *membership) {
 	if c.names[m.Name] == m {
 		delete(c.names, m.Name)
 	}
-	if m.leaving {
+	switch {
+	case m.leaving:
 		c.unlink(m, nil)
-	} else {
+	case m.ousted:
+		c.unlink(m, wire.CodeFenced)
+	default:
 		c.unlink(m, wire.CodeSessionGone)
 	}
 }

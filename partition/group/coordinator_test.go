@@ -411,6 +411,42 @@ func TestCoordinatorGivesThePlaceToTheNewOne(t *testing.T) {
 	}
 }
 
+// heard notes how its link ended, or that it was not begun.
+type heard struct{ err *error }
+
+func (h *heard) Bound(_ *wire.BindResponse, err error) { *h.err = err }
+func (h *heard) Rebound(*wire.GroupBinding)            {}
+func (h *heard) Confirmed(uint64)                      {}
+func (h *heard) Closed(err error)                      { *h.err = err }
+
+// One name is for one consumer: who had it when another one came is told so for good, and so
+// is one that comes back after it was taken off the list meanwhile.
+func TestCoordinatorFencesWhoseNameAnotherHas(t *testing.T) {
+	d := newDistrict(1, wire.BindingCover)
+	o := d.offices[0]
+	bind := func(r *wire.BindRequest) (told *error) {
+		told = new(error)
+		o.c.Bind(&heard{told}, r, d.now)
+		o.propose()
+		o.commit()
+		return told
+	}
+	first := bind(&wire.BindRequest{Session: Session{1}, Name: "bob"})
+	require.NoError(t, *first)
+	second := bind(&wire.BindRequest{Session: Session{2}, Name: "bob"})
+	require.NoError(t, *second)
+	require.ErrorIs(t, *first, wire.CodeFenced)
+	back := bind(&wire.BindRequest{Session: Session{3}, Predecessor: Session{1}, Name: "bob"})
+	require.ErrorIs(t, *back, wire.CodeFenced)
+	require.NoError(t, *second)
+
+	own := bind(&wire.BindRequest{Session: Session{4}, Predecessor: Session{2}, Name: "bob"})
+	require.NoError(t, *own, "its own successor")
+	require.ErrorIs(t, *second, wire.CodeSessionGone)
+	o.c.Gone(o.c.members[Session{4}].link, false)
+	require.NoError(t, *bind(&wire.BindRequest{Session: Session{5}, Predecessor: Session{1}, Name: "bob"}), "who has it is not connected")
+}
+
 // Two consumers die, the second while the first still counts as living: what the first had
 // goes to the one that is left, and does not wait for the second one's session timeout too
 // (R-X-1).
