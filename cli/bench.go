@@ -25,7 +25,7 @@ Without DEST a topic of a fresh name is made with the settings given by flags an
 removed at the end. A named one that is missing is created and kept; one that
 exists is used as it is.`,
 		Example: `  lockstep bench produce --embedded
-  lockstep bench latency --embedded --rate 10000 --json`,
+  lockstep bench latency --embedded --rate 10000 -o json`,
 	})
 	a.clientFlags(c)
 	c.AddCommand(a.benchProduceCommand(), a.benchConsumeCommand(), a.benchLatencyCommand(), a.benchQueueCommand(), a.benchRequestCommand(), a.benchRunCommand(), a.benchFloorCommand())
@@ -35,7 +35,7 @@ exists is used as it is.`,
 // benchFlags are the flags that the benchmarks share.
 type benchFlags struct {
 	app        *app
-	json       bool
+	output     *choiceFlag
 	embedded   bool
 	directory  string
 	serverHTTP string
@@ -65,7 +65,7 @@ func (a *app) newBenchFlags(c *cobra.Command) *benchFlags {
 		payload:    newChoice("random", "random", "text"),
 	}
 	flags := c.Flags()
-	flags.BoolVar(&b.json, "json", false, "print the result as one JSON object")
+	b.output = outputFlag(c)
 	flags.BoolVar(&b.embedded, "embedded", false, "measure a broker that is started for this run, on a temporary directory")
 	flags.StringVar(&b.directory, "embedded-dir", "", "`directory` below which the embedded broker keeps its data; without it the system's temporary directory")
 	flags.StringVar(&b.serverHTTP, "server-http", "", "the broker's HTTP address, as `host:port`, to read its CPU time from /metrics")
@@ -175,7 +175,7 @@ func (b *benchFlags) run(c *cobra.Command, settings map[string]any,
 		destination, _ := settings["destination"].(string)
 		return interruptedOr(ctx, &failure{doing: "bench", destination: destination, err: err})
 	}
-	if b.json {
+	if b.output.value == "json" {
 		return a.printJSON(result)
 	}
 	return a.printResult(result)
@@ -233,7 +233,7 @@ func (a *app) benchProduceCommand() *cobra.Command {
 them on their way. Latency then is that window divided by the rate and says little
 about the broker: see bench latency.`,
 		Example: `  lockstep bench produce --embedded --records 1000000 --size 1KiB
-  lockstep bench produce --embedded --producers 64 --in-flight 1 --size 100B --sync os --json`,
+  lockstep bench produce --embedded --producers 64 --in-flight 1 --size 100B --sync os -o json`,
 		ValidArgsFunction: a.completeDestinations(),
 	}
 	b := a.newBenchFlags(c)
@@ -259,7 +259,7 @@ func (a *app) benchConsumeCommand() *cobra.Command {
 is made and filled first, which is not measured: the flags about producing are for
 that. Latencies are the times a reader waited for its next record.`,
 		Example: `  lockstep bench consume --embedded --records 1000000 --size 1KiB
-  lockstep bench consume --embedded --partitions 4 --readers 2 --json`,
+  lockstep bench consume --embedded --partitions 4 --readers 2 -o json`,
 		ValidArgsFunction: a.completeDestinations(),
 	}
 	b := a.newBenchFlags(c)
@@ -298,7 +298,7 @@ does, and every latency counts from the time its record was due until a consumer
 of the same process has it, and until it was acknowledged. A stall is thereby
 charged to every record that it delayed.`,
 		Example: `  lockstep bench latency --embedded --rate 10000
-  lockstep bench latency --embedded --rate 1000 --duration 30s --size 100B --json`,
+  lockstep bench latency --embedded --rate 1000 --duration 30s --size 100B -o json`,
 		ValidArgsFunction: a.completeDestinations(),
 	}
 	b := a.newBenchFlags(c)
@@ -339,7 +339,7 @@ With --mode serial the records of one of --keys keys are handled one after the o
 records without a key in any order. With --mode stream one consumer of each partition gets
 all in order, the next one at the ack of the one before; the others stand by.`,
 		Example: `  lockstep bench queue --embedded --sync os
-  lockstep bench queue --embedded --mode serial --keys 10000 --consumers 8 --json`,
+  lockstep bench queue --embedded --mode serial --keys 10000 --consumers 8 -o json`,
 	}
 	b := a.newBenchFlags(c)
 	p := newProduceFlags(c.Flags())
@@ -376,7 +376,7 @@ connection of its own; a server on another connection sends back what it gets. B
 requests each sends a record to a topic of the same settings: what is printed as
 acknowledged after is the time of one record alone, in the same run.`,
 		Example: `  lockstep bench request --embedded --sync os
-  lockstep bench request --embedded --requesters 8 --records 20000 --json`,
+  lockstep bench request --embedded --requesters 8 --records 20000 -o json`,
 	}
 	b := a.newBenchFlags(c)
 	records := c.Flags().Int64("records", 10_000, "`number` of requests")

@@ -18,7 +18,7 @@ import (
 // compareFlags are those of bench run and bench floor.
 type compareFlags struct {
 	app    *app
-	json   bool
+	output *choiceFlag
 	rounds int
 	scale  float64
 	dir    string
@@ -27,7 +27,7 @@ type compareFlags struct {
 func (a *app) newCompareFlags(c *cobra.Command, rounds int) *compareFlags {
 	f := &compareFlags{app: a}
 	flags := c.Flags()
-	flags.BoolVar(&f.json, "json", false, "print the results as a JSON array")
+	f.output = outputFlag(c)
 	flags.IntVar(&f.rounds, "rounds", rounds, "`number` of times everything is measured, in turns; medians are printed")
 	flags.Float64Var(&f.scale, "scale", 1, "multiply counts and durations by a `factor`")
 	flags.StringVar(&f.dir, "dir", "", "`directory` on the disk to measure; without it the system's temporary directory")
@@ -55,7 +55,7 @@ fills 10 GiB of disk in every round.
 
 Workloads:` + about.String(),
 		Example: `  lockstep bench run W7 --scale 0.01 --rounds 1
-  lockstep bench run W1 W2 --vs floor-log --scale 0.01 --rounds 1 --json`,
+  lockstep bench run W1 W2 --vs floor-log --scale 0.01 --rounds 1 -o json`,
 		ValidArgs: workloadNames(),
 	}
 	f := a.newCompareFlags(c, 5)
@@ -86,7 +86,7 @@ every record and writes what arrived together with one write, with one fdatasync
 for all that waits where the workload is synced. A replay is a mapped file written
 to TCP.`,
 		Example: `  lockstep bench floor W7 --scale 0.01 --rounds 1
-  lockstep bench floor W1 W3 --scale 0.01 --rounds 1 --json`,
+  lockstep bench floor W1 W3 --scale 0.01 --rounds 1 -o json`,
 		ValidArgs: workloadNames(),
 	}
 	f := a.newCompareFlags(c, 3)
@@ -158,7 +158,7 @@ func (f *compareFlags) run(c *cobra.Command, names []string, subjects func(bench
 		}
 		found = append(found, r)
 	}
-	if f.json {
+	if f.output.value == "json" {
 		return a.printJSON(found)
 	}
 	return a.printComparisons(found)

@@ -217,6 +217,9 @@ func (r *consumeRun) consumeOnce(ctx context.Context, conn *client.Conn, waiting
 		return err
 	})
 	if err == nil {
+		if r.member.session.value > 0 {
+			r.warnOfSession(ctx, conn)
+		}
 		if r.member.exec != "" {
 			err = r.runCommands(ctx, consumer)
 		} else {
@@ -230,6 +233,22 @@ func (r *consumeRun) consumeOnce(ctx context.Context, conn *client.Conn, waiting
 		}
 	}
 	return err
+}
+
+// warnOfSession says what a short session timeout costs, if the group has it: one that was
+// there keeps its own.
+func (r *consumeRun) warnOfSession(ctx context.Context, conn *client.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	groups, err := conn.Groups(ctx, r.destination)
+	if err != nil {
+		return // it is a member, and the group is made: nobody needs to be stopped by that
+	}
+	for _, g := range groups {
+		if g.Name == r.member.group {
+			r.app.warnOfSession(g.Settings.SessionMs)
+		}
+	}
 }
 
 // fetchRecords is how many records are printed with one write.

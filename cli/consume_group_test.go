@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/server"
 )
 
 func groupQueue(t *testing.T, lines string) string {
@@ -304,6 +305,53 @@ func TestARecordThatFitsIntoNoEnvironmentFailsAlone(t *testing.T) {
 	require.Contains(t, got.stderr, "orders/0@0 failed, attempt 1: its key and headers do not fit into an environment")
 }
 
+// RULES Q4: a member says which records its group has lost to retention, and goes on.
+func TestConsumeSaysWhatRetentionHasTaken(t *testing.T) {
+	s, err := server.Start(context.Background(), server.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "off", MinFreeBytes: -1, RetentionPeriod: 10 * time.Millisecond})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close(context.Background())) })
+	sh := at(s.Addr(), "")
+	conn, err := client.Connect(t.Context(), s.Addr())
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = conn.CreateDestination(t.Context(), client.Destination{Name: "events", Kind: client.Topic, Settings: client.Settings{RetentionBytes: 1 << 20, SegmentBytes: 1 << 20}})
+	require.NoError(t, err)
+	must(t, sh, "group", "create", "events", "etl", "--from", "earliest")
+	p, err := conn.Producer(t.Context(), "events")
+	require.NoError(t, err)
+	for i := range 7 { // three to a segment
+		_, err = p.Send(t.Context(), &client.Record{Value: []byte(strings.Repeat(strconv.Itoa(i), 300_000))})
+		require.NoError(t, err)
+	}
+	start := func() uint64 {
+		d, err := conn.Destination(t.Context(), "events")
+		require.NoError(t, err)
+		return d.Partitions[0].StartOffset
+	}
+	require.Eventually(t, func() bool { return start() == 3 }, 30*time.Second, 5*time.Millisecond)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	out, talk, done := &lockedBuffer{}, &lockedBuffer{}, make(chan int, 1)
+	go func() { done <- sh.app(out, talk).run(ctx, []string{"consume", "events", "-g", "etl", "-f", "%o."}) }()
+	require.Eventually(t, func() bool { return out.String() == "3.4.5.6." && talk.String() != "" }, 30*time.Second, 5*time.Millisecond)
+	cancel(errInterrupted)
+	require.Equal(t, exitInterrupted, <-done)
+	require.Equal(t, "lockstep: events/0: retention has removed the records at offsets 0 to 2 before group etl was done with them; it goes on at 3\n", talk.String())
+}
+
+// A member that makes its group with a short session timeout hears what that costs, as group
+// create says; one of a group that has another hears nothing.
+func TestConsumeWarnsOfAShortSessionTimeout(t *testing.T) {
+	address := groupQueue(t, "a:1\na:2\n")
+	sh := at(address, "")
+	got := sh.run(t.Context(), "consume", "orders", "-g", "short", "-c", "1", "--session-timeout", "2s")
+	require.Equal(t, 0, got.code)
+	require.Contains(t, got.stderr, "lockstep: with a session timeout of 2s records may be delivered again when a leader hangs")
+	must(t, sh, "group", "create", "orders", "long")
+	got = sh.run(t.Context(), "consume", "orders", "-g", "long", "-c", "1", "--session-timeout", "2s")
+	require.Equal(t, outcome{stdout: "2\n"}, got)
+}
+
 func TestFlagsOfMembersAreChecked(t *testing.T) {
 	for _, test := range []struct{ args, text string }{
 		{"consume orders --mode shared", "--mode is about members of a group; give --group NAME"},
@@ -334,6 +382,7 @@ func TestAParkedKeyWaitsAndASkippedRecordIsPassedOver(t *testing.T) {
 	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"))
 	require.Equal(t, "parked \"a\" of orders for billing\n", must(t, sh, "key", "park", "orders", "billing", "a", "--reason", "later"))
 	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "parked: later\n")
+	require.Regexp(t, `"scope": "\d+"`, must(t, sh, "key", "show", "orders", "billing", "a", "-o", "json"), "above 2^53 most readers round numbers")
 	require.Contains(t, must(t, sh, "explain", "queue", "orders", "--key", "a"), "parked")
 	must(t, at(address, "c:5\n"), "produce", "orders", "-K", ":")
 	require.Equal(t, "3\n5\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "2"), "others go on")

@@ -385,7 +385,7 @@ func TestBenchmarksOnAnEmbeddedBroker(t *testing.T) {
 	} {
 		t.Run(args, func(t *testing.T) {
 			fields := strings.Fields(args)
-			out := must(t, shell{}, append(append([]string{"bench"}, fields...), "--embedded", "--embedded-dir", dir, "--json")...)
+			out := must(t, shell{}, append(append([]string{"bench"}, fields...), "--embedded", "--embedded-dir", dir, "-o", "json")...)
 			var r bench.Result
 			require.NoError(t, json.Unmarshal([]byte(out), &r))
 			require.Equal(t, fields[0], r.Benchmark)
@@ -414,7 +414,7 @@ func TestBenchmarksOnAnEmbeddedBroker(t *testing.T) {
 func TestBenchRunFindsFiguresThatAreNoRates(t *testing.T) {
 	t.Setenv(childVariable, "1")
 	dir := t.TempDir()
-	out := must(t, shell{}, "bench", "run", "restart", "idle-partitions", "idle-clients", "--scale", "0.01", "--rounds", "1", "--dir", dir, "--json")
+	out := must(t, shell{}, "bench", "run", "restart", "idle-partitions", "idle-clients", "--scale", "0.01", "--rounds", "1", "--dir", dir, "-o", "json")
 	var found []bench.Comparison
 	require.NoError(t, json.Unmarshal([]byte(out), &found))
 	require.Len(t, found, 3)

@@ -36,7 +36,7 @@ func TestAScopeIsParkedThroughTheLeader(t *testing.T) {
 	require.Equal(t, 2, c.records())
 	answer, err = ask(wire.OrderShow, `{"scope":1}`)
 	require.NoError(t, err)
-	require.Contains(t, answer, `{"scope":1,"offset":1,"known":true,"parked":true,"reason":"broken"`)
+	require.Contains(t, answer, `{"scope":"1","offset":1,"known":true,"parked":true,"reason":"broken"`)
 	_, err = ask(wire.OrderUnpark, `{"scope":1}`)
 	require.NoError(t, err)
 	require.Equal(t, 3, c.records())

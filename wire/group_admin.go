@@ -253,7 +253,7 @@ type SeekResponse struct {
 // ScopeResponse is how one scope stands: its lowest unfinished record, if it is known, and
 // what holds it up.
 type ScopeResponse struct {
-	Scope      uint64   `json:"scope"`
+	Scope      uint64   `json:"scope,string"` // a hash: most readers of JSON round numbers of this size
 	Offset     uint64   `json:"offset"`
 	Known      bool     `json:"known,omitempty"`
 	Deliveries uint16   `json:"deliveries,omitempty"`
