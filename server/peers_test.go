@@ -399,6 +399,53 @@ func TestPeersCheckWhoAnswers(t *testing.T) {
 	require.Contains(t, n.log.String(), "not today")
 }
 
+// A node serves nobody while those that answer do not know it: what it knows of the cluster
+// is old. One that reaches nobody does not wait.
+func TestANodeWaitsForAWelcome(t *testing.T) {
+	n := startPeer(t, testSelf(1))
+	n.peers.awaitWelcome(nil, nil) // it is alone
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	answer := func(kind wire.PeerKind, m wire.Message) {
+		conn, err := listener.Accept()
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		r := newRawPeer(t, conn)
+		_, err = io.ReadFull(r.r, make([]byte, len(wire.PeerPreface)))
+		require.NoError(t, err)
+		h, _ := r.read()
+		require.Equal(t, wire.PeerKindHello, h.Kind)
+		r.send(kind, 0, m)
+	}
+	n.peers.SetMembers([]peerMember{{Node: 2, Store: testStore(2), Address: listener.Addr().String()}})
+	welcome := make(chan struct{})
+	go func() {
+		n.peers.awaitWelcome(nil, nil)
+		close(welcome)
+	}()
+	answer(wire.PeerKindRefused, &wire.PeerRefused{Code: wire.CodeNotMember, Detail: "who?"})
+	eventually(t, "that it says why it waits", func() bool { return strings.Contains(n.log.String(), "it serves nobody before one does") })
+	answer(wire.PeerKindRefused, &wire.PeerRefused{Code: wire.CodeFenced, Detail: "another has the ID"})
+	eventually(t, "that the other word counts", func() bool { return n.peers.standing() == standing{nodes: 1, stranger: 1, replaced: true} })
+	select {
+	case <-welcome:
+		require.Fail(t, "it serves")
+	default:
+	}
+	answer(wire.PeerKindWelcome, testHello(2, 1))
+	<-welcome
+
+	alone := startPeer(t, testSelf(1))
+	require.NoError(t, listener.Close())
+	alone.peers.SetMembers([]peerMember{{Node: 2, Store: testStore(2), Address: listener.Addr().String()}})
+	alone.peers.awaitWelcome(nil, nil)
+	require.Equal(t, standing{nodes: 1}, alone.peers.standing())
+	removed := make(chan struct{})
+	close(removed)
+	n.peers.awaitWelcome(nil, removed)
+}
+
 // Frames are put together however they arrive.
 func TestPeerFramesInPieces(t *testing.T) {
 	n := startPeer(t, testSelf(1))
