@@ -193,6 +193,9 @@ func TestOneRecordOfAKeyIsSkippedByItsOffset(t *testing.T) {
 		require.Equal(t, 1, got.code)
 		require.Contains(t, got.stderr, why)
 	}
+	refused := sh.run(context.Background(), append([]string{"key", "park"}, append(one, "2")...)...)
+	require.Equal(t, 1, refused.code)
+	require.Contains(t, refused.stderr, "group billing goes by key, and the record at offset 2 has one: park that")
 	require.Equal(t, "\"a\" of orders was not parked for billing\n", must(t, sh, "key", "unpark", "orders", "billing", "a"))
 	require.Equal(t, "1\n3\n", must(t, sh, "consume", "orders", "-g", "billing", "-c", "2"))
 }

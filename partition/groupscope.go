@@ -90,7 +90,7 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 
 // one carries out an order about one record, by its offset, in a group where that is no scope
 // of its own, and reports whether it has: to give it up, wherever it stands in its scope, or to
-// show it. Others have to name its key or publisher.
+// show it. Others have to name its key or publisher: parking it is refused.
 func (g *Groups) one(l *lead, o wire.Offset, in *Input) bool {
 	p, known := g.feed.At(o)
 	if o >= g.p.state.next || l.group.Settings.Mode == wire.ModeShared || known && l.Loose(p, o) {
@@ -106,6 +106,15 @@ func (g *Groups) one(l *lead, o wire.Offset, in *Input) bool {
 		at := uint64(o)
 		answer.Reasons = l.Explain(&wire.ExplainRequest{Offset: &at}, g.nowMs).Reasons
 		in.Reply(json.Marshal(answer))
+	case in.Order.Op == wire.OrderPark && l.Hashed() && !known: // it is looked at first
+		g.feed.use(true)
+		g.scans = append(g.scans, o)
+		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the record at offset %d is being looked at", o))
+	case in.Order.Op == wire.OrderPark && l.Hashed():
+		by := l.group.Settings.Scope
+		in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "group %s goes by %s, and the record at offset %d has one: park that, or give up the record alone with key skip", l.group.Name, by, o))
+	case in.Order.Op == wire.OrderPark:
+		in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "group %s handles the partition in order: park it as a whole, without an offset, or give up the record alone with key skip", l.group.Name))
 	case in.Order.Op != wire.OrderSkip:
 		return false
 	case l.group.Done.Has(o):
