@@ -149,6 +149,7 @@ type Group struct {
 	applied       wire.Index
 	raftApplied   wire.Index // the last that raft's entries were applied up to: below applied after a snapshot
 	handed        wire.Index // the last that raft has handed over
+	reconfigured  bool       // a change of the members was applied since the last sync
 	unloaded      wire.Index // entries up to it were found on the disk and are not in memory, 0: none
 	appliedTerm   wire.Term
 	appliedOffset wire.Offset // next offset after the last applied entry
@@ -754,6 +755,7 @@ func raftEntry(e *log.Entry) raftpb.Entry {
 // machine answers producers, and who has a receipt must be able to read.
 func (g *Group) apply(m *raftpb.Message) {
 	g.log.Publish(wire.Index(m.Entries[len(m.Entries)-1].Index))
+	before := g.confIndex
 	for i := range m.Entries {
 		e := &m.Entries[i]
 		g.raftApplied = wire.Index(e.Index)
@@ -782,6 +784,11 @@ func (g *Group) apply(m *raftpb.Message) {
 			}
 		}
 		g.applyEntry(entry)
+	}
+	if g.confIndex > before {
+		// After a power cut it needs no majority of the voters before, whose disks may be gone.
+		g.log.SetHardState(g.log.HardState(), true)
+		g.reconfigured = true
 	}
 	g.step(m.Responses)
 	if !g.leading {

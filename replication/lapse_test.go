@@ -366,3 +366,31 @@ func TestF21_AReplicaThatComesBackDeposesNobody(t *testing.T) { require.True(t, 
 func TestF21_Catches_AReplicaThatCampaignsUnasked(t *testing.T) {
 	require.False(t, comesBack(t, brash))
 }
+
+// Who has heard that its partition has new voters knows it after a power cut, without any
+// record after that: it does not need a majority of the old ones, whose disks may be gone.
+func TestF18_NewVotersAreKnownAfterABlackout(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	f.add(4)
+	require.NoError(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}))
+	f.settle()
+	f.tick(5)
+	require.NoError(t, l.group.Reconfigure(Membership{Promote: []uint64{4}, Remove: []uint64{3}}))
+	f.settle()
+	f.tick(5)
+	for _, id := range f.ids() {
+		f.members[id].files.CrashLoseAll()
+		f.members[id].down = true
+	}
+	for _, id := range []uint64{2, 4} {
+		f.members[id].open()
+		require.Empty(t, f.members[id].group.Members().Outgoing, "replica %d", id)
+		require.Equal(t, []uint64{1, 2, 4}, f.members[id].group.Members().Voters, "replica %d", id)
+	}
+	f.elect().propose("after")
+	f.settle()
+	f.tick(3)
+	require.Contains(t, f.members[2].applied(), "after")
+	require.Contains(t, f.members[4].applied(), "after")
+}

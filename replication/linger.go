@@ -59,10 +59,11 @@ func (l *linger) on() bool {
 
 // sync has the log make durable what somebody waits for.
 func (g *Group) sync() {
-	if len(g.appends) == 0 || g.linger.on() && g.node.BasicStatus().RaftState == raft.StateFollower {
+	if len(g.appends) == 0 && !g.reconfigured || g.linger.on() && g.node.BasicStatus().RaftState == raft.StateFollower {
 		return
 	}
 	g.log.Sync()
+	g.reconfigured = false
 	g.linger.bytes, g.linger.ticks, g.linger.not = 0, 0, false
 }
 

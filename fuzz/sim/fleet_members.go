@@ -52,14 +52,14 @@ func (f *fleet) replaceWhileTheLeaderDies() {
 	}
 }
 
-// know reports whether most voters know that a change of the members is complete. As long
-// as only its leader does, the others need a majority of the old voters, too: without
-// the leader's disk there may be none.
+// know reports whether most voters know that a change of the members is complete, also after
+// their next start. As long as only its leader does, the others need a majority of the old
+// voters, too: without the leader's disk there may be none.
 func (f *fleet) know(voters []uint64) bool {
 	knowing := 0
 	for _, m := range f.cells[0].members {
 		if m.up && !m.stopped() && slices.Contains(voters, m.id) {
-			if has := m.group.Members(); len(has.Outgoing) == 0 && slices.Equal(has.Voters, voters) {
+			if has := m.group.Members(); len(has.Outgoing) == 0 && slices.Equal(has.Voters, voters) && m.log.DurableTicket() == m.log.Ticket() {
 				knowing++
 			}
 		}
