@@ -235,6 +235,10 @@ func (m *member) promise(message *replication.Message) {
 	switch {
 	case kind == wire.PeerKindAppend:
 		m.cell.truth.leads(m.id, term)
+		if durable := m.log.DurableIndex(); durable > m.promised {
+			m.promised = durable // it counts itself among those that have an entry
+			m.promisedTerm, _ = m.log.Term(durable)
+		}
 	case message.Type == raftpb.MsgVoteResp && !message.Reject:
 		if other, voted := m.votes[term]; voted && other != message.To {
 			m.fleet.fail("%s votes for %d in term %d, and has voted for %d", m, message.To, term, other)
