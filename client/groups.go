@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -140,10 +141,15 @@ const lookPatience = 3 * time.Second
 
 // GroupOrder asks the leader of a partition something about a group there; ask and
 // answer are as the operation has them, or nil. It is repeated while the partition has
-// no leader, as long as ctx allows; where it only looks, for 3 s at most.
+// no leader, as long as ctx allows; where it only looks, for 3 s at most. An order whose
+// answer was lost is not carried out twice: wire.OrderSkip of a scope skips the record that is
+// the next one at the beginning, and wire.OrderSeek moves the group once.
 func (c *Conn) GroupOrder(ctx context.Context, op wire.GroupOrderOp, destination string, partition uint32, group string, ask, answer any) error {
 	request := wire.GroupOrderRequest{Op: op, Group: group}
-	var err error
+	ask, err := c.once(ctx, op, destination, partition, group, ask)
+	if err != nil {
+		return err
+	}
 	if ask != nil {
 		if request.JSON, err = json.Marshal(ask); err != nil {
 			return err
@@ -175,6 +181,36 @@ func (c *Conn) GroupOrder(ctx context.Context, op wire.GroupOrderOp, destination
 			return err
 		}
 	}
+}
+
+// once is what is asked, changed so that it is done once however often it is repeated: a seek
+// has a number of its own, and a skip says which record it means.
+func (c *Conn) once(ctx context.Context, op wire.GroupOrderOp, destination string, partition uint32, group string, ask any) (any, error) {
+	switch q := ask.(type) {
+	case *SeekRequest:
+		return c.once(ctx, op, destination, partition, group, *q)
+	case *ScopeRequest:
+		return c.once(ctx, op, destination, partition, group, *q)
+	case SeekRequest:
+		if q.ID == 0 {
+			q.ID = rand.Uint64() | 1
+		}
+		return q, nil
+	case ScopeRequest:
+		if op != wire.OrderSkip || q.Scope != nil || q.Head != nil {
+			return q, nil
+		}
+		var head ScopeResponse
+		if err := c.GroupOrder(ctx, wire.OrderShow, destination, partition, group, q, &head); err != nil {
+			return nil, err
+		}
+		if !head.Known {
+			return nil, fmt.Errorf("group %q of %q partition %d: %w", group, destination, partition, wire.Errorf(wire.CodeRefused, "the group is done with every record of it"))
+		}
+		q.Head = &head.Offset
+		return q, nil
+	}
+	return ask, nil
 }
 
 // sideBySide is how many partitions are asked at once.

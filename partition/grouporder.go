@@ -82,15 +82,18 @@ func (g *Groups) seek(s *group.Group, in *Input) {
 func (g *Groups) seekTo(s *group.Group, to wire.Offset, q *wire.SeekRequest, in *Input) {
 	to = min(max(to, g.p.state.start), g.p.state.next)
 	from := s.Done.Floor()
+	if q.ID != 0 && q.ID == s.Sought.ID { // who asks again does so because an answer was lost
+		from, to = s.Sought.From, s.Sought.To
+	}
 	answer, err := json.Marshal(wire.SeekResponse{From: uint64(from), To: uint64(to), Records: uint64(max(from, to) - min(from, to))})
 	l := g.lead(s)
 	switch {
-	case err != nil || q.DryRun:
+	case err != nil || q.DryRun || q.ID != 0 && q.ID == s.Sought.ID:
 		in.Reply(answer, err)
 	case l.Stops():
 		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
 	default:
-		g.change(l, group.Order{Command: group.AppendSeek(nil, s.ID, to), Drain: true, Reason: wire.ReasonSeek, Done: func(err error) { in.Reply(answer, err) }})
+		g.change(l, group.Order{Command: group.AppendSeek(nil, s.ID, to, q.ID), Drain: true, Reason: wire.ReasonSeek, Done: func(err error) { in.Reply(answer, err) }})
 	}
 }
 

@@ -68,17 +68,22 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 		}
 		g.wake(l)
 	default:
+		skip := in.Order.Op == wire.OrderSkip
 		g.head(l, h, func(o wire.Offset, ok bool, err error) {
 			switch {
 			case err != nil:
 				in.Reply(nil, err)
+			case skip && q.Head != nil && s.Done.Has(wire.Offset(*q.Head)):
+				g.headed(h, wire.Offset(*q.Head), in)(nil)
 			case in.Order.Op == wire.OrderShow:
 				g.show(l, h, o, ok, in)
 			case !ok:
 				in.Reply(nil, wire.Errorf(wire.CodeRefused, "the group is done with every record of it"))
+			case skip && q.Head != nil && wire.Offset(*q.Head) != o:
+				in.Reply(nil, wire.Errorf(wire.CodeRefused, "the record to be skipped is the one at offset %d, not %d; look at it again", o, *q.Head))
 			case l.Stops():
 				in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
-			case in.Order.Op == wire.OrderSkip:
+			case skip:
 				l.Settle([]group.Span{{From: o, To: o + 1}}, &h, g.over(g.headed(h, o, in)))
 				g.wake(l)
 			default:

@@ -240,6 +240,9 @@ type SeekRequest struct {
 	Offset uint64 `json:"offset,omitempty"`
 	TimeMs int64  `json:"time_ms,omitempty"`
 	DryRun bool   `json:"dry_run,omitempty"`
+	// ID names this seek: asked for again under it, the group is not moved again, as long as
+	// no other seek came after. 0: it moves each time.
+	ID uint64 `json:"id,omitempty"`
 }
 
 // SeekResponse is where a group was, and is. Records is how many are delivered again, or
@@ -351,6 +354,9 @@ type ScopeRequest struct {
 	Scope     *uint64 `json:"scope,omitempty"`
 	Reason    string  `json:"reason,omitempty"` // at most MaxReasonBytes
 	Now       bool    `json:"now,omitempty"`    // do not wait for the holder
+	// Head is the record that a SKIP of a scope means, so that it skips no other one when it is
+	// asked for again: it is refused if the next one is another, and done if that is finished.
+	Head *uint64 `json:"head,omitempty"`
 }
 
 // MaxReasonBytes bounds the Reason of a ScopeRequest: it is kept for each parked scope.

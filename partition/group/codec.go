@@ -194,12 +194,12 @@ func AppendActive(dst []byte, id ID, session Session, returns []Return) []byte {
 }
 
 // AppendSeek appends the command after which everything below floor is done and nothing
-// from there on.
+// from there on. One that repeats the last seek, by the same number that is not 0, changes nothing.
 //
-//	group u64 | floor u64
-func AppendSeek(dst []byte, id ID, floor wire.Offset) []byte {
+//	group u64 | floor u64 | number u64
+func AppendSeek(dst []byte, id ID, floor wire.Offset, number uint64) []byte {
 	dst, at := begin(dst, CommandSeek, id)
-	return end(binary.LittleEndian.AppendUint64(dst, uint64(floor)), at)
+	return end(appendUint64s(dst, uint64(floor), number), at)
 }
 
 // AppendTable appends the command that hands the leases over to the next leader. They

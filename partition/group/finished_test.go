@@ -81,7 +81,7 @@ func TestRuleL7_WhatIsErasedIsDoneForGroupsThatComeLater(t *testing.T) {
 		at := &book{State: s, t: t, index: 90}
 		other := at.group(2, PutQueue)
 		require.Equal(t, []Span{{0, 1}, {50, 150}, {170_000, 200_000}}, lacks(other, s.next))
-		at.apply(AppendSeek(nil, 1, 20))
+		at.apply(AppendSeek(nil, 1, 20, 0))
 		require.Equal(t, []Span{{50, 150}, {170_000, 200_000}}, lacks(s.Group(1), s.next))
 		require.Equal(t, wire.Offset(50), s.Group(1).Done.Floor())
 		s.Erase(Span{60, 70})
@@ -111,7 +111,7 @@ func TestRuleL7_Catches_ErasingWhatIsNotDone(t *testing.T) {
 		b.group(1, PutQueue)
 		b.apply(AppendOutcomes(nil, 1, []Span{{1, 50}}, nil))
 		runs, _ := b.Finished(0) // a leader proposes that they are erased
-		b.apply(AppendSeek(nil, 1, 10))
+		b.apply(AppendSeek(nil, 1, 10, 0))
 		b.erasesAll = mutant
 		b.Erase(runs[0])
 		erased, _ := b.Erased(0)

@@ -31,6 +31,7 @@ type Group struct {
 	// Fence makes every lease with an epoch below it stale, whatever its record.
 	Fence     wire.Index
 	SeekIndex wire.Index // of the entry of the last seek
+	Sought    Sought     // the last seek, if it has a number
 	// Forgotten is the highest fence of a record that was dropped because there were
 	// too many: a lease with a lower epoch on a record without a fence cannot be judged.
 	Forgotten wire.Index
@@ -54,6 +55,13 @@ type Group struct {
 	settled   runs // finished ones whose fence is still needed
 	pieces    []run
 	shared    bool // its maps belong to a snapshot too and must not change
+}
+
+// Sought is a seek that has a number, which it may be asked for again by: it moved the group
+// from one record to another.
+type Sought struct {
+	ID       uint64 // 0: the last seek has none
+	From, To wire.Offset
 }
 
 // Shape is what of the settings leases depend on: to change it, all have to end.
@@ -118,7 +126,11 @@ func (g *Group) leave(s Session) {
 // seek makes everything below floor done and nothing above it. All leases are stale by
 // the fence of the group, so those of single records are not needed; what was counted
 // stays.
-func (g *Group) seek(i wire.Index, floor wire.Offset) {
+func (g *Group) seek(i wire.Index, floor wire.Offset, number uint64) {
+	g.Sought = Sought{}
+	if number != 0 {
+		g.Sought = Sought{ID: number, From: g.Done.Floor(), To: floor}
+	}
 	g.Done = Done{}
 	g.Done.Raise(floor)
 	g.pieces = g.returned.cut(g.pieces[:0], 0, floor)

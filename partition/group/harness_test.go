@@ -900,7 +900,7 @@ func (h *harness) order() {
 	floor := wire.Offset(h.rand.IntN(int(b.end()) + 1))
 	o := Order{Drain: true, Done: func(err error) { h.trace("order at leader %d: %v", b.number, err) }}
 	if h.chance(0.5) {
-		o.Command, o.Reason = AppendSeek(nil, harnessGroup, floor), wire.ReasonSeek
+		o.Command, o.Reason = AppendSeek(nil, harnessGroup, floor, 0), wire.ReasonSeek
 	} else {
 		o.Command, o.Reason = AppendPut(nil, harnessGroup, uint64(2+h.orders), "g", &h.settings, 0, PutQueue), wire.ReasonSettings
 	}

@@ -17,8 +17,8 @@ import (
 //
 //	term u64 | start u64 | next u64 | count u32, each group by ascending ID, and if records are erased: done
 //
-//	id u64 | version u64 | name string | settings | flags u8 (1 paused, 2 of a queue, 4 has a table, 8 its term has begun, 16 has members, 32 removed, 64 has lost records) |
-//	from u64, to u64, if it has lost records |
+//	id u64 | version u64 | name string | settings | flags u8 (1 paused, 2 of a queue, 4 has a table, 8 its term has begun, 16 has members, 32 removed, 64 has lost records, 128 the last seek has a number) |
+//	from u64, to u64, if it has lost records | number u64, from u64, to u64, if the last seek has a number |
 //	expired u64 | horizon u64 | doubt u64 | fence u64 | seekIndex u64 | forgotten u64 | active 16 | done |
 //	count u32, each session: as in JOIN up to client, since u64 |
 //	returned: runs | settled: runs |
@@ -38,6 +38,7 @@ const (
 	flagMembers   = 16
 	flagRemoved   = 32
 	flagLost      = 64
+	flagSought    = 128
 
 	chunkRuns = 1
 	chunkBits = 2
@@ -94,7 +95,7 @@ func (g *Group) save(dst []byte) []byte {
 	var flags uint8
 	for bit, is := range map[uint8]bool{
 		PutPaused: g.Paused, PutQueue: g.Queue, flagTable: g.Table != nil, flagTableUsed: g.tableUsed, flagMembers: g.Members != nil, flagRemoved: g.Removed,
-		flagLost: g.Lost != Span{},
+		flagLost: g.Lost != Span{}, flagSought: g.Sought.ID != 0,
 	} {
 		if is {
 			flags |= bit
@@ -103,6 +104,9 @@ func (g *Group) save(dst []byte) []byte {
 	dst = append(dst, flags)
 	if flags&flagLost != 0 {
 		dst = appendUint64s(dst, uint64(g.Lost.From), uint64(g.Lost.To))
+	}
+	if flags&flagSought != 0 {
+		dst = appendUint64s(dst, g.Sought.ID, uint64(g.Sought.From), uint64(g.Sought.To))
 	}
 	dst = appendUint64s(dst, g.Expired, uint64(g.Horizon), uint64(g.Doubt), uint64(g.Fence), uint64(g.SeekIndex), uint64(g.Forgotten))
 	dst = append(dst, g.Active[:]...)
@@ -260,13 +264,18 @@ func (r *reader) group() *Group {
 	g := newGroup(id, r.string())
 	g.Version, g.Settings = version, r.settings()
 	flags := r.uint8()
-	if flags >= 2*flagLost || flags&(flagTable|flagTableUsed) == flagTableUsed {
+	if flags&(flagTable|flagTableUsed) == flagTableUsed {
 		r.fail(fmt.Sprintf("flags %#x are unknown", flags))
 	}
 	g.Paused, g.Queue, g.tableUsed, g.Removed = flags&PutPaused != 0, flags&PutQueue != 0, flags&flagTableUsed != 0, flags&flagRemoved != 0
 	if flags&flagLost != 0 {
 		if g.Lost = (Span{r.offset(), r.offset()}); g.Lost.From >= g.Lost.To {
 			r.fail("no lost records")
+		}
+	}
+	if flags&flagSought != 0 {
+		if g.Sought = (Sought{r.uint64(), r.offset(), r.offset()}); g.Sought.ID == 0 {
+			r.fail("a seek without a number")
 		}
 	}
 	g.Expired, g.Horizon, g.Doubt = r.uint64(), r.offset(), r.offset()

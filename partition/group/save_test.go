@@ -144,7 +144,7 @@ func (b *book) random(random *rand.Rand) {
 		body = AppendActive(nil, id, who(), returns(1))
 	case 10:
 		if random.IntN(5) == 0 {
-			body = AppendSeek(nil, id, offset())
+			body = AppendSeek(nil, id, offset(), 0)
 		}
 	case 11:
 		body = AppendLetter(nil, id, Session{}, &Letter{Number: uint64(random.IntN(5)), Offset: offset()})

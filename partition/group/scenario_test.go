@@ -695,7 +695,7 @@ func TestLeaderExplains(t *testing.T) {
 	reasons = r.leader.Explain(&wire.ExplainRequest{Key: &key}, 0).Reasons
 	require.Equal(t, "The key of the record at offset 1, which browse shows, is parked from there on: broken.", reasons[len(reasons)-1].Text)
 
-	r.leader.Order(Order{Drain: true, Reason: wire.ReasonSeek, Command: AppendSeek(nil, 1, 0)})
+	r.leader.Order(Order{Drain: true, Reason: wire.ReasonSeek, Command: AppendSeek(nil, 1, 0, 0)})
 	r.turn()
 	require.Equal(t, []string{"draining", "no_credit", "parked"}, codes(r, wire.ExplainRequest{}))
 	r.lead()

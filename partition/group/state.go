@@ -308,8 +308,11 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 		s.returns(i, g, r, g.listed(&[]Session{g.Active}))
 		g.Active = e.Session
 	case CommandSeek:
-		g.seek(i, min(max(r.offset(), s.start), s.next))
-		s.settleErased(g)
+		floor, number := min(max(r.offset(), s.start), s.next), r.uint64()
+		if number == 0 || number != g.Sought.ID {
+			g.seek(i, floor, number)
+			s.settleErased(g)
+		}
 	case CommandTable:
 		g.Table, g.tableUsed = r.table(), false
 	case CommandTableVoid:

@@ -149,13 +149,34 @@ func TestASuccessorTakesThePlaceOfItsPredecessor(t *testing.T) {
 	require.False(t, ok)
 }
 
+// A seek that is repeated by its number moves the group once, also after the state was saved;
+// behind another seek it moves it again.
+func TestASeekIsDoneOnceByItsNumber(t *testing.T) {
+	b := newBook(t, 100)
+	b.apply(AppendPut(nil, 7, 1, "g", &serial, 10, 0))
+	b.apply(AppendSeek(nil, 7, 50, 3))
+	require.Equal(t, Sought{ID: 3, From: 10, To: 50}, b.Group(7).Sought)
+	b.apply(AppendOutcomes(nil, 7, []Span{{50, 60}}, nil))
+	again, err := Restore(b.Save(nil))
+	require.NoError(t, err)
+	for _, s := range []*book{{again, t, b.index}, b} {
+		s.apply(AppendSeek(nil, 7, 50, 3))
+		require.EqualValues(t, 60, s.Group(7).Done.Floor(), "what was done since stays done")
+		require.Equal(t, Sought{ID: 3, From: 10, To: 50}, s.Group(7).Sought)
+	}
+	b.apply(AppendSeek(nil, 7, 20, 0))
+	require.Equal(t, Sought{}, b.Group(7).Sought)
+	b.apply(AppendSeek(nil, 7, 50, 3))
+	require.EqualValues(t, 50, b.Group(7).Done.Floor())
+}
+
 func TestASeekFencesTheGroup(t *testing.T) {
 	b := newBook(t, 1000)
 	g := b.group(7, 0)
 	aa := session(1)
 	b.join(g, aa)
 	b.apply(AppendOutcomes(nil, 7, []Span{{0, 50}, {60, 70}}, []Taken{{Session: aa, Returns: []Return{{50, 52, 3, 2, 0}}}}))
-	b.apply(AppendSeek(nil, 7, 51))
+	b.apply(AppendSeek(nil, 7, 51, 0))
 	require.EqualValues(t, 51, g.Done.Floor())
 	require.False(t, g.Done.Has(60))
 	require.Equal(t, b.index, g.Fence)
@@ -165,7 +186,7 @@ func TestASeekFencesTheGroup(t *testing.T) {
 	require.False(t, ok)
 	r, _ := g.Record(51)
 	require.EqualValues(t, 2, r.Attempts)
-	b.apply(AppendSeek(nil, 7, 5000))
+	b.apply(AppendSeek(nil, 7, 5000, 0))
 	require.EqualValues(t, 1000, g.Done.Floor())
 }
 
@@ -321,7 +342,7 @@ func TestRuleQ3_ASeekBackHasTheRecordGivenOutAgain(t *testing.T) {
 	b := newBook(t, 100)
 	g := b.group(7, PutQueue)
 	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 0, Offset: 5}))
-	b.apply(AppendSeek(nil, 7, 3))
+	b.apply(AppendSeek(nil, 7, 3, 0))
 	b.apply(AppendLetter(nil, 7, Session{}, &Letter{Number: 1, Offset: 6}))
 	b.apply(AppendLetterDone(nil, 7, 0))
 	b.apply(AppendLetterDone(nil, 7, 1))
@@ -376,7 +397,7 @@ func TestRuleQ3_ALetterKeepsItsRecordFromWhoMovesTheGroup(t *testing.T) {
 		require.Equal(t, floor, same, "what is restored agrees")
 		return floor
 	}
-	b.apply(AppendSeek(nil, 7, 90))
+	b.apply(AppendSeek(nil, 7, 90, 0))
 	require.EqualValues(t, 90, g.Done.Floor())
 	require.EqualValues(t, 5, needs())
 	b.apply(AppendLetterDone(nil, 7, 0))
