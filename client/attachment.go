@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -406,7 +407,13 @@ func (at *attachment) answered(answers []wire.OutcomeAnswer) {
 			case wire.CodeOK, wire.CodeAlreadyDone:
 				if d.state == leaseSettled {
 					at.held.Remove(wire.Offset(d.Offset))
-					d.over(nil)
+					if a.Code == wire.CodeOK {
+						d.over(nil)
+					} else { // nothing is left to claim, and nobody knows whose outcome counted
+						err := fmt.Errorf("partition %d: offset %d: %w", at.partition, d.Offset, wire.Errorf(a.Code, "the record is settled, perhaps by another session"))
+						at.consumer.events.send(LeaseLost{Destination: at.consumer.destination, Group: at.consumer.options.group, Partition: at.partition, Offset: d.Offset, Reason: err.Error()})
+						d.over(err)
+					}
 					at.advance(d)
 					return
 				}

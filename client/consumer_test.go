@@ -189,6 +189,23 @@ func TestSerialRecordsOfAKeyWaitForTheConfirmationOfTheOneBefore(t *testing.T) {
 	require.ErrorIs(t, a.Nack(), ErrSettled)
 }
 
+// GROUPS 27: a group that has forgotten whose outcome of a record counted says neither yes
+// nor that it was lost; the next of its key goes on.
+func TestRule27_WhatIsSettledPerhapsByAnotherIsNoYes(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "a")
+	d := next(t, c)
+	told := make(chan error, 1)
+	require.NoError(t, d.AckFunc(func(err error) { told <- err }))
+	g.answer(g.said(wire.OutcomeAck, 10, fakeEpoch), wire.CodeAlreadyDone)
+	err := <-told
+	require.ErrorIs(t, err, wire.CodeAlreadyDone)
+	require.NotErrorIs(t, err, ErrFenced)
+	require.ErrorIs(t, d.AckSync(testContext(t)), wire.CodeAlreadyDone)
+	require.Equal(t, uint64(11), next(t, c).Offset)
+}
+
 func TestWithReplayOrderTheNextRecordOfAKeyStartsAtTheAck(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Serial, Order: ReplayOrder})
 	c := g.consumer(Mode(Serial))

@@ -93,7 +93,8 @@ func (d *Delivery) context(parent context.Context) context.Context {
 func (d *Delivery) Ack() error { return d.settle(wire.OutcomeAck, 0, "") }
 
 // AckSync is Ack, and waits until a quorum has it. Then the record is never delivered
-// again. Errors also: ctx's, after which nothing is known.
+// again. Errors also: ctx's, after which nothing is known; wire.CodeAlreadyDone if the record
+// is settled and the group has forgotten by whom: another session may have handled it too.
 func (d *Delivery) AckSync(ctx context.Context) error {
 	c := d.at.consumer
 	c.mu.Lock()
@@ -119,7 +120,7 @@ func (d *Delivery) AckSync(ctx context.Context) error {
 }
 
 // AckFunc is Ack, and calls f once when it is known what has come of it: nil if a quorum
-// has it, ErrFenced if the record was lost. f is called before the next record of the
+// has it, ErrFenced if the record was lost, wire.CodeAlreadyDone as in AckSync. f is called before the next record of the
 // scope is handed out, by the goroutine that reads the connection: it must not block, nor
 // call the Consumer. If an error is returned, f is not called.
 func (d *Delivery) AckFunc(f func(error)) error {
