@@ -125,7 +125,8 @@ func (g *Group) leave(s Session) {
 
 // seek makes everything below floor done and nothing above it. All leases are stale by
 // the fence of the group, so those of single records are not needed; what was counted
-// stays.
+// stays, and keys that are parked. Records below floor are not parked by themselves any more,
+// nor repaired.
 func (g *Group) seek(i wire.Index, floor wire.Offset, number uint64) {
 	g.Sought = Sought{}
 	if number != 0 {
@@ -135,6 +136,10 @@ func (g *Group) seek(i wire.Index, floor wire.Offset, number uint64) {
 	g.Done.Raise(floor)
 	g.pieces = g.returned.cut(g.pieces[:0], 0, floor)
 	g.settled = runs{}
+	maps.DeleteFunc(g.Substitutes, func(o wire.Offset, _ []byte) bool { return o < floor })
+	if kindOf(&g.Settings) != single { // whose scope is 1, which is no record
+		maps.DeleteFunc(g.Parked, func(h Scope, p Park) bool { return p.Head < floor && Scope(p.Head) == h })
+	}
 	g.Fence, g.SeekIndex = i, i
 }
 

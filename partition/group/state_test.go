@@ -149,6 +149,41 @@ func TestASuccessorTakesThePlaceOfItsPredecessor(t *testing.T) {
 	require.False(t, ok)
 }
 
+// What a seek has left behind counts for no limit: records that are parked by themselves, and
+// repaired ones. A parked key, and a parked partition, stay.
+func TestASeekLeavesNoParkedRecordsBehind(t *testing.T) {
+	for name, tt := range map[string]struct {
+		settings Settings
+		parked   []Scope
+	}{
+		"shared":          {Settings{Mode: wire.ModeShared, SessionMs: 6000}, []Scope{60}},
+		"by key":          {serial, []Scope{60, 0x1234}},
+		"whole partition": {Settings{Mode: wire.ModeStream, SessionMs: 6000}, []Scope{1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBook(t, 100)
+			b.apply(AppendPut(nil, 7, 1, "g", &tt.settings, 0, 0))
+			if name == "whole partition" {
+				b.apply(AppendPark(nil, 7, 1, 1, ""))
+			} else {
+				b.apply(AppendPark(nil, 7, 20, 20, ""))
+				b.apply(AppendPark(nil, 7, 60, 60, ""))
+			}
+			if name == "by key" {
+				b.apply(AppendPark(nil, 7, 0x1234, 30, ""))
+			}
+			b.apply(AppendSubstitute(nil, 7, 41, []byte("record")))
+			b.apply(AppendSubstitute(nil, 7, 61, []byte("record")))
+			saved := b.Save(nil)
+			snapshot := b.Snapshot()
+			b.apply(AppendSeek(nil, 7, 50, 0))
+			require.Equal(t, saved, snapshot(nil), "a snapshot stays what it is")
+			require.Equal(t, tt.parked, sorted(b.Group(7).Parked))
+			require.Equal(t, []wire.Offset{61}, sorted(b.Group(7).Substitutes))
+		})
+	}
+}
+
 // A seek that is repeated by its number moves the group once, also after the state was saved;
 // behind another seek it moves it again.
 func TestASeekIsDoneOnceByItsNumber(t *testing.T) {
