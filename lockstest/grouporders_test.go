@@ -108,3 +108,41 @@ func TestAnOrderWhoseAnswerIsLostIsCarriedOutOnce(t *testing.T) {
 		})
 	}
 }
+
+// A skip that names the record it means skips no other one, and changes nothing when it is
+// asked for again.
+func TestASkipNamesTheRecordThatItMeans(t *testing.T) {
+	ctx, conn := connect(t, lockstest.Start(t))
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: wire.Queue, Settings: client.Settings{Partitions: 1, Sync: wire.SyncOS}})
+	_, err := conn.CreateGroup(ctx, "orders", "billing", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial}})
+	require.NoError(t, err)
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	key, head, behind := []byte("k"), uint64(0), uint64(1)
+	for range 3 {
+		_, err := p.Send(ctx, &client.Record{Key: key, Value: []byte("v")})
+		require.NoError(t, err)
+	}
+	skip := func(head *uint64) (answer client.ScopeResponse, err error) {
+		return answer, conn.GroupOrder(ctx, wire.OrderSkip, "orders", 0, "billing", &client.ScopeRequest{Key: &key, Head: head}, &answer)
+	}
+	_, err = skip(&behind)
+	require.ErrorIs(t, err, wire.CodeRefused)
+	require.ErrorContains(t, err, "the record to be skipped is the one at offset 0, not 1")
+	for range 2 {
+		answer, err := skip(&head)
+		require.NoError(t, err)
+		require.EqualValues(t, 0, answer.Offset)
+		info, err := conn.DescribeGroup(ctx, "orders", "billing")
+		require.NoError(t, err)
+		require.EqualValues(t, 1, info.Partitions[0].Floor)
+	}
+	for _, want := range []uint64{1, 2} { // without a head it is the next one when it is asked for
+		answer, err := skip(nil)
+		require.NoError(t, err)
+		require.Equal(t, want, answer.Offset)
+	}
+	_, err = skip(nil)
+	require.ErrorIs(t, err, wire.CodeRefused)
+	require.ErrorContains(t, err, "the group is done with every record of it")
+}
