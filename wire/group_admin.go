@@ -222,6 +222,7 @@ var reasonAdvice = map[string]string{
 	"standby":               "Wait for the active one, or end it: another takes over when its session timeout is over.",
 	"horizon_not_committed": "Wait for a moment; if it stays, see lockstep cluster health.",
 	"no_credit":             "Start more consumers, give them more --prefetch, or see why their handlers are slow.",
+	"behind_scan":           "Wait: it is its turn when what lies before it is given out; more consumers get there sooner.",
 	"corrupt_range":         "See lockstep doctor and the broker's log; other replicas repair it; with none, give it up with lockstep key skip --partition --offset, or pass over all of it with lockstep group seek.",
 	"data_expired":          "Keep records longer, or add consumers; in a topic a group made with --hold keeps what it needs.",
 	"parked":                "Repair what was wrong, then lockstep key unpark; or pass its head over with lockstep key skip.",

@@ -173,7 +173,7 @@ func (l *Leader) giveScope(misses *int) (given, stop bool) {
 
 // take notes that a record of a scope is leased to m.
 func (l *Leader) take(m *member, s *scope, o wire.Offset) {
-	if len(s.leased) == 0 {
+	if len(s.leased) == s.acked {
 		s.since = l.now
 	}
 	s.holder = m

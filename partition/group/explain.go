@@ -24,6 +24,7 @@ type explainer struct {
 	l     *Leader
 	nowMs int64
 	out   []wire.Reason
+	stops bool // nothing of the whole group goes out, as was said
 }
 
 // Explain says why the group, a key, a publisher or a record stands still. NowMs is the
@@ -77,6 +78,7 @@ func count(n int, one, more string) string {
 // group says what holds up everything.
 func (e *explainer) group() {
 	l := e.l
+	e.stops = l.g.Paused || l.frozen || l.aside != leads || l.order != nil
 	if l.g.Paused {
 		e.say("paused", l.g.Name, 0, 0, "The group is paused.")
 	}
@@ -103,6 +105,7 @@ func (e *explainer) group() {
 			linked++
 		}
 	}
+	e.stops = e.stops || linked == 0
 	if linked == 0 && l.waiting == 0 && l.g.Done.Next(l.g.Done.Floor()) < l.end {
 		e.say("no_consumer", "", 0, 0, "No consumer is attached to this partition.")
 	}
@@ -226,7 +229,7 @@ func (e *explainer) hash(name []byte, of wire.GroupScope) {
 		return
 	}
 	if s == nil {
-		e.say("behind_scan", "", 0, 0, "No record of it below offset %d waits; what lies from there on was not looked at.", l.scan)
+		e.say("behind_scan", "", 0, 0, "No record of it below offset %d waits; the group has not come to what lies from there on.", l.scan)
 		return
 	}
 	e.scope(s)
@@ -256,7 +259,7 @@ func (e *explainer) scope(s *scope) {
 		offset(e.say("backoff", name, 0, s.due, "Record %d has failed and rests before the next attempt.", s.next[0]), s.next[0])
 	case s.finding:
 		e.say("finding_next", name, 0, 0, "The next record of the %s above offset %d is being looked for.", what, s.after)
-	case s.n > 0:
+	case s.n > 0 && !e.stops:
 		offset(e.say("no_credit", name, 0, 0, "Record %d can go out as soon as a consumer has room.", s.next[0]), s.next[0])
 	}
 }
@@ -311,7 +314,13 @@ func (e *explainer) record(o wire.Offset) {
 	}
 	for _, m := range l.sorted() {
 		if m.leases.find(o) != nil {
-			e.leased(m, o, m.worked)
+			since := m.worked
+			if s := l.of.Get(o); s != nil && s.isHead(o) {
+				since = s.since
+			} else if s != nil {
+				since = 0 // it is sent ahead, and nobody works on it
+			}
+			e.leased(m, o, since)
 			return
 		}
 	}
@@ -326,7 +335,7 @@ func (e *explainer) record(o wire.Offset) {
 		return // it waits for a session, as was said
 	}
 	if o >= l.scan {
-		e.say("behind_scan", "", 0, 0, "It was not looked at yet: that has come to offset %d.", l.scan)
+		e.say("behind_scan", "", 0, 0, "The group has not come to it yet: it has looked at the records below offset %d so far.", l.scan)
 		return
 	}
 	for _, t := range l.timers.heap {
@@ -335,5 +344,7 @@ func (e *explainer) record(o wire.Offset) {
 			return
 		}
 	}
-	e.say("no_credit", "", 0, 0, "It can go out as soon as a consumer has room.")
+	if !e.stops {
+		e.say("no_credit", "", 0, 0, "It can go out as soon as a consumer has room.")
+	}
 }

@@ -225,6 +225,7 @@ func (l *Leader) inOrder(o wire.Offset) bool {
 	}
 	if s.acked < len(s.leased) && s.leased[s.acked] == o {
 		s.acked++
+		s.since = l.now
 		l.ready(s)
 		return true
 	}

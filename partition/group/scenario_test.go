@@ -702,6 +702,68 @@ func TestLeaderExplains(t *testing.T) {
 	require.Equal(t, []string{"waiting_for_session"}, codes(r, wire.ExplainRequest{})[:1])
 }
 
+// Since when a record is held is its own time, and not that of those of its key before it,
+// though the next one goes out while the ack of the one before is being committed.
+func TestExplainSaysSinceWhenTheRecordItselfIsHeld(t *testing.T) {
+	key := []byte("k")
+	r := newRig(t, keyGroup)
+	for range 3 {
+		r.produce(uint64(HashOf(key)))
+	}
+	a := r.attach('A', 1, 10)
+	since := func(q wire.ExplainRequest) (wire.Offset, int64) {
+		r.leader.Reaches(r.end, r.now)
+		reasons := r.leader.Explain(&q, 1_000_000).Reasons
+		reason := reasons[len(reasons)-1]
+		require.Equal(t, "held", reason.Code)
+		return wire.Offset(*reason.Offset), 1_000_000 - reason.SinceMs
+	}
+	for o := range uint64(3) {
+		r.now += time.Second
+		for _, q := range []wire.ExplainRequest{{Key: &key}, {Offset: &o}} {
+			head, ms := since(q)
+			require.Equal(t, wire.Offset(o), head)
+			require.EqualValues(t, 1000, ms, "record %d", o)
+		}
+		r.leader.Reaches(r.end, r.now)
+		a.say(wire.OutcomeAck, wire.Offset(o))
+		r.settle()
+	}
+}
+
+// Where nobody is there who could have room, or the group stands still, no key is said to wait
+// for room.
+func TestExplainBlamesNoRoomWhereNobodyIsToHaveIt(t *testing.T) {
+	key := []byte("k")
+	for name, c := range map[string]struct {
+		stop func(r *rig, a *recorder)
+		code string
+	}{
+		"nobody is there": {func(r *rig, a *recorder) { r.die(a) }, "no_consumer"},
+		"a seek waits": {func(r *rig, a *recorder) {
+			r.leader.Order(Order{Drain: true, Reason: wire.ReasonSeek, Command: AppendSeek(nil, 1, 0, 0)})
+		}, "draining"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, keyGroup)
+			r.produce(uint64(HashOf(key)), 7, 8)
+			a := r.attach('A', 1, 9)
+			require.Equal(t, []wire.Offset{0, 1, 2}, a.offsets())
+			a.say(wire.OutcomeReleased, 0)
+			c.stop(r, a)
+			r.settle()
+			for _, q := range []wire.ExplainRequest{{}, {Key: &key}, {Offset: new(uint64)}} {
+				var codes []string
+				for _, reason := range r.leader.Explain(&q, 0).Reasons {
+					codes = append(codes, reason.Code)
+				}
+				require.Contains(t, codes, c.code)
+				require.NotContains(t, codes, "no_credit")
+			}
+		})
+	}
+}
+
 // What a silent session holds is explained by that, with the time of the question, not of the
 // last turn; and of a key that is done nothing is left to look at.
 func TestLeaderExplainsSilence(t *testing.T) {

@@ -40,9 +40,9 @@ type scope struct {
 	due     time.Duration // when the head has rested
 	timed   bool          // a timer for that is set
 	inRing  bool
-	unread  bool        // its next record could not be read
-	parked  wire.Offset // from this record on nothing goes out; +1; 0: not parked
-	since   time.Duration
+	unread  bool          // its next record could not be read
+	parked  wire.Offset   // from this record on nothing goes out; +1; 0: not parked
+	since   time.Duration // when the first that is leased and not acked became that, or nothing was
 }
 
 func (s *scope) isHead(o wire.Offset) bool {
@@ -200,8 +200,11 @@ func (l *Leader) leave(o wire.Offset) *scope {
 	}
 	if i := slices.Index(s.leased, o); i >= 0 {
 		s.leased = slices.Delete(s.leased, i, i+1)
-		if i < s.acked {
+		switch {
+		case i < s.acked:
 			s.acked--
+		case i == s.acked:
+			s.since = l.now
 		}
 	}
 	if len(s.leased) == 0 {
