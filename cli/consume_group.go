@@ -206,7 +206,7 @@ func (r *consumeRun) runMember(c *cobra.Command) error {
 	if err == nil || errors.Is(err, errOutputClosed) {
 		return err
 	}
-	return interruptedOr(ctx, &failure{doing: "consume", destination: r.destination, kind: words, err: err})
+	return interruptedOr(ctx, &failure{doing: "consume", destination: r.destination, group: r.member.group, kind: words, err: err})
 }
 
 // consumeOnce is a member until it ends, for one thing that the destination's name stands for.

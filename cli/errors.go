@@ -35,6 +35,7 @@ func usagef(c *cobra.Command, format string, args ...any) error {
 type failure struct {
 	doing       string           // "produce to", "create": completed by kind and name; may be empty
 	destination string           // "" if no single one is meant
+	group       string           // "" if no single one is meant
 	near        string           // an existing name that is much like destination, or ""
 	kind        destinationWords // zero if the command does not know whether queue or topic
 	err         error
@@ -275,6 +276,16 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 			return text + "; move it with --to earliest or --to latest, or look at the range with: " + command + " describe " + name
 		}
 		return text + "; read with --from earliest or --from latest, or look at the range with: " + command + " describe " + name
+	case wire.CodeUnknownGroup:
+		if f.destination == "" || f.group == "" {
+			return ""
+		}
+		text := f.text(code) + "; list them with: lockstep group ls " + name
+		switch verb, _, _ := strings.Cut(f.doing, " "); verb {
+		case "alter", "describe", "explain", "pause", "consume":
+			text += fmt.Sprintf(", or create it with: lockstep group create %s %s", name, shellWord(f.group))
+		}
+		return text
 	case wire.CodeGroupMismatch, wire.CodeSerialNeedsOnePartition:
 		return f.text(code) // the broker says what to do, by its names
 	case wire.CodeTooMany:

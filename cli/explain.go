@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +21,7 @@ type explainJSON struct {
 	Partition uint32 `json:"partition"`
 	Group     string `json:"group"`
 	NowMs     int64  `json:"now_ms,omitempty"`
+	Key       string `json:"key,omitempty"` // of the record that waits, if it has a readable one
 	client.Reason
 }
 
@@ -114,9 +118,12 @@ func (a *app) explainDestinationCommand(kind string) *cobra.Command {
 				return &failure{doing: "explain", destination: args[0], err: err}
 			}
 			var groups []string
+			keyed := make(map[string]bool) // whether it goes by key
 			for _, g := range infos {
 				if *group == "" || g.Name == *group {
 					groups = append(groups, g.Name)
+					settings := g.Settings.WithDefaults()
+					keyed[g.Name] = settings.Mode == wire.ModeSerial && settings.Scope == wire.ScopeKey
 				}
 			}
 			if len(groups) == 0 {
@@ -126,7 +133,7 @@ func (a *app) explainDestinationCommand(kind string) *cobra.Command {
 				_, err := fmt.Fprintf(a.stdout, "%s %s has no groups, so nothing takes its records; start one with lockstep consume %s --group NAME --mode shared\n", kind, args[0], args[0])
 				return err
 			}
-			return a.explainGroups(ctx, conn, args[0], groups, partitions, ask, output.value == "json")
+			return a.explainGroups(ctx, conn, args[0], groups, keyed, partitions, ask, output.value == "json")
 		})
 	}
 	return c
@@ -157,8 +164,52 @@ func boundElsewhere(ctx context.Context, conn *client.Conn, destination, group s
 	return client.Reason{}, false
 }
 
-func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
+// namingTimeout bounds how long explain reads records to name their keys.
+const namingTimeout = 2 * time.Second
+
+// maxNamedKey is how many bytes a key has at most that explain names.
+const maxNamedKey = 128
+
+// nameKey says the key of the record that the reason is about, in the place of its hash, if
+// the group goes by key and the record can be read.
+func (e *explainJSON) nameKey(ctx context.Context, conn *client.Conn, destination string, keyed bool) {
+	if e.Offset == nil || !keyed || !slices.Contains([]string{"parked", "backoff", "no_credit", "held", "silent", "revoking"}, e.Code) {
+		return
+	}
+	for r, err := range conn.Browse(ctx, destination, client.BrowseOptions{Group: e.Group, Partitions: []uint32{e.Partition}, From: *e.Offset, Limit: 1}) {
+		key := ""
+		if err == nil && r.Offset == *e.Offset {
+			key = string(r.Key)
+		}
+		if key == "" || len(key) > maxNamedKey || strings.ContainsFunc(key, func(c rune) bool { return c == utf8.RuneError || !unicode.IsPrint(c) }) {
+			return
+		}
+		e.Key = key
+		e.Text = strings.Replace(e.Text, fmt.Sprintf("The key of the record at offset %d, which browse shows,", *e.Offset), fmt.Sprintf("The key %q, from the record at offset %d,", key, *e.Offset), 1)
+		e.Advice = strings.ReplaceAll(e.Advice, " KEY", " "+shellWord(key))
+	}
+}
+
+// adviceWithNames is advice of which the commands name the destination and the group, so that
+// they can be pasted.
+func adviceWithNames(advice, destination, group string) string {
+	d, g := shellWord(destination), shellWord(group)
+	return strings.NewReplacer(
+		"lockstep consume --group", "lockstep consume "+d+" --group "+g,
+		"lockstep group resume", "lockstep group resume "+d+" "+g,
+		"lockstep group alter", "lockstep group alter "+d+" "+g,
+		"lockstep group seek", "lockstep group seek "+d+" "+g,
+		"lockstep key park", "lockstep key park "+d+" "+g+" KEY",
+		"lockstep key unpark", "lockstep key unpark "+d+" "+g+" KEY",
+		"lockstep key skip --partition --offset", "lockstep key skip "+d+" "+g+" --partition P --offset O",
+		"lockstep key skip", "lockstep key skip "+d+" "+g+" KEY",
+	).Replace(advice)
+}
+
+func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, keyed map[string]bool, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
 	answers := []explainJSON{}
+	naming, stop := context.WithTimeout(ctx, namingTimeout)
+	defer stop()
 	for _, g := range groups {
 		ask.Group = g
 		responses := make([]client.ExplainResponse, len(partitions))
@@ -167,7 +218,8 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 			answer := &responses[i]
 			if err := errs[i]; err != nil {
 				if wire.CodeOf(err) == wire.CodeUnknownGroup {
-					answers = append(answers, explainJSON{n, g, 0, client.Reason{Code: "no_consumer", Text: "Nobody has consumed here yet: the group begins with its first member.", Advice: wire.Advice("no_consumer")}})
+					answers = append(answers, explainJSON{n, g, 0, "", client.Reason{Code: "no_consumer", Text: "Nobody has consumed here yet: the group begins with its first member.",
+						Advice: adviceWithNames(wire.Advice("no_consumer"), destination, g)}})
 					continue
 				}
 				answer.Reasons = []client.Reason{{Code: "no_quorum", Text: "The partition has no leader that answers: " + err.Error() + ".", Advice: wire.Advice("no_quorum")}}
@@ -178,7 +230,10 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 				}
 			}
 			for _, r := range answer.Reasons {
-				answers = append(answers, explainJSON{n, g, answer.NowMs, r})
+				r.Advice = adviceWithNames(r.Advice, destination, g)
+				e := explainJSON{n, g, answer.NowMs, "", r}
+				e.nameKey(naming, conn, destination, keyed[g])
+				answers = append(answers, e)
 			}
 		}
 	}
@@ -196,9 +251,12 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 		if e.Advice != "" {
 			text += " " + e.Advice
 		}
-		if e.Object != "" {
+		switch {
+		case e.Key != "" && e.Code != "held" && e.Code != "silent" && e.Code != "revoking":
+			text += fmt.Sprintf(" [%s: %s]", e.Code, e.Key)
+		case e.Object != "":
 			text += fmt.Sprintf(" [%s: %s]", e.Code, e.Object)
-		} else {
+		default:
 			text += fmt.Sprintf(" [%s]", e.Code)
 		}
 		if _, err := fmt.Fprintln(a.stdout, text); err != nil {

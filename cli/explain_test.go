@@ -84,7 +84,11 @@ func (w *why) says(code string, args ...string) (string, explainJSON) {
 		}
 		return text != ""
 	}, 30*time.Second, 5*time.Millisecond, "no row %s", code)
-	require.Equal(w.t, wire.Advice(code), row.Advice)
+	advice := adviceWithNames(wire.Advice(code), "orders", "g")
+	if row.Key != "" {
+		advice = strings.ReplaceAll(advice, " KEY", " "+row.Key)
+	}
+	require.Equal(w.t, advice, row.Advice)
 	require.Contains(w.t, text, row.Text)
 	require.Contains(w.t, text, row.Advice)
 	return text, row
@@ -102,7 +106,7 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 		"no consumer": {1, serial, func(w *why) {
 			w.send("a")
 			text, _ := w.says("no_consumer")
-			require.Contains(w.t, text, "Start one with lockstep consume --group.")
+			require.Contains(w.t, text, "Start one with lockstep consume orders --group g.")
 			info, err := w.conn.DescribeGroup(w.t.Context(), "orders", "g")
 			require.NoError(w.t, err)
 			require.Equal(w.t, uint32(1), info.Partitions[0].Leader)
@@ -135,13 +139,15 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 			w.says("not_there", "--offset", "1", "--partition", "0") // the partition knows the group
 			must(w.t, at(w.broker.Addr(), ""), "key", "park", "orders", "g", "a", "--reason", "the account is closed")
 			text, _ := w.says("parked", "--key", "a")
-			require.Contains(w.t, text, "the account is closed. Repair what was wrong, then lockstep key unpark")
+			require.Contains(w.t, text, `The key "a", from the record at offset 0, is parked from there on: `)
+			require.Contains(w.t, text, "[parked: a]", "as the commands want it, and no hash")
+			require.Contains(w.t, text, "the account is closed. Repair what was wrong, then lockstep key unpark orders g a; or pass its head over with lockstep key skip orders g a.")
 		}},
 		"paused": {1, serial, func(w *why) {
 			w.send("a")
 			must(w.t, at(w.broker.Addr(), ""), "group", "pause", "orders", "g")
 			text, _ := w.says("paused")
-			require.Contains(w.t, text, "The group is paused. Let it go on with lockstep group resume.")
+			require.Contains(w.t, text, "The group is paused. Let it go on with lockstep group resume orders g.")
 		}},
 		"revoking": {1, client.GroupSettings{Mode: client.Serial, RevokeMs: 600_000}, func(w *why) {
 			w.send("a")

@@ -33,7 +33,7 @@ func groupFailure(doing, destination, group string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &failure{doing: fmt.Sprintf("%s group %q of", doing, group), destination: destination, err: err}
+	return &failure{doing: fmt.Sprintf("%s group %q of", doing, group), destination: destination, group: group, err: err}
 }
 
 func (a *app) groupLsCommand() *cobra.Command {
