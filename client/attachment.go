@@ -458,7 +458,7 @@ func (at *attachment) remove(d *Delivery, why error) {
 // lose tells whoever works on a record that it is lost.
 func (at *attachment) lose(d *Delivery, why error) {
 	c := at.consumer
-	if d.state == leaseRunning || d.state == leaseSettled {
+	if d.state == leaseRunning || d.state == leaseSettled && d.kind != wire.OutcomeReleased { // what was given back may be gone
 		c.events.send(LeaseLost{Destination: c.destination, Group: c.options.group, Partition: at.partition, Offset: d.Offset, Reason: why.Error()})
 	}
 	d.over(fenced(at.partition, wire.Offset(d.Offset), why))

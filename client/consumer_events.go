@@ -7,7 +7,8 @@ type Attached struct {
 }
 
 // LeaseLost is sent when records that were handed out and not settled are not the
-// consumer's any more: somebody else may be working on them.
+// consumer's any more: somebody else may be working on them. Of what was given back it is not
+// sent.
 type LeaseLost struct {
 	Destination, Group string
 	Partition          uint32

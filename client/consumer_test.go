@@ -446,6 +446,28 @@ func TestR_IS_7_ASilentLeaderIsGivenUpWithinTheSessionTimeout(t *testing.T) {
 	require.Empty(t, lost)
 }
 
+// A record that was sent ahead, and that nobody has seen, is not lost when it is given back at
+// the end and the broker has ended its lease by itself; one whose ack comes too late is.
+func TestWhatIsGivenBackIsNotLost(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	lost := make(chan LeaseLost, 10)
+	c := g.consumer(OnEvent(func(e Event) {
+		if e, ok := e.(LeaseLost); ok {
+			lost <- e
+		}
+	}))
+	g.deliver(10, fakeEpoch, "", "")
+	d := next(t, c)
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close(testContext(t)) }()
+	g.answer(g.said(wire.OutcomeReleased, 11, fakeEpoch), wire.CodeStaleEpoch)
+	require.NoError(t, d.Ack())
+	g.answer(g.said(wire.OutcomeAck, 10, fakeEpoch), wire.CodeStaleEpoch)
+	require.EqualValues(t, 10, (<-lost).Offset)
+	require.NoError(t, <-closed)
+	require.Empty(t, lost)
+}
+
 func TestAHandlerThatTakesTooLongIsStoppedAndItsRecordGivenBack(t *testing.T) {
 	g := startGroup(t, wire.GroupSettings{Mode: Shared, AckWaitMs: 50, RevokeMs: 50})
 	c := g.consumer()
