@@ -602,6 +602,7 @@ func (a *app) rmCommand(w destinationWords) *cobra.Command {
 			}
 			for _, d := range found {
 				name := d.Name
+				warn := a.lettersOfRemoved(ctx, conn, d)
 				err := conn.DeleteDestination(ctx, d)
 				if *ifExists && errors.Is(err, wire.CodeUnknownDestination) {
 					continue
@@ -612,6 +613,7 @@ func (a *app) rmCommand(w destinationWords) *cobra.Command {
 				if _, err := fmt.Fprintf(a.stdout, "removed %s %q\n", w.noun, name); err != nil {
 					return outputError(err)
 				}
+				fmt.Fprint(a.stderr, warn)
 			}
 			return nil
 		})

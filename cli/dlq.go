@@ -113,6 +113,42 @@ func (a *app) warnOfLetters(ctx context.Context, conn *client.Conn, name string)
 	}
 }
 
+// lettersOfRemoved says which dead letters are lost when d is removed, and whose have nowhere to
+// go then, in lines; "" if there are none, or if nobody can say.
+func (a *app) lettersOfRemoved(ctx context.Context, conn *client.Conn, d client.Destination) string {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	groups, err := conn.Groups(ctx, "")
+	if err != nil {
+		return ""
+	}
+	all, err := conn.Destinations(ctx)
+	if err != nil {
+		return ""
+	}
+	var text strings.Builder
+	var from []string
+	for _, other := range all {
+		if other.Name != d.Name && other.Settings.DeadLetter == d.Name {
+			from = append(from, other.Name)
+		}
+	}
+	for _, g := range groups {
+		if g.Destination == d.Name {
+			if n, to := waitingLetters(ctx, conn, d.Name, g.Name); n > 0 {
+				fmt.Fprintf(&text, "lockstep: %s of group %s went with it that could not be written to %q\n", plural(int64(n), "dead letter"), g.Name, to)
+			}
+		} else if g.Own.DeadLetter == d.Name {
+			from = append(from, g.Destination+"/"+g.Name)
+		}
+	}
+	if len(from) > 0 {
+		fmt.Fprintf(&text, "lockstep: dead letters of %s are to go to %q, and wait until it is there again; create it with: lockstep queue create %s\n",
+			strings.Join(from, ", "), d.Name, shellWord(d.Name))
+	}
+	return text.String()
+}
+
 // letterDestinations gathers where dead letters go.
 func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, error) {
 	all, err := conn.Destinations(ctx)

@@ -39,6 +39,29 @@ func TestDeadLettersAreShownByteForByte(t *testing.T) {
 `)
 }
 
+// Who removes where dead letters go, or a queue of which some are not written yet, is told so.
+func TestRemovingSaysWhatBecomesOfDeadLetters(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "dead")
+	must(t, sh, "queue", "create", "orders", "--delivery-limit", "1", "--dead-letter", "dead")
+	must(t, sh, "queue", "create", "bills")
+	must(t, sh, "group", "create", "bills", "own", "--delivery-limit", "1", "--dead-letter", "dead")
+	got := sh.run(t.Context(), "queue", "rm", "dead")
+	require.Equal(t, outcome{0, "removed queue \"dead\"\n",
+		"lockstep: dead letters of orders, bills/own are to go to \"dead\", and wait until it is there again; create it with: lockstep queue create dead\n"}, got)
+	must(t, at(address, "bad\n"), "produce", "orders")
+	sh.run(t.Context(), "consume", "orders", "-g", "billing", "-c", "1", "--exec", "exit 1")
+	require.Eventually(t, func() bool {
+		return strings.Contains(must(t, sh, "explain", "queue", "orders"), "letter_not_accepted")
+	}, 30*time.Second, 20*time.Millisecond)
+	got = sh.run(t.Context(), "queue", "rm", "orders")
+	require.Equal(t, outcome{0, "removed queue \"orders\"\n",
+		"lockstep: 1 dead letter of group billing went with it that could not be written to \"dead\"\n"}, got)
+	got = sh.run(t.Context(), "queue", "rm", "bills")
+	require.Equal(t, outcome{0, "removed queue \"bills\"\n", ""}, got)
+}
+
 // What is no letter is not purged, and does not count.
 func TestPurgeLeavesWhatIsNoLetter(t *testing.T) {
 	address, _ := startServer(t)
