@@ -53,7 +53,7 @@ and key_encoding or value_encoding says so.`,
 	flags := c.Flags()
 	flags.Var(r.from, "from", "where to start")
 	flags.BoolVarP(&r.exit, "exit", "e", false, "stop after the last record that is there now")
-	flags.Int64VarP(&r.limit, "count", "c", 0, "stop after a `number` of records; 0 = never")
+	flags.Int64VarP(&r.limit, "count", "c", 0, "stop after a `number` of records, with --exec of attempts; 0 = never")
 	partitions := flags.UintSlice("partition", nil, "read only the partition with this `number`; may be repeated; without it all are read")
 	flags.Uint64Var(&r.offset, "offset", 0, "start at the record with this `number`; needs one --partition unless there is only one")
 	withoutDefault(flags, "offset")

@@ -438,3 +438,21 @@ func TestASeekOfAGroupThatIsNotThereSaysSo(t *testing.T) {
 	require.Equal(t, 1, got.code)
 	require.Contains(t, got.stderr, "move it with --to earliest or --to latest")
 }
+
+// What changes nothing says so.
+func TestGroupCommandsSayWhatTheyChange(t *testing.T) {
+	address := groupQueue(t, "a:1\nb:2\na:3\n")
+	sh := at(address, "")
+	must(t, sh, "group", "create", "orders", "billing")
+	require.Equal(t, "group billing of orders was not paused\n", must(t, sh, "group", "resume", "orders", "billing"))
+	require.Equal(t, "group billing of orders paused\n", must(t, sh, "group", "pause", "orders", "billing"))
+	require.Equal(t, "group billing of orders was paused already\n", must(t, sh, "group", "pause", "orders", "billing"))
+	require.Equal(t, "group billing of orders resumed\n", must(t, sh, "group", "resume", "orders", "billing"))
+	require.Equal(t, outcome{2, "", "lockstep: nothing to change in group \"billing\" of \"orders\"; give at least one setting, as in --ack-wait 5m (see lockstep group alter --help)\n"},
+		sh.run(t.Context(), "group", "alter", "orders", "billing"))
+	require.Contains(t, must(t, sh, "group", "alter", "orders", "billing", "--ack-wait", "5m"), "altered")
+	require.Contains(t, must(t, sh, "consume", "orders", "--group", "billing", "-c", "3"), "3")
+	require.Eventually(t, func() bool {
+		return strings.Contains(must(t, sh, "group", "seek", "orders", "billing", "--to", "earliest", "--dry-run", "-o", "json"), `"are": "repeated"`)
+	}, 30*time.Second, 20*time.Millisecond)
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/wire"
@@ -338,6 +339,11 @@ new rules behind.`,
 	}
 	f := newGroupSettingsFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
+		changes := false
+		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) { changes = changes || f.Changed })
+		if !changes {
+			return usagef(c, "nothing to change in group %q of %q; give at least one setting, as in --ack-wait 5m", args[1], args[0])
+		}
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
 			old, err := conn.DescribeGroup(ctx, args[0], args[1])
 			if err != nil {
@@ -369,8 +375,18 @@ func (a *app) groupPauseCommand(pause bool) *cobra.Command {
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			_, err := conn.PauseGroup(ctx, args[0], args[1], pause)
+			old, err := conn.Groups(ctx, args[0])
 			if err == nil {
+				_, err = conn.PauseGroup(ctx, args[0], args[1], pause)
+			}
+			same := slices.ContainsFunc(old, func(g client.GroupInfo) bool { return g.Name == args[1] && g.Paused == pause })
+			switch {
+			case err != nil:
+			case same && pause:
+				fmt.Fprintf(a.stdout, "group %s of %s was paused already\n", args[1], args[0])
+			case same:
+				fmt.Fprintf(a.stdout, "group %s of %s was not paused\n", args[1], args[0])
+			default:
 				fmt.Fprintf(a.stdout, "group %s of %s %s\n", args[1], args[0], outcome)
 			}
 			return groupFailure(verb, args[0], args[1], err)
@@ -485,6 +501,7 @@ what would is printed.`,
 type seekJSON struct {
 	Partition uint32 `json:"partition"`
 	client.SeekResponse
+	Are string `json:"are"` // the records: repeated, or skipped
 }
 
 func (a *app) seek(ctx context.Context, conn *client.Conn, destination, group string, partitions []uint32, ask *client.SeekRequest, asJSON bool) error {
@@ -503,11 +520,11 @@ func (a *app) seek(ctx context.Context, conn *client.Conn, destination, group st
 			continue
 		}
 		answer := answers[i]
-		objects = append(objects, seekJSON{n, answer})
 		what := "repeated"
 		if answer.To > answer.From {
 			what = "skipped"
 		}
+		objects = append(objects, seekJSON{n, answer, what})
 		rows = append(rows, []string{fmt.Sprint(n), fmt.Sprint(answer.From), fmt.Sprint(answer.To), fmt.Sprint(answer.Records), what})
 	}
 	if asJSON {
