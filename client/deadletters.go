@@ -563,7 +563,10 @@ func (c *Conn) dropRedriveGroup(ctx context.Context, destination string, groups 
 			return err
 		}
 	}
-	return c.RemoveGroup(ctx, destination, redriveGroup)
+	if err = c.RemoveGroup(ctx, destination, redriveGroup); codeOf(err) == wire.CodeUnknownGroup {
+		return nil // another redrive has
+	}
+	return err
 }
 
 // settle has groups done with letters; with giveUp also with those that are on their way back.

@@ -108,6 +108,33 @@ func (s *State) settleErased(g *Group) {
 	}
 }
 
+// settleRedriven makes a group that begins done with the dead letters that another one, which
+// may be removed, has on their way back: else they would go back again by this one.
+func (s *State) settleRedriven(g *Group) {
+	for _, other := range s.byID {
+		for _, l := range other.Letters.Open {
+			if l.Reason == Redriven {
+				g.Done.Add(l.Offset, l.Offset+1)
+			}
+		}
+	}
+}
+
+// redriven erases a dead letter that went back or was given up, if all groups are done with it:
+// the group that sent it may be removed before the start of the partition has come so far, and
+// one that is made then must not have it.
+func (s *State) redriven(l *Letter) {
+	if l.Reason != Redriven || l.Offset < s.start || l.Offset >= s.next {
+		return
+	}
+	for _, g := range s.byID {
+		if !g.Queue || !g.Done.Has(l.Offset) || g.Redrives(l.Offset) {
+			return
+		}
+	}
+	s.erased.Add(l.Offset, l.Offset+1)
+}
+
 // letters are the records, ascending, of which a dead letter is still to be written: after a
 // seek the groups may be done with them all the same.
 func (s *State) letters() (all []wire.Offset) {

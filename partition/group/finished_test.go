@@ -162,3 +162,24 @@ func TestFinishedIsBounded(t *testing.T) {
 	require.Greater(t, calls, 2)
 	require.Equal(t, Span{99_999, 100_000}, all[len(all)-1])
 }
+
+// A redrive that was killed may have its group removed while letters are on their way, and the
+// next one makes another: that has none of them, whether they are back by then or not.
+func TestRuleQ3_AGroupThatBeginsHasNoLetterThatWentBack(t *testing.T) {
+	b := newBook(t, 10)
+	b.group(1, PutQueue)
+	for n, o := range []wire.Offset{2, 5, 7} {
+		b.apply(AppendLetter(nil, 1, Session{}, &Letter{Number: uint64(n), Offset: o, Reason: Redriven, Text: TargetText("orders", 0)}))
+	}
+	b.apply(AppendLetterDone(nil, 1, 0))
+	b.apply(AppendRemoveGroup(nil, 1))
+	b.apply(AppendLetterDone(nil, 1, 1))
+	b.group(2, PutQueue)
+	for o, done := range map[wire.Offset]bool{1: false, 2: true, 3: false, 5: true, 6: false, 7: true, 8: false} {
+		require.Equal(t, done, b.Group(2).Done.Has(o), "offset %d", o)
+	}
+	b.apply(AppendLetterDone(nil, 1, 2))
+	require.Nil(t, b.Group(1))
+	erased, _ := b.Erased(0)
+	require.Equal(t, []Span{{2, 3}, {5, 6}, {7, 8}}, erased)
+}

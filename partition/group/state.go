@@ -239,6 +239,7 @@ func (s *State) put(i wire.Index, id ID, r *reader) *Group {
 		start = min(max(start, s.start), s.next)
 		g.Done.Raise(start)
 		s.settleErased(g)
+		s.settleRedriven(g)
 		g.Horizon = start
 		s.byID[id], s.byName[name] = g, g
 	}
@@ -329,11 +330,16 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 		}
 		g.Letters.Next = max(g.Letters.Next, l.Number+1)
 	case CommandLetterDone:
-		g.written(r.uint64())
+		number := r.uint64()
+		l := g.Letters.Open[number]
+		g.written(number)
+		s.redriven(&l)
 	case CommandLetterPath:
 		path, next := r.path(), r.uint32()
 		for _, number := range g.Letters.Sent[:g.Letters.below(next)] {
+			l := g.Letters.Open[number]
 			g.written(number)
+			s.redriven(&l)
 		}
 		g.Letters.Path, g.Letters.Sent = path, nil
 	case CommandLetterSend:
