@@ -269,6 +269,8 @@ func TestR_X_1_Catches_PartitionsThatNobodyAdopts(t *testing.T) {
 	t.Parallel()
 	c := startChurn(t, lockstest.Start(t).URL(), 1, wire.BindingStrict)
 	awaitThat(t, "records wait", func() bool { return c.waited() > 500*time.Millisecond })
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	served := 0
 	for _, n := range c.started {
 		if n > 0 {
