@@ -90,9 +90,6 @@ func (c *Conn) newConsumer(ctx context.Context, destination string, opts []Consu
 		started: make(chan struct{}), gone: make(chan struct{}), began: time.Now(),
 		seen: l.generation, revokeGrace: time.Duration(settings.RevokeMs) * time.Millisecond, working: 1,
 	}
-	if settings.Mode == wire.ModeShared && o.flagged&wire.AttachReleaseOnDisconnect == 0 {
-		x.flags |= wire.AttachReleaseOnDisconnect
-	}
 	if settings.Binding == wire.BindingGather || len(scope.partitions) > 0 {
 		for i, n := range l.partitions {
 			if !scope.has(n) {

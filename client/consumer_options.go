@@ -62,7 +62,6 @@ type consumerOptions struct {
 	refill   int
 	bytes    int
 	flags    wire.AttachFlags
-	flagged  wire.AttachFlags // those that were set or cleared
 	events   func(Event)
 }
 
@@ -182,7 +181,10 @@ func ConsumerName(name string) ConsumerOption { return func(o *consumerOptions) 
 // ends, where otherwise they wait for the session timeout. Handlers that outlive the
 // connection may then overlap with their successors. Default: true for shared groups.
 func ReleaseOnDisconnect(on bool) ConsumerOption {
-	return func(o *consumerOptions) { o.setFlag(wire.AttachReleaseOnDisconnect, on) }
+	return func(o *consumerOptions) {
+		o.setFlag(wire.AttachReleaseOnDisconnect, on)
+		o.setFlag(wire.AttachReleaseChosen, true)
+	}
 }
 
 // StandbyPreferred asks not to be the active consumer where only one is.
@@ -198,7 +200,6 @@ func LookOnly(on bool) ConsumerOption {
 
 func (o *consumerOptions) setFlag(f wire.AttachFlags, on bool) {
 	o.flags &^= f
-	o.flagged |= f
 	if on {
 		o.flags |= f
 	}

@@ -31,8 +31,10 @@ func (g *Groups) reconcile() {
 			}
 		case v.Version <= s.Version:
 			continue
-		case group.ShapeOf(&v.Settings) != group.ShapeOf(&s.Settings):
-			if l := g.lead(s); !l.Stops() { // leases of the old shape have to end first
+		case group.ShapeOf(&v.Settings) != group.ShapeOf(&s.Settings), v.Settings.SessionMs < s.Settings.SessionMs:
+			// Leases of the old shape have to end first, and those of consumers that believe to
+			// have them for the longer time.
+			if l := g.lead(s); !l.Stops() {
 				g.change(l, group.Order{Command: g.putCommand(nil, v, 0), Drain: true, Reason: wire.ReasonSettings})
 			}
 			continue

@@ -644,11 +644,12 @@ func TestSettingsOfAGroupChange(t *testing.T) {
 	h.turns(1)
 	g := h.part.state.groups.Named("workers")
 	v := intent(7, "workers")
-	v.Version, v.Settings.SessionMs = 30, 9000
+	v.Version, v.Settings.RevokeMs = 30, 9000
 	h.part.Groups().Intend(30, []Intent{v})
 	h.turns(2)
-	require.EqualValues(t, 9000, g.Settings.SessionMs)
+	require.EqualValues(t, 9000, g.Settings.RevokeMs)
 	require.Less(t, g.Fence, c.grants[0].Epoch)
+	require.False(t, c.over)
 	v.Version, v.Settings.Mode = 31, wire.ModeStream
 	h.part.Groups().Intend(31, []Intent{v})
 	h.turns(3)
@@ -656,6 +657,6 @@ func TestSettingsOfAGroupChange(t *testing.T) {
 	h.ack(c)
 	h.turns(4)
 	require.Equal(t, wire.ModeStream, g.Settings.Mode)
-	require.False(t, c.over)
 	require.Len(t, c.answers, 1)
+	require.True(t, c.over, "it has to hear what the group is now")
 }

@@ -11,7 +11,7 @@ type AttachFlags uint8
 // The flags.
 const (
 	// AttachReleaseOnDisconnect has the session removed at once when its connection to
-	// the leader ends by itself.
+	// the leader ends by itself. It counts with AttachReleaseChosen only.
 	AttachReleaseOnDisconnect AttachFlags = 1 << 0
 	// AttachStandby asks not to be the active session of a sticky scope.
 	AttachStandby AttachFlags = 1 << 1
@@ -23,6 +23,10 @@ const (
 	// AttachLookOnly says that the session works on nothing: that it had a record when it
 	// ended, or for longer than the ack wait, is no failed attempt.
 	AttachLookOnly AttachFlags = 1 << 4
+	// AttachReleaseChosen says that the consumer has chosen whether AttachReleaseOnDisconnect
+	// is set. Without it the mode decides that the group has when the connection ends: shared
+	// groups release.
+	AttachReleaseChosen AttachFlags = 1 << 5
 )
 
 // AttachRequest is answered with AttachResponse when the session is listed and the claims

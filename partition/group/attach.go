@@ -2,6 +2,7 @@ package group
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -75,6 +76,44 @@ func (l *Leader) unlink(m *member, err error) {
 	delete(l.links, c)
 	l.room(m)
 	c.Closed(err)
+}
+
+// terms are what consumers are told when they attach, and go by while they are.
+type terms struct {
+	shape                        Shape
+	window, sessionMs, ackWaitMs uint32
+}
+
+func termsOf(s *Settings) terms { return terms{ShapeOf(s), s.Window, s.SessionMs, s.AckWaitMs} }
+
+// announce ends the links of all consumers if they go by terms that are not those of the
+// group any more: each attaches again, with what it holds, and hears the new ones.
+func (l *Leader) announce() {
+	now := termsOf(&l.g.Settings)
+	if now == l.said {
+		return
+	}
+	l.said = now
+	sessions := make([]Session, 0, len(l.members))
+	for s, m := range l.members {
+		if m.link != nil {
+			sessions = append(sessions, s)
+		}
+	}
+	slices.SortFunc(sessions, compareSessions)
+	for _, s := range sessions {
+		l.unlink(l.members[s], wire.Errorf(wire.CodeRetry, "group %s has other settings now: attach again", l.g.Name))
+	}
+}
+
+// released reports whether a consumer with the flags is to be taken for dead when its
+// connection ends: as it has chosen, or else in a shared group, where nothing but the record
+// itself depends on it.
+func released(flags wire.AttachFlags, mode wire.GroupMode) bool {
+	if flags&wire.AttachReleaseChosen != 0 {
+		return flags&wire.AttachReleaseOnDisconnect != 0
+	}
+	return mode == wire.ModeShared
 }
 
 // admit goes on with the attaches that wait.
@@ -320,7 +359,7 @@ func (l *Leader) Gone(c Consumer, dead bool) {
 	m.link, m.answers, m.lost = nil, m.answers[:0], m.lost[:0]
 	m.revoke, m.drain = 0, 0 // who cannot hear is not asked
 	l.room(m)
-	if dead && m.flags&wire.AttachReleaseOnDisconnect != 0 {
+	if dead && released(m.flags, l.g.Settings.Mode) {
 		l.remove(m, reasonGone)
 	}
 }

@@ -12,7 +12,7 @@ import (
 func (r *rig) works(name byte, capacity, working uint32) *recorder {
 	c := &recorder{r: r, session: Session{name}, attempt: 1}
 	r.leader.Attach(c, &wire.AttachRequest{
-		Session: c.session, Attempt: 1, Term: 1, Capacity: capacity, Working: working, Flags: wire.AttachReleaseOnDisconnect,
+		Session: c.session, Attempt: 1, Term: 1, Capacity: capacity, Working: working, Flags: wire.AttachReleaseOnDisconnect | wire.AttachReleaseChosen,
 	}, "", 1, r.now)
 	r.settle()
 	return c

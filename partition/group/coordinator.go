@@ -253,7 +253,7 @@ func (c *Coordinator) Gone(b Binder, dead bool) {
 	}
 	delete(c.links, b)
 	m.link, m.asks = nil, false
-	if dead && wire.AttachFlags(m.Flags)&wire.AttachReleaseOnDisconnect != 0 {
+	if dead && released(wire.AttachFlags(m.Flags), c.g.Settings.Mode) {
 		c.remove(m)
 	}
 }

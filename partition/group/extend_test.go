@@ -90,7 +90,7 @@ func TestLookingIsNoAttempt(t *testing.T) {
 	}
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
-			const flags = wire.AttachReleaseOnDisconnect
+			const flags = wire.AttachReleaseOnDisconnect | wire.AttachReleaseChosen
 			r, a := look(t, flags|wire.AttachLookOnly)
 			end(r, a)
 			known, _ := r.state.Group(1).Record(0)
@@ -100,5 +100,17 @@ func TestLookingIsNoAttempt(t *testing.T) {
 			end(r, a)
 			require.Len(t, r.want.Letters, 1, "a worker's is one")
 		})
+	}
+}
+
+// Whether the end of a connection is the end of a consumer is what the consumer has chosen,
+// or what the mode says that the group has then, not what it had when the consumer came.
+func TestWhoIsReleasedWithItsConnection(t *testing.T) {
+	const release, chosen = wire.AttachReleaseOnDisconnect, wire.AttachReleaseChosen
+	for _, mode := range []wire.GroupMode{wire.ModeShared, wire.ModeSerial, wire.ModeStream} {
+		require.True(t, released(chosen|release, mode), mode)
+		require.False(t, released(chosen, mode), mode)
+		require.Equal(t, mode == wire.ModeShared, released(0, mode), mode)
+		require.Equal(t, mode == wire.ModeShared, released(release, mode), mode)
 	}
 }

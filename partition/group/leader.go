@@ -30,6 +30,7 @@ type Leader struct {
 	g    *Group
 	feed Feed
 	kind kind
+	said terms // by which consumers that are attached go
 
 	start   time.Duration // when this leader began
 	now     time.Duration // of the last turn
@@ -207,6 +208,7 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 		}
 		l.watch(m)
 	}
+	l.said = termsOf(&g.Settings)
 	l.takeOver(g.Table)
 	l.known()
 	return l
@@ -416,6 +418,7 @@ func (l *Leader) Turn(now time.Duration, applied wire.Index, end wire.Offset) (a
 		l.beginGrace()
 	}
 	l.expire()
+	l.announce()
 	if l.resolveTable() {
 		l.admit()
 	}

@@ -1,0 +1,93 @@
+package lockstest_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/lockstest"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// liveGroup is a consumer of a group whose settings change, and what it says each time it
+// has attached.
+func liveGroup(t *testing.T, first client.GroupSettings) (ctx context.Context, conn *client.Conn, c *client.Consumer, attached chan struct{}) {
+	ctx, conn = connect(t, lockstest.Start(t))
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: wire.Queue, Settings: client.Settings{Partitions: 1, Sync: wire.SyncOS}})
+	_, err := conn.CreateGroup(ctx, "orders", "g", client.GroupIntent{Settings: first})
+	require.NoError(t, err)
+	attached = make(chan struct{}, 10)
+	c, err = conn.Consumer(ctx, "orders", client.Group("g"), client.Prefetch(50), client.OnEvent(func(e client.Event) {
+		if _, ok := e.(client.Attached); ok {
+			attached <- struct{}{}
+		}
+	}))
+	require.NoError(t, err)
+	<-attached
+	return ctx, conn, c, attached
+}
+
+// A group that is serial from now on is that for consumers which came when it was shared:
+// they hear of it, and one record of a key is at work at a time.
+func TestAModeThatChangesReachesConsumersThatAreThere(t *testing.T) {
+	ctx, conn, c, attached := liveGroup(t, client.GroupSettings{Mode: client.Shared})
+	_, err := conn.AlterGroup(ctx, "orders", "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial, Window: 8}})
+	require.NoError(t, err)
+	<-attached
+	var mu sync.Mutex
+	var order []uint64
+	busy, most := 0, 0
+	run, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- c.Run(run, func(_ context.Context, d *client.Delivery) error {
+			mu.Lock()
+			busy++
+			most = max(most, busy)
+			order = append(order, d.Offset)
+			if len(order) == 30 {
+				stop()
+			}
+			mu.Unlock()
+			time.Sleep(2 * time.Millisecond) // a handler
+			mu.Lock()
+			busy--
+			mu.Unlock()
+			return nil
+		}, client.Workers(4))
+	}()
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	want := make([]uint64, 30)
+	for i := range want {
+		want[i] = uint64(i)
+		_, err = p.SendAsync(ctx, &client.Record{Key: []byte("k"), Value: []byte("v")})
+		require.NoError(t, err)
+	}
+	require.ErrorIs(t, <-ended, context.Canceled)
+	require.Equal(t, 1, most, "records of one key that were sent behind the change")
+	require.Equal(t, want, order)
+}
+
+// A lower session timeout counts when nobody goes by the higher one any more: what is held
+// under it is asked back first, and consumers attach anew.
+func TestALowerSessionTimeoutWaitsForWhatIsHeldUnderTheHigher(t *testing.T) {
+	ctx, conn, c, attached := liveGroup(t, client.GroupSettings{Mode: client.Serial, SessionMs: 30_000})
+	p, err := conn.Producer(ctx, "orders")
+	require.NoError(t, err)
+	_, err = p.Send(ctx, &client.Record{Key: []byte("k"), Value: []byte("v")})
+	require.NoError(t, err)
+	held, err := c.Next(ctx)
+	require.NoError(t, err)
+	_, err = conn.AlterGroup(ctx, "orders", "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial, SessionMs: 1_000}})
+	require.NoError(t, err)
+	<-held.Context().Done() // it is asked back
+	require.Empty(t, attached)
+	require.NoError(t, held.AckSync(ctx), "there is time to end it")
+	<-attached
+	require.NoError(t, c.Close(ctx))
+}
