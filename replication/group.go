@@ -209,6 +209,7 @@ type Group struct {
 	unasked        bool // and has to be asked for again
 	stalled        stall
 	linger         linger
+	withheld       withheld
 	outcast        func(replica uint64) bool // nil: nobody, see Disown
 	taking         takeOver
 	lapses         lapse

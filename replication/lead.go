@@ -374,5 +374,6 @@ func (g *Group) distrust(m *Message) {
 // all that it knows is known to be committed (RULES R1), and it is not about to apply
 // what is on the disk only: raft looks through that before it campaigns.
 func (g *Group) Ready() bool {
-	return !g.installing() && g.node.BasicStatus().Commit >= uint64(g.applied) && !g.behind()
+	commit := g.node.BasicStatus().Commit
+	return !g.installing() && commit >= uint64(g.applied) && commit >= g.withheld.commit && !g.behind()
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // aKilledFleet is three replicas in mode os whose processes were killed when they had
@@ -181,4 +182,34 @@ func TestRuleR2_WhatWasTakenBackKeepsNoSnapshotOut(t *testing.T) {
 	f.tick(30)
 	require.Equal(t, 1, l.fetches)
 	f.caughtUp(l, next)
+}
+
+// Who has two changes of the configuration in its log knows that the first counts, however
+// it came by them: what the leader says to be committed is not left behind with what this
+// replica has not loaded yet. It could elect itself with voters of before otherwise.
+func TestRuleR10_WhatIsCommittedBeforeAChangeIsKnownWithIt(t *testing.T) {
+	f := aKilledFleet(t)
+	f.members[1].open()
+	f.members[2].open()
+	l := f.elect()
+	f.settle()
+	f.add(4)
+	f.add(5)
+	var changes []wire.Index
+	for _, id := range []uint64{4, 5} {
+		changes = append(changes, l.group.NextIndex())
+		require.NoError(t, l.group.Reconfigure(Membership{AddLearners: []uint64{id}}))
+		f.settle()
+	}
+	m := f.members[3]
+	m.open()
+	f.until(l, func() bool {
+		if commit := wire.Index(m.group.node.BasicStatus().Commit); m.log.LastIndex() >= changes[1] {
+			require.GreaterOrEqual(t, commit, changes[0])
+		}
+		return m.group.Applied() >= changes[1]
+	})
+	f.tick(2 * feedPatience)
+	require.Equal(t, []uint64{4, 5}, m.group.Members().Learners)
+	require.Equal(t, l.applied(), m.applied())
 }
