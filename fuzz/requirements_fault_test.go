@@ -318,7 +318,7 @@ func (s *suite) destroy(t *testing.T) {
 	d := ledTopic(t, conn, "marooned")
 	partitionOf(t, conn, d, 1)
 	sendAll(t, producer(t, conn, d, client.LocalPreference(false), client.BatchBytes(8<<10)), "", records)
-	group := []client.ConsumerOption{client.Group("g"), client.Mode(client.Shared), client.SessionTimeout(time.Second), client.Prefetch(prefetch)}
+	group := []client.ConsumerOption{client.Group("g"), client.Mode(client.Shared), client.SessionTimeout(3 * time.Second), client.Prefetch(prefetch)}
 	lost, err := dial(t, s.at(1), client.AllowRedirect(false)).Consumer(patient(t), d.Name, group...)
 	require.NoError(t, err)
 	inFlight := 0
