@@ -145,7 +145,11 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		s.attachLink(at.link, at)
 		at.attached, at.pause = true, 0
 		at.predecessor = [16]byte{}
-		at.timeout = time.Duration(response.SessionMs) * time.Millisecond
+		timeout := time.Duration(response.SessionMs) * time.Millisecond
+		if timeout < at.timeout {
+			at.valid = time.Time{} // what was confirmed for the longer time does not count on
+		}
+		at.timeout = timeout
 		s.hurry(at.timeout)
 		at.ackWait = time.Duration(response.AckWaitMs) * time.Millisecond
 		at.serial, at.scope, at.order = response.Mode != wire.ModeShared, response.Scope, response.Order

@@ -91,3 +91,44 @@ func TestALowerSessionTimeoutWaitsForWhatIsHeldUnderTheHigher(t *testing.T) {
 	<-attached
 	require.NoError(t, c.Close(ctx))
 }
+
+// A consumer that has heard of a lower session timeout goes by it at once: what the higher
+// one had confirmed does not count on. It has given up a record when another gets it.
+func TestALowerSessionTimeoutCountsForWhoHasHeardOfIt(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: wire.Queue, Settings: client.Settings{Partitions: 1, Sync: wire.SyncOS}})
+	_, err := conn.CreateGroup(ctx, "orders", "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial, SessionMs: 600_000}})
+	require.NoError(t, err)
+	k := newLink(t, b.Addr())
+	far, err := client.Connect(ctx, "lockstep://"+k.Addr().String(), client.AllowRedirect(false))
+	require.NoError(t, err)
+	defer far.Close()
+	attached := make(chan struct{}, 10)
+	first, err := far.Consumer(ctx, "orders", client.Group("g"), client.OnEvent(func(e client.Event) {
+		if _, ok := e.(client.Attached); ok {
+			attached <- struct{}{}
+		}
+	}))
+	require.NoError(t, err)
+	<-attached
+	_, err = conn.AlterGroup(ctx, "orders", "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial, SessionMs: 1_000}})
+	require.NoError(t, err)
+	<-attached
+	_, err = conn.Send(ctx, "orders", &client.Record{Key: []byte("k"), Value: []byte("v")})
+	require.NoError(t, err)
+	held, err := first.Next(ctx)
+	require.NoError(t, err)
+	k.set(true)
+	second, err := conn.Consumer(ctx, "orders", client.Group("g"))
+	require.NoError(t, err)
+	again, err := second.Next(ctx)
+	require.NoError(t, err)
+	require.Equal(t, held.Offset, again.Offset)
+	require.Error(t, held.Ack(), "two consumers hold one record")
+	require.Error(t, held.Context().Err())
+	require.NoError(t, again.AckSync(ctx))
+	k.set(false)
+	require.NoError(t, second.Close(ctx))
+	require.NoError(t, first.Close(ctx))
+}
