@@ -236,13 +236,14 @@ func (j *syncJob) Done() {
 	l.syncing = nil
 	l.store.syncEnds()
 	l.finishSync(j)
+	marked := j.marked // the job is used again by the next sync, which may begin here
 	if l.closed || l.err != nil {
 		l.saveFence()
 		return
 	}
 	l.startSaving()
 	l.maybeDrop()
-	if j.marked && l.sleepy {
+	if marked && l.sleepy {
 		l.sleep()
 	}
 	if l.syncWanted {
