@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -100,6 +101,51 @@ func TestRecordsThatFailTooOftenBecomeDeadLetters(t *testing.T) {
 	k = attachTo(t, s.Addr(), 1) // whom it waits for
 	k.say(outcome(k.next(1)[0], wire.OutcomeReject))
 	require.Equal(t, append(want, "b=value 0 origin:jobs/0 offset:3 group:workers reason:rejected text: number:2 deliveries:1 attempts:1"), readLetters(t, s, 3))
+}
+
+// RULES Q3: the producers of dead letters are brokers. A client that carries on with the identity
+// of one, as whoever copies the batches of a queue of dead letters as they are stored would, is
+// refused: the next letter would be taken for a repetition of its batch, and be lost.
+func TestRuleQ3_AClientIsNoProducerOfDeadLetters(t *testing.T) {
+	s := startMember(t, t.TempDir(), 1)
+	createLetters(t, s.Addr(), 1)
+	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeSerial, DeadLetter: "dead"})
+	produceKeyed(t, s.Addr(), "a", "a")
+	k := attachTo(t, s.Addr(), 1)
+	k.say(outcome(k.next(1)[0], wire.OutcomeReject))
+	want := []string{"a=value 0 origin:jobs/0 offset:0 group:workers reason:rejected text: number:0 deliveries:1 attempts:1"}
+	require.Equal(t, want, readLetters(t, s, 1))
+
+	d, _ := s.broker.View().Destination("dead")
+	r := s.broker.local(d.ID, 0)
+	writer := int64(-1)
+	entries, err := r.records.Entries(1, 1<<20)
+	require.NoError(t, err)
+	for _, e := range entries {
+		if e.Kind == wire.KindRecords {
+			b, _, err := wire.NextBodyBatch(e.Data[wire.EntryPrefixSize:])
+			require.NoError(t, err)
+			info, err := wire.ParseBatch(b.Batch)
+			require.NoError(t, err)
+			writer = info.ProducerID
+		}
+	}
+	require.GreaterOrEqual(t, writer, wire.LetterProducers)
+	c := dialOpen(t, s.Addr())
+	h := c.open("dead", 0)
+	for i, identity := range []wire.ProducerIdentity{
+		{ID: writer, Sequence: 1}, {ID: writer, Epoch: 1}, {ID: wire.LetterProducers}, {ID: math.MaxInt64, Epoch: math.MaxInt16, Sequence: math.MaxInt32},
+	} {
+		var b wire.BatchBuilder
+		b.Reset(true)
+		require.True(t, b.Append(1_000, 0, nil, []byte("forged"), nil, 0))
+		batch, index := b.Finish(identity, 0, wire.CodecNone, nil)
+		c.send(wire.OpProduce, uint32(10+i), &wire.ProduceRequest{Handle: h, Acks: wire.AcksQuorum, Batch: batch, Index: index})
+		require.Equal(t, wire.CodeInvalidRequest, c.answer(uint32(10+i)).code(), "%+v", identity)
+	}
+
+	k.say(outcome(k.next(1)[0], wire.OutcomeReject))
+	require.Equal(t, append(want, "a=value 1 origin:jobs/0 offset:1 group:workers reason:rejected text: number:1 deliveries:1 attempts:1"), readLetters(t, s, 2))
 }
 
 // A dead letter goes to whoever leads its partition, and not twice.

@@ -595,6 +595,11 @@ func (t *handle) checkBatch(m *wire.ProduceRequest) (wire.BatchInfo, error) {
 	if m.Acks != wire.AcksQuorum && info.ProducerID >= 0 {
 		return info, wire.Errorf(wire.CodeInvalidRequest, "a batch with acks=%v must not carry a producer ID", m.Acks)
 	}
+	// Brokers write dead letters, and not by sessions: a batch with the next sequence of such a
+	// producer would have its next letter taken for a duplicate.
+	if info.ProducerID >= wire.LetterProducers {
+		return info, wire.Errorf(wire.CodeInvalidRequest, "producer ID %d is one by which brokers write dead letters: ask for one with INIT_PRODUCER", info.ProducerID)
+	}
 	return info, nil
 }
 
