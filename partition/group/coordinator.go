@@ -148,8 +148,8 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 	case r.Generation > max(c.generation, c.binding().Generation) && c.keeps(RuleNewest):
 		b.Bound(nil, wire.Errorf(wire.CodeRetry, "group %s has a coordinator of generation %d, this one is of %d: it is about to hear of it", c.g.Name, r.Generation, c.generation))
 		return
-	case known.Generation == c.binding().Generation && uint64(known.Counter) > uint64(c.binding().Counter)+maxUnheard:
-		b.Bound(nil, wire.Errorf(wire.CodeInvalidRequest, "group %s has come to binding %d.%d, no consumer can have heard of %d.%d",
+	case c.unheardOf(known):
+		b.Bound(nil, wire.Errorf(wire.CodeInvalidRequest, "group %s has come to binding %d.%d, no consumer can have heard of %d.%d: start the consumer anew",
 			c.g.Name, c.binding().Generation, c.binding().Counter, known.Generation, known.Counter))
 		return
 	case m == nil && len(c.members) >= MaxSessions:
@@ -184,6 +184,16 @@ func (c *Coordinator) Bind(b Binder, r *wire.BindRequest, now time.Duration) {
 		m.asks = false
 		b.Bound(&wire.BindResponse{Generation: c.binding().Generation, Counter: c.binding().Counter, Partitions: c.spread(&enrolment{joins: c.next.joins})[m.Session]}, nil)
 	}
+}
+
+// unheardOf reports whether nobody can know of a binding. The next one would be above it: a
+// counter at its end has none, and consumers would wait for that for ever.
+func (c *Coordinator) unheardOf(known Binding) bool {
+	last := c.binding()
+	if known.Generation > last.Generation {
+		last = Binding{Generation: known.Generation} // it begins with 1
+	}
+	return known.Generation == last.Generation && uint64(known.Counter) > uint64(last.Counter)+maxUnheard
 }
 
 // namesake reports whether r is from a consumer that was taken off the list, and whose name

@@ -635,6 +635,38 @@ func TestRuleQ1_ABindingThatNobodyHasMadeIsRefused(t *testing.T) {
 	require.Equal(t, Binding{honest.known.Generation, 2}, late.known, "the next binding is the next one")
 }
 
+// The same of a generation of which there is no binding yet: the counter behind the last one
+// is 0, and a binding that is older than what somebody knows is told to nobody.
+func TestRuleQ1_ABindingThatNobodyHasMadeIsRefusedFromTheFirstOn(t *testing.T) {
+	for name, moved := range map[string]bool{"a group that is new": false, "a coordinator that is": true} {
+		d := newDistrict(1, wire.BindingCover)
+		honest := &citizen{d: d, session: Session{1}}
+		d.clients = append(d.clients, honest)
+		turn := func() {
+			for _, o := range d.offices {
+				o.propose()
+				o.commit()
+				o.c.Turn(d.now)
+			}
+		}
+		if moved {
+			d.bind(honest)
+			turn()
+			d.term.Generation++
+			d.elect(0)
+		}
+		var why error
+		o := d.offices[0]
+		liar := &channel{of: &citizen{d: d, session: Session{9}}, office: o}
+		o.c.Bind(&limited{channel: liar, err: &why}, &wire.BindRequest{Session: liar.of.session, Generation: d.term.Generation, Counter: 1<<32 - 1}, d.now)
+		require.Equal(t, wire.CodeInvalidRequest, wire.CodeOf(why), name)
+		d.bind(honest)
+		turn()
+		require.Equal(t, Binding{d.term.Generation, 1}, honest.known, name)
+		require.NoError(t, d.err)
+	}
+}
+
 // The binding that a partition goes by is that of consumers it has.
 func TestRuleQ1_ABindingIsForgottenWithItsConsumers(t *testing.T) {
 	r := newRig(t, keyGroup)
