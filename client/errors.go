@@ -112,10 +112,10 @@ func (e *OutOfRangeError) Unwrap() error { return e.Err }
 
 // DataLostError is returned by a Reader that had read further than what its
 // partition still holds: at most the records in [Next, Offset) are lost, because the
-// broker's machine stopped before they were on its disk, or because they were in
-// memory only. Others may stand at these offsets by now: to read on, open a Reader
-// of this partition with FromOffset(Next). It unwraps to the broker's wire.Error,
-// with CodeDataLost or CodePartitionReset.
+// broker's machine stopped, or its disk failed, before they were on the disk, or
+// because they were in memory only. Others may stand at these offsets by now: to
+// read on, open a Reader of this partition with FromOffset(Next). It unwraps to the
+// broker's wire.Error, with CodeDataLost or CodePartitionReset.
 type DataLostError struct {
 	Partition uint32
 	Offset    uint64 // of the record that was to be read next

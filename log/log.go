@@ -452,9 +452,9 @@ func (l *Log) mark() wire.Index { return min(l.synced, l.commit()) }
 
 func (l *Log) commit() wire.Index { return max(l.hs.Commit, l.watermark.Load().Index) }
 
-// Uncertain says that records may have been lost with the machine: the log is in
-// mode os or interval and was not closed before the machine stopped, or not closed at
-// all with Options.StrictRecovery. The votes of its replica are no proof of anything
+// Uncertain says that records may have been lost with the machine or by its disk: the
+// log is in mode os or interval and was not closed before the machine stopped, or was
+// fenced; or it was not closed at all with Options.StrictRecovery. The votes of its replica are no proof of anything
 // before it has caught up (RULES L5).
 func (l *Log) Uncertain() bool { return l.uncertain }
 

@@ -861,7 +861,9 @@ func (r *recovery) finish() error {
 	if r.slot.term == l.hs.Term {
 		l.hs.Vote = r.slot.vote
 	}
-	lost := l.slot.written && !r.clean && r.slot.boot != l.store.boot && last > 0
+	// What was written before a write or a sync failed may be gone like what the machine took
+	// with it: the page cache called it clean, and has shown it as long as it liked.
+	lost := l.slot.written && last > 0 && (!r.clean && r.slot.boot != l.store.boot || r.slot.flags&slotFenced != 0)
 	l.volatile = r.slot.flags&slotVolatile != 0 || l.o.Sync != SyncQuorum
 	l.uncertain = r.slot.flags&slotUncertain != 0 || l.volatile && lost || l.o.StrictRecovery && l.slot.written && !r.clean
 

@@ -658,6 +658,51 @@ func TestRuleL5_UncertainAfterTheMachineStopped(t *testing.T) {
 	}
 }
 
+// What a failed sync has lost is shown by the page cache until it drops it: readers of a mode
+// that does not wait for the disk have read it by then, and must be told (RELIABILITY F5).
+func TestRuleL5_UncertainAfterAFailedSyncToo(t *testing.T) {
+	for _, c := range []struct {
+		mode      SyncMode
+		uncertain bool
+	}{
+		{SyncOS, true},
+		{SyncInterval, true},
+		{SyncQuorum, false}, // nobody has read entry 3
+	} {
+		fs := vfs.NewSimulated(1)
+		r := newRig(t, fs, func(o *Options) { o.Sync = c.mode }).open()
+		r.term(1)
+		r.append(noOp(1, 1), records(2, 1, 1, 10))
+		r.commit()
+		r.sync()
+		r.append(records(3, 1, 1, 10))
+		fs.Inject(func(op vfs.Op, name string) error {
+			if op == vfs.OpSync && strings.HasSuffix(name, ".segment") {
+				return errEIO
+			}
+			return nil
+		})
+		r.log.SyncNow()
+		r.jobs.drain()
+		require.ErrorIs(t, r.log.Err(), ErrFenced)
+		fs.Inject(nil)
+		r.kill()
+		fs.EvictLost()
+		r.options.RecoverFence = true
+		r.open() // on the same machine
+		require.Equal(t, wire.Index(2), r.log.LastIndex())
+		require.Equal(t, c.uncertain, r.log.Uncertain(), c.mode)
+		r.kill()
+		r.open()
+		require.Equal(t, c.uncertain, r.log.Uncertain(), "until the incarnation is committed")
+		r.log.SetCertain()
+		r.sync()
+		r.kill()
+		r.open()
+		require.False(t, r.log.Uncertain())
+	}
+}
+
 func TestRuleL5_TheCommitIsClampedOnlyInVolatileModes(t *testing.T) {
 	for _, mode := range []SyncMode{SyncQuorum, SyncOS} {
 		fs := vfs.NewSimulated(1)

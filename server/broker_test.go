@@ -229,7 +229,7 @@ func TestRuleL5_ReadersLearnWhatWentWithTheMachine(t *testing.T) {
 	require.Equal(t, uint32(2), opened["fast"].Incarnation)
 	require.Equal(t, wire.Offset(0), opened["fast"].NextOffset)
 	fast := opened["fast"].Handle
-	gone := wire.ErrorBody{Code: wire.CodeDataLost, Detail: "fast/0: the machine stopped before offsets from 0 on were on its disk; reading can go on at offset 0"}
+	gone := wire.ErrorBody{Code: wire.CodeDataLost, Detail: "fast/0: the machine stopped, or its disk failed, before offsets from 0 on were on its disk; reading can go on at offset 0"}
 	require.Equal(t, gone, link(c, fast, 5, 1))
 	require.Equal(t, wire.CodeOK, link(c, fast, 0, 1).Code, "who had read nothing has lost nothing")
 	require.Equal(t, wire.CodeOutOfRange, link(c, fast, 5, 2).Code, "that offset never existed")

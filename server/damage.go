@@ -200,8 +200,8 @@ func corruptAdvice(err error, dir string) error {
 	return fmt.Errorf("%w; restore that file from a copy, or stop the broker and give up what is damaged: lockstep log skip --corrupt %s", err, dir)
 }
 
-// reform begins a new incarnation of a partition whose machine stopped while
-// records were not synced. With one replica the longest log is this one: what it
+// reform begins a new incarnation of a partition whose machine stopped, or whose disk
+// failed, while records were not synced. With one replica the longest log is this one: what it
 // holds is what there is (RULES L5). Readers that stand above its end learn it from
 // the metadata, which is committed before anything is served; should the process
 // die in between, the next one begins yet another incarnation.
@@ -214,10 +214,10 @@ func (b *broker) reform(r *partitionReplica) error {
 		result.Err = fmt.Errorf("%w: %w", log.ErrDiskFull, result.Err) // that passes: it is tried again
 	}
 	if result.Err != nil {
-		return fmt.Errorf("begin a new incarnation after the machine stopped: %w", result.Err)
+		return fmt.Errorf("begin a new incarnation after the machine stopped or its disk failed: %w", result.Err)
 	}
 	b.damage.reformed.Add(1)
-	r.logger.Warn("the machine stopped while records were not synced: the newest may be lost; readers above the end get DATA_LOST",
+	r.logger.Warn("the machine stopped, or its disk failed, while records were not synced: the newest may be lost; readers above the end get DATA_LOST",
 		"next_offset", next, "incarnation", result.Destination.Partitions[r.number].Incarnation)
 	r.records.SetCertain()
 	return nil
@@ -241,7 +241,7 @@ func (t *handle) lost(m *wire.LinkOpenRequest, info *wire.PartitionInfo) error {
 			"%s/%d was in memory and began again, empty; reading can go on at offset %d", t.dest.Name, t.key.partition, next)}
 	}
 	return &wire.Error{Code: wire.CodeDataLost, Next: next, Detail: fmt.Sprintf(
-		"%s/%d: the machine stopped before offsets from %d on were on its disk; reading can go on at offset %d", t.dest.Name, t.key.partition, next, next)}
+		"%s/%d: the machine stopped, or its disk failed, before offsets from %d on were on its disk; reading can go on at offset %d", t.dest.Name, t.key.partition, next, next)}
 }
 
 // keepScrubbing reads all sealed segments once in every scrub interval.
