@@ -31,12 +31,10 @@ func (g *Groups) reconcile() {
 			}
 		case v.Version <= s.Version:
 			continue
-		case group.ShapeOf(&v.Settings) != group.ShapeOf(&s.Settings), v.Settings.SessionMs < s.Settings.SessionMs:
-			// Leases of the old shape have to end first, and those of consumers that believe to
-			// have them for the longer time.
-			if l := g.lead(s); !l.Stops() {
-				g.change(l, group.Order{Command: g.putCommand(nil, v, 0), Drain: true, Reason: wire.ReasonSettings})
-			}
+		case g.stops(v.ID):
+			continue // what stops it may change it: compared again when that is over
+		case s.Drains(&v.Settings, g.taken...):
+			g.change(g.lead(s), group.Order{Command: g.putCommand(nil, v, 0), Drain: true, Reason: wire.ReasonSettings})
 			continue
 		}
 		g.commands = g.putCommand(g.commands, v, start)
@@ -52,6 +50,12 @@ func (g *Groups) reconcile() {
 			g.commands = group.AppendRemoveGroup(g.commands, s.ID)
 		}
 	}
+}
+
+// stops reports whether an order is under way that stops a group.
+func (g *Groups) stops(id group.ID) bool {
+	l := g.leads[id]
+	return l != nil && l.Stops()
 }
 
 // putCommand appends the command that makes a group what the metadata says.

@@ -660,3 +660,28 @@ func TestSettingsOfAGroupChange(t *testing.T) {
 	require.Len(t, c.answers, 1)
 	require.True(t, c.over, "it has to hear what the group is now")
 }
+
+// Settings that are taken back while those before them are on their way wait until it is known
+// what those have made of the group: it may have another shape by then, and leases of it.
+func TestRule29_SettingsThatAreTakenBackWaitForThoseBefore(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	h.part.Groups().Intend(20, []Intent{intent(7, "workers")})
+	h.attach("workers", 1)
+	h.turns(0)
+	h.log.immediate = false
+	for i, mode := range []wire.GroupMode{wire.ModeSerial, wire.ModeShared} {
+		v := intent(7, "workers")
+		v.Version, v.Settings.Mode = uint64(30+i), mode
+		h.part.Groups().Intend(wire.Index(v.Version), []Intent{v})
+		h.part.groups.since = controlBytes // so much comes that there is a second entry at once
+		h.turns(1)
+	}
+	for range 4 {
+		h.log.commit(len(h.log.proposed))
+		h.turns(2)
+	}
+	g := h.part.state.groups.Named("workers")
+	require.Equal(t, wire.ModeShared, g.Settings.Mode)
+	require.False(t, h.part.groups.leads[7].Hashed(), "the Leader goes by what the group is")
+}

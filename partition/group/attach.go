@@ -90,7 +90,7 @@ func termsOf(s *Settings) terms { return terms{ShapeOf(s), s.Window, s.SessionMs
 // group any more: each attaches again, with what it holds, and hears the new ones.
 func (l *Leader) announce() {
 	now := termsOf(&l.g.Settings)
-	if now == l.said {
+	if now == l.said || !l.keeps(RuleAnnounce) {
 		return
 	}
 	l.said = now
@@ -359,7 +359,11 @@ func (l *Leader) Gone(c Consumer, dead bool) {
 	m.link, m.answers, m.lost = nil, m.answers[:0], m.lost[:0]
 	m.revoke, m.drain = 0, 0 // who cannot hear is not asked
 	l.room(m)
-	if dead && released(m.flags, l.g.Settings.Mode) {
+	flags := m.flags
+	if !l.keeps(RuleChosen) {
+		flags = 0
+	}
+	if dead && released(flags, l.g.Settings.Mode) {
 		l.remove(m, reasonGone)
 	}
 }

@@ -75,6 +75,14 @@ type Shape struct {
 // ShapeOf is the shape of a group with the settings.
 func ShapeOf(s *Settings) Shape { return Shape{s.Mode, s.Scope, s.Holder, s.Order} }
 
+// Drains reports whether new settings come into force when nothing of the group is leased:
+// leases depend on its shape, and with a lower session timeout consumers that have heard of
+// the higher one would go on with what others already have. Without are rules that a test
+// has taken away.
+func (g *Group) Drains(s *Settings, without ...Rule) bool {
+	return ShapeOf(s) != ShapeOf(&g.Settings) && keeps(without, RuleShape) || s.SessionMs < g.Settings.SessionMs && keeps(without, RuleLower)
+}
+
 func newGroup(id ID, name string) *Group {
 	return &Group{
 		ID: id, Name: name, Sessions: make(map[Session]*Member), Parked: make(map[Scope]Park),

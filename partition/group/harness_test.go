@@ -46,6 +46,7 @@ type broker struct {
 	confirm       []func(error)
 	deposed       bool
 	moving, ready bool // it hands over; its leases are committed
+	altering      bool // new settings are on their way
 	links         []*fakeLink
 	letters       []Letter
 }
@@ -92,13 +93,22 @@ func (b *broker) apply() {
 			if Command(rest[0]) == CommandSeek && b != b.h.follower && !b.h.sought[i] {
 				b.h.seeks(i, wire.Offset(binary.LittleEndian.Uint64(rest[16:])))
 			}
+			if Command(rest[0]) == CommandRemove && rest[32] == reasonSilent && i > b.h.reached {
+				b.h.silent(Session(rest[16:32]))
+			}
 			b.state.Apply(i, Command(rest[0]), rest[1], rest[8:8+n])
 			rest = rest[8+n:]
+		}
+		last := b.h.shapes[len(b.h.shapes)-1]
+		if k := kindOf(&b.state.Group(harnessGroup).Settings); i > last.from && k != last.kind {
+			b.h.trace("entry %d makes the group another: %+v", i, b.state.Group(harnessGroup).Settings)
+			b.h.shapes = append(b.h.shapes, shape{i, k})
 		}
 		if e.from == b && b.leader != nil {
 			b.leader.Applied(i)
 		}
 	}
+	b.h.reached = max(b.h.reached, i)
 }
 
 // turn is one owner's turn.
@@ -199,6 +209,7 @@ func (b *broker) findSome(f Find, n int) (found []wire.Offset, upTo wire.Offset)
 // heartbeats everything, as on a server's link.
 type fakeLink struct {
 	c        *consumer
+	life     int // of the consumer
 	b        *broker
 	toClient []func()
 	ordered  int // of toClient, how many nothing but a heartbeat may overtake
@@ -240,6 +251,18 @@ func (k *fakeLink) next() func() {
 	k.toClient = k.toClient[1:]
 	k.ordered = max(0, k.ordered-1)
 	return f
+}
+
+// ends says whether the end of the link looks like that of the consumer. Who is released then
+// may be at work all the same, and that is what it has asked for.
+func (k *fakeLink) ends() (dead bool) {
+	if k.b.deposed || !k.c.h.chance(0.5) {
+		return false
+	}
+	if k.life == k.c.life && (k.c.chosen&wire.AttachReleaseOnDisconnect != 0 || k.c.chosen == 0 && k.b.state.Group(harnessGroup).Settings.Mode == wire.ModeShared) {
+		k.c.h.event(promise.Stopped, k.c, nil, 0)
+	}
+	return true
 }
 
 func (k *fakeLink) Attached(r *wire.AttachResponse, err error) {
@@ -293,6 +316,8 @@ type taken struct {
 	epoch   wire.Index
 	outcome wire.OutcomeKind // held: queued or running
 	running bool
+	kind    kind          // of the group, when it was given
+	until   time.Duration // at work, if it takes long
 }
 
 // consumer follows the protocol as the client library has to.
@@ -308,6 +333,7 @@ type consumer struct {
 	attachedK bool
 	known     bool          // it was attached once, in this life
 	asked     time.Duration // when it attached
+	away      time.Duration // until when it does not
 	held      []*taken      // ascending
 	beats     map[uint64]time.Duration
 	beat      uint64
@@ -317,7 +343,12 @@ type consumer struct {
 	dead      bool
 	stubborn  bool // it works on although it was told not to
 	capacity  uint32
-	out       []wire.Outcome // to be sent
+	most      uint32 // the highest capacity that it has named on this link
+	timeout   time.Duration
+	kind      kind             // of the group, as it has heard when it attached
+	chosen    wire.AttachFlags // about the end of its connection
+	excused   bool             // others may have what it works on (G2)
+	out       []wire.Outcome   // to be sent
 }
 
 func (c *consumer) id() string { return fmt.Sprintf("%s/%d", c.name, c.life) }
@@ -326,9 +357,13 @@ func (h *harness) event(k promise.Kind, c *consumer, t *taken, answer promise.An
 	e := promise.Event{Kind: k}
 	if c != nil {
 		e.Session = c.id()
+		c.excused = c.excused || k == promise.Stopped
 	}
 	if t != nil {
-		e.Record, e.Epoch, e.Scope, e.Answer = uint64(t.offset), uint64(t.epoch), h.scopeName(t), answer
+		e.Record, e.Epoch, e.Scope, e.Answer = uint64(t.offset), uint64(t.epoch), scopeName(t.kind, t), answer
+	}
+	if k == promise.Started {
+		h.alone(c, t)
 	}
 	h.trace("%s", e)
 	if err := h.check.Observe(e); err != nil && h.failure == nil {
@@ -336,8 +371,47 @@ func (h *harness) event(k promise.Kind, c *consumer, t *taken, answer promise.An
 	}
 }
 
-func (h *harness) scopeName(t *taken) string {
-	switch kindOf(&h.settings) {
+// alone checks what the checker cannot see, for which a scope of another shape is another
+// one: that nobody is at work who was given something of a scope before the group changed.
+func (h *harness) alone(c *consumer, t *taken) {
+	for _, other := range h.consumers {
+		for _, x := range other.held {
+			if other != c && !other.excused && !c.excused && x.running && x.kind != t.kind && (x.offset == t.offset || scopeName(t.kind, x) == scopeName(t.kind, t)) {
+				h.fail("%s starts record %d under epoch %d, and %s works on record %d under epoch %d from before the change", c.id(), t.offset, t.epoch, other.id(), x.offset, x.epoch)
+			}
+		}
+	}
+}
+
+// silent checks that a consumer which works on something, and whose session is removed because
+// it was not heard, knows that it may not go on (T1, T2).
+func (h *harness) silent(s Session) {
+	for _, c := range h.consumers {
+		if c.session == s && h.now < c.valid && slices.ContainsFunc(c.held, func(t *taken) bool { return t.running }) {
+			h.fail("%s is removed at %s, and was told that it may work until %s", c.id(), h.now, c.valid)
+		}
+	}
+}
+
+// shape is one that the group has from an entry on.
+type shape struct {
+	from wire.Index
+	kind kind
+}
+
+// kindAt is what the group was for who leases under an epoch.
+func (h *harness) kindAt(epoch wire.Index) kind {
+	at := h.shapes[0].kind
+	for _, s := range h.shapes {
+		if s.from <= epoch {
+			at = s.kind
+		}
+	}
+	return at
+}
+
+func scopeName(k kind, t *taken) string {
+	switch k {
 	case single:
 		return "all"
 	case hashed:
@@ -348,7 +422,7 @@ func (h *harness) scopeName(t *taken) string {
 	return fmt.Sprintf("record%d", t.offset)
 }
 
-func (h *harness) same(a, b *taken) bool { return h.scopeName(a) == h.scopeName(b) }
+func (c *consumer) same(a, b *taken) bool { return scopeName(c.kind, a) == scopeName(c.kind, b) }
 
 // fresh begins a new life of the consumer.
 func (c *consumer) fresh(predecessor bool) {
@@ -361,7 +435,7 @@ func (c *consumer) fresh(predecessor bool) {
 	binary.LittleEndian.PutUint64(c.session[8:], c.h.rand.Uint64())
 	c.held, c.out, c.link, c.attachedK, c.known = nil, nil, nil, false, false
 	c.beats, c.valid = make(map[uint64]time.Duration), 0
-	c.attempt, c.stubborn = 0, false
+	c.attempt, c.stubborn, c.excused = 0, false, false
 }
 
 // fence ends the work of a consumer that does not know whether it is alive to the broker.
@@ -401,6 +475,8 @@ func (c *consumer) attach(b *broker) {
 	if c.known {
 		r.Flags |= wire.AttachKnown
 	}
+	r.Flags |= c.chosen
+	c.most = max(c.capacity, uint32(len(c.held)))
 	if c.session[0]&1 == 1 { // half of them would rather not be active
 		r.Flags |= wire.AttachStandby
 	}
@@ -414,7 +490,7 @@ func (c *consumer) attach(b *broker) {
 		r.Claims = append(r.Claims, wire.Outcome{Offset: t.offset, Count: 1, Epoch: t.epoch, Kind: t.outcome})
 	}
 	c.out = nil
-	k := &fakeLink{c: c, b: b}
+	k := &fakeLink{c: c, life: c.life, b: b}
 	c.link = k
 	c.beats = make(map[uint64]time.Duration)
 	b.links = append(b.links, k)
@@ -435,10 +511,27 @@ func (c *consumer) attached(k *fakeLink, r *wire.AttachResponse, err error) {
 		return
 	}
 	c.attachedK, c.known = true, true
+	if c.terms(r); c.link != k {
+		return
+	}
 	for _, a := range r.Refused {
 		c.decided(a)
 	}
 	c.heartbeat()
+}
+
+// terms takes in what the group is: what was confirmed for a higher session timeout does not
+// count on.
+func (c *consumer) terms(r *wire.AttachResponse) {
+	c.kind = kindOf(&Settings{Mode: r.Mode, Scope: r.Scope})
+	timeout := time.Duration(r.SessionMs) * time.Millisecond
+	if timeout < c.timeout {
+		c.valid = 0
+	}
+	c.timeout = timeout
+	if c.valid = max(c.valid, c.asked+c.timeout*9/10); c.h.now >= c.valid {
+		c.fence()
+	}
 }
 
 // decided takes in an answer about records.
@@ -484,7 +577,7 @@ func (c *consumer) loses(t *taken) {
 
 func (c *consumer) dropBehind(t *taken) {
 	for _, other := range slices.Clone(c.held) {
-		if other.offset > t.offset && c.h.same(other, t) && other.outcome == wire.OutcomeHeld && !other.running {
+		if other.offset > t.offset && c.same(other, t) && other.outcome == wire.OutcomeHeld && !other.running {
 			c.drop(other)
 		}
 	}
@@ -507,7 +600,7 @@ func (c *consumer) delivered(k *fakeLink, o wire.Offset, hash uint64, g wire.Gra
 	if c.link != k {
 		return
 	}
-	t := &taken{offset: o, hash: hash, epoch: g.Epoch}
+	t := &taken{offset: o, hash: hash, epoch: g.Epoch, kind: c.h.kindAt(g.Epoch)}
 	if old := c.find(o); old != nil {
 		if old.epoch >= g.Epoch {
 			c.h.fail("%s gets record %d under epoch %d and has it under %d", c.id(), o, g.Epoch, old.epoch)
@@ -532,8 +625,8 @@ func (c *consumer) delivered(k *fakeLink, o wire.Offset, hash uint64, g wire.Gra
 			n++
 		}
 	}
-	if n > int(c.capacity) && !c.stubborn {
-		c.h.fail("%s holds %d records, it has room for %d", c.id(), n, c.capacity)
+	if n > int(c.most) && !c.stubborn {
+		c.h.fail("%s holds %d records, it has room for %d", c.id(), n, c.most)
 	}
 }
 
@@ -582,7 +675,7 @@ func (c *consumer) lost(k *fakeLink, v []wire.Lost) {
 func (c *consumer) confirmed(k *fakeLink, n uint64) {
 	if c.link == k {
 		if sent, ok := c.beats[n]; ok {
-			c.valid = max(c.valid, sent+harnessSession*9/10)
+			c.valid = max(c.valid, sent+c.timeout*9/10)
 		}
 	}
 }
@@ -653,11 +746,15 @@ func (c *consumer) work() {
 		return
 	}
 	if c.link == nil || c.link.closed && len(c.link.toClient) == 0 {
+		if c.h.now < c.away {
+			c.handle()
+			return
+		}
 		c.attach(c.h.somebody(c.term))
 		return
 	}
 	if !c.attachedK || c.valid == 0 {
-		if c.h.now >= c.asked+harnessSession { // nobody answers: another may
+		if c.h.now >= c.asked+c.timeout { // nobody answers: another may
 			c.attach(c.h.somebody(c.term))
 			return
 		}
@@ -665,10 +762,15 @@ func (c *consumer) work() {
 			return
 		}
 	}
-	if c.h.now >= c.lastBeat+harnessSession/3 {
+	if c.h.now >= c.lastBeat+c.timeout/3 {
 		c.heartbeat()
 	}
 	c.flush()
+	c.handle()
+}
+
+// handle goes on with one of the records that the consumer holds, with a link or without.
+func (c *consumer) handle() {
 	if c.valid == 0 || len(c.held) == 0 {
 		return
 	}
@@ -677,13 +779,17 @@ func (c *consumer) work() {
 	case t.outcome != wire.OutcomeHeld:
 	case !t.running:
 		for _, other := range c.held {
-			if other.offset < t.offset && c.h.same(other, t) {
+			if other.offset < t.offset && c.same(other, t) {
 				return // the gate
 			}
 		}
 		t.running = true
+		if c.h.chance(c.h.faults * 0.3) { // it takes long
+			t.until = c.h.now + time.Duration(c.h.rand.IntN(1000))*time.Millisecond
+		}
 		c.h.started[t.offset] = max(c.h.started[t.offset], t.epoch)
 		c.h.event(promise.Started, c, t, 0)
+	case c.h.now < t.until && c.h.faults > 0:
 	case c.h.chance(c.h.nacks):
 		c.finish(t, wire.OutcomeNack)
 	case c.h.chance(c.h.nacks):
@@ -698,6 +804,7 @@ func (c *consumer) work() {
 type harness struct {
 	rand      *rand.Rand
 	settings  Settings
+	shapes    []shape // that the group had so far
 	check     *promise.Checker
 	now       time.Duration
 	log       []logEntry // committed
@@ -717,6 +824,8 @@ type harness struct {
 	lettered  map[wire.Offset]int
 	sought    map[wire.Index]bool
 	orders    int
+	version   uint64     // of the newest settings
+	reached   wire.Index // that a replica has applied
 	moves     int
 }
 
@@ -762,14 +871,17 @@ func newHarness(seed uint64, s Settings, without ...Rule) *harness {
 	if seed%2 == 1 { // handlers take too long
 		h.settings.AckWaitMs, h.settings.RevokeMs = 120, 60
 	}
-	h.check = promise.New(promise.Options{Shared: h.settings.Mode == wire.ModeShared})
-	put := AppendPut(nil, harnessGroup, 1, "g", &h.settings, 0, PutQueue)
+	h.check = promise.New(promise.Options{}) // in a shared group each record has a name of its own
+	h.shapes = []shape{{kind: kindOf(&h.settings)}}
+	h.version = 1
+	put := AppendPut(nil, harnessGroup, h.version, "g", &h.settings, 0, PutQueue)
 	h.log = []logEntry{{term: 1, control: put}}
 	h.follower = h.replica(nil)
 	h.brokers = []*broker{h.replica(nil)}
 	h.lead()
 	for i := range 2 + int(seed/7%2) {
-		c := &consumer{h: h, name: string(rune('A' + i)), capacity: uint32(1 + h.rand.IntN(8))}
+		c := &consumer{h: h, name: string(rune('A' + i)), capacity: uint32(1 + h.rand.IntN(8)), timeout: harnessSession, kind: kindOf(&h.settings)}
+		c.chosen = []wire.AttachFlags{0, wire.AttachReleaseChosen, wire.AttachReleaseChosen | wire.AttachReleaseOnDisconnect}[h.rand.IntN(3)]
 		c.fresh(false)
 		h.consumers = append(h.consumers, c)
 	}
@@ -847,7 +959,7 @@ func (h *harness) move(k *fakeLink) {
 			k.told = true
 			if !k.closed {
 				k.closed = true
-				k.b.leader.Gone(k, false)
+				k.b.leader.Gone(k, k.ends())
 			}
 		}
 		return
@@ -899,14 +1011,48 @@ func (h *harness) order() {
 	b := h.brokers[h.rand.IntN(len(h.brokers))]
 	floor := wire.Offset(h.rand.IntN(int(b.end()) + 1))
 	o := Order{Drain: true, Done: func(err error) { h.trace("order at leader %d: %v", b.number, err) }}
-	if h.chance(0.5) {
+	if h.orders++; h.chance(0.7) {
 		o.Command, o.Reason = AppendSeek(nil, harnessGroup, floor, 0), wire.ReasonSeek
-	} else {
-		o.Command, o.Reason = AppendPut(nil, harnessGroup, uint64(2+h.orders), "g", &h.settings, 0, PutQueue), wire.ReasonSettings
+		h.trace("leader %d is ordered: %s", b.number, o.Reason)
+		b.leader.Order(o)
+		return
 	}
-	h.orders++
-	h.trace("leader %d is ordered: %s", b.number, o.Reason)
-	b.leader.Order(o)
+	h.alter(b)
+}
+
+// alter gives the group other settings: one order at a time, as a partition does.
+func (h *harness) alter(b *broker) {
+	if b.altering || b.leader.Stops() {
+		return
+	}
+	s := b.state.Group(harnessGroup).Settings
+	switch h.rand.IntN(3) {
+	case 0:
+		other := leaderKinds[h.rand.IntN(len(leaderKinds))].settings.WithDefaults()
+		s.Mode, s.Scope, s.Holder, s.Order, s.Window, s.Failback = other.Mode, other.Scope, other.Holder, other.Order, other.Window, other.Failback
+	case 1:
+		s.SessionMs = []uint32{300, 1000, 2000}[h.rand.IntN(3)]
+		if c := h.consumers[h.rand.IntN(len(h.consumers))]; !c.stopped { // one does not hear of it
+			h.trace("the link of %s breaks", c.id())
+			c.cut()
+			c.away = h.now + time.Duration(500+h.rand.IntN(500))*time.Millisecond
+			for _, t := range c.held {
+				t.until = c.away
+			}
+		}
+	default:
+		s.AckWaitMs = []uint32{120, 300, 600_000}[h.rand.IntN(3)]
+	}
+	h.version++
+	h.trace("leader %d is ordered: %+v", b.number, s)
+	b.altering = true
+	b.leader.Order(Order{
+		Command: AppendPut(nil, harnessGroup, h.version, "g", &s, 0, PutQueue), Drain: b.state.Group(harnessGroup).Drains(&s, h.without...), Reason: wire.ReasonSettings,
+		Done: func(err error) {
+			b.altering = false
+			h.trace("settings at leader %d: %v", b.number, err)
+		},
+	})
 }
 
 // handOver has the leader in office give its leases to the next one, by plan.
@@ -983,11 +1129,25 @@ func (h *harness) step() {
 
 func (h *harness) fault() {
 	c := h.consumers[h.rand.IntN(len(h.consumers))]
-	switch h.rand.IntN(10) {
+	switch h.rand.IntN(12) {
+	case 11:
+		if h.version < 6 {
+			h.alter(h.office())
+		}
+	case 10: // it can take more, or less
+		c.capacity = uint32(1 + h.rand.IntN(8))
+		if c.most = max(c.most, c.capacity); c.link != nil && c.attachedK {
+			k, n := c.link, &wire.GroupCapacity{Records: c.capacity, Refill: c.capacity / 2}
+			h.trace("%s asks for up to %d records", c.id(), c.capacity)
+			k.toBroker = append(k.toBroker, func(l *Leader) { l.Capacity(k, n) })
+		}
 	case 0, 1, 2: // its link breaks
 		if !c.stopped && c.link != nil {
 			h.trace("the link of %s breaks", c.id())
 			c.cut()
+			if h.chance(h.faults) { // it reaches nobody for a while
+				c.away = h.now + time.Duration(h.rand.IntN(1000))*time.Millisecond
+			}
 		}
 	case 3: // it dies, and is started again
 		for _, t := range c.held {
@@ -1020,7 +1180,7 @@ func (h *harness) fault() {
 func (h *harness) heal() {
 	h.faults, h.nacks = 0, 0
 	for _, c := range h.consumers {
-		c.stopped = false
+		c.stopped, c.away = false, 0
 	}
 	for _, b := range h.brokers[:len(h.brokers)-1] {
 		for _, k := range b.links {

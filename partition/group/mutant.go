@@ -1,6 +1,10 @@
 package group
 
-import "github.com/lockstepmq/lockstep/internal/invariants"
+import (
+	"slices"
+
+	"github.com/lockstepmq/lockstep/internal/invariants"
+)
 
 // Rule is a rule of the Leader that a test can take away, to show that it is needed and
 // that the checks see it missing.
@@ -76,6 +80,15 @@ const (
 	// RuleAside: who hears of a later leader gives nothing out before a quorum has confirmed
 	// that it leads.
 	RuleAside
+	// RuleAnnounce: consumers attach anew when what they go by has changed.
+	RuleAnnounce
+	// RuleShape: another mode, scope, holder or order comes when nothing is leased.
+	RuleShape
+	// RuleLower: a lower session timeout comes when nothing is leased.
+	RuleLower
+	// RuleChosen: whether the end of its connection is the end of a consumer is what it has
+	// chosen; without it the mode decides for all.
+	RuleChosen
 	rules
 )
 
@@ -88,6 +101,9 @@ func (l *Leader) Without(r ...Rule) {
 
 // keeps reports whether a rule is in force.
 func (l *Leader) keeps(r Rule) bool { return !invariants.Enabled || l.taken&(1<<r) == 0 }
+
+// keeps reports whether a rule is in force where there is no Leader.
+func keeps(without []Rule, r Rule) bool { return !invariants.Enabled || !slices.Contains(without, r) }
 
 // CoordinatorRule is a rule of the Coordinator that a test can take away.
 type CoordinatorRule uint8
