@@ -368,8 +368,11 @@ func Workers(n int) RunOption { return func(o *runOptions) { o.workers = max(n, 
 // with the group's backoff, unless the handler has settled it itself. Records of one
 // scope are never with two workers. The handler's context ends when the record is wanted
 // back, is lost, or ctx is done: then it has to return, and the record is released.
-// Run returns when all handlers have. Errors: ctx's, or those of Next.
+// Run returns when all handlers have. Errors: ctx's, those of Next, or ErrNoFunction.
 func (c *Consumer) Run(ctx context.Context, handler func(context.Context, *Delivery) error, opts ...RunOption) error {
+	if handler == nil {
+		return fmt.Errorf("Run: %w", ErrNoFunction)
+	}
 	o := runOptions{workers: 1}
 	for _, opt := range opts {
 		opt(&o)

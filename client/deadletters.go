@@ -196,6 +196,9 @@ func (s *stranded) err() error {
 // RedriveDryRun is Redrive without doing anything. It returns how many letters would go
 // back.
 func (c *Conn) RedriveDryRun(ctx context.Context, destination string, f LetterFilter, each func(*Letter, error)) (n int, err error) {
+	if each == nil {
+		each = func(*Letter, error) {}
+	}
 	var stay stranded
 	missing := make(map[origin]error)
 	for l, err := range c.DeadLetters(ctx, destination, f) {

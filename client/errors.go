@@ -53,6 +53,9 @@ var (
 	// ErrAliasMoved has ended what was opened by an alias that stands for something else now,
 	// or for nothing, and does not follow it: see Alias. It can be opened again.
 	ErrAliasMoved = errors.New("the alias has moved")
+	// ErrNoFunction is returned by a call that was given nil in the place of the function
+	// that it has to call.
+	ErrNoFunction = errors.New("a function has to be given, not nil")
 	// ErrAddress is returned by Connect for a server list it cannot use.
 	ErrAddress = errors.New("invalid server address")
 )

@@ -204,7 +204,12 @@ func (p *Producer) SendAsync(ctx context.Context, r *Record) (*Ticket, error) {
 // After a failure the partition takes no records until done has returned, and none
 // whose ctx has ended by then: a sender whose done cancels its ctx has stored a
 // beginning of what it sent. A failed record is sent again from elsewhere than done.
+//
+// Errors: ErrNoFunction if done is nil, else a *SendError.
 func (p *Producer) SendFunc(ctx context.Context, r *Record, done func(Receipt, error)) error {
+	if done == nil {
+		return fmt.Errorf("SendFunc: %w; one that does nothing does not wait for the outcome", ErrNoFunction)
+	}
 	return p.send(ctx, r, promise{call: done})
 }
 

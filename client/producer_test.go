@@ -804,3 +804,16 @@ func TestRuleR5_AnOpeningSaysInTimeWhatIsMissing(t *testing.T) {
 	require.Positive(t, m.PatienceMs)
 	require.LessOrEqual(t, m.PatienceMs, uint32(300*7/8))
 }
+
+// Who gives nil in the place of a function is told so, at once, and nothing is sent.
+func TestAFunctionThatIsMissingIsAnError(t *testing.T) {
+	b := startBroker(t)
+	b.create("orders", Queue, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "orders")
+	require.ErrorIs(t, p.SendFunc(testContext(t), &Record{Value: []byte("x")}, nil), ErrNoFunction)
+	require.NoError(t, p.Close(testContext(t)))
+	require.ErrorIs(t, c.Serve(testContext(t), "orders", nil), ErrNoFunction)
+	require.ErrorIs(t, new(Consumer).Run(testContext(t), nil), ErrNoFunction)
+	require.ErrorIs(t, new(Consumer).Serve(testContext(t), nil), ErrNoFunction)
+}

@@ -27,6 +27,9 @@ type Handler func(ctx context.Context, request *Delivery) (*Record, error)
 // comes to stand for something else is followed: what is being answered is answered, and then
 // the requests there. ErrAliasMoved ends it only if the alias is removed.
 func (c *Conn) Serve(ctx context.Context, destination string, handler Handler, opts ...ConsumerOption) error {
+	if handler == nil {
+		return fmt.Errorf("Serve: %w", ErrNoFunction)
+	}
 	var moved error
 	for {
 		x, err := c.Consumer(ctx, destination, append([]ConsumerOption{Group(DefaultServeGroup)}, opts...)...)
@@ -54,6 +57,9 @@ func (c *Conn) Serve(ctx context.Context, destination string, handler Handler, o
 // is too large, the requester gets an error instead; if it cannot be sent for another
 // reason, the request goes back.
 func (c *Consumer) Serve(ctx context.Context, handler Handler, opts ...RunOption) error {
+	if handler == nil {
+		return fmt.Errorf("Serve: %w", ErrNoFunction)
+	}
 	return c.Run(ctx, func(ctx context.Context, d *Delivery) error {
 		reply, err := handler(ctx, d)
 		switch {
