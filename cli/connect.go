@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -77,7 +78,24 @@ func (a *app) withConn(c *cobra.Command, fn func(ctx context.Context, conn *clie
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(c.Context(), requestTimeout)
 	defer cancel()
-	return interruptedOr(ctx, fn(ctx, conn))
+	return interruptedOr(ctx, a.suggest(ctx, conn, fn(ctx, conn)))
+}
+
+// suggest adds to a failure because of a destination or group that there is not the name of
+// one that there is and that looks like it.
+func (a *app) suggest(ctx context.Context, conn *client.Conn, err error) error {
+	var f *failure
+	if !errors.As(err, &f) || f.near != "" || ctx.Err() != nil {
+		return err
+	}
+	switch {
+	case errors.Is(f.err, wire.CodeUnknownGroup) && f.group != "":
+		names, _ := groupNames(f.destination)(ctx, conn) // the error that led here says enough
+		f.near = nearest(f.group, names)
+	case errors.Is(f.err, wire.CodeUnknownDestination) && f.destination != "":
+		f.near = nearestDestination(ctx, conn, f.destination)
+	}
+	return err
 }
 
 // interruptedOr replaces an error by errInterrupted if that is its reason.
@@ -95,11 +113,7 @@ func (a *app) find(ctx context.Context, conn *client.Conn, name string) (client.
 	defer cancel()
 	d, err := conn.Destination(ctx, name)
 	if err != nil {
-		failed := &failure{doing: "look up", destination: name, err: err}
-		if errors.Is(err, wire.CodeUnknownDestination) {
-			failed.near = nearestDestination(ctx, conn, name)
-		}
-		return d, destinationWords{}, interruptedOr(ctx, failed)
+		return d, destinationWords{}, interruptedOr(ctx, a.suggest(ctx, conn, &failure{doing: "look up", destination: name, err: err}))
 	}
 	return d, wordsOf(d.Kind), nil
 }
@@ -160,6 +174,20 @@ func destinationNames(kind client.Kind, aliases bool) nameList {
 	}
 }
 
+// groupNames are those of the groups of a destination, or, if that is empty, of all.
+func groupNames(destination string) nameList {
+	return func(ctx context.Context, conn *client.Conn) ([]string, error) {
+		list, err := conn.Groups(ctx, destination)
+		var names []string
+		for _, g := range list {
+			if !slices.Contains(names, g.Name) {
+				names = append(names, g.Name)
+			}
+		}
+		return names, err
+	}
+}
+
 // aliasNames are those of existing aliases.
 func aliasNames(ctx context.Context, conn *client.Conn) ([]string, error) {
 	list, err := conn.Aliases(ctx)
@@ -182,21 +210,38 @@ func (a *app) completeNames(lists ...nameList) cobra.CompletionFunc {
 		if len(args) >= len(lists) {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		list := lists[len(args)]
-		if list == nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		if err := a.applySettings(c); err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
-		defer cancel()
-		conn, err := client.Connect(ctx, a.servers, client.WithReconnect(false))
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		defer conn.Close()
-		names, _ := list(ctx, conn) // nobody could be told of an error
-		return names, cobra.ShellCompDirectiveNoFileComp
+		return a.complete(c, lists[len(args)])
 	}
+}
+
+// completeGroups offers destinations to a shell, and then the groups of the one that is named.
+func (a *app) completeGroups() cobra.CompletionFunc {
+	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		switch len(args) {
+		case 0:
+			return a.complete(c, destinationNames(0, true))
+		case 1:
+			return a.complete(c, groupNames(args[0]))
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// complete offers the names of a list to a shell; nil has none.
+func (a *app) complete(c *cobra.Command, list nameList) ([]string, cobra.ShellCompDirective) {
+	if list == nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	if err := a.applySettings(c); err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
+	defer cancel()
+	conn, err := client.Connect(ctx, a.servers, client.WithReconnect(false))
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer conn.Close()
+	names, _ := list(ctx, conn) // nobody could be told of an error
+	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -290,6 +290,57 @@ func (f *letterFlags) filter(c *cobra.Command) (client.LetterFilter, error) {
 	return out, nil
 }
 
+// unknownError says that what a flag names is not there.
+type unknownError struct {
+	code wire.ErrorCode
+	text string
+}
+
+func (e *unknownError) Error() string { return e.text }
+func (e *unknownError) Unwrap() error { return e.code }
+
+// known fails if no letter is meant because the origin or the group is misspelt: because there
+// is neither a letter of it nor, any more, itself. The error is an *unknownError.
+func (f *letterFlags) known(ctx context.Context, conn *client.Conn, letters string) error {
+	if f.origin == "" && f.group == "" {
+		return nil
+	}
+	origins, err := destinationNames(0, false)(ctx, conn)
+	if err != nil {
+		return err
+	}
+	groups, err := groupNames("")(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for l, err := range conn.DeadLetters(ctx, letters, client.LetterFilter{}) {
+		if err != nil {
+			return err
+		}
+		if l.Origin == f.origin || f.origin == "" {
+			groups = append(groups, l.Group)
+		}
+		origins = append(origins, l.Origin)
+	}
+	for _, name := range []struct {
+		flag, noun, value string
+		known             []string
+		code              wire.ErrorCode
+	}{{"origin", "queue or topic", f.origin, origins, wire.CodeUnknownDestination}, {"group", "group", f.group, groups, wire.CodeUnknownGroup}} {
+		if name.value == "" || slices.Contains(name.known, name.value) {
+			continue
+		}
+		text := fmt.Sprintf("flag --%s: there is no %s %q, and %q has no letters of one", name.flag, name.noun, name.value, letters)
+		if near := nearest(name.value, name.known); near != "" {
+			text += fmt.Sprintf("; did you mean %q?", near)
+		} else {
+			text += "; see whose letters are where with: lockstep dlq ls"
+		}
+		return &unknownError{name.code, text}
+	}
+	return nil
+}
+
 // meant says that not all letters are meant, if so.
 func (f *letterFlags) meant(c *cobra.Command) string {
 	for _, name := range []string{"origin", "group", "key", "partition", "offset", "limit"} {
@@ -317,7 +368,7 @@ type letterJSON struct {
 func (a *app) dlqShowCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "show DEST", Aliases: []string{"describe", "browse"}, Short: "Show dead letters: where each comes from, why, how often it was tried, and what it holds",
-		Example: "  lockstep dlq show orders.dead\n  lockstep dlq show orders.dead --group billing --limit 1 -o json", Args: exactArgs("DEST"),
+		Example: "  lockstep dlq show orders.dead\n  lockstep dlq show orders.dead --group billing --limit 1 -o json", Args: exactArgs("DEST"), ValidArgsFunction: a.completeDestinations(),
 	}
 	flags := newLetterFlags(c, 100)
 	output := outputFlag(c)
@@ -337,9 +388,13 @@ func (a *app) dlqShowCommand() *cobra.Command {
 					return err
 				}
 			}
-			if n == 0 {
-				fmt.Fprintf(a.stderr, "no dead letters of that kind in %q\n", args[0])
+			if n > 0 {
+				return nil
 			}
+			if err := flags.known(ctx, conn, args[0]); err != nil {
+				return &failure{doing: "show dead letters of", destination: args[0], err: err}
+			}
+			fmt.Fprintf(a.stderr, "no dead letters%s in %q\n", flags.meant(c), args[0])
 			return nil
 		})
 	}
@@ -379,7 +434,7 @@ Every group of the origin gets what is sent back, also those that were done with
 has the original key, value and headers, and the header lockstep-redriven. Each letter goes
 back once, however this command ends: what is on its way then arrives all the same, and the
 next one goes on with the rest. --dry-run only says what would be sent back.`,
-		Example: "  lockstep dlq redrive orders.dead --dry-run\n  lockstep dlq redrive orders.dead --group billing --key customer-17", Args: exactArgs("DEST"),
+		Example: "  lockstep dlq redrive orders.dead --dry-run\n  lockstep dlq redrive orders.dead --group billing --key customer-17", Args: exactArgs("DEST"), ValidArgsFunction: a.completeDestinations(),
 	}
 	flags := newLetterFlags(c, 10_000)
 	dry := c.Flags().Bool("dry-run", false, "say what would happen")
@@ -412,6 +467,9 @@ next one goes on with the rest. --dry-run only says what would be sent back.`,
 				redrive, verb = conn.RedriveDryRun, "would redrive"
 			}
 			n, err := redrive(ctx, args[0], filter, said)
+			if err == nil && n == 0 {
+				err = flags.known(ctx, conn, args[0])
+			}
 			var printed error
 			if err == nil || n > 0 {
 				_, printed = fmt.Fprintf(a.stdout, "%s %s\n", verb, plural(int64(n), "letter"))
@@ -420,7 +478,7 @@ next one goes on with the rest. --dry-run only says what would be sent back.`,
 				return errors.New(oneLine(err.Error()))
 			}
 			if err != nil {
-				return &failure{doing: "redrive", destination: args[0], err: err}
+				return a.suggest(ctx, conn, &failure{doing: "redrive", destination: args[0], err: err})
 			}
 			return outputError(printed)
 		}())
@@ -431,7 +489,7 @@ next one goes on with the rest. --dry-run only says what would be sent back.`,
 func (a *app) dlqPurgeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "purge DEST", Short: "Give up dead letters of a queue, all or those that are meant, for good",
-		Example: "  lockstep dlq purge orders.dead --yes\n  lockstep dlq purge orders.dead --group billing --yes", Args: exactArgs("DEST"),
+		Example: "  lockstep dlq purge orders.dead --yes\n  lockstep dlq purge orders.dead --group billing --yes", Args: exactArgs("DEST"), ValidArgsFunction: a.completeDestinations(),
 	}
 	flags := newLetterFlags(c, 0)
 	yes := c.Flags().Bool("yes", false, "do it: they are gone for good")
@@ -450,6 +508,9 @@ func (a *app) dlqPurgeCommand() *cobra.Command {
 			}
 			switch {
 			case n == 0:
+				if err := flags.known(ctx, conn, args[0]); err != nil {
+					return &failure{doing: "purge", destination: args[0], err: err}
+				}
 				_, err := fmt.Fprintf(a.stdout, "%q holds no dead letters%s; other records stay\n", args[0], flags.meant(c))
 				return outputError(err)
 			case !*yes:

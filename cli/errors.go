@@ -36,7 +36,7 @@ type failure struct {
 	doing       string           // "produce to", "create": completed by kind and name; may be empty
 	destination string           // "" if no single one is meant
 	group       string           // "" if no single one is meant
-	near        string           // an existing name that is much like destination, or ""
+	near        string           // an existing name that is much like the one that is missing, or ""
 	kind        destinationWords // zero if the command does not know whether queue or topic
 	err         error
 }
@@ -108,6 +108,10 @@ func (a *app) explain(err error) string {
 	var broker *brokerError
 	if errors.As(err, &broker) {
 		return broker.Error()
+	}
+	var unknown *unknownError
+	if errors.As(err, &unknown) {
+		return unknown.Error()
 	}
 	var f *failure
 	if !errors.As(err, &f) {
@@ -242,7 +246,11 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 			return fmt.Sprintf("%s %q was deleted while it was in use; create it again with: %s create %s", noun, f.destination, command, name)
 		}
 		if strings.HasPrefix(f.doing, "remove") {
-			return fmt.Sprintf("%s %q not found; list what there is with: %s ls, or pass --if-exists", noun, f.destination, command)
+			text := fmt.Sprintf("%s %q not found; ", noun, f.destination)
+			if f.near != "" {
+				text += fmt.Sprintf("did you mean %q? Or ", f.near)
+			}
+			return text + fmt.Sprintf("list what there is with: %s ls, or pass --if-exists", command)
 		}
 		if f.near != "" {
 			return fmt.Sprintf("%s %q not found; did you mean %q? Create it with: %s create %s", noun, f.destination, f.near, command, name)
@@ -280,9 +288,14 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		if f.destination == "" || f.group == "" {
 			return ""
 		}
-		text := f.text(code) + "; list them with: lockstep group ls " + name
+		text := f.text(code)
+		if f.near != "" {
+			text += fmt.Sprintf("; did you mean %q?", f.near)
+			return text + " List them with: lockstep group ls " + name
+		}
+		text += "; list them with: lockstep group ls " + name
 		switch verb, _, _ := strings.Cut(f.doing, " "); verb {
-		case "alter", "describe", "explain", "pause", "consume":
+		case "describe", "explain", "consume":
 			text += fmt.Sprintf(", or create it with: lockstep group create %s %s", name, shellWord(f.group))
 		}
 		return text

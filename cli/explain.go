@@ -34,11 +34,12 @@ func (a *app) explainCommand() *cobra.Command {
   lockstep explain queue orders --group billing`,
 	})
 	a.clientFlags(c)
-	c.AddCommand(a.explainDestinationCommand("queue"), a.explainDestinationCommand("topic"))
+	c.AddCommand(a.explainDestinationCommand(queueWords), a.explainDestinationCommand(topicWords))
 	return c
 }
 
-func (a *app) explainDestinationCommand(kind string) *cobra.Command {
+func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
+	kind := w.noun
 	example := []string{"orders", "billing"}
 	if kind == "topic" {
 		example = []string{"events", "etl"}
@@ -50,7 +51,7 @@ func (a *app) explainDestinationCommand(kind string) *cobra.Command {
   lockstep explain %[1]s %[2]s --group %[3]s
   lockstep explain %[1]s %[2]s --group %[3]s --key customer-17
   lockstep explain %[1]s %[2]s --group %[3]s --partition 2 --offset 4711`, kind, example[0], example[1]),
-		Args: exactArgs("DEST"),
+		Args: exactArgs("DEST"), ValidArgsFunction: a.completeNames(destinationNames(w.kind, true)),
 	}
 	flags := c.Flags()
 	group := flags.String("group", "", "only the group with this `name`; without it all groups")

@@ -44,7 +44,7 @@ func (a *app) groupLsCommand() *cobra.Command {
 		Short:   "List the groups of a destination, or of all",
 		Example: `  lockstep group ls
   lockstep group ls orders -o json`,
-		Args: cobra.MaximumNArgs(1),
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeNames(destinationNames(0, true)),
 	}
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -99,7 +99,7 @@ func (a *app) groupDescribeCommand() *cobra.Command {
 		Short:   "Show a group: its settings, its backlog and its members, by partition",
 		Example: `  lockstep group describe orders billing
   lockstep group describe orders billing -o json`,
-		Args: exactArgs("DEST", "GROUP"),
+		Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeGroups(),
 	}
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -279,7 +279,7 @@ func (a *app) groupCreateCommand() *cobra.Command {
 		Short: "Make a group, before anybody consumes",
 		Example: `  lockstep group create orders audit --mode serial --scope key
   lockstep group create events etl2 --mode stream --from earliest`,
-		Args: exactArgs("DEST", "GROUP"),
+		Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeNames(destinationNames(0, true), nil),
 	}
 	f := newGroupSettingsFlags(c)
 	from := newChoice("", "earliest", "latest")
@@ -335,7 +335,7 @@ new rules behind.`,
 		Example: `  lockstep group alter orders billing --ack-wait 5m
   lockstep group alter orders billing --mode shared
   lockstep group alter orders billing --delivery-limit 5 --dead-letter-mode park`,
-		Args: exactArgs("DEST", "GROUP"),
+		Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeGroups(),
 	}
 	f := newGroupSettingsFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -371,7 +371,7 @@ func (a *app) groupPauseCommand(pause bool) *cobra.Command {
 		verb, short, outcome = "pause", "Stop the deliveries of a group; what is held may be finished", "paused"
 	}
 	c := &cobra.Command{
-		Use: verb + " DEST GROUP", Short: short, Example: fmt.Sprintf("  lockstep group %[1]s orders billing\n  lockstep group %[1]s events etl", verb), Args: exactArgs("DEST", "GROUP"),
+		Use: verb + " DEST GROUP", Short: short, Example: fmt.Sprintf("  lockstep group %[1]s orders billing\n  lockstep group %[1]s events etl", verb), Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeGroups(),
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
@@ -414,7 +414,7 @@ func waitingLetters(ctx context.Context, conn *client.Conn, destination, group s
 func (a *app) groupRmCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "rm DEST GROUP", Aliases: []string{"remove", "delete"}, Short: "Remove a group with all it knows about records",
-		Example: "  lockstep group rm orders billing\n  lockstep group rm events etl", Args: exactArgs("DEST", "GROUP"),
+		Example: "  lockstep group rm orders billing\n  lockstep group rm events etl", Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeGroups(),
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
@@ -442,7 +442,7 @@ what would is printed.`,
 		Example: `  lockstep group seek orders billing --to earliest --dry-run
   lockstep group seek orders billing --at '1h ago'
   lockstep group seek orders billing --partition 2 --offset 4711`,
-		Args: exactArgs("DEST", "GROUP"),
+		Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeGroups(),
 	}
 	flags := c.Flags()
 	to := newChoice("", "earliest", "latest")

@@ -186,17 +186,29 @@ func (a *app) helpCommand() *cobra.Command {
 	}
 }
 
-// completeChoices offers a shell the words that a flag takes.
-func completeChoices(c *cobra.Command) {
+// completeFlags offers a shell the words that a flag takes, and for --group the groups of the
+// destination that is named, or of all.
+func (a *app) completeFlags(c *cobra.Command) {
 	c.Flags().VisitAll(func(f *pflag.Flag) {
+		var words cobra.CompletionFunc
 		if choice, ok := f.Value.(*choiceFlag); ok {
-			if err := c.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(choice.choices, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-				panic(fmt.Sprintf("completion of flag --%s: %v", f.Name, err))
+			words = cobra.FixedCompletions(choice.choices, cobra.ShellCompDirectiveNoFileComp)
+		} else if f.Name == "group" {
+			words = func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+				if len(args) == 0 || c.Parent().Name() == "dlq" { // where it is one of where letters come from
+					return a.complete(c, groupNames(""))
+				}
+				return a.complete(c, groupNames(args[0]))
 			}
+		} else {
+			return
+		}
+		if err := c.RegisterFlagCompletionFunc(f.Name, words); err != nil {
+			panic(fmt.Sprintf("completion of flag --%s: %v", f.Name, err))
 		}
 	})
 	for _, sub := range c.Commands() {
-		completeChoices(sub)
+		a.completeFlags(sub)
 	}
 }
 

@@ -50,7 +50,10 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 		Short: deed.short,
 		Example: fmt.Sprintf(`  lockstep key %[1]s orders billing customer-17%[3]s
   lockstep key %[1]s orders billing %[2]s`, deed.verb, deed.example, first),
-		Args: cobra.RangeArgs(2, 3),
+		Args: func(c *cobra.Command, args []string) error {
+			return exactArgs([]string{"DEST", "GROUP", "KEY"}[:min(max(len(args), 2), 3)]...)(c, args)
+		},
+		ValidArgsFunction: a.completeGroups(),
 	}
 	flags := c.Flags()
 	publisher := flags.Bool("publisher", false, "KEY is the name of a publisher, in a group with --scope publisher")

@@ -124,7 +124,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(a.helpCommand())
 	installHelp(root)
-	defer completeChoices(root)
+	defer a.completeFlags(root)
 	root.AddCommand(
 		a.serveCommand(),
 		a.destinationCommand(queueWords),
