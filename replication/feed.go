@@ -128,8 +128,8 @@ func (g *Group) feedFollowers() {
 	})
 }
 
-// hungry is the next entry that raft is about to hand over, if it is on the disk only:
-// raft must not be asked before it was read.
+// hungry is the next entry that raft is about to hand over, if it is on the disk only and
+// has to be read first, see ready.
 func (g *Group) hungry() (next wire.Index, yes bool) {
 	if g.unloaded == 0 {
 		return 0, false

@@ -209,7 +209,6 @@ type Group struct {
 	unasked        bool // and has to be asked for again
 	stalled        stall
 	linger         linger
-	withheld       withheld
 	outcast        func(replica uint64) bool // nil: nobody, see Disown
 	taking         takeOver
 	lapses         lapse
@@ -495,9 +494,8 @@ func (g *Group) advance() {
 		}
 		g.stepDurable()
 		received := g.receive()
-		// A group with other members goes on to talk to them while the log has no room.
-		if _, hungry := g.hungry(); !hungry && (len(g.held) == 0 || g.transport != nil) && g.node.HasReady() {
-			g.accept(g.node.Ready())
+		if rd, asks := g.ready(); asks {
+			g.accept(rd)
 		} else if len(g.held) == 0 && !received {
 			break
 		}
@@ -520,6 +518,24 @@ func (g *Group) advance() {
 	}
 	g.sync()
 	g.checkpointIfDue()
+}
+
+// ready is what raft asks for, if it does. What raft would hand over to be applied may have to
+// be read first: votes, answers and heartbeats do not wait for that.
+func (g *Group) ready() (rd raft.Ready, asks bool) {
+	if len(g.held) > 0 && g.transport == nil {
+		return rd, false // one with other members goes on to talk to them while the log has no room
+	}
+	if _, hungry := g.hungry(); !hungry {
+		if asks = g.node.HasReady(); asks {
+			rd = g.node.Ready()
+		}
+		return rd, asks
+	}
+	g.storage.starved = true
+	rd = g.node.Ready()
+	g.storage.starved = false
+	return rd, len(rd.Messages)+len(rd.ReadStates) > 0
 }
 
 // accept takes over what raft asks for. What is written here goes before what is

@@ -240,11 +240,22 @@ func (g *Group) Transfer(to uint64) error {
 // another replica to lead.
 const stallTicks = 20
 
-// stall is a leader's oldest append that is not durable, or not written yet.
+// stall is a leader's oldest append that is not durable, or not written yet, or the entry
+// that it has to read before it can apply it.
 type stall struct {
 	ticket uint64
 	held   bool
+	reads  wire.Index // 0: none
 	ticks  int
+}
+
+// patience is for how many ticks a leader bears it. A read may wait for those of other
+// partitions.
+func (s *stall) patience() int {
+	if s.reads > 0 && s.ticket == 0 && !s.held {
+		return feedPatience
+	}
+	return stallTicks
 }
 
 // mute says that a leader has had no room for an entry for so long that it says
@@ -260,7 +271,10 @@ func (g *Group) escapeStall() {
 	if len(g.appends) > 0 {
 		now.ticket = g.appends[0].ticket
 	}
-	if now == (stall{}) || now.ticket != g.stalled.ticket || now.held != g.stalled.held {
+	if next, hungry := g.hungry(); hungry {
+		now.reads = next
+	}
+	if now == (stall{}) || now.ticket != g.stalled.ticket || now.held != g.stalled.held || now.reads != g.stalled.reads {
 		g.stalled = now
 		return
 	}
@@ -269,7 +283,7 @@ func (g *Group) escapeStall() {
 	}
 	// From then on with every tick: in those after a check of the quorum nobody has
 	// answered yet, and one check in so many ticks may always fall on them.
-	if g.stalled.ticks++; g.stalled.ticks < stallTicks || g.node.BasicStatus().LeadTransferee != raft.None || g.mute() {
+	if g.stalled.ticks++; g.stalled.ticks < g.stalled.patience() || g.node.BasicStatus().LeadTransferee != raft.None || g.mute() {
 		return
 	}
 	if to := g.best(); to != 0 {
@@ -374,6 +388,5 @@ func (g *Group) distrust(m *Message) {
 // all that it knows is known to be committed (RULES R1), and it is not about to apply
 // what is on the disk only: raft looks through that before it campaigns.
 func (g *Group) Ready() bool {
-	commit := g.node.BasicStatus().Commit
-	return !g.installing() && commit >= uint64(g.applied) && commit >= g.withheld.commit && !g.behind()
+	return !g.installing() && g.node.BasicStatus().Commit >= uint64(g.applied) && !g.behind()
 }

@@ -105,6 +105,60 @@ func TestRuleR2_NobodyCampaignsBeforeItHasAppliedWhatIsOnTheDisk(t *testing.T) {
 	f.equal()
 }
 
+// A leader that waits for what it has to apply says that it is there, and counts who answers:
+// it does not read from the beginning as a follower of the next one, which would have to read
+// as much.
+func TestRuleR9_ALeaderThatReadsWhatItFoundIsHeard(t *testing.T) {
+	f := aKilledFleet(t)
+	for _, id := range f.founders {
+		f.members[id].open()
+	}
+	m := f.members[1]
+	m.slow = true
+	m.group.Campaign()
+	f.settle()
+	term := m.group.node.BasicStatus().Term
+	f.tick(4 * electionTicks)
+	require.Less(t, m.group.Applied(), m.group.unloaded, "or it waits for nothing")
+	for _, id := range f.founders {
+		status := f.members[id].group.node.BasicStatus()
+		require.Equal(t, term, status.Term, "replica %d", id)
+		require.EqualValues(t, 1, status.Lead, "replica %d", id)
+	}
+	require.Equal(t, f.members[2].log.LastIndex(), f.members[2].group.Applied(), "it is told what is committed")
+
+	// But it does not wait for ever where another one can go on.
+	f.tick(2 * feedPatience)
+	require.Same(t, f.members[2], f.leader())
+	require.Greater(t, f.members[2].group.node.BasicStatus().Term, term)
+	m.slow = false
+	f.tick(2 * feedPatience)
+	f.equal()
+}
+
+// So does a follower: it answers its leader, and gives its vote.
+func TestRuleR9_AFollowerThatReadsWhatItFoundAnswers(t *testing.T) {
+	f := aKilledFleet(t)
+	for _, id := range f.founders {
+		f.members[id].open()
+	}
+	for _, id := range []uint64{2, 3} {
+		f.members[id].slow = true
+	}
+	l := f.lead(1)
+	term := l.group.node.BasicStatus().Term
+	f.tick(4 * electionTicks)
+	require.Less(t, f.members[2].group.Applied(), f.members[2].group.unloaded, "or it waits for nothing")
+	require.Same(t, l, f.leader(), "most of the others answer")
+	require.Equal(t, term, l.group.node.BasicStatus().Term)
+	l.crash(false)
+	f.members[3].slow = false
+	f.members[3].group.Turn()
+	require.EqualValues(t, 1, f.members[2].group.node.BasicStatus().Lead)
+	f.tick(2 * electionTicks)
+	require.Zero(t, f.members[2].group.node.BasicStatus().Lead, "it is not heard any more")
+}
+
 // Another leader may take back what was found; nothing that was read of it is applied.
 func TestRuleR2_WhatIsTakenBackIsNotApplied(t *testing.T) {
 	f := newFleet(t)

@@ -83,7 +83,6 @@ func (g *Group) collect() {
 // raft has to hand those over before more of them can be compared with the log. It
 // reports whether there was anything.
 func (g *Group) receive() (any bool) {
-	any = g.tellCommit()
 	for len(g.queue) > 0 && g.fenced == nil {
 		m := &g.queue[0]
 		if len(g.held) >= maxHeld && !errors.Is(g.noRoom, log.ErrNotReady) {
@@ -217,17 +216,12 @@ func (g *Group) lastIndex() wire.Index {
 // already: what is left is exactly what raft will take, so that the data of the
 // rest can be given back.
 func (g *Group) soundEntries(m *Message, status *raft.BasicStatus) bool {
-	told := m.Commit
-	if g.unloaded > 0 && g.raftApplied < g.unloaded {
-		// What makes this replica hungry comes behind the entries: while it is, raft hands
-		// nothing over that it was given to write.
-		m.Commit = min(m.Commit, status.Commit)
-	}
 	here, known := g.log.Term(wire.Index(m.Index))
 	follows := known && uint64(here) == m.LogTerm
 	_, hungry := g.hungry()
 	if m.Term < status.Term || g.installing() || len(g.held) > 0 || hungry {
-		// An old leader, which raft answers; or nothing can be compared now.
+		// An old leader, which raft answers; or nothing can be compared now, or it would
+		// have to stay in memory until what is read is applied.
 		if m.Term >= status.Term && (g.installing() || len(m.Entries) > 0) {
 			g.drop(m, DropRoom)
 			return false
@@ -275,35 +269,6 @@ func (g *Group) soundEntries(m *Message, status *raft.BasicStatus) bool {
 			return false
 		}
 	}
-	if told > m.Commit {
-		g.withheld = withheld{from: m.From, term: m.Term, commit: min(told, m.Entries[len(m.Entries)-1].Index)}
-	}
-	return true
-}
-
-// withheld is a commit that came with entries and that raft has not heard of yet. A leader
-// proposes a change of the configuration when it has applied the one before, and sends with
-// each what is committed. So who has the second in its log knows that the first counts; if it
-// did not, it could elect itself with a majority that has no member in common with one of now.
-type withheld struct {
-	from, term, commit uint64
-}
-
-// tellCommit has raft hear of it, when the entries that it came with are written. It reports
-// whether it did.
-func (g *Group) tellCommit() bool {
-	w := g.withheld
-	switch {
-	case w.commit == 0 || len(g.held) > 0:
-		return false
-	case g.node.BasicStatus().Commit >= w.commit:
-		g.withheld = withheld{}
-		return false
-	case uint64(g.lastIndex()) < w.commit || g.node.BasicStatus().Term != w.term:
-		return false // the leader that comes next says it
-	}
-	g.withheld = withheld{}
-	g.input(raftpb.Message{Type: raftpb.MsgHeartbeat, To: g.id, From: w.from, Term: w.term, Commit: w.commit})
 	return true
 }
 

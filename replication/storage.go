@@ -21,7 +21,10 @@ type storage struct {
 	// memory: then no snapshot is needed. Otherwise raft asks for one by itself, because
 	// the follower is behind the start of the log.
 	absent bool
-	offer  func(at log.Link) (raftpb.Snapshot, bool)
+	// starved says that raft looks for what to apply, which is not in memory: it gets nothing,
+	// and looks again when it was read.
+	starved bool
+	offer   func(at log.Link) (raftpb.Snapshot, bool)
 
 	// follower says whether a follower is to get the entry at an index next, and whether one
 	// of them is known to have what precedes it.
@@ -42,6 +45,9 @@ func (s *storage) InitialState() (raftpb.HardState, raftpb.ConfState, error) {
 }
 
 func (s *storage) Entries(lo, hi, maxBytes uint64) ([]raftpb.Entry, error) {
+	if s.starved {
+		return nil, nil
+	}
 	s.absent, s.run = false, nil
 	if wire.Index(lo) < s.log.FirstIndex() {
 		return nil, raft.ErrCompacted
