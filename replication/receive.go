@@ -112,13 +112,13 @@ func (g *Group) receive() (any bool) {
 
 // input steps a message of another replica. Raft refuses what it has no use for.
 func (g *Group) input(m raftpb.Message) {
+	_ = g.node.Step(m)
 	switch m.Type {
 	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap: // who asks to be elected leads no longer
-		if m.From == g.node.BasicStatus().Lead {
+		if m.From == g.node.BasicStatus().Lead { // that it was forgotten is over with this
 			g.unheard = 0
 		}
 	}
-	_ = g.node.Step(m)
 	g.look()
 }
 

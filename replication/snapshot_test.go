@@ -201,6 +201,23 @@ func TestRuleR1_WhoIsBelowItsCheckpointVotesForALeaderThatBeginsAnew(t *testing.
 	f.caughtUp(m, l)
 }
 
+// A leader that is heard again is not forgotten with every tick.
+func TestRuleR1_WhoIsBelowItsCheckpointTrustsALeaderThatIsHeardAgain(t *testing.T) {
+	f, l := aTrimmedFleet(t)
+	m := f.members[3]
+	belowItsCheckpoint(f, m)
+	f.lose = func(e envelope) bool { return e.to == m.id }
+	f.tick(3 * electionTicks)
+	require.Zero(t, m.group.node.BasicStatus().Lead)
+	f.lose = func(e envelope) bool { return e.to == m.id && e.beat == nil }
+	f.tick(heartbeatTicks)
+	for range 3 * electionTicks {
+		f.tick(1)
+		require.Equal(t, l.id, m.group.node.BasicStatus().Lead)
+	}
+	require.False(t, m.group.Ready(), "it does not tick")
+}
+
 func TestRuleR1_ASnapshotThatArrivesDamagedIsFetchedAgain(t *testing.T) {
 	f, l := aTrimmedFleet(t)
 	m := f.members[3]
