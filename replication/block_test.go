@@ -61,6 +61,47 @@ func TestRuleL5_WhoCameBackUncertainIsCertainBeforeTheNextLossOfANode(t *testing
 	f.elect()
 }
 
+// Between two attempts lies a while, whoever has led before: a follower is not certain at once
+// when the next one leads, and two that hand on to each other would serve nobody.
+func TestRuleL5_WhoHasJustBegunToLeadDoesNotHandOnAgain(t *testing.T) {
+	f := newFleet(t)
+	f.mode, f.founders = log.SyncOS, []uint64{1, 2, 3}
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l, next := f.lead(1), f.members[2]
+	for _, to := range []*member{next, l} {
+		l.propose("a")
+		f.settle()
+		f.tick(5)
+		f.leader().group.sinceReassured = reassureTicks // as after 5 s
+		require.NoError(t, f.leader().group.Transfer(to.id))
+		f.settle()
+		require.Same(t, to, f.leader())
+		l = to
+	}
+	m := f.members[3]
+	m.crash(true)
+	m.config = func(c *Config) { c.Uncertain = true }
+	m.open()
+	f.lose = func(e envelope) bool { // what tells it that the first entry of the next term is committed
+		return e.from == next.id && e.to == m.id && (e.beat != nil || len(e.message.Entries) == 0)
+	}
+	for range 2 * reassureTicks {
+		f.tick(1)
+		if f.leader() == next {
+			break
+		}
+	}
+	require.Same(t, next, f.leader())
+	require.Contains(t, next.group.doubtful, m.id)
+	f.tick(5)
+	require.Same(t, next, f.leader())
+	f.lose = nil
+	f.tick(2 * reassureTicks)
+	require.False(t, m.group.Uncertain())
+}
+
 // The entry that ends a joint configuration is refused while the leadership is being handed
 // over. If nobody takes it, and nobody writes, the configuration ends all the same.
 func TestF18_AJointConfigurationEndsAfterAHandOverThatFailed(t *testing.T) {

@@ -204,7 +204,7 @@ type Group struct {
 	// doubtful are the followers that have said in which term of this leader that they may
 	// have lost what they acknowledged, see reassure.
 	doubtful       map[uint64]uint64
-	sinceReassured int  // ticks
+	sinceReassured int  // ticks, from when it began to lead on
 	unconfirmed    bool // leadership is asked for after this process stood still
 	unasked        bool // and has to be asked for again
 	stalled        stall
@@ -812,6 +812,7 @@ func (g *Group) apply(m *raftpb.Message) {
 		status := g.node.BasicStatus()
 		g.leading = status.RaftState == raft.StateLeader && uint64(g.appliedTerm) == status.Term
 		g.leadTerm = g.appliedTerm
+		g.sinceReassured = 0
 	}
 	if g.uncertain && g.appliedTerm > g.bootTerm {
 		// Whoever leads a later term than the one in which something may have been lost
