@@ -20,6 +20,7 @@ type hints struct {
 type hint struct {
 	node uint32
 	wire.PeerLeader
+	interrupted bool // it was said on a connection that has ended
 }
 
 // note takes what a node says. It reports whether anybody leads now who did not.
@@ -36,9 +37,36 @@ func (h *hints) note(node uint32, leaders []wire.PeerLeader) (changed bool) {
 			delete(h.leader, l.Replica)
 			delete(h.gone, l.Replica)
 			changed = changed || known
-		case !known || l.Epoch >= old.Epoch:
-			h.leader[l.Replica] = hint{node, l}
+		case !known || l.Epoch >= old.Epoch || old.interrupted:
+			h.leader[l.Replica] = hint{node: node, PeerLeader: l}
 			changed = changed || !known || l.Epoch != old.Epoch || l.State != old.State || l.Full != old.Full || l.Unattended != old.Unattended
+		}
+	}
+	return changed
+}
+
+// interrupted notes that a connection to a node has ended: what it has said last may have been
+// lost. On the next one it says everything.
+func (h *hints) interrupted(node uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, l := range h.leader {
+		if l.node == node {
+			l.interrupted = true
+			h.leader[id] = l
+		}
+	}
+}
+
+// said forgets what a node has said on earlier connections and not on this one, on which it
+// has said everything now. It reports whether there was anything.
+func (h *hints) said(node uint32) (changed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, l := range h.leader {
+		if l.node == node && l.interrupted {
+			delete(h.leader, id)
+			changed = true
 		}
 	}
 	return changed

@@ -14,7 +14,8 @@ type peerHandler interface {
 	Message(m *replication.Message) kicker
 	// Beat takes one heartbeat for a replica of this node, like Message.
 	Beat(h replication.Heartbeat) kicker
-	// Leaders takes what a node says about the partitions it leads.
+	// Leaders takes what a node says about the partitions it leads. Without any it has said
+	// all since it was connected.
 	Leaders(node uint32, leaders []wire.PeerLeader)
 	// Request takes a request of a node. reply is called once, on any goroutine, and
 	// does not block; body belongs to the connection from then on. With a code other
@@ -63,7 +64,7 @@ func (c *peerConn) dispatch(h wire.PeerHeader, body []byte) error {
 		if err := c.leaders.Parse(body); err != nil {
 			return err
 		}
-		p.handler.Leaders(c.node.id, c.leaders.Leaders)
+		c.node.leads(c, c.leaders.Leaders)
 		return nil
 	case wire.PeerKindRequest:
 		var m wire.PeerRequest

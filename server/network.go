@@ -103,8 +103,11 @@ func (b *broker) Dropped(meta bool, replica uint64, node uint32) {
 
 // Node implements peerHandler.
 func (b *broker) Node(e replication.PeerEvent) {
-	if e.Kind == replication.PeerDown {
+	switch e.Kind {
+	case replication.PeerDown:
 		b.hints.forgetNode(e.Node)
+	case replication.PeerUnreachable:
+		b.hints.interrupted(e.Node)
 	}
 	b.meta.inbox.PutEvent(e)
 	b.meta.schedule()
@@ -119,7 +122,11 @@ func (b *broker) Node(e replication.PeerEvent) {
 
 // Leaders implements peerHandler.
 func (b *broker) Leaders(node uint32, leaders []wire.PeerLeader) {
-	if b.hints.note(node, leaders) {
+	changed := b.hints.note(node, leaders)
+	if len(leaders) == 0 {
+		changed = b.hints.said(node)
+	}
+	if changed {
 		b.leadersChanged()
 	}
 }

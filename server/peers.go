@@ -397,11 +397,13 @@ func (p *peerSet) Announce(changed []wire.PeerLeader) {
 	}
 }
 
-// announceTo tells a node that has connected everything.
+// announceTo tells a node that has connected everything, and that this was all: it may have
+// heard on another connection of what this node led then.
 func (p *peerSet) announceTo(c *peerConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c.sendLeaders(slices.Collect(maps.Values(p.leading)))
+	c.sendLeadersFrame(nil)
 }
 
 // leadersInFrame is how many leaders one LEADERS frame tells of.
@@ -409,12 +411,19 @@ const leadersInFrame = wire.MaxPeerBeatsBytes / 40
 
 func (c *peerConn) sendLeaders(leaders []wire.PeerLeader) {
 	for piece := range slices.Chunk(leaders, leadersInFrame) {
-		if !c.send(wire.PeerKindLeaders, &wire.PeerLeaders{Leaders: piece}) {
-			c.set.counters.dropped.Add(1)
-			c.shut(errors.New("too much waits for the node")) // what it knows would stay wrong
+		if !c.sendLeadersFrame(piece) {
 			return
 		}
 	}
+}
+
+func (c *peerConn) sendLeadersFrame(leaders []wire.PeerLeader) bool {
+	if !c.send(wire.PeerKindLeaders, &wire.PeerLeaders{Leaders: leaders}) {
+		c.set.counters.dropped.Add(1)
+		c.shut(errors.New("too much waits for the node")) // what it knows would stay wrong
+		return false
+	}
+	return true
 }
 
 // hello is what this node says of itself.
@@ -667,6 +676,17 @@ func (n *peerNode) heard(c *peerConn, b *wire.PeerBeats) {
 		if n.set.mutant.anySound {
 			n.live.moved = n.set.tick.Load()
 		}
+	}
+}
+
+// leads hands on what the node says on c of what it leads, unless another connection has taken
+// the place of c or the node is down: what it says when it is connected again is newer, and is
+// everything.
+func (n *peerNode) leads(c *peerConn, leaders []wire.PeerLeader) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conn.Load() == c && n.alive.Load() {
+		n.set.handler.Leaders(n.id, leaders)
 	}
 }
 

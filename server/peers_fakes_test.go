@@ -67,6 +67,9 @@ func (h *fakePeerHandler) taken() []replication.Heartbeat {
 }
 
 func (h *fakePeerHandler) Leaders(node uint32, leaders []wire.PeerLeader) {
+	if len(leaders) == 0 {
+		h.leaders <- fmt.Sprintf("node %d has said all", node)
+	}
 	for _, l := range leaders {
 		h.leaders <- fmt.Sprintf("node %d replica %d epoch %d", node, l.Replica, l.Epoch)
 	}
@@ -269,5 +272,6 @@ func connectRaw(t testing.TB, n *testPeer, node uint32) *rawPeer {
 	kind, _ := r.hello(testHello(node, 1))
 	require.Equal(t, wire.PeerKindWelcome, kind)
 	require.Equal(t, fmt.Sprintf("%d up", node), next(t, n.handler.events))
+	r.await(wire.PeerKindLeaders)
 	return r
 }

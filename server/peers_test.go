@@ -77,6 +77,7 @@ func TestPeersComeBackAndHearWhoLeads(t *testing.T) {
 	a.peers.Announce([]wire.PeerLeader{{Replica: 2}})
 	connect(t, a, b)
 	require.Equal(t, "node 1 replica 1 epoch 5", next(t, b.handler.leaders))
+	require.Equal(t, "node 1 has said all", next(t, b.handler.leaders))
 	a.peers.Announce([]wire.PeerLeader{{Replica: 1, Epoch: 7}, {Replica: 3, Epoch: 8}})
 	require.Equal(t, "node 1 replica 1 epoch 7", next(t, b.handler.leaders))
 	require.Equal(t, "node 1 replica 3 epoch 8", next(t, b.handler.leaders))
@@ -93,6 +94,7 @@ func TestPeersComeBackAndHearWhoLeads(t *testing.T) {
 	require.Equal(t, "1 up", next(t, again.handler.events))
 	heard := map[string]bool{next(t, again.handler.leaders): true, next(t, again.handler.leaders): true}
 	require.Equal(t, map[string]bool{"node 1 replica 1 epoch 7": true, "node 1 replica 3 epoch 8": true}, heard)
+	require.Equal(t, "node 1 has said all", next(t, again.handler.leaders))
 }
 
 // Whoever dials first, and however the handshakes cross, one connection remains.
@@ -363,6 +365,38 @@ func TestPeersKeepTheNewerConnection(t *testing.T) {
 	require.Equal(t, "2 unreachable", next(t, n.handler.events))
 	kind, _ = dialPeer(t, n).hello(testHello(2, 1))
 	require.Equal(t, wire.PeerKindWelcome, kind)
+}
+
+// What a node says of its leaders on a connection that another has taken the place of is
+// older than all that it says on the newer one, whenever it is read.
+func TestPeersHearNothingOfAReplacedConnection(t *testing.T) {
+	n := startPeer(t, testSelf(1))
+	connectRaw(t, n, 2)
+	old := n.peers.connTo(2)
+	says := func(r *rawPeer, epoch uint32) {
+		r.send(wire.PeerKindLeaders, 0, &wire.PeerLeaders{Leaders: []wire.PeerLeader{{Replica: 9, Epoch: epoch}}})
+	}
+	newer := dialPeer(t, n)
+	kind, _ := newer.hello(testHello(2, 2))
+	require.Equal(t, wire.PeerKindWelcome, kind)
+	says(newer, 7)
+	require.Equal(t, "node 2 replica 9 epoch 7", next(t, n.handler.leaders))
+	frame := wire.AppendPeerFrame(nil, wire.PeerKindLeaders, 0, &wire.PeerLeaders{Leaders: []wire.PeerLeader{{Replica: 9, Epoch: 0}}})
+	h, err := wire.ParsePeerHeader(frame)
+	require.NoError(t, err)
+	read := make(chan error)
+	old.loop.post(func() { read <- old.dispatch(h, frame[wire.HeaderSize:]) })
+	require.NoError(t, <-read)
+	require.Empty(t, n.handler.leaders)
+
+	// Nor of one whose node has fallen silent: it says everything when it is back.
+	now := n.peers.connTo(2)
+	n.peers.node(2).mu.Lock()
+	n.peers.node(2).downLocked(false, errPeerSilent)
+	n.peers.node(2).mu.Unlock()
+	now.loop.post(func() { read <- now.dispatch(h, frame[wire.HeaderSize:]) })
+	require.NoError(t, <-read)
+	require.Empty(t, n.handler.leaders)
 }
 
 // A dialer tells whom it has reached, and goes on trying.

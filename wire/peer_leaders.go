@@ -3,7 +3,9 @@ package wire
 import "encoding/binary"
 
 // LEADERS (8): the sender leads these partitions, or leads them no longer. All are
-// told when a connection begins, afterwards what has changed.
+// told when a connection begins; a frame with none of them ends that, and what the
+// sender has said on earlier connections and not on this one is over. Afterwards it
+// tells what has changed.
 //
 //	count u32 | count × { replica u64 | epoch u32 | state u8 | flags u8 | zero u16 |
 //	                      start u64 | next u64 | bytes u64 }
