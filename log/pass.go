@@ -29,8 +29,12 @@ type ErasedRun struct{ Before, After Link }
 // maxErasedRun bounds the records of an ErasedRun, so that one frame can stand for them.
 const maxErasedRun = 1 << 31
 
-// BehindErased returns the first entry from i on that is not erased here. Any goroutine.
-func (l *Log) BehindErased(i wire.Index) wire.Index {
+// BehindGone returns the first entry from i on that is neither erased here nor before the first
+// segment. Any goroutine.
+func (l *Log) BehindGone(i wire.Index) wire.Index {
+	if list := *l.segments.Load(); len(list) > 0 {
+		i = max(i, list[0].Previous().Index+1)
+	}
 	for {
 		run, ok := l.ErasedRun(i)
 		if !ok {

@@ -300,7 +300,7 @@ func TestRuleL8_DamageThatBeginsWithWhatOthersHaveErased(t *testing.T) {
 	require.Equal(t, wire.Index(old), damage[0].FirstIndex)
 	require.Equal(t, wire.Index(old)+1, damage[0].LastIndex)
 
-	first := other.log.BehindErased(damage[0].FirstIndex)
+	first := other.log.BehindGone(damage[0].FirstIndex)
 	require.Equal(t, wire.Index(old)+1, first)
 	entries, err := other.log.Entries(first, 1)
 	require.NoError(t, err)
@@ -309,5 +309,5 @@ func TestRuleL8_DamageThatBeginsWithWhatOthersHaveErased(t *testing.T) {
 	require.Equal(t, 1, n)
 	require.Equal(t, wire.Index(old), r.log.Damage()[0].LastIndex, "only what is done stays damaged")
 
-	require.Greater(t, other.log.BehindErased(first+1), damage[0].LastIndex, "of what is behind it nothing is there")
+	require.Greater(t, other.log.BehindGone(first+1), damage[0].LastIndex, "of what is behind it nothing is there")
 }

@@ -41,6 +41,7 @@ type damageCounters struct {
 	scrubbed  atomic.Uint64 // bytes
 	passes    atomic.Uint64 // of the scrubber
 	failures  atomic.Uint64 // reads of the scrubber that failed
+	asked     atomic.Uint64 // requests to other replicas for damaged frames
 	repaired  atomic.Uint64 // damaged frames that were written again from another replica
 	reformed  atomic.Uint64 // partitions that may have lost records with the machine
 	recovered atomic.Uint64 // partitions that went on with a replica of this node, by an operator's decision

@@ -27,11 +27,13 @@ var (
 	metricExpired    = prometheus.NewDesc("lockstep_group_expired_records_total", "Records that retention removed before a group was done with them, of all groups of partitions led here.", []string{"destination"}, nil)
 	metricUncovered  = prometheus.NewDesc("lockstep_partitions_without_consumer", "Partitions that no consumer of a group has which has consumers, of all groups, as this node coordinates them.", []string{"destination"}, nil)
 	metricRanges     = prometheus.NewDesc("lockstep_damaged_ranges", "Ranges of damaged frames.", []string{"destination"}, nil)
+	metricLeft       = prometheus.NewDesc("lockstep_damaged_ranges_left", "Ranges of damaged frames that no other replica has any more, which is asked seldom; those that are erased here too are not in lockstep_damaged_ranges.", []string{"destination"}, nil)
 	metricReports    = prometheus.NewDesc("lockstep_damage_reports_total", "Damaged frames reported by clients, by what the disk says.", []string{"result"}, nil)
 	metricScrubbed   = prometheus.NewDesc("lockstep_scrubbed_bytes_total", "Bytes that the scrubber has verified.", nil, nil)
 	metricPasses     = prometheus.NewDesc("lockstep_scrub_passes_total", "Complete passes of the scrubber.", nil, nil)
 	metricScrubFails = prometheus.NewDesc("lockstep_scrub_errors_total", "Reads of the scrubber that failed, or found a broken chain.", nil, nil)
 	metricRepaired   = prometheus.NewDesc("lockstep_damage_repaired_total", "Damaged frames that were written again from another replica.", nil, nil)
+	metricAsked      = prometheus.NewDesc("lockstep_damage_repair_requests_total", "Requests to other replicas for damaged frames.", nil, nil)
 	metricUnsaved    = prometheus.NewDesc("lockstep_checkpoints_failed_total", "Checkpoints that were not written, for want of space or because they are too large.", nil, nil)
 	metricReformed   = prometheus.NewDesc("lockstep_partitions_cut_back_total", "Partitions that may have lost unsynced records with the machine, since this process started.", nil, nil)
 	metricRecovered  = prometheus.NewDesc("lockstep_partitions_recovered_total", "Partitions that went on with a replica of this node without a majority, because an operator accepted the loss.", nil, nil)
@@ -51,7 +53,7 @@ var (
 func (c *brokerCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricDestinations, metricPartitions, metricAppended, metricRetained, metricBytes, metricErased, metricWaiting, metricPending, metricVoters, metricLevel, metricEpoch, metricFree, metricStalls, metricStallTime,
-		metricDamaged, metricExpired, metricUncovered, metricRanges, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricUnsaved, metricReformed, metricRecovered,
+		metricDamaged, metricExpired, metricUncovered, metricRanges, metricLeft, metricReports, metricScrubbed, metricPasses, metricScrubFails, metricRepaired, metricAsked, metricUnsaved, metricReformed, metricRecovered,
 		metricJournalGroups, metricJournalSyncs, metricJournalBytes,
 	} {
 		ch <- d
@@ -88,6 +90,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	count(metricScrubbed, damage.scrubbed.Load())
 	count(metricRepaired, damage.repaired.Load())
+	count(metricAsked, damage.asked.Load())
 	count(metricUnsaved, c.b.disk.CheckpointsFailed())
 	count(metricReformed, damage.reformed.Load())
 	count(metricRecovered, damage.recovered.Load())
@@ -97,7 +100,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		wire.PartitionStarting: 0, wire.PartitionActive: 0, wire.PartitionFenced: 0, wire.PartitionUnavailable: 0,
 	}
 	for _, d := range v.Destinations {
-		var appended, retained, bytes, waiting, erased, damaged, ranges, uncovered, expired float64
+		var appended, retained, bytes, waiting, erased, damaged, ranges, left, uncovered, expired float64
 		info := c.b.Describe(d)
 		for _, p := range info.Partitions {
 			states[p.State]++
@@ -109,6 +112,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 				erased += float64(r.records.ErasedBytes())
 				expired += float64(r.expired.Load())
 				uncovered += float64(r.uncovered.withoutConsumer())
+				left += float64(r.mending.left(r.records.Damage(), r.others()))
 				for _, run := range r.harm() {
 					damaged += float64(run.Next - run.Base)
 					ranges++
@@ -122,6 +126,7 @@ func (c *brokerCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(metricWaiting, waiting, d.Name)
 		gauge(metricDamaged, damaged, d.Name)
 		gauge(metricRanges, ranges, d.Name)
+		gauge(metricLeft, left, d.Name)
 		gauge(metricUncovered, uncovered, d.Name)
 		ch <- prometheus.MustNewConstMetric(metricExpired, prometheus.CounterValue, expired, d.Name)
 	}
