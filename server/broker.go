@@ -70,7 +70,8 @@ type broker struct {
 	// unfenced is a mutant: fences are answered, and not committed.
 	unfenced atomic.Bool
 	// unclosed is a mutant: letters are written in another way without asking what is there.
-	unclosed atomic.Bool
+	unclosed     atomic.Bool
+	letterFlight atomic.Int64 // letters that are on their way
 	// deaf has the answers to letters that are written lost, for tests.
 	deaf         atomic.Bool
 	leadersMoved func()

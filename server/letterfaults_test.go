@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -312,6 +313,34 @@ func TestRuleQ3_ALetterOfWhichTheAnswerWasLostIsWrittenOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// RULES Q3: many letters are on their way at the same time. If all answers are lost each is there
+// once, in the order in which they were noted.
+func TestRuleQ3_LettersOnTheirWayTogetherAreWrittenOnce(t *testing.T) {
+	const records = 100 // more than one round sends
+	s := startMember(t, t.TempDir(), 1)
+	createLetters(t, s.Addr(), 1)
+	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeShared, BackoffMs: 1, DeadLetter: "dead"})
+	s.broker.deaf.Store(true)
+	produceKeyed(t, s.Addr(), slices.Repeat([]string{"a"}, records)...)
+	r := &letterRig{t: t, s: s, c: dialOpen(t, s.Addr()), n: 100, k: attachTo(t, s.Addr(), 1)}
+	r.k.keepAlive()
+	for _, g := range r.k.next(records) {
+		r.k.say(outcome(g, wire.OutcomeReject))
+	}
+	eventually(t, "letters are written together", func() bool { return r.written("dead") >= 2 })
+	r.explains("does not take them")
+	s.broker.deaf.Store(false)
+	letters := readLetters(t, s, records)
+	require.Len(t, letters, records)
+	for i, l := range letters {
+		require.Contains(t, l, fmt.Sprintf(" number:%d ", i))
+	}
+	d, _ := s.broker.View().Destination("jobs")
+	eventually(t, "the records are done", func() bool { return s.broker.local(d.ID, 0).StartOffset() == records })
+	require.Equal(t, records, r.written("dead"))
+	require.Zero(t, s.broker.letterFlight.Load())
 }
 
 // The same without asking what of it is there.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -43,6 +44,12 @@ const (
 	// letterNews is how often the log says that letters of a group are not written, in
 	// milliseconds.
 	letterNews = 60_000
+	// letterFlight bounds the bytes of the letters of a round that are on their way at the same
+	// time; one always may be.
+	letterFlight = 1 << 20
+	// maxLetterFlight is how many letters of all rounds of a node are on their way at the same
+	// time, but for one of each round: requests to another node are limited (peerCallLimit).
+	maxLetterFlight = 256
 	// letterFence bounds the wait for a fence in the way of letters.
 	letterFence = 5 * time.Second
 	// The producer of letters writes under the first epoch, until the next one begins.
@@ -90,7 +97,7 @@ func (l *letterRound) run() {
 		}
 	}
 	if l.next < len(l.Sent) {
-		l.send(&l.Sent[l.next])
+		l.send()
 		return
 	}
 	for i := range l.Fresh {
@@ -182,34 +189,63 @@ func (l *letterRound) fence(m *wire.PeerFencing, then func(code wire.ErrorCode, 
 	}, func(f fenced) { then(f.code, f.answer) })
 }
 
-// send sends a letter.
-func (l *letterRound) send(x *group.Letter) {
-	sequence := int32((l.Path.Sequence + uint32(l.next)) & (1<<31 - 1))
-	m, err := l.encode(x, wire.ProducerIdentity{ID: l.Path.Producer, Epoch: letterEpoch, Sequence: sequence})
-	if err != nil {
-		l.sent(x, err)
-		return
+// send sends letters, none waiting for the answer to the one before: the partition takes them in
+// their sequence only, so none is there without those before it.
+func (l *letterRound) send() {
+	var flight []*wire.PeerBatch
+	for bytes := 0; l.next+len(flight) < len(l.Sent) && bytes < letterFlight; {
+		n := l.next + len(flight)
+		sequence := int32((l.Path.Sequence + uint32(n)) & (1<<31 - 1))
+		m, err := l.encode(&l.Sent[n], wire.ProducerIdentity{ID: l.Path.Producer, Epoch: letterEpoch, Sequence: sequence})
+		if err != nil {
+			if len(flight) > 0 {
+				break // its turn comes when those before it are there
+			}
+			l.failed(&l.Sent[n], err)
+			return
+		}
+		if l.broker.letterFlight.Add(1) > maxLetterFlight && len(flight) > 0 {
+			l.broker.letterFlight.Add(-1)
+			break
+		}
+		flight = append(flight, m)
+		bytes += len(m.Batch)
 	}
-	l.broker.produce(m, func(code wire.ErrorCode) {
-		if l.broker.deaf.Load() {
-			code = wire.CodeUnavailable
-		}
-		if code == wire.CodeOK {
-			l.sent(x, nil)
-		} else {
-			l.sent(x, wire.Errorf(code, "dead letters to %q", l.To))
-		}
-	})
+	codes := make([]wire.ErrorCode, len(flight))
+	var open atomic.Int32
+	open.Store(int32(len(flight)))
+	for i, m := range flight {
+		l.broker.produce(m, func(code wire.ErrorCode) {
+			if l.broker.deaf.Load() {
+				code = wire.CodeUnavailable
+			}
+			if codes[i] = code; open.Add(-1) == 0 {
+				l.broker.letterFlight.Add(-int64(len(codes)))
+				l.sent(codes)
+			}
+		})
+	}
 }
 
-// sent takes in what became of a letter.
-func (l *letterRound) sent(x *group.Letter, err error) {
-	switch code := wire.CodeOf(err); {
-	case err == nil, code == wire.CodeDuplicate: // of which the offset is forgotten
+// sent takes in what became of the letters that were on their way. The first that is not there
+// says why the others are not.
+func (l *letterRound) sent(codes []wire.ErrorCode) {
+	for _, code := range codes {
+		x := &l.Sent[l.next]
+		if code != wire.CodeOK && code != wire.CodeDuplicate { // of which the offset is forgotten
+			l.failed(x, wire.Errorf(code, "dead letters to %q", l.To))
+			return
+		}
 		l.next++
 		l.part.LetterWritten(l.LetterRound, x.Number)
-		l.schedule()
-		l.Blocking(l.run)
+	}
+	l.schedule()
+	l.Blocking(l.run)
+}
+
+// failed ends the round at a letter that is not there.
+func (l *letterRound) failed(x *group.Letter, err error) {
+	switch code := wire.CodeOf(err); {
 	case itsOwn(code):
 		l.refuse(x, err)
 		l.result.Renew = true
