@@ -151,7 +151,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		}
 		at.timeout = timeout
 		s.hurry(at.timeout)
-		at.ackWait = time.Duration(response.AckWaitMs) * time.Millisecond
+		at.allow(time.Duration(response.AckWaitMs) * time.Millisecond)
 		at.serial, at.scope, at.order = response.Mode != wire.ModeShared, response.Scope, response.Order
 		if response.Mode == wire.ModeStream {
 			at.scope = wire.ScopeDestination
@@ -176,6 +176,29 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		}
 		c.joined(at)
 	})
+}
+
+// allow takes in the ack wait of the group. It counts from the start of each handler, also of
+// those at work, unless they have asked for another time.
+func (at *attachment) allow(ackWait time.Duration) {
+	more := ackWait - at.ackWait
+	at.ackWait = ackWait
+	if more == 0 || !at.attached {
+		return
+	}
+	c := at.consumer
+	var concerned []*Delivery
+	for d := c.running.first; d != nil; d = d.next {
+		if d.at == at && !d.extended && !d.revoked {
+			concerned = append(concerned, d)
+		}
+	}
+	for _, d := range concerned {
+		c.running.remove(d)
+		d.due = d.due.Add(more)
+		c.running.insert(d)
+	}
+	poke(c.wake)
 }
 
 // ask sends a request for the attachment; then gets the parsed answer with Consumer.mu

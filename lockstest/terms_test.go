@@ -2,6 +2,7 @@ package lockstest_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -131,4 +132,49 @@ func TestALowerSessionTimeoutCountsForWhoHasHeardOfIt(t *testing.T) {
 	k.set(false)
 	require.NoError(t, second.Close(ctx))
 	require.NoError(t, first.Close(ctx))
+}
+
+// A higher ack wait counts for a handler that is at work: whoever raises it does so because
+// that one needs longer.
+func TestAHigherAckWaitCountsForWhatIsAtWork(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	for wait := uint32(500); ; wait *= 2 { // until the machine is fast enough for it
+		queue := fmt.Sprintf("orders%d", wait)
+		create(ctx, t, conn, client.Destination{Name: queue, Kind: wire.Queue, Settings: client.Settings{Partitions: 1, Sync: wire.SyncOS}})
+		_, err := conn.Send(ctx, queue, &client.Record{Key: []byte("k"), Value: []byte("v")})
+		require.NoError(t, err)
+		attached := make(chan struct{}, 10)
+		begin := func(group string) (*client.Consumer, *client.Delivery) {
+			_, err := conn.CreateGroup(ctx, queue, group, client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial, AckWaitMs: wait}})
+			require.NoError(t, err)
+			c, err := conn.Consumer(ctx, queue, client.Group(group), client.OnEvent(func(e client.Event) {
+				if _, ok := e.(client.Attached); ok && group == "g" {
+					attached <- struct{}{}
+				}
+			}))
+			require.NoError(t, err)
+			d, err := c.Next(ctx)
+			require.NoError(t, err)
+			return c, d
+		}
+		c, held := begin("g")
+		<-attached
+		_, err = conn.AlterGroup(ctx, queue, "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Serial, AckWaitMs: 3_600_000}})
+		require.NoError(t, err)
+		<-attached
+		late := held.Context().Err() != nil
+		other, lost := begin("other") // begun later, under the ack wait that the first one had
+		<-lost.Context().Done()
+		require.NoError(t, lost.Release())
+		if !late {
+			require.NoError(t, held.Context().Err())
+			require.NoError(t, held.AckSync(ctx))
+		}
+		require.NoError(t, c.Close(ctx))
+		require.NoError(t, other.Close(ctx))
+		if !late {
+			return
+		}
+	}
 }
