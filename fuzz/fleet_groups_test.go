@@ -64,6 +64,8 @@ func TestF17_GroupsOfAFleet(t *testing.T) {
 	require.NotZero(t, counts.Heard)
 	require.NotZero(t, counts.SessionGone)
 	require.NotZero(t, counts.HandedOver)
+	require.NotZero(t, counts.Altered)
+	require.NotZero(t, counts.Reshaped)
 	require.NotZero(t, fleet[sim.FleetErased])
 	require.NotZero(t, fleet[sim.FleetPassed])
 }
@@ -103,13 +105,20 @@ func TestF17_Catches_TheNextRecordForAnotherSessionTooEarly(t *testing.T) {
 	caughtByGroups(t, group.RuleSameHolder, 1)
 }
 func TestF17_Catches_ClaimsThatGetAnotherEpoch(t *testing.T) {
-	caughtByGroups(t, group.RuleKeepEpoch, 1)
+	caughtByGroups(t, group.RuleKeepEpoch, 15)
 }
 func TestF17_Catches_RoomThatIsNeverFreed(t *testing.T) {
 	caughtByGroups(t, group.RuleCredit, 1)
 }
 func TestF17_Catches_DoneRecordsThatANewLeaderGivesAgain(t *testing.T) {
 	caughtByGroups(t, group.RuleDone, 1)
+}
+
+func TestF17_Catches_SettingsOfWhichConsumersDoNotHear(t *testing.T) {
+	caughtByGroups(t, group.RuleAnnounce, 1)
+}
+func TestF17_Catches_AModeThatChangesUnderLeases(t *testing.T) {
+	caughtByGroups(t, group.RuleShape, 1)
 }
 
 // A replica that goes on with its own state after it was told that entries are erased does

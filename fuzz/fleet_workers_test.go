@@ -46,6 +46,8 @@ func TestRuleQ1_WorkersOfAFleet(t *testing.T) {
 	require.NotZero(t, counts.HandedOver)
 	require.NotZero(t, counts.Bound)
 	require.NotZero(t, counts.Rebound)
+	require.NotZero(t, counts.Altered)
+	require.NotZero(t, counts.Reshaped)
 }
 
 // plannedMoves are moves of leaderships, and no faults.

@@ -62,6 +62,13 @@ func (c *council) coordinate(s *seat) {
 	}
 }
 
+// alter asks a node to give the group other settings. The request may be lost.
+func (c *council) alter(settings wire.GroupSettings) {
+	if s := c.seats[c.fleet.random.IntN(len(c.seats))]; s.works() {
+		s.submit(cluster.Command{SetGroup: &cluster.SetGroup{Destination: cellsName, Group: "workers", Settings: settings}}, nil)
+	}
+}
+
 // prepare lets everything work until the nodes are there and what they are to begin with,
 // before anything fails.
 func (c *council) prepare() {

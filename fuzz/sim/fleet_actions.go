@@ -60,6 +60,7 @@ func init() {
 		{"open a name", 6, naming, (*fleet).open},
 		{"hold a name", 300, naming, (*fleet).hold},
 		{"consume", 400, consuming, (*fleet).consume},
+		{"alter", 3, consuming, (*fleet).alter},
 		{"erase", 15, giving, (*fleet).erase},
 		{"leave behind", 1, giving, (*fleet).leaveBehind},
 	}
@@ -126,6 +127,13 @@ func (f *fleet) consume() {
 		return
 	}
 	g.consumers[f.random.IntN(len(g.consumers))].act()
+}
+
+// alter changes the settings of the group.
+func (f *fleet) alter() {
+	if !f.options.Quiet {
+		f.groups.alter()
+	}
 }
 
 func (f *fleet) produce() {

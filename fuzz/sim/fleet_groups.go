@@ -19,6 +19,7 @@ import (
 type groups struct {
 	fleet     *fleet
 	settings  wire.GroupSettings
+	version   uint64 // of the settings
 	consumers []*consumer
 	workers   []*worker // whose consumers they are, where a coordinator binds them
 	told      map[bindingKey][]uint32
@@ -58,6 +59,8 @@ type GroupCounts struct {
 	Bound       int // workers that a coordinator has taken
 	Rebound     int // bindings that a worker took over
 	Outdated    int // consumers that were told that there is a newer binding
+	Altered     int // settings that replaced others
+	Reshaped    int // consumers that heard of another mode or scope than before
 }
 
 // Add adds another run's counts.
@@ -73,6 +76,8 @@ func (c *GroupCounts) Add(o *GroupCounts) {
 	c.Bound += o.Bound
 	c.Rebound += o.Rebound
 	c.Outdated += o.Outdated
+	c.Altered += o.Altered
+	c.Reshaped += o.Reshaped
 }
 
 // grantKey names what only one session may have: an epoch of a scope.
@@ -91,6 +96,7 @@ type consumer struct {
 	attempt     uint64
 	term        wire.Term
 	link        *fleetLink
+	terms       terms // as it has heard last
 	attached    bool
 	held        map[wire.Offset]*holding
 	number      uint64
@@ -104,10 +110,17 @@ type consumer struct {
 	left    bool
 }
 
+// terms are what the scopes of a group depend on.
+type terms struct {
+	mode  wire.GroupMode
+	scope wire.GroupScope
+}
+
 // holding is a record that a consumer has, and what it has said of it.
 type holding struct {
 	epoch wire.Index
 	kind  wire.OutcomeKind
+	terms terms // that it was given under
 }
 
 // fleetLink is a link of a consumer to a member. What the member says waits until the
@@ -118,11 +131,12 @@ type fleetLink struct {
 	life       int
 	generation uint32 // of the binding that it was begun with
 	served     bool   // by that member, whatever the consumer has read of it
+	terms      terms  // as that member said when it served it
 	frames     []func()
 }
 
 func newGroups(f *fleet) *groups {
-	g := &groups{fleet: f}
+	g := &groups{fleet: f, version: 7}
 	for _, c := range f.cells {
 		if !c.metadata {
 			c.ledger = newLedger(g, c)
@@ -157,7 +171,49 @@ func newGroups(f *fleet) *groups {
 
 // intents are the groups that there are from the beginning.
 func (g *groups) intents() []partition.Intent {
-	return []partition.Intent{{ID: 7, Version: 7, Name: "workers", Settings: g.settings}}
+	return []partition.Intent{{ID: 7, Version: g.version, Name: "workers", Settings: g.settings}}
+}
+
+// alter gives the group other settings. Each node hears of it in its own time; one that
+// knows already tells another.
+func (g *groups) alter() {
+	f := g.fleet
+	if f.random.IntN(2) == 0 {
+		s := g.settings
+		switch n := f.random.IntN(4); {
+		case n < 2 && f.erasing() != 2: // else an old record stays, see keeps
+			s.Mode = wire.GroupMode(1 + f.random.IntN(3))
+			s.Scope, s.Holder, s.Order = 0, 0, 0
+			if s.Mode == wire.ModeSerial && f.random.IntN(3) == 0 && f.council == nil {
+				s.Scope, s.Holder = wire.ScopeDestination, wire.HolderAny
+			}
+			s = s.WithDefaults()
+		case n == 2:
+			s.SessionMs = uint32(1000 * (1 + f.random.IntN(4)))
+		default:
+			s.AckWaitMs, s.Window = uint32(300*(1+f.random.IntN(100))), uint32(1+f.random.IntN(3))
+		}
+		g.settings = s
+		g.version++
+		g.counts.Altered++
+		f.trace.add("the group is altered: %+v", s)
+		if f.council != nil {
+			f.council.alter(s)
+		}
+	}
+	for _, m := range f.replicas() {
+		if f.council == nil && m.up && !m.paused && f.random.IntN(3) > 0 {
+			m.hear()
+		}
+	}
+}
+
+// hear brings what the group is to be now.
+func (m *member) hear() {
+	if g := m.fleet.groups; m.heard != g.version {
+		m.heard = g.version
+		m.part.Groups().Intend(13+wire.Index(g.version), g.intents())
+	}
 }
 
 // committed takes in the keys of records.
@@ -179,11 +235,11 @@ func (g *ledger) committed(base wire.Offset, body []byte) {
 }
 
 // scope is what only one session handles of at a time.
-func (g *ledger) scope(o wire.Offset) uint64 {
+func (g *ledger) scope(o wire.Offset, t terms) uint64 {
 	switch {
-	case g.groups.settings.Mode == wire.ModeShared:
+	case t.mode == wire.ModeShared:
 		return simKeys + 1 + uint64(o)
-	case g.groups.settings.Mode == wire.ModeSerial && g.groups.settings.Scope == wire.ScopeKey:
+	case t.mode == wire.ModeSerial && t.scope == wire.ScopeKey:
 		return g.keys[o]
 	}
 	return 0
@@ -346,11 +402,11 @@ func (c *consumer) handle() {
 	passed := map[uint64]bool{} // scopes of which an earlier record waits
 	for _, o := range slices.Sorted(maps.Keys(c.held)) {
 		h := c.held[o]
-		if h == nil || h.kind != wire.OutcomeHeld || passed[g.scope(o)] {
+		if h == nil || h.kind != wire.OutcomeHeld || passed[g.scope(o, h.terms)] {
 			continue
 		}
 		if f.random.IntN(3) == 0 && !f.settling || f.keeps(o) && !f.settling {
-			passed[g.scope(o)] = true
+			passed[g.scope(o, h.terms)] = true
 			continue
 		}
 		said[h] = true
@@ -362,7 +418,9 @@ func (c *consumer) handle() {
 			}
 			f.groups.counts.Nacked++
 			// What is behind it in its scope is given back with it.
-			maps.DeleteFunc(c.held, func(other wire.Offset, _ *holding) bool { return other > o && g.scope(other) == g.scope(o) })
+			maps.DeleteFunc(c.held, func(other wire.Offset, _ *holding) bool {
+				return other > o && g.scope(other, h.terms) == g.scope(o, h.terms)
+			})
 			continue
 		}
 		g.acked[o] = true
@@ -403,9 +461,9 @@ func (c *consumer) settle(a wire.OutcomeAnswer, applied wire.Index) (gone bool) 
 		if g.since[o] == 0 {
 			g.since[o] = applied
 		}
-		if c.groups.settings.Mode != wire.ModeShared {
+		if h.terms.mode != wire.ModeShared {
 			for before := g.checked; before < o; before++ {
-				if !g.acked[before] && g.scope(before) == g.scope(o) {
+				if !g.acked[before] && g.scope(before, h.terms) == g.scope(o, h.terms) {
 					f.fail("%s: its acknowledgement of record %d is accepted, and nobody has acknowledged record %d", c, o, before)
 				}
 			}
@@ -426,7 +484,9 @@ func (l *fleetLink) read(what func()) {
 // Attached implements group.Consumer.
 func (l *fleetLink) Attached(r *wire.AttachResponse, err error) {
 	applied := l.m.group.Applied()
-	l.served = err == nil
+	if l.served = err == nil; l.served {
+		l.terms = terms{r.Mode, r.Scope}
+	}
 	l.c.listed = l.c.listed || l.served && l.c.link == l
 	l.read(func() {
 		c := l.c
@@ -444,6 +504,10 @@ func (l *fleetLink) Attached(r *wire.AttachResponse, err error) {
 			return
 		}
 		c.attached = true
+		if c.terms != (terms{}) && c.terms != l.terms {
+			c.groups.counts.Reshaped++
+		}
+		c.terms = l.terms
 		for _, a := range r.Refused {
 			if c.settle(a, applied) {
 				c.unlink()
@@ -464,7 +528,7 @@ func (l *fleetLink) Deliver(d *group.Delivery) {
 	}
 	for _, x := range grants {
 		for o := x.Offset; o < x.Offset+wire.Offset(x.Count); o++ {
-			key := grantKey{scope: g.scope(o), epoch: x.Epoch}
+			key := grantKey{scope: g.scope(o, l.terms), epoch: x.Epoch}
 			if who, before := g.given[key]; before && who != session {
 				f.fail("%s: record %d is given to %x with epoch %d, which %x has", l.m, o, session[:2], x.Epoch, who[:2])
 			}
@@ -481,7 +545,7 @@ func (l *fleetLink) Deliver(d *group.Delivery) {
 	l.read(func() {
 		for _, x := range grants {
 			for o := x.Offset; o < x.Offset+wire.Offset(x.Count); o++ {
-				l.c.held[o] = &holding{epoch: x.Epoch}
+				l.c.held[o] = &holding{epoch: x.Epoch, terms: l.terms}
 			}
 			f.groups.counts.Granted++
 		}

@@ -41,6 +41,7 @@ type member struct {
 	applied      wire.Index // and is in the log
 
 	intended *cluster.Destination // as whose groups the partition has heard of
+	heard    uint64               // or the version of the group, where there is no metadata
 
 	moving int  // ticks until a planned move has come to nothing, 0: there is none
 	give   bool // the leases are committed: the leadership may go
@@ -76,11 +77,11 @@ func (m *member) open() error {
 		config.Fenced = m.replicas[0].metadata.Fenced
 	}
 	m.part = partition.New(config)
-	m.intended = nil
+	m.intended, m.heard = nil, 0
 	if m.cell.ledger != nil {
 		m.part.Groups().Without(f.options.Without...)
 		if f.council == nil {
-			m.part.Groups().Intend(20, f.groups.intents())
+			m.hear()
 		}
 	}
 	m.inbox = replication.NewInbox(m.part.Buffers())
