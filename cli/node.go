@@ -24,12 +24,9 @@ func (a *app) nodeCommand() *cobra.Command {
 	a.clientFlags(c)
 	c.AddCommand(
 		a.nodeLsCommand(),
-		a.nodeAdminCommand(client.NodeDrain, "drain", "Give a node's leaderships away, as before its restart", "drained",
-			func(n *nodeJSON) bool { return n == nil || n.Leaders == n.alone }),
-		a.nodeAdminCommand(client.NodeUndrain, "undrain", "Let a node take part in everything again", "back",
-			func(n *nodeJSON) bool { return n == nil || n.State == "up" }),
-		a.nodeAdminCommand(client.NodeDecommission, "decommission", "Give a node's replicas to others and remove it from the cluster", "removed",
-			func(n *nodeJSON) bool { return n == nil }),
+		a.nodeAdminCommand(client.NodeDrain, "drain", "Give a node's leaderships away, as before its restart", "drained"),
+		a.nodeAdminCommand(client.NodeUndrain, "undrain", "Let a node take part in everything again", "back"),
+		a.nodeAdminCommand(client.NodeDecommission, "decommission", "Give a node's replicas to others and remove it from the cluster", "removed"),
 	)
 	return c
 }
@@ -86,9 +83,8 @@ func (a *app) printNodes(nodes []nodeJSON) error {
 		"node", "leaders", "replicas", "uptime", "stored", "free")
 }
 
-// nodeAdminCommand makes the command for one action; done says of the node, nil once
-// it is gone, whether the action is complete.
-func (a *app) nodeAdminCommand(action client.NodeAction, verb, short, outcome string, done func(*nodeJSON) bool) *cobra.Command {
+// nodeAdminCommand makes the command for one action.
+func (a *app) nodeAdminCommand(action client.NodeAction, verb, short, outcome string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   verb + " NODE",
 		Short: short,
@@ -111,14 +107,12 @@ func (a *app) nodeAdminCommand(action client.NodeAction, verb, short, outcome st
 				fmt.Fprintf(a.stderr, "node %d is to be %s; see how far it is with: lockstep cluster status\n", id, outcome)
 				return nil
 			}
-			alone := 0
-			err := awaitCluster(ctx, conn, func(s *clusterJSON, _ []client.Destination) bool {
-				i := slices.IndexFunc(s.Nodes, func(n nodeJSON) bool { return n.Node == id })
-				if i < 0 {
-					return done(nil)
+			alone, look := 0, nodeOutlook(id, action)
+			err := a.awaitChange(ctx, conn, "lockstep cluster status", func(s *clusterJSON, _ []client.Destination) outlook {
+				if i := slices.IndexFunc(s.Nodes, func(n nodeJSON) bool { return n.Node == id }); i >= 0 {
+					alone = s.Nodes[i].alone
 				}
-				alone = s.Nodes[i].alone
-				return done(&s.Nodes[i])
+				return look(s)
 			})
 			if err != nil {
 				return &failure{doing: doing, err: err}
@@ -150,24 +144,4 @@ func (a *app) withCluster(c *cobra.Command, fn func(ctx context.Context, conn *c
 	}
 	defer conn.Close()
 	return interruptedOr(c.Context(), fn(c.Context(), conn))
-}
-
-// awaitCluster asks until the cluster is as done wants it.
-func awaitCluster(ctx context.Context, conn *client.Conn, done func(*clusterJSON, []client.Destination) bool) error {
-	tick := time.NewTicker(clusterPoll)
-	defer tick.Stop()
-	for {
-		s, destinations, err := askCluster(ctx, conn, nil)
-		if err != nil {
-			return err
-		}
-		if done(s, destinations) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
 }

@@ -239,14 +239,8 @@ func (a *app) partitionMoveCommand() *cobra.Command {
 				fmt.Fprintf(a.stderr, "%s is to move from node %d to node %d; see how far it is with: lockstep partition ls %s\n", args[0], *from, *to, shellWord(destination))
 				return nil
 			}
-			err := awaitCluster(ctx, conn, func(_ *clusterJSON, all []client.Destination) bool {
-				p := findPartition(all, destination, number)
-				if p == nil {
-					return true
-				}
-				gone := !slices.ContainsFunc(p.Replicas, func(r client.Replica) bool { return r.Node == *from })
-				return gone && slices.ContainsFunc(p.Replicas, func(r client.Replica) bool { return r.Node == *to && r.State == wire.ReplicaActive })
-			})
+			look := moveOutlook(destination, number, *from, *to)
+			err := a.awaitChange(ctx, conn, "lockstep partition ls "+shellWord(destination), func(_ *clusterJSON, all []client.Destination) outlook { return look(all) })
 			if err != nil {
 				return &failure{doing: doing, err: err}
 			}
@@ -285,13 +279,17 @@ func (a *app) partitionTransferCommand() *cobra.Command {
 				return &failure{doing: doing, err: err}
 			}
 			leader := uint32(0)
-			err = awaitCluster(ctx, conn, func(_ *clusterJSON, all []client.Destination) bool {
+			err = a.awaitChange(ctx, conn, "lockstep partition ls "+shellWord(destination), func(_ *clusterJSON, all []client.Destination) outlook {
 				p := findPartition(all, destination, number)
 				if p == nil {
-					return true
+					return outlook{err: errRemovedMeanwhile(destination)}
 				}
 				leader = p.Leader
-				return leader != 0 && (*to != 0 && leader == *to || *to == 0 && leader != old)
+				left := fmt.Sprintf("node %d leads %s", leader, args[0])
+				if leader == 0 {
+					left = "nobody leads " + args[0]
+				}
+				return outlook{done: leader != 0 && (*to != 0 && leader == *to || *to == 0 && leader != old), left: left}
 			})
 			if err != nil {
 				return &failure{doing: doing, err: err}

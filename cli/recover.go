@@ -52,9 +52,12 @@ back, their replicas are removed. Start those nodes instead if that is possible 
 			case !*accept:
 				return fmt.Errorf("%s: nothing was changed; start the other nodes if you can, else accept the loss with: lockstep partition recover %s --accept-loss", args[0], shellWord(args[0]))
 			}
-			err = awaitCluster(ctx, conn, func(_ *clusterJSON, all []client.Destination) bool {
+			err = a.awaitChange(ctx, conn, "lockstep partition ls "+shellWord(destination), func(_ *clusterJSON, all []client.Destination) outlook {
 				p := findPartition(all, destination, number)
-				return p == nil || p.Leader == found.Node
+				if p == nil {
+					return outlook{err: errRemovedMeanwhile(destination)}
+				}
+				return outlook{done: p.Leader == found.Node, left: fmt.Sprintf("node %d does not lead %s yet", found.Node, args[0])}
 			})
 			if err != nil {
 				return &failure{doing: doing, err: err}

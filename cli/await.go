@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// awaitPatience is how long a command that waits for a change says nothing. Then it says
+// what is left, and again after as long if that is something else.
+const awaitPatience = 5 * time.Second
+
+// outlook is what one look at the cluster says of a change that was decided.
+type outlook struct {
+	done bool
+	left string // what it still takes, if it is not done
+	// err says why it will never be done: somebody has decided otherwise since.
+	err error
+}
+
+// awaitChange asks until a change is done, or will not be any more. Views older than one
+// that it has seen, as another broker may have them after a reconnect, are passed over.
+// Who interrupts it learns that the change goes on, and which command shows how far it is.
+func (a *app) awaitChange(ctx context.Context, conn *client.Conn, shown string, look func(*clusterJSON, []client.Destination) outlook) error {
+	err := a.awaitOutlook(ctx, conn, look)
+	if err != nil && ctx.Err() != nil {
+		fmt.Fprintf(a.stderr, "lockstep: it goes on without this command; see how far it is with: %s\n", shown)
+	}
+	return err
+}
+
+func (a *app) awaitOutlook(ctx context.Context, conn *client.Conn, look func(*clusterJSON, []client.Destination) outlook) error {
+	tick := time.NewTicker(clusterPoll)
+	defer tick.Stop()
+	newest, said, quiet := uint64(0), "", time.Now()
+	for {
+		s, destinations, err := askCluster(ctx, conn, nil)
+		if err != nil {
+			return err
+		}
+		if s.Version >= newest {
+			newest = s.Version
+			o := look(s, destinations)
+			if o.err != nil || o.done {
+				return o.err
+			}
+			if o.left != "" && o.left != said && time.Since(quiet) >= awaitPatience {
+				said, quiet = o.left, time.Now()
+				fmt.Fprintf(a.stderr, "lockstep: waiting: %s\n", o.left)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// nodeOutlook judges looks at the cluster for what an operator wants of a node.
+func nodeOutlook(id uint32, action client.NodeAction) func(*clusterJSON) outlook {
+	wanted := map[client.NodeAction]string{
+		client.NodeUndrain: wire.NodeUp.String(), client.NodeDrain: wire.NodeDraining.String(), client.NodeDecommission: wire.NodeLeaving.String(),
+	}[action]
+	begun := false // a look showed it, and a later one may show that it was called off
+	return func(s *clusterJSON) outlook {
+		i := slices.IndexFunc(s.Nodes, func(n nodeJSON) bool { return n.Node == id })
+		if i < 0 {
+			if action == client.NodeDecommission {
+				return outlook{done: true}
+			}
+			return outlook{err: fmt.Errorf("node %d was removed from the cluster meanwhile", id)}
+		}
+		n := &s.Nodes[i]
+		leads := plural(int64(n.Leaders-n.alone), "partition")
+		switch {
+		case n.State == wanted:
+			begun = true
+		case begun:
+			return outlook{err: fmt.Errorf("it was called off: node %d is %s now, by another command", id, n.State)}
+		}
+		switch action {
+		case client.NodeDrain:
+			return outlook{done: n.Leaders == n.alone, left: fmt.Sprintf("node %d still leads %s", id, leads)}
+		case client.NodeDecommission:
+			left := fmt.Sprintf("node %d still has %s", id, plural(int64(n.Replicas), "replica"))
+			if n.Replicas == 0 {
+				left = fmt.Sprintf("node %d has no replicas any more and is to be removed", id)
+			}
+			return outlook{left: left}
+		}
+		return outlook{done: n.State == wanted}
+	}
+}
+
+// moveOutlook judges looks at a partition whose replica goes from one node to another.
+func moveOutlook(destination string, number, from, to uint32) func([]client.Destination) outlook {
+	begun := false
+	return func(all []client.Destination) outlook {
+		p := findPartition(all, destination, number)
+		if p == nil {
+			return outlook{err: errRemovedMeanwhile(destination)}
+		}
+		leaves, comes := replicaOn(p, from), replicaOn(p, to)
+		switch {
+		case comes != nil:
+			begun = true
+		case begun:
+			return outlook{err: fmt.Errorf("it was called off: node %d is to hold no replica of %s/%d any more; lockstep partition ls %s shows which do", to, destination, number, shellWord(destination))}
+		}
+		if leaves == nil {
+			return outlook{done: comes != nil && comes.State == wire.ReplicaActive}
+		}
+		left := fmt.Sprintf("node %d still holds its replica", from)
+		if comes != nil && comes.State != wire.ReplicaActive {
+			left = fmt.Sprintf("the replica on node %d is %s", to, comes.State)
+		}
+		return outlook{left: left}
+	}
+}
+
+// replicaOn is the replica that a node holds, nil if it holds none. Beside one that it has
+// lost it may hold another, which counts if it is active.
+func replicaOn(p *client.PartitionInfo, node uint32) (found *client.Replica) {
+	for i := range p.Replicas {
+		if r := &p.Replicas[i]; r.Node == node && (found == nil || r.State == wire.ReplicaActive) {
+			found = r
+		}
+	}
+	return found
+}
+
+func errRemovedMeanwhile(destination string) error {
+	return fmt.Errorf("%s was removed meanwhile", destination)
+}
