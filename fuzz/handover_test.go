@@ -288,8 +288,7 @@ func (h *handovers) kill(i int, name string) bool {
 func (h *handovers) pause(i int) bool {
 	victim := h.takers[i]
 	since := machineTime()
-	victim.says(since, promise.Stopped)
-	require.NoError(h.t, victim.command.Process.Signal(unix.SIGSTOP))
+	victim.pause(h.t)
 	numbers := victim.holds()
 	moved := h.passed(victim, numbers, since)
 	time.Sleep(time.Duration(h.random.Int64N(int64(handoverSession) / 2))) // how long it stands still is what is tried

@@ -89,7 +89,11 @@ func takeRecords(session, addresses, destination, name string) int {
 			time.Sleep(takerBeat) // a pause of this process shows only in how late it wakes
 			now := machineTime()
 			if now-last > int64(takerStall) {
-				sayAt(last, verifier.Seen{Event: promise.Event{Kind: promise.Stopped, Session: session}})
+				// What it has begun with after that look, and before it stood still, is what it
+				// stood still with too.
+				for _, at := range []int64{last, last + int64(takerStall)} {
+					sayAt(at, verifier.Seen{Event: promise.Event{Kind: promise.Stopped, Session: session}})
+				}
 			}
 			last = now
 		}
@@ -235,6 +239,19 @@ func (k *taker) says(at int64, kind promise.Kind) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.events = append(k.events, timed{at, verifier.Seen{Event: promise.Event{Kind: kind, Session: k.session}}})
+}
+
+// pause stops the process. That it stands still lies behind the last thing that it did, or
+// what it began with on the way would look as if nothing had kept it from going on.
+func (k *taker) pause(t *testing.T) {
+	t.Helper()
+	require.NoError(t, k.command.Process.Signal(unix.SIGSTOP))
+	err := error(unix.EINTR)
+	for err == unix.EINTR {
+		err = unix.Waitid(unix.P_PID, k.command.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
+	}
+	require.NoError(t, err)
+	k.says(machineTime(), promise.Stopped)
 }
 
 // holds is what it works on, or has settled without an answer.
