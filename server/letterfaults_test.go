@@ -104,11 +104,11 @@ func TestLettersWaitForADestinationThatIsFull(t *testing.T) {
 	produceKeyed(t, s.Addr(), "a", "a", "b")
 	r.k = attachTo(t, s.Addr(), 1)
 	r.k.keepAlive()
-	for _, g := range r.k.next(2) { // of a and of b
-		r.k.say(outcome(g, wire.OutcomeReject))
-	}
-	r.goesOn()
+	both := r.k.next(2) // of a and of b
+	r.k.say(outcome(both[0], wire.OutcomeReject))
 	require.Equal(t, []string{firstLetter}, readLetters(t, s, 1))
+	r.k.say(outcome(both[1], wire.OutcomeReject))
+	r.goesOn()
 	two := uint64(2)
 	body, err := json.Marshal(wire.ExplainRequest{Offset: &two})
 	require.NoError(t, err)
