@@ -88,7 +88,7 @@ func (l *Leader) giveWaiting(misses *int) bool {
 // giveRedo gives out one record that is a scope of its own.
 func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 	o := l.redo.pop()
-	if l.g.Done.Has(o) || l.lettered[o] || o >= l.scan || l.isParked(Scope(o)) || l.grace.above && o < l.grace.bound {
+	if l.g.Done.Has(o) || l.lettered[o] || o >= l.scan || l.grace.above && o < l.grace.bound || l.shelve(o) {
 		return false, false
 	}
 	p, ok := l.feed.At(o)
@@ -288,10 +288,7 @@ func (l *Leader) skips(o wire.Offset, known Returned) bool {
 			return true
 		}
 	}
-	if l.kind == shared {
-		return l.isParked(Scope(o))
-	}
-	return false
+	return l.kind == shared && l.shelve(o)
 }
 
 // scanShared gives the records [scan, stop) of a batch to those with most room, as many
@@ -421,7 +418,7 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 					continue
 				}
 			}
-		} else if !plain && l.isParked(Scope(o)) {
+		} else if !plain && l.shelve(o) {
 			continue
 		} else if known.DelayMs > 0 {
 			if due := l.start + time.Duration(known.DelayMs)*time.Millisecond; due > l.now {

@@ -55,7 +55,8 @@ type Leader struct {
 	// scan is the lowest record that was not looked at; ahead are leases from there on.
 	scan    wire.Offset
 	ahead   leases
-	redo    fifo[wire.Offset] // records below scan without a scope that may go out again
+	redo    fifo[wire.Offset]    // records below scan without a scope that may go out again
+	shelved map[wire.Offset]bool // records that are their own scope, and were passed over because they are parked
 	scopes  map[Scope]*scope
 	parking map[Scope]int      // how many entries that park a scope are on their way
 	table   []lease            // taken over, whose scopes are not known yet
@@ -190,7 +191,7 @@ type beat struct {
 func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Leader {
 	l := &Leader{
 		g: g, feed: feed, kind: kindOf(&g.Settings), start: now, now: now, applied: applied, scan: g.Done.Floor(), expired: g.Expired,
-		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int), asking: make(map[Session]*attachment), names: make(map[string]*member),
+		members: make(map[Session]*member), links: make(map[Consumer]*attachment), scopes: make(map[Scope]*scope), parking: make(map[Scope]int), shelved: make(map[wire.Offset]bool), asking: make(map[Session]*attachment), names: make(map[string]*member),
 		step: horizonStep, lettered: make(map[wire.Offset]bool), letterLimit: MaxLetters, parkLimit: MaxParked, next: new(proposal),
 	}
 	sessions := make([]Session, 0, len(g.Sessions))

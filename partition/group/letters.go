@@ -68,6 +68,9 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 func (l *Leader) appliedLetter(s *sent) {
 	l.lettered[s.letter.Offset] = true
 	l.gone(&s.back)
+	if !l.ahead.empty() {
+		l.ahead.remove(s.letter.Offset, s.letter.Offset+1)
+	}
 	if sc := l.leave(s.letter.Offset); sc != nil {
 		l.ready(sc)
 	}

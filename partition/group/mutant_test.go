@@ -58,6 +58,35 @@ func TestLeaderCatchesEveryRuleThatIsTakenAway(t *testing.T) {
 	}
 }
 
+// F20: what a checkpoint of a group loses shows, as a broken promise or as two replicas that
+// differ, once a replica that has begun with it leads.
+func TestF20_Catches_CheckpointsThatForgetSomethingOfAGroup(t *testing.T) {
+	limited := Settings{Mode: wire.ModeShared}
+	for name, forgets := range map[string]func(*Group){
+		"who may hold leases":       func(g *Group) { clear(g.Sessions) },
+		"what is parked":            func(g *Group) { clear(g.Parked) },
+		"dead letters on their way": func(g *Group) { g.Letters.Open = make(map[uint64]Letter) },
+		"doubt":                     func(g *Group) { g.Doubt = 0 },
+		"the horizon":               func(g *Group) { g.Horizon = 0 },
+		"the fence of a seek":       func(g *Group) { g.Fence, g.SeekIndex = 0, 0 },
+		"what was returned":         func(g *Group) { g.returned = runs{} },
+		"fences of what is done":    func(g *Group) { g.settled = runs{} },
+		"what is done behind a gap": func(g *Group) { floor := g.Done.Floor(); g.Done = Done{}; g.Done.Raise(floor) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for seed := range uint64(3000) {
+				h := newHarness(seed, limited)
+				h.forgets = forgets
+				if err := h.run(3000); err != nil {
+					t.Logf("seed %d: %s", seed, err)
+					return
+				}
+			}
+			require.Fail(t, "nothing was seen in 3,000 histories")
+		})
+	}
+}
+
 // A link on which answers overtake what was taken back shows consumers an order that no
 // leader has made: the harness sees it.
 func TestRule24_Catches_AnswersThatOvertakeWhatIsLost(t *testing.T) {

@@ -1,6 +1,7 @@
 package group
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -173,6 +174,7 @@ func (l *Leader) restart() {
 	l.kind = kindOf(&l.g.Settings)
 	l.scan, l.ahead, l.hold, l.holder = l.g.Done.Floor(), leases{}, 0, nil
 	l.redo.clear()
+	clear(l.shelved)
 	l.ring.clear()
 	clear(l.scopes)
 	l.of.Clear()
@@ -265,6 +267,7 @@ func (l *Leader) Trimmed() {
 	if !l.ahead.empty() {
 		l.ahead.remove(0, floor)
 	}
+	maps.DeleteFunc(l.shelved, func(o wire.Offset, _ bool) bool { return o < floor })
 	l.appliedWritten() // nobody writes letters about records that have expired
 	l.flush()
 }

@@ -219,13 +219,9 @@ func (l *Leader) appliedPark(p park) {
 	}
 	switch l.kind {
 	case shared:
-		if o := wire.Offset(p.scope); !on && o < l.scan && !l.g.Done.Has(o) && !l.isLeased(o) {
-			l.redo.push(o)
-		}
+		l.unshelve(p)
 	case hashed:
-		if o := wire.Offset(p.scope); !on && o < l.scan && !l.g.Done.Has(o) && !l.isLeased(o) {
-			l.redo.push(o) // if it is one without a key
-		}
+		l.unshelve(p) // if it is a record without a key
 		s := l.scopes[p.scope]
 		if s == nil && on {
 			s = l.newScope(p.scope)
@@ -243,11 +239,24 @@ func (l *Leader) appliedPark(p park) {
 	}
 }
 
-func (l *Leader) isLeased(o wire.Offset) bool {
-	for _, m := range l.members {
-		if m.leases.find(o) != nil {
-			return true
-		}
+// shelve reports whether a record that is its own scope is parked, and notes that whoever has
+// met it has passed it over.
+func (l *Leader) shelve(o wire.Offset) bool {
+	parked := l.isParked(Scope(o))
+	if parked {
+		l.shelved[o] = true
 	}
-	return false
+	return parked
+}
+
+// unshelve has a record go out that was passed over, if p lets it go on. Any other that p may
+// mean is leased, rests, or waits already, or the scan will meet it: it would go to two sessions.
+func (l *Leader) unshelve(p park) {
+	o := wire.Offset(p.scope)
+	if p.head != unpark || !l.shelved[o] {
+		return
+	}
+	if delete(l.shelved, o); o < l.scan { // else the scan has gone back to the floor since
+		l.redo.push(o)
+	}
 }

@@ -1,0 +1,73 @@
+package group
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// A record that is its own scope waits in one place: it rests, waits for room, lies before the
+// scan, or is parked and was passed over. An order to let it go on brings it back from the last
+// of these alone: from two places it would go to two sessions.
+func TestRule30_ARecordThatIsLetGoOnIsGivenOnce(t *testing.T) {
+	const rest = 5 * time.Second
+	for name, settings := range map[string]Settings{"shared": sharedGroup, "by key, without one": keyGroup} {
+		for _, step := range []struct {
+			name  string
+			early func(r *rig) // while the record rests
+			late  func(r *rig) // when it has rested
+		}{
+			{"it is not parked", func(r *rig) {
+				r.leader.Unpark(0, nil)
+				r.leader.Unpark(0, nil)
+			}, func(r *rig) { r.leader.Unpark(0, nil) }},
+			{"it is parked and goes on while it rests", func(r *rig) {
+				r.leader.Park(0, "stop", false, nil)
+				r.leader.Unpark(0, nil)
+			}, func(*rig) {}},
+			{"it goes on twice when it has rested", func(r *rig) { r.leader.Park(0, "stop", false, nil) }, func(r *rig) {
+				r.leader.Unpark(0, nil)
+				r.leader.Unpark(0, nil)
+			}},
+		} {
+			t.Run(name+", "+step.name, func(t *testing.T) {
+				r := newRig(t, settings)
+				r.produce(0, 0)
+				a, b := r.attach('A', 1, 2), r.attach('B', 1, 2)
+				require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+				r.leader.Outcomes(a, []wire.Outcome{{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Kind: wire.OutcomeNack, DelayMs: uint32(rest.Milliseconds())}}, r.now)
+				r.settle()
+				step.early(r)
+				r.settle()
+				require.Len(t, slices.Concat(a.offsets(), b.offsets()), 2, "its rest is not over")
+				r.now += rest
+				r.leader.Heard(a, r.now)
+				r.leader.Heard(b, r.now)
+				r.settle()
+				step.late(r)
+				r.settle()
+				all := slices.Concat(a.offsets(), b.offsets())
+				slices.Sort(all)
+				require.Equal(t, []wire.Offset{0, 0, 1}, all)
+			})
+		}
+	}
+}
+
+// A parked record that has expired is nobody's to bring back.
+func TestRule30_WhatExpiresIsShelvedNoLonger(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(0, 0)
+	r.leader.Park(0, "stop", false, nil)
+	r.settle()
+	a := r.attach('A', 1, 2)
+	require.Equal(t, []wire.Offset{1}, a.offsets())
+	require.Len(t, r.leader.shelved, 1)
+	r.state.Trimmed(1)
+	r.leader.Trimmed()
+	require.Empty(t, r.leader.shelved)
+}
