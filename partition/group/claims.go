@@ -12,6 +12,47 @@ type firsts struct {
 	of      map[Scope]wire.Offset
 	scan    wire.Offset
 	partial bool // some scopes are missing
+	chain   chain
+}
+
+// chain says which unfinished record of its scope comes before each that is not the lowest,
+// where several of a scope are leased at once (window above 1): claims must leave none out.
+type chain struct {
+	last   map[Scope]wire.Offset
+	before map[wire.Offset]wire.Offset
+	cut    bool        // there were more than maxFirsts
+	end    wire.Offset // then it is not known from here on, and claims there are refused
+}
+
+func (c *chain) add(h Scope, o wire.Offset) {
+	switch {
+	case c.last == nil || c.cut:
+		return
+	case len(c.before) >= maxFirsts:
+		c.cut, c.end = true, o
+		return
+	}
+	if p, known := c.last[h]; known {
+		c.before[o] = p
+	}
+	c.last[h] = o
+}
+
+// follows reports whether a session that claims a record has all unfinished ones of its scope
+// that come before.
+func (l *Leader) follows(m *member, h Scope, o wire.Offset) bool {
+	c := &l.firsts.chain
+	if first, known := l.firsts.of[h]; known && first == o || !l.keeps(RuleGap) {
+		return true
+	}
+	if c.cut && o >= c.end {
+		return false
+	}
+	p, known := c.before[o]
+	for known && (l.g.Done.Has(p) || l.lettered[p]) {
+		p, known = c.before[p]
+	}
+	return !known || m.leases.find(p) != nil
 }
 
 // resolve finds out what is needed to judge the claims of an attach, and reports whether
@@ -48,6 +89,9 @@ func (l *Leader) lookUp(goal wire.Offset) bool {
 	f := &l.firsts
 	if f.of == nil {
 		f.of = make(map[Scope]wire.Offset)
+		if l.g.Settings.Window > 1 {
+			f.chain.last, f.chain.before = make(map[Scope]wire.Offset), make(map[wire.Offset]wire.Offset)
+		}
 	}
 	for budget := turnRecords; f.scan < goal; {
 		if f.scan = l.g.Done.Next(f.scan); f.scan >= goal {
@@ -75,6 +119,7 @@ func (l *Leader) lookUp(goal wire.Offset) bool {
 			if h == 0 || l.g.Done.Has(f.scan) || l.lettered[f.scan] {
 				continue
 			}
+			f.chain.add(h, f.scan)
 			if _, known := f.of[h]; known {
 				continue
 			}
@@ -247,7 +292,7 @@ func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index
 			return wire.CodeStaleEpoch
 		}
 	}
-	if s != nil && s.ending > 0 || l.kind == single && l.gap(a, m) < o { // the one before it was refused, or is not claimed
+	if s != nil && (s.ending > 0 || !l.follows(m, s.hash, o)) || l.kind == single && l.gap(a, m) < o { // the one before it was refused, or is not claimed
 		piece, _ := m.leases.within(o, o+1)
 		l.takeBack(m, piece, cause{reason: wire.ReasonReturned, counted: true, silent: true})
 		return wire.CodeStaleEpoch

@@ -34,7 +34,8 @@ const (
 	RuleFence
 	// RuleKeepEpoch: a lease that is claimed keeps its epoch.
 	RuleKeepEpoch
-	// RuleGap: where the partition is one scope, a claim counts only with all before it.
+	// RuleGap: where a session may have several records of a scope, a claim counts only with all
+	// before it.
 	RuleGap
 	// RuleUnclaimed: what was given here and is not claimed was lost, and is returned.
 	RuleUnclaimed

@@ -50,6 +50,71 @@ func TestRule15_Catches_AGapThatIsNotSeen(t *testing.T) {
 	require.Equal(t, []wire.Offset{0}, a.offsets())
 }
 
+// Rule 15: nor does a claim count behind a gap inside a scope. What is done in between, or
+// belongs to another key, is no gap.
+func TestRule15_AClaimBehindAGapInsideAKeyIsRefused(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeSerial, Window: 4})
+	claims := func(epoch wire.Index, offsets ...wire.Offset) (c []wire.Outcome) {
+		for _, o := range offsets {
+			c = append(c, wire.Outcome{Offset: o, Count: 1, Epoch: epoch})
+		}
+		return c
+	}
+	r.produce(1, 2, 1, 1, 1)
+	a := r.attach('A', 1, 10)
+	require.Len(t, a.offsets(), 5)
+	epoch := a.grants[0].Epoch
+	r.lead()
+	a = r.attach('A', 2, 10, claims(epoch, 0, 1, 3, 4)...)
+	require.NoError(t, a.refused)
+	require.Equal(t, []wire.OutcomeAnswer{{Offset: 3, Count: 2, Epoch: epoch, Code: wire.CodeStaleEpoch}}, a.response.Refused)
+	r.settle()
+	require.NotContains(t, a.offsets(), wire.Offset(0), "it has that")
+
+	r = newRig(t, Settings{Mode: wire.ModeSerial, Window: 4})
+	r.produce(1, 2, 1, 1, 1)
+	a = r.attach('A', 1, 10)
+	epoch = a.grants[0].Epoch
+	a.say(wire.OutcomeAck, 0)
+	a.say(wire.OutcomeAck, 2)
+	r.settle()
+	r.lead()
+	a = r.attach('A', 2, 10, claims(epoch, 1, 3, 4)...)
+	require.NoError(t, a.refused)
+	require.Empty(t, a.response.Refused, "0 and 2 are done")
+}
+
+// A leader that has looked at as many records as it may knows nothing of the order behind
+// them: what is claimed there is delivered again.
+func TestRule15_BeyondTheLimitOfAChainClaimsAreRefused(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeSerial, Window: 4})
+	r.produce(1, 1)
+	a := r.attach('A', 1, 10)
+	r.lead()
+	r.leader.firsts = firsts{of: make(map[Scope]wire.Offset), chain: chain{last: map[Scope]wire.Offset{}, before: make(map[wire.Offset]wire.Offset, maxFirsts)}}
+	for o := range wire.Offset(maxFirsts) {
+		r.leader.firsts.chain.before[1<<32+o] = 0
+	}
+	epoch := a.grants[0].Epoch
+	a = r.attach('A', 2, 10, wire.Outcome{Offset: 0, Count: 2, Epoch: epoch})
+	require.NoError(t, a.refused)
+	require.Equal(t, []wire.OutcomeAnswer{{Offset: 1, Count: 1, Epoch: epoch, Code: wire.CodeStaleEpoch}}, a.response.Refused, "the lowest one is known")
+}
+
+// Without the rule the session goes on with records 3 and 4, and gets record 2 behind them.
+func TestRule15_Catches_AGapInsideAKeyThatIsNotSeen(t *testing.T) {
+	if !invariants.Enabled {
+		t.Skip("rules can be taken away in builds with invariants only")
+	}
+	r := newRig(t, Settings{Mode: wire.ModeSerial, Window: 4})
+	r.produce(1, 1, 1)
+	a := r.attach('A', 1, 5)
+	epoch := a.grants[0].Epoch
+	r.lead(RuleGap)
+	a = r.attach('A', 2, 5, wire.Outcome{Offset: 0, Count: 1, Epoch: epoch}, wire.Outcome{Offset: 2, Count: 1, Epoch: epoch})
+	require.Empty(t, a.response.Refused)
+}
+
 // After a change of the leader a failed record rests anew, in each kind of group.
 func TestARestOutlastsTheLeader(t *testing.T) {
 	for _, s := range append(oneScope, keyGroup, sharedGroup) {
