@@ -148,9 +148,9 @@ func (l *Leader) Unpark(h Scope, done func(error)) {
 // Settle makes records done, which nobody has to handle any more. The group stops for it:
 // no handler is at work when the next record goes out. A scope that is parked goes on.
 func (l *Leader) Settle(spans []Span, goesOn *Scope, done func(error)) {
-	l.Order(Order{
-		Command: l.alsoUnpark(AppendOutcomes(nil, l.g.ID, spans, nil), goesOn), Drain: true, Reason: wire.ReasonPark, Done: done,
-	})
+	l.Order(Order{Drain: true, Reason: wire.ReasonPark, Done: done, Make: func() []byte {
+		return l.alsoUnpark(AppendOutcomes(nil, l.g.ID, spans, nil), goesOn)
+	}})
 }
 
 // GiveUp is Settle of dead letters: those that are on their way back need not get there.
@@ -166,7 +166,8 @@ func (l *Leader) GiveUp(spans []Span, done func(error)) {
 	}})
 }
 
-// alsoUnpark appends that a scope goes on, if it is given and parked.
+// alsoUnpark appends that a scope goes on, if it is given and parked. It is asked when the group
+// has stopped: until then whoever holds the head may fail and have it parked.
 func (l *Leader) alsoUnpark(dst []byte, h *Scope) []byte {
 	if h != nil && l.isParked(*h) {
 		dst = AppendUnpark(dst, l.g.ID, *h)
@@ -196,7 +197,9 @@ func (l *Leader) Repair(h Scope, o wire.Offset, batch []byte, done func(error)) 
 	case all > MaxSubstitutesBytes:
 		done(wire.Errorf(wire.CodeTooMany, "repaired records that are not done take %d bytes, and %d are kept; let the group finish some first", all, MaxSubstitutesBytes))
 	default:
-		l.Order(Order{Command: l.alsoUnpark(AppendSubstitute(nil, l.g.ID, o, batch), &h), Drain: true, Reason: wire.ReasonPark, Done: done})
+		l.Order(Order{Drain: true, Reason: wire.ReasonPark, Done: done, Make: func() []byte {
+			return l.alsoUnpark(AppendSubstitute(nil, l.g.ID, o, batch), &h)
+		}})
 	}
 }
 

@@ -1,6 +1,7 @@
 package group
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -55,6 +56,34 @@ func TestRule30_ARecordThatIsLetGoOnIsGivenOnce(t *testing.T) {
 				require.Equal(t, []wire.Offset{0, 0, 1}, all)
 			})
 		}
+	}
+}
+
+// Who skips or repairs the head of a key wants it to go on, also if its holder parks it by failing
+// once more while the group stops for that.
+func TestRule30_AHeadThatIsSettledLeavesNothingParked(t *testing.T) {
+	for name, order := range map[string]func(r *rig, done func(error)){
+		"skip": func(r *rig, done func(error)) {
+			key := Scope(5)
+			r.leader.Settle([]Span{{From: 0, To: 1}}, &key, done)
+		},
+		"repair": func(r *rig, done func(error)) { r.leader.Repair(5, 0, []byte("record"), done) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, Settings{Mode: wire.ModeSerial, DeliveryLimit: 1, DeadLetterMode: wire.DeadLetterPark})
+			r.produce(5, 5)
+			a := r.attach('A', 1, 2)
+			require.Equal(t, []wire.Offset{0}, a.offsets())
+			answered := errors.New("no answer")
+			order(r, func(err error) { answered = err })
+			r.settle()
+			require.Len(t, a.revokes, 1)
+			a.say(wire.OutcomeReject, 0)
+			r.settle()
+			require.NoError(t, answered)
+			require.Empty(t, r.state.Group(1).Parked)
+			require.Len(t, a.offsets(), 2, "the key goes on")
+		})
 	}
 }
 
