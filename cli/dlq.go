@@ -50,6 +50,14 @@ type lettersOf struct {
 	Letters int    `json:"letters"`
 }
 
+// say adds a problem.
+func (d *dlqJSON) say(problem string) {
+	if d.Problem != "" {
+		problem = d.Problem + "; " + problem
+	}
+	d.Problem = problem
+}
+
 // count adds a letter.
 func (d *dlqJSON) count(l *client.Letter) {
 	d.Letters++
@@ -149,6 +157,40 @@ func (a *app) lettersOfRemoved(ctx context.Context, conn *client.Conn, d client.
 	return text.String()
 }
 
+// removedLetters asks all partitions of a destination for the dead letters of removed groups that
+// are not written. What cannot be asked is in err, joined; the rest is answered.
+func removedLetters(ctx context.Context, conn *client.Conn, d *client.Destination, group string, giveUp bool) (answers []wire.LettersResponse, err error) {
+	answers = make([]wire.LettersResponse, len(d.Partitions))
+	numbers := make([]uint32, len(d.Partitions))
+	for i, p := range d.Partitions {
+		numbers[i] = p.Number
+	}
+	ask := wire.LettersRequest{Removed: true, GiveUp: giveUp}
+	return answers, errors.Join(conn.GroupOrders(ctx, wire.OrderLetters, d.Name, numbers, group, ask, func(i int) any { return &answers[i] })...)
+}
+
+// giveUpRemoved gives up the dead letters of the removed groups of a name, and counts them. If so
+// many are known to wait of a group that was removed just now, it is given a while to be gone.
+func giveUpRemoved(ctx context.Context, conn *client.Conn, destination, group string, waiting uint64) (n uint64, err error) {
+	d, err := conn.Destination(ctx, destination)
+	if err != nil {
+		return 0, err
+	}
+	for until := time.Now().Add(removalPatience); ; {
+		answers, err := removedLetters(ctx, conn, &d, group, true)
+		for i := range answers {
+			n += answers[i].Count
+		}
+		if err != nil || n >= waiting || time.Now().After(until) || ctx.Err() != nil {
+			return n, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// removalPatience is how long partitions may take to hear that a group is removed.
+const removalPatience = 5 * time.Second
+
 // letterDestinations gathers where dead letters go.
 func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, error) {
 	all, err := conn.Destinations(ctx)
@@ -198,6 +240,34 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 			}
 			if d.Waiting += open.Count; open.Problem != "" {
 				d.Problem = open.Problem
+			}
+		}
+	}
+	for _, d := range all {
+		answers, _ := removedLetters(ctx, conn, &d, "dlq", false) // an older broker has no answer
+		var removed []wire.RemovedLetters
+		for i := range answers {
+			removed = append(removed, answers[i].Removed...)
+		}
+		for _, of := range removed {
+			back := uint64(0)
+			for _, l := range of.Letters {
+				of.Problem = cmp.Or(l.Problem, of.Problem)
+				if l.Reason == wire.ReasonRedriven {
+					back++
+				}
+			}
+			from := d.Name + "/" + of.Group + " (removed)"
+			problem := fmt.Sprintf("of a removed group: %s; lockstep group rm %s %s --letters gives them up", of.Problem, d.Name, of.Group)
+			if back > 0 {
+				x := at(d.Name, from)
+				x.Back += back
+				x.say(problem)
+			}
+			if waiting := of.Count - back; waiting > 0 {
+				x := at(of.To, from)
+				x.Waiting += waiting
+				x.say(problem)
 			}
 		}
 	}
@@ -432,8 +502,9 @@ func (a *app) dlqRedriveCommand() *cobra.Command {
 		Long: `Send dead letters back to the partitions they come from, in order, and take them off.
 Every group of the origin gets what is sent back, also those that were done with it. It
 has the original key, value and headers, and the header lockstep-redriven. Each letter goes
-back once, however this command ends: what is on its way then arrives all the same, and the
-next one goes on with the rest. --dry-run only says what would be sent back.`,
+back once and in its order, however this command ends: what is on its way then arrives all
+the same, and the next one goes on with the rest, behind it. --dry-run only says what would
+be sent back.`,
 		Example: "  lockstep dlq redrive orders.dead --dry-run\n  lockstep dlq redrive orders.dead --group billing --key customer-17", Args: exactArgs("DEST"), ValidArgsFunction: a.completeDestinations(),
 	}
 	flags := newLetterFlags(c, 10_000)
@@ -448,12 +519,7 @@ next one goes on with the rest. --dry-run only says what would be sent back.`,
 			return err
 		}
 		defer conn.Close()
-		ctx := c.Context() // it takes as long as letters arrive
-		if *dry {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, requestTimeout)
-			defer cancel()
-		}
+		ctx := c.Context() // it takes as long as it gets on
 		return interruptedOr(ctx, func() error {
 			said := func(l *client.Letter, err error) {
 				if err != nil {
@@ -489,6 +555,8 @@ next one goes on with the rest. --dry-run only says what would be sent back.`,
 func (a *app) dlqPurgeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "purge DEST", Short: "Give up dead letters of a queue, all or those that are meant, for good",
+		Long: `Give up dead letters of a queue for good: all, or those that are meant. It takes as long as
+it gets on; who interrupts it may run it again for the rest.`,
 		Example: "  lockstep dlq purge orders.dead --yes\n  lockstep dlq purge orders.dead --group billing --yes", Args: exactArgs("DEST"), ValidArgsFunction: a.completeDestinations(),
 	}
 	flags := newLetterFlags(c, 0)
@@ -498,31 +566,39 @@ func (a *app) dlqPurgeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			n := 0
-			for _, err := range conn.DeadLetters(ctx, args[0], filter) {
+		conn, err := a.connect(c.Context())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ctx := c.Context() // it takes as long as it gets on
+		n := 0
+		if *yes {
+			if n, err = conn.Purge(ctx, args[0], filter); err != nil && n > 0 {
+				fmt.Fprintf(a.stderr, "lockstep: %s of %q purged so far; the same command goes on with the rest\n", plural(int64(n), "dead letter"), args[0])
+			}
+		} else {
+			for _, err = range conn.DeadLetters(ctx, args[0], filter) {
 				if err != nil {
-					return &failure{doing: "purge", destination: args[0], err: err}
+					break
 				}
 				n++
 			}
-			switch {
-			case n == 0:
-				if err := flags.known(ctx, conn, args[0]); err != nil {
-					return &failure{doing: "purge", destination: args[0], err: err}
-				}
-				_, err := fmt.Fprintf(a.stdout, "%q holds no dead letters%s; other records stay\n", args[0], flags.meant(c))
-				return outputError(err)
-			case !*yes:
-				return &failure{doing: "purge", destination: args[0], err: errors.New("it holds " + plural(int64(n), "dead letter") + flags.meant(c) + "; repeat the command with --yes to give them up for good")}
-			}
-			n, err := conn.Purge(ctx, args[0], filter)
-			if err != nil {
+		}
+		switch {
+		case err != nil:
+			return interruptedOr(ctx, a.suggest(ctx, conn, &failure{doing: "purge", destination: args[0], err: err}))
+		case n == 0:
+			if err := flags.known(ctx, conn, args[0]); err != nil {
 				return &failure{doing: "purge", destination: args[0], err: err}
 			}
+			_, err = fmt.Fprintf(a.stdout, "%q holds no dead letters%s; other records stay\n", args[0], flags.meant(c))
+		case !*yes:
+			return &failure{doing: "purge", destination: args[0], err: errors.New("it holds " + plural(int64(n), "dead letter") + flags.meant(c) + "; repeat the command with --yes to give them up for good")}
+		default:
 			_, err = fmt.Fprintf(a.stdout, "purged %s of %q\n", plural(int64(n), "dead letter"), args[0])
-			return outputError(err)
-		})
+		}
+		return outputError(err)
 	}
 	return c
 }

@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 func TestDeadLettersAreShownByteForByte(t *testing.T) {
@@ -241,4 +244,75 @@ func TestARemovedGroupSaysWhatItLeaves(t *testing.T) {
 	}, got)
 	must(t, sh, "queue", "create", "dead")
 	require.Eventually(t, func() bool { return strings.Contains(must(t, sh, "dlq", "show", "dead"), "group billing") }, 30*time.Second, 50*time.Millisecond)
+}
+
+// The letters of a removed group that nobody takes are shown with what to do, and given up.
+func TestLettersOfARemovedGroupAreShownAndGivenUp(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "orders", "--delivery-limit", "1", "--dead-letter", "dead")
+	for _, group := range []string{"billing", "audit"} {
+		must(t, sh, "group", "create", "orders", group)
+	}
+	must(t, at(address, "bad\n"), "produce", "orders")
+	for _, group := range []string{"billing", "audit"} {
+		sh.run(t.Context(), "consume", "orders", "-g", group, "-c", "1", "--exec", "exit 1")
+	}
+	require.Eventually(t, func() bool {
+		return strings.Contains(must(t, sh, "dlq", "ls", "-o", "json"), `"waiting": 2`)
+	}, 30*time.Second, 20*time.Millisecond)
+	got := sh.run(t.Context(), "group", "rm", "orders", "billing")
+	require.Contains(t, got.stderr, `1 dead letter of it will be written to "dead"`)
+	require.Eventually(t, func() bool {
+		got := must(t, sh, "dlq", "ls", "-o", "json")
+		return strings.Contains(got, `"waiting": 2`) && strings.Contains(got, `orders/billing (removed)`) && strings.Contains(got, "lockstep group rm orders billing --letters gives them up")
+	}, 30*time.Second, 20*time.Millisecond)
+	require.Equal(t, "gave up 1 dead letter of billing\n", must(t, sh, "group", "rm", "orders", "billing", "--letters"))
+	require.Equal(t, "group audit of orders removed\ngave up 1 dead letter of audit\n", must(t, sh, "group", "rm", "orders", "audit", "--letters"))
+	require.Contains(t, must(t, sh, "dlq", "ls", "-o", "json"), `"waiting": 0`)
+	got = sh.run(t.Context(), "group", "rm", "orders", "billing", "--letters")
+	require.NotEqual(t, 0, got.code)
+}
+
+// A redrive that ends removes the group that was made for it: one that runs beside it goes on
+// with another, and no letter is back twice.
+func TestRuleQ3_ARedriveOutlivesItsGroup(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "dead", "--partitions", "3")
+	must(t, sh, "queue", "create", "orders")
+	conn, err := client.Connect(t.Context(), address)
+	require.NoError(t, err)
+	defer conn.Close()
+	const each = 2 // letters of a partition
+	for n := range uint32(3) {
+		p, err := conn.Producer(t.Context(), "dead", client.Partition(n))
+		require.NoError(t, err)
+		for range each {
+			_, err := p.Send(t.Context(), &client.Record{Value: []byte("x"), Headers: []client.Header{{Key: wire.LetterOrigin, Value: []byte("orders/0")}}})
+			require.NoError(t, err)
+		}
+		require.NoError(t, p.Close(t.Context()))
+	}
+	removed := false
+	n, err := conn.Redrive(t.Context(), "dead", client.LetterFilter{}, func(l *client.Letter, err error) {
+		require.NoError(t, err)
+		if l.Partition == 1 && !removed { // those of partition 0 are on their way
+			removed = true
+			require.NoError(t, conn.RemoveGroup(t.Context(), "dead", "dlq"))
+		}
+	})
+	require.NoError(t, err)
+	require.True(t, removed)
+	require.Equal(t, 3*each, n)
+	back := 0
+	for _, err := range conn.Browse(t.Context(), "orders", client.BrowseOptions{}) {
+		require.NoError(t, err)
+		back++
+	}
+	require.Equal(t, 3*each, back)
+	for l, err := range conn.DeadLetters(t.Context(), "dead", client.LetterFilter{}) {
+		require.NoError(t, err)
+		require.Fail(t, "a letter is left", "%d@%d", l.Partition, l.Offset)
+	}
 }

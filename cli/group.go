@@ -414,14 +414,33 @@ func waitingLetters(ctx context.Context, conn *client.Conn, destination, group s
 func (a *app) groupRmCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "rm DEST GROUP", Aliases: []string{"remove", "delete"}, Short: "Remove a group with all it knows about records",
-		Example: "  lockstep group rm orders billing\n  lockstep group rm events etl", Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeGroups(),
+		Long: `Remove a group with all it knows about records. Its dead letters that are not written yet
+are written all the same, and lockstep dlq ls shows them until then; --letters gives them up,
+also those of a group that was removed before.`,
+		Example: "  lockstep group rm orders billing\n  lockstep group rm events etl --letters", Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeGroups(),
 	}
+	letters := c.Flags().Bool("letters", false, "give up its dead letters that are not written yet")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			waiting, to := waitingLetters(ctx, conn, args[0], args[1])
-			err := conn.RemoveGroup(ctx, args[0], args[1])
+			var waiting uint64
+			var to string
+			groups, err := conn.Groups(ctx, args[0])
+			if err == nil && slices.ContainsFunc(groups, func(g client.GroupInfo) bool { return g.Name == args[1] }) {
+				waiting, to = waitingLetters(ctx, conn, args[0], args[1])
+			}
+			err = conn.RemoveGroup(ctx, args[0], args[1])
 			if err == nil {
 				fmt.Fprintf(a.stdout, "group %s of %s removed\n", args[1], args[0])
+			}
+			if *letters && (err == nil || errors.Is(err, wire.CodeUnknownGroup)) {
+				n, failed := giveUpRemoved(ctx, conn, args[0], args[1], waiting)
+				if n > 0 {
+					fmt.Fprintf(a.stdout, "gave up %s of %s\n", plural(int64(n), "dead letter"), args[1])
+				}
+				if n > 0 || failed != nil {
+					err = failed
+				}
+			} else if err == nil {
 				if waiting > 0 {
 					fmt.Fprintf(a.stderr, "lockstep: %s of it will be written to %q as soon as that takes them; their records are kept until then\n", plural(int64(waiting), "dead letter"), to)
 				}

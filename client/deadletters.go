@@ -108,9 +108,15 @@ func (f *LetterFilter) wants(l *Letter) bool {
 
 // DeadLetters yields the dead letters that a destination holds and that nobody has dealt
 // with, by partition and offset, and leaves them there. Records that are no letters are
-// passed over. An error is yielded once and ends the loop.
+// passed over. An error is yielded once and ends the loop; it is UNAVAILABLE if nothing was
+// heard for 30 s.
 func (c *Conn) DeadLetters(ctx context.Context, destination string, f LetterFilter) iter.Seq2[*Letter, error] {
 	return func(yield func(*Letter, error) bool) {
+		whole := ctx
+		ctx, silent := context.WithCancelCause(whole)
+		defer silent(nil)
+		late := time.AfterFunc(redriveSilence, func() { silent(nothingOf(destination)) })
+		defer late.Stop()
 		groups, err := c.Groups(ctx, destination)
 		if err != nil {
 			yield(nil, err)
@@ -125,20 +131,23 @@ func (c *Conn) DeadLetters(ctx context.Context, destination string, f LetterFilt
 		}
 		n := 0
 		for r, err := range c.Browse(ctx, destination, o) {
+			late.Stop()
 			if err != nil {
+				if whole.Err() == nil && ctx.Err() != nil {
+					err = context.Cause(ctx)
+				}
 				yield(nil, err)
 				return
 			}
-			l, is := ParseLetter(&r.Record)
-			if !is || !f.wants(l) {
-				continue
+			if l, is := ParseLetter(&r.Record); is && f.wants(l) {
+				if !yield(l, nil) {
+					return
+				}
+				if n++; n == f.Limit {
+					return
+				}
 			}
-			if !yield(l, nil) {
-				return
-			}
-			if n++; n == f.Limit {
-				return
-			}
+			late.Reset(redriveSilence)
 		}
 	}
 }
@@ -253,29 +262,15 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 		each = func(*Letter, error) {}
 	}
 	r := &redrive{conn: c, destination: destination, missing: make(map[origin]error), on: make(map[uint32]map[uint64]bool)}
-	heard, silent := context.WithCancelCause(ctx)
-	defer silent(nil)
-	late := time.AfterFunc(redriveSilence, func() { silent(r.nothing()) })
-	defer late.Stop()
-	for l, err := range c.DeadLetters(heard, destination, f) {
-		late.Stop()
-		if err == nil {
-			err = r.add(ctx, l, each)
-		} else if ctx.Err() == nil && heard.Err() != nil {
-			err = context.Cause(heard)
-		}
-		if err != nil {
-			// Also if ctx has ended: each was told that these go.
-			err = errors.Join(err, r.finish(ctx))
-			return r.done, err
-		}
-		late.Reset(redriveSilence)
+	again, err := r.list(ctx, f, each)
+	for n := 0; again && n < maxRegroup; n++ {
+		again, err = r.list(ctx, f, each)
 	}
-	late.Stop()
-	if err := r.finish(ctx); err != nil {
+	// Also if ctx has ended: each was told that these go.
+	if err = errors.Join(err, r.finish(ctx)); err != nil {
 		return r.done, err
 	}
-	dropped := r.within(ctx, func(ctx context.Context) error { return c.dropRedriveGroup(ctx, destination, r.groups) })
+	dropped := within(ctx, r.destination, func(ctx context.Context) error { return c.dropRedriveGroup(ctx, destination, r.groups) })
 	return r.done, errors.Join(r.stay.err(), dropped)
 }
 
@@ -294,16 +289,49 @@ type redrive struct {
 	on          map[uint32]map[uint64]bool // letters on their way, by partition and offset
 	count       int                        // of them
 	done        int
+	listed      int   // letters that were found so far
+	last        place // of them
 }
 
-// nothing is why a call ends that hears nothing.
-func (r *redrive) nothing() error {
-	return wire.Errorf(wire.CodeUnavailable, "nothing was heard of %q for %v: a partition of it may have no leader", r.destination, redriveSilence)
+// list has the letters sent back that are meant, behind those that it had listed before. again
+// asks for another call: the group by which it has listed them was removed.
+func (r *redrive) list(ctx context.Context, f LetterFilter, each func(*Letter, error)) (again bool, err error) {
+	most := f.Limit
+	f.Limit = 0
+	for l, err := range r.conn.DeadLetters(ctx, r.destination, f) {
+		if err != nil {
+			return codeOf(err) == wire.CodeUnknownGroup, err
+		}
+		at := place{l.Partition, l.Offset}
+		if r.listed > 0 && !r.last.before(at) {
+			continue
+		}
+		r.listed, r.last = r.listed+1, at
+		if err := r.add(ctx, l, each); err != nil || r.listed == most {
+			return false, err
+		}
+	}
+	return false, nil
 }
 
-// within runs f, which has to end in time.
-func (r *redrive) within(ctx context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, redriveSilence, r.nothing())
+// place is where a letter lies.
+type place struct {
+	partition uint32
+	offset    uint64
+}
+
+func (p place) before(q place) bool {
+	return p.partition < q.partition || p.partition == q.partition && p.offset < q.offset
+}
+
+// nothingOf is why a call ends that hears nothing.
+func nothingOf(destination string) error {
+	return wire.Errorf(wire.CodeUnavailable, "nothing was heard of %q for %v: a partition of it may have no leader", destination, redriveSilence)
+}
+
+// within runs f about a destination, which has to end in time.
+func within(ctx context.Context, destination string, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, redriveSilence, nothingOf(destination))
 	defer cancel()
 	err := f(ctx)
 	if err != nil && ctx.Err() != nil {
@@ -318,7 +346,7 @@ func (r *redrive) add(ctx context.Context, l *Letter, each func(*Letter, error))
 		return err
 	}
 	var cause error
-	err := r.within(ctx, func(ctx context.Context) (err error) {
+	err := within(ctx, r.destination, func(ctx context.Context) (err error) {
 		cause, err = r.conn.originMissing(ctx, l, r.missing)
 		return err
 	})
@@ -345,26 +373,16 @@ func (r *redrive) add(ctx context.Context, l *Letter, each func(*Letter, error))
 func (r *redrive) send(ctx context.Context) error {
 	ctx, cancel := outlasting(ctx, redrivePatience)
 	defer cancel()
-	if r.groups == nil {
-		if err := r.within(ctx, func(ctx context.Context) (err error) {
-			r.groups, err = r.conn.letterGroups(ctx, r.destination, true)
-			return err
-		}); err != nil {
-			return err
-		}
-	}
-	by := letterGroup(r.groups)
-	if err := r.within(ctx, func(ctx context.Context) error {
-		return r.conn.settle(ctx, r.destination, others(r.groups, by), r.next, false)
-	}); err != nil {
-		return err
-	}
 	partition := r.next[0].Partition
 	var ask wire.RedriveRequest
 	for _, l := range r.next {
 		ask.Letters = append(ask.Letters, wire.Redriven{Offset: l.Offset, To: l.Origin, Partition: l.OriginPartition})
 	}
-	if err := r.within(ctx, func(ctx context.Context) error {
+	if err := r.conn.byGroups(ctx, r.destination, &r.groups, func(ctx context.Context) error {
+		by := letterGroup(r.groups)
+		if err := r.conn.settle(ctx, r.destination, others(r.groups, by), r.next, false); err != nil {
+			return err
+		}
 		return r.conn.GroupOrder(ctx, wire.OrderRedrive, r.destination, partition, by, ask, nil)
 	}); err != nil {
 		return fmt.Errorf("redrive %s/%d: %w", r.destination, partition, err)
@@ -428,19 +446,26 @@ func (r *redrive) wait(ctx context.Context, most int) error {
 // look asks which letters of a partition are still on their way, and why.
 func (r *redrive) look(ctx context.Context, partition uint32) (problem string, err error) {
 	var open wire.LettersResponse
-	if err := r.within(ctx, func(ctx context.Context) error {
-		return r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, letterGroup(r.groups), nil, &open)
+	if err := within(ctx, r.destination, func(ctx context.Context) error {
+		by := letterGroup(r.groups)
+		err := r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, by, nil, &open)
+		if codeOf(err) == wire.CodeUnknownGroup { // it was removed, and these remain
+			err = r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, by, wire.LettersRequest{Removed: true}, &open)
+		}
+		return err
 	}); err != nil {
 		return "", err
 	}
-	if uint64(len(open.Letters)) < open.Count {
-		return open.Problem, nil // not all are listed
-	}
 	still := make(map[uint64]bool)
-	for _, l := range open.Letters {
-		if r.on[partition][l.Offset] {
-			still[l.Offset] = true
-			problem = cmp.Or(problem, l.Problem)
+	for _, of := range append(open.Removed, wire.RemovedLetters{LettersResponse: open}) {
+		if uint64(len(of.Letters)) < of.Count {
+			return of.Problem, nil // not all are listed
+		}
+		for _, l := range of.Letters {
+			if r.on[partition][l.Offset] {
+				still[l.Offset] = true
+				problem = cmp.Or(problem, l.Problem, of.Problem)
+			}
 		}
 	}
 	arrived := len(r.on[partition]) - len(still)
@@ -484,7 +509,8 @@ func outlasting(ctx context.Context, patience time.Duration) (context.Context, c
 }
 
 // Purge gives up the dead letters of a queue that are meant and there now: its groups are done
-// with them. Records that are no letters stay. It returns how many letters are gone.
+// with them. Records that are no letters stay. It takes as long as it gets on, and who is
+// interrupted may call it again. It returns how many letters are gone.
 func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (done int, err error) {
 	d, err := c.Destination(ctx, destination)
 	if err != nil {
@@ -499,12 +525,9 @@ func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (d
 		if len(some) == 0 {
 			return nil
 		}
-		if groups == nil {
-			if groups, err = c.letterGroups(ctx, destination, true); err != nil {
-				return err
-			}
-		}
-		if err := c.settle(ctx, destination, groups, some, true); err != nil {
+		if err := c.byGroups(ctx, destination, &groups, func(ctx context.Context) error {
+			return c.settle(ctx, destination, groups, some, true)
+		}); err != nil {
 			return err
 		}
 		done += len(some)
@@ -526,6 +549,29 @@ func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (d
 		return done, err
 	}
 	return done, c.dropRedriveGroup(ctx, destination, groups)
+}
+
+// maxRegroup bounds how often a call begins anew because a group that it goes by was removed.
+const maxRegroup = 10
+
+// byGroups runs f, which has to end in time, by the groups of a dead letter destination, which
+// it looks for if there are none yet. It does so again if one was removed meanwhile, as a
+// redrive that ends does with the one that it has made.
+func (c *Conn) byGroups(ctx context.Context, destination string, groups *[]string, f func(context.Context) error) error {
+	for again := 0; ; again++ {
+		err := within(ctx, destination, func(ctx context.Context) (err error) {
+			if *groups == nil {
+				if *groups, err = c.letterGroups(ctx, destination, true); err != nil {
+					return err
+				}
+			}
+			return f(ctx)
+		})
+		if codeOf(err) != wire.CodeUnknownGroup || again == maxRegroup {
+			return err
+		}
+		*groups = nil
+	}
 }
 
 // letterGroups lists the groups of a dead letter destination. If there is none, and create
@@ -561,13 +607,16 @@ func (c *Conn) dropRedriveGroup(ctx context.Context, destination string, groups 
 		return err
 	}
 	info, err := c.DescribeGroup(ctx, destination, redriveGroup)
+	if codeOf(err) == wire.CodeUnknownGroup {
+		return nil // another redrive has removed it
+	}
 	for _, p := range info.Partitions {
 		if err != nil || p.Problem != "" || p.Backlog > 0 {
 			return err
 		}
 	}
 	if err = c.RemoveGroup(ctx, destination, redriveGroup); codeOf(err) == wire.CodeUnknownGroup {
-		return nil // another redrive has
+		return nil
 	}
 	return err
 }

@@ -11,6 +11,20 @@ import (
 
 // order carries out what somebody asks of a group, or hands it to its Leader.
 func (g *Groups) order(in *Input) {
+	if in.Order.Op == wire.OrderLetters {
+		var q wire.LettersRequest
+		if !unmarshal(in, &q) {
+			return
+		}
+		switch {
+		case q.Removed && q.GiveUp:
+			g.giveUpRemoved(in)
+			return
+		case q.Removed:
+			in.Reply(json.Marshal(wire.LettersResponse{Removed: g.removedLetters()}))
+			return
+		}
+	}
 	s := g.p.state.groups.Named(in.Group)
 	if s == nil {
 		g.await(in) // it may have been created a moment ago

@@ -139,6 +139,7 @@ func (g *Groups) applied(e *Entry) {
 		}
 		g.reconsider() // the policy may be another
 	}
+	defer g.dequeue()
 	if len(g.controls) == 0 || e.Term != g.p.term {
 		return
 	}
@@ -197,7 +198,7 @@ func (g *Groups) abandon(err error) {
 	}
 	g.ready, g.wanting, g.asking, g.due, g.resting = nil, nil, nil, nil, nil
 	g.commands, g.commanded, g.located, g.locating = nil, false, nil, nil
-	g.searches, g.looking = nil, false
+	g.searches, g.looking, g.queued = nil, false, false
 	for key := range g.heads {
 		g.headFound(key, 0, false, err)
 	}

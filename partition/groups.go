@@ -95,6 +95,8 @@ type Groups struct {
 	keyed    bool          // there is a Leader that asks for keys or publishers
 	retry    time.Duration // of what has failed; 0: nothing has
 	resting  []*lead       // whose letters could not be written
+	queued   bool          // letters on their way back wait for those of another group
+	redrives *lead         // whose order to send letters back is being committed
 	heads    map[asked][]func(wire.Offset, bool, error)
 	quiet    time.Duration // since when nobody consumes
 }

@@ -20,7 +20,8 @@ type world struct {
 	term      group.Term
 	uncovered [][]uint32
 	expired   uint64
-	elsewhere error // another partition coordinates
+	rounds    []*LetterRound // of letters, that are not over
+	elsewhere error          // another partition coordinates
 }
 
 func (w *world) Scan(from wire.Offset, _ int) {
@@ -35,7 +36,7 @@ func (w *world) NextOf(group.ID, group.Scope, bool, wire.Offset, wire.Offset, fu
 }
 func (w *world) Firsts(group.ID, bool, wire.Offset, wire.Offset, func(wire.Offset) bool) {}
 func (w *world) Locate(_ int64, then func(wire.Offset, error))                           { then(2, nil) }
-func (w *world) Letters(*LetterRound)                                                    {}
+func (w *world) Letters(r *LetterRound)                                                  { w.rounds = append(w.rounds, r) }
 func (w *world) Expired(n uint64)                                                        { w.expired += n }
 func (w *world) Uncovered(_ string, p []uint32)                                          { w.uncovered = append(w.uncovered, p) }
 func (w *world) Coordinates() (group.Term, error)                                        { return w.term, w.elsewhere }

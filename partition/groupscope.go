@@ -297,10 +297,12 @@ func (g *Groups) redrive(s *group.Group, in *Input) {
 		letters = append(letters, group.Letter{Offset: wire.Offset(x.Offset), Text: group.TargetText(x.To, x.Partition)})
 	}
 	l := g.lead(s)
-	if l.Stops() {
-		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
+	// One order at a time: what another group is about to send back is not seen before it is applied.
+	if l.Stops() || g.redrives != nil && !g.redrives.closed {
+		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order, or another group sends letters back"))
 		return
 	}
+	g.redrives = l
 	another := func(o wire.Offset) bool {
 		for other := range g.p.state.groups.All {
 			if other != s && other.Redrives(o) {
@@ -310,6 +312,7 @@ func (g *Groups) redrive(s *group.Group, in *Input) {
 		return false
 	}
 	l.Redrive(letters, another, g.over(func(err error) {
+		g.redrives = nil
 		if in.Reply([]byte("{}"), err); err == nil {
 			g.tryLetters(l)
 		}
@@ -325,7 +328,9 @@ func (g *Groups) openLetters(s *group.Group, in *Input) {
 	}
 	l := g.lead(s)
 	if q.Drop == nil {
-		in.Reply(json.Marshal(l.DescribeLetters()))
+		d := l.DescribeLetters()
+		d.Removed = g.removedLetters()
+		in.Reply(json.Marshal(d))
 		return
 	}
 	l.DropLetter(wire.Offset(*q.Drop), func(err error) { in.Reply([]byte("{}"), err) })

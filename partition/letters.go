@@ -1,8 +1,12 @@
 package partition
 
 import (
+	"cmp"
+	"encoding/json"
 	"maps"
+	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockstepmq/lockstep/partition/group"
@@ -160,9 +164,15 @@ func (g *Groups) fresh(l *lead, r *LetterRound, sent map[uint64]bool) {
 		return
 	}
 	going := make(map[string]bool)
+	before := g.sentBefore(l)
 	for number, x := range open {
 		back := x.Reason == group.Redriven && len(t.ways) > 0
 		if going[x.Text] = going[x.Text] || back; back && t.ways[x.Text].at > g.now {
+			continue
+		}
+		if since, others := before[x.Text]; others && x.Reason == group.Redriven && since < x.Since {
+			g.queued = true
+			l.LetterFailed(number, errBehind)
 			continue
 		}
 		if t.alone[number].at <= g.now && !sent[number] {
@@ -192,6 +202,108 @@ func (g *Groups) fresh(l *lead, r *LetterRound, sent map[uint64]bool) {
 	r.Fresh = slices.DeleteFunc(r.Fresh, func(x group.Letter) bool { return !together(&x, &first) })
 	r.Fresh = r.Fresh[:min(len(r.Fresh), maxLetters-len(sent))]
 	t.way = &first
+}
+
+// errBehind is why a letter waits for those of another group, see sentBefore.
+var errBehind = wire.Errorf(wire.CodeRetry, "what another group has sent back before goes first")
+
+// sentBefore is, by where they go, since when letters of other groups of the partition are on
+// their way back, as far as letters of this one go there too. Those that were sent back later
+// wait, also for a group that is removed, so that they arrive in the order in which they were
+// sent back. Nobody waits for a letter that waits for itself.
+func (g *Groups) sentBefore(l *lead) map[string]wire.Index {
+	if waysIgnored() {
+		return nil
+	}
+	var before map[string]wire.Index
+	for _, x := range l.group.Letters.Open {
+		if x.Reason == group.Redriven {
+			if before == nil {
+				before = make(map[string]wire.Index)
+			}
+			before[x.Text] = math.MaxUint64
+		}
+	}
+	if before == nil {
+		return nil
+	}
+	for other := range g.p.state.groups.All {
+		if other == l.group {
+			continue
+		}
+		var alone map[uint64]retry
+		if led := g.leads[other.ID]; led != nil {
+			alone = led.letters.alone
+		}
+		for number, x := range other.Letters.Open {
+			if since, same := before[x.Text]; same && x.Reason == group.Redriven && x.Since < since {
+				if _, waits := alone[number]; !waits {
+					before[x.Text] = x.Since
+				}
+			}
+		}
+	}
+	return before
+}
+
+// dequeue tries the letters that have waited for those of other groups.
+func (g *Groups) dequeue() {
+	if !g.queued {
+		return
+	}
+	g.queued = false
+	for _, l := range g.leads {
+		if len(l.group.Letters.Open) > 0 {
+			g.tryLetters(l)
+		}
+	}
+}
+
+// removedLetters are the letters of groups that are removed, by group.
+func (g *Groups) removedLetters() (all []wire.RemovedLetters) {
+	for s := range g.p.state.groups.All {
+		if s.Removed {
+			all = append(all, wire.RemovedLetters{Group: s.Name, LettersResponse: g.lead(s).DescribeLetters()})
+		}
+	}
+	slices.SortFunc(all, func(a, b wire.RemovedLetters) int { return strings.Compare(a.Group, b.Group) })
+	return all
+}
+
+// giveUpRemoved gives up the letters of the removed groups of one name: there may have been
+// several.
+func (g *Groups) giveUpRemoved(in *Input) {
+	var named []*group.Group
+	var answer wire.LettersResponse
+	for s := range g.p.state.groups.All {
+		if s.Removed && s.Name == in.Group {
+			named = append(named, s)
+			answer.Count += uint64(len(s.Letters.Open))
+		}
+	}
+	if len(named) == 0 {
+		in.Reply(json.Marshal(answer))
+		return
+	}
+	waits := len(named)
+	var failed error
+	for _, s := range named {
+		l := g.lead(s)
+		l.DropLetters(func(err error) {
+			if wire.CodeOf(err) != wire.CodeGroupGone { // with its last letter it is
+				failed = cmp.Or(failed, err)
+			}
+			if waits--; waits > 0 {
+				return
+			}
+			if failed != nil {
+				in.Reply(nil, failed)
+				return
+			}
+			in.Reply(json.Marshal(answer))
+		})
+		g.wake(l)
+	}
 }
 
 // LetterWritten says that a round has written a letter. Any goroutine; the caller sees to a
@@ -257,6 +369,9 @@ func (g *Groups) endRound(l *lead, result *LetterResult) {
 		}
 		t.alone[number] = t.alone[number].next(g.now)
 		l.LetterFailed(number, err)
+	}
+	if len(result.Refused) > 0 {
+		g.dequeue()
 	}
 	for _, number := range result.Ready {
 		delete(t.alone, number)

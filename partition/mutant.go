@@ -8,7 +8,7 @@ import (
 )
 
 // Checks that a test takes away to show that they are needed.
-var epochsIgnored, sequencesIgnored, majoritiesIgnored atomic.Bool
+var epochsIgnored, sequencesIgnored, majoritiesIgnored, ignoredWays atomic.Bool
 
 // IgnoreEpochs takes batches of every epoch of a producer, and IgnoreSequences those of
 // every sequence, as if nobody had written before. They are for the tests that show the
@@ -19,6 +19,12 @@ func IgnoreSequences(ignore bool) { sequencesIgnored.Store(ignore) }
 // IgnoreMajorities answers every batch from the leader's memory, also those that asked for
 // a majority.
 func IgnoreMajorities(ignore bool) { majoritiesIgnored.Store(ignore) }
+
+// IgnoreWays has letters on their way back wait for none that another group has sent back
+// before.
+func IgnoreWays(ignore bool) { ignoredWays.Store(ignore) }
+
+func waysIgnored() bool { return invariants.Enabled && ignoredWays.Load() }
 
 // unchecked reports whether a batch is taken without a look at its sequence.
 func unchecked(epochsDiffer bool) bool {

@@ -302,18 +302,29 @@ type Redriven struct {
 }
 
 // LettersRequest asks for the dead letters that are not written yet. Drop gives one up, by
-// the offset of its record: it is done then and nowhere written.
+// the offset of its record: it is done then and nowhere written. Removed asks for those of
+// removed groups only, and needs no group that is there; with GiveUp those of the removed groups
+// of that name are given up, and Count says how many.
 type LettersRequest struct {
-	Drop *uint64 `json:"drop,omitempty"`
+	Drop    *uint64 `json:"drop,omitempty"`
+	Removed bool    `json:"removed,omitempty"`
+	GiveUp  bool    `json:"give_up,omitempty"`
 }
 
 // LettersResponse are dead letters of one partition that are not written yet, by number: the
 // first 1,000.
 type LettersResponse struct {
-	To      string       `json:"to"`
-	Count   uint64       `json:"count"`
-	Problem string       `json:"problem,omitempty"` // why, and what to do
-	Letters []LetterInfo `json:"letters,omitempty"`
+	To      string           `json:"to"`
+	Count   uint64           `json:"count"`
+	Problem string           `json:"problem,omitempty"` // why, and what to do
+	Letters []LetterInfo     `json:"letters,omitempty"`
+	Removed []RemovedLetters `json:"removed,omitempty"` // of the partition, by name
+}
+
+// RemovedLetters are the dead letters of a group that is removed.
+type RemovedLetters struct {
+	Group string `json:"group"`
+	LettersResponse
 }
 
 // ReasonRedriven is the Reason of a dead letter that goes back to where it comes from.

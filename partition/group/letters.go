@@ -169,6 +169,18 @@ func (l *Leader) DropLetter(o wire.Offset, done func(error)) {
 	}})
 }
 
+// DropLetters gives up all dead letters that are not written.
+func (l *Leader) DropLetters(done func(error)) {
+	var command []byte
+	for _, number := range sorted(l.g.Letters.Open) {
+		command = AppendLetterDone(command, l.g.ID, number)
+	}
+	l.Order(Order{Command: command, Done: func(err error) {
+		l.appliedWritten()
+		done(err)
+	}})
+}
+
 // DescribeLetters says which dead letters are not written, and why.
 func (l *Leader) DescribeLetters() wire.LettersResponse {
 	const most = 1000
