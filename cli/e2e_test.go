@@ -286,13 +286,19 @@ func TestProduceThatWaitsEndsSoonWhenInterrupted(t *testing.T) {
 		done := make(chan outcome)
 		sh := at(s.Addr(), "")
 		sh.stdin = r
-		go func() { done <- sh.run(ctx, "produce", "events", "--timeout", "2h") }()
+		var stdout bytes.Buffer
+		var stderr lockedBuffer
+		command := sh.app(&stdout, &stderr)
+		go func() {
+			code := command.run(ctx, []string{"produce", "events", "--timeout", "2h"})
+			done <- outcome{code, stdout.String(), stderr.String()}
+		}()
 		_, err = io.WriteString(w, "first\nsecond\n")
 		require.NoError(t, err)
 		if whole {
 			require.NoError(t, w.Close())
 		}
-		time.Sleep(200 * time.Millisecond) // it waits for acknowledgements
+		require.Eventually(t, func() bool { return strings.Contains(stderr.String(), "waiting, at most") }, time.Minute, time.Millisecond, "it waits for acknowledgements")
 		started := time.Now()
 		cancel(errInterrupted)
 		got := <-done

@@ -123,11 +123,7 @@ func TestRuleL7_OneOldRecordDoesNotKeepTheDisk(t *testing.T) {
 	r := s.jobs(t)
 	// The segment that is written to, the next one, what is too little, and some blocks for each segment.
 	rest := int64(4<<20 + *eraseMiB*(32<<10))
-	deadline := time.Now().Add(30 * time.Second)
-	for diskUse(t, dir) > rest {
-		require.True(t, time.Now().Before(deadline), "%d bytes are on the disk, %d are erased", diskUse(t, dir), r.records.ErasedBytes())
-		time.Sleep(20 * time.Millisecond)
-	}
+	eventually(t, "what is acknowledged is off the disk", func() bool { return diskUse(t, dir) <= rest })
 	t.Logf("%d MiB acknowledged behind one record: %d KiB on the disk, %d KiB erased", *eraseMiB, diskUse(t, dir)>>10, r.records.ErasedBytes()>>10)
 	require.EqualValues(t, 0, r.StartOffset())
 	scrubWhole(t, r.records)

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -94,12 +93,6 @@ func TestRuleL7_ThreeNodesEraseBehindAnOldRecord(t *testing.T) {
 			count += 32
 		}
 	}
-	wait := func(what string, condition func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(20 * time.Millisecond) {
-			require.True(t, time.Now().Before(deadline), what)
-		}
-	}
 	active := func() (n int, third uint64) {
 		d, _ := s.broker.View().Destination("jobs")
 		for _, r := range d.Partitions[0].Replicas {
@@ -117,7 +110,7 @@ func TestRuleL7_ThreeNodesEraseBehindAnOldRecord(t *testing.T) {
 		t.Helper()
 		for node, member := range servers {
 			r := member.jobs(t)
-			wait("everybody has everything", func() bool { return r.records.Watermark().Next == wire.Offset(count) })
+			eventually(t, "everybody has everything", func() bool { return r.records.Watermark().Next == wire.Offset(count) })
 			require.EqualValues(t, 0, r.StartOffset())
 			for _, o := range []wire.Offset{0, wire.Offset(count - 1)} {
 				p, base, err := r.records.Locate(o)
@@ -140,17 +133,17 @@ func TestRuleL7_ThreeNodesEraseBehindAnOldRecord(t *testing.T) {
 		}
 	}
 	handle(first)
-	wait("something is erased", func() bool { return s.jobs(t).records.ErasedBytes() > 0 })
+	eventually(t, "something is erased", func() bool { return s.jobs(t).records.ErasedBytes() > 0 })
 	servers[2] = startEraser(t, dirs[2], 2, s.Addr())
 	kill := startEraserProcess(t, dirs[3], 3, s.Addr())
-	wait("the partition gets replicas", func() bool { n, _ := active(); return n == 3 })
+	eventually(t, "the partition gets replicas", func() bool { n, _ := active(); return n == 3 })
 	alike()
 
 	handle(more)
 	// The segment that is written to, the next one, and some that are too small a part of it yet.
 	rest := int64(7 << 20)
 	for node, dir := range dirs {
-		wait("every node erases", func() bool { return diskUse(t, dir) < rest })
+		eventually(t, "every node erases", func() bool { return diskUse(t, dir) < rest })
 		t.Logf("node %d: %d MiB handled behind one record, %d KiB on the disk", node, count/32, diskUse(t, dir)>>10)
 	}
 	alike()
@@ -159,14 +152,14 @@ func TestRuleL7_ThreeNodesEraseBehindAnOldRecord(t *testing.T) {
 	lacks := wire.Offset(count + 5)
 	handle(missed)
 	for _, member := range servers {
-		wait("the others erase what it has not got", func() bool {
+		eventually(t, "the others erase what it has not got", func() bool {
 			_, _, err := member.jobs(t).records.Locate(lacks)
 			var gone *log.ErasedError
 			return errors.As(err, &gone)
 		})
 	}
 	servers[3] = startEraser(t, dirs[3], 3, s.Addr(), servers[2].Addr())
-	wait("the node that was killed is back", func() bool {
+	eventually(t, "the node that was killed is back", func() bool {
 		d, known := servers[3].broker.View().Destination("jobs")
 		if !known {
 			return false
@@ -183,12 +176,12 @@ func TestRuleL7_ThreeNodesEraseBehindAnOldRecord(t *testing.T) {
 		handle(missed)
 		dirs[3] = t.TempDir()
 		servers[3] = startEraser(t, dirs[3], 3, s.Addr(), servers[2].Addr())
-		wait("the wiped node has a replica again", func() bool { n, third := active(); return n == 3 && third != 0 && third != before })
+		eventually(t, "the wiped node has a replica again", func() bool { n, third := active(); return n == 3 && third != 0 && third != before })
 		alike()
 	}
 
 	require.Equal(t, wire.CodeOK, k.say(ack(old))[0].Code)
 	for _, member := range servers {
-		wait("the old record is done everywhere", func() bool { return member.jobs(t).StartOffset() == wire.Offset(count) })
+		eventually(t, "the old record is done everywhere", func() bool { return member.jobs(t).StartOffset() == wire.Offset(count) })
 	}
 }
