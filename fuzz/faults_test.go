@@ -21,7 +21,6 @@ import (
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/internal/invariants"
 	"github.com/lockstepmq/lockstep/vfs"
-	"github.com/lockstepmq/lockstep/wire"
 )
 
 var (
@@ -264,20 +263,11 @@ func (r *faultRun) formed() {
 		return
 	}
 	r.founded = true
-	founder, conn := r.nodes[0], r.direct(2)
-	for range 5 {
-		time.Sleep(4 * time.Second) // it takes them in meanwhile; the metric that tells is inside their namespaces
-		founder.kill()
-		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-		err := conn.AdministerNode(ctx, 2, wire.NodeUndrain) // it changes nothing, and has to be committed
-		cancel()
-		founder.start()
-		_ = founder.connect().Close()
-		if err == nil {
-			return
-		}
-	}
-	require.FailNow(r.t, "the metadata has no majority without its founder")
+	conn := r.direct(2)
+	require.Eventually(r.t, func() bool {
+		status, err := conn.ClusterStatus(r.t.Context())
+		return err == nil && status.Voters >= clusterNodes
+	}, clusterPatience, 20*time.Millisecond, "the metadata has no majority without its founder")
 }
 
 // fault is one kind of what can happen to a node. It returns what ends it.

@@ -315,7 +315,8 @@ func (s *stage) fenced(t *testing.T) {
 	}
 	x := &table{epochs: map[string]uint64{}, all: map[string][]uint64{}, taken: map[string][]uint64{}}
 	var mu sync.Mutex
-	accepted := map[uint64]int{} // acks, by offset
+	accepted := map[uint64]int{}            // acks, by offset
+	overtaken := map[uint64]chan struct{}{} // closed with the first accepted ack; of the records whose first handler is late
 	slow := map[uint64]bool{}
 	var lost atomic.Int64
 	write := func(d *client.Delivery, finish func(error)) {
@@ -324,6 +325,9 @@ func (s *stage) fenced(t *testing.T) {
 			mu.Lock()
 			if err == nil {
 				accepted[d.Offset]++
+				if ch := overtaken[d.Offset]; ch != nil && accepted[d.Offset] == 1 {
+					close(ch)
+				}
 			} else if errors.Is(err, client.ErrFenced) {
 				lost.Add(1)
 			}
@@ -338,9 +342,17 @@ func (s *stage) fenced(t *testing.T) {
 		mu.Lock()
 		first := !slow[d.Offset] && d.Offset%7 == 3
 		slow[d.Offset] = true
+		if first {
+			overtaken[d.Offset] = make(chan struct{})
+		}
+		gone := overtaken[d.Offset]
 		mu.Unlock()
 		if first {
-			time.Sleep(400 * time.Millisecond) // it stands still, whatever it is told, until others have gone on
+			select { // it stands still, whatever it is told, until others have gone on
+			case <-gone:
+			case <-time.After(timeout):
+				t.Errorf("nobody else is given record %d", d.Offset)
+			}
 			write(d, func(error) {})
 			return nil
 		}
