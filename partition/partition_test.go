@@ -476,6 +476,22 @@ func TestLostLeadershipAnswersWhatIsOnItsWayAndForgetsTheOverlay(t *testing.T) {
 	require.False(t, got[0].receipt.Duplicate)
 }
 
+// RULES R3: an entry of the next leader that has the offset of one of ours, applied before
+// this one knows that it is deposed, is no answer for ours.
+func TestRuleR3_AnEntryOfAnotherTermAcknowledgesNothing(t *testing.T) {
+	h := newHarness(t)
+	tag := h.send(1, 0, 0, 1)
+	h.part.Turn(1000, 0)
+	ours := h.log.proposed
+	require.Len(t, ours, 1)
+	h.log.term = 4 // the next leader's log has a record of its own there
+	h.log.commit(1)
+	require.Empty(t, h.got.take())
+	h.log.following = true
+	h.part.Turn(1000, 0)
+	require.Equal(t, []outcome{refused(tag, wire.CodeUnavailable)}, h.got.take())
+}
+
 func TestADroppedProposalGivesOffsetsAndSequencesBack(t *testing.T) {
 	h := newHarness(t)
 	h.log.propose = wire.CodeUnavailable

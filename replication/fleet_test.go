@@ -21,12 +21,13 @@ type pool struct {
 	free  [][]byte
 	out   int
 	limit int // buffers that may be out, 0: any number
+	size  int // of each
 }
 
 const poolBuffer = 4096
 
 func (p *pool) Get(n int) []byte {
-	if p.limit > 0 && p.out >= p.limit || n > poolBuffer {
+	if p.limit > 0 && p.out >= p.limit || n > p.size {
 		return nil
 	}
 	p.out++
@@ -35,11 +36,11 @@ func (p *pool) Get(n int) []byte {
 		p.free = p.free[:k-1]
 		return b[:n]
 	}
-	return make([]byte, n, poolBuffer)
+	return make([]byte, n, p.size)
 }
 
 func (p *pool) Put(b []byte) {
-	if cap(b) != poolBuffer {
+	if cap(b) != p.size {
 		return // raft made it
 	}
 	p.out--
@@ -155,7 +156,7 @@ func (m *member) open() {
 	if f.machine != nil {
 		state = f.machine()
 	}
-	m.pool = &pool{}
+	m.pool = &pool{size: poolBuffer}
 	m.inbox = NewInbox(m.pool)
 	cfg := Config{
 		ReplicaID: m.id, Voters: f.founders, Log: m.log, State: state, Node: uint32(m.id), Boot: 1,

@@ -55,7 +55,7 @@ func TestAnInboxKeepsNothingOfWhatItWasGiven(t *testing.T) {
 }
 
 func TestAnInboxTakesTheFrontOfAMessageThatDoesNotFit(t *testing.T) {
-	p := &pool{limit: 3}
+	p := &pool{limit: 3, size: poolBuffer}
 	b := NewInbox(p)
 	require.True(t, b.Put(anAppend(5, 10)))
 	require.False(t, b.Put(anAppend(1, 10)))

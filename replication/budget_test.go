@@ -1,0 +1,47 @@
+package replication
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// A follower that says nothing is sent no more than the budget of one follower, however
+// much the others commit (RELIABILITY F22 and §5.2: a limit of messages alone is none of
+// bytes).
+func TestF22_AFollowerThatIsSilentIsSentNoMoreThanItsBudget(t *testing.T) {
+	body := strings.Repeat("x", 256<<10)
+	f := newFleet(t, 1, 2, 3)
+	for _, m := range f.members {
+		m.pool.size = wire.EntryPrefixSize + len(body)
+	}
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	f.cut[[2]uint64{3, 1}] = true // it hears, and is not heard
+	sent := 0
+	f.lose = func(e envelope) bool {
+		if e.to == 3 && e.message != nil && e.message.Type == raftpb.MsgApp {
+			for _, entry := range e.message.Entries {
+				sent += len(entry.Data)
+			}
+		}
+		return false
+	}
+	const entries = MaxInflightBytes/(256<<10) + 16
+	for range entries {
+		l.propose(body)
+		f.settle()
+	}
+	require.Len(t, l.applied(), 1+entries, "two of three are enough")
+	require.GreaterOrEqual(t, sent, MaxInflightBytes)
+	require.LessOrEqual(t, sent, MaxInflightBytes+MaxMessageBytes)
+	f.lose = nil
+	f.heal()
+	f.tick(5)
+	f.equal()
+}
