@@ -329,6 +329,16 @@ func (s *suite) destroy(t *testing.T) {
 	}
 	s.nodes[0].kill()
 	require.NoError(t, os.RemoveAll(s.nodes[0].data))
+	// The session timeout was for the lost one. Those that live are not to be given up because the
+	// machine is busy.
+	require.Eventually(t, func() bool {
+		info, err := conn.DescribeGroup(patient(t), d.Name, "g")
+		return err == nil && len(info.Partitions) == len(d.Partitions) &&
+			!slices.ContainsFunc(info.Partitions, func(p client.GroupPartition) bool { return p.Next == 0 || len(p.Sessions) > 0 })
+	}, startTimeout, 20*time.Millisecond, "the lost consumer is unlisted")
+	_, err = conn.AlterGroup(patient(t), d.Name, "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Shared, SessionMs: 60_000}})
+	require.NoError(t, err)
+	group[2] = client.SessionTimeout(time.Minute)
 	var mu sync.Mutex
 	seen := make([]bool, records)
 	again, left := 0, records
@@ -351,7 +361,7 @@ func (s *suite) destroy(t *testing.T) {
 				}
 				seen[i] = true
 				left--
-				if d.Redelivered && !d.AtLeast { // where a leader was lost too, more may have been delivered
+				if d.Attempts > 0 { // what the others give back untouched when they share is not handled again
 					again++
 				}
 				if left == 0 {
@@ -366,5 +376,5 @@ func (s *suite) destroy(t *testing.T) {
 	members.Wait()
 	require.Zero(t, left)
 	require.LessOrEqual(t, again, len(d.Partitions)*prefetch, "no more than the lost consumer was sent")
-	t.Logf("%d records, %d of them delivered again", records, again)
+	t.Logf("%d records, %d of them had failed with the lost consumer", records, again)
 }
