@@ -300,7 +300,7 @@ func (r *redrive) list(ctx context.Context, f LetterFilter, each func(*Letter, e
 	f.Limit = 0
 	for l, err := range r.conn.DeadLetters(ctx, r.destination, f) {
 		if err != nil {
-			return codeOf(err) == wire.CodeUnknownGroup, err
+			return regroup(err), err
 		}
 		at := place{l.Partition, l.Offset}
 		if r.listed > 0 && !r.last.before(at) {
@@ -449,7 +449,7 @@ func (r *redrive) look(ctx context.Context, partition uint32) (problem string, e
 	if err := within(ctx, r.destination, func(ctx context.Context) error {
 		by := letterGroup(r.groups)
 		err := r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, by, nil, &open)
-		if codeOf(err) == wire.CodeUnknownGroup { // it was removed, and these remain
+		if regroup(err) { // it was removed, and these remain
 			err = r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, by, wire.LettersRequest{Removed: true}, &open)
 		}
 		return err
@@ -554,6 +554,13 @@ func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (d
 // maxRegroup bounds how often a call begins anew because a group that it goes by was removed.
 const maxRegroup = 10
 
+// regroup reports whether a group was removed that a call goes by, before it asked or while it
+// waited. What it asked for has happened, and remains, or has not, and does not any more.
+func regroup(err error) bool {
+	code := codeOf(err)
+	return code == wire.CodeUnknownGroup || code == wire.CodeGroupGone
+}
+
 // byGroups runs f, which has to end in time, by the groups of a dead letter destination, which
 // it looks for if there are none yet. It does so again if one was removed meanwhile, as a
 // redrive that ends does with the one that it has made.
@@ -567,7 +574,7 @@ func (c *Conn) byGroups(ctx context.Context, destination string, groups *[]strin
 			}
 			return f(ctx)
 		})
-		if codeOf(err) != wire.CodeUnknownGroup || again == maxRegroup {
+		if !regroup(err) || again == maxRegroup {
 			return err
 		}
 		*groups = nil
