@@ -2,6 +2,7 @@ package fuzz
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -103,15 +104,16 @@ func (c *clusterProcess) connect() *client.Conn {
 // create makes a topic on all nodes as soon as they are there.
 func (c *clusterProcess) create(conn *client.Conn, name string, partitions uint32) {
 	c.t.Helper()
-	var err error
-	require.Eventually(c.t, func() bool {
-		_, err = conn.CreateDestination(c.t.Context(), client.Destination{
+	for deadline := time.Now().Add(startTimeout); ; time.Sleep(50 * time.Millisecond) {
+		_, err := conn.CreateDestination(c.t.Context(), client.Destination{
 			Name: name, Kind: wire.Topic,
 			Settings: client.Settings{Partitions: partitions, Replicas: uint8(len(c.nodes)), SegmentBytes: 1 << 20},
 		})
-		return err == nil
-	}, startTimeout, 50*time.Millisecond)
-	require.NoError(c.t, err)
+		if err == nil || errors.Is(err, wire.CodeAlreadyExists) { // an attempt whose answer was lost has made it
+			return
+		}
+		require.True(c.t, time.Now().Before(deadline), "create %s: %v", name, err)
+	}
 }
 
 // progress waits until producers have got some more receipts.

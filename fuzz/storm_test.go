@@ -3,7 +3,7 @@ package fuzz
 import (
 	"context"
 	"flag"
-
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -35,49 +35,73 @@ const (
 // hand over what the others lead.
 type restartStorm struct {
 	*clusterProcess
-	conn       *client.Conn
-	partitions int
-	others     []uint32          // partitions that are not the victim's
-	epochs     map[uint32]uint32 // of these, before it goes
-	producers  []*client.Producer
+	conn      *client.Conn
+	topics    []string         // one for each node, of which it leads all partitions
+	each      int              // partitions of a topic
+	epochs    map[shard]uint32 // of those that are not the victim's, before it goes
+	producers []*client.Producer
+}
+
+// shard is a partition of one of several destinations.
+type shard struct {
+	topic  string
+	number uint32
 }
 
 // stormVictim is the node that goes, not the one that the controller begins on.
 const stormVictim = clusterNodes
 
 func newRestartStorm(t *testing.T, partitions int, configure ...func(*brokerProcess)) *restartStorm {
-	s := &restartStorm{clusterProcess: newClusterProcess(t, configure...), partitions: partitions, epochs: map[uint32]uint32{}}
+	s := &restartStorm{clusterProcess: newClusterProcess(t, configure...), each: (partitions + clusterNodes - 1) / clusterNodes, epochs: map[shard]uint32{}}
 	s.conn = s.connect()
-	s.create(s.conn, "storm", uint32(partitions))
+	for n := range uint32(clusterNodes) { // one topic for each node to lead: none may have them all
+		name := fmt.Sprint("storm-", n+1)
+		s.topics = append(s.topics, name)
+		s.create(s.conn, name, uint32(s.each))
+	}
 	healthy(t, s.nodes[0])
-	for p := range uint32(partitions) {
-		require.NoError(t, s.conn.PlacePartition(t.Context(), "storm", p, client.Placement{
-			Mask: wire.MaskPreferred | wire.MaskPolicy, Preferred: p%clusterNodes + 1, Policy: wire.LeaderFailback,
+	for n, name := range s.topics {
+		require.NoError(t, s.conn.PlacePartition(t.Context(), name, client.AllPartitions, client.Placement{
+			Mask: wire.MaskPreferred | wire.MaskPolicy, Preferred: uint32(n + 1), Policy: wire.LeaderFailback,
 		}))
 	}
-	for _, p := range s.awaitLeaders() {
-		if p.Leader != stormVictim {
-			s.others = append(s.others, p.Number)
-			s.epochs[p.Number] = p.Epoch
+	for p, info := range s.awaitLeaders() {
+		if info.Leader != stormVictim {
+			s.epochs[p] = info.Epoch
 		}
 	}
-	for _, n := range s.others[:min(stormProducers, len(s.others))] {
-		p, err := s.conn.Producer(t.Context(), "storm", client.Partition(n), client.DeliveryTimeout(killDelivery))
-		require.NoError(t, err)
-		s.producers = append(s.producers, p)
+	for p := range s.epochs {
+		if len(s.producers) < stormProducers {
+			s.producers = append(s.producers, s.open(p))
+		}
 	}
 	return s
 }
 
+func (s *restartStorm) open(p shard) *client.Producer {
+	s.t.Helper()
+	producer, err := s.conn.Producer(s.t.Context(), p.topic, client.Partition(p.number), client.DeliveryTimeout(killDelivery))
+	require.NoError(s.t, err)
+	return producer
+}
+
 // awaitLeaders waits until every partition is led by the node that is to lead it.
-func (s *restartStorm) awaitLeaders() (all []client.PartitionInfo) {
+func (s *restartStorm) awaitLeaders() (all map[shard]client.PartitionInfo) {
 	s.t.Helper()
 	require.Eventually(s.t, func() bool {
 		ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
 		defer cancel()
-		d, err := s.conn.Destination(ctx, "storm")
-		all = d.Partitions
-		return err == nil && !slices.ContainsFunc(all, func(p client.PartitionInfo) bool { return p.Leader != p.Preferred })
+		all = map[shard]client.PartitionInfo{}
+		for _, name := range s.topics {
+			d, err := s.conn.Destination(ctx, name)
+			if err != nil || slices.ContainsFunc(d.Partitions, func(p client.PartitionInfo) bool { return p.Leader != p.Preferred }) {
+				return false
+			}
+			for _, p := range d.Partitions {
+				all[shard{name, p.Number}] = p
+			}
+		}
+		return true
 	}, startTimeout, 20*time.Millisecond, "every partition is led by the node that is to lead it")
 	return all
 }
@@ -102,12 +126,13 @@ func (s *restartStorm) restart() []time.Duration {
 	t := s.t
 	victim := s.nodes[stormVictim-1]
 	victim.kill()
-	for p := range uint32(s.partitions) {
-		producer, err := s.conn.Producer(t.Context(), "storm", client.Partition(p), client.DeliveryTimeout(killDelivery))
-		require.NoError(t, err)
-		_, err = producer.Send(t.Context(), &client.Record{Value: make([]byte, 100)})
-		require.NoError(t, err)
-		require.NoError(t, producer.Close(t.Context()))
+	for _, name := range s.topics {
+		for n := range uint32(s.each) {
+			producer := s.open(shard{name, n})
+			_, err := producer.Send(t.Context(), &client.Record{Value: make([]byte, 100)})
+			require.NoError(t, err)
+			require.NoError(t, producer.Close(t.Context()))
+		}
 	}
 	victim.start()
 	whole := make(chan error, 1)
@@ -128,9 +153,9 @@ func (s *restartStorm) restart() []time.Duration {
 // undisturbed checks that nothing has changed its leader of what the others led.
 func (s *restartStorm) undisturbed(t testing.TB) {
 	t.Helper()
-	for _, p := range s.awaitLeaders() {
-		if epoch, other := s.epochs[p.Number]; other {
-			require.Equal(t, epoch, p.Epoch, "partition %d, which node %d leads, has had another leader", p.Number, p.Leader)
+	for p, info := range s.awaitLeaders() {
+		if epoch, other := s.epochs[p]; other {
+			require.Equal(t, epoch, info.Epoch, "%s/%d, which node %d leads, has had another leader", p.topic, p.number, info.Leader)
 		}
 	}
 }
@@ -144,7 +169,7 @@ func TestF21_ARestartedNodeDisturbsNobody(t *testing.T) {
 	before := s.send(func() bool { n++; return n > stormBaseline })
 	during := s.restart()
 	s.undisturbed(t)
-	t.Logf("%d partitions, %d led by others; a record before: %s; while the node comes back: %s; %s", s.partitions, len(s.others), spread(before), spread(during), machineLoad())
+	t.Logf("%d partitions, %d led by others; a record before: %s; while the node comes back: %s; %s", s.each*clusterNodes, len(s.epochs), spread(before), spread(during), machineLoad())
 }
 
 // TestF21_Catches_FollowersThatTakeAnyDeathForTheirLeaders runs a build whose followers
