@@ -326,7 +326,7 @@ func newLetterFlags(c *cobra.Command, limit int) *letterFlags {
 	flags := c.Flags()
 	flags.StringVar(&f.origin, "origin", "", "letters that come from this `queue or topic`")
 	flags.StringVar(&f.group, "group", "", "letters that this `group` of their origin gave up")
-	flags.StringVar(&f.key, "key", "", "letters with this `key`")
+	flags.StringVar(&f.key, "key", "", "letters with this `key`; bytes that do not print are written as hex:00ff")
 	flags.Uint32Var(&f.partition, "partition", 0, "letters in the partition with this `number`")
 	flags.Uint64Var(&f.offset, "offset", 0, "the letter with this `number`, of one --partition")
 	flags.IntVarP(&f.limit, "limit", "n", limit, "the first so many `letters`")
@@ -342,7 +342,10 @@ func (f *letterFlags) filter(c *cobra.Command) (client.LetterFilter, error) {
 	out := client.LetterFilter{Origin: f.origin, Group: f.group, Limit: f.limit}
 	flags := c.Flags()
 	if flags.Changed("key") {
-		key := []byte(f.key)
+		key, err := parseKey(f.key)
+		if err != nil {
+			return out, usagef(c, "flag --key: %v", err)
+		}
 		out.Key = &key
 	}
 	if flags.Changed("partition") {
@@ -487,7 +490,7 @@ func (a *app) showLetter(destination string, l *client.Letter, asJSON bool) erro
 	fmt.Fprintf(a.stdout, "%s/%d@%d  from %s/%d@%d, group %s, %s\n  %s, delivered %s, failed %s\n", destination, l.Partition, l.Offset,
 		l.Origin, l.OriginPartition, l.OriginOffset, l.Group, why, l.AppendTime.Format(time.RFC3339), plural(int64(l.Deliveries), "time"), plural(int64(l.Attempts), "time"))
 	if r.Key != nil {
-		fmt.Fprintf(a.stdout, "  key:   %q\n", r.Key)
+		fmt.Fprintf(a.stdout, "  key:   %q\n", keyText(r.Key))
 	}
 	for _, h := range r.Headers {
 		fmt.Fprintf(a.stdout, "  %s: %q\n", h.Key, h.Value)

@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +20,7 @@ type explainJSON struct {
 	Partition uint32 `json:"partition"`
 	Group     string `json:"group"`
 	NowMs     int64  `json:"now_ms,omitempty"`
-	Key       string `json:"key,omitempty"` // of the record that waits, if it has a readable one
+	Key       string `json:"key,omitempty"` // or publisher of the record that waits, as commands take it, if it could be read
 	client.Reason
 }
 
@@ -55,7 +54,7 @@ func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
 	}
 	flags := c.Flags()
 	group := flags.String("group", "", "only the group with this `name`; without it all groups")
-	key := flags.String("key", "", "the records with this `key`")
+	key := flags.String("key", "", "the records with this `key`; bytes that do not print are written as hex:00ff")
 	publisher := flags.String("publisher", "", "the records of the publisher with this `name`")
 	partition := flags.Uint32("partition", 0, "only the partition with this `number`")
 	offset := flags.Uint64("offset", 0, "the record with this `number`, of one --partition")
@@ -64,15 +63,22 @@ func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		var ask client.ExplainRequest
+		var name []byte // of a key or publisher
 		given := 0
 		if flags.Changed("key") {
-			b := []byte(*key)
-			ask.Key = &b
+			b, err := parseKey(*key)
+			if err != nil {
+				return usagef(c, "flag --key: %v", err)
+			}
+			ask.Key, name = &b, b
 			given++
 		}
 		if flags.Changed("publisher") {
-			b := []byte(*publisher)
-			ask.Publisher = &b
+			b, err := parseKey(*publisher)
+			if err != nil {
+				return usagef(c, "flag --publisher: %v", err)
+			}
+			ask.Publisher, name = &b, b
 			given++
 		}
 		if flags.Changed("offset") {
@@ -103,12 +109,8 @@ func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
 			if ask.Offset != nil && len(partitions) != 1 {
 				return usagef(c, "--offset counts within one partition; give one --partition")
 			}
-			if name := given > 0 && ask.Offset == nil; name && !flags.Changed("partition") {
-				id := *key
-				if ask.Publisher != nil {
-					id = *publisher
-				}
-				n, err := conn.PartitionOf(ctx, args[0], []byte(id))
+			if name != nil && !flags.Changed("partition") {
+				n, err := conn.PartitionOf(ctx, args[0], name)
 				if err != nil {
 					return &failure{doing: "explain", destination: args[0], err: err}
 				}
@@ -119,12 +121,11 @@ func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
 				return &failure{doing: "explain", destination: args[0], err: err}
 			}
 			var groups []string
-			keyed := make(map[string]bool) // whether it goes by key
+			settings := make(map[string]client.GroupSettings)
 			for _, g := range infos {
 				if *group == "" || g.Name == *group {
 					groups = append(groups, g.Name)
-					settings := g.Settings.WithDefaults()
-					keyed[g.Name] = settings.Mode == wire.ModeSerial && settings.Scope == wire.ScopeKey
+					settings[g.Name] = g.Settings.WithDefaults()
 				}
 			}
 			if len(groups) == 0 {
@@ -134,7 +135,7 @@ func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
 				_, err := fmt.Fprintf(a.stdout, "%s %s has no groups, so nothing takes its records; start one with lockstep consume %s --group NAME --mode shared\n", kind, args[0], args[0])
 				return err
 			}
-			return a.explainGroups(ctx, conn, args[0], groups, keyed, partitions, ask, output.value == "json")
+			return a.explainGroups(ctx, conn, args[0], groups, settings, partitions, ask, output.value == "json")
 		})
 	}
 	return c
@@ -165,30 +166,23 @@ func boundElsewhere(ctx context.Context, conn *client.Conn, destination, group s
 	return client.Reason{}, false
 }
 
-// namingTimeout bounds how long explain reads records to name their keys.
-const namingTimeout = 2 * time.Second
-
-// maxNamedKey is how many bytes a key has at most that explain names.
-const maxNamedKey = 128
-
-// nameKey says the key of the record that the reason is about, in the place of its hash, if
-// the group goes by key and the record can be read.
-func (e *explainJSON) nameKey(ctx context.Context, conn *client.Conn, destination string, keyed bool) {
-	if e.Offset == nil || !keyed || !slices.Contains([]string{"parked", "backoff", "no_credit", "held", "silent", "revoking"}, e.Code) {
-		return
-	}
-	for r, err := range conn.Browse(ctx, destination, client.BrowseOptions{Group: e.Group, Partitions: []uint32{e.Partition}, From: *e.Offset, Limit: 1}) {
-		key := ""
-		if err == nil && r.Offset == *e.Offset {
-			key = string(r.Key)
+// nameScope says the key or publisher that the reason is about, in the place of its hash, as
+// commands take it.
+func (e *explainJSON) nameScope(ctx context.Context, n *namer) {
+	scope, _ := strconv.ParseUint(e.Object, 16, 64) // of others it is a session, and the record is theirs
+	parked := e.Code == "parked"
+	alone := parked && e.Offset != nil && scope == *e.Offset
+	if n.hashed() && !alone && e.Offset != nil && slices.Contains([]string{"parked", "backoff", "no_credit", "held", "silent", "revoking"}, e.Code) {
+		if e.Key = n.name(ctx, e.Partition, *e.Offset, scope); e.Key == "" && parked {
+			e.Key = n.find(ctx, e.Partition, *e.Offset, scope)
 		}
-		if key == "" || len(key) > maxNamedKey || strings.ContainsFunc(key, func(c rune) bool { return c == utf8.RuneError || !unicode.IsPrint(c) }) {
-			return
-		}
-		e.Key = key
-		e.Text = strings.Replace(e.Text, fmt.Sprintf("The key of the record at offset %d, which browse shows,", *e.Offset), fmt.Sprintf("The key %q, from the record at offset %d,", key, *e.Offset), 1)
-		e.Advice = strings.ReplaceAll(e.Advice, " KEY", " "+shellWord(key))
 	}
+	if e.Key != "" {
+		e.Text = strings.NewReplacer(fmt.Sprintf("The %s of the record at offset %d, which browse shows,", n.settings.Scope, *e.Offset),
+			fmt.Sprintf("The %s %q, from the record at offset %d,", n.settings.Scope, e.Key, *e.Offset),
+			fmt.Sprintf("A %s is parked", n.settings.Scope), fmt.Sprintf("The %s %q is parked", n.settings.Scope, e.Key)).Replace(e.Text)
+	}
+	e.Advice = strings.ReplaceAll(e.Advice, " KEY", " "+n.argument(e.Key, e.Partition, e.Offset, alone))
 }
 
 // adviceWithNames is advice of which the commands name the destination and the group, so that
@@ -207,7 +201,7 @@ func adviceWithNames(advice, destination, group string) string {
 	).Replace(advice)
 }
 
-func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, keyed map[string]bool, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
+func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, settings map[string]client.GroupSettings, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
 	answers := []explainJSON{}
 	naming, stop := context.WithTimeout(ctx, namingTimeout)
 	defer stop()
@@ -233,7 +227,7 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 			for _, r := range answer.Reasons {
 				r.Advice = adviceWithNames(r.Advice, destination, g)
 				e := explainJSON{n, g, answer.NowMs, "", r}
-				e.nameKey(naming, conn, destination, keyed[g])
+				e.nameScope(naming, &namer{conn, destination, g, settings[g]})
 				answers = append(answers, e)
 			}
 		}

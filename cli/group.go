@@ -108,6 +108,9 @@ func (a *app) groupDescribeCommand() *cobra.Command {
 			if err != nil {
 				return groupFailure("describe", args[0], args[1], err)
 			}
+			naming, stop := context.WithTimeout(ctx, namingTimeout)
+			(&namer{conn, args[0], args[1], info.Settings.WithDefaults()}).nameParked(naming, &info)
+			stop()
 			if output.value == "json" {
 				return a.printJSON(info)
 			}
@@ -169,6 +172,9 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 			fmt.Fprintf(a.stdout, "partition %d: retention has removed %s that the group was not done with\n", p.Number, plural(int64(p.Expired), "record"))
 		}
 	}
+	if err := a.printParked(g); err != nil {
+		return err
+	}
 	if unknown > 0 {
 		fmt.Fprintf(a.stdout, "%s without an answer: how the group stands there, and its members there, is not known; see lockstep cluster health\n", plural(int64(unknown), "partition"))
 	}
@@ -180,6 +186,34 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 		return err
 	}
 	return a.printTable([]string{"partition", "member", "from", "state", "leased", "capacity", "heard"}, members, "partition", "leased", "capacity", "heard")
+}
+
+// printParked lists what is parked, if anything is.
+func (a *app) printParked(g *client.GroupInfo) error {
+	var rows [][]string
+	n := namer{settings: g.Settings.WithDefaults()}
+	hidden := uint64(0)
+	for _, p := range g.Partitions {
+		for _, x := range p.ParkedScopes {
+			lasts := formatDuration((time.Duration(x.ForMs) * time.Millisecond).Round(time.Second))
+			if x.AtLeast {
+				lasts = "more than " + lasts
+			}
+			rows = append(rows, []string{fmt.Sprint(p.Number), n.parked(&x, p.Number), fmt.Sprint(x.Offset), lasts, oneLine(x.Reason)})
+		}
+		hidden += p.Parked - min(p.Parked, uint64(len(p.ParkedScopes)))
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	if err := a.printTable([]string{"partition", "parked", "from", "for", "reason"}, rows, "partition", "from"); err != nil {
+		return err
+	}
+	if hidden > 0 {
+		_, err := fmt.Fprintf(a.stdout, "and %s more, the %d that were parked first of each partition are shown\n", formatCount(int64(hidden)), wire.MaxParkedShown)
+		return outputError(err)
+	}
+	return nil
 }
 
 func letterText(s *client.GroupSettings) string {

@@ -24,6 +24,9 @@ func (a *app) keyCommand() *cobra.Command {
 		Use:        "key",
 		SuggestFor: []string{"keys", "scope", "scopes"},
 		Short:      "Show, park, unpark, skip and repair what a serial group does with one key",
+		Long: `Show, park, unpark, skip and repair what a serial group does with one key. A KEY of which
+not all is printable is written as hex: and two digits for each byte, hex:00ff, as all
+commands print it; hex: alone is the key of no bytes. What is parked lists group describe.`,
 		Example: `  lockstep key show orders billing customer-17
   lockstep key park orders billing customer-17 --reason 'card is being replaced'`,
 	})
@@ -75,10 +78,14 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		var what string
+		var name []byte // of a key or publisher
 		switch {
 		case len(args) == 3 && !flags.Changed("partition") && !flags.Changed("offset"):
-			key := []byte(args[2])
-			what = fmt.Sprintf("%q", args[2])
+			key, err := parseKey(args[2])
+			if err != nil {
+				return usagef(c, "KEY: %v", err)
+			}
+			name, what = key, fmt.Sprintf("%q", keyText(key))
 			if *publisher {
 				ask.Publisher = &key
 			} else {
@@ -104,8 +111,8 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 				return groupFailure(deed.verb+" "+what+" in", args[0], args[1], err)
 			}
 			n, err := *partition, error(nil)
-			if len(args) == 3 {
-				n, err = conn.PartitionOf(ctx, args[0], []byte(args[2]))
+			if name != nil {
+				n, err = conn.PartitionOf(ctx, args[0], name)
 			}
 			if err != nil {
 				return fail(err)

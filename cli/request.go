@@ -48,7 +48,10 @@ lockstep reply.`,
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r := client.Record{}
 		if flags.Changed("key") {
-			r.Key = []byte(*key)
+			var err error
+			if r.Key, err = parseKey(*key); err != nil {
+				return usagef(c, "flag --key: %v", err)
+			}
 		}
 		for _, h := range *headers {
 			name, value, found := strings.Cut(h, "=")

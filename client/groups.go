@@ -20,6 +20,7 @@ type (
 	GroupInfo       = wire.GroupInfo
 	GroupPartition  = wire.GroupPartition
 	GroupSession    = wire.GroupSession
+	ParkedScope     = wire.ParkedScope
 	ExplainRequest  = wire.ExplainRequest
 	ExplainResponse = wire.ExplainResponse
 	Reason          = wire.Reason

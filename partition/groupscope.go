@@ -106,7 +106,7 @@ func (g *Groups) one(l *lead, o wire.Offset, in *Input) bool {
 		answer := wire.ScopeResponse{Scope: uint64(o)}
 		if !l.group.Done.Has(o) {
 			r, _ := l.group.Record(o)
-			answer.Offset, answer.Known, answer.Deliveries, answer.Attempts = uint64(o), true, r.Deliveries, r.Attempts
+			answer.Offset, answer.Known, answer.Deliveries, answer.Attempts = uint64(o), true, l.Deliveries(o), r.Attempts
 		}
 		at := uint64(o)
 		answer.Reasons = l.Explain(&wire.ExplainRequest{Offset: &at}, g.nowMs).Reasons
@@ -148,7 +148,7 @@ func (g *Groups) show(l *lead, h group.Scope, o wire.Offset, ok bool, in *Input)
 	if ok {
 		answer.Offset, answer.Known = uint64(o), true
 		r, _ := l.group.Record(o)
-		answer.Deliveries, answer.Attempts = r.Deliveries, r.Attempts
+		answer.Deliveries, answer.Attempts = l.Deliveries(o), r.Attempts
 	}
 	if p, ok := l.group.Parked[h]; ok {
 		answer.Parked, answer.Reason = true, p.Reason

@@ -44,6 +44,37 @@ func TestAScopeIsParkedThroughTheLeader(t *testing.T) {
 	require.ErrorIs(t, err, wire.CodeMalformed)
 }
 
+// A delivery that has not ended counts for who asks, as it does for the consumer and for browse,
+// by the scope and by the record.
+func TestADeliveryThatIsOutIsShown(t *testing.T) {
+	for name, settings := range map[string]wire.GroupSettings{
+		"shared": {Mode: wire.ModeShared}, "one scope": {Mode: wire.ModeSerial, Scope: wire.ScopeDestination},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, _ := newGroups(t)
+			h.log.immediate = true
+			group := intent(7, "workers")
+			group.Settings = settings.WithDefaults()
+			h.part.Groups().Intend(20, []Intent{group})
+			h.turns(0)
+			h.send(-1, 0, 0, 1)
+			show := func() (answer string) {
+				h.put(Input{Kind: InputOrder, Group: "workers", Order: &wire.GroupOrderRequest{Op: wire.OrderShow, JSON: []byte(`{"scope":0}`)}, Reply: func(json []byte, err error) {
+					require.NoError(t, err)
+					answer = string(json)
+				}})
+				h.turns(1)
+				return answer
+			}
+			require.NotContains(t, show(), "deliveries")
+			c := h.attach("workers", 1)
+			h.turns(2)
+			require.Equal(t, 1, c.records())
+			require.Contains(t, show(), `"known":true,"deliveries":1`)
+		})
+	}
+}
+
 // What is stored while a group has no consumer takes no turn of its Leader, and is there for
 // who asks.
 func TestWhoAsksSeesWhatWasStoredSince(t *testing.T) {

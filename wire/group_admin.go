@@ -153,23 +153,38 @@ type GroupInfo struct {
 
 // GroupPartition is a group in one partition, as its leader knows it.
 type GroupPartition struct {
-	Number   uint32         `json:"number"`
-	Leader   uint32         `json:"leader"` // its node as the client has heard, 0 if it has not
-	Floor    uint64         `json:"floor"`  // everything below is done
-	Next     uint64         `json:"next"`
-	Scan     uint64         `json:"scan"` // everything below has been looked at
-	Horizon  uint64         `json:"horizon"`
-	Backlog  uint64         `json:"backlog"` // records that are not done
-	Done     uint64         `json:"done"`    // above the floor
-	Returned uint64         `json:"returned"`
-	Leased   uint64         `json:"leased"`
-	Parked   uint64         `json:"parked"` // scopes
-	Letters  uint64         `json:"letters"`
-	Expired  uint64         `json:"expired"`
-	Waiting  []string       `json:"waiting,omitempty"` // sessions that are waited for after a change of the leader
-	Sessions []GroupSession `json:"sessions,omitempty"`
-	Binding  string         `json:"binding,omitempty"`
-	Problem  string         `json:"problem,omitempty"`
+	Number   uint32 `json:"number"`
+	Leader   uint32 `json:"leader"` // its node as the client has heard, 0 if it has not
+	Floor    uint64 `json:"floor"`  // everything below is done
+	Next     uint64 `json:"next"`
+	Scan     uint64 `json:"scan"` // everything below has been looked at
+	Horizon  uint64 `json:"horizon"`
+	Backlog  uint64 `json:"backlog"` // records that are not done
+	Done     uint64 `json:"done"`    // above the floor
+	Returned uint64 `json:"returned"`
+	Leased   uint64 `json:"leased"`
+	Parked   uint64 `json:"parked"` // scopes
+	// ParkedScopes are the first MaxParkedShown of them, in the order in which they were parked.
+	ParkedScopes []ParkedScope  `json:"parked_scopes,omitempty"`
+	Letters      uint64         `json:"letters"`
+	Expired      uint64         `json:"expired"`
+	Waiting      []string       `json:"waiting,omitempty"` // sessions that are waited for after a change of the leader
+	Sessions     []GroupSession `json:"sessions,omitempty"`
+	Binding      string         `json:"binding,omitempty"`
+	Problem      string         `json:"problem,omitempty"`
+}
+
+// MaxParkedShown bounds the parked scopes that GroupPartition lists of one partition.
+const MaxParkedShown = 100
+
+// ParkedScope is a scope of which nothing is delivered from a record on.
+type ParkedScope struct {
+	Scope   uint64 `json:"scope,string"`       // a hash; of a record that is a scope of its own its offset
+	Name    string `json:"name,omitempty"`     // the key or publisher as commands take it, "" if not known; for the client
+	Offset  uint64 `json:"offset"`             // the next record of it, or below the next one
+	Reason  string `json:"reason,omitempty"`   // of whoever has parked it
+	ForMs   uint64 `json:"for_ms"`             // since it was parked
+	AtLeast bool   `json:"at_least,omitempty"` // it was parked before the leader began, which is ForMs ago
 }
 
 // GroupSession is one consumer of a group in one partition.
@@ -255,7 +270,7 @@ type SeekResponse struct {
 }
 
 // ScopeResponse is how one scope stands: its lowest unfinished record, if it is known, and
-// what holds it up.
+// what holds it up. Deliveries counts the one that is out, which has not ended.
 type ScopeResponse struct {
 	Scope      uint64   `json:"scope,string"` // a hash: most readers of JSON round numbers of this size
 	Offset     uint64   `json:"offset"`

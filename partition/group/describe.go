@@ -9,7 +9,7 @@ import (
 
 // Describe adds what only the leader knows.
 func (l *Leader) Describe(d *wire.GroupPartition) {
-	d.Scan = uint64(l.scan)
+	d.Scan, d.ParkedScopes = uint64(l.scan), l.describeParked()
 	sessions := make([]Session, 0, len(l.members))
 	for s := range l.members {
 		sessions = append(sessions, s)

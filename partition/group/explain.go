@@ -15,6 +15,8 @@ func (l *Leader) ExplainScope(h Scope, nowMs int64) []wire.Reason {
 	e := &explainer{l: l, nowMs: nowMs}
 	if e.group(); l.scopes[h] != nil {
 		e.scope(l.scopes[h])
+	} else {
+		e.parked(h)
 	}
 	return e.out
 }
@@ -194,6 +196,13 @@ func (l *Leader) sorted() []*member {
 // ten.
 func (e *explainer) scopes() {
 	l := e.l
+	if l.kind != hashed { // then they are records, or the whole partition
+		all := l.parkedScopes()
+		for _, h := range all[:min(10, len(all))] {
+			e.parked(h)
+		}
+		return
+	}
 	var waiting []*scope
 	for _, s := range l.scopes {
 		if s.n > 0 || s.more || s.parked > 0 {
@@ -235,6 +244,34 @@ func (e *explainer) hash(name []byte, of wire.GroupScope) {
 	e.scope(s)
 }
 
+// parked says that a scope is parked, if it is.
+func (e *explainer) parked(h Scope) bool {
+	l := e.l
+	p, ok := l.g.Parked[h]
+	if !ok {
+		return false
+	}
+	why := ""
+	if p.Reason != "" {
+		why = ": " + strings.TrimSuffix(p.Reason, ".")
+	}
+	var text string
+	place, known := l.feed.At(p.Head)
+	switch {
+	case l.kind == single:
+		text = fmt.Sprintf("The whole partition is parked from offset %d on%s.", p.Head, why)
+	case Scope(p.Head) == h:
+		text = fmt.Sprintf("Record %d is parked%s.", p.Head, why)
+	case known && l.hashOf(place, p.Head) == h:
+		text = fmt.Sprintf("The %s of the record at offset %d, which browse shows, is parked from there on%s.", l.g.Settings.Scope, p.Head, why)
+	default: // nobody had met a record of it
+		text = fmt.Sprintf("A %s is parked from offset %d on%s.", l.g.Settings.Scope, p.Head, why)
+	}
+	head := uint64(p.Head)
+	e.say("parked", fmt.Sprintf("%016x", uint64(h)), l.parkedAt[h], 0, "%s", text).Offset = &head
+	return true
+}
+
 // scope says what holds up one scope.
 func (e *explainer) scope(s *scope) {
 	l, name := e.l, fmt.Sprintf("%016x", uint64(s.hash))
@@ -244,13 +281,7 @@ func (e *explainer) scope(s *scope) {
 	}
 	what := l.g.Settings.Scope
 	switch {
-	case s.parked > 0:
-		p := l.g.Parked[s.hash]
-		why := ""
-		if p.Reason != "" {
-			why = ": " + strings.TrimSuffix(p.Reason, ".")
-		}
-		offset(e.say("parked", name, 0, 0, "The %s of the record at offset %d, which browse shows, is parked from there on%s.", what, s.parked-1, why), s.parked-1)
+	case s.parked > 0 && e.parked(s.hash):
 	case len(s.leased) > 0:
 		e.leased(s.holder, s.leased[0], s.since)
 	case s.unread && s.n > 0:
@@ -325,7 +356,15 @@ func (e *explainer) record(o wire.Offset) {
 		}
 	}
 	e.group()
-	if p, ok := l.feed.At(o); ok && l.kind == hashed {
+	p, ok := l.feed.At(o)
+	own := Scope(o)
+	if l.kind == single {
+		own = destinationScope
+	}
+	if e.parked(own) {
+		return
+	}
+	if ok && l.kind == hashed {
 		if s := l.scopes[l.hashOf(p, o)]; s != nil && l.hashOf(p, o) != 0 {
 			e.scope(s)
 			return

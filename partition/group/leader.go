@@ -58,20 +58,22 @@ type Leader struct {
 	redo    fifo[wire.Offset]    // records below scan without a scope that may go out again
 	shelved map[wire.Offset]bool // records that are their own scope, and were passed over because they are parked
 	scopes  map[Scope]*scope
-	parking map[Scope]int      // how many entries that park a scope are on their way
-	table   []lease            // taken over, whose scopes are not known yet
-	frozen  bool               // the leases are on their way to the next leader
-	strays  int                // how many more records that a session does not hold are looked at
-	handed  int                // how often that was begun
-	of      offsets.Map[scope] // leased records of scopes
-	ring    fifo[*scope]       // that have a record to give
-	spare   []*scope
-	expired uint64        // records that retention took, as far as consumers were told
-	unread  Span          // a damaged range that was met, and that may be done or mended since
-	reread  time.Duration // when one that holds up others may be looked for again
-	hold    time.Duration // nothing goes out before, where the partition is one scope
-	holder  *member       // that was given something last
-	row     int           // records that it was given since it is
+	parking map[Scope]int // how many entries that park a scope are on their way
+	// parkedAt is when scopes were parked since this leader began; those of before are not known.
+	parkedAt map[Scope]time.Duration
+	table    []lease            // taken over, whose scopes are not known yet
+	frozen   bool               // the leases are on their way to the next leader
+	strays   int                // how many more records that a session does not hold are looked at
+	handed   int                // how often that was begun
+	of       offsets.Map[scope] // leased records of scopes
+	ring     fifo[*scope]       // that have a record to give
+	spare    []*scope
+	expired  uint64        // records that retention took, as far as consumers were told
+	unread   Span          // a damaged range that was met, and that may be done or mended since
+	reread   time.Duration // when one that holds up others may be looked for again
+	hold     time.Duration // nothing goes out before, where the partition is one scope
+	holder   *member       // that was given something last
+	row      int           // records that it was given since it is
 	// backing is how many records are on their way back.
 	backing    int
 	activating bool        // another session is about to become the active one

@@ -1,6 +1,9 @@
 package group
 
 import (
+	"cmp"
+	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -43,6 +46,15 @@ func HashOf(name []byte) Scope {
 // consumers takes none for what is appended.
 func (l *Leader) Reaches(end wire.Offset, now time.Duration) {
 	l.end, l.now = max(l.end, end), max(l.now, now)
+}
+
+// Deliveries is how often the record at o was delivered, with the delivery that has not ended.
+func (l *Leader) Deliveries(o wire.Offset) uint16 {
+	known, _ := l.g.Record(o)
+	if known.Deliveries < math.MaxUint16 && l.isLeased(o) {
+		known.Deliveries++
+	}
+	return known.Deliveries
 }
 
 // Head is the lowest record of a scope that is not done, as far as it was looked for.
@@ -220,6 +232,7 @@ func (l *Leader) appliedPark(p park) {
 			delete(l.parking, p.scope)
 		}
 	}
+	l.noteParked(p.scope, on)
 	switch l.kind {
 	case shared:
 		l.unshelve(p)
@@ -262,4 +275,54 @@ func (l *Leader) unshelve(p park) {
 	if delete(l.shelved, o); o < l.scan { // else the scan has gone back to the floor since
 		l.redo.push(o)
 	}
+}
+
+// noteParked remembers when a scope was parked. What is parked no more, because it is done or
+// the group was moved, is forgotten when there would be too many.
+func (l *Leader) noteParked(h Scope, on bool) {
+	if !on {
+		delete(l.parkedAt, h)
+		return
+	}
+	if len(l.parkedAt) >= l.parkLimit {
+		maps.DeleteFunc(l.parkedAt, func(h Scope, _ time.Duration) bool { return !l.isParked(h) })
+	}
+	if l.parkedAt == nil {
+		l.parkedAt = make(map[Scope]time.Duration)
+	}
+	if _, known := l.parkedAt[h]; !known {
+		l.parkedAt[h] = l.now
+	}
+}
+
+// parkedScopes are the scopes that are parked, in the order in which they were.
+func (l *Leader) parkedScopes() []Scope {
+	return slices.SortedFunc(maps.Keys(l.g.Parked), func(a, b Scope) int {
+		return cmp.Or(cmp.Compare(l.g.Parked[a].Since, l.g.Parked[b].Since), cmp.Compare(a, b))
+	})
+}
+
+// describeParked lists what is parked, at most wire.MaxParkedShown.
+func (l *Leader) describeParked() []wire.ParkedScope {
+	var out []wire.ParkedScope
+	scopes := l.parkedScopes()
+	for _, h := range scopes[:min(len(scopes), wire.MaxParkedShown)] {
+		p := l.g.Parked[h]
+		at, known := l.parkedAt[h]
+		if !known {
+			at = l.start
+		}
+		out = append(out, wire.ParkedScope{Scope: uint64(h), Offset: uint64(p.Head), Reason: p.Reason, ForMs: uint64(max(0, l.now-at).Milliseconds()), AtLeast: !known})
+	}
+	return out
+}
+
+// isLeased reports whether some session has the record at o.
+func (l *Leader) isLeased(o wire.Offset) bool {
+	for _, m := range l.members {
+		if m.leases.find(o) != nil {
+			return true
+		}
+	}
+	return false
 }

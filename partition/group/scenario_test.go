@@ -621,6 +621,44 @@ func TestLeaderParksAKeyAndGoesOnWithTheOthers(t *testing.T) {
 	require.Equal(t, []wire.Offset{1}, a.offsets())
 }
 
+// What is parked is listed in the order in which it was, with since when: exactly by the leader
+// that saw it, at least for the next one. What is not parked any more is not kept in mind.
+func TestLeaderListsWhatIsParked(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(5, 6, 5)
+	listed := func() []wire.ParkedScope {
+		var d wire.GroupPartition
+		r.leader.Describe(&d)
+		return d.ParkedScopes
+	}
+	r.leader.Park(6, "b", false, nil)
+	r.settle()
+	r.now += 2 * time.Second
+	r.leader.Reaches(r.end, r.now)
+	r.leader.Park(5, "a", false, nil)
+	r.settle()
+	r.now += time.Second
+	r.leader.Reaches(r.end, r.now)
+	require.Equal(t, []wire.ParkedScope{{Scope: 6, Reason: "b", ForMs: 3000}, {Scope: 5, Reason: "a", ForMs: 1000}}, listed())
+	r.lead()
+	r.now += 4 * time.Second
+	r.leader.Reaches(r.end, r.now)
+	require.Equal(t, []wire.ParkedScope{{Scope: 6, Reason: "b", ForMs: 4000, AtLeast: true}, {Scope: 5, Reason: "a", ForMs: 4000, AtLeast: true}}, listed())
+
+	r.leader.parkLimit = 4
+	r.leader.Unpark(5, nil)
+	for h := range Scope(100) { // they come and go, as records that are their own scope do
+		r.leader.noteParked(1000+h, true)
+	}
+	r.settle()
+	require.LessOrEqual(t, len(r.leader.parkedAt), 4)
+	require.Len(t, listed(), 1)
+	for h := range Scope(wire.MaxParkedShown) {
+		r.state.Group(1).Parked[2000+h] = Park{Since: 1 << 40}
+	}
+	require.Len(t, listed(), wire.MaxParkedShown)
+}
+
 func TestLeaderSkipsTheHeadOfAKey(t *testing.T) {
 	r := newRig(t, keyGroup)
 	r.produce(5, 5)
