@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -305,8 +306,9 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 		}
 	}
 	for _, d := range list {
-		slices.SortFunc(d.Groups, func(a, b lettersOf) int {
-			return cmp.Or(strings.Compare(a.Origin, b.Origin), strings.Compare(a.Group, b.Group))
+		sort.Slice(d.Groups, func(i, j int) bool {
+			a, b := &d.Groups[i], &d.Groups[j]
+			return cmp.Or(strings.Compare(a.Origin, b.Origin), strings.Compare(a.Group, b.Group)) < 0
 		})
 	}
 	slices.SortFunc(list, func(a, b *dlqJSON) int { return strings.Compare(a.Name, b.Name) })

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/cespare/xxhash/v2"
@@ -54,8 +55,9 @@ func Spread(v *View, partitions []uuid.UUID, replicas int, unfit func(Node) stri
 			chosen = append(chosen, n)
 			c.replicas[n.ID]++
 		}
-		slices.SortStableFunc(chosen, func(a, b Node) int {
-			return cmp.Or(cmp.Compare(c.leaders[a.ID], c.leaders[b.ID]), cmp.Compare(tie(id, a.ID), tie(id, b.ID)))
+		sort.SliceStable(chosen, func(i, j int) bool {
+			a, b := chosen[i].ID, chosen[j].ID
+			return cmp.Or(cmp.Compare(c.leaders[a], c.leaders[b]), cmp.Compare(tie(id, a), tie(id, b))) < 0
 		})
 		c.leaders[chosen[0].ID]++
 		for _, n := range chosen {

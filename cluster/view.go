@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -253,10 +254,9 @@ func (v *View) next(s *State) *View {
 // baseView is a view without its destinations.
 func baseView(s *State) *View {
 	v := &View{Epoch: s.Epoch, ClusterID: s.ClusterID, Level: s.level(), Aliases: s.Aliases}
-	for _, n := range s.Nodes {
-		v.Nodes = append(v.Nodes, *n)
+	for _, id := range slices.Sorted(maps.Keys(s.Nodes)) {
+		v.Nodes = append(v.Nodes, *s.Nodes[id])
 	}
-	slices.SortFunc(v.Nodes, func(a, b Node) int { return int(a.ID) - int(b.ID) })
 	for _, d := range s.Deleted {
 		v.Deleted = append(v.Deleted, d)
 	}

@@ -6,7 +6,7 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
+	"sort"
 	"time"
 
 	"github.com/lockstepmq/lockstep/partition/group"
@@ -266,7 +266,7 @@ func (g *Groups) removedLetters() (all []wire.RemovedLetters) {
 			all = append(all, wire.RemovedLetters{Group: s.Name, LettersResponse: g.lead(s).DescribeLetters()})
 		}
 	}
-	slices.SortFunc(all, func(a, b wire.RemovedLetters) int { return strings.Compare(a.Group, b.Group) })
+	sort.Slice(all, func(i, j int) bool { return all[i].Group < all[j].Group })
 	return all
 }
 

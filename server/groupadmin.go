@@ -1,9 +1,10 @@
 package server
 
 import (
-	"cmp"
 	"encoding/json"
+	"maps"
 	"slices"
+	"sort"
 
 	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/partition"
@@ -116,11 +117,9 @@ func (b *broker) groups(destination string) ([]wire.GroupInfo, error) {
 	}
 	infos := []wire.GroupInfo{}
 	for _, d := range list {
-		first := len(infos)
-		for name, g := range d.Groups {
-			infos = append(infos, groupInfo(d, name, g))
+		for _, name := range slices.Sorted(maps.Keys(d.Groups)) {
+			infos = append(infos, groupInfo(d, name, d.Groups[name]))
 		}
-		slices.SortFunc(infos[first:], func(a, b wire.GroupInfo) int { return cmp.Compare(a.Name, b.Name) })
 		if len(infos) > cluster.MaxGroups {
 			return nil, wire.Errorf(wire.CodeTooLarge, "more than %d groups; ask for those of one destination", cluster.MaxGroups)
 		}
@@ -149,6 +148,6 @@ func intents(d *cluster.Destination) []partition.Intent {
 			ID: group.ID(g.ID), Version: uint64(g.Version), Name: name, Settings: d.Resolved(g), Start: start, Paused: g.Paused,
 		})
 	}
-	slices.SortFunc(list, func(a, b partition.Intent) int { return cmp.Compare(a.ID, b.ID) })
+	sort.Slice(list, func(i, j int) bool { return list[i].ID < list[j].ID })
 	return list
 }

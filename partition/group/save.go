@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"sort"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -66,7 +67,7 @@ func (s *State) Snapshot() func(dst []byte) []byte {
 		groups = append(groups, g.snapshot())
 	}
 	return func(dst []byte) []byte {
-		slices.SortFunc(groups, func(a, b Group) int { return cmp.Compare(a.ID, b.ID) })
+		sort.Slice(groups, func(i, j int) bool { return groups[i].ID < groups[j].ID })
 		dst = appendUint64s(dst, uint64(term), uint64(start), uint64(next))
 		dst = binary.LittleEndian.AppendUint32(dst, uint32(len(groups)))
 		for i := range groups {
