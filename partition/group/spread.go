@@ -132,16 +132,18 @@ func (s *spread) shareOut(old map[Session][]uint32) {
 	// Those that have most may have one more: that moves least.
 	slices.SortStableFunc(shares, func(a, b *share) int { return cmp.Compare(len(b.had), len(a.had)) })
 	clear(taken)
-	rest, there := len(s.loads), 0
-	for i, m := range shares {
-		if !s.away[m.Session] {
-			there++
-			continue
+	// Of those that are away the first have the larger shares. Counted among all, who is away
+	// would fall behind who takes up what others do not, and lose more each time.
+	rest, away := len(s.loads), 0
+	for _, m := range shares {
+		if s.away[m.Session] {
+			m.room = min(len(m.had), evenly(len(s.loads), len(shares), away))
+			rest -= m.room
+			away++
 		}
-		m.room = min(len(m.had), evenly(len(s.loads), len(shares), i))
-		rest -= m.room
 	}
-	of := there
+	of := len(shares) - away
+	there := of
 	for _, m := range shares {
 		if !s.away[m.Session] {
 			m.room = evenly(rest, of, of-there)

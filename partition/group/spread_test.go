@@ -82,6 +82,23 @@ func TestSpreadGivesNothingToThoseThatAreAway(t *testing.T) {
 	}
 }
 
+// A spread of a group in which nothing has changed changes nothing, also if who is there
+// has taken up so much that it has more than those that are away.
+func TestASecondSpreadMovesNothing(t *testing.T) {
+	members := []*Membership{memberAt(1, 1), memberAt(2, 1), memberAt(3, 1)}
+	a, b, c := session(1), session(2), session(3)
+	seven := make([]PartitionLoad, 7)
+	for i := range seven {
+		seven[i] = PartitionLoad{Number: uint32(i), Leader: 1}
+	}
+	for _, policy := range []wire.BindingPolicy{wire.BindingCover, wire.BindingLocal} {
+		away := map[Session]bool{a: true, b: true}
+		first := Spread(policy, members, seven, map[Session][]uint32{a: {0, 1, 2}}, away)
+		require.Equal(t, map[Session][]uint32{a: {0, 1, 2}, b: nil, c: {3, 4, 5, 6}}, first)
+		require.Equal(t, first, Spread(policy, members, seven, first, away))
+	}
+}
+
 // R-SIB-13: without a local partition the load decides.
 func TestR_SIB_13_SixRemoteConsumersOverThreePartitionsAreTwoEach(t *testing.T) {
 	loads := []PartitionLoad{{Number: 0, Leader: 1, Backlog: 10}, {Number: 1, Leader: 2, Backlog: 30}, {Number: 2, Leader: 3, Backlog: 20}}
