@@ -461,6 +461,7 @@ func TestWhatIsGivenBackIsNotLost(t *testing.T) {
 	closed := make(chan error, 1)
 	go func() { closed <- c.Close(testContext(t)) }()
 	g.answer(g.said(wire.OutcomeReleased, 11, fakeEpoch), wire.CodeStaleEpoch)
+	g.said(wire.OutcomeLostSeen, 11, fakeEpoch)
 	require.NoError(t, d.Ack())
 	g.answer(g.said(wire.OutcomeAck, 10, fakeEpoch), wire.CodeStaleEpoch)
 	require.EqualValues(t, 10, (<-lost).Offset)

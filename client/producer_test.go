@@ -375,7 +375,7 @@ func TestTooLargeRecordsAreRefusedHere(t *testing.T) {
 	require.Equal(t, NotSent, outcomeOf(t, err))
 	_, err = p.SendAsync(ctx, &Record{Key: make([]byte, 1000)})
 	require.ErrorIs(t, err, ErrRecordTooLarge)
-	err = p.SendFunc(ctx, &Record{Headers: []Header{{Key: "k", Value: make([]byte, 1000)}}}, nil)
+	err = p.SendFunc(ctx, &Record{Headers: []Header{{Key: "k", Value: make([]byte, 1000)}}}, func(Receipt, error) { t.Error("it is not sent") })
 	require.ErrorIs(t, err, ErrRecordTooLarge)
 	_, err = p.Send(ctx, &Record{Value: make([]byte, 960)})
 	require.NoError(t, err)
