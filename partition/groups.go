@@ -90,6 +90,7 @@ type Groups struct {
 	feed     feed
 	scans    []wire.Offset // wanted
 	scanning bool
+	stale    bool          // what is being scanned may be known by an outdated list of damage
 	searches []*lead       // whose search is not over
 	looking  bool          // it can answer more by now
 	keyed    bool          // there is a Leader that asks for keys or publishers
@@ -166,11 +167,12 @@ type inbox struct {
 	at       wire.Index
 	intended bool
 	resumed  bool
+	repaired group.Span // holds all records that were repaired
 }
 
 // empty reports whether nothing waits. The caller holds the mutex.
 func (b *inbox) emptyLocked() bool {
-	return len(b.items)+len(b.results) == 0 && !b.intended && !b.resumed
+	return len(b.items)+len(b.results) == 0 && !b.intended && !b.resumed && b.repaired.From == b.repaired.To
 }
 
 // Groups are the groups of the partition.
@@ -216,6 +218,18 @@ func (g *Groups) Resumed() {
 	b.resumed = true
 }
 
+// Repaired says that some of the records [from, to), which could not be read, were written
+// again. The caller sees to a turn.
+func (g *Groups) Repaired(from, to wire.Offset) {
+	b := &g.inbox
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.repaired.From < b.repaired.To {
+		from, to = min(from, b.repaired.From), max(to, b.repaired.To)
+	}
+	b.repaired = group.Span{From: from, To: to}
+}
+
 // Deadline is when the groups need a turn at the latest, on the clock of Partition.Turn; 0
 // if they need none.
 func (g *Groups) Deadline() time.Duration { return time.Duration(g.deadline.Load()) }
@@ -247,6 +261,11 @@ func (p *Partition) Scanned(batches []log.Batch, err error) {
 	g.result(func() {
 		g.scanning = false
 		g.scans = g.scans[:0]
+		if g.stale {
+			g.stale = false
+			g.wakeAll() // they ask for what they still need
+			return
+		}
 		if err != nil || len(batches) == 0 {
 			g.retry = g.now + scanRetry
 			return
@@ -409,12 +428,20 @@ func (g *Groups) receive(term wire.Term) {
 		b.intended = false
 		defer g.reconsider()
 	}
-	resumed := b.resumed
-	b.resumed = false
+	resumed, repaired := b.resumed, b.repaired
+	b.resumed, b.repaired = false, group.Span{}
 	b.mu.Unlock()
 	if resumed {
 		for _, l := range g.leads {
 			l.Resumed(g.now)
+		}
+	}
+	if repaired.From < repaired.To {
+		g.feed.drop(repaired.From, repaired.To)
+		g.stale = g.scanning // it may have met what was repaired meanwhile
+		for _, l := range g.leads {
+			l.Repaired(repaired.From, repaired.To)
+			g.wake(l)
 		}
 	}
 	for _, f := range results {

@@ -198,6 +198,8 @@ func (b *broker) mend(r *partitionReplica, d *log.Damage, source *cluster.Replic
 	b.damage.repaired.Add(uint64(n))
 	if n > 0 {
 		r.logger.Info("damaged records were repaired from another replica", "entries", n, "node", source.Node)
+		r.part.Groups().Repaired(d.Base, d.Next)
+		r.schedule()
 	}
 	if err != nil {
 		r.distrust(err)

@@ -104,8 +104,10 @@ func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 	}
 	if p.Damaged {
 		l.cannotRead(o, o+1)
-		l.readAgain(o)
-		l.timers.push(timer{at: l.now + rereadPause, record: o, round: l.round})
+		if l.kind != shared { // else it waits with the others that were passed over
+			l.readAgain(o)
+			l.timers.push(timer{at: l.now + rereadPause, record: o, round: l.round})
+		}
 		return false, false
 	}
 	if l.kind == hashed && l.hashOf(p, o) != 0 {
@@ -236,17 +238,43 @@ func (l *Leader) giveScanned(budget *int) bool {
 // rereadPause is when a record that could not be read, and holds up others, is looked for again.
 const rereadPause = time.Second
 
-// cannotRead notes records that cannot be read, for those who ask: the lowest that are known
-// and not done.
+// cannotRead notes records that cannot be read. A shared group passes them over, and all of
+// them wait for their repair; others stop, and the lowest that are known and not done are
+// noted for those who ask.
 func (l *Leader) cannotRead(from, to wire.Offset) {
-	if o := l.unreadable(); o == l.unread.To || from < o {
+	if l.kind == shared {
+		l.passed.remove(0, l.g.Done.Floor())
+		l.passed.remove(from, to)
+		l.passed.add(lease{from: from, to: to, order: uint64(from)}) // so that neighbours join
+		return
+	}
+	if o, ok := l.unreadable(); !ok || from < o {
 		l.unread = Span{from, to}
 	}
 }
 
-// unreadable is the first record of what cannot be read that is not done, or the end of that.
-func (l *Leader) unreadable() wire.Offset {
-	return min(l.g.Done.Next(l.unread.From), l.unread.To)
+// unreadable is the first record that is known to be unreadable and is not done.
+func (l *Leader) unreadable() (o wire.Offset, ok bool) {
+	for _, r := range l.passed.all() {
+		if o = l.g.Done.Next(r.from); o < r.to {
+			return o, true
+		}
+	}
+	o = l.g.Done.Next(l.unread.From)
+	return o, o < l.unread.To
+}
+
+// Repaired says that some of the records [from, to) may be read again, of which the feed has
+// forgotten what it knew. What was passed over goes out, and a scan that stopped goes on, as
+// soon as the feed knows them again; what is still damaged waits on.
+func (l *Leader) Repaired(from, to wire.Offset) {
+	l.reread = 0
+	for r, ok := l.passed.within(from, to); ok; r, ok = l.passed.within(from, to) {
+		l.passed.remove(r.from, r.to)
+		for o := l.g.Done.Next(r.from); o < r.to; o = l.g.Done.Next(o + 1) {
+			l.redo.push(o)
+		}
+	}
 }
 
 // readAgain has a batch looked for again in a while: another replica may have repaired it.

@@ -131,7 +131,7 @@ func (e *explainer) group() {
 		}
 		e.say("no_credit", "", 0, 0, "%s", text)
 	}
-	if o := l.unreadable(); o < l.unread.To {
+	if o, ok := l.unreadable(); ok {
 		what := "what lies behind it waits"
 		if l.kind == shared || o < l.scan {
 			what = "others pass it"

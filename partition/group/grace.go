@@ -71,7 +71,7 @@ func (l *Leader) endGrace() {
 	l.grace.above = false
 	l.firsts = firsts{}
 	top := l.scan
-	l.scan = l.g.Done.Floor()
+	l.scan, l.passed = l.g.Done.Floor(), leases{}
 	for _, m := range l.members {
 		for _, r := range m.leases.all() {
 			if r.from < top {

@@ -69,7 +69,8 @@ type Leader struct {
 	ring     fifo[*scope]       // that have a record to give
 	spare    []*scope
 	expired  uint64        // records that retention took, as far as consumers were told
-	unread   Span          // a damaged range that was met, and that may be done or mended since
+	unread   Span          // a damaged range that stops the scan, and that may be done or mended since
+	passed   leases        // damaged records that a shared group has passed over; about as many runs as the log knows
 	reread   time.Duration // when one that holds up others may be looked for again
 	hold     time.Duration // nothing goes out before, where the partition is one scope
 	holder   *member       // that was given something last

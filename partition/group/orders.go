@@ -174,6 +174,7 @@ func (l *Leader) restart() {
 	l.kind = kindOf(&l.g.Settings)
 	l.scan, l.ahead, l.hold, l.holder = l.g.Done.Floor(), leases{}, 0, nil
 	l.redo.clear()
+	l.unread, l.passed = Span{}, leases{}
 	clear(l.shelved)
 	l.ring.clear()
 	clear(l.scopes)

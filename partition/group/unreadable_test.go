@@ -97,10 +97,70 @@ func TestExplainNamesWhatCannotBeRead(t *testing.T) {
 		}
 		require.Equal(t, 1, corrupt())
 		r.places[0].Damaged = false
-		r.pass(rereadPause)
+		r.leader.Repaired(0, 2)
 		r.settle()
-		if s.Mode == wire.ModeSerial { // a shared group has passed it, until it begins anew
-			require.Equal(t, -1, corrupt())
-		}
+		require.Equal(t, -1, corrupt())
 	}
+}
+
+// What a shared group has passed over goes out when it is repaired, at once and once, and what
+// is still damaged waits for its own repair.
+func TestRuleL8_ASharedGroupGetsWhatWasRepaired(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	for range 4 {
+		r.produce(1, 1)
+	}
+	for _, i := range []int{0, 1, 3} {
+		r.places[i].Damaged = true
+	}
+	a := r.attach('A', 1, 10)
+	require.Equal(t, []wire.Offset{4, 5}, a.offsets())
+	corrupt := func() *uint64 {
+		for _, reason := range r.leader.Explain(&wire.ExplainRequest{}, 0).Reasons {
+			if reason.Code == "corrupt_range" {
+				return reason.Offset
+			}
+		}
+		return nil
+	}
+	require.EqualValues(t, 0, *corrupt())
+
+	r.leader.Repaired(0, 8)
+	r.settle()
+	require.Equal(t, []wire.Offset{4, 5}, a.offsets(), "nothing is readable yet")
+	require.EqualValues(t, 0, *corrupt())
+
+	r.places[0].Damaged = false
+	for range 2 {
+		r.leader.Repaired(0, 4)
+		r.settle()
+		require.Equal(t, []wire.Offset{4, 5, 0, 1}, a.offsets())
+		require.EqualValues(t, 2, *corrupt())
+	}
+	r.places[1].Damaged, r.places[3].Damaged = false, false
+	r.leader.Repaired(3, 7)
+	r.settle()
+	require.Equal(t, []wire.Offset{4, 5, 0, 1, 3, 6}, a.offsets())
+	r.leader.Repaired(0, 8)
+	r.settle()
+	require.Equal(t, []wire.Offset{4, 5, 0, 1, 3, 6, 2, 7}, a.offsets())
+	require.Nil(t, corrupt())
+	r.pass(2 * rereadPause)
+	require.Len(t, a.offsets(), 8, "once")
+}
+
+// What the scan of a new leader has passed over, and meets again when nobody is waited for any
+// more, goes out once, also if it was repaired in between.
+func TestRuleL8_WhatIsMetAgainAfterARepairIsGivenOnce(t *testing.T) {
+	r, b := change(t, sharedGroup, 1, 2)
+	r.produce(3)
+	r.places[1].Damaged = true
+	r.settle()
+	require.Empty(t, b.offsets())
+	r.places[1].Damaged = false
+	expire(r, b)
+	require.Equal(t, []wire.Offset{0, 1, 2}, b.offsets())
+	r.leader.Repaired(2, 3)
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 1, 2}, b.offsets())
 }
