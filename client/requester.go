@@ -87,6 +87,7 @@ type requester struct {
 type sender struct {
 	producer *Producer
 	users    int
+	worked   bool // it has sent something: its destination was there
 	dropped  bool // who is the last user closes it
 }
 
@@ -139,37 +140,43 @@ var errInboxGone = errors.New("the inbox is gone")
 
 // exchange sends a request and waits for the reply.
 func (c *Conn) exchange(ctx context.Context, destination string, request *Record, reply <-chan *Record, gone <-chan struct{}) (*Record, error) {
-	s, err := c.sender(ctx, destination)
-	if err != nil {
-		return nil, err
-	}
-	ticket, err := s.producer.SendAsync(ctx, request)
-	if err != nil {
-		c.release(destination, s, err)
-		return nil, err
-	}
-	stored := ticket.done
-	defer func() {
-		select {
-		case <-ticket.done:
-			c.release(destination, s, ticket.err)
-		default: // the reply was faster, or nobody waits any more: the record goes its way
-			c.release(destination, s, nil)
+	for {
+		s, err := c.sender(ctx, destination)
+		if err != nil {
+			return nil, err
 		}
-	}()
+		ticket, failed := s.producer.SendAsync(ctx, request)
+		var answer *Record
+		if err = failed; err == nil {
+			answer, err = ticket.reply(ctx, destination, reply, gone)
+			select {
+			case <-ticket.done:
+				failed = ticket.err
+			default: // the reply was faster, or nobody waits any more: the record goes its way
+			}
+		}
+		if again := c.release(destination, s, failed); !again || !errors.Is(err, failed) {
+			return answer, err
+		}
+	}
+}
+
+// reply waits for the reply to a request.
+func (t *Ticket) reply(ctx context.Context, destination string, reply <-chan *Record, gone <-chan struct{}) (*Record, error) {
+	stored := t.done
 	for {
 		select {
 		case answer := <-reply:
 			return answer, nil
 		case <-stored:
-			if ticket.err != nil {
-				return nil, ticket.err
+			if t.err != nil {
+				return nil, t.err
 			}
 			stored = nil
 		case <-gone:
 			return nil, errInboxGone
 		case <-ctx.Done():
-			return nil, &NoReplyError{Destination: destination, Receipt: ticket.receiptOf(stored == nil), Stored: stored == nil, Err: ctx.Err()}
+			return nil, &NoReplyError{Destination: destination, Receipt: t.receiptOf(stored == nil), Stored: stored == nil, Err: ctx.Err()}
 		}
 	}
 }
@@ -275,13 +282,16 @@ func (c *Conn) Send(ctx context.Context, destination string, r *Record) (Receipt
 	if wire.IsTemporary(destination) {
 		return c.sendTemporary(ctx, destination, r)
 	}
-	s, err := c.sender(ctx, destination)
-	if err != nil {
-		return Receipt{}, &SendError{Outcome: NotSent, Err: err}
+	for {
+		s, err := c.sender(ctx, destination)
+		if err != nil {
+			return Receipt{}, &SendError{Outcome: NotSent, Err: err}
+		}
+		receipt, err := s.producer.Send(ctx, r)
+		if again := c.release(destination, s, err); !again {
+			return receipt, err
+		}
 	}
-	receipt, err := s.producer.Send(ctx, r)
-	c.release(destination, s, err)
-	return receipt, err
 }
 
 // sendTemporary sends a record to a temporary queue: straight to its node if there is a
@@ -376,11 +386,20 @@ func (c *Conn) sender(ctx context.Context, destination string) (*sender, error) 
 	return s, nil
 }
 
-// release gives a sender back. One that has failed is not used again.
-func (c *Conn) release(destination string, s *sender, err error) {
+// release gives a sender back. One that has failed is not used again; again says that another
+// one may send the record: it was not sent, for the destination that the sender has worked for
+// is deleted, and there may be a new one of its name.
+func (c *Conn) release(destination string, s *sender, err error) (again bool) {
 	q := &c.requests
 	q.mu.Lock()
 	s.users--
+	var e *SendError
+	switch code := codeOf(err); {
+	case err == nil:
+		s.worked = true
+	case code == wire.CodeUnknownDestination || code == wire.CodeDestinationGone:
+		again = s.worked && errors.As(err, &e) && e.Outcome == NotSent
+	}
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !s.dropped {
 		s.dropped = true
 		if q.senders[destination] == s {
@@ -392,6 +411,7 @@ func (c *Conn) release(destination string, s *sender, err error) {
 	if over {
 		s.close()
 	}
+	return again
 }
 
 // close ends a producer that nobody uses: for what it has not sent nobody waits.
