@@ -317,3 +317,45 @@ func TestRule15_ScopesBeyondTheLimitCannotBeClaimed(t *testing.T) {
 	require.Equal(t, []wire.Offset{0}, again.offsets())
 	require.Equal(t, wire.GrantRedelivered, again.grants[0].Flags)
 }
+
+// Rule 15: with one record of a key at a time, too, a claim does not pass over an earlier one that
+// is unfinished: here the ack, at which the next one went out, died with its leader.
+func TestRule15_AClaimBehindAnAckThatIsLostIsRefused(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(1, 1)
+	a := r.attach('A', 1, 5)
+	a.say(wire.OutcomeAck, 0)
+	r.turn()
+	require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+	claim := wire.Outcome{Offset: 1, Count: 1, Epoch: a.grants[1].Epoch}
+	r.lead()
+	a = r.attach('A', 2, 5, claim)
+	require.NoError(t, a.refused)
+	require.Equal(t, []wire.OutcomeAnswer{{Offset: 1, Count: 1, Epoch: claim.Epoch, Code: wire.CodeStaleEpoch}}, a.response.Refused)
+	r.settle()
+	require.Equal(t, []wire.Offset{0}, a.offsets())
+}
+
+// Rule T2: a session is not silent while the broker stands still, nor before its leader began.
+func TestRuleT2_AStandstillIsNotSilence(t *testing.T) {
+	session := wire.DefaultSessionMs * time.Millisecond
+	for name, begin := range map[string]func(*rig){
+		"a standstill":   func(r *rig) { r.leader.Resumed(r.now) },
+		"another leader": func(r *rig) { r.lead() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, sharedGroup)
+			r.attach('A', 1, 5)
+			r.now += 2 * session
+			begin(r)
+			r.settle()
+			require.Len(t, r.state.Group(1).Sessions, 1)
+			r.pass(session - 1)
+			r.settle()
+			require.Len(t, r.state.Group(1).Sessions, 1)
+			r.pass(1)
+			r.settle()
+			require.Empty(t, r.state.Group(1).Sessions)
+		})
+	}
+}
