@@ -203,3 +203,48 @@ func TestTemporaryQueuesLeaveNothing(t *testing.T) {
 	t.Logf("%d temporary queues: the heap grew by %d bytes", *temporaryQueues, grown)
 	require.Less(t, grown, int64(2<<20), "of 10,000 queues")
 }
+
+// One connection has ten thousand, with and without a grace, and dies: all go, those with a
+// grace when it is over and not before, unless they were taken up again.
+func TestR_WLS_4_AllQueuesOfAConnectionEndWithIt(t *testing.T) {
+	n := startNode(t, Limits{TemporaryQueues: *temporaryQueues, Links: *temporaryQueues})
+	owner, other := dialOpen(t, n.address), dialOpen(t, n.address)
+	batch, _ := testBatch(t, "a")
+	var short, long, taken wire.TemporaryOpenResponse
+	for i := range *temporaryQueues {
+		switch q := owner.makeTemporary(1, time.Duration(i%2)*time.Minute); i {
+		case 0:
+			short = q
+		case 1:
+			long = q
+		case 3:
+			taken = q
+		}
+	}
+	for _, q := range []wire.TemporaryOpenResponse{short, long, taken} {
+		require.Equal(t, wire.CodeOK, other.sendTemporary(q.Name, batch))
+	}
+	require.NoError(t, owner.conn.Close())
+	q := &n.engine.temporaries
+	eventually(t, "the end of the session", func() bool { return q.len() == *temporaryQueues/2 })
+	require.Equal(t, wire.CodeDestinationGone, other.sendTemporary(short.Name, batch))
+	q.expire(n.engine.now() + 30*time.Second)
+	require.Equal(t, *temporaryQueues/2, q.len(), "their grace is not over")
+	require.Equal(t, wire.CodeOK, other.sendTemporary(long.Name, batch))
+	heir := dialOpen(t, n.address)
+	heir.send(wire.OpTempOpen, 9, &wire.TemporaryOpenRequest{Name: taken.Name, Token: [16]byte{1}})
+	require.Equal(t, wire.CodeOK, heir.answer(9).code())
+	q.expire(n.engine.now() + 2*time.Minute)
+	require.Equal(t, 1, q.len())
+	require.Equal(t, wire.CodeDestinationGone, other.sendTemporary(long.Name, batch))
+	require.Equal(t, wire.CodeOK, other.sendTemporary(taken.Name, batch))
+	require.NoError(t, heir.conn.Close())
+	eventually(t, "the end of the heir", func() bool { return n.engine.counters.sessions.Load() == 1 })
+	q.expire(n.engine.now() + 2*time.Minute)
+	require.Equal(t, wire.CodeDestinationGone, other.sendTemporary(taken.Name, batch))
+	require.Zero(t, q.len())
+	require.Zero(t, q.bytes.Load())
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	require.Zero(t, q.alone)
+}
