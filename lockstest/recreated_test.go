@@ -210,3 +210,49 @@ func TestARequestGoesToTheQueueThatIsMadeAgain(t *testing.T) {
 	_, err = conn.Send(ctx, "words", &client.Record{Value: []byte("a")})
 	require.ErrorIs(t, err, wire.CodeUnknownDestination)
 }
+
+// A queue is deleted and made again while old and new producers send all the while: the new
+// one has what was sent by those that were made for it, each once, and nothing else.
+func TestNothingOfAnOldProducerIsInTheNewQueue(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	intent := client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 2}}
+	var producers []*client.Producer
+	for round := range 6 {
+		made, err := conn.CreateDestination(ctx, intent)
+		require.NoError(t, err)
+		p, err := conn.Producer(ctx, "orders")
+		require.NoError(t, err)
+		producers = append(producers, p)
+		want := map[string]int{}
+		for i := range 50 {
+			for k, p := range producers {
+				value := fmt.Sprint(k, "/", round, "/", i)
+				receipt, err := p.Send(ctx, &client.Record{Value: []byte(value)})
+				if k < round {
+					require.True(t, isGone(err), "%s: %v, %v", value, receipt, err)
+					continue
+				}
+				require.NoError(t, err)
+				want[value] = 1
+			}
+		}
+		r, err := conn.Reader(ctx, "orders", client.FromEarliest(), client.StopAtEnd())
+		require.NoError(t, err)
+		got := map[string]int{}
+		for record, err := range r.Records(ctx) {
+			require.NoError(t, err)
+			got[string(record.Value)]++
+		}
+		require.Equal(t, want, got)
+		for range 100 { // on their way when the queue goes
+			if _, err := p.SendAsync(ctx, &client.Record{Value: []byte("on its way")}); err != nil {
+				break
+			}
+		}
+		require.NoError(t, conn.DeleteDestination(ctx, made))
+	}
+	for _, p := range producers {
+		_ = p.Close(ctx)
+	}
+}

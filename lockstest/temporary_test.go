@@ -515,3 +515,41 @@ func TestR_IS_7_ARequestSurvivesTheNodeOfItsInbox(t *testing.T) {
 	require.EqualValues(t, 1, requester.RequestStats().Resent)
 	require.True(t, strings.HasPrefix(<-asked, "$tmp/2/"), "the second inbox is where the requester is now")
 }
+
+// The grace of an inbox runs out while the leader of the queue with the requests changes: its
+// server is told that nobody waits, and serves the next one.
+func TestR_SIB_21_AGraceRunsOutWhileALeaderChanges(t *testing.T) {
+	c := lockstest.StartCluster(t, 3)
+	ctx := limited(t)
+	admin := to(ctx, t, c.Broker(1))
+	create(ctx, t, admin, client.Destination{Name: "words", Kind: client.Queue, Settings: client.Settings{Partitions: 1, Replicas: 3}})
+	var leader int
+	awaitThat(t, "somebody leads", func() bool {
+		d, err := admin.Destination(ctx, "words")
+		require.NoError(t, err)
+		leader = int(d.Partitions[0].Leader)
+		return leader != 0
+	})
+	first, err := client.Connect(ctx, c.Broker(1+leader%3).URL(), client.AllowRedirect(false), client.WithReconnect(false))
+	require.NoError(t, err)
+	q, err := first.TemporaryQueue(ctx, client.Grace(time.Millisecond))
+	require.NoError(t, err)
+	conn := to(ctx, t, c.Broker(1+(leader+1)%3))
+	_, err = first.Send(ctx, "words", &client.Record{Value: []byte("a"), Headers: []client.Header{
+		{Key: client.ReplyToHeader, Value: []byte(q.Name())}, {Key: client.CorrelationHeader, Value: []byte("mine")},
+	}})
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	c.Stop(leader)
+	require.Eventually(t, func() bool {
+		_, err = conn.Send(ctx, q.Name(), &client.Record{})
+		return err != nil
+	}, 30*time.Second, time.Millisecond)
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
+	_, err = conn.TemporaryQueue(ctx, client.Resume(q.Key()))
+	require.ErrorIs(t, err, wire.CodeDestinationGone)
+	serving(ctx, t, conn, "words", shout)
+	reply, err := conn.Request(ctx, "words", &client.Record{Value: []byte("b")})
+	require.NoError(t, err)
+	require.Equal(t, "B", string(reply.Value))
+}
