@@ -87,6 +87,17 @@ func (c *clusterProcess) add(configure ...func(*brokerProcess)) *brokerProcess {
 	return b
 }
 
+// formed waits until the metadata has a majority without the broker that founded the
+// cluster. It takes the others in as voters some seconds after they have joined; until
+// then nothing is left of the cluster if that one is.
+func formed(t *testing.T, conn *client.Conn) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		status, err := conn.ClusterStatus(t.Context())
+		return err == nil && status.Voters >= clusterNodes
+	}, clusterPatience, 20*time.Millisecond, "the metadata has no majority without its founder")
+}
+
 func (c *clusterProcess) connect() *client.Conn {
 	c.t.Helper()
 	var addresses []string

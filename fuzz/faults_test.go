@@ -255,19 +255,13 @@ func (r *faultRun) leader(destination string, partition, not uint32) uint32 {
 }
 
 // formed makes sure that the metadata has a majority without the broker that founded the
-// cluster. It takes the others in as voters some seconds after they have joined; until
-// then nothing is left of the cluster if that one is.
+// cluster.
 func (r *faultRun) formed() {
 	r.t.Helper()
-	if r.founded {
-		return
+	if !r.founded {
+		r.founded = true
+		formed(r.t, r.direct(2))
 	}
-	r.founded = true
-	conn := r.direct(2)
-	require.Eventually(r.t, func() bool {
-		status, err := conn.ClusterStatus(r.t.Context())
-		return err == nil && status.Voters >= clusterNodes
-	}, clusterPatience, 20*time.Millisecond, "the metadata has no majority without its founder")
 }
 
 // fault is one kind of what can happen to a node. It returns what ends it.

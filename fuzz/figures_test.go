@@ -302,6 +302,7 @@ func rest(t *testing.T, addresses []string) {
 func TestFigure_CatchUp(t *testing.T) {
 	c, addresses := withMetrics(t)
 	conn := c.connect()
+	formed(t, conn)
 	_, err := conn.CreateDestination(t.Context(), client.Destination{
 		Name: "figure", Kind: wire.Topic, Settings: client.Settings{Partitions: 1, Replicas: clusterNodes},
 	})
