@@ -2,6 +2,7 @@ package group
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -31,6 +32,39 @@ func (r *rig) counts() (deliveries, attempts []uint16) {
 		deliveries, attempts = append(deliveries, known.Deliveries), append(attempts, known.Attempts)
 	}
 	return deliveries, attempts
+}
+
+// Rule 24: of what a session keeps for too long, only that counts as failed which it may have begun.
+func TestRule24_OnlyWhatWasBegunTakesTooLong(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(1, 2, 3)
+	a := r.works('A', 10, 1)
+	require.Len(t, a.offsets(), 3)
+	r.overdue(a)
+	r.settle()
+	deliveries, attempts := r.counts()
+	require.Equal(t, []uint16{1, 1, 1}, deliveries)
+	require.Equal(t, []uint16{1, 0, 0}, attempts)
+}
+
+// Rule 24: where the partition is one scope, a session that dies has one head, also if it was given
+// its records at several times.
+func TestRule24_ADeadSessionHasOneHead(t *testing.T) {
+	for _, s := range oneScope {
+		s.Window = 3
+		r := newRig(t, s)
+		r.produce(1)
+		a := r.attach('A', 1, 5)
+		r.produce(1)
+		r.settle()
+		require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+		require.NotEqual(t, a.grants[0].Epoch, a.grants[1].Epoch)
+		r.die(a)
+		r.pass(wire.DefaultSessionMs * time.Millisecond)
+		r.settle()
+		_, attempts := r.counts()
+		require.Equal(t, []uint16{1, 0}, attempts, "mode %v", s.Mode)
+	}
 }
 
 // What a consumer held when it died counts as delivered, and as failed only what it may have
