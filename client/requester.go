@@ -388,8 +388,8 @@ func (c *Conn) sender(ctx context.Context, destination string) (*sender, error) 
 }
 
 // release gives a sender back. One that has failed is not used again; again says that another
-// one may send the record: it was not sent, for the destination that the sender has worked for
-// is deleted, and there may be a new one of its name.
+// one may send the record: it was not sent, for the destination or alias that the sender has
+// worked for is gone, and there may be a new one of its name.
 func (c *Conn) release(destination string, s *sender, err error) (again bool) {
 	q := &c.requests
 	q.mu.Lock()
@@ -398,7 +398,7 @@ func (c *Conn) release(destination string, s *sender, err error) (again bool) {
 	switch code := codeOf(err); {
 	case err == nil:
 		s.worked = true
-	case code == wire.CodeUnknownDestination || code == wire.CodeDestinationGone:
+	case code == wire.CodeUnknownDestination, code == wire.CodeDestinationGone, errors.Is(err, ErrAliasMoved):
 		again = s.worked && errors.As(err, &e) && e.Outcome == NotSent
 	}
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !s.dropped {

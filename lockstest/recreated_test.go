@@ -256,3 +256,40 @@ func TestNothingOfAnOldProducerIsInTheNewQueue(t *testing.T) {
 		_ = p.Close(ctx)
 	}
 }
+
+// The name of a deleted queue becomes an alias, and that a queue again: who sends by the name
+// reaches what it stands for.
+func TestANameThatBecomesAnAliasAndAQueueAgain(t *testing.T) {
+	b := lockstest.Start(t)
+	ctx, conn := connect(t, b)
+	intent := client.Destination{Name: "orders", Kind: client.Queue, Settings: client.Settings{Partitions: 1}}
+	create(ctx, t, conn, client.Destination{Name: "other", Kind: client.Queue, Settings: client.Settings{Partitions: 1}})
+	sent := func(offset uint64, value string) {
+		t.Helper()
+		r, err := conn.Send(ctx, "orders", &client.Record{Value: []byte(value)})
+		require.NoError(t, err)
+		require.Equal(t, offset, r.Offset)
+	}
+	holds := func(name string, values ...string) {
+		t.Helper()
+		r, err := conn.Reader(ctx, name, client.FromEarliest(), client.StopAtEnd())
+		require.NoError(t, err)
+		var got []string
+		for record, err := range r.Records(ctx) {
+			require.NoError(t, err)
+			got = append(got, string(record.Value))
+		}
+		require.Equal(t, values, got)
+	}
+	for round := range uint64(3) {
+		made, err := conn.CreateDestination(ctx, intent)
+		require.NoError(t, err)
+		sent(0, "to the queue")
+		holds("orders", "to the queue")
+		require.NoError(t, conn.DeleteDestination(ctx, made))
+		require.NoError(t, conn.CreateAlias(ctx, client.Alias{Name: "orders", Destination: "other"}))
+		sent(round, "by the alias")
+		require.NoError(t, conn.RemoveAlias(ctx, "orders"))
+	}
+	holds("other", "by the alias", "by the alias", "by the alias")
+}
