@@ -13,7 +13,8 @@ import (
 // Limits and times that are not options. Each says what happens when it is reached.
 const (
 	// handshakeTimeout bounds dialing aside the time from the first byte to
-	// the broker's HELLO answer. Afterwards the attempt has failed.
+	// the broker's HELLO answer. Afterwards the attempt has failed. Others are made beside
+	// it long before, see overlapAfter.
 	handshakeTimeout = 5 * time.Second
 	// detectionTime is how long a broker may be silent before it counts as dead. It is less
 	// where the broker's idle timeout is, or a third of the session timeout of a consumer
@@ -117,7 +118,7 @@ func AllowRedirect(on bool) Option { return func(o *connOptions) { o.redirect = 
 func RetryServers(servers string) Option { return func(o *connOptions) { o.retryList = servers } }
 
 // InOrder tries the servers given to Connect in their order, where clients otherwise
-// spread over them.
+// spread over them. One that does not answer for a second is overtaken by the next.
 func InOrder() Option { return func(o *connOptions) { o.inOrder = true } }
 
 // WithLogger sets the logger for connects, disconnects and retries. Default: none.

@@ -56,22 +56,24 @@ func (t *target) wants(n *wire.Node) bool {
 
 // openHome tries addresses until a broker answers that is wanted, those of wanted ones
 // as soon as they are known. If there is none it returns one that is not, if that will
-// do.
+// do. One that does not answer is overtaken by the next, see attempts.
 func (c *Conn) openHome(ctx context.Context, addresses []string) (*session, error) {
 	t := &c.options.target
 	var second *session
 	var errs []error
-	tried := make(map[string]bool)
-	for len(addresses) > 0 && ctx.Err() == nil {
-		address := addresses[0]
-		addresses = addresses[1:]
-		if tried[address] {
-			continue
+	tries := newAttempts(ctx, func(ctx context.Context, address string) (*session, error) {
+		return open(ctx, &c.options, address, c.clusterID, c.brokerEvent)
+	})
+	defer tries.close()
+	for {
+		var tried attempt
+		var left bool
+		if addresses, tried, left = tries.next(addresses); !left {
+			break
 		}
-		tried[address] = true
-		s, err := open(ctx, &c.options, address, c.clusterID, c.brokerEvent)
-		if err != nil {
-			errs = append(errs, err)
+		s, address := tried.session, tried.address
+		if tried.err != nil {
+			errs = append(errs, tried.err)
 			continue
 		}
 		if t.any() {
