@@ -270,7 +270,7 @@ func (c *Conn) Redrive(ctx context.Context, destination string, f LetterFilter, 
 	if err = errors.Join(err, r.finish(ctx)); err != nil {
 		return r.done, err
 	}
-	dropped := within(ctx, r.destination, func(ctx context.Context) error { return c.dropRedriveGroup(ctx, destination, r.groups) })
+	dropped := within(ctx, r.destination, func(ctx context.Context) error { return c.dropRedriveGroup(ctx, destination, &r.groups) })
 	return r.done, errors.Join(r.stay.err(), dropped)
 }
 
@@ -282,7 +282,8 @@ var ErrOnTheWay = errors.New("are on their way back, and arrive as soon as they 
 type redrive struct {
 	conn        *Conn
 	destination string
-	groups      []string
+	groups      settlers
+	by          string // that sends them back
 	stay        stranded
 	missing     map[origin]error           // nil for an origin that is there
 	next        []*Letter                  // of one partition, to be sent back
@@ -379,11 +380,13 @@ func (r *redrive) send(ctx context.Context) error {
 		ask.Letters = append(ask.Letters, wire.Redriven{Offset: l.Offset, To: l.Origin, Partition: l.OriginPartition})
 	}
 	if err := r.conn.byGroups(ctx, r.destination, &r.groups, func(ctx context.Context) error {
-		by := letterGroup(r.groups)
-		if err := r.conn.settle(ctx, r.destination, others(r.groups, by), r.next, false); err != nil {
+		if !slices.Contains(r.groups.names, r.by) { // what is on its way by one is looked for there
+			r.by = letterGroup(r.groups.names)
+		}
+		if err := r.conn.settle(ctx, r.destination, others(r.groups.names, r.by), r.next, false); err != nil {
 			return err
 		}
-		return r.conn.GroupOrder(ctx, wire.OrderRedrive, r.destination, partition, by, ask, nil)
+		return r.conn.GroupOrder(ctx, wire.OrderRedrive, r.destination, partition, r.by, ask, nil)
 	}); err != nil {
 		return fmt.Errorf("redrive %s/%d: %w", r.destination, partition, err)
 	}
@@ -447,10 +450,9 @@ func (r *redrive) wait(ctx context.Context, most int) error {
 func (r *redrive) look(ctx context.Context, partition uint32) (problem string, err error) {
 	var open wire.LettersResponse
 	if err := within(ctx, r.destination, func(ctx context.Context) error {
-		by := letterGroup(r.groups)
-		err := r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, by, nil, &open)
+		err := r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, r.by, nil, &open)
 		if regroup(err) { // it was removed, and these remain
-			err = r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, by, wire.LettersRequest{Removed: true}, &open)
+			err = r.conn.GroupOrder(ctx, wire.OrderLetters, r.destination, partition, r.by, wire.LettersRequest{Removed: true}, &open)
 		}
 		return err
 	}); err != nil {
@@ -519,14 +521,14 @@ func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (d
 	if d.Kind != Queue {
 		return 0, wire.Errorf(wire.CodeKindMismatch, "%q is a topic, which keeps records by its retention", destination)
 	}
-	var groups []string
+	var groups settlers
 	var some []*Letter
 	settle := func() error {
 		if len(some) == 0 {
 			return nil
 		}
 		if err := c.byGroups(ctx, destination, &groups, func(ctx context.Context) error {
-			return c.settle(ctx, destination, groups, some, true)
+			return c.settle(ctx, destination, groups.names, some, true)
 		}); err != nil {
 			return err
 		}
@@ -545,13 +547,13 @@ func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (d
 			}
 		}
 	}
-	if err := settle(); err != nil || groups == nil {
+	if err := settle(); err != nil || groups.names == nil {
 		return done, err
 	}
-	return done, c.dropRedriveGroup(ctx, destination, groups)
+	return done, c.dropRedriveGroup(ctx, destination, &groups)
 }
 
-// maxRegroup bounds how often a call begins anew because a group that it goes by was removed.
+// maxRegroup bounds how often a call begins anew because the groups that it goes by have changed.
 const maxRegroup = 10
 
 // regroup reports whether a group was removed that a call goes by, before it asked or while it
@@ -563,37 +565,48 @@ func regroup(err error) bool {
 
 // byGroups runs f, which has to end in time, by the groups of a dead letter destination, which
 // it looks for if there are none yet. It does so again if one was removed meanwhile, as a
-// redrive that ends does with the one that it has made.
-func (c *Conn) byGroups(ctx context.Context, destination string, groups *[]string, f func(context.Context) error) error {
+// redrive that ends does with the one that it has made, or has begun, which a broker refuses
+// to pass over.
+func (c *Conn) byGroups(ctx context.Context, destination string, groups *settlers, f func(context.Context) error) error {
 	for again := 0; ; again++ {
-		err := within(ctx, destination, func(ctx context.Context) (err error) {
-			if *groups == nil {
-				if *groups, err = c.letterGroups(ctx, destination, true); err != nil {
+		err := within(ctx, destination, func(ctx context.Context) error {
+			if groups.names == nil {
+				if err := groups.find(ctx, c, destination); err != nil {
 					return err
 				}
 			}
 			return f(ctx)
 		})
-		if !regroup(err) || again == maxRegroup {
+		begun := codeOf(err) == wire.CodeRefused
+		if !regroup(err) && !begun || again == maxRegroup {
 			return err
 		}
-		*groups = nil
+		if begun && c.pause(ctx, retryPause) != nil { // who lists them may not have heard of it yet
+			return err
+		}
+		groups.names = nil
 	}
 }
 
-// letterGroups lists the groups of a dead letter destination. If there is none, and create
-// says so, it makes one.
-func (c *Conn) letterGroups(ctx context.Context, destination string, create bool) ([]string, error) {
+// settlers are the groups of a dead letter destination, which have to be done with letters.
+type settlers struct {
+	names []string // nil: they are not known
+	made  bool     // redriveGroup is one of them, by this call
+}
+
+// find lists the groups. If there is none, it makes one.
+func (g *settlers) find(ctx context.Context, c *Conn, destination string) error {
 	list, err := c.Groups(ctx, destination)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	names := groupNames(list)
-	if len(names) == 0 && create {
-		names = []string{redriveGroup}
-		_, err = c.CreateGroup(ctx, destination, redriveGroup, GroupIntent{Exists: true, Start: GroupStart{To: "earliest"}})
+	if g.names = groupNames(list); len(g.names) > 0 {
+		return nil
 	}
-	return names, err
+	if _, err = c.CreateGroup(ctx, destination, redriveGroup, GroupIntent{Exists: true, Start: GroupStart{To: "earliest"}}); err == nil {
+		g.names, g.made = []string{redriveGroup}, true
+	}
+	return err
 }
 
 func groupNames(list []GroupInfo) (names []string) {
@@ -605,8 +618,8 @@ func groupNames(list []GroupInfo) (names []string) {
 
 // dropRedriveGroup removes the group that was made if it is done with everything in a
 // queue: later letters wait for whoever comes.
-func (c *Conn) dropRedriveGroup(ctx context.Context, destination string, groups []string) error {
-	if len(groups) != 1 || groups[0] != redriveGroup {
+func (c *Conn) dropRedriveGroup(ctx context.Context, destination string, groups *settlers) error {
+	if alone := len(groups.names) == 1 && groups.names[0] == redriveGroup; !alone && !groups.made {
 		return nil
 	}
 	d, err := c.Destination(ctx, destination)

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 // redriven sends dead letters back from a queue that has two groups, and is interrupted in
@@ -57,4 +58,49 @@ func (s *stage) redriven(t *testing.T) {
 	}
 	idle(t, c)
 	leave(t, c)
+}
+
+// begunAmid makes a group of a dead letter queue while a redrive is at work that has listed the
+// groups before: what goes back from then on is not the new group's, and the next redrive, which
+// goes by it, finds nothing.
+func (s *stage) begunAmid(t *testing.T) {
+	queue, dead := s.queue(t, 1), s.queue(t, 1)
+	const letters = 2*wire.MaxRedrive + 1
+	p, err := s.conn.Producer(t.Context(), dead)
+	require.NoError(t, err)
+	for i := range letters {
+		p.SendFunc(t.Context(), &client.Record{Value: fmt.Append(nil, i), Headers: []client.Header{
+			{Key: wire.LetterOrigin, Value: []byte(queue + "/0")}, {Key: wire.LetterHeader + "offset", Value: []byte("0")}, {Key: wire.LetterHeader + "group", Value: []byte("g")},
+		}}, func(_ client.Receipt, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	require.NoError(t, p.Close(t.Context()))
+	n := 0
+	back, err := s.conn.Redrive(t.Context(), dead, client.LetterFilter{}, func(*client.Letter, error) {
+		if n++; n == wire.MaxRedrive+1 { // the first order is committed
+			_, err := s.conn.CreateGroup(t.Context(), dead, "clerks", client.GroupIntent{Start: client.GroupStart{To: "earliest"}})
+			require.NoError(t, err)
+		}
+	})
+	require.NoError(t, err)
+	require.Equal(t, letters, back)
+	groups, err := s.conn.Groups(t.Context(), dead)
+	require.NoError(t, err)
+	require.Len(t, groups, 1, "the group that the redrive has made is gone")
+	require.Equal(t, "clerks", groups[0].Name)
+	back, err = s.conn.Redrive(t.Context(), dead, client.LetterFilter{}, nil)
+	require.NoError(t, err)
+	require.Zero(t, back)
+	var got []string
+	for r, err := range s.conn.Browse(t.Context(), queue, client.BrowseOptions{}) {
+		require.NoError(t, err)
+		got = append(got, string(r.Value))
+	}
+	require.Len(t, got, letters)
+	for i, value := range got {
+		require.Equal(t, fmt.Sprint(i), value)
+	}
 }

@@ -58,6 +58,7 @@ func TestRequirementsOfGroups(t *testing.T) {
 		{"R_MQC_12_WhatFailsTooOftenIsADeadLetter", s.letters},
 		{"R_MQC_12_ACrashingConsumerTakesNoOtherRecordsAlong", s.crashing},
 		{"R_MQC_12_AnInterruptedRedriveRepeatsNothing", s.redriven},
+		{"R_MQC_12_AGroupThatBeginsAmidARedriveHasNothingOfIt", s.begunAmid},
 		{"R_MQC_17_APoisonHoldsUpNobodyElse", s.poison},
 		{"R_WLS_12_AForwardDelayIsRefused", s.forwarding},
 		{"R_WLS_15_NothingIsWedgedInSilence", func(t *testing.T) { s.wedged(t) }},

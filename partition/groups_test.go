@@ -118,7 +118,7 @@ func (c *consumer) records() (n int) {
 	return n
 }
 
-func newGroups(t *testing.T) (*harness, *world) {
+func newGroups(t testing.TB) (*harness, *world) {
 	h := &harness{t: t, log: &fakeLog{term: 3}}
 	w := &world{h: h}
 	h.part = New(Config{Log: h.log, State: NewState(), Synced: true, Queue: true, Groups: w})

@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"time"
@@ -303,21 +304,37 @@ func (g *Groups) redrive(s *group.Group, in *Input) {
 		return
 	}
 	g.redrives = l
-	another := func(o wire.Offset) bool {
-		for other := range g.p.state.groups.All {
-			if other != s && other.Redrives(o) {
-				return true
-			}
-		}
-		return false
-	}
-	l.Redrive(letters, another, g.over(func(err error) {
+	l.Redrive(letters, func(o wire.Offset) (bool, error) { return g.othersOf(s, o) }, g.over(func(err error) {
 		g.redrives = nil
 		if in.Reply([]byte("{}"), err); err == nil {
 			g.tryLetters(l)
 		}
 	}))
 	g.wake(l)
+}
+
+// othersOf is what the other groups of the partition have to do with a dead letter that a group is
+// to send back: gone says that one has it on its way, and the error names one that is not done with
+// it, or begins and may not be. Whoever sent it back by that one later would send it a second time.
+func (g *Groups) othersOf(s *group.Group, o wire.Offset) (gone bool, err error) {
+	for other := range g.p.state.groups.All {
+		switch {
+		case other == s:
+		case other.Redrives(o):
+			return true, nil
+		case !other.Done.Has(o):
+			err = wire.Errorf(wire.CodeRefused, "group %q is not done with the letter at offset %d: settle it there first", other.Name, o)
+		}
+	}
+	for i := range g.intents {
+		if v := &g.intents[i]; g.p.state.groups.Group(v.ID) == nil {
+			err = cmp.Or(err, error(wire.Errorf(wire.CodeRefused, "group %q begins, and may have the letter at offset %d: settle it there first", v.Name, o)))
+		}
+	}
+	if err != nil && begunIgnored() {
+		return false, nil
+	}
+	return false, err
 }
 
 // openLetters shows the dead letters that are not written, or gives one up.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -26,9 +27,16 @@ func (h *harness) order(name string, op wire.GroupOrderOp, ask any) (answer *wir
 	return answer, err
 }
 
-// redrive has a letter sent back by a group.
+// redrive has a letter sent back by a group, when the others are done with it.
 func (h *harness) redrive(ms int, name string, offset uint64, to string) {
 	h.t.Helper()
+	for other := range h.part.state.groups.All {
+		if other.Name != name && !other.Removed {
+			_, err := h.order(other.Name, wire.OrderSettle, wire.SettleRequest{Spans: []wire.OffsetSpan{{From: offset, To: offset + 1}}})
+			h.turns(ms)
+			require.NoError(h.t, *err)
+		}
+	}
 	_, err := h.order(name, wire.OrderRedrive, wire.RedriveRequest{Letters: []wire.Redriven{{Offset: offset, To: to}}})
 	h.turns(ms)
 	require.NoError(h.t, *err)
@@ -162,4 +170,60 @@ func TestLettersOfRemovedGroupsAreSeenAndGivenUp(t *testing.T) {
 	h.turns(8)
 	require.NoError(t, *err)
 	require.Zero(t, d.Count, "none are left")
+}
+
+// begunAmid has a group begin after a redrive has listed the groups, and before its order. It
+// returns how often the letter goes back, if what that group has is sent back too.
+func begunAmid(t testing.TB, applied bool) (back int) {
+	h, w := newGroups(t)
+	h.log.immediate = true
+	h.send(-1, 0, 0, 3)
+	h.part.Groups().Intend(20, []Intent{intent(7, "dlq")})
+	h.turns(0)
+	h.log.immediate = false
+	h.part.Groups().Intend(30, []Intent{intent(7, "dlq"), intent(25, "clerks")})
+	h.part.Turn(1000, time.Millisecond)
+	require.Len(t, h.log.proposed, 1, "the group begins")
+	if applied {
+		h.log.commit(1)
+	}
+	ask := wire.RedriveRequest{Letters: []wire.Redriven{{Offset: 0, To: "orders"}}}
+	send := func(name string) (*wire.LettersResponse, *error) { return h.order(name, wire.OrderRedrive, ask) }
+	_, err := send("dlq")
+	h.part.Turn(1000, 2*time.Millisecond)
+	h.log.immediate = true
+	h.log.commit(len(h.log.proposed))
+	h.turns(3)
+	if *err != nil {
+		require.Equal(t, wire.CodeRefused, wire.CodeOf(*err))
+		require.ErrorContains(t, *err, `"clerks"`)
+		require.Empty(t, w.writes(4), "nothing goes back")
+		_, err = h.order("clerks", wire.OrderSettle, wire.SettleRequest{Spans: []wire.OffsetSpan{{From: 0, To: 1}}})
+		h.turns(5)
+		require.NoError(t, *err)
+		_, err = send("dlq")
+		h.turns(6)
+		require.NoError(t, *err)
+	}
+	back += len(w.writes(7))
+	_, err = send("clerks")
+	h.turns(8)
+	require.NoError(t, *err)
+	return back + len(w.writes(9))
+}
+
+// RULES Q3 of the way back: a group that begins amid a redrive, which has not heard of it, has no
+// letter that goes back: what it is not done with does not go.
+func TestRuleQ3_AGroupThatBeginsAmidARedriveSendsNoLetterTwice(t *testing.T) {
+	for name, applied := range map[string]bool{"begun": true, "about to begin": false} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, 1, begunAmid(t, applied)) })
+	}
+}
+
+// The same where the partition goes by the groups that the redrive knows.
+func TestRuleQ3_Catches_LettersThatAGroupHasStill(t *testing.T) {
+	IgnoreBegun(true)
+	defer IgnoreBegun(false)
+	require.Equal(t, 2, begunAmid(t, true))
+	require.Equal(t, 2, begunAmid(t, false))
 }

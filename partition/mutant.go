@@ -8,7 +8,7 @@ import (
 )
 
 // Checks that a test takes away to show that they are needed.
-var epochsIgnored, sequencesIgnored, majoritiesIgnored, ignoredWays atomic.Bool
+var epochsIgnored, sequencesIgnored, majoritiesIgnored, ignoredWays, ignoredBegun atomic.Bool
 
 // IgnoreEpochs takes batches of every epoch of a producer, and IgnoreSequences those of
 // every sequence, as if nobody had written before. They are for the tests that show the
@@ -23,6 +23,12 @@ func IgnoreMajorities(ignore bool) { majoritiesIgnored.Store(ignore) }
 // IgnoreWays has letters on their way back wait for none that another group has sent back
 // before.
 func IgnoreWays(ignore bool) { ignoredWays.Store(ignore) }
+
+// IgnoreBegun has letters sent back that another group of the partition is not done with, as one
+// is not that has begun since its groups were listed.
+func IgnoreBegun(ignore bool) { ignoredBegun.Store(ignore) }
+
+func begunIgnored() bool { return invariants.Enabled && ignoredBegun.Load() }
 
 func waysIgnored() bool { return invariants.Enabled && ignoredWays.Load() }
 

@@ -128,14 +128,14 @@ func (r *recorder) take() []outcome {
 }
 
 type harness struct {
-	t    *testing.T
+	t    testing.TB
 	log  *fakeLog
 	part *Partition
 	got  recorder
 	tag  uint64
 }
 
-func newHarness(t *testing.T) *harness {
+func newHarness(t testing.TB) *harness {
 	h := &harness{t: t, log: &fakeLog{term: 3}}
 	h.part = New(Config{Log: h.log, State: NewState(), Synced: true})
 	h.log.part = h.part

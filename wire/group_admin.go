@@ -304,7 +304,7 @@ const MaxRedrive = 100
 // RedriveRequest sends dead letters back: when it is answered that is committed, and each is
 // written where it says once, whoever leads, and asks again, by then; the group is done with it
 // when it is there. Those that the group is done with, or that are on their way already, are
-// passed over.
+// passed over. It is REFUSED while another group of the partition is not done with one of them.
 type RedriveRequest struct {
 	Letters []Redriven `json:"letters"` // by offset
 }

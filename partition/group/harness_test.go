@@ -1033,7 +1033,7 @@ func (h *harness) order() {
 		h.orders++
 		h.trace("leader %d is ordered to send record %d back", b.number, floor)
 		if floor < b.end() {
-			b.leader.Redrive([]Letter{{Offset: floor, Text: "origin/0"}}, func(wire.Offset) bool { return false }, func(err error) {
+			b.leader.Redrive([]Letter{{Offset: floor, Text: "origin/0"}}, func(wire.Offset) (bool, error) { return false, nil }, func(err error) {
 				o.Done(err)
 				b.write()
 			})

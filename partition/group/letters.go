@@ -101,30 +101,39 @@ func (l *Leader) MoveLetters(p Path, next uint32, done func(error)) {
 }
 
 // Redrive has dead letters sent back where their Text says (TargetText): it and Offset are set. Those that the group is done with, or that are on their way, are
-// passed over; with those that another group has sent back this one is done. The group stops
-// for it, so that no consumer has what goes.
-func (l *Leader) Redrive(letters []Letter, another func(wire.Offset) bool, done func(error)) {
+// passed over. others says what the other groups of the partition have to do with a record: one that
+// they have sent back this group is done with, and an error leaves all letters where they are. The
+// group stops for it, so that no consumer has what goes.
+func (l *Leader) Redrive(letters []Letter, others func(wire.Offset) (gone bool, err error), done func(error)) {
 	if n := len(l.g.Letters.Open); n+len(letters) > l.letterLimit {
 		done(wire.Errorf(wire.CodeTooMany, "%d letters of this partition are on their way, and %d may be: lockstep dlq ls says what they wait for", n, l.letterLimit))
 		return
 	}
-	l.Order(Order{Drain: true, Reason: wire.ReasonPark, Done: done, Make: func() []byte {
-		l.number = max(l.number, l.g.Letters.Next)
+	var refused error
+	answer := func(err error) { done(cmp.Or(err, refused)) }
+	l.Order(Order{Drain: true, Reason: wire.ReasonPark, Done: answer, Make: func() []byte {
+		number := max(l.number, l.g.Letters.Next)
 		var gone []Span
 		var command []byte
 		for _, x := range letters {
 			if l.g.Done.Has(x.Offset) || l.lettered[x.Offset] {
 				continue
 			}
-			if another(x.Offset) {
+			sent, err := others(x.Offset)
+			if err != nil {
+				refused = err
+				return AppendOutcomes(nil, l.g.ID, nil, nil)
+			}
+			if sent {
 				gone = append(gone, Span{x.Offset, x.Offset + 1})
 				continue
 			}
 			known, _ := l.g.Record(x.Offset)
-			x.Number, x.Reason, x.Deliveries, x.Attempts = l.number, Redriven, known.Deliveries, known.Attempts
-			l.number++
+			x.Number, x.Reason, x.Deliveries, x.Attempts = number, Redriven, known.Deliveries, known.Attempts
+			number++
 			command = AppendLetter(command, l.g.ID, Session{}, &x)
 		}
+		l.number = number
 		return AppendOutcomes(command, l.g.ID, gone, nil) // which may be none: an entry says something
 	}})
 }
