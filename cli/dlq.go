@@ -158,40 +158,6 @@ func (a *app) lettersOfRemoved(ctx context.Context, conn *client.Conn, d client.
 	return text.String()
 }
 
-// removedLetters asks all partitions of a destination for the dead letters of removed groups that
-// are not written. What cannot be asked is in err, joined; the rest is answered.
-func removedLetters(ctx context.Context, conn *client.Conn, d *client.Destination, group string, giveUp bool) (answers []wire.LettersResponse, err error) {
-	answers = make([]wire.LettersResponse, len(d.Partitions))
-	numbers := make([]uint32, len(d.Partitions))
-	for i, p := range d.Partitions {
-		numbers[i] = p.Number
-	}
-	ask := wire.LettersRequest{Removed: true, GiveUp: giveUp}
-	return answers, errors.Join(conn.GroupOrders(ctx, wire.OrderLetters, d.Name, numbers, group, ask, func(i int) any { return &answers[i] })...)
-}
-
-// giveUpRemoved gives up the dead letters of the removed groups of a name, and counts them. If so
-// many are known to wait of a group that was removed just now, it is given a while to be gone.
-func giveUpRemoved(ctx context.Context, conn *client.Conn, destination, group string, waiting uint64) (n uint64, err error) {
-	d, err := conn.Destination(ctx, destination)
-	if err != nil {
-		return 0, err
-	}
-	for until := time.Now().Add(removalPatience); ; {
-		answers, err := removedLetters(ctx, conn, &d, group, true)
-		for i := range answers {
-			n += answers[i].Count
-		}
-		if err != nil || n >= waiting || time.Now().After(until) || ctx.Err() != nil {
-			return n, err
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-// removalPatience is how long partitions may take to hear that a group is removed.
-const removalPatience = 5 * time.Second
-
 // letterDestinations gathers where dead letters go.
 func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, error) {
 	all, err := conn.Destinations(ctx)
@@ -244,32 +210,18 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 			}
 		}
 	}
-	for _, d := range all {
-		answers, _ := removedLetters(ctx, conn, &d, "dlq", false) // an older broker has no answer
-		var removed []wire.RemovedLetters
-		for i := range answers {
-			removed = append(removed, answers[i].Removed...)
+	for _, of := range lettersLeft(ctx, conn, "", all...) {
+		from := of.destination + "/" + of.Group + " (removed)"
+		problem := fmt.Sprintf("of a removed group: %s; %s gives them up", of.Problem, of.giveUp())
+		if of.back > 0 {
+			x := at(of.destination, from)
+			x.Back += of.back
+			x.say(problem)
 		}
-		for _, of := range removed {
-			back := uint64(0)
-			for _, l := range of.Letters {
-				of.Problem = cmp.Or(l.Problem, of.Problem)
-				if l.Reason == wire.ReasonRedriven {
-					back++
-				}
-			}
-			from := d.Name + "/" + of.Group + " (removed)"
-			problem := fmt.Sprintf("of a removed group: %s; lockstep group rm %s %s --letters gives them up", of.Problem, d.Name, of.Group)
-			if back > 0 {
-				x := at(d.Name, from)
-				x.Back += back
-				x.say(problem)
-			}
-			if waiting := of.Count - back; waiting > 0 {
-				x := at(of.To, from)
-				x.Waiting += waiting
-				x.say(problem)
-			}
+		if waiting := of.Count - of.back; waiting > 0 {
+			x := at(of.To, from)
+			x.Waiting += waiting
+			x.say(problem)
 		}
 	}
 	for _, d := range list {

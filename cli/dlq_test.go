@@ -267,6 +267,28 @@ func TestLettersOfARemovedGroupAreShownAndGivenUp(t *testing.T) {
 		got := must(t, sh, "dlq", "ls", "-o", "json")
 		return strings.Contains(got, `"waiting": 2`) && strings.Contains(got, `orders/billing (removed)`) && strings.Contains(got, "lockstep group rm orders billing --letters gives them up")
 	}, 30*time.Second, 20*time.Millisecond)
+	const why = `1 dead letter of it not written to "dead" yet: there is no "dead": create it, or name another one for dead letters`
+	require.Eventually(t, func() bool {
+		return strings.Contains(must(t, sh, "explain", "queue", "orders"), "billing, orders/0: The group is removed, and its records are kept for "+why+
+			". lockstep group rm orders billing --letters gives them up. [letter_not_accepted: dead]\n")
+	}, 30*time.Second, 20*time.Millisecond)
+	for _, more := range [][]string{{"--group", "billing"}, {"--group", "billing", "--partition", "0", "--offset", "0"}} {
+		got := must(t, sh, append([]string{"explain", "queue", "orders"}, more...)...)
+		require.Equal(t, 1, strings.Count(got, "\n"), got)
+		require.Contains(t, got, why)
+	}
+	require.NotContains(t, must(t, sh, "explain", "queue", "orders", "--key", "a"), "billing")
+	require.Regexp(t, `orders +billing +removed, 1 dead letter to be written\n`, must(t, sh, "group", "ls"))
+	require.Regexp(t, `orders +billing +removed, 1 dead letter to be written\n`, must(t, sh, "group", "ls", "orders"))
+	require.NotContains(t, must(t, sh, "group", "ls", "orders", "-o", "json"), "billing", "it is no group")
+	left := "partition 0: a group billing was removed, with " + why + "; lockstep group rm orders billing --letters gives them up\n"
+	got = sh.run(t.Context(), "group", "describe", "orders", "billing")
+	require.Contains(t, got.stderr, left)
+	require.NotEqual(t, 0, got.code)
+	require.Contains(t, must(t, sh, "group", "describe", "orders", "audit"), "partition 0: 1 dead letter to be written; lockstep explain says what they wait for\n")
+	must(t, sh, "group", "create", "orders", "billing")
+	require.Contains(t, must(t, sh, "group", "describe", "orders", "billing"), left, "of the one before")
+	must(t, sh, "group", "rm", "orders", "billing")
 	require.Equal(t, "gave up 1 dead letter of billing\n", must(t, sh, "group", "rm", "orders", "billing", "--letters"))
 	require.Equal(t, "group audit of orders removed\ngave up 1 dead letter of audit\n", must(t, sh, "group", "rm", "orders", "audit", "--letters"))
 	require.Contains(t, must(t, sh, "dlq", "ls", "-o", "json"), `"waiting": 0`)

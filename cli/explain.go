@@ -128,14 +128,20 @@ func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
 					settings[g.Name] = g.Settings.WithDefaults()
 				}
 			}
-			if len(groups) == 0 {
-				if *group != "" {
-					return groupFailure("explain", args[0], *group, wire.Errorf(wire.CodeUnknownGroup, "%s %q has no group %q", kind, args[0], *group))
-				}
+			asking, stop := context.WithTimeout(ctx, removedTimeout)
+			removed := slices.DeleteFunc(lettersLeft(asking, conn, *group, d), func(x left) bool {
+				return name != nil || !slices.Contains(partitions, x.partition) || ask.Offset != nil && !x.has(*ask.Offset)
+			})
+			stop()
+			switch {
+			case len(groups)+len(removed) > 0:
+			case *group != "":
+				return groupFailure("explain", args[0], *group, wire.Errorf(wire.CodeUnknownGroup, "%s %q has no group %q", kind, args[0], *group))
+			default:
 				_, err := fmt.Fprintf(a.stdout, "%s %s has no groups, so nothing takes its records; start one with lockstep consume %s --group NAME --mode shared\n", kind, args[0], args[0])
 				return err
 			}
-			return a.explainGroups(ctx, conn, args[0], groups, settings, partitions, ask, output.value == "json")
+			return a.explainGroups(ctx, conn, args[0], groups, removed, settings, partitions, ask, output.value == "json")
 		})
 	}
 	return c
@@ -201,7 +207,7 @@ func adviceWithNames(advice, destination, group string) string {
 	).Replace(advice)
 }
 
-func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, settings map[string]client.GroupSettings, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
+func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination string, groups []string, removed []left, settings map[string]client.GroupSettings, partitions []uint32, ask client.ExplainRequest, asJSON bool) error {
 	answers := []explainJSON{}
 	naming, stop := context.WithTimeout(ctx, namingTimeout)
 	defer stop()
@@ -231,6 +237,9 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 				answers = append(answers, e)
 			}
 		}
+	}
+	for i := range removed {
+		answers = append(answers, explainJSON{Partition: removed[i].partition, Group: removed[i].Group, Reason: removed[i].reason()})
 	}
 	if asJSON {
 		return a.printJSON(answers)

@@ -65,10 +65,45 @@ func (a *app) groupLsCommand() *cobra.Command {
 				}
 				rows = append(rows, []string{g.Destination, g.Name, modeText(&g.Settings), g.Settings.Binding.String(), state})
 			}
+			removed, err := a.removedGroups(ctx, conn, destination)
+			if err != nil {
+				return &failure{doing: "list groups of", destination: destination, err: err}
+			}
+			rows = append(rows, removed...)
 			return a.printTable([]string{"destination", "group", "mode", "binding", "state"}, rows)
 		})
 	}
 	return c
+}
+
+// removedGroups are the rows of groups that are removed and have left dead letters.
+func (a *app) removedGroups(ctx context.Context, conn *client.Conn, destination string) (rows [][]string, err error) {
+	var all []client.Destination
+	if destination == "" {
+		all, err = conn.Destinations(ctx)
+	} else {
+		all = make([]client.Destination, 1)
+		all[0], err = conn.Destination(ctx, destination)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithTimeout(ctx, removedTimeout)
+	defer stop()
+	type group struct{ destination, name string }
+	count := make(map[group]uint64)
+	var order []group
+	for _, x := range lettersLeft(ctx, conn, "", all...) {
+		g := group{x.destination, x.Group}
+		if count[g] == 0 {
+			order = append(order, g)
+		}
+		count[g] += x.Count
+	}
+	for _, g := range order {
+		rows = append(rows, []string{g.destination, g.name, "", "", "removed, " + plural(int64(count[g]), "dead letter") + " to be written"})
+	}
+	return rows, nil
 }
 
 // modeText is how a group shares records, in a few words.
@@ -105,7 +140,9 @@ func (a *app) groupDescribeCommand() *cobra.Command {
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
 			info, err := conn.DescribeGroup(ctx, args[0], args[1])
+			removed := a.removedOf(ctx, conn, args[0], args[1])
 			if err != nil {
+				fmt.Fprint(a.stderr, removed)
 				return groupFailure("describe", args[0], args[1], err)
 			}
 			naming, stop := context.WithTimeout(ctx, namingTimeout)
@@ -114,10 +151,29 @@ func (a *app) groupDescribeCommand() *cobra.Command {
 			if output.value == "json" {
 				return a.printJSON(info)
 			}
-			return a.printGroup(&info)
+			if err := a.printGroup(&info); err != nil {
+				return err
+			}
+			_, err = fmt.Fprint(a.stdout, removed)
+			return outputError(err)
 		})
 	}
 	return c
+}
+
+// removedOf says in lines what removed groups of a name have left, "" if nothing.
+func (a *app) removedOf(ctx context.Context, conn *client.Conn, destination, group string) string {
+	ctx, stop := context.WithTimeout(ctx, removedTimeout)
+	defer stop()
+	d, err := conn.Destination(ctx, destination)
+	if err != nil {
+		return ""
+	}
+	var text strings.Builder
+	for _, x := range lettersLeft(ctx, conn, group, d) {
+		fmt.Fprintf(&text, "partition %d: a group %s was removed, with %s; %s gives them up\n", x.partition, group, x.which(), x.giveUp())
+	}
+	return text.String()
 }
 
 func (a *app) printGroup(g *client.GroupInfo) error {
@@ -170,6 +226,11 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 	for _, p := range g.Partitions {
 		if p.Expired > 0 {
 			fmt.Fprintf(a.stdout, "partition %d: retention has removed %s that the group was not done with\n", p.Number, plural(int64(p.Expired), "record"))
+		}
+	}
+	for _, p := range g.Partitions {
+		if p.Letters > 0 {
+			fmt.Fprintf(a.stdout, "partition %d: %s to be written; lockstep explain says what they wait for\n", p.Number, plural(int64(p.Letters), "dead letter"))
 		}
 	}
 	if err := a.printParked(g); err != nil {
