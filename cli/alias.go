@@ -210,7 +210,7 @@ func (a *app) follow(ctx context.Context, conn *client.Conn, name string, work f
 		if !errors.Is(moved, client.ErrAliasMoved) {
 			return moved
 		}
-		asking, cancel := context.WithTimeout(ctx, requestTimeout)
+		asking, cancel := context.WithTimeout(ctx, a.requestTimeout)
 		_, err := conn.Destination(asking, name)
 		cancel()
 		switch {

@@ -20,8 +20,8 @@ const defaultServer = "127.0.0.1:7400"
 const (
 	// connectTimeout bounds the first connection of a command.
 	connectTimeout = 5 * time.Second
-	// requestTimeout bounds one administrative request.
-	requestTimeout = 30 * time.Second
+	// defaultRequestTimeout bounds one administrative request.
+	defaultRequestTimeout = 30 * time.Second
 	// completionTimeout bounds what a shell waits for names when TAB is pressed.
 	completionTimeout = 700 * time.Millisecond
 )
@@ -76,7 +76,7 @@ func (a *app) withConn(c *cobra.Command, fn func(ctx context.Context, conn *clie
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(c.Context(), requestTimeout)
+	ctx, cancel := context.WithTimeout(c.Context(), a.requestTimeout)
 	defer cancel()
 	return interruptedOr(ctx, a.suggest(ctx, conn, fn(ctx, conn)))
 }
@@ -109,7 +109,7 @@ func interruptedOr(ctx context.Context, err error) error {
 // find looks a destination up, so that a mistyped name fails before any work
 // and errors can say queue or topic.
 func (a *app) find(ctx context.Context, conn *client.Conn, name string) (client.Destination, destinationWords, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.requestTimeout)
 	defer cancel()
 	d, err := conn.Destination(ctx, name)
 	if err != nil {

@@ -238,7 +238,7 @@ func (r *consumeRun) consumeOnce(ctx context.Context, conn *client.Conn, waiting
 // warnOfSession says what a short session timeout costs, if the group has it: one that was
 // there keeps its own.
 func (r *consumeRun) warnOfSession(ctx context.Context, conn *client.Conn) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.app.requestTimeout)
 	defer cancel()
 	groups, err := conn.Groups(ctx, r.destination)
 	if err != nil {

@@ -125,7 +125,7 @@ func (a *app) warnOfLetters(ctx context.Context, conn *client.Conn, name string)
 // lettersOfRemoved says which dead letters are lost when d is removed, and whose have nowhere to
 // go then, in lines; "" if there are none, or if nobody can say.
 func (a *app) lettersOfRemoved(ctx context.Context, conn *client.Conn, d client.Destination) string {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.requestTimeout)
 	defer cancel()
 	groups, err := conn.Groups(ctx, "")
 	if err != nil {

@@ -66,6 +66,31 @@ func TestRemovingSaysWhatBecomesOfDeadLetters(t *testing.T) {
 	require.Equal(t, outcome{0, "removed queue \"bills\"\n", ""}, got)
 }
 
+// R-MQC-12: sending many dead letters back, or giving them up, takes as long as it gets on: the
+// time that a request may take is not theirs.
+func TestR_MQC_12_RedrivesAndPurgesOutliveARequest(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "dead")
+	must(t, sh, "queue", "create", "orders")
+	letter := []string{"produce", "dead", "--header", wire.LetterOrigin + "=orders/0"}
+	hurried := sh
+	hurried.timeout = 1
+	require.Contains(t, hurried.run(t.Context(), "dlq", "ls").stderr, "in time", "of a request")
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"redrive", "dead", "--dry-run"}, "would redrive 1 letter\n"}, {[]string{"redrive", "dead"}, "redrove 1 letter\n"},
+		{[]string{"purge", "dead", "--yes"}, "purged 1 dead letter of \"dead\"\n"},
+	} {
+		if c.args[len(c.args)-1] != "dead" { // the redrive takes that of its dry run
+			must(t, at(address, "x\n"), letter...)
+		}
+		require.Contains(t, must(t, hurried, append([]string{"dlq"}, c.args...)...), c.want)
+	}
+}
+
 // What is no letter is not purged, and does not count.
 func TestPurgeLeavesWhatIsNoLetter(t *testing.T) {
 	address, _ := startServer(t)

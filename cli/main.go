@@ -45,15 +45,16 @@ var errInterrupted = errors.New("interrupted")
 
 // app is what the commands of one run share.
 type app struct {
-	stdin      io.Reader
-	stdout     io.Writer
-	stderr     io.Writer
-	lookupEnv  func(string) (string, bool)
-	environ    func() []string        // name=value, as os.Environ
-	executable func() (string, error) // path of this binary, started again by bench --embedded
-	now        func() time.Time
-	lookAt     func(ctx context.Context, dir string) *machine // what doctor judges
-	servers    string                                         // --server: host:port[,host:port...]
+	stdin          io.Reader
+	stdout         io.Writer
+	stderr         io.Writer
+	lookupEnv      func(string) (string, bool)
+	environ        func() []string        // name=value, as os.Environ
+	executable     func() (string, error) // path of this binary, started again by bench --embedded
+	now            func() time.Time
+	lookAt         func(ctx context.Context, dir string) *machine // what doctor judges
+	requestTimeout time.Duration                                  // of one administrative request
+	servers        string                                         // --server: host:port[,host:port...]
 }
 
 // Main runs one command line and returns its exit code. It handles SIGINT and
@@ -66,7 +67,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	a := &app{
 		stdin: stdin, stdout: stdout, stderr: stderr,
-		lookupEnv: os.LookupEnv, environ: os.Environ, executable: os.Executable, now: time.Now, lookAt: lookAt,
+		lookupEnv: os.LookupEnv, environ: os.Environ, executable: os.Executable, now: time.Now, lookAt: lookAt, requestTimeout: defaultRequestTimeout,
 	}
 	return a.run(ctx, args)
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"flag"
 	"io"
@@ -30,10 +31,11 @@ func TestMain(m *testing.M) {
 
 // shell runs command lines in this process.
 type shell struct {
-	stdin io.Reader
-	env   map[string]string
-	now   time.Time
-	look  func(ctx context.Context, dir string) *machine // nil: the real one
+	stdin   io.Reader
+	env     map[string]string
+	now     time.Time
+	look    func(ctx context.Context, dir string) *machine // nil: the real one
+	timeout time.Duration                                  // of requests; 0: the real one
 }
 
 type outcome struct {
@@ -90,9 +92,10 @@ func (s shell) app(stdout, stderr io.Writer) *app {
 			}
 			return list
 		},
-		executable: os.Executable,
-		now:        func() time.Time { return now },
-		lookAt:     look,
+		executable:     os.Executable,
+		now:            func() time.Time { return now },
+		lookAt:         look,
+		requestTimeout: cmp.Or(s.timeout, defaultRequestTimeout),
 	}
 }
 

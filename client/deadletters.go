@@ -379,14 +379,16 @@ func (r *redrive) send(ctx context.Context) error {
 	for _, l := range r.next {
 		ask.Letters = append(ask.Letters, wire.Redriven{Offset: l.Offset, To: l.Origin, Partition: l.OriginPartition})
 	}
-	if err := r.conn.byGroups(ctx, r.destination, &r.groups, func(ctx context.Context) error {
+	if err := r.conn.byGroups(ctx, r.destination, &r.groups, func() error {
 		if !slices.Contains(r.groups.names, r.by) { // what is on its way by one is looked for there
 			r.by = letterGroup(r.groups.names)
 		}
 		if err := r.conn.settle(ctx, r.destination, others(r.groups.names, r.by), r.next, false); err != nil {
 			return err
 		}
-		return r.conn.GroupOrder(ctx, wire.OrderRedrive, r.destination, partition, r.by, ask, nil)
+		return within(ctx, r.destination, func(ctx context.Context) error {
+			return r.conn.GroupOrder(ctx, wire.OrderRedrive, r.destination, partition, r.by, ask, nil)
+		})
 	}); err != nil {
 		return fmt.Errorf("redrive %s/%d: %w", r.destination, partition, err)
 	}
@@ -527,7 +529,7 @@ func (c *Conn) Purge(ctx context.Context, destination string, f LetterFilter) (d
 		if len(some) == 0 {
 			return nil
 		}
-		if err := c.byGroups(ctx, destination, &groups, func(ctx context.Context) error {
+		if err := c.byGroups(ctx, destination, &groups, func() error {
 			return c.settle(ctx, destination, groups.names, some, true)
 		}); err != nil {
 			return err
@@ -563,20 +565,19 @@ func regroup(err error) bool {
 	return code == wire.CodeUnknownGroup || code == wire.CodeGroupGone
 }
 
-// byGroups runs f, which has to end in time, by the groups of a dead letter destination, which
+// byGroups runs f by the groups of a dead letter destination, which
 // it looks for if there are none yet. It does so again if one was removed meanwhile, as a
 // redrive that ends does with the one that it has made, or has begun, which a broker refuses
 // to pass over.
-func (c *Conn) byGroups(ctx context.Context, destination string, groups *settlers, f func(context.Context) error) error {
+func (c *Conn) byGroups(ctx context.Context, destination string, groups *settlers, f func() error) error {
 	for again := 0; ; again++ {
-		err := within(ctx, destination, func(ctx context.Context) error {
-			if groups.names == nil {
-				if err := groups.find(ctx, c, destination); err != nil {
-					return err
-				}
-			}
-			return f(ctx)
-		})
+		var err error
+		if groups.names == nil {
+			err = within(ctx, destination, func(ctx context.Context) error { return groups.find(ctx, c, destination) })
+		}
+		if err == nil {
+			err = f()
+		}
 		begun := codeOf(err) == wire.CodeRefused
 		if !regroup(err) && !begun || again == maxRegroup {
 			return err
@@ -654,7 +655,9 @@ func (c *Conn) settle(ctx context.Context, destination string, groups []string, 
 	}
 	for partition, s := range spans {
 		for _, g := range groups {
-			if err := c.GroupOrder(ctx, wire.OrderSettle, destination, partition, g, wire.SettleRequest{Spans: s, GiveUp: giveUp}, nil); err != nil {
+			if err := within(ctx, destination, func(ctx context.Context) error {
+				return c.GroupOrder(ctx, wire.OrderSettle, destination, partition, g, wire.SettleRequest{Spans: s, GiveUp: giveUp}, nil)
+			}); err != nil {
 				return fmt.Errorf("group %q could not note that letters of partition %d are dealt with; they may be there again: %w", g, partition, err)
 			}
 		}

@@ -153,6 +153,12 @@ func startNode(t testing.TB, store *fakeStore, configure ...func(*fakeBroker)) *
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
+	return serveNode(t, store, listener, configure...)
+}
+
+// serveNode is startNode where the broker listens somewhere else.
+func serveNode(t testing.TB, store *fakeStore, listener net.Listener, configure ...func(*fakeBroker)) *fakeBroker {
+	t.Helper()
 	store.mu.Lock()
 	b := &fakeBroker{
 		fakeStore: store,

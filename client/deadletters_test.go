@@ -1,0 +1,180 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// pipes are a network without a socket: time that is faked goes on while somebody reads.
+type pipes struct {
+	accepted chan net.Conn
+	closed   chan struct{}
+	once     sync.Once
+}
+
+func newPipes() *pipes { return &pipes{accepted: make(chan net.Conn), closed: make(chan struct{})} }
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.accepted:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
+
+func (p *pipes) dial(ctx context.Context, _ string) (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case p.accepted <- there:
+		return here, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// letterBroker has a queue of dead letters, one in each partition, and answers what is asked about
+// them after a while.
+type letterBroker struct {
+	mu      sync.Mutex
+	done    map[uint32]bool // by partition: its letter is settled, or on its way back
+	settles time.Duration   // what a settle takes
+	silent  bool            // none is answered
+	back    []time.Time     // when the letters that are on their way are there
+	takes   time.Duration   // one on its way, behind the one before
+}
+
+// lettersOf starts a broker with so many partitions of dead letters, and connects to it.
+func lettersOf(t *testing.T, l *letterBroker, partitions int) *Conn {
+	network := newPipes()
+	b := serveNode(t, newFakeStore(), network)
+	b.create("orders", Queue, 1)
+	d := b.create("dead", Queue, partitions)
+	l.done = make(map[uint32]bool)
+	for _, p := range d.partitions {
+		var builder wire.BatchBuilder
+		builder.Reset(true)
+		require.True(t, builder.Append(1, 0, nil, []byte("x"), []wire.RecordHeader{{Key: wire.LetterOrigin, Value: []byte("orders/0")}}, 0))
+		batch, index := builder.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, wire.CodecNone, nil)
+		p.append(index, batch, 1)
+	}
+	b.setScript(l.serve)
+	c, err := Connect(t.Context(), b.address(), WithDialer(network.dial))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, c.Close()) })
+	return c
+}
+
+func (l *letterBroker) serve(q *fakeRequest) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var answer any = struct{}{}
+	switch q.header.Opcode {
+	case wire.OpGroupAdmin:
+		var m wire.GroupAdminRequest
+		q.parse(&m)
+		if m.Op == wire.GroupList {
+			answer = []wire.GroupInfo{{Name: "clerks"}}
+		}
+	case wire.OpGroupOrder:
+		var m wire.GroupOrderRequest
+		q.parse(&m)
+		number := q.b.handles[m.Handle-1].number
+		switch m.Op {
+		case wire.OrderUnfinished:
+			page := wire.BrowseResponse{Next: 1, End: 1}
+			if !l.done[number] {
+				page.Runs = []wire.BrowseRun{{Count: 1}}
+			}
+			answer = page
+		case wire.OrderSettle:
+			if l.silent {
+				return true
+			}
+			time.AfterFunc(l.settles, func() {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.done[number] = true
+				l.reply(q, answer)
+			})
+			return true
+		case wire.OrderRedrive:
+			l.done[number] = true
+			at := time.Now()
+			if n := len(l.back); n > 0 {
+				at = l.back[n-1]
+			}
+			l.back = append(l.back, at.Add(l.takes))
+		case wire.OrderLetters:
+			if at := l.back[number]; time.Now().Before(at) {
+				answer = wire.LettersResponse{Count: 1, Letters: []wire.LetterInfo{{Reason: wire.ReasonRedriven}}}
+			}
+		}
+	default:
+		return false
+	}
+	l.reply(q, answer)
+	return true
+}
+
+func (l *letterBroker) reply(q *fakeRequest, answer any) {
+	body, err := json.Marshal(answer)
+	if err != nil {
+		q.b.t.Error(err)
+	}
+	q.reply(&wire.GroupJSON{JSON: body})
+}
+
+// R-MQC-12: a purge takes as long as it gets on, much longer than it waits for one answer.
+func TestR_MQC_12_APurgeTakesAsLongAsItGetsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const partitions = 5
+		c, began := lettersOf(t, &letterBroker{settles: redriveSilence - time.Second}, partitions), time.Now()
+		n, err := c.Purge(t.Context(), "dead", LetterFilter{})
+		require.NoError(t, err)
+		require.Equal(t, partitions, n)
+		require.GreaterOrEqual(t, time.Since(began), partitions*(redriveSilence-time.Second))
+	})
+}
+
+// A purge that hears nothing ends.
+func TestR_MQC_12_APurgeThatHearsNothingEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, began := lettersOf(t, &letterBroker{silent: true}, 1), time.Now()
+		_, err := c.Purge(t.Context(), "dead", LetterFilter{})
+		require.Equal(t, wire.CodeUnavailable, codeOf(err))
+		require.ErrorContains(t, err, fmt.Sprintf("nothing was heard of %q", "dead"))
+		require.Equal(t, redriveSilence, time.Since(began).Truncate(time.Second))
+	})
+}
+
+// R-MQC-12: a redrive waits for letters that get on one after the other, however long that takes.
+func TestR_MQC_12_ARedriveTakesAsLongAsItGetsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const partitions = 8
+		c, began := lettersOf(t, &letterBroker{takes: redriveStill - time.Second}, partitions), time.Now()
+		n, err := c.Redrive(t.Context(), "dead", LetterFilter{}, nil)
+		require.NoError(t, err)
+		require.Equal(t, partitions, n)
+		require.Greater(t, time.Since(began), 2*redriveSilence)
+	})
+}
