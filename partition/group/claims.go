@@ -278,7 +278,7 @@ func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index
 	if !l.keeps(RuleKeepEpoch) {
 		epoch = l.applied
 	}
-	m.lease(lease{from: o, to: o + 1, epoch: epoch})
+	m.lease(lease{from: o, to: o + 1, epoch: epoch, since: l.now})
 	m.held++
 	l.holder = m
 	if o >= l.scan {

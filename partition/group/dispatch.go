@@ -472,18 +472,12 @@ func (l *Leader) grant(m *member, p *Place, from, to wire.Offset, known Returned
 	if l.unread.From <= from && from < l.unread.To { // it was mended
 		l.unread = Span{}
 	}
-	m.lease(lease{from: from, to: to, epoch: l.applied})
+	m.lease(lease{from: from, to: to, epoch: l.applied, since: l.now})
 	if l.waiting > 0 && from < l.grace.bound {
 		l.granted.Add(from, min(to, l.grace.bound))
 	}
-	if m.held == 0 {
-		m.worked = l.now
-		m.held = n
-		if l.workDue(m) < m.check {
-			l.watch(m)
-		}
-	} else {
-		m.held += n
+	if m.held += n; l.now+l.ackWait() < m.check {
+		l.watch(m)
 	}
 	m.heldBytes += int(int64(p.BatchBytes) * int64(n) / int64(max(1, p.Count)))
 	if l.holder != m {

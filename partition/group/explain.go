@@ -344,8 +344,11 @@ func (e *explainer) record(o wire.Offset) {
 		return
 	}
 	for _, m := range l.sorted() {
-		if m.leases.find(o) != nil {
-			since := m.worked
+		if r := m.leases.find(o); r != nil {
+			since := r.since
+			if l.kind == single {
+				since = max(since, m.worked)
+			}
 			if s := l.of.Get(o); s != nil && s.isHead(o) {
 				since = s.since
 			} else if s != nil {

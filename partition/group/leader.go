@@ -166,8 +166,7 @@ type member struct {
 	full      bool // it had no room and has not come down to refill
 	place     int  // in Leader.eligible, +1; 0: not there
 
-	worked   time.Duration // last outcome, or when it got something while it held nothing
-	extended bool          // it has asked for longer, for some of what it may hold
+	worked time.Duration // last outcome, or attach
 	// revoke is when what was revoked on this link is taken, drain when that is which an order
 	// wants back; 0: nothing is.
 	revoke, drain time.Duration

@@ -52,7 +52,7 @@ func (l *Leader) takeOver(table []TableLease) {
 			if l.g.Done.Has(o) || t.Epoch < l.g.FenceOf(o) {
 				continue
 			}
-			m.lease(lease{from: o, to: o + 1, epoch: t.Epoch})
+			m.lease(lease{from: o, to: o + 1, epoch: t.Epoch, since: l.now})
 			m.held++
 			l.holder = m
 			l.ahead.add(lease{from: o, to: o + 1})

@@ -132,7 +132,6 @@ func (l *Leader) extend(m *member, piece lease, byMs uint32) {
 	}
 	until := m.heard + time.Duration(min(byMs, maxExtendMs))*time.Millisecond
 	m.leases.change(piece.from, piece.to, func(x *lease) { x.until = until })
-	m.extended = true
 	if l.workDue(m) < m.check {
 		l.watch(m)
 	}

@@ -29,6 +29,7 @@ type lease struct {
 	order    uint64 // how many records the session had been given before the first of them
 	state    leaseState
 	revoked  wire.LeaseReason // the consumer was told to stop; 0: it was not
+	since    time.Duration    // when it was given, or claimed
 	until    time.Duration    // the consumer has asked for so long; 0: it has not
 }
 
@@ -228,5 +229,5 @@ func (l *leases) join(i, j int) {
 }
 
 func joins(a, b *lease) bool {
-	return a.to == b.from && a.epoch == b.epoch && a.order+uint64(a.to-a.from) == b.order && a.state == b.state && a.revoked == b.revoked && a.until == b.until
+	return a.to == b.from && a.epoch == b.epoch && a.order+uint64(a.to-a.from) == b.order && a.state == b.state && a.revoked == b.revoked && a.since == b.since && a.until == b.until
 }

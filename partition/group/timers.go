@@ -119,22 +119,19 @@ func (l *Leader) workDue(m *member) time.Duration {
 	case m.revoke > 0:
 		return m.revoke
 	}
-	due := m.worked + l.ackWait()
-	if !m.extended {
-		return due
-	}
-	m.extended = false
 	first := time.Duration(math.MaxInt64)
 	for _, r := range m.leases.all() {
 		if r.state == held {
-			m.extended = m.extended || r.until > 0
-			first = min(first, cmp.Or(r.until, due))
+			first = min(first, l.due(m, &r))
 		}
 	}
-	if !m.extended {
-		return due
-	}
 	return first
+}
+
+// due is when a member has held a run for too long: that counts from when it was given, or from
+// the last word about others, for it may have waited behind them.
+func (l *Leader) due(m *member, r *lease) time.Duration {
+	return cmp.Or(r.until, max(r.since, m.worked)+l.ackWait())
 }
 
 // overdue asks a member for what it has held for too long without a word, and takes it
@@ -149,7 +146,7 @@ func (l *Leader) overdue(m *member) {
 	}
 	if m.revoke == 0 {
 		m.revoke = l.now + l.patience()
-		l.revoke(m, wire.ReasonAckWait, func(r *lease) bool { return cmp.Or(r.until, m.worked+l.ackWait()) <= l.now })
+		l.revoke(m, wire.ReasonAckWait, func(r *lease) bool { return l.due(m, r) <= l.now })
 		return
 	}
 	m.revoke = 0
@@ -167,10 +164,10 @@ func (l *Leader) overdue(m *member) {
 			if now := m.leases.find(o); now == nil || now.state != held {
 				continue
 			}
-			l.giveBack(m, one, cause{reason: r.revoked, counted: true, attempt: slow && m.works() && o < end && l.isHead(m, o), rest: slow && m.works()})
+			failed := slow && m.works() && o < end // of a scope the head alone was asked for
+			l.giveBack(m, one, cause{reason: r.revoked, counted: true, attempt: failed, rest: failed})
 		}
 	}
-	m.worked = l.now
 	l.room(m)
 }
 
