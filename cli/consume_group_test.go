@@ -419,10 +419,11 @@ func TestAGroupOfPartitionsThatDoNotAnswerIsNotKnown(t *testing.T) {
 	var out strings.Builder
 	a := &app{stdout: &out}
 	require.NoError(t, a.printGroup(&client.GroupInfo{Destination: "orders", Name: "billing", Partitions: []client.GroupPartition{
-		{Number: 0, Floor: 3, Next: 5, Backlog: 2}, {Number: 1, Problem: "no leader"},
+		{Number: 0, Floor: 3, Next: 5, Backlog: 2, Uncovered: []uint32{1, 2}}, {Number: 1, Problem: "no leader"},
 	}}))
 	require.Regexp(t, `(?m)^ *0 +3 +5 +2 +0 +0 +0 *$`, out.String())
 	require.Regexp(t, `(?m)^ *1( +\?){6} +no leader$`, out.String())
+	require.Contains(t, out.String(), "partitions without a consumer: [1 2]; start more consumers, or bind with cover\n", "which is no lack of an answer")
 	require.Contains(t, out.String(), "1 partition without an answer: how the group stands there")
 	require.NotContains(t, out.String(), "no members")
 }

@@ -236,6 +236,15 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 	if err := a.printParked(g); err != nil {
 		return err
 	}
+	for _, p := range g.Partitions {
+		if n := len(p.Uncovered); n > 0 {
+			more := ""
+			if n > maxProblems {
+				more = fmt.Sprintf(" and %d more", n-maxProblems)
+			}
+			fmt.Fprintf(a.stdout, "partitions without a consumer: %v%s; start more consumers, or bind with cover\n", p.Uncovered[:min(n, maxProblems)], more)
+		}
+	}
 	if unknown > 0 {
 		fmt.Fprintf(a.stdout, "%s without an answer: how the group stands there, and its members there, is not known; see lockstep cluster health\n", plural(int64(unknown), "partition"))
 	}

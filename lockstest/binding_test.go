@@ -210,7 +210,8 @@ func TestR_SIB_11_R_SIB_14_AStrictConsumerTakesNothingFromOthers(t *testing.T) {
 	info, err := conn.DescribeGroup(ctx, "jobs", "workers")
 	require.NoError(t, err)
 	require.Equal(t, "strict 1.1 of 1 consumer", info.Partitions[0].Binding)
-	require.Equal(t, "partitions without a consumer: [0 2]; start more consumers, or bind with cover", info.Partitions[0].Problem)
+	require.Equal(t, []uint32{0, 2}, info.Partitions[0].Uncovered)
+	require.Empty(t, info.Partitions[0].Problem, "it has answered")
 }
 
 // R-SIB-18: who gathers sees all partitions, beside others who do.

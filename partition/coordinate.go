@@ -209,7 +209,5 @@ func (l *lead) covered(d *wire.GroupPartition) {
 	default:
 		d.Binding += fmt.Sprintf(" of %d consumers", n)
 	}
-	if none := l.coordinator.Uncovered(); len(none) > 0 {
-		d.Problem = fmt.Sprintf("partitions without a consumer: %v; start more consumers, or bind with cover", none)
-	}
+	d.Uncovered = l.coordinator.Uncovered()
 }

@@ -171,7 +171,8 @@ type GroupPartition struct {
 	Waiting      []string       `json:"waiting,omitempty"` // sessions that are waited for after a change of the leader
 	Sessions     []GroupSession `json:"sessions,omitempty"`
 	Binding      string         `json:"binding,omitempty"`
-	Problem      string         `json:"problem,omitempty"`
+	Uncovered    []uint32       `json:"uncovered,omitempty"` // partitions that no consumer has, said by the one that coordinates
+	Problem      string         `json:"problem,omitempty"`   // why the partition did not answer: nothing else of it is known
 }
 
 // MaxParkedShown bounds the parked scopes that GroupPartition lists of one partition.
