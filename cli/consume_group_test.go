@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -456,4 +457,17 @@ func TestGroupCommandsSayWhatTheyChange(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return strings.Contains(must(t, sh, "group", "seek", "orders", "billing", "--to", "earliest", "--dry-run", "-o", "json"), `"are": "repeated"`)
 	}, 30*time.Second, 20*time.Millisecond)
+}
+
+// A record that was taken back before its command was started says nothing about the
+// command: the consumer goes on.
+func TestACommandThatIsCalledOffBeforeItStartsIsNoneThatCannotBeStarted(t *testing.T) {
+	guard, err := newGuard()
+	require.NoError(t, err)
+	defer guard.close()
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	err = runShell(ctx, guard, "exit 0", &client.Delivery{}, io.Discard, io.Discard)
+	require.ErrorIs(t, err, context.Canceled)
+	require.NotErrorIs(t, err, errCommand)
 }

@@ -160,6 +160,8 @@ func runShell(ctx context.Context, guard *guard, command string, d *client.Deliv
 		return fmt.Errorf("%w: %q: %w", errCommand, command, err)
 	case errors.Is(err, ctx.Err()) && c.ProcessState != nil && c.ProcessState.Success():
 		return nil // it was told to end, and has done its work
+	case err != nil && c.Process == nil && ctx.Err() != nil:
+		return err // the record was taken back before: that says nothing about the command
 	case err != nil && c.Process == nil:
 		return fmt.Errorf("%w: %w", errCommand, err)
 	}
