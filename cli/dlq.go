@@ -421,11 +421,31 @@ func (a *app) dlqShowCommand() *cobra.Command {
 			if err := flags.known(ctx, conn, args[0]); err != nil {
 				return &failure{doing: "show dead letters of", destination: args[0], err: err}
 			}
-			fmt.Fprintf(a.stderr, "no dead letters%s in %q\n", flags.meant(c), args[0])
+			fmt.Fprintf(a.stderr, "no dead letters%s in %q%s\n", flags.meant(c), args[0], lettersGoTo(ctx, conn, args[0]))
 			return nil
 		})
 	}
 	return c
+}
+
+// lettersGoTo says where the groups of a destination send dead letters, for who looks for
+// them in that itself; "" if nowhere else.
+func lettersGoTo(ctx context.Context, conn *client.Conn, destination string) string {
+	groups, err := conn.Groups(ctx, destination)
+	if err != nil {
+		return ""
+	}
+	var names []string
+	for _, g := range groups {
+		if name := g.Settings.DeadLetter; name != "" && name != destination && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	slices.Sort(names)
+	return fmt.Sprintf("; those of %q go to %s", destination, strings.Join(names, ", "))
 }
 
 func (a *app) showLetter(destination string, l *client.Letter, asJSON bool) error {
@@ -495,7 +515,11 @@ be sent back.`,
 			}
 			var printed error
 			if err == nil || n > 0 {
-				_, printed = fmt.Fprintf(a.stdout, "%s %s\n", verb, plural(int64(n), "letter"))
+				elsewhere := ""
+				if n == 0 {
+					elsewhere = lettersGoTo(ctx, conn, args[0])
+				}
+				_, printed = fmt.Fprintf(a.stdout, "%s %s%s\n", verb, plural(int64(n), "letter"), elsewhere)
 			}
 			if stays := new(client.LetterError); errors.As(err, &stays) { // its code is about the origin
 				return errors.New(oneLine(err.Error()))
@@ -549,7 +573,7 @@ it gets on; who interrupts it may run it again for the rest.`,
 			if err := flags.known(ctx, conn, args[0]); err != nil {
 				return &failure{doing: "purge", destination: args[0], err: err}
 			}
-			_, err = fmt.Fprintf(a.stdout, "%q holds no dead letters%s; other records stay\n", args[0], flags.meant(c))
+			_, err = fmt.Fprintf(a.stdout, "%q holds no dead letters%s; other records stay%s\n", args[0], flags.meant(c), lettersGoTo(ctx, conn, args[0]))
 		case !*yes:
 			return &failure{doing: "purge", destination: args[0], err: errors.New("it holds " + plural(int64(n), "dead letter") + flags.meant(c) + "; repeat the command with --yes to give them up for good")}
 		default:

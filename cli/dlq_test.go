@@ -102,6 +102,10 @@ func TestPurgeLeavesWhatIsNoLetter(t *testing.T) {
 		require.Contains(t, must(t, sh, append([]string{"dlq", "purge", "mixed"}, more...)...), `"mixed" holds no dead letters`)
 	}
 	require.Equal(t, "redrove 0 letters\n", must(t, sh, "dlq", "redrive", "mixed"))
+	must(t, sh, "group", "create", "orders", "billing")
+	require.Equal(t, "no dead letters in \"orders\"; those of \"orders\" go to mixed\n", sh.run(t.Context(), "dlq", "show", "orders").stderr)
+	require.Equal(t, "redrove 0 letters; those of \"orders\" go to mixed\n", must(t, sh, "dlq", "redrive", "orders"))
+	require.Equal(t, "\"orders\" holds no dead letters; other records stay; those of \"orders\" go to mixed\n", must(t, sh, "dlq", "purge", "orders"))
 	require.Equal(t, "[]\n", must(t, sh, "group", "ls", "mixed", "-o", "json"), "nobody else's records are held")
 	must(t, at(address, "bad\n"), "produce", "orders")
 	got := sh.run(context.Background(), "consume", "orders", "-g", "billing", "-c", "1", "--exec", "exit 1")
