@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -36,11 +37,11 @@ func (a *app) awaitChange(ctx context.Context, conn *client.Conn, shown string, 
 func (a *app) awaitOutlook(ctx context.Context, conn *client.Conn, look func(*clusterJSON, []client.Destination) outlook) error {
 	tick := time.NewTicker(clusterPoll)
 	defer tick.Stop()
-	newest, said, quiet := uint64(0), "", time.Now()
+	newest, left, said, quiet := uint64(0), "", "", time.Now()
 	for {
 		s, destinations, err := askCluster(ctx, conn, nil)
 		if err != nil {
-			return err
+			return notDone(ctx, err, left)
 		}
 		if s.Version >= newest {
 			newest = s.Version
@@ -48,17 +49,27 @@ func (a *app) awaitOutlook(ctx context.Context, conn *client.Conn, look func(*cl
 			if o.err != nil || o.done {
 				return o.err
 			}
-			if o.left != "" && o.left != said && time.Since(quiet) >= awaitPatience {
-				said, quiet = o.left, time.Now()
-				fmt.Fprintf(a.stderr, "lockstep: waiting: %s\n", o.left)
+			left = o.left
+			if left != "" && left != said && time.Since(quiet) >= awaitPatience {
+				said, quiet = left, time.Now()
+				fmt.Fprintf(a.stderr, "lockstep: waiting: %s\n", left)
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return notDone(ctx, ctx.Err(), left)
 		case <-tick.C:
 		}
 	}
+}
+
+// notDone is err, or what is left where a command's time is over: the brokers have answered
+// until then.
+func notDone(ctx context.Context, err error, left string) error {
+	if left == "" || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("not done in time: %s; if that lasts, see what is not as it should be with: lockstep cluster health", left)
 }
 
 // nodeOutlook judges looks at the cluster for what an operator wants of a node.

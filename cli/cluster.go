@@ -31,6 +31,8 @@ func (a *app) clusterCommand() *cobra.Command {
 
 // clusterJSON is the cluster as -o json prints it, as one broker saw it.
 type clusterJSON struct {
+	// Time is when a look of health --watch was; absent elsewhere.
+	Time         string     `json:"time,omitempty"`
 	Version      uint64     `json:"version"`
 	Healthy      bool       `json:"healthy"`
 	Problems     []string   `json:"problems"`
@@ -146,7 +148,7 @@ func askCluster(ctx context.Context, conn *client.Conn, full map[uint32]bool) (*
 
 // judgeCluster counts what each node has, and lists what is not as it should be.
 func judgeCluster(version uint64, nodes []client.Node, destinations []client.Destination, full map[uint32]bool) *clusterJSON {
-	out := &clusterJSON{Version: version, Problems: []string{}, Destinations: len(destinations)}
+	out := &clusterJSON{Version: version, Problems: []string{}, Nodes: []nodeJSON{}, Destinations: len(destinations)}
 	for _, n := range nodes {
 		out.Nodes = append(out.Nodes, nodeJSON{
 			Node: n.ID, Address: n.Address, Rack: n.Rack, Role: n.Role.String(), State: n.State.String(), Alive: n.Alive,
@@ -280,8 +282,8 @@ func (a *app) clusterHealthCommand() *cobra.Command {
 		Use:   "health",
 		Short: "Tell whether every node answers and every partition has its leader and replicas",
 		Long: `Tell whether every node answers and every partition has its leader and its replicas. The
-exit code is 1 if not. With --watch it goes on and prints what changes; a cluster that
-does not answer is one that is not healthy.`,
+exit code is 1 if not. With --watch it goes on and prints what changes, with the time; a
+cluster that does not answer is one that is not healthy.`,
 		Example: `  lockstep cluster health
   lockstep cluster health --watch --exit-when-healthy`,
 		Args: exactArgs(),
@@ -314,8 +316,14 @@ func (a *app) printHealth(s *clusterJSON, output string) error {
 		if err := a.printJSON(s); err != nil {
 			return err
 		}
-	} else if _, err := fmt.Fprint(a.stdout, healthText(s)); err != nil {
-		return outputError(err)
+	} else {
+		text := healthText(s)
+		if s.Time != "" {
+			text = s.Time + " " + text
+		}
+		if _, err := fmt.Fprint(a.stdout, text); err != nil {
+			return outputError(err)
+		}
 	}
 	if !s.Healthy {
 		return fmt.Errorf("the cluster has %s; wait for it with: lockstep cluster health --watch --exit-when-healthy", plural(int64(len(s.Problems)), "problem"))
@@ -340,10 +348,10 @@ func (a *app) watchHealth(ctx context.Context, exit bool, timeout time.Duration,
 	for last := ""; ; {
 		s, err := a.healthOnce(ctx, &conn)
 		if err != nil {
-			s = &clusterJSON{Problems: []string{oneLine(a.explain(&failure{doing: "look at the cluster", err: err}))}}
+			s = &clusterJSON{Nodes: []nodeJSON{}, Problems: []string{oneLine(a.explain(&failure{doing: "look at the cluster", err: err}))}}
 		}
 		if text := healthText(s); text != last && ctx.Err() == nil {
-			last = text
+			last, s.Time = text, time.Now().Format(time.RFC3339)
 			if err := a.printHealth(s, output); errors.Is(err, errOutputClosed) {
 				return err
 			}

@@ -419,15 +419,20 @@ func (a *app) devStatusCommand(dir *string) *cobra.Command {
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return withDev(*dir, func(d *devCluster) error {
 			type status struct {
-				devNode
-				State string `json:"state"`
+				ID      int    `json:"id"`
+				State   string `json:"state"`
+				Client  string `json:"client"`
+				Peer    string `json:"peer"`
+				HTTP    string `json:"http"`
+				PID     int    `json:"pid,omitempty"`
+				Started uint64 `json:"started_ticks,omitempty"` // as in devNode
 			}
 			var all []status
 			var rows [][]string
 			for _, n := range d.Nodes {
-				s := status{n, n.state()}
-				if s.State == devStopped {
-					s.PID, s.Started = 0, 0
+				s := status{ID: n.ID, State: n.state(), Client: n.Client, Peer: n.Peer, HTTP: n.HTTP}
+				if s.State != devStopped {
+					s.PID, s.Started = n.PID, n.Started
 				}
 				all = append(all, s)
 				rows = append(rows, []string{strconv.Itoa(n.ID), s.State, strconv.Itoa(s.PID), n.Client, n.Peer, n.HTTP})

@@ -39,13 +39,15 @@ func freePorts(t *testing.T, n int) int {
 func devState(t *testing.T, dir string) []string {
 	t.Helper()
 	var nodes []struct {
-		State string
-		PID   int
+		State   string
+		PID     int
+		Started uint64 `json:"started_ticks"`
 	}
 	require.NoError(t, json.Unmarshal([]byte(must(t, shell{}, "dev", "status", "--dir", dir, "-o", "json")), &nodes))
 	var states []string
 	for _, n := range nodes {
 		require.Equal(t, n.State == devStopped, n.PID == 0)
+		require.Equal(t, n.State == devStopped, n.Started == 0)
 		states = append(states, n.State)
 	}
 	return states

@@ -221,6 +221,7 @@ func (a *app) partitionMoveCommand() *cobra.Command {
 	}
 	from := c.Flags().Uint32("from", 0, "`node` that holds the replica")
 	to := c.Flags().Uint32("to", 0, "`node` that gets it")
+	withoutDefault(c.Flags(), "from", "to")
 	wait := c.Flags().Bool("wait", false, "return when it is done and not when it is decided")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		destination, number, err := partitionArgument(c, args[0])

@@ -308,9 +308,15 @@ func (s *State) setNode(c *SetNode) Result {
 		}
 		if c.State == NodeLeaving && old.Broker() {
 			for _, name := range s.names() {
-				if wanted := int(s.Destinations[name].Settings.Replicas); wanted > others && s.heldBy(name, c.Node) {
-					return refuse(wire.CodeRefused, "%q wants %d replicas, and %s would be left; add a node first", name, wanted, brokers(others))
+				d := s.Destinations[name]
+				wanted := int(d.Settings.Replicas)
+				if wanted <= others || !s.heldBy(name, c.Node) {
+					continue
 				}
+				if d.Automatic {
+					return refuse(wire.CodeRefused, "%q has %d replicas, a number that the cluster chose when it had the brokers for it, and %s would be left; add a node first", name, wanted, brokers(others))
+				}
+				return refuse(wire.CodeRefused, "%q wants %d replicas, and %s would be left; add a node first", name, wanted, brokers(others))
 			}
 		}
 	default:

@@ -115,12 +115,15 @@ func TestRefusedNodeCommandsChangeNothingAndSayWhy(t *testing.T) {
 		"draining nobody":           {Command{SetNode: &SetNode{Node: 9, State: NodeDraining}}, wire.CodeInvalidRequest, "not a member"},
 		"an unknown state":          {Command{SetNode: &SetNode{Node: 2, State: "asleep"}}, wire.CodeInvalidRequest, "asleep"},
 		"leaving two for three":     {Command{SetNode: &SetNode{Node: 2, State: NodeLeaving}}, wire.CodeRefused, "wants 3 replicas, and 2 brokers would be left"},
-		"removing without leaving":  {Command{RemoveNode: &RemoveNode{Node: 2}}, wire.CodeRefused, "decommission it first"},
-		"a level nobody knows":      {Command{SetLevel: &SetLevel{Level: MaxLevel + 1}}, wire.CodeRefused, "does not know feature level 7"},
+		"leaving two for three that nobody asked for": {Command{SetNode: &SetNode{Node: 2, State: NodeLeaving}}, wire.CodeRefused,
+			`"orders" has 3 replicas, a number that the cluster chose when it had the brokers for it, and 2 brokers would be left; add a node first`},
+		"removing without leaving": {Command{RemoveNode: &RemoveNode{Node: 2}}, wire.CodeRefused, "decommission it first"},
+		"a level nobody knows":     {Command{SetLevel: &SetLevel{Level: MaxLevel + 1}}, wire.CodeRefused, "does not know feature level 7"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := clusterOf(t, 3)
 			placed(t, s, "orders", []uint32{1, 2, 3})
+			s.Destinations["orders"].Automatic = name == "leaving two for three that nobody asked for"
 			before := s.Save(nil)
 			r := s.Apply(99, &c.command)
 			require.ErrorIs(t, r.Err, c.code)
