@@ -759,7 +759,7 @@ func TestATopologyEventRefreshesTheSlotMap(t *testing.T) {
 	require.Equal(t, 1, produced)
 }
 
-func TestABatchOfOpenOutcomeStaysWithItsPartition(t *testing.T) {
+func TestRuleR6_ABatchOfOpenOutcomeStaysWithItsPartition(t *testing.T) {
 	b := startBroker(t)
 	d := b.create("d", Queue, 2)
 	c := connect(t, b)
@@ -773,9 +773,9 @@ func TestABatchOfOpenOutcomeStaysWithItsPartition(t *testing.T) {
 		return n == 1
 	}))
 	_, errs := sendAll(t, p, []byte("abc"), "x")
-	if errs[0] != nil { // it is not sent to partition 1: that would be a duplicate
-		require.Equal(t, Unknown, outcomeOf(t, errs[0]))
-	}
+	require.ErrorIs(t, errs[0], wire.CodeWrongPartition)
+	require.NotErrorIs(t, errs[0], ErrDeliveryTimeout, "partition 0 will not take it any more, so nothing is waited for")
+	require.Equal(t, Unknown, outcomeOf(t, errs[0]), "and in partition 1 it would be a duplicate")
 	require.Equal(t, []string{"x"}, b.values("d", 0))
 	require.Empty(t, b.values("d", 1))
 }

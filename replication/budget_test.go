@@ -45,3 +45,43 @@ func TestF22_AFollowerThatIsSilentIsSentNoMoreThanItsBudget(t *testing.T) {
 	f.tick(5)
 	f.equal()
 }
+
+// A leader that has lost its quorum takes no more than the budget of what is not committed,
+// until it notices (RELIABILITY F22: etcd#10167). The budget is there again when the others are.
+func TestF22_ALeaderWithoutAQuorumTakesNoMoreThanItsBudget(t *testing.T) {
+	const size = 768 << 10
+	f := newFleet(t, 1, 2, 3)
+	for _, m := range f.members {
+		m.pool.size = wire.EntryPrefixSize + size
+	}
+	l := f.lead(1)
+	f.isolate(1)
+	taken := 0
+	for range 2 * MaxUncommittedBytes / size {
+		for range 100 {
+			if l.log.Reserve(wire.FrameSize(size), true) == nil {
+				break
+			}
+			l.work()
+		}
+		data := l.pool.Get(wire.EntryPrefixSize + size)
+		wire.PutEntryPrefix(data, wire.KindRecords, 1, 5000)
+		if _, err := l.group.Propose(data); err != nil {
+			require.ErrorIs(t, err, ErrProposalDropped)
+			l.pool.Put(data)
+			break
+		}
+		taken++
+	}
+	require.Positive(t, taken)
+	require.LessOrEqual(t, taken, MaxUncommittedBytes/size)
+	_, leads := l.group.Leading()
+	require.True(t, leads)
+	f.heal()
+	f.tick(3)
+	require.Len(t, l.applied(), taken)
+	l.propose("after")
+	f.settle()
+	f.tick(3)
+	f.equal()
+}

@@ -159,7 +159,7 @@ func (m *member) open() {
 	m.pool = &pool{size: poolBuffer}
 	m.inbox = NewInbox(m.pool)
 	cfg := Config{
-		ReplicaID: m.id, Voters: f.founders, Log: m.log, State: state, Node: uint32(m.id), Boot: 1,
+		ReplicaID: m.id, Voters: f.founders, Log: m.log, State: state, Node: uint32(m.id),
 		Peers: f.peersOf(m.id), Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch, CheckpointBytes: f.checkpoint, LoadBytes: f.load,
 	}
 	if m.config != nil {

@@ -95,10 +95,8 @@ type Config struct {
 	Meta bool
 	// Peers are the nodes of the other replicas, see SetPeers.
 	Peers map[uint64]uint32
-	// Node and Boot are this node's ID and the count of its starts: they make the
-	// contexts of reads unique.
+	// Node is this node's ID.
 	Node uint32
-	Boot uint32
 	// Transport is nil for a group that is alone, and so is Inbox.
 	Transport Transport
 	Inbox     *Inbox
@@ -173,7 +171,6 @@ type Group struct {
 	meta      bool
 	peers     map[uint64]uint32
 	nodeID    uint32
-	boot      uint32
 	transport Transport
 	inbox     *Inbox
 	fetch     func(node uint32, offer SnapshotOffer)
@@ -243,7 +240,6 @@ func Open(cfg Config) (_ *Group, err error) {
 		meta:            cfg.Meta,
 		peers:           cfg.Peers,
 		nodeID:          cfg.Node,
-		boot:            cfg.Boot,
 		transport:       cfg.Transport,
 		inbox:           cfg.Inbox,
 		fetch:           cfg.Fetch,

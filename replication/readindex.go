@@ -48,25 +48,18 @@ func (g *Group) ReadIndex(done func(i wire.Index, err error)) {
 	g.wake()
 	g.readNumber++
 	g.reads = append(g.reads, reading{number: g.readNumber, done: done})
-	// Raft matches answers by context alone, so one must never come again (no other
-	// node, start or read has it).
-	context := make([]byte, 16)
-	binary.LittleEndian.PutUint32(context, g.nodeID)
-	binary.LittleEndian.PutUint32(context[4:], g.boot)
-	binary.LittleEndian.PutUint64(context[8:], g.readNumber)
+	// Raft matches answers by context alone, among those of its term. It leads a term once, so
+	// no other node and no other start of this one asks in it: the number is enough.
+	context := binary.LittleEndian.AppendUint64(nil, g.readNumber)
 	g.guard(func() { g.node.ReadIndex(context); g.advance() })
 }
 
 // confirmed takes the indexes that a quorum has confirmed.
 func (g *Group) confirmed(states []raft.ReadState) {
 	for _, s := range states {
-		if len(s.RequestCtx) != 16 {
-			continue
-		}
-		number := binary.LittleEndian.Uint64(s.RequestCtx[8:])
+		number := binary.LittleEndian.Uint64(s.RequestCtx)
 		for i := range g.reads {
-			// A confirmation is one for everything asked before, too.
-			if r := &g.reads[i]; r.number <= number && r.index == 0 {
+			if r := &g.reads[i]; r.number == number {
 				r.index = max(wire.Index(s.Index), 1)
 			}
 		}

@@ -303,13 +303,17 @@ func (g *Group) judge(f *Fetched) (conf raftpb.ConfState, err error) {
 		return conf, fmt.Errorf("checkpoint at %d: configuration: %w", c.Applied, err)
 	}
 	// Raft drops a snapshot without a word that does not know its receiver.
-	if !slices.Contains(slices.Concat(conf.Voters, conf.Learners, conf.VotersOutgoing), g.id) && g.lapses&credulous == 0 {
+	if !isMember(&conf, g.id) && g.lapses&credulous == 0 {
 		return conf, fmt.Errorf("checkpoint at %d does not know replica %d", c.Applied, g.id)
 	}
 	if term := g.node.BasicStatus().Term; term != uint64(offer.Term) {
 		return conf, fmt.Errorf("offered in term %d, now it is %d", offer.Term, term)
 	}
 	return conf, nil
+}
+
+func isMember(c *raftpb.ConfState, id uint64) bool {
+	return slices.Contains(slices.Concat(c.Voters, c.Learners, c.VotersOutgoing), id)
 }
 
 // abortInstall gives up what was offered and tells the leader, who offers anew.
@@ -339,7 +343,7 @@ func (g *Group) replace(m *raftpb.Message) error {
 			return err
 		}
 	}
-	g.raftApplied, g.handed, g.unloaded = in.offer.Start.Index, in.offer.Start.Index, 0
+	g.raftApplied, g.unloaded = in.offer.Start.Index, 0
 	g.storage.feed.ranges = nil // what was read is of the log before
 	g.install = nil
 	g.logger.Info("snapshot installed", "replica", g.id, "start", in.offer.Start.Index, "checkpoint", cp.Applied)

@@ -95,7 +95,7 @@ func (m *member) open() error {
 		founders = append(founders, m.cell.base+uint64(other.node))
 	}
 	m.group, err = replication.Open(replication.Config{
-		ReplicaID: m.id, Voters: founders, Peers: m.peers(), Node: m.node, Boot: uint32(m.life),
+		ReplicaID: m.id, Voters: founders, Peers: m.peers(), Node: m.node,
 		Log: m.log, State: state, Transport: m, Inbox: m.inbox, Feed: m, Fetch: m.fetch,
 		CheckpointBytes: f.config.checkpointBytes, LoadBytes: f.config.loadBytes, Logger: f.trace.logger(),
 	})

@@ -1,0 +1,67 @@
+package replication
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// A leader does not take itself out, but who comes to lead may find in its log that the one
+// before has taken it out. It leads until that is committed, and not longer: who is no member
+// would decide for those who are.
+func TestF18_WhoLeadsWhenItIsTakenOutStepsDown(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	f.tick(3)
+	f.lose = func(e envelope) bool { return e.to == 1 } // it does not hear that its change is committed
+	require.NoError(t, l.group.Reconfigure(Membership{Remove: []uint64{3}}))
+	change := l.group.NextIndex() - 1
+	f.settle()
+	require.Equal(t, change, f.members[3].log.LastIndex())
+	l.crash(false)
+	f.lose = nil
+
+	taken := f.members[3]
+	taken.inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1}) // 2 may vote for it now
+	f.members[2].inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1})
+	f.members[2].group.Turn()
+	taken.group.Campaign()
+	f.settle()
+	require.Equal(t, []uint64{1, 2}, f.members[2].group.Members().Voters, "committed by 3, in whose term")
+	require.Greater(t, taken.group.Applied(), change)
+	_, leads := taken.group.Leading()
+	require.False(t, leads)
+	_, err := taken.group.Propose(make([]byte, wire.EntryPrefixSize))
+	require.ErrorIs(t, err, ErrNotLeading)
+	f.tick(5 * electionTicks)
+	require.Nil(t, f.leader(), "2 alone is no majority of 1 and 2")
+
+	l.open()
+	f.elect().propose("b")
+	f.settle()
+	require.Contains(t, f.leader().applied(), "b")
+}
+
+// Offsets are given by the leader, so what anybody else proposes goes to nobody.
+func TestAFollowerPassesNoProposalOn(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	last := l.log.LastIndex()
+	m := f.members[2]
+	_, err := m.group.Propose(make([]byte, wire.EntryPrefixSize))
+	require.ErrorIs(t, err, ErrNotLeading)
+	require.Error(t, m.group.node.Propose(make([]byte, wire.EntryPrefixSize)), "nor does raft, if it is asked all the same")
+	m.group.Turn()
+	for _, e := range f.wires {
+		require.NotEqual(t, raftpb.MsgProp, e.message.Type)
+	}
+	f.settle()
+	require.Equal(t, last, l.log.LastIndex())
+}
