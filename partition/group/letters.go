@@ -41,7 +41,7 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 			one := r
 			one.From, one.To = o, o+1
 			l.next.letters = append(l.next.letters, sent{
-				back:   back{member: m, ret: one, epoch: piece.epoch, asked: c.asked, lost: !c.asked && !c.silent, reason: c.reason},
+				back:   back{member: m, ret: one, epoch: piece.epoch, asked: c.asked, lost: !c.asked, reason: c.reason},
 				letter: Letter{Number: l.number, Offset: o, Deliveries: r.Deliveries, Attempts: r.Attempts, Reason: reason, Text: c.text},
 			})
 			l.number++
@@ -68,9 +68,6 @@ func (l *Leader) verdict(m *member, piece lease, r Return, c cause) bool {
 func (l *Leader) appliedLetter(s *sent) {
 	l.lettered[s.letter.Offset] = true
 	l.gone(&s.back)
-	if !l.ahead.empty() {
-		l.ahead.remove(s.letter.Offset, s.letter.Offset+1)
-	}
 	if sc := l.leave(s.letter.Offset); sc != nil {
 		l.ready(sc)
 	}

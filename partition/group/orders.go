@@ -79,9 +79,7 @@ func (l *Leader) drained() bool {
 			m.drain = l.now + l.patience()
 			l.timers.push(timer{at: m.drain, wake: true})
 		case l.now >= m.drain:
-			for _, r := range m.leases.held(0) {
-				l.takeBack(m, r, cause{reason: o.Reason, counted: true})
-			}
+			l.endAll(m, cause{reason: o.Reason, counted: true})
 		}
 	}
 	return drained

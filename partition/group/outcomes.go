@@ -28,7 +28,6 @@ type cause struct {
 	delayMs uint32 // before the next attempt, in the place of the group's backoff
 	rest    bool   // a failed record rests before the next attempt
 	asked   bool   // by the session itself: it knows
-	tail    bool   // it lies behind the record that the session means
 	silent  bool   // the session never had it: it is told nothing
 	verdict wire.OutcomeKind
 	text    string
@@ -90,7 +89,7 @@ func (l *Leader) outcome(m *member, piece lease, o *wire.Outcome) {
 		l.answer(m, piece.from, piece.to, o.Epoch, wire.CodeStaleEpoch)
 	case o.Epoch > piece.epoch:
 		l.answer(m, piece.from, piece.to, o.Epoch, wire.CodeNotOwner)
-	case piece.state == ending && l.keeps(RuleStale), m.ending && l.keeps(RuleEnding):
+	case piece.state == ending && l.keeps(RuleStale):
 		// It comes too late, and hears so when the end is applied: what is lost, or that the
 		// session is gone. Told at once it would forget what it has done, and if the entry died
 		// with this leader, nobody would know that the records were started.
@@ -160,7 +159,7 @@ func (l *Leader) unheld(m *member, from, to wire.Offset, epoch wire.Index) {
 func (l *Leader) late(m *member, o wire.Offset, epoch wire.Index) wire.ErrorCode {
 	l.strays--
 	code := l.g.Late(o, epoch)
-	if code == wire.CodeNotOwner && l.strays > maxStrays-maxElsewhere && l.leasedElsewhere(m, o) {
+	if code == wire.CodeNotOwner && l.strays >= maxStrays-maxElsewhere && l.leasedElsewhere(m, o) {
 		code = wire.CodeStaleEpoch
 	}
 	return code
@@ -279,9 +278,9 @@ func (l *Leader) giveBack(m *member, piece lease, c cause) {
 }
 
 // behind is the cause for the records behind the one that c is about: they go back with
-// it, uncounted as attempts, and the session is told, for it may not know of them.
+// it, uncounted as attempts, and the session is told, for it has not asked for that.
 func (c cause) behind() cause {
-	return cause{reason: c.reason, counted: c.counted, asked: c.asked, tail: true, silent: c.silent && !c.counted}
+	return cause{reason: c.reason, counted: c.counted, silent: c.silent}
 }
 
 // tail takes back everything that the session holds from o on.
@@ -305,14 +304,14 @@ func (l *Leader) takeBack(m *member, piece lease, c cause) {
 	}
 	m.leases.change(piece.from, piece.to, func(x *lease) { x.state = state })
 	if s := l.of.Get(piece.from); s != nil {
-		s.ending += int(piece.to - piece.from)
+		s.ending++ // records that have a scope are taken one by one
 	}
 	l.eachReturn(piece, c, func(r Return) {
 		if l.verdict(m, piece, r, c) {
 			return
 		}
 		l.next.backs = append(l.next.backs, back{
-			member: m, ret: r, epoch: piece.epoch, asked: c.asked, lost: (c.tail || !c.asked) && !c.silent, reason: c.reason,
+			member: m, ret: r, epoch: piece.epoch, asked: c.asked, lost: !c.asked && !c.silent, reason: c.reason,
 		})
 		if !l.keeps(RuleHandOver) {
 			l.freed(r.From, r.To, r.DelayMs)
