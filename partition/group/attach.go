@@ -332,7 +332,7 @@ func (l *Leader) depart() {
 	keep := l.draining[:0]
 	for _, m := range l.draining {
 		switch {
-		case !m.draining || m.ending: // it has attached anew, or is removed
+		case !m.draining || m.ending: // it stays, or is removed
 		case m.held > 0:
 			keep = append(keep, m)
 		default:

@@ -312,10 +312,7 @@ func (l *Leader) Confirmed(err error) {
 // holds nothing stays.
 func (l *Leader) Capacity(c Consumer, n *wire.GroupCapacity) {
 	if a := l.links[c]; a != nil && a.open && a.member != nil {
-		if m := a.member; m.draining {
-			m.draining = false
-			l.draining = slices.DeleteFunc(l.draining, func(x *member) bool { return x == m })
-		}
+		a.member.draining = false
 		a.member.limits(n)
 		l.room(a.member)
 	}

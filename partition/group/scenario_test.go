@@ -640,10 +640,15 @@ func TestLeaderListsWhatIsParked(t *testing.T) {
 	r.now += time.Second
 	r.leader.Reaches(r.end, r.now)
 	require.Equal(t, []wire.ParkedScope{{Scope: 6, Reason: "b", ForMs: 3000}, {Scope: 5, Reason: "a", ForMs: 1000}}, listed())
+	r.leader.Unpark(6, nil)
+	r.settle()
+	r.leader.Park(6, "b", false, nil)
+	r.settle()
+	require.Equal(t, []wire.ParkedScope{{Scope: 5, Reason: "a", ForMs: 1000}, {Scope: 6, Reason: "b"}}, listed(), "anew")
 	r.lead()
 	r.now += 4 * time.Second
 	r.leader.Reaches(r.end, r.now)
-	require.Equal(t, []wire.ParkedScope{{Scope: 6, Reason: "b", ForMs: 4000, AtLeast: true}, {Scope: 5, Reason: "a", ForMs: 4000, AtLeast: true}}, listed())
+	require.Equal(t, []wire.ParkedScope{{Scope: 5, Reason: "a", ForMs: 4000, AtLeast: true}, {Scope: 6, Reason: "b", ForMs: 4000, AtLeast: true}}, listed())
 
 	r.leader.parkLimit = 4
 	r.leader.Unpark(5, nil)
