@@ -73,4 +73,4 @@ figures: build ## the table of docs/performance.md
 	dist/lockstep bench run all --rounds 5
 	go test -tags release ./bench -run '^$$' -bench Raw
 	go test -tags release ./lockstest -run '^TestFigure_' -v -count=1 -timeout 2h -parallel 20 -figure.intervals 20
-	FUZZ_PROGRAM=$(CURDIR)/dist/lockstep go test ./fuzz -run '^TestFigure_' -v -count=1 -timeout 2h -figure.kills 100 -figure.transfers 100 -figure.partitions 2000 -figure.idle 30s -figure.behind 10737418240 -figure.baseline 20s -figure.catchups 5 -figure.blocked 10000000 -figure.keys 10000 -figure.rounds 9 -figure.takeovers 20 -figure.nacks 9100000
+	FUZZ_PROGRAM=$(CURDIR)/dist/lockstep go test ./fuzz -run '^TestFigure_' -v -count=1 -timeout 2h -figure.kills 100 -figure.transfers 100 -figure.partitions 2000 -figure.idle 30s -figure.behind 10737418240 -figure.baseline 20s -figure.catchups 5 -figure.blocked 10000000 -figure.keys 10000 -figure.rounds 9 -figure.takeovers 20 -figure.nacks 9100000 -figure.letters 50000

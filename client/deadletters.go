@@ -23,7 +23,7 @@ const redriveGroup = "dlq"
 const RedrivenHeader = wire.RedrivenHeader
 
 // maxRedrive bounds the letters that Redrive has on their way before it sends more.
-const maxRedrive = 500
+const maxRedrive = 900
 
 // redrivePatience is how long a Redrive whose ctx has ended waits for what it has sent, and
 // redriveStill for letters that cannot arrive at the moment. redriveSilence bounds the wait for

@@ -23,7 +23,7 @@ var (
 )
 
 const (
-	redriveLetters = 80               // that come before each kill
+	redriveLetters = 800              // that come before each kill
 	redriveHope    = 60 * time.Second // for the redrive that nobody kills
 )
 
@@ -97,7 +97,7 @@ func (r *redriveRig) once(t testing.TB) {
 }
 
 // process runs `dlq redrive` and kills it after a while; 0 lets it end.
-func (r *redriveRig) process(until time.Duration) error {
+func (r *redriveRig) process(until time.Duration, more ...string) error {
 	name, err := program()
 	require.NoError(r.t, err)
 	ctx, cancel := context.WithTimeout(r.t.Context(), redriveHope)
@@ -106,7 +106,7 @@ func (r *redriveRig) process(until time.Duration) error {
 	for _, b := range r.c.nodes {
 		addresses = append(addresses, b.address)
 	}
-	command := exec.CommandContext(ctx, name, "dlq", "redrive", "dead", "--server", strings.Join(addresses, ","))
+	command := exec.CommandContext(ctx, name, append([]string{"dlq", "redrive", "dead", "--server", strings.Join(addresses, ",")}, more...)...)
 	stderr := &tailBuffer{}
 	command.Stderr = stderr
 	require.NoError(r.t, command.Start())

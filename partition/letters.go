@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// maxLetters bounds the dead letters of a group that may have been written and are not
-	// known to be, and those that a round looks at.
-	maxLetters = 64
+	// maxLetters bounds the dead letters that a round sends, and those that it looks at meanwhile
+	// for the next one. So twice as many may have been written that a new leader does not know to be.
+	maxLetters = 128
 	// letterRetry is after how long letters are tried again that could not be written; it
 	// doubles up to letterRetryMax.
 	letterRetry    = 200 * time.Millisecond
@@ -24,8 +24,8 @@ const (
 )
 
 // letters are the dead letters of a group on their way. They are written in rounds, one at a
-// time, each by Effects.Letters. A round sends what may be sent, in its order, and looks which
-// others can be: those are noted in the log before the next round sends them, and one that
+// time, each by Effects.Letters. A round sends what may be sent, in its order, and looks meanwhile
+// which others can be: those are noted in the log before the next round sends them, and one that
 // cannot be is left out for a while. So a letter waits for no other one but what was sent
 // before it, and a leader that begins knows of every letter that may have been written.
 type letters struct {
@@ -160,7 +160,7 @@ func (g *Groups) fresh(l *lead, r *LetterRound, sent map[uint64]bool) {
 			delete(t.alone, number)
 		}
 	}
-	if len(sent) >= maxLetters || len(open) == len(sent) {
+	if len(open) == len(sent) {
 		return
 	}
 	going := make(map[string]bool)
@@ -189,18 +189,20 @@ func (g *Groups) fresh(l *lead, r *LetterRound, sent map[uint64]bool) {
 	if len(r.Fresh) == 0 {
 		return
 	}
-	way := &r.Fresh[0]
-	if i := slices.IndexFunc(r.Fresh, func(x group.Letter) bool {
-		return t.way != nil && together(&x, t.way) && x.Number < way.Number+maxOvertaken
-	}); i > 0 {
-		way = &r.Fresh[i]
-	}
+	first, goes := r.Fresh[0], t.way
 	if len(r.Sent) > 0 {
-		way = &r.Sent[0]
+		goes = &r.Sent[0]
 	}
-	first := *way
+	if i := slices.IndexFunc(r.Fresh, func(x group.Letter) bool {
+		return goes != nil && together(&x, goes) && x.Number < first.Number+maxOvertaken
+	}); i >= 0 {
+		first = r.Fresh[i]
+	} else if len(r.Sent) > 0 { // when these are there the lowest goes
+		r.Fresh = nil
+		return
+	}
 	r.Fresh = slices.DeleteFunc(r.Fresh, func(x group.Letter) bool { return !together(&x, &first) })
-	r.Fresh = r.Fresh[:min(len(r.Fresh), maxLetters-len(sent))]
+	r.Fresh = r.Fresh[:min(len(r.Fresh), maxLetters)]
 	t.way = &first
 }
 

@@ -172,6 +172,58 @@ func TestLettersOfRemovedGroupsAreSeenAndGivenUp(t *testing.T) {
 	require.Zero(t, d.Count, "none are left")
 }
 
+// A stream of letters that go to one partition does not hold up one that goes to another for
+// longer than they may overtake it, although there are always some on their way and some to be noted.
+func TestLettersThatGoElsewhereHaveTheirTurn(t *testing.T) {
+	h, w := newGroups(t)
+	h.log.immediate = true
+	h.part.Groups().Intend(20, []Intent{intent(7, "dlq")})
+	h.turns(0)
+	overtaken, sent := 0, uint64(0)
+	stream := func(to string, n int) {
+		h.send(-1, 0, 0, n)
+		var ask wire.RedriveRequest
+		for range n {
+			ask.Letters = append(ask.Letters, wire.Redriven{Offset: sent, To: to})
+			sent++
+		}
+		_, err := h.order("dlq", wire.OrderRedrive, ask)
+		h.turns(1)
+		require.NoError(t, *err)
+	}
+	stream("orders", wire.MaxRedrive)
+	stream("returns", 1)
+	for producer := int64(0); ; {
+		stream("orders", wire.MaxRedrive)
+		require.NotEmpty(t, w.rounds)
+		r := w.rounds[0]
+		w.rounds = nil
+		var result LetterResult
+		for _, x := range r.Sent {
+			if r.To == "returns" {
+				require.LessOrEqual(t, overtaken, maxOvertaken+2*maxLetters)
+				return
+			}
+			overtaken++
+			h.part.LetterWritten(r, x.Number)
+		}
+		if r.Path.Producer < 0 || r.To == "returns" && r.Path.Partition == 0 {
+			producer++
+			result.Path = &group.Path{Producer: wire.LetterProducers | producer}
+			if r.To == "returns" {
+				result.Path.Partition = 1
+			}
+		} else {
+			for _, x := range r.Fresh {
+				result.Ready = append(result.Ready, x.Number)
+			}
+		}
+		h.part.LettersDone(r, result)
+		h.turns(1)
+		require.Less(t, overtaken, 3*maxOvertaken, "it never goes")
+	}
+}
+
 // begunAmid has a group begin after a redrive has listed the groups, and before its order. It
 // returns how often the letter goes back, if what that group has is sent back too.
 func begunAmid(t testing.TB, applied bool) (back int) {

@@ -202,6 +202,40 @@ func TestRecordsOfCompressedBatchesBecomeDeadLetters(t *testing.T) {
 	}
 }
 
+// What becomes letters is read in whatever order it was rejected, a batch and a frame at a time.
+func TestLettersOfAnyOrderAreTheirRecords(t *testing.T) {
+	encoder, err := zstd.NewWriter(nil)
+	require.NoError(t, err)
+	s := startMember(t, t.TempDir(), 1)
+	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeShared, BackoffMs: 1, DeadLetter: "dead"})
+	r := &letterRig{t: t, s: s, c: dialOpen(t, s.Addr()), n: 100, k: attachTo(t, s.Addr(), 1)}
+	r.k.keepAlive()
+	const each = 4
+	var grants []wire.Grant
+	for batch, codec := range []wire.Codec{wire.CodecZstd, wire.CodecNone, wire.CodecZstd} {
+		var b wire.BatchBuilder
+		b.Reset(true)
+		for i := range each {
+			require.True(t, b.Append(1_000, 0, nil, fmt.Append(nil, batch*each+i), nil, 0))
+		}
+		records, index := b.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, codec, func(dst, src []byte) []byte { return encoder.EncodeAll(src, dst) })
+		require.Equal(t, wire.CodeOK, r.ask(wire.OpProduce, &wire.ProduceRequest{Handle: r.c.open("jobs", 0), Acks: wire.AcksQuorum, Batch: records, Index: index}).code())
+		grants = append(grants, r.k.next(each)...)
+	}
+	order := []wire.Offset{11, 0, 5, 4, 1, 3, 8, 2, 7, 6, 10, 9}
+	for _, o := range order {
+		i := slices.IndexFunc(grants, func(g wire.Grant) bool { return g.Offset <= o && o < g.Offset+wire.Offset(g.Count) })
+		rejected := outcome(grants[i], wire.OutcomeReject)
+		rejected.Offset, rejected.Count = o, 1
+		require.Equal(t, wire.CodeOK, r.k.say(rejected)[0].Code)
+	}
+	r.create("dead", wire.Queue, wire.Settings{})
+	letters := readLetters(t, s, len(order))
+	for number, o := range order {
+		require.Equal(t, fmt.Sprintf("=%d origin:jobs/0 offset:%d group:workers reason:rejected text: number:%d deliveries:1 attempts:1", o, o, number), letters[number])
+	}
+}
+
 // startWithClock starts a broker on a clock of the test's.
 func startWithClock(t *testing.T) (*Server, *setClock) {
 	clock := &setClock{}
@@ -318,16 +352,19 @@ func TestRuleQ3_ALetterOfWhichTheAnswerWasLostIsWrittenOnce(t *testing.T) {
 // RULES Q3: many letters are on their way at the same time. If all answers are lost each is there
 // once, in the order in which they were noted.
 func TestRuleQ3_LettersOnTheirWayTogetherAreWrittenOnce(t *testing.T) {
-	const records = 100 // more than one round sends
+	const batches, each = 3, 100
+	const records = batches * each // more than one round sends
 	s := startMember(t, t.TempDir(), 1)
 	createLetters(t, s.Addr(), 1)
 	createGroup(t, s.Addr(), wire.GroupSettings{Mode: wire.ModeShared, BackoffMs: 1, DeadLetter: "dead"})
 	s.broker.deaf.Store(true)
-	produceKeyed(t, s.Addr(), slices.Repeat([]string{"a"}, records)...)
 	r := &letterRig{t: t, s: s, c: dialOpen(t, s.Addr()), n: 100, k: attachTo(t, s.Addr(), 1)}
 	r.k.keepAlive()
-	for _, g := range r.k.next(records) {
-		r.k.say(outcome(g, wire.OutcomeReject))
+	for range batches {
+		produceKeyed(t, s.Addr(), slices.Repeat([]string{"a"}, each)...)
+		for _, g := range r.k.next(each) {
+			r.k.say(outcome(g, wire.OutcomeReject))
+		}
 	}
 	eventually(t, "letters are written together", func() bool { return r.written("dead") >= 2 })
 	r.explains("does not take them")

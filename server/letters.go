@@ -18,7 +18,6 @@ import (
 	"github.com/lockstepmq/lockstep/partition"
 	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
-	"github.com/lockstepmq/lockstep/wire/inflate"
 )
 
 // A dead letter is written exactly once (RULES Q3). The log of the source partition names a
@@ -80,7 +79,9 @@ type letterRound struct {
 	groupEffects
 	*partition.LetterRound
 	result partition.LetterResult
-	next   int // in Sent
+	source letterReader
+	next   int  // in Sent
+	looked bool // at Fresh
 }
 
 // run begins or goes on. It may block for the disk.
@@ -100,6 +101,12 @@ func (l *letterRound) run() {
 		l.send()
 		return
 	}
+	l.look()
+	l.end(nil)
+}
+
+// look finds out which fresh letters can be sent.
+func (l *letterRound) look() {
 	for i := range l.Fresh {
 		if _, err := l.encode(&l.Fresh[i], wire.ProducerIdentity{ID: wire.NoProducerID}); err != nil {
 			l.refuse(&l.Fresh[i], err)
@@ -107,7 +114,7 @@ func (l *letterRound) run() {
 			l.result.Ready = append(l.result.Ready, l.Fresh[i].Number)
 		}
 	}
-	l.end(nil)
+	l.looked = true
 }
 
 // target is where letters go: to one partition for each partition that they come from, or back.
@@ -213,18 +220,27 @@ func (l *letterRound) send() {
 	}
 	codes := make([]wire.ErrorCode, len(flight))
 	var open atomic.Int32
-	open.Store(int32(len(flight)))
+	open.Store(int32(len(flight)) + 1)
+	over := func() {
+		if open.Add(-1) == 0 {
+			l.broker.letterFlight.Add(-int64(len(codes)))
+			l.sent(codes)
+		}
+	}
+	last := l.next+len(flight) == len(l.Sent)
 	for i, m := range flight {
 		l.broker.produce(m, func(code wire.ErrorCode) {
 			if l.broker.deaf.Load() {
 				code = wire.CodeUnavailable
 			}
-			if codes[i] = code; open.Add(-1) == 0 {
-				l.broker.letterFlight.Add(-int64(len(codes)))
-				l.sent(codes)
-			}
+			codes[i] = code
+			over()
 		})
 	}
+	if last { // while these are on their way
+		l.look()
+	}
+	over()
 }
 
 // sent takes in what became of the letters that were on their way. The first that is not there
@@ -239,12 +255,17 @@ func (l *letterRound) sent(codes []wire.ErrorCode) {
 		l.next++
 		l.part.LetterWritten(l.LetterRound, x.Number)
 	}
+	if l.looked {
+		l.end(nil)
+		return
+	}
 	l.schedule()
 	l.Blocking(l.run)
 }
 
 // failed ends the round at a letter that is not there.
 func (l *letterRound) failed(x *group.Letter, err error) {
+	l.result.Ready = nil // what is noted behind it waits with it
 	switch code := wire.CodeOf(err); {
 	case itsOwn(code):
 		l.refuse(x, err)
@@ -313,43 +334,9 @@ func (l *letterRound) encode(x *group.Letter, producer wire.ProducerIdentity) (*
 	if !ok || l.Path.Destination != d.ID {
 		return nil, wire.Errorf(wire.CodeUnknownDestination, "destination %q not found", l.To)
 	}
-	var s log.Scanned
-	if err := l.records.Scan(x.Offset, 1, &s); err != nil {
-		return nil, err
-	}
-	if len(s.Batches) == 0 || s.Batches[0].Damaged {
-		return nil, wire.CodeCorrupt
-	}
-	if s.Batches[0].Erased {
-		return nil, wire.CodeErased
-	}
-	b := &s.Batches[0]
-	var body []byte
-	stored, err := l.readBatch(b, &body)
-	if repaired := l.Repaired[x.Offset]; repaired != nil {
-		stored, _, err = wire.NextBodyBatch(repaired)
-	}
+	rec, publisher, err := l.source.read(l.partitionReplica, x.Offset, l.Repaired[x.Offset])
 	if err != nil {
 		return nil, err
-	}
-	info, err := wire.VerifyBatch(stored.Batch)
-	if err != nil {
-		return nil, err
-	}
-	var reader wire.RecordReader
-	var rec wire.Record
-	section := wire.Records(stored.Batch)
-	if info.Codec != wire.CodecNone {
-		// One at a time in each partition, and no more than wire.MaxUncompressedBytes.
-		if section, err = inflate.Records(nil, info.Codec, section); err != nil {
-			return nil, err
-		}
-	}
-	reader.Reset(&info, section)
-	for reader.Next(&rec) && rec.Offset != x.Offset {
-	}
-	if rec.Offset != x.Offset {
-		return nil, wire.CodeCorrupt
 	}
 	var hash uint64
 	if rec.Key != nil {
@@ -361,7 +348,7 @@ func (l *letterRound) encode(x *group.Letter, producer wire.ProducerIdentity) (*
 		return nil, wire.CodeTooLarge
 	}
 	m := &wire.PeerBatch{Destination: d.ID, Partition: l.Path.Partition}
-	m.Batch, m.Index = builder.Finish(producer, b.Publisher, wire.CodecNone, nil)
+	m.Batch, m.Index = builder.Finish(producer, publisher, wire.CodecNone, nil)
 	_, err = wire.ValidateBatch(m.Batch, m.Index, limitsOf(d))
 	return m, err
 }

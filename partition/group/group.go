@@ -275,6 +275,9 @@ func (g *Group) lettered(l *Letter) bool { return l.Since > g.SeekIndex }
 
 // Redrives reports whether the record at o is a dead letter that the group has on its way back.
 func (g *Group) Redrives(o wire.Offset) bool {
+	if o < g.Letters.low {
+		return false
+	}
 	for _, l := range g.Letters.Open {
 		if l.Offset == o && l.Reason == Redriven {
 			return true
