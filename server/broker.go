@@ -55,16 +55,16 @@ type broker struct {
 	telling sync.Map
 	reset   atomic.Bool // the metadata knows that what was in memory is gone
 
-	removed  chan struct{} // closed when the other nodes say that this one is no member
-	replaced bool          // they say that another data directory has its ID; set before removed is closed
-	began    int64         // monotonic time
-	ticked   atomic.Int64  // monotonic time of the last tick, 0 before the first
-	alarm    *alarm        // of deadlines between ticks
-	dirty    chan struct{} // the metadata changed
-	unfit    chan error    // why the cluster does not take this build
-	untidy   chan struct{} // there is something to remove
-	stops    chan struct{} // close has stopped something
-	viewed   func(*cluster.View)
+	removed chan struct{} // closed when the other nodes do not take this one for a member
+	outcast peerWord      // what they say; set before removed is closed
+	began   int64         // monotonic time
+	ticked  atomic.Int64  // monotonic time of the last tick, 0 before the first
+	alarm   *alarm        // of deadlines between ticks
+	dirty   chan struct{} // the metadata changed
+	unfit   chan error    // why the cluster does not take this build
+	untidy  chan struct{} // there is something to remove
+	stops   chan struct{} // close has stopped something
+	viewed  func(*cluster.View)
 	// oneOpinion is a mutant: this node alone says whether another is gone.
 	oneOpinion atomic.Bool
 	// unfenced is a mutant: fences are answered, and not committed.

@@ -661,6 +661,36 @@ func TestRuleR10_ADirectoryThatWasReplacedEnds(t *testing.T) {
 	require.ErrorContains(t, err, "node 2 was replaced: another data directory has its ID in the cluster now")
 }
 
+// A copy of a live node's data directory is refused, and the node goes on as it was. If the
+// copy got in, what it acknowledged would be missing in the original, which then fences all
+// that it has.
+func TestRow41_ACopyOfALiveNodesDirectoryEnds(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 3)
+	c.create(1, "orders", 2, 3)
+	c.fill("orders", 2)
+	cfg := c.config(3)
+	cfg.DataDir = t.TempDir()
+	for _, part := range []string{"meta", "partitions"} {
+		require.NoError(t, os.CopyFS(filepath.Join(cfg.DataDir, part), os.DirFS(filepath.Join(c.dirs[3], part))))
+	}
+	for _, file := range []string{"node.json", "hardstate"} {
+		content, err := os.ReadFile(filepath.Join(c.dirs[3], file))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(cfg.DataDir, file), content, 0o600))
+	}
+	address, _ := c.broker(1).View().Node(3)
+	_, err := Start(t.Context(), cfg)
+	require.ErrorIs(t, err, wire.CodeAlreadyExists)
+	require.ErrorContains(t, err, "node 3 runs already: another process has a copy of this data directory")
+	now, _ := c.broker(1).View().Node(3)
+	require.Equal(t, address, now, "nobody has heard of another address")
+	c.fill("orders", 2)
+	c.same("orders", 3)
+	require.Empty(t, c.servers[3].Down())
+	c.create(3, "more", 1, 3) // its metadata are as ever
+}
+
 // Who waits to be taken in says so once, not with each attempt.
 func TestANodeThatWaitsToBeTakenInSaysItOnce(t *testing.T) {
 	t.Parallel()

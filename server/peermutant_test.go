@@ -46,6 +46,24 @@ func TestRow41_Catches_ANodeThatIsNotAskedWhoItIs(t *testing.T) {
 	caught(t, func(tb testing.TB) { usurper(tb, peerMutants{anyNode: true}) })
 }
 
+// twin connects as a second process of a member's data directory while the first is there.
+func twin(t testing.TB, m peerMutants) {
+	n := startMutant(t, testSelf(1), m)
+	connectRaw(t, n, 2)
+	first := n.peers.connTo(2)
+	h := testHello(2, 1)
+	h.Boot = 2
+	kind, _ := dialPeer(t, n).hello(h)
+	require.Equal(t, wire.PeerKindRefused, kind)
+	require.Same(t, first, n.peers.connTo(2))
+}
+
+func TestRow41_ACopyOfADirectoryIsNoNode(t *testing.T) { twin(t, peerMutants{}) }
+
+func TestRow41_Catches_ACopyThatIsTakenForItsOriginal(t *testing.T) {
+	caught(t, func(tb testing.TB) { twin(tb, peerMutants{anyTwin: true}) })
+}
+
 // holeInATransfer leaves out a chunk in the middle of what a node sends.
 func holeInATransfer(t testing.TB, m peerMutants) {
 	n := startMutant(t, testSelf(1), m)

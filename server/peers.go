@@ -47,9 +47,9 @@ type peerOptions struct {
 	Logger  *slog.Logger
 	// Known is called once, when it is first known who the other nodes are. Default: nothing.
 	Known func()
-	// Removed is called once, when the others say for removedTicks that this node is no
-	// member any more; replaced if another data directory has its ID. Default: nothing.
-	Removed func(replaced bool)
+	// Removed is called once, when the others say for removedTicks that this process is not
+	// the node that they know, with what they say. Default: nothing.
+	Removed func(word peerWord)
 	// LacksSpace reports whether this node's disk refuses records. Default: it never does.
 	LacksSpace func() bool
 	mutant     peerMutants // of tests
@@ -92,7 +92,7 @@ type peerSet struct {
 	mu      sync.Mutex
 	stopped bool
 	known   func()                     // nil once it was called
-	removed func(replaced bool)        // see peerOptions
+	removed func(peerWord)             // see peerOptions
 	outcast int                        // ticks for which most others have said that this node is no member; Tick's
 	leading map[uint64]wire.PeerLeader // what this node has announced
 }
@@ -101,6 +101,7 @@ type peerSet struct {
 type peerMutants struct {
 	anyPreface bool // clients are taken for nodes
 	anyNode    bool // whoever uses the ID of a member is taken for it
+	anyTwin    bool // so is a second process of its data directory
 	anyChunk   bool // what comes in chunks is taken as it comes
 	anySound   bool // a node that says something lives, whatever it hears
 }
@@ -307,17 +308,17 @@ func (p *peerSet) Tick() {
 	if o := p.standing(); !o.disowned() {
 		p.outcast = 0
 	} else if p.outcast++; p.outcast == removedTicks && p.removed != nil {
-		p.removed(o.replaced)
+		p.removed(o.word)
 	}
 }
 
 // standing is what the other nodes say of this one.
 type standing struct {
-	nodes    int  // others that there are
-	member   bool // one is connected
-	unasked  int  // have not been tried yet
-	stranger int  // say that it is no member
-	replaced bool // one of these says that its ID belongs to another data directory
+	nodes    int      // others that there are
+	member   bool     // one is connected
+	unasked  int      // have not been tried yet
+	stranger int      // do not take it for the member that they know
+	word     peerWord // of one of these, the one that says most
 }
 
 func (p *peerSet) standing() standing {
@@ -325,20 +326,18 @@ func (p *peerSet) standing() standing {
 	s := standing{nodes: len(nodes)}
 	for _, n := range nodes {
 		s.member = s.member || n.conn.Load() != nil
-		switch n.word.Load() {
+		switch word := peerWord(n.word.Load()); word {
 		case wordNone:
 			s.unasked++
-		case wordReplaced:
-			s.replaced = true
+		case wordStranger, wordTwin, wordReplaced:
 			s.stranger++
-		case wordStranger:
-			s.stranger++
+			s.word = max(s.word, word)
 		}
 	}
 	return s
 }
 
-// disowned reports whether most of the other nodes say that this one is no member, and
+// disowned reports whether most of the other nodes take this one for a stranger, and
 // none is connected. Those that lag behind do not know that it has joined; a majority
 // does not lag.
 func (s standing) disowned() bool { return !s.member && s.stranger > s.nodes/2 }
@@ -501,7 +500,7 @@ type peerNode struct {
 
 	conn  atomic.Pointer[peerConn] // open; written under mu
 	alive atomic.Bool              // live.up, for readers
-	// word is what came of dialling the node last.
+	// word is what came of dialling the node last, a peerWord.
 	word atomic.Uint32
 	// lacksSpace is what it said last of its disk.
 	lacksSpace atomic.Bool
@@ -518,28 +517,33 @@ type peerNode struct {
 	removed bool
 }
 
-// What came of dialling a node.
+// peerWord is what came of dialling a node.
+type peerWord uint32
+
 const (
-	wordNone     = iota // it was not tried
-	wordTried           // it is connected, or cannot be reached, or has other worries
-	wordStranger        // it says that this node is no member
-	wordReplaced        // it says that this node's ID belongs to another data directory
+	wordNone     peerWord = iota // it was not tried
+	wordTried                    // it is connected, or cannot be reached, or has other worries
+	wordStranger                 // it says that this node is no member
+	wordTwin                     // it hears another process of the same data directory
+	wordReplaced                 // it says that this node's ID belongs to another data directory
 )
 
 // wordOf is what a node's refusal says of this one.
-func wordOf(err error) uint32 {
+func wordOf(err error) peerWord {
 	switch {
 	case errors.Is(err, wire.CodeNotMember):
 		return wordStranger
 	case errors.Is(err, wire.CodeFenced):
 		return wordReplaced
+	case errors.Is(err, wire.CodeAlreadyExists):
+		return wordTwin
 	}
 	return wordTried
 }
 
 // note keeps what came of dialling the node.
-func (n *peerNode) note(word uint32) {
-	n.word.Store(word)
+func (n *peerNode) note(word peerWord) {
+	n.word.Store(uint32(word))
 	n.set.wasJudged()
 }
 
@@ -582,6 +586,8 @@ func (n *peerNode) accept(c *peerConn) (*wire.PeerHello, *wire.PeerRefused) {
 		return nil, &wire.PeerRefused{Code: wire.CodeRefused, Detail: "the node is no member any more, or the broker stops"}
 	case n.dialing != nil && n.set.self.Node < n.id:
 		return nil, duplicate
+	case n.twinLocked(c):
+		return nil, &wire.PeerRefused{Code: wire.CodeAlreadyExists, Detail: fmt.Sprintf("node %d runs already, from %s: two processes have copies of its data directory", n.id, n.conn.Load().remote)}
 	case !n.newerLocked(c):
 		return nil, duplicate
 	}
@@ -592,14 +598,20 @@ func (n *peerNode) accept(c *peerConn) (*wire.PeerHello, *wire.PeerRefused) {
 }
 
 // newerLocked reports whether c is newer than the connection there is, or was: a
-// HELLO that has waited somewhere for longer than the connection lasted is stale. A
-// node whose clock went back while it was down has a lower boot; it is taken once the
-// connection of the boot before is gone.
+// HELLO that has waited somewhere for longer than the connection lasted is stale.
 func (n *peerNode) newerLocked(c *peerConn) bool {
 	if c.theirs.Boot == n.boot {
 		return c.theirs.Attempt > n.theirs
 	}
-	return n.conn.Load() == nil || c.theirs.Boot > n.boot
+	return !n.twinLocked(c)
+}
+
+// twinLocked reports whether c is of another process than the connection there is. The
+// connection of a process that has ended is closed by its kernel, and one whose machine is
+// gone after a second of silence; until then what comes in its name may be a copy of its
+// data directory, which would acknowledge what the other one does not have.
+func (n *peerNode) twinLocked(c *peerConn) bool {
+	return n.conn.Load() != nil && c.theirs.Boot != n.boot && !n.set.mutant.anyTwin
 }
 
 // welcomed decides whether c, which was dialled and is welcome, becomes the connection.
@@ -737,7 +749,7 @@ func (n *peerNode) keepDialing() {
 	for n.ctx.Err() == nil {
 		address := n.wanted()
 		if address == "" {
-			n.word.CompareAndSwap(wordNone, wordTried)
+			n.word.CompareAndSwap(uint32(wordNone), uint32(wordTried))
 			n.set.wasJudged()
 			pause, said = minDialPause, ""
 			n.sleep(maxDialPause)

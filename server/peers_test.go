@@ -338,11 +338,16 @@ func TestPeersKeepTheNewerConnection(t *testing.T) {
 
 	restarted := testHello(2, 1)
 	restarted.Boot = 2
+	kind, body = dialPeer(t, n).hello(restarted)
+	require.Equal(t, wire.PeerKindRefused, kind, "the process before is connected still")
+	require.NoError(t, m.Parse(body))
+	require.Equal(t, wire.CodeAlreadyExists, m.Code)
+	require.Contains(t, m.Detail, "node 2 runs already, from 127.0.0.1:")
+	require.NoError(t, newer.conn.Close())
+	require.Equal(t, "2 unreachable", next(t, n.handler.events))
 	again := dialPeer(t, n)
 	kind, _ = again.hello(restarted)
 	require.Equal(t, wire.PeerKindWelcome, kind, "a newer start counts more than attempts")
-	require.Equal(t, "2 unreachable", next(t, n.handler.events))
-	newer.closed()
 	stale := dialPeer(t, n)
 	kind, _ = stale.hello(testHello(2, 99))
 	require.Equal(t, wire.PeerKindRefused, kind)
@@ -461,7 +466,7 @@ func TestANodeWaitsForAWelcome(t *testing.T) {
 	answer(wire.PeerKindRefused, &wire.PeerRefused{Code: wire.CodeNotMember, Detail: "who?"})
 	eventually(t, "that it says why it waits", func() bool { return strings.Contains(n.log.String(), "it serves nobody before one does") })
 	answer(wire.PeerKindRefused, &wire.PeerRefused{Code: wire.CodeFenced, Detail: "another has the ID"})
-	eventually(t, "that the other word counts", func() bool { return n.peers.standing() == standing{nodes: 1, stranger: 1, replaced: true} })
+	eventually(t, "that the other word counts", func() bool { return n.peers.standing() == standing{nodes: 1, stranger: 1, word: wordReplaced} })
 	select {
 	case <-welcome:
 		require.Fail(t, "it serves")

@@ -66,9 +66,13 @@ func (b *broker) registered() bool {
 		!slices.ContainsFunc(v.Destinations, func(d *cluster.Destination) bool { return d.Settings.Storage == wire.StorageMemory })
 }
 
-// errRemoved is how a broker ends that is no member of its cluster any more.
+// errRemoved is how a broker ends that the other nodes do not take for a member of its cluster.
 func (b *broker) errRemoved() error {
-	if b.replaced {
+	switch b.outcast {
+	case wordTwin:
+		return wire.Errorf(wire.CodeAlreadyExists, "node %d runs already: another process has a copy of this data directory, and the other nodes are connected to that one; "+
+			"stop it if this directory is to serve, or give this machine an empty data directory and let it join under another --node-id", b.identity.NodeID)
+	case wordReplaced:
 		return wire.Errorf(wire.CodeNotMember, "node %d was replaced: another data directory has its ID in the cluster now, and this one holds nothing that counts; "+
 			"stop it for good, or give this machine an empty data directory and let it join under another --node-id", b.identity.NodeID)
 	}

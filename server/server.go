@@ -109,8 +109,8 @@ func (s *Server) connect(b *broker, listener net.Listener) (network, error) {
 	s.peers = newPeerSet(peerOptions{Engine: s.engine, Handler: b, Logger: b.logger, Known: known, Self: peerSelf{
 		Cluster: b.identity.ClusterID, Store: b.identity.StoreID, Node: b.identity.NodeID, Boot: uint64(b.clock().UnixNano()),
 		MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel, ClientAddress: b.cfg.Advertise, PeerAddress: b.cfg.PeerAdvertise,
-	}, Removed: func(replaced bool) {
-		b.replaced = replaced
+	}, Removed: func(word peerWord) {
+		b.outcast = word
 		close(b.removed)
 	}, LacksSpace: b.disk.Short})
 	s.peerPort = newPeerAcceptor(s.peers, listener)
