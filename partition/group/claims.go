@@ -12,6 +12,7 @@ type firsts struct {
 	of      map[Scope]wire.Offset
 	scan    wire.Offset
 	partial bool // some scopes are missing
+	unread  Span // the first records that could not be read, which may have them
 	chain   chain
 }
 
@@ -107,6 +108,9 @@ func (l *Leader) lookUp(goal wire.Offset) bool {
 			continue
 		}
 		if p.Damaged {
+			if f.unread.From == f.unread.To {
+				f.unread = Span{f.scan, p.Next()}
+			}
 			f.scan, f.partial = p.Next(), true
 			continue
 		}

@@ -265,10 +265,25 @@ func (l *Leader) unreadable() (o wire.Offset, ok bool) {
 }
 
 // Repaired says that some of the records [from, to) may be read again, of which the feed has
-// forgotten what it knew. What was passed over goes out, and a scan that stopped goes on, as
-// soon as the feed knows them again; what is still damaged waits on.
+// forgotten what it knew. What was passed over goes out, and a scan or a scope that stopped goes on,
+// as soon as the feed knows them again; what is still damaged waits on. The scopes that wait for
+// sessions are looked for anew if they may have been hidden.
 func (l *Leader) Repaired(from, to wire.Offset) {
 	l.reread = 0
+	if f := &l.firsts; from < f.unread.To && f.unread.From < to {
+		l.firsts = firsts{}
+	}
+	var rest []*scope
+	for _, s := range l.scopes {
+		if s.unread && s.n > 0 && from <= s.next[0] && s.next[0] < to {
+			rest = append(rest, s)
+		}
+	}
+	slices.SortFunc(rest, func(a, b *scope) int { return compareOffsets(a.next[0], b.next[0]) })
+	for _, s := range rest {
+		s.unread, s.due = false, 0
+		l.ready(s)
+	}
 	for r, ok := l.passed.within(from, to); ok; r, ok = l.passed.within(from, to) {
 		l.passed.remove(r.from, r.to)
 		for o := l.g.Done.Next(r.from); o < r.to; o = l.g.Done.Next(o + 1) {

@@ -121,6 +121,31 @@ func TestRule10_WithDamagedRecordsAllKeysWait(t *testing.T) {
 	require.Equal(t, []wire.Offset{0, 1, 2}, b.offsets())
 }
 
+// When what hid the keys is repaired those that it does not hold go on, while the others wait.
+func TestRule10_WhenWhatHidThemIsRepairedTheOtherKeysGoOn(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(1)
+	r.produce(2)
+	r.produce(1)
+	a := r.attach('A', 1, 10)
+	r.attach('B', 1, 10)
+	r.places[0].Damaged, r.places[1].Damaged = true, true
+	r.lead()
+	b := r.attach('B', 2, 10)
+	r.produce(2, 3)
+	r.settle()
+	require.Empty(t, b.offsets())
+	for _, i := range []int{1, 0} {
+		require.Empty(t, b.offsets(), "nobody knows which keys the rest hides")
+		r.places[i].Damaged = false
+		r.leader.Repaired(wire.Offset(i), wire.Offset(i+1))
+		r.settle()
+	}
+	require.Equal(t, []wire.Offset{4}, b.offsets(), "key 3; the others may be with A")
+	back := r.attach('A', 2, 10, wire.Outcome{Offset: 0, Count: 2, Epoch: a.grants[0].Epoch})
+	require.Empty(t, back.response.Refused, "the first of key 1 is known again")
+}
+
 // A group whose scope is the whole partition waits as long as something is unfinished.
 func TestRule10_AStreamGoesOnWhenEverythingOldIsDone(t *testing.T) {
 	destination := Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination, Holder: wire.HolderAny}

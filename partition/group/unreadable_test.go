@@ -54,6 +54,39 @@ func TestARecordThatCannotBeSentWaitsWithItsKeyOnly(t *testing.T) {
 	require.Equal(t, []wire.Offset{0, 2, 0, 1}, a.offsets())
 }
 
+// A key of which a record could not be read goes on when that is repaired, at once: whether it is
+// known to be damaged, or was only found so when it was to be sent.
+func TestRuleL8_AKeyGoesOnWhenItsRecordIsRepaired(t *testing.T) {
+	for name, known := range map[string]bool{"found when it was to be sent": false, "known to be damaged": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, keyGroup)
+			r.produce(1)
+			r.produce(2)
+			a := r.attach('A', 1, 5)
+			require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+			r.leader.Damaged(0, 1)
+			r.leader.Damaged(1, 2)
+			r.settle()
+			if known {
+				r.places[0].Damaged, r.places[1].Damaged = true, true
+				r.pass(rereadPause)
+				r.settle()
+			}
+			r.places[0].Damaged = false
+			r.leader.Repaired(0, 1)
+			r.settle()
+			require.Equal(t, []wire.Offset{0, 1, 0}, a.offsets(), "the other one rests")
+			r.places[1].Damaged = false
+			r.leader.Repaired(0, 2)
+			r.settle()
+			require.Equal(t, []wire.Offset{0, 1, 0, 1}, a.offsets())
+			r.pass(rereadPause)
+			r.settle()
+			require.Len(t, a.offsets(), 4, "once")
+		})
+	}
+}
+
 // A record that arrived damaged comes back without having failed, after as long as its
 // consumer says: no handler has seen it.
 func TestARecordThatArrivedDamagedHasNotFailed(t *testing.T) {
