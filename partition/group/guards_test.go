@@ -65,6 +65,18 @@ func TestRule13_AnAttachOfALaterTermIsRefused(t *testing.T) {
 	require.False(t, a.closed)
 }
 
+// Rule 14: an attach that was overtaken ends no newer link, also when the session has attached
+// more than once before.
+func TestRule14_AnAttachThatWasOvertakenIsRefused(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.attach('A', 1, 1)
+	now := r.attach('A', 3, 1)
+	late := r.attach('A', 2, 1)
+	require.Equal(t, wire.CodeDuplicate, wire.CodeOf(late.refused))
+	require.Nil(t, late.response)
+	require.False(t, now.closed)
+}
+
 // Rule 13: a leader that hears of a later one may be deposed and not know it: it gives nothing
 // out until a quorum round that began after that confirms it. A consumer that invents a term
 // stops nobody for longer.
