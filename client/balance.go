@@ -196,8 +196,7 @@ func (p *Producer) spill(now time.Time) {
 			p.place(b)
 		}
 		if a.queue.len() == 0 && !a.unreachable {
-			a.failures = 0 // nobody is left to find out whether it takes records again: another one may soon
-			a.paused, a.resumeAt = true, now.Add(maxBackoff)
+			a.paused, a.resumeAt = true, now.Add(maxBackoff) // another record may find out soon
 		}
 	}
 }

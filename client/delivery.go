@@ -85,6 +85,9 @@ func (a *accumulator) remove(b *batch) {
 	if a.open == b {
 		a.open = nil
 	}
+	if a.queue.len() == 0 {
+		a.failures = 0 // nobody is left to find out whether it takes records again
+	}
 	if b.stamped {
 		a.producer.stamped--
 		if a.producer.renew && a.producer.stamped == 0 {

@@ -253,6 +253,9 @@ func (c *Conn) learn(m *wire.MetadataResponse) {
 		if n == nil {
 			n = &node{}
 		}
+		if info.Alive && !n.Alive {
+			n.pause, n.retryAt = 0, time.Time{} // it is back, and others can talk to it
+		}
 		n.Node = info
 		c.nodes[info.ID] = n
 		delete(left, info.ID)

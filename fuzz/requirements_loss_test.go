@@ -328,7 +328,7 @@ func (s *suite) active(t *testing.T) (gone, back func(t *testing.T)) {
 			ledTopic(t, conn, d.Name)
 			began := time.Now()
 			for send(t, 3)[n] == 0 {
-				require.Less(t, time.Since(began), detectTime)
+				require.Less(t, time.Since(began), shareTime)
 			}
 			t.Logf("the share was back %v after the leader", time.Since(began).Round(time.Millisecond))
 			for _, counted := range send(t, 300) {

@@ -29,6 +29,7 @@ import (
 const (
 	detectTime = 6 * time.Second // until a client knows that a broker is gone
 	electTime  = 3 * time.Second // until a partition has another leader
+	shareTime  = 2 * time.Second // until producers give it its share again
 )
 
 // suite is the cluster of the tests: the brokers 1, 2 and 3, in the racks a, b and c, and

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstepmq/lockstep/log"
 	"github.com/lockstepmq/lockstep/wire"
@@ -67,6 +68,43 @@ func TestRuleL5_AGroupThatLostPowerAltogetherGoesOnWithTheLongestLog(t *testing.
 	l.crash(false)
 	f.elect().propose("after")
 	f.settle()
+}
+
+// Who says that it would elect a replica has not elected it: the votes of all count, not their
+// answers to the question before.
+func TestRuleL5_AnAnswerToAPreVoteIsNoVote(t *testing.T) {
+	f := aDarkFleet(t)
+	lost := 0
+	f.lose = func(e envelope) bool {
+		mute := e.from == 3 && e.message != nil && e.message.Type == raftpb.MsgVoteResp
+		if mute {
+			lost++
+		}
+		return mute
+	}
+	for _, id := range f.founders {
+		f.members[id].open()
+	}
+	f.tick(100)
+	require.Positive(t, lost)
+	require.Nil(t, f.leader())
+	f.lose = nil
+	require.Equal(t, uint64(2), f.elect().id)
+}
+
+// While voters are exchanged, those of both configurations have to agree.
+func TestRuleL5_AllVotersOfBothConfigurationsAgree(t *testing.T) {
+	for _, c := range []struct {
+		granted []uint64
+		want    bool
+	}{{[]uint64{2, 3, 4}, true}, {[]uint64{2, 4}, false}, {[]uint64{2, 3}, false}, {nil, false}} {
+		g := &Group{id: 1, confState: raftpb.ConfState{Voters: []uint64{1, 2, 4}, VotersOutgoing: []uint64{1, 2, 3}}}
+		g.ballot.granted = map[uint64]bool{}
+		for _, id := range c.granted {
+			g.ballot.granted[id] = true
+		}
+		require.Equal(t, c.want, g.unanimous(), "granted by %v", c.granted)
+	}
 }
 
 // Nothing is served before it is known that records may be lost.

@@ -276,10 +276,6 @@ func Open(cfg Config) (_ *Group, err error) {
 	if hard.Commit, err = g.replay(hard.Commit); err != nil {
 		return nil, err
 	}
-	if g.uncertain && g.soleVoter() {
-		g.uncertain = false
-		cfg.Log.SetCertain()
-	}
 	most := cmp.Or(cfg.LoadBytes, DefaultLoadBytes)
 	if cfg.Feed == nil {
 		most = math.MaxInt64

@@ -92,6 +92,8 @@ func TestRuleR2_NobodyCampaignsBeforeItHasAppliedWhatIsOnTheDisk(t *testing.T) {
 	require.False(t, m.group.Ready())
 	term := m.log.HardState().Term
 	l.crash(false)
+	m.inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1, Refused: true}) // it would be the first to campaign
+	m.group.Turn()
 	for range 50 {
 		m.group.Tick(1)
 		m.group.Turn()

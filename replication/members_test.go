@@ -47,6 +47,34 @@ func TestF18_WhoLeadsWhenItIsTakenOutStepsDown(t *testing.T) {
 	require.Contains(t, f.leader().applied(), "b")
 }
 
+// Who is to be the only voter is not yet, as long as the others have to agree to that: what it
+// alone holds is not committed, also not for a replica that is started again.
+func TestF18_WhoIsToBeTheOnlyVoterCommitsNothingAloneYet(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	f.tick(3)
+	f.lose = func(e envelope) bool { return e.to == 1 && len(l.group.confState.VotersOutgoing) > 0 }
+	require.NoError(t, l.group.Reconfigure(Membership{Remove: []uint64{2, 3}}))
+	f.settle()
+	l.propose("b")
+	f.settle()
+	require.Equal(t, []string{"a"}, l.applied())
+	l.crash(false)
+	f.isolate(1)
+	l.open()
+	require.Equal(t, []string{"a"}, l.applied())
+	require.Equal(t, []uint64{1, 2, 3}, l.group.Members().Outgoing)
+	f.tick(3 * electionTicks)
+	require.Equal(t, []string{"a"}, l.applied())
+	f.lose = nil
+	f.heal()
+	f.tick(5 * electionTicks)
+	require.Equal(t, []uint64{1}, f.elect().group.Members().Voters)
+	require.Contains(t, f.leader().applied(), "b")
+}
+
 // Offsets are given by the leader, so what anybody else proposes goes to nobody.
 func TestAFollowerPassesNoProposalOn(t *testing.T) {
 	f := newFleet(t, 1, 2, 3)

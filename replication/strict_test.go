@@ -108,6 +108,7 @@ func lyingCut(t *testing.T, seed uint64, lapses lapse) (lost int) {
 	f.equal()
 	for _, id := range f.founders {
 		require.Len(t, f.members[id].applied(), number, "seed %d: replica %d", seed, id)
+		require.False(t, f.members[id].log.Uncertain(), "seed %d: replica %d: its next start does not ask again", seed, id)
 	}
 	return 0
 }

@@ -331,7 +331,7 @@ func TestRuleL5_ALeaderThatCountsOnMoreThanThereIsFencesTheReplica(t *testing.T)
 	l.propose("a")
 	f.settle()
 	term, _ := l.group.Leading()
-	f.members[2].inbox.PutBeat(Heartbeat{From: 1, To: 2, Term: term, Commit: 99})
+	f.members[2].inbox.PutBeat(Heartbeat{From: 1, To: 2, Term: term, Commit: f.members[2].log.LastIndex() + 1})
 	f.members[2].group.Turn()
 	require.ErrorIs(t, f.members[2].group.Err(), ErrAcknowledgedGone)
 }
