@@ -19,4 +19,5 @@ const (
 	credulous                   // a checkpoint need not know the replica that it is for
 	brash                       // a candidate does not ask first whether it could win; set in Config
 	abrupt                      // voters change one by one instead of by joint consensus
+	rash                        // time passes before what has arrived is looked at
 )

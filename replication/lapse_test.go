@@ -367,6 +367,58 @@ func TestF21_Catches_AReplicaThatCampaignsUnasked(t *testing.T) {
 	require.False(t, comesBack(t, brash))
 }
 
+// lateTurns are those of the owners of a busy node: what the others say lies in the inbox
+// when the turn comes, and so do the ticks. It returns whether the leader still leads.
+func lateTurns(t *testing.T, lapses lapse) (leads bool) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	f.settle()
+	term, _ := l.group.Leading()
+	for _, id := range f.ids() {
+		f.members[id].group.lapses = lapses
+	}
+	for range 3 * electionTicks {
+		for _, id := range f.ids() {
+			f.members[id].group.Tick(electionTicks - 1)
+		}
+		wires := f.wires
+		f.wires = nil
+		for _, e := range wires {
+			f.hand(f.members[e.to], e)
+			if e.message != nil {
+				e.message.Done()
+			}
+		}
+	}
+	now, leads := l.group.Leading()
+	return leads && now == term
+}
+
+func TestF21_WhatHasArrivedComesBeforeTheTimeThatPasses(t *testing.T) {
+	require.True(t, lateTurns(t, 0))
+}
+
+func TestF21_Catches_TimeThatPassesBeforeWhatHasArrived(t *testing.T) {
+	require.False(t, lateTurns(t, rash))
+}
+
+// A death that comes with the turn in which time has passed counts from then on: the voters
+// campaign one after the other.
+func TestRuleR9_TheTicksBeforeADeathDoNotCount(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	f.settle()
+	l.crash(false)
+	m := f.members[3]
+	m.inbox.PutEvent(PeerEvent{Kind: PeerDown, Node: 1, Refused: true})
+	m.group.Tick(2)
+	require.Empty(t, f.wires, "replica 2 comes first")
+	m.group.Tick(1)
+	require.Empty(t, f.wires, "a whole tick at least")
+	m.group.Tick(1)
+	require.NotEmpty(t, f.wires)
+}
+
 // Who has heard that its partition has new voters knows it after a power cut, without any
 // record after that: it does not need a majority of the old ones, whose disks may be gone.
 func TestF18_NewVotersAreKnownAfterABlackout(t *testing.T) {

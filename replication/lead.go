@@ -21,12 +21,22 @@ func (g *Group) alone() bool {
 	return g.soleVoter() && len(c.Learners) == 0 && len(c.LearnersNext) == 0
 }
 
-// Tick is the passing of n times 100 ms for groups with other members.
+// Tick is the passing of n times 100 ms for groups with other members. What the inbox
+// holds has arrived before: an owner whose turn comes late must not take the others for
+// silent while what they have said waits for that turn (RELIABILITY F21).
 func (g *Group) Tick(n int) {
 	if g.fenced != nil || g.waiting || g.Quiet() {
 		return
 	}
 	g.guard(func() {
+		if g.lapses&rash == 0 {
+			hurry := g.hurry
+			g.collect()
+			g.advance()
+			if g.hurry > hurry {
+				g.hurry += n // a death that this turn has brought: these ticks were before it
+			}
+		}
 		for range n {
 			if !g.quiet {
 				g.tick()
