@@ -231,6 +231,16 @@ func TestRule29_OnlyAnotherShapeFencesTheGroup(t *testing.T) {
 	longer, one := serial, serial
 	longer.AckWaitMs += 1000
 	one.Scope = wire.ScopeDestination
+	require.False(t, g.Drains(&longer))
+	for name, other := range map[string]func(*Settings){
+		"mode": func(s *Settings) { s.Mode = wire.ModeShared }, "scope": func(s *Settings) { s.Scope = wire.ScopePublisher },
+		"holder": func(s *Settings) { s.Holder = wire.HolderAny }, "order": func(s *Settings) { s.Order = wire.OrderReplay },
+		"a lower session timeout": func(s *Settings) { s.SessionMs-- },
+	} {
+		s := g.Settings
+		other(&s)
+		require.True(t, g.Drains(&s), name)
+	}
 	b.apply(AppendPut(nil, 7, 8, g.Name, &longer, 0, PutQueue))
 	require.Equal(t, created, g.Fence)
 	b.apply(AppendPut(nil, 7, 9, g.Name, &one, 0, PutQueue))

@@ -78,7 +78,7 @@ type Leader struct {
 	// backing is how many records are on their way back.
 	backing    int
 	activating bool        // another session is about to become the active one
-	yields     bool        // the active session gets nothing more, see makesWay
+	yields     bool        // the active session gets nothing more, see activate
 	raising    bool        // a higher horizon is to be proposed, or is
 	busy       bool        // there is more to do at once
 	round      int         // how often it has begun anew, after orders
@@ -211,7 +211,6 @@ func NewLeader(g *Group, feed Feed, now time.Duration, applied wire.Index) *Lead
 		}
 		l.watch(m)
 	}
-	l.said = termsOf(&g.Settings)
 	l.takeOver(g.Table)
 	l.known()
 	return l

@@ -133,26 +133,16 @@ func (l *Leader) revokeOf(r lease, reason wire.LeaseReason) wire.Revoke {
 // been lost.
 func (l *Leader) revokeAgain(m *member) {
 	var revokes []wire.Revoke
-	send := func() {
-		if len(revokes) > 0 {
-			m.link.Revoke(revokes)
-			revokes = nil
-		}
-	}
 	for _, r := range m.leases.held(0) {
-		if r.revoked == 0 {
-			continue
-		}
-		revokes = append(revokes, l.revokeOf(r, r.revoked))
-		if m.revoke == 0 {
-			m.revoke = l.now + l.patience()
-			l.watch(m)
-		}
-		if len(revokes) == wire.MaxGroupItems {
-			send()
+		if r.revoked != 0 {
+			revokes = append(revokes, l.revokeOf(r, r.revoked))
 		}
 	}
-	send()
+	if len(revokes) > 0 {
+		m.revoke = l.now + l.patience()
+		l.watch(m)
+		m.link.Revoke(revokes)
+	}
 }
 
 // ordered ends an order, whose command is applied. After one that has drained the group,
@@ -176,8 +166,6 @@ func (l *Leader) restart() {
 	clear(l.shelved)
 	l.ring.clear()
 	clear(l.scopes)
-	l.of.Clear()
-	l.firsts, l.grace.above = firsts{}, false
 	l.start = l.now
 	l.round++
 	for _, m := range l.members {
@@ -289,45 +277,41 @@ func (l *Leader) tellLost(m *member) {
 }
 
 // activate has a session made the active one of a sticky group that has none, or whose one
-// is going or has let a record time out.
+// is going or has let a record time out. One that is there gets nothing more from then on, and
+// the other one is active when it holds nothing: it may be at work.
 func (l *Leader) activate() {
 	l.yields = false
 	if l.kind != single || !l.sticky() || l.activating || l.frozen || l.waiting > 0 && l.keeps(RuleWait) || l.order != nil {
 		return
 	}
 	now := l.members[l.g.Active]
-	if l.yields = l.makesWay(now); now != nil && !now.ending && !now.draining && !now.suspect && !l.yields {
+	if now != nil && !now.ending && !now.draining && !now.suspect && !l.makesWay(now) {
 		return
 	}
-	var best *member
-	for _, m := range l.members {
-		if !m.listed || m.ending || m.draining || m.suspect || m.link == nil || m == now {
-			continue
-		}
-		if best == nil || l.before(m, best) {
-			best = m
-		}
+	best := l.candidate(func(m *member) bool { return !m.suspect && m != now })
+	if best == nil && now == nil {
+		best = l.candidate(func(*member) bool { return true }) // even a suspect one is better than none
 	}
 	if best == nil {
-		if now != nil || l.g.Active == (Session{}) {
-			for _, m := range l.members { // even a suspect one is better than none
-				if now == nil && m.listed && !m.ending && !m.draining && m.link != nil && (best == nil || l.before(m, best)) {
-					best = m
-				}
-			}
-		}
-		if best == nil {
-			return
-		}
+		return
 	}
 	if now != nil && !now.leases.empty() && l.keeps(RuleActive) {
-		if now.suspect {
-			l.endAll(now, cause{reason: wire.ReasonActive, counted: true})
-		}
-		return // when it holds nothing any more
+		l.yields = true
+		return
 	}
 	l.activating = true
 	l.next.active = &activation{session: best.session}
+}
+
+// candidate is the member that should rather be the active session than all others that fit, or
+// nil.
+func (l *Leader) candidate(fits func(*member) bool) (best *member) {
+	for _, m := range l.members {
+		if m.listed && !m.ending && !m.draining && m.link != nil && fits(m) && (best == nil || l.before(m, best)) {
+			best = m
+		}
+	}
+	return best
 }
 
 // makesWay reports whether the active session would rather stand by, and there is one that
@@ -337,12 +321,7 @@ func (l *Leader) makesWay(now *member) bool {
 	if now == nil || !l.g.Settings.Failback || now.flags&wire.AttachStandby == 0 {
 		return false
 	}
-	for _, m := range l.members {
-		if m.flags&wire.AttachStandby == 0 && m.listed && !m.ending && !m.draining && !m.suspect && m.link != nil {
-			return true
-		}
-	}
-	return false
+	return l.candidate(func(m *member) bool { return !m.suspect && m.flags&wire.AttachStandby == 0 }) != nil
 }
 
 // before reports whether a should rather be the active session than b: those that did not

@@ -134,9 +134,7 @@ func (l *Leader) revokeScope(m *member, h Scope) {
 	}
 	m.revoke = l.now + l.patience()
 	l.watch(m)
-	for some := range slices.Chunk(revokes, wire.MaxGroupItems) {
-		m.link.Revoke(some)
-	}
+	m.link.Revoke(revokes)
 }
 
 // scopeOf is the scope of a leased record.

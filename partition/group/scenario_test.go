@@ -311,6 +311,19 @@ func TestParkNowAsksTheHolder(t *testing.T) {
 		require.Len(t, a.revokes, 1)
 		require.Equal(t, wire.ReasonPark, a.revokes[0].Reason)
 		require.Empty(t, b.grants)
+		r.heard(a, r.leader.patience()-1)
+		require.Empty(t, a.lost)
+		r.heard(a, 1)
+		require.Len(t, a.lost, 1, "and it does not answer now either")
+	})
+	t.Run("the others are not", func(t *testing.T) {
+		r := newRig(t, keyGroup)
+		r.produce(5, 6)
+		a := r.attach('A', 1, 10)
+		for range 2 { // said twice it is asked once
+			park(r)
+		}
+		require.Equal(t, []wire.Revoke{{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Reason: wire.ReasonPark, GraceMs: wire.DefaultRevokeMs}}, a.revokes)
 	})
 }
 
