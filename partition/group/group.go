@@ -3,6 +3,7 @@ package group
 import (
 	"maps"
 	"math"
+	"slices"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -86,7 +87,7 @@ func (g *Group) Drains(s *Settings, without ...Rule) bool {
 func newGroup(id ID, name string) *Group {
 	return &Group{
 		ID: id, Name: name, Sessions: make(map[Session]*Member), Parked: make(map[Scope]Park),
-		Substitutes: make(map[wire.Offset][]byte), Letters: Letters{Open: make(map[uint64]Letter), Path: Path{Producer: -1}, low: math.MaxUint64},
+		Substitutes: make(map[wire.Offset][]byte), Letters: Letters{Open: make(map[uint64]Letter), Path: Path{Producer: -1}},
 	}
 }
 
@@ -98,6 +99,7 @@ func (g *Group) own() {
 	g.shared = false
 	g.Sessions, g.Parked = maps.Clone(g.Sessions), maps.Clone(g.Parked)
 	g.Substitutes, g.Letters.Open = maps.Clone(g.Substitutes), maps.Clone(g.Letters.Open)
+	g.Letters.offsets = slices.Clone(g.Letters.offsets)
 	if g.Members != nil {
 		g.Members = g.Members.clone()
 	}
@@ -192,7 +194,8 @@ type Letters struct {
 	// of their sequences: the first has Path.Sequence. All others were never sent. One that is
 	// not Open any more is a hole.
 	Sent []uint64
-	low  wire.Offset // the lowest record of an open one; math.MaxUint64: none is
+	// offsets are those of the records of the open ones, ascending; nil: there are none.
+	offsets []wire.Offset
 }
 
 // Path is how the letters of a group are written: by a producer of their own, which one
@@ -205,20 +208,55 @@ type Path struct {
 	Metadata    wire.Index // of the metadata in which the destination was there
 }
 
-// closed notes that letters are no longer open, the lowest of which is of the record at o.
-func (l *Letters) closed(o wire.Offset) {
+// low is the lowest record of an open letter, math.MaxUint64 if none is.
+func (l *Letters) low() wire.Offset {
+	if len(l.offsets) == 0 {
+		return math.MaxUint64
+	}
+	return l.offsets[0]
+}
+
+// open adds a letter that is to be written.
+func (l *Letters) open(x Letter) {
+	if before, again := l.Open[x.Number]; again {
+		l.close(before)
+	}
+	l.Open[x.Number] = x
+	at, _ := slices.BinarySearch(l.offsets, x.Offset)
+	l.offsets = slices.Insert(l.offsets, at, x.Offset)
+}
+
+// close takes an open letter away.
+func (l *Letters) close(x Letter) {
+	delete(l.Open, x.Number)
+	switch at, found := slices.BinarySearch(l.offsets, x.Offset); {
+	case !found:
+	case at == 0:
+		l.offsets = l.offsets[1:]
+	default:
+		l.offsets = slices.Delete(l.offsets, at, at+1)
+	}
+	l.closed()
+}
+
+// expire takes the open letters of records below start away.
+func (l *Letters) expire(start wire.Offset) {
+	maps.DeleteFunc(l.Open, func(_ uint64, x Letter) bool { return x.Offset < start })
+	at, _ := slices.BinarySearch(l.offsets, start)
+	l.offsets = l.offsets[at:]
+	l.closed()
+}
+
+// closed notes that letters are no longer open.
+func (l *Letters) closed() {
 	for len(l.Sent) > 0 {
 		if _, open := l.Open[l.Sent[0]]; open {
 			break
 		}
 		l.Sent, l.Path.Sequence = l.Sent[1:], (l.Path.Sequence+1)&sequenceMask
 	}
-	if o > l.low {
-		return
-	}
-	l.low = math.MaxUint64
-	for _, x := range l.Open {
-		l.low = min(l.low, x.Offset)
+	if len(l.offsets) == 0 {
+		l.offsets = nil
 	}
 }
 
@@ -275,7 +313,7 @@ func (g *Group) lettered(l *Letter) bool { return l.Since > g.SeekIndex }
 
 // Redrives reports whether the record at o is a dead letter that the group has on its way back.
 func (g *Group) Redrives(o wire.Offset) bool {
-	if o < g.Letters.low {
+	if _, open := slices.BinarySearch(g.Letters.offsets, o); !open {
 		return false
 	}
 	for _, l := range g.Letters.Open {
@@ -292,11 +330,10 @@ func (g *Group) written(number uint64) {
 	if !open {
 		return
 	}
-	delete(g.Letters.Open, number)
+	g.Letters.close(l)
 	if g.lettered(&l) {
 		g.finish(l.Offset, l.Offset+1)
 	}
-	g.Letters.closed(l.Offset)
 }
 
 // remove leaves of a group what is still to be written, and reports whether that is nothing.

@@ -305,9 +305,10 @@ func (r *reader) group() *Group {
 	list(r, g.Letters.Open, func() (uint64, Letter) {
 		l := r.letter()
 		l.Since = wire.Index(r.uint64())
-		g.Letters.low = min(g.Letters.low, l.Offset)
+		g.Letters.offsets = append(g.Letters.offsets, l.Offset)
 		return l.Number, l
 	})
+	slices.Sort(g.Letters.offsets)
 	if flags&flagTable != 0 {
 		g.Table = r.table()
 	}

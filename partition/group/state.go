@@ -118,8 +118,7 @@ func (g *Group) expire(start wire.Offset) {
 	if len(g.Letters.Open)+len(g.Parked) > 0 {
 		g.own()
 		maps.DeleteFunc(g.Parked, func(h Scope, p Park) bool { return p.Head < start && Scope(p.Head) == h }) // a record that is its own scope
-		maps.DeleteFunc(g.Letters.Open, func(_ uint64, l Letter) bool { return l.Offset < start })
-		g.Letters.closed(g.Letters.low)
+		g.Letters.expire(start)
 	}
 	floor := g.Done.Floor()
 	if start <= floor {
@@ -159,7 +158,7 @@ func (s *State) Floor() (wire.Offset, bool) {
 
 // needs is the lowest record that the group needs: that which it is not done with, or one
 // that a dead letter is to be written of.
-func (g *Group) needs() wire.Offset { return min(g.Done.Floor(), g.Letters.low) }
+func (g *Group) needs() wire.Offset { return min(g.Done.Floor(), g.Letters.low()) }
 
 // moved notes that the lowest record that a group of a queue needs is another.
 func (s *State) moved(before, after wire.Offset) {
@@ -325,8 +324,7 @@ func (s *State) apply(i wire.Index, g *Group, r *reader, e *Effect) {
 		s.inside(r, l.Offset+1)
 		if !g.Done.Has(l.Offset) {
 			g.take(i, &Return{From: l.Offset, To: l.Offset + 1, Deliveries: l.Deliveries, Attempts: l.Attempts}, g.listed(&[]Session{session}))
-			g.Letters.Open[l.Number] = l
-			g.Letters.low = min(g.Letters.low, l.Offset)
+			g.Letters.open(l)
 		}
 		g.Letters.Next = max(g.Letters.Next, l.Number+1)
 	case CommandLetterDone:

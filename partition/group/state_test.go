@@ -1,6 +1,9 @@
 package group
 
 import (
+	"math"
+	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -441,4 +444,39 @@ func TestRuleQ3_ALetterKeepsItsRecordFromWhoMovesTheGroup(t *testing.T) {
 	require.EqualValues(t, 8, needs())
 	b.apply(AppendLetterDone(nil, 7, 1))
 	require.EqualValues(t, 95, needs())
+}
+
+// The lowest record of which a letter is open is known whatever was opened, closed and expired,
+// several letters of one record among them, and a copy stays as it was.
+func TestTheLowestOpenLetterIsKnown(t *testing.T) {
+	random := rand.New(rand.NewPCG(7, 7))
+	g := newGroup(1, "g")
+	lowest := func(l *Letters) (low wire.Offset, all []wire.Offset) {
+		for _, x := range l.Open {
+			all = append(all, x.Offset)
+		}
+		slices.Sort(all)
+		if low = math.MaxUint64; len(all) > 0 {
+			low = all[0]
+		}
+		return low, all
+	}
+	for n := range uint64(5000) {
+		before := g.snapshot()
+		_, were := lowest(&before.Letters)
+		g.own()
+		switch l := &g.Letters; {
+		case random.IntN(100) == 0:
+			l.expire(wire.Offset(random.IntN(60)))
+		case len(l.Open) > 0 && random.IntN(21) >= 10:
+			open := sorted(l.Open)
+			l.close(l.Open[open[random.IntN(len(open))]])
+		default:
+			l.open(Letter{Number: n, Offset: wire.Offset(random.IntN(60))})
+		}
+		low, all := lowest(&g.Letters)
+		require.Equal(t, low, g.Letters.low())
+		require.Equal(t, all, g.Letters.offsets)
+		require.Equal(t, were, before.Letters.offsets, "of the copy")
+	}
 }
