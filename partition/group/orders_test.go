@@ -79,6 +79,29 @@ func TestRule29_EachOrderHasItsOwnGrace(t *testing.T) {
 	require.Error(t, *done)
 }
 
+// Rules 29, T3: who had no link while it was asked has its whole grace when it is asked again.
+func TestRule29_TheGraceBeginsAnewOnANewLink(t *testing.T) {
+	for name, breaks := range map[string]func(*rig, *recorder){
+		"the link has ended":           func(r *rig, a *recorder) { r.leader.Gone(a, false) },
+		"nobody knows that it is over": func(*rig, *recorder) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, keyGroup)
+			r.produce(5)
+			a := r.attach('A', 1, 5)
+			r.seek(0)
+			r.heard(a, r.leader.patience()-time.Second)
+			breaks(r, a)
+			a = r.attach('A', 2, 5, wire.Outcome{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch})
+			require.Len(t, a.revokes, 1)
+			r.heard(a, 2*time.Second)
+			require.Empty(t, a.lost, "it has just heard of it")
+			r.heard(a, r.leader.patience())
+			require.Len(t, a.lost, 1)
+		})
+	}
+}
+
 // A record that was passed over because it was parked is met again after a seek: what was known of
 // it before would give it to a second session.
 func TestRule29_WhatWasParkedBeforeASeekIsGivenOnce(t *testing.T) {

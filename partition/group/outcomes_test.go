@@ -155,6 +155,37 @@ func TestRule25_AcksFollowEachOtherBeforeTheyAreApplied(t *testing.T) {
 	}
 }
 
+// A consumer that leaves with records in hand has failed at none of them.
+func TestLeavingIsNoFailure(t *testing.T) {
+	for _, s := range append(oneScope, keyGroup, sharedGroup) {
+		r := newRig(t, s)
+		r.produce(1)
+		r.leader.Leave(r.attach('A', 1, 5), false, r.now)
+		r.settle()
+		deliveries, attempts := r.counts()
+		require.Equal(t, [][]uint16{{1}, {0}}, [][]uint16{deliveries, attempts}, "mode %v", s.Mode)
+	}
+}
+
+// A consumer holds as many bytes as it asked for, and the one that reaches beyond; what is settled
+// makes room.
+func TestWhatASessionHoldsIsBoundedInBytes(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	for range 6 {
+		r.produce(0) // of 100 bytes
+	}
+	a := &recorder{r: r, session: Session{'A'}}
+	r.leader.Attach(a, &wire.AttachRequest{Session: a.session, Attempt: 1, Term: 1, Capacity: 10, Refill: 9, Bytes: 250}, "", 1, r.now)
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 1, 2}, a.offsets())
+	for o := range wire.Offset(3) {
+		a.say(wire.OutcomeAck, o)
+		r.settle()
+		require.Len(t, a.offsets(), 4+int(o))
+	}
+	require.Equal(t, 300, r.leader.members[a.session].heldBytes)
+}
+
 // Rule 17: what was lost on the way is nobody's, and leaves no fence behind that somebody would
 // have to take off.
 func TestRule17_WhatWasLostOnTheWayLeavesNoFence(t *testing.T) {
