@@ -112,6 +112,37 @@ func TestCommandsOnAFullDiskSaySo(t *testing.T) {
 	require.Len(t, o.metadata.View().Destinations, 1000-refused)
 }
 
+// What was proposed in an earlier term is not known to have happened, also if this node leads
+// again: it is answered so, and another entry with its index is none of it.
+func TestRuleR3_ACommandOfAnEarlierTermHasNoKnownOutcome(t *testing.T) {
+	o := newOwner(t)
+	term, leads := o.group.Leading()
+	require.True(t, leads)
+	var old []Result
+	o.metadata.pending = []proposed{{term: term - 1, index: o.group.NextIndex(), reply: func(r Result) { old = append(old, r) }}}
+	o.metadata.Apply(replication.Entry{Index: o.group.NextIndex(), Term: term, Kind: wire.KindControl, Body: []byte(`{"allocate_ids":{"node":1}}`)})
+	require.Empty(t, old, "that was another command")
+	o.metadata.Turn()
+	require.Len(t, old, 1)
+	require.ErrorIs(t, old[0].Err, wire.CodeUnavailable)
+	results := o.create(0, 1)
+	o.work()
+	require.NotNil(t, results[0], "those that follow are answered")
+}
+
+// Which IDs were handed out is known after a restart, exactly.
+func TestF16_IDsThatWereHandedOutAreRestored(t *testing.T) {
+	m := NewMetadata(nil)
+	require.False(t, m.HandedOut(0))
+	m.Apply(replication.Entry{Index: 1, Term: 1, Kind: wire.KindControl, Body: []byte(`{"allocate_ids":{"node":1}}`)})
+	again := NewMetadata(nil)
+	require.NoError(t, again.Restore(m.Save(nil)))
+	for _, x := range []*Metadata{m, again} {
+		require.True(t, x.HandedOut(ProducerIDBlock-1))
+		require.False(t, x.HandedOut(ProducerIDBlock))
+	}
+}
+
 func TestWhoWaitsForAnEntryHearsWhenItIsApplied(t *testing.T) {
 	o := newOwner(t)
 	heard := 0

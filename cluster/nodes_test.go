@@ -147,6 +147,76 @@ func TestRuleR10_ANewDataDirectoryReplacesALostOne(t *testing.T) {
 	require.Equal(t, Replica{ID: 4, Node: 2, State: ReplicaLost}, d.Partitions[1].Replicas[0])
 	require.Equal(t, ReplicaActive, d.Partitions[0].Replicas[0].State)
 	require.ErrorIs(t, s.Apply(99, &Command{Join: joinOf(2, 2)}).Err, wire.CodeRefused, "the old one does not come back")
+	require.ErrorIs(t, s.Apply(99, &Command{Join: joinOf(5, 2)}).Err, wire.CodeRefused, "nor as another node")
+}
+
+// Rule R10: a node remembers the directories that it has lost, the last ones of many.
+func TestRuleR10_DirectoriesThatWereReplacedStayOut(t *testing.T) {
+	s := clusterOf(t, 3)
+	last := byte(2)
+	for store := byte(10); store < 10+maxRetired; store++ {
+		apply(t, s, Command{Join: replacing(2, last, store)})
+		last = store
+		require.ErrorIs(t, s.Apply(99, &Command{Join: joinOf(0, 2)}).Err, wire.CodeRefused, "with the first of %d", len(s.Nodes[2].Retired))
+	}
+	require.Len(t, s.Nodes[2].Retired, maxRetired)
+	apply(t, s, Command{Join: replacing(2, last, 99)})
+	require.Len(t, s.Nodes[2].Retired, maxRetired)
+	require.Equal(t, id(last), s.Nodes[2].Retired[maxRetired-1])
+	require.Equal(t, id(10), s.Nodes[2].Retired[0])
+}
+
+// Nobody waits for a directory to remove what was deleted that is gone itself.
+func TestRuleR10_ALostDirectoryHasNothingToRemove(t *testing.T) {
+	for name, lose := range map[string]func(s *State){
+		"replaced": func(s *State) { apply(t, s, Command{Join: replacing(2, 2, 7)}) },
+		"removed": func(s *State) {
+			apply(t, s, Command{SetNode: &SetNode{Node: 2, State: NodeLeaving}})
+			apply(t, s, Command{RemoveNode: &RemoveNode{Node: 2}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := clusterOf(t, 3)
+			d := placed(t, s, "orders", []uint32{1, 2, 3})
+			apply(t, s, Command{Delete: &Delete{Name: "orders", Kind: wire.Queue}})
+			require.Equal(t, []uint32{1, 2, 3}, s.Deleted[d.ID].Nodes)
+			lose(s)
+			require.Equal(t, []uint32{1, 3}, s.Deleted[d.ID].Nodes)
+		})
+	}
+}
+
+func TestRuleR10_WhoIsNoMemberDoesNotRegister(t *testing.T) {
+	s := clusterOf(t, 2)
+	r := s.Apply(9, &Command{Register: &Register{Node: 3, Store: id(3), Address: "a:1", MinLevel: 1, MaxLevel: MaxLevel}})
+	require.ErrorIs(t, r.Err, wire.CodeNotMember)
+	require.Len(t, s.Nodes, 2)
+}
+
+func TestACountOfNodesHasALimit(t *testing.T) {
+	s := clusterOf(t, 3)
+	for n := uint32(10); len(s.Nodes) < MaxNodes-1; n++ {
+		s.Nodes[n] = &Node{ID: n, Store: uuid.NewSHA1(id(2), []byte{byte(n)}), MaxLevel: MaxLevel}
+	}
+	last := joinOf(8, 8)
+	apply(t, s, Command{Join: last})
+	require.Len(t, s.Nodes, MaxNodes)
+	require.ErrorIs(t, s.Apply(99, &Command{Join: joinOf(9, 9)}).Err, wire.CodeTooMany)
+	apply(t, s, Command{Join: last})
+	apply(t, s, Command{Join: replacing(2, 2, 7)})
+	require.Len(t, s.Nodes, MaxNodes)
+}
+
+// The first node of a cluster has the ID that it wants, which may be above those that follow.
+func TestTheIDOfAFounderThatLeftIsNotGivenAway(t *testing.T) {
+	s := NewState()
+	apply(t, s, Command{Register: &Register{
+		ClusterID: id(1), Node: 7, Store: id(1), Address: "10.0.0.1:7400", PeerAddress: "10.0.0.1:7401", MinLevel: 1, MaxLevel: MaxLevel,
+	}})
+	apply(t, s, Command{Join: joinOf(2, 2)})
+	s.Nodes[7].State = NodeLeaving
+	apply(t, s, Command{RemoveNode: &RemoveNode{Node: 7}})
+	require.EqualValues(t, 8, s.nextNodeID())
 }
 
 // Rule R10: of two empty data directories that ask for one ID at the same time, the second does

@@ -43,6 +43,7 @@ func TestRecoverLeavesOneReplica(t *testing.T) {
 	}
 	require.False(t, report(600, 1, 2, 3), "a leader that does not know")
 	require.False(t, report(601, 3), "an outcast")
+	require.False(t, report(602, 2, 4), "what it led before it went on alone")
 	require.True(t, report(7, 2), "however short its log is")
 	p = &s.Destinations["q"].Partitions[0]
 	require.False(t, p.Recovering())

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"encoding/json"
+	"fmt"
 	"testing"
 
 	"github.com/google/uuid"
@@ -180,9 +181,54 @@ func TestRuleL5_APartitionThatLostRecordsBeginsANewIncarnation(t *testing.T) {
 		require.NoError(t, r.Err)
 		require.Equal(t, d.Partitions[1].Incarnation+1, r.Destination.Partitions[1].Incarnation)
 	}
+	// The same offset once more is another loss for who knows of the first, and so is another
+	// offset for who does not.
+	for _, again := range []Reform{{Next: 7, Incarnation: d.Partitions[1].Incarnation + 1}, {Next: 5, Incarnation: d.Partitions[1].Incarnation}} {
+		again.Destination, again.Partition, again.Replica, again.Several = d.ID, 1, replica, true
+		before := s.Destinations["orders"].Partitions[1].Incarnation
+		r := s.Apply(9, &Command{Reform: &again})
+		require.NoError(t, r.Err)
+		require.True(t, r.Changed)
+		require.Equal(t, before+1, r.Destination.Partitions[1].Incarnation)
+	}
 	several := Command{Reform: &Reform{Several: true}}
 	several.stamp()
 	require.Equal(t, 2, several.MinimumVersion, "an older build would refuse it")
+}
+
+// What one of several replicas has lost the others may have: it is not for it alone to say.
+func TestRuleL5_OneOfSeveralReplicasBeginsNoIncarnationAlone(t *testing.T) {
+	s := clusterOf(t, 3)
+	d := placed(t, s, "orders", []uint32{1, 2, 3})
+	r := s.Apply(99, &Command{Reform: &Reform{Destination: d.ID, Replica: d.Partitions[0].Replicas[0].ID, Next: 7}})
+	require.ErrorIs(t, r.Err, wire.CodeInvalidRequest)
+	require.Equal(t, uint32(1), s.Destinations["orders"].Partitions[0].Incarnation)
+}
+
+// RELIABILITY F26: what only a newer build understands is not applied by half.
+func TestF26_ACommandOfANewerBuildIsNotApplied(t *testing.T) {
+	s := NewState()
+	before := s.Save(nil)
+	defer func() {
+		err, _ := recover().(error)
+		require.ErrorIs(t, err, log.ErrTooNew)
+		require.Equal(t, string(before), string(s.Save(nil)))
+	}()
+	s.Apply(1, &Command{MinimumVersion: Version + 1, AllocateIDs: &AllocateIDs{Node: 1}})
+	t.Fatal("it was applied")
+}
+
+func TestRuleR5_NamesAreBounded(t *testing.T) {
+	s := NewState()
+	for i := range MaxNamedProducers - 1 {
+		s.Producers[fmt.Sprint(i)] = ProducerSession{ID: int64(i)}
+	}
+	open := func(name string) error {
+		return s.Apply(1, &Command{OpenProducer: &OpenProducer{Name: name}}).Err
+	}
+	require.NoError(t, open("last"))
+	require.ErrorIs(t, open("one more"), wire.CodeTooMany)
+	require.NoError(t, open("7"), "whoever is known goes on")
 }
 
 func TestProducerIDsAreNeverHandedOutTwice(t *testing.T) {
