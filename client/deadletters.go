@@ -570,6 +570,7 @@ func regroup(err error) bool {
 // redrive that ends does with the one that it has made, or has begun, which a broker refuses
 // to pass over.
 func (c *Conn) byGroups(ctx context.Context, destination string, groups *settlers, f func() error) error {
+	var refused time.Time // since when, by the broker
 	for again := 0; ; again++ {
 		var err error
 		if groups.names == nil {
@@ -578,11 +579,20 @@ func (c *Conn) byGroups(ctx context.Context, destination string, groups *settler
 		if err == nil {
 			err = f()
 		}
-		begun := codeOf(err) == wire.CodeRefused
-		if !regroup(err) && !begun || again == maxRegroup {
-			return err
-		}
-		if begun && c.pause(ctx, retryPause) != nil { // who lists them may not have heard of it yet
+		switch {
+		case regroup(err):
+			if again >= maxRegroup {
+				return err
+			}
+		case codeOf(err) == wire.CodeRefused:
+			// Who lists the groups may not have heard of it yet, or the partition that one is gone.
+			if refused.IsZero() {
+				refused = time.Now()
+			}
+			if time.Since(refused) > redriveSilence || c.pause(ctx, retryPause) != nil {
+				return err
+			}
+		default:
 			return err
 		}
 		groups.names = nil

@@ -59,6 +59,7 @@ type letterBroker struct {
 	done    map[uint32]bool // by partition: its letter is settled, or on its way back
 	settles time.Duration   // what a settle takes
 	silent  bool            // none is answered
+	refuses time.Time       // until then redrives are refused
 	back    []time.Time     // when the letters that are on their way are there
 	takes   time.Duration   // one on its way, behind the one before
 }
@@ -118,6 +119,10 @@ func (l *letterBroker) serve(q *fakeRequest) bool {
 			})
 			return true
 		case wire.OrderRedrive:
+			if time.Now().Before(l.refuses) {
+				q.refuse(wire.CodeRefused)
+				return true
+			}
 			l.done[number] = true
 			at := time.Now()
 			if n := len(l.back); n > 0 {
@@ -177,4 +182,23 @@ func TestR_MQC_12_ARedriveTakesAsLongAsItGetsOn(t *testing.T) {
 		require.Equal(t, partitions, n)
 		require.Greater(t, time.Since(began), 2*redriveSilence)
 	})
+}
+
+// A broker that knows of a group which is not in the list, or not any more, is asked again until
+// both have heard of it, and not for ever.
+func TestRuleQ3_ARedriveThatIsRefusedLooksForTheGroupsAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		lasts time.Duration
+		want  wire.ErrorCode
+	}{"for a while": {redriveSilence / 2, wire.CodeOK}, "for ever": {time.Hour, wire.CodeRefused}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &letterBroker{refuses: time.Now().Add(c.lasts)}
+				conn := lettersOf(t, l, 1)
+				n, err := conn.Redrive(t.Context(), "dead", LetterFilter{}, nil)
+				require.Equal(t, c.want, codeOf(err))
+				require.Equal(t, c.want == wire.CodeOK, n == 1)
+			})
+		})
+	}
 }
