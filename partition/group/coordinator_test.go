@@ -575,6 +575,14 @@ func TestLeaderServesNoGenerationOfBefore(t *testing.T) {
 			again := attach('A', 3, Binding{2, 2}, claim)
 			require.Equal(t, wire.CodeOK, again.code(0), "nothing was lost by it")
 
+			newest := attach('G', 1, Binding{2, 2})
+			require.NotNil(t, attach('B', 2, Binding{2, 1}).response, "who is there may stay behind in a generation")
+			require.ErrorIs(t, attach('D', 1, Binding{2, 1}).refused, wire.CodeStaleBinding, "who comes may not")
+			r.leader.Leave(newest, false, r.now)
+			r.settle()
+			require.ErrorIs(t, attach('E', 1, Binding{1, 12}).refused, wire.CodeStaleBinding, "that is older than what B has")
+			require.NotNil(t, attach('F', 1, Binding{2, 1}).response, "that is not")
+
 			r.lead() // the next leader knows too
 			require.ErrorIs(t, attach('D', 1, Binding{1, 11}).refused, wire.CodeStaleBinding)
 		}

@@ -99,7 +99,7 @@ func (l *Leader) expire() {
 
 // check looks at a member whose timer is due, and sets it anew.
 func (l *Leader) check(m *member) {
-	if l.members[m.session] != m || m.ending {
+	if m.ending {
 		return
 	}
 	if max(m.heard, l.start)+l.session() <= l.now && (l.keeps(RuleSilent) || !m.waiting) {
