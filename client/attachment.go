@@ -438,7 +438,7 @@ func (at *attachment) answered(answers []wire.OutcomeAnswer) {
 						d.over(nil)
 					} else { // nothing is left to claim, and nobody knows whose outcome counted
 						err := fmt.Errorf("partition %d: offset %d: %w", at.partition, d.Offset, wire.Errorf(a.Code, "the record is settled, perhaps by another session"))
-						at.consumer.events.send(LeaseLost{Destination: at.consumer.destination, Group: at.consumer.options.group, Partition: at.partition, Offset: d.Offset, Reason: err.Error()})
+						at.tellLost(d, err)
 						d.over(err)
 					}
 					at.advance(d)
@@ -484,22 +484,40 @@ func (at *attachment) remove(d *Delivery, why error) {
 
 // lose tells whoever works on a record that it is lost.
 func (at *attachment) lose(d *Delivery, why error) {
-	c := at.consumer
-	if d.state == leaseRunning || d.state == leaseSettled && d.kind != wire.OutcomeReleased { // what was given back may be gone
-		c.events.send(LeaseLost{Destination: c.destination, Group: c.options.group, Partition: at.partition, Offset: d.Offset, Reason: why.Error()})
+	// What was given back may be gone, and of what has an error it was told.
+	if d.state == leaseRunning || d.state == leaseSettled && d.kind != wire.OutcomeReleased && d.err == nil {
+		at.tellLost(d, why)
 	}
 	d.over(fenced(at.partition, wire.Offset(d.Offset), why))
 }
 
+func (at *attachment) tellLost(d *Delivery, why error) {
+	c := at.consumer
+	c.events.send(LeaseLost{Destination: c.destination, Group: c.options.group, Partition: at.partition, Offset: d.Offset, Reason: why.Error()})
+}
+
 // expire drops everything that has no outcome: nobody has confirmed in time that it is
-// the consumer's. What has one may still be claimed.
+// the consumer's. What has one may still be claimed. While there is a link, its broker may not
+// have given up on the consumer, which was only late: so it is told, or the records would be
+// leased to nobody until their ack wait is over, and what is on its way behind them waits
+// (rule 24). Without one, the next attach does not claim them.
 func (at *attachment) expire() {
 	if c := at.consumer; !at.lapsed && at.held.Len() > 0 {
 		at.lapsed = true
 		c.events.send(Unconfirmed{Destination: c.destination, Group: c.options.group, Partition: at.partition})
 	}
 	for _, d := range at.held.List() {
-		if d.state != leaseSettled {
+		switch {
+		case d.state == leaseSettled || d.state == leaseOver:
+		case at.session != nil:
+			if d.state == leaseRunning {
+				at.tellLost(d, errUnconfirmed)
+			}
+			err := fenced(at.partition, wire.Offset(d.Offset), errUnconfirmed)
+			d.stop(err)
+			d.conclude(wire.OutcomeReleased, 0, "")
+			d.err = err
+		default:
 			at.held.Remove(wire.Offset(d.Offset))
 			at.lose(d, errUnconfirmed)
 		}

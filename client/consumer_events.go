@@ -7,8 +7,8 @@ type Attached struct {
 }
 
 // LeaseLost is sent when records that were handed out and not settled are not the
-// consumer's any more: somebody else may be working on them. Of what was given back it is not
-// sent.
+// consumer's any more: somebody else may be working on them. That is also so when the ack wait
+// of the group and its grace are over. Of what the application gave back it is not sent.
 type LeaseLost struct {
 	Destination, Group string
 	Partition          uint32
@@ -43,7 +43,7 @@ type Rebound struct {
 
 // Uncovered is sent to the consumers of a group when other partitions than before have no
 // consumer of the group, the first 64 of them; none: each has one again. That happens with
-// the bindings Strict and BindLocal.
+// the bindings StrictlyOne and BindLocal.
 type Uncovered struct {
 	Destination, Group string
 	Partitions         []uint32

@@ -85,6 +85,9 @@ func (c *Consumer) checkTimes(now time.Time) (next time.Duration) {
 			kind = wire.OutcomeReleased
 		}
 		d.conclude(kind, 0, "ack wait")
+		if kind == wire.OutcomeNack {
+			d.at.tellLost(d, errAckWait)
+		}
 		d.err = fenced(d.Partition, wire.Offset(d.Offset), errAckWait)
 	}
 	return next
