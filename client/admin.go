@@ -14,7 +14,7 @@ type Kind = wire.DestinationKind
 
 // The kinds of destinations.
 const (
-	Queue = wire.Queue // records are removed when its one group has acknowledged them
+	Queue = wire.Queue // records are removed when all its groups are done with them
 	Topic = wire.Topic // records are kept by time and size
 )
 

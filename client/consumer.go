@@ -249,8 +249,16 @@ func (c *Consumer) begin() {
 }
 
 // Fetch returns up to max records: those that are there, or, if there are none, what
-// comes first within the time given. None is no error.
+// comes first within the time given. None is no error. With a time of 0 it does not wait.
+// Errors: those of Next.
 func (c *Consumer) Fetch(ctx context.Context, max int, wait time.Duration) ([]*Delivery, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	list, err := c.takeReady(nil, max)
+	if len(list) > 0 || err != nil || wait <= 0 || max < 1 {
+		return list, err
+	}
 	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	first, err := c.Next(limited)
@@ -260,7 +268,12 @@ func (c *Consumer) Fetch(ctx context.Context, max int, wait time.Duration) ([]*D
 	case err != nil:
 		return nil, err
 	}
-	list := []*Delivery{first}
+	return c.takeReady([]*Delivery{first}, max)
+}
+
+// takeReady adds records that are there to a list of up to max; if it stays empty, it asks
+// for some, and says why there will be none.
+func (c *Consumer) takeReady(list []*Delivery, max int) ([]*Delivery, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
@@ -271,7 +284,11 @@ func (c *Consumer) Fetch(ctx context.Context, max int, wait time.Duration) ([]*D
 		}
 		list = append(list, d)
 	}
-	return list, nil
+	if len(list) > 0 {
+		return list, nil
+	}
+	c.resume()
+	return nil, c.err
 }
 
 // Messages yields records as Next returns them. An error is yielded once and ends the
@@ -405,20 +422,25 @@ func (c *Consumer) work(ctx context.Context, handler func(context.Context, *Deli
 		default:
 			d.Nack()
 		}
+		d.cancel(nil) // also if the ack is not confirmed yet
 	}
 }
 
 // --- the end ---
 
-// Close leaves the group: what was not handed out goes back at once, outcomes are waited
-// for as long as ctx allows, and what is still worked on then goes to others. Messages
-// and Run end with ErrClosed.
+// Close leaves the group: what was not handed out goes back at once, outcomes of what is
+// worked on are waited for as long as ctx allows, 5 s if it has no deadline, and what has none
+// then goes to others. Messages and Run end with ErrClosed. A second Close waits for the first.
 func (c *Consumer) Close(ctx context.Context) error {
 	c.mu.Lock()
 	if c.closing {
 		c.mu.Unlock()
-		<-c.gone
-		return nil
+		select {
+		case <-c.gone:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	c.closing = true
 	c.releaseQueued()
@@ -432,6 +454,8 @@ func (c *Consumer) Close(ctx context.Context) error {
 	c.settled()
 	c.mu.Unlock()
 
+	ctx, cancel := c.patience(ctx)
+	defer cancel()
 	err := c.waitFor(ctx, idle)
 	c.mu.Lock()
 	for _, at := range c.attachments {
@@ -449,22 +473,30 @@ func (c *Consumer) Close(ctx context.Context) error {
 	return err
 }
 
-// goneTimeout is how long a Consumer that is closed waits for its brokers, if nothing
-// bounds it.
+// goneTimeout is how long a Consumer that is closed waits for outcomes and its brokers, if
+// its ctx has no deadline.
 const goneTimeout = 5 * time.Second
 
+// patience is a ctx for Close: as it was given, or with a deadline if it has none.
+func (c *Consumer) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, bounded := ctx.Deadline(); bounded {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, goneTimeout,
+		fmt.Errorf("closing the consumer of %q: %w: outcomes may not have reached the broker; those records are delivered again", c.destination, ErrDeliveryTimeout))
+}
+
 func (c *Consumer) waitFor(ctx context.Context, done <-chan struct{}) error {
-	t := time.NewTimer(goneTimeout)
-	defer t.Stop()
 	if _, _, err := c.conn.peek(); err != nil {
 		return err
 	}
 	select {
 	case <-done:
 		return nil
-	case <-t.C:
-		return fmt.Errorf("closing the consumer of %q: %w: outcomes may not have reached the broker; those records are delivered again", c.destination, ErrDeliveryTimeout)
 	case <-ctx.Done():
+		if cause := context.Cause(ctx); errors.Is(cause, ErrDeliveryTimeout) {
+			return cause
+		}
 		return ctx.Err()
 	}
 }

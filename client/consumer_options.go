@@ -205,8 +205,11 @@ func (o *consumerOptions) setFlag(f wire.AttachFlags, on bool) {
 	}
 }
 
-// OnEvent sets a function that is called, from one goroutine, for what happens to the
-// consumer: Attached, Blocked, LeaseLost, Unconfirmed, Rebound, ConsumerClosed.
+// OnEvent sets a function that is called, from one goroutine, in order, for what happens to the
+// consumer: Attached, Blocked, LeaseLost, DataExpired, Unconfirmed, Rebound, Uncovered,
+// ConsumerClosed. While it runs, newer events wait, the last 64 of them: to stop work on a record
+// that is lost, go by Delivery.Context. It must not call Consumer.Close or Conn.Close,
+// which wait for it.
 func OnEvent(f func(Event)) ConsumerOption { return func(o *consumerOptions) { o.events = f } }
 
 // milliseconds is a duration as the protocol has it: at least one, at most what fits.

@@ -4,7 +4,7 @@ import "sync"
 
 // Event is something that happened to a Conn or one of its producers: Connected,
 // Disconnected, NodeLost, DestinationUnavailable, TopologyChanged, ProducerStalled or
-// ProducerResumed.
+// ProducerResumed; or to a Consumer: those that OnEvent names.
 type Event interface{ event() }
 
 // Connected is sent when the Conn has a home: a broker that it is connected to for all

@@ -63,7 +63,9 @@ type Delivery struct {
 func (d *Delivery) Epoch() uint64 { return uint64(d.epoch) }
 
 // Context is cancelled when the record is not to be worked on any more: the broker wants
-// it back, the lease is lost, or an outcome was given.
+// it back, the lease is lost, or an outcome was given; after an Ack when that is confirmed,
+// so that AckSync may be given it. The context of a handler ends at the latest when the handler
+// returns.
 func (d *Delivery) Context() context.Context {
 	c := d.at.consumer
 	c.mu.Lock()
@@ -80,7 +82,7 @@ func (d *Delivery) context(parent context.Context) context.Context {
 			d.cancel(d.err)
 		case d.revoked:
 			d.cancel(errRevoked)
-		case d.state != leaseRunning:
+		case d.state == leaseOver || d.state == leaseSettled && d.kind != wire.OutcomeAck:
 			d.cancel(nil)
 		}
 	}
@@ -115,6 +117,11 @@ func (d *Delivery) AckSync(ctx context.Context) error {
 		defer c.mu.Unlock()
 		return d.err
 	case <-ctx.Done():
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if d.state == leaseOver { // which has ended ctx, if it is the record's own
+			return d.err
+		}
 		return ctx.Err()
 	}
 }
@@ -122,15 +129,23 @@ func (d *Delivery) AckSync(ctx context.Context) error {
 // AckFunc is Ack, and calls f once when it is known what has come of it: nil if a quorum
 // has it, ErrFenced if the record was lost, wire.CodeAlreadyDone as in AckSync. f is called before the next record of the
 // scope is handed out, by the goroutine that reads the connection: it must not block, nor
-// call the Consumer. If an error is returned, f is not called.
+// call the Consumer. Where that is known already, of a record that was acknowledged before, f is
+// called by AckFunc. If an error is returned, f is not called.
 func (d *Delivery) AckFunc(f func(error)) error {
 	c := d.at.consumer
 	c.mu.Lock()
-	if d.state == leaseRunning {
+	known := d.state == leaseOver
+	if before := d.told; before == nil {
 		d.told = f
+	} else if !known {
+		d.told = func(err error) { before(err); f(err) }
 	}
 	c.mu.Unlock()
-	return d.Ack()
+	err := d.Ack()
+	if err == nil && known {
+		f(nil)
+	}
+	return err
 }
 
 // NackOption says more about a failure.
@@ -221,12 +236,12 @@ func (d *Delivery) conclude(kind wire.OutcomeKind, delay uint32, text string) {
 		d.at.consumer.running.remove(d)
 	}
 	d.state, d.kind, d.delay, d.text = leaseSettled, kind, delay, text
-	d.stop(nil)
 	if kind == wire.OutcomeAck {
 		if d.at.order == wire.OrderReplay {
 			d.at.advance(d)
 		}
 	} else {
+		d.stop(nil)
 		d.at.dropBehind(d) // before it is said: the broker gives them to others then
 	}
 	d.at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: kind, DelayMs: delay, Text: text})

@@ -11,6 +11,83 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
+// The context of a record lasts until its Ack is confirmed: AckSync waits with it, and says
+// what came of the Ack, not that the context is over. A handler's ends with the handler.
+func TestAckSyncTakesTheContextOfItsRecord(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	g.deliver(8, fakeEpoch, "", "")
+	gone, d := next(t, c), next(t, c)
+	require.NoError(t, gone.Ack())
+	require.NoError(t, gone.Context().Err(), "its ack is not confirmed")
+	g.said(wire.OutcomeAck, 8, fakeEpoch)
+	require.NoError(t, d.Nack())
+	g.said(wire.OutcomeNack, 9, fakeEpoch)
+	require.Error(t, d.Context().Err(), "nobody waits for that of a nack")
+	impatient, stop := context.WithCancel(testContext(t))
+	stop()
+	require.ErrorIs(t, gone.AckSync(impatient), context.Canceled)
+
+	g.deliver(10, fakeEpoch, "", "", "")
+	ctx, cancel := context.WithCancel(testContext(t))
+	acked := make(chan error, 3)
+	handled := make(chan context.Context, 3)
+	done := make(chan error, 1)
+	go func() {
+		done <- c.Run(ctx, func(ctx context.Context, d *Delivery) error {
+			derived, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer func() { handled <- ctx }()
+			if d.Offset == 12 {
+				return d.Ack()
+			}
+			err := d.AckSync(derived)
+			acked <- err
+			return err
+		})
+	}()
+	g.answer(g.said(wire.OutcomeAck, 10, fakeEpoch), wire.CodeOK)
+	require.NoError(t, <-acked)
+	<-handled
+	g.answer(g.said(wire.OutcomeAck, 11, fakeEpoch), wire.CodeStaleEpoch)
+	require.ErrorIs(t, <-acked, ErrFenced)
+	<-handled
+	g.said(wire.OutcomeLostSeen, 11, fakeEpoch)
+	g.said(wire.OutcomeAck, 12, fakeEpoch) // and nobody confirms it
+	<-(<-handled).Done()
+	require.NoError(t, ctx.Err())
+
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+}
+
+// AckFunc tells everybody who asks, once, also of a record that was acknowledged before.
+func TestAckFuncOfWhatIsAcknowledged(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	g.deliver(10, fakeEpoch, "", "")
+	d, back := next(t, c), next(t, c)
+	told := make(chan string, 10)
+	as := func(who string) func(error) {
+		return func(err error) { told <- who; require.NoError(t, err) }
+	}
+	require.NoError(t, d.Ack())
+	require.NoError(t, d.AckFunc(as("first")))
+	require.NoError(t, d.AckFunc(as("second")))
+	require.Empty(t, told)
+	g.answer(g.said(wire.OutcomeAck, 10, fakeEpoch), wire.CodeOK)
+	require.Equal(t, "first", <-told)
+	require.Equal(t, "second", <-told)
+	require.NoError(t, d.AckSync(testContext(t)))
+	require.NoError(t, d.AckFunc(as("late")))
+	require.Equal(t, "late", <-told)
+	require.NoError(t, back.Nack())
+	require.ErrorIs(t, back.AckFunc(as("nobody")), ErrSettled)
+	g.answer(g.said(wire.OutcomeNack, 11, fakeEpoch), wire.CodeOK)
+	require.ErrorIs(t, back.AckFunc(as("nobody")), ErrSettled)
+	require.Empty(t, told)
+}
+
 // A record that is given back because its handler has taken too long is lost, and that is told,
 // once, whatever the broker answers.
 func TestWhoTakesTooLongIsToldThatTheRecordIsLost(t *testing.T) {
@@ -33,6 +110,71 @@ func TestWhoTakesTooLongIsToldThatTheRecordIsLost(t *testing.T) {
 	g.said(wire.OutcomeLostSeen, 11, fakeEpoch)
 	require.NoError(t, c.Close(testContext(t)))
 	require.Empty(t, lost)
+}
+
+// Fetch without a time to wait gives what is there, asks for records if there are none, and
+// says why there will be none.
+func TestFetchGivesWhatIsThere(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	g.deliver(10, fakeEpoch, "", "", "")
+	first := next(t, c) // so that all have come
+	for _, most := range []int{0, -1} {
+		list, err := c.Fetch(testContext(t), most, time.Hour)
+		require.NoError(t, err)
+		require.Empty(t, list)
+	}
+	list, err := c.Fetch(testContext(t), 10, 0)
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	list, err = c.Fetch(testContext(t), 10, 0)
+	require.NoError(t, err)
+	require.Empty(t, list)
+
+	c.pause()
+	for (<-g.capacity).Records > 0 { // how many are worked on was said before
+	}
+	_, err = c.Fetch(testContext(t), 10, 0)
+	require.NoError(t, err)
+	require.NotZero(t, (<-g.capacity).Records, "who fetches wants records")
+
+	require.NoError(t, first.Ack())
+	over, cancel := context.WithCancel(testContext(t))
+	cancel()
+	_, err = c.Fetch(over, 10, 0)
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorIs(t, c.Close(over), context.Canceled)
+	_, err = c.Fetch(testContext(t), 10, 0)
+	require.ErrorIs(t, err, ErrClosed)
+}
+
+// Close waits for the outcome of what is worked on as long as its ctx has until its deadline, and
+// one that is called meanwhile as long as its own.
+func TestCloseWaitsAsLongAsItsContextAllows(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	g.deliver(10, fakeEpoch, "")
+	d := next(t, c)
+	hour, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	patient, stop := c.patience(hour)
+	defer stop()
+	require.Equal(t, hour, patient)
+	bounded, stop := c.patience(t.Context())
+	defer stop()
+	deadline, _ := bounded.Deadline()
+	require.WithinDuration(t, time.Now(), deadline, goneTimeout)
+
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close(hour) }()
+	require.Zero(t, (<-g.capacity).Records)
+	over, stop := context.WithCancel(testContext(t))
+	stop()
+	require.ErrorIs(t, c.Close(over), context.Canceled, "the first one waits still")
+	require.NoError(t, d.Ack())
+	g.answer(g.said(wire.OutcomeAck, 10, fakeEpoch), wire.CodeOK)
+	require.NoError(t, <-closed)
+	require.NoError(t, c.Close(testContext(t)))
 }
 
 // Rules 17 and 24: a consumer that was only late, and has given up what it held, gives it back:
