@@ -589,6 +589,27 @@ func TestRule30_ARevokedRecordBehindAnAckIsNotStarted(t *testing.T) {
 	require.Equal(t, []uint64{11, fakeEpoch + 1}, []uint64{d.Offset, d.Epoch()})
 }
 
+// Rule 24: with a record that waits, those behind it go back, and those before it stay; what was
+// given back before is claimed until that is confirmed.
+func TestRule24_OnlyWhatLiesBehindGoesBack(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "a", "a", "a")
+	d := next(t, c)
+	g.send(wire.OpGroupRevoke, &wire.GroupRevoke{Revokes: []wire.Revoke{{Offset: 12, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonPark, GraceMs: 10_000}}})
+	g.said(wire.OutcomeReleased, 12, fakeEpoch)
+	require.NoError(t, d.AckSync(confirmedBy(t, g, 10)))
+	d = next(t, c)
+	require.EqualValues(t, 11, d.Offset)
+	require.NoError(t, d.Nack())
+	c.mu.Lock()
+	claims := c.attachments[0].claims()
+	c.mu.Unlock()
+	require.Equal(t, []wire.Outcome{
+		{Offset: 11, Count: 1, Epoch: fakeEpoch, Kind: wire.OutcomeNack}, {Offset: 12, Count: 1, Epoch: fakeEpoch, Kind: wire.OutcomeReleased},
+	}, claims)
+}
+
 // Rule 24: what was given back because nobody asks for records holds up what was on its way
 // behind it, also when somebody asks again.
 func TestRule24_WhatComesBehindAReleasedRecordWaits(t *testing.T) {
