@@ -58,6 +58,7 @@ func TestF18_WhoIsToBeTheOnlyVoterCommitsNothingAloneYet(t *testing.T) {
 	f.lose = func(e envelope) bool { return e.to == 1 && len(l.group.confState.VotersOutgoing) > 0 }
 	require.NoError(t, l.group.Reconfigure(Membership{Remove: []uint64{2, 3}}))
 	f.settle()
+	require.ErrorIs(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}), ErrBusy)
 	l.propose("b")
 	f.settle()
 	require.Equal(t, []string{"a"}, l.applied())
@@ -73,6 +74,21 @@ func TestF18_WhoIsToBeTheOnlyVoterCommitsNothingAloneYet(t *testing.T) {
 	f.tick(5 * electionTicks)
 	require.Equal(t, []uint64{1}, f.elect().group.Members().Voters)
 	require.Contains(t, f.leader().applied(), "b")
+}
+
+// A learner that had everything and is gone is no voter to count on.
+func TestF18_ALearnerThatIsGoneDoesNotBecomeAVoter(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	f.add(4)
+	require.NoError(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}))
+	f.settle()
+	f.tick(5)
+	f.members[4].crash(false)
+	require.ErrorIs(t, l.group.Reconfigure(Membership{Promote: []uint64{4}, Remove: []uint64{3}}), ErrMembership)
+	f.members[4].open()
+	f.tick(5)
+	require.NoError(t, l.group.Reconfigure(Membership{Promote: []uint64{4}, Remove: []uint64{3}}))
 }
 
 // Offsets are given by the leader, so what anybody else proposes goes to nobody.

@@ -26,6 +26,7 @@ func TestF14_AReadWaitsForWhatIsCommittedAndNotApplied(t *testing.T) {
 		_, err := l.group.Propose(data)
 		require.NoError(t, err)
 	}
+	require.ErrorIs(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}), ErrBusy, "nobody knows which index that would get")
 	before := l.group.Applied()
 	f.settle()
 	require.GreaterOrEqual(t, l.group.node.BasicStatus().Commit, uint64(want))

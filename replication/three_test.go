@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstepmq/lockstep/log"
@@ -123,6 +124,7 @@ func TestThreeReplicasHandLeadershipOver(t *testing.T) {
 	require.ErrorIs(t, f.members[2].group.Transfer(3), ErrNotLeading)
 	require.NoError(t, l.group.Transfer(3))
 	require.True(t, l.group.Paused())
+	require.ErrorIs(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}), ErrBusy)
 	f.settle()
 	require.Same(t, f.members[3], f.leader(), "without a tick")
 	require.False(t, l.group.Paused())
@@ -305,8 +307,21 @@ func TestMessagesAreCheckedBeforeRaftSeesThem(t *testing.T) {
 		"a gap":                              {func(m *Message) { m.Entries[0].Index++ }, DropEntry},
 		"an old form of a membership change": {func(m *Message) { m.Entries[0].Type = raftpb.EntryConfChange }, DropEntry},
 		"an answer that knows more than us": {func(m *Message) {
-			m.Type, m.Index, m.Entries = raftpb.MsgAppResp, last+5, nil
+			m.Type, m.Index, m.Entries = raftpb.MsgAppResp, last+1, nil
 		}, DropProgress},
+		"a message from nobody":         {func(m *Message) { m.From = raft.None }, DropAddress},
+		"a message from a local thread": {func(m *Message) { m.From = raft.LocalApplyThread }, DropAddress},
+		"an entry of an earlier term":   {func(m *Message) { m.Entries[0].Term-- }, DropEntry},
+		"a command with records": {func(m *Message) {
+			e := &m.Entries[0]
+			wire.PutEntryPrefix(e.Data, wire.KindControl, 1, 5000)
+			m.Checks[0] = EntryCheck(wire.KindControl, wire.Checksum(e.Data[wire.EntryPrefixSize:]), e.Data)
+		}, DropEntry},
+		"a membership change that is none": {func(m *Message) {
+			e := &m.Entries[0]
+			e.Type, e.Data = raftpb.EntryConfChangeV2, []byte{0xFF}
+			m.Checks[0] = EntryCheck(wire.KindConfiguration, wire.Checksum(e.Data), e.Data)
+		}, DropEntry},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := good()
@@ -402,8 +417,11 @@ func TestRuleR10_AWaitingReplicaTakesNoPart(t *testing.T) {
 		m.config = func(c *Config) { c.Waiting = true }
 		m.open()
 	}
+	said := 0
+	f.lose = func(envelope) bool { said++; return false }
 	f.tick(50)
 	require.Nil(t, f.leader())
+	require.Zero(t, said)
 	f.members[2].group.Admit(false)
 	f.members[3].group.Admit(false)
 	f.members[3].group.Campaign()
