@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -63,6 +64,7 @@ type consumerOptions struct {
 	bytes    int
 	flags    wire.AttachFlags
 	events   func(Event)
+	err      error // of an option that cannot be
 }
 
 func newConsumerOptions(opts []ConsumerOption) (consumerOptions, error) {
@@ -73,7 +75,14 @@ func newConsumerOptions(opts []ConsumerOption) (consumerOptions, error) {
 	if o.refill < 0 {
 		o.refill = o.prefetch / 2
 	}
+	if o.settings.Scope != 0 && o.settings.Mode == 0 {
+		o.settings.Mode = Serial
+	}
 	switch {
+	case o.err != nil:
+		return o, o.err
+	case o.settings.Scope != 0 && o.settings.Mode != Serial:
+		return o, fmt.Errorf("option Scope: it is about Mode(Serial), not %v", o.settings.Mode)
 	case o.group == "":
 		return o, fmt.Errorf("option Group: a consumer belongs to a group; name one")
 	case o.prefetch < 1 || o.prefetch > wire.MaxGroupCapacity:
@@ -89,7 +98,8 @@ func newConsumerOptions(opts []ConsumerOption) (consumerOptions, error) {
 // Group names the group. It is needed.
 func Group(name string) ConsumerOption { return func(o *consumerOptions) { o.group = name } }
 
-// Mode sets how the group shares records. Default: that of the group, Shared for a new one.
+// Mode sets how the group shares records. Default: that of the group, Shared for a new one; with
+// Scope it is Serial.
 func Mode(m GroupMode) ConsumerOption { return func(o *consumerOptions) { o.settings.Mode = m } }
 
 // Scope sets which records a serial group handles one after the other. Default: ByKey.
@@ -138,7 +148,12 @@ func PrefetchBytes(n int) ConsumerOption { return func(o *consumerOptions) { o.b
 // AckWait is how long a record may be worked on. Then its context is cancelled, and the
 // record goes to another consumer. Default: 30 s.
 func AckWait(d time.Duration) ConsumerOption {
-	return func(o *consumerOptions) { o.settings.AckWaitMs = milliseconds(d) }
+	return func(o *consumerOptions) {
+		if d <= 0 {
+			o.err = fmt.Errorf("option AckWait: %v is not positive", d)
+		}
+		o.settings.AckWaitMs = milliseconds(d)
+	}
 }
 
 // SessionTimeout is how long the brokers wait for a consumer that is not heard of before
@@ -159,6 +174,9 @@ func Backoff(first, max time.Duration) ConsumerOption {
 // letters, or, with ParkScope, its scope is parked. Default: what the destination says.
 func DeliveryLimit(attempts int, mode wire.DeadLetterMode, letters string) ConsumerOption {
 	return func(o *consumerOptions) {
+		if attempts < 0 || attempts > math.MaxUint32 {
+			o.err = fmt.Errorf("option DeliveryLimit: %d is not in [0, %d]", attempts, uint32(math.MaxUint32))
+		}
 		o.settings.DeliveryLimit, o.settings.DeadLetterMode, o.settings.DeadLetter = uint32(attempts), mode, letters
 	}
 }

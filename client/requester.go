@@ -299,6 +299,9 @@ func (c *Conn) Send(ctx context.Context, destination string, r *Record) (Receipt
 // session with it, else over the home.
 func (c *Conn) sendTemporary(ctx context.Context, name string, r *Record) (Receipt, error) {
 	node, err := wire.ParseTemporaryName(name)
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err == nil && wire.EncodedSizeBound(r.Key, r.Value, r.Headers) > wire.DefaultMaxRecordBytes {
 		err = fmt.Errorf("%w: a temporary queue takes up to %d bytes", ErrRecordTooLarge, wire.DefaultMaxRecordBytes)
 	}
