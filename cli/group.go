@@ -401,6 +401,12 @@ func (a *app) groupCreateCommand() *cobra.Command {
 			}
 			intent.Start = client.GroupStart{To: "time", TimeMs: t.UnixMilli()}
 		}
+		switch mode := f.mode.value; {
+		case f.scope.value != "" && mode == "":
+			f.mode.value = "serial"
+		case f.scope.value != "" && mode != "serial":
+			return usagef(c, "--scope is about --mode serial, not %s", mode)
+		}
 		if err := f.apply(c, &intent.Settings); err != nil {
 			return err
 		}
