@@ -76,7 +76,7 @@ type serveFlags struct {
 	minFree, memory, pending sizeFlag
 	handshake, idle, scrub   durationFlag
 	replace                  durationFlag
-	recovery                 *choiceFlag
+	recovery, role           *choiceFlag
 	logLevel, logFormat      *choiceFlag
 }
 
@@ -86,7 +86,7 @@ func addServeFlags(flags *pflag.FlagSet) *serveFlags {
 		handshake: durationFlag{value: 5 * time.Second}, idle: durationFlag{value: 60 * time.Second},
 		scrub:    durationFlag{value: 24 * time.Hour, unlimited: true},
 		replace:  durationFlag{value: 5 * time.Minute},
-		recovery: newChoice("normal", "normal", "strict"),
+		recovery: newChoice("normal", "normal", "strict"), role: newChoice("broker", "broker", "gateway"),
 		logLevel: newChoice("info", "debug", "info", "warn", "error"), logFormat: newChoice("text", "text", "json"),
 	}
 	flags.SortFlags = false
@@ -99,7 +99,7 @@ func addServeFlags(flags *pflag.FlagSet) *serveFlags {
 	flags.StringVar(&s.cfg.PeerListen, "peer-listen", "", "address for other brokers, as `host:port`; empty = this one runs alone")
 	flags.StringSliceVar(&s.cfg.Join, "join", nil, "client `address` of a member of the cluster that an empty directory joins; may be given more than once")
 	flags.Uint32Var(&s.cfg.NodeID, "node-id", 0, "`number` of this node in its cluster, for an empty directory; 0 = 1 for the founder, else whichever is free")
-	flags.StringVar(&s.cfg.Role, "role", "broker", "broker, or gateway: it serves clients and holds no partitions")
+	flags.Var(s.role, "role", "broker, or gateway: it serves clients and holds no partitions")
 	flags.StringVar(&s.cfg.Rack, "rack", "", "`name` of what fails together with this node; replicas are spread over racks")
 	flags.StringVar(&s.cfg.Advertise, "advertise", "", "`address` that clients connect to, if it is another than --listen")
 	flags.StringVar(&s.cfg.PeerAdvertise, "peer-advertise", "", "`address` that other brokers connect to, if it is another than --peer-listen")
@@ -144,16 +144,30 @@ func (s *serveFlags) config(a *app, c *cobra.Command) (server.Config, error) {
 	cfg.ScrubInterval, cfg.ReplaceAfter = s.scrub.value, s.replace.value
 	cfg.StrictRecovery = s.recovery.value == "strict"
 	cfg.Limits.HandshakeTimeout, cfg.Limits.IdleTimeout = s.handshake.value, s.idle.value
+	cfg.Role = s.role.value
+	if err := cfg.Check(); err != nil {
+		return cfg, usagef(c, "%v", err)
+	}
 	return cfg, nil
 }
 
 func checkServeFlags(c *cobra.Command, cfg server.Config) error {
-	for _, f := range []struct{ name, value string }{{"listen", cfg.Listen}, {"http", cfg.HTTP}} {
-		if f.name == "http" && f.value == "off" {
-			continue
-		}
-		if _, _, err := net.SplitHostPort(f.value); err != nil {
-			return usagef(c, "%s: %q is not an address; write host:port, as in %s", setting(c, f.name), f.value, defaultServer)
+	addresses := []struct {
+		name   string
+		values []string
+		absent string // value that is none
+	}{
+		{"listen", []string{cfg.Listen}, "-"}, {"http", []string{cfg.HTTP}, "off"}, {"peer-listen", []string{cfg.PeerListen}, ""},
+		{"join", cfg.Join, "-"}, {"advertise", []string{cfg.Advertise}, ""}, {"peer-advertise", []string{cfg.PeerAdvertise}, ""},
+	}
+	for _, f := range addresses {
+		for _, value := range f.values {
+			if value == f.absent {
+				continue
+			}
+			if _, _, err := net.SplitHostPort(value); err != nil {
+				return usagef(c, "%s: %q is not an address; write host:port, as in %s", setting(c, f.name), value, defaultServer)
+			}
 		}
 	}
 	for _, f := range []struct {

@@ -1,14 +1,12 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
-	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/env/v2"
-	"github.com/knadh/koanf/providers/rawbytes"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -125,51 +123,6 @@ func (a *app) environment(flags *pflag.FlagSet) (*koanf.Koanf, error) {
 	}}), nil)
 }
 
-// configFile is the layer of a YAML file whose keys are names of serve's flags.
-func configFile(c *cobra.Command, name string) (*koanf.Koanf, error) {
-	content, err := os.ReadFile(name)
-	if err != nil {
-		return nil, usagef(c, "%s: %v", setting(c, "config"), err)
-	}
-	layer := koanf.New(noKeys)
-	if err := layer.Load(rawbytes.Provider(content), yaml.Parser()); err != nil {
-		return nil, usagef(c, "config file %s: %v", name, err)
-	}
-	var known []string
-	settings := pflag.NewFlagSet("", pflag.ContinueOnError)
-	addServeFlags(settings)
-	settings.VisitAll(func(f *pflag.Flag) {
-		if f.Name != "config" {
-			known = append(known, f.Name)
-		}
-	})
-	for _, key := range layer.Keys() {
-		if slices.Contains(known, key) {
-			continue
-		}
-		word, _, _ := strings.Cut(key, noKeys)
-		where := fmt.Sprintf("config file %s, line %d: ", name, lineOfKey(string(content), word))
-		if slices.Contains(known, word) {
-			return nil, usagef(c, where+"%q is a setting of one value and not a section", word)
-		}
-		if near := nearest(word, known); near != "" {
-			return nil, usagef(c, where+"unknown key %q; did you mean %q?", key, near)
-		}
-		return nil, usagef(c, where+"unknown key %q; the keys are the flags of lockstep serve without --", key)
-	}
-	return layer, nil
-}
-
-// lineOfKey is the line, from 1, on which a YAML file begins with key.
-func lineOfKey(content, key string) int {
-	for i, line := range strings.Split(content, "\n") {
-		if strings.HasPrefix(strings.Trim(line, `"' `), key) {
-			return i + 1
-		}
-	}
-	return 1
-}
-
 // applyLayer sets the flags of c that nothing has set yet from a layer.
 func applyLayer(c *cobra.Command, layer *koanf.Koanf, source func(*pflag.Flag) string) error {
 	var failed error
@@ -178,8 +131,9 @@ func applyLayer(c *cobra.Command, layer *koanf.Koanf, source func(*pflag.Flag) s
 			return
 		}
 		from := source(f)
-		value, err := settingText(layer.Get(f.Name))
-		if err == nil {
+		value, ok := layer.Get(f.Name).(string)
+		err := errors.New("it has no value")
+		if ok {
 			err = c.Flags().Set(f.Name, value)
 		}
 		if err != nil {
@@ -192,23 +146,4 @@ func applyLayer(c *cobra.Command, layer *koanf.Koanf, source func(*pflag.Flag) s
 		f.Annotations[settingSource] = []string{from}
 	})
 	return failed
-}
-
-// settingText is a YAML value as a flag would be given it.
-func settingText(value any) (string, error) {
-	switch v := value.(type) {
-	case nil:
-		return "", fmt.Errorf("it has no value")
-	case []any:
-		words := make([]string, len(v))
-		for i, word := range v {
-			words[i] = fmt.Sprint(word)
-		}
-		return strings.Join(words, ","), nil
-	case float64:
-		if v == float64(int64(v)) {
-			return fmt.Sprint(int64(v)), nil // 1e9
-		}
-	}
-	return fmt.Sprint(value), nil
 }

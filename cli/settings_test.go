@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -117,6 +118,41 @@ func TestSettingsComeFromFlagsVariablesAndTheFile(t *testing.T) {
 	require.Regexp(t, `(?m)^max-connections +7 +config file .*: max-connections$`, table.stdout)
 }
 
+// A value is the text that stands there, quoted or not, whatever YAML would make of it.
+func TestValuesOfTheConfigFileAreTakenAsTheyAreWritten(t *testing.T) {
+	for content, want := range map[string]string{
+		"rack: 012": "012", "rack: '012'": "012", "rack: 2026-01-01": "2026-01-01", "rack: no": "no", "rack: 1e3": "1e3", "rack: 1.50": "1.50", "rack: ''": "",
+		"# nothing": "", "---\n": "", "": "",
+	} {
+		file := filepath.Join(t.TempDir(), "c.yaml")
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o600))
+		var shown []shownSetting
+		require.NoError(t, json.Unmarshal([]byte(must(t, shell{}, "config", "show", "--config", file, "-o", "json")), &shown))
+		i := slices.IndexFunc(shown, func(s shownSetting) bool { return s.Name == "rack" })
+		require.Equal(t, want, shown[i].Value, content)
+	}
+}
+
+// What serve refuses before it touches anything, config show refuses with the same words.
+func TestConfigShowRefusesWhatServeRefuses(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"--role king", `flag --role: "king" is not one of broker, gateway`},
+		{"--peer-listen 7401", `flag --peer-listen: "7401" is not an address; write host:port, as in 127.0.0.1:7400`},
+		{"--advertise me", `flag --advertise: "me" is not an address; write host:port, as in 127.0.0.1:7400`},
+		{"--peer-advertise me", `flag --peer-advertise: "me" is not an address; write host:port, as in 127.0.0.1:7400`},
+		{"--join a:1,b --peer-listen a:2", `flag --join: "b" is not an address; write host:port, as in 127.0.0.1:7400`},
+		{"--join a:1", "a node of a cluster needs an address for the others; give one with --peer-listen"},
+		{"--role gateway", "a node of a cluster needs an address for the others; give one with --peer-listen"},
+		{"--join a:1 --bootstrap --peer-listen a:2", "--bootstrap and --join contradict each other: the first node of a new cluster is started with --bootstrap, every other with --join; leave one of them out"},
+		{"--pending-bytes 1MiB", "pending-bytes is 1048576; it must be at least 67108864, or a large batch would never find room"},
+	} {
+		for _, command := range []string{"serve", "config show"} {
+			got := shell{}.run(context.Background(), strings.Fields(command+" "+c.args)...)
+			require.Equal(t, outcome{2, "", "lockstep: " + c.want + " (see lockstep " + command + " --help)\n"}, got)
+		}
+	}
+}
+
 func TestMistakesInTheConfigFileNameLineAndKey(t *testing.T) {
 	for _, c := range []struct{ content, want string }{
 		{"data: x\nlistn: 127.0.0.1:1\n", `, line 2: unknown key "listn"; did you mean "listen"?`},
@@ -125,15 +161,19 @@ func TestMistakesInTheConfigFileNameLineAndKey(t *testing.T) {
 		{"listen:\n", ": listen: it has no value"},
 		{"listen: here\n", `: listen: "here" is not an address; write host:port, as in 127.0.0.1:7400`},
 		{"min-free-bytes: 10G\n", `: min-free-bytes: "10G" has an unknown unit "G"; write 10GiB (powers of 1024) or 10GB (powers of 1000)`},
-		{"listen: a:1\nlisten: b:1\n", `already defined`},
+		{"listen: a:1\nlisten: b:1\n", `, line 2: "listen" is set on line 1 already`},
 		{"\tlisten: a\n", "cannot start any token"},
-		{"- listen\n", "cannot unmarshal"},
+		{"- listen\n", ", line 1: settings are written as name: value, as in listen: 127.0.0.1:7400"},
+		{"just text\n", ", line 1: settings are written as name: value"},
+		{"rack: a\n---\nrack: b\n", ", line 2: a second document; all settings stand in one, without ---"},
+		{"join: [a:1, [b:1]]\n", `, line 1: "join" is a list of single values`},
+		{"role: master\n", `: role: "master" is not one of broker, gateway`},
 	} {
 		file := filepath.Join(t.TempDir(), "c.yaml")
 		require.NoError(t, os.WriteFile(file, []byte(c.content), 0o600))
 		for _, command := range [][]string{{"serve"}, {"config", "show"}, {"doctor"}} {
-			if command[0] == "doctor" && (c.content == "listen:\n" || c.content == "listen: here\n") {
-				continue // it does not listen
+			if command[0] == "doctor" && slices.Contains([]string{"listen:\n", "listen: here\n", "role: master\n"}, c.content) {
+				continue // it has no such flag
 			}
 			got := shell{}.run(context.Background(), append(command, "--config", file)...)
 			require.Equal(t, 2, got.code, "%v of %q", command, c.content)

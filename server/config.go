@@ -129,6 +129,12 @@ const minPendingBytes = 8 * wire.MaxBatchBytes
 const defaultReadWorkers = 16
 
 // withDefaults fills in defaults and checks the fields.
+// Check returns what Start would refuse of the configuration before it touches anything.
+func (c Config) Check() error {
+	_, err := c.withDefaults()
+	return err
+}
+
 func (c Config) withDefaults() (Config, error) {
 	c.DataDir = cmp.Or(c.DataDir, "lockstep-data")
 	c.Listen = cmp.Or(c.Listen, "127.0.0.1:7400")
