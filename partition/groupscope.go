@@ -98,6 +98,17 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 // of its own, and reports whether it has: to give it up, wherever it stands in its scope, or to
 // show it. Others have to name its key or publisher: parking it is refused.
 func (g *Groups) one(l *lead, o wire.Offset, in *Input) bool {
+	// What is not there, or will not be given out again, would stay parked for ever, and one whose
+	// body is gone cannot be looked at.
+	switch {
+	case in.Order.Op != wire.OrderPark:
+	case o >= g.p.state.next:
+		in.Reply(nil, wire.Errorf(wire.CodeInvalidRequest, "there is no record at offset %d: the partition ends at %d", o, g.p.state.next))
+		return true
+	case l.group.Done.Has(o):
+		in.Reply(nil, wire.Errorf(wire.CodeRefused, "the group is done with it"))
+		return true
+	}
 	p, known := g.feed.At(o)
 	if o >= g.p.state.next || l.group.Settings.Mode == wire.ModeShared || known && l.Loose(p, o) {
 		return false

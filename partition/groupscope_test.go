@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -220,4 +221,33 @@ func TestAChangeOfAGroupThatStopsWaitsWithoutTurns(t *testing.T) {
 	h.put(Input{Kind: InputLeave, Consumer: c})
 	h.turns(4)
 	require.Equal(t, wire.ModeStream, h.part.state.groups.Group(7).Settings.Mode, "it is changed when the other order is over")
+}
+
+// What is parked by its offset is there, and not done: a record that is not there would stay
+// parked for ever, and one whose body is gone cannot be looked at, however often it is asked for.
+func TestARecordThatIsDoneOrNotThereIsNotParked(t *testing.T) {
+	for name, settings := range map[string]wire.GroupSettings{
+		"shared": {Mode: wire.ModeShared}, "by key": {Mode: wire.ModeSerial, Scope: wire.ScopeKey}, "one scope": {Mode: wire.ModeSerial, Scope: wire.ScopeDestination},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, _ := newGroups(t)
+			h.log.immediate = true
+			v := intent(7, "workers")
+			v.Settings = settings.WithDefaults()
+			h.part.Groups().Intend(20, []Intent{v})
+			h.turns(0)
+			h.send(-1, 0, 0, 3)
+			ask := func(op wire.GroupOrderOp, json string) (err error) {
+				err = errors.New("not answered")
+				h.put(Input{Kind: InputOrder, Group: "workers", Order: &wire.GroupOrderRequest{Op: op, JSON: []byte(json)}, Reply: func(_ []byte, e error) { err = e }})
+				h.turns(2)
+				return err
+			}
+			require.NoError(t, ask(wire.OrderSettle, `{"spans":[{"from":0,"to":1}]}`))
+			require.ErrorIs(t, ask(wire.OrderPark, `{"scope":0}`), wire.CodeRefused)
+			require.ErrorIs(t, ask(wire.OrderPark, `{"scope":3}`), wire.CodeInvalidRequest)
+			require.Empty(t, h.part.state.groups.Named("workers").Parked)
+			require.NoError(t, ask(wire.OrderUnpark, `{"scope":3}`), "what an earlier version has parked can be let go")
+		})
+	}
 }
