@@ -86,7 +86,7 @@ func (a *app) browse(c *cobra.Command, destination string, o client.BrowseOption
 	var line bytes.Buffer
 	for r, err := range conn.Browse(ctx, destination, o) {
 		if err != nil {
-			return interruptedOr(ctx, &failure{doing: "browse", destination: destination, kind: words, err: err})
+			return interruptedOr(ctx, a.suggest(ctx, conn, &failure{doing: "browse", destination: destination, group: o.Group, kind: words, err: err}))
 		}
 		if asJSON {
 			line.Reset()

@@ -69,7 +69,8 @@ func (a *app) reconnectSayer() func(client.Event) {
 	}
 }
 
-// withConn runs fn with a connection and a time limit for requests.
+// withConn runs fn with a connection and a time limit for requests. It says so on stderr if that
+// takes long.
 func (a *app) withConn(c *cobra.Command, fn func(ctx context.Context, conn *client.Conn) error) error {
 	conn, err := a.connect(c.Context())
 	if err != nil {
@@ -78,6 +79,10 @@ func (a *app) withConn(c *cobra.Command, fn func(ctx context.Context, conn *clie
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(c.Context(), a.requestTimeout)
 	defer cancel()
+	slow := time.AfterFunc(min(awaitPatience, a.requestTimeout/2), func() {
+		fmt.Fprintf(a.stderr, "lockstep: no answer yet; waiting, %s in all (lockstep cluster health shows the nodes that are away)\n", formatDuration(a.requestTimeout))
+	})
+	defer slow.Stop()
 	return interruptedOr(ctx, a.suggest(ctx, conn, fn(ctx, conn)))
 }
 

@@ -78,10 +78,8 @@ func (g *groupFlags) add(c *cobra.Command) {
 // check reports flags that do not go together.
 func (g *groupFlags) check(c *cobra.Command) error {
 	flags := c.Flags()
-	for _, name := range []string{"group", "exec"} {
-		if flags.Changed(name) && flags.Lookup(name).Value.String() == "" {
-			return usagef(c, "--%s is empty; give a value, or leave it out", name)
-		}
+	if err := refuseEmpty(c, "exec"); err != nil {
+		return err
 	}
 	if g.group == "" {
 		for _, name := range groupOnly {
@@ -101,10 +99,12 @@ func (g *groupFlags) check(c *cobra.Command) error {
 		}
 	}
 	switch mode := g.mode.value; {
-	case flags.Changed("scope") && mode != "" && mode != "serial":
+	case flags.Changed("scope") && mode == "": // a new group would be shared, and keep no order
+		return usagef(c, "--scope is about --mode serial; give that, too")
+	case flags.Changed("scope") && mode != "serial":
 		return usagef(c, "--scope is about --mode serial, not %s", mode)
-	case flags.Changed("holder") && (mode != "" && mode != "serial" || flags.Changed("scope") && g.scope.value != "destination"):
-		return usagef(c, "--holder is about --mode serial --scope destination")
+	case flags.Changed("holder") && (mode != "serial" || g.scope.value != "destination"):
+		return usagef(c, "--holder is about --mode serial --scope destination; give these, too")
 	case g.exec != "" && (flags.Changed("format") || flags.Changed("output")):
 		return usagef(c, "--exec prints nothing itself; leave out --format and --output")
 	case g.exec != "" && flags.Changed("ack"):

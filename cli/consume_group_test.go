@@ -354,6 +354,8 @@ func TestConsumeWarnsOfAShortSessionTimeout(t *testing.T) {
 }
 
 func TestFlagsOfMembersAreChecked(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // no broker is there to be waited for
+	defer cancel()
 	for _, test := range []struct{ args, text string }{
 		{"consume orders --mode shared", "--mode is about members of a group; give --group NAME"},
 		{"consume orders -g billing --offset 3", "--offset and --group exclude each other: a group has its own place"},
@@ -361,7 +363,16 @@ func TestFlagsOfMembersAreChecked(t *testing.T) {
 		{"consume orders -g billing --partition 1", "--partition and --group exclude each other: the group says"},
 		{"consume orders --group= --exit", "--group is empty; give a value, or leave it out"},
 		{"consume orders -g billing --exec=", "--exec is empty; give a value, or leave it out"},
+		{"consume orders -g billing --name=", "--name is empty; give a value, or leave it out"},
+		{"dlq purge letters --group= --yes", "--group is empty; give a value, or leave it out"},
+		{"dlq redrive letters --origin=", "--origin is empty; give a value, or leave it out"},
+		{"explain queue orders --group=", "--group is empty; give a value, or leave it out"},
+		{"produce orders --publisher=", "--publisher is empty; give a value, or leave it out"},
 		{"consume orders -g billing --mode shared --scope key", "--scope is about --mode serial, not shared"},
+		{"consume orders -g billing --scope publisher", "--scope is about --mode serial; give that, too"},
+		{"consume orders -g billing --mode serial --holder sticky", "--holder is about --mode serial --scope destination; give these, too"},
+		{"group create orders billing --scope publisher", "--scope is about --mode serial, and the group is shared; give that, too"},
+		{"group create orders billing --mode serial --holder sticky", "--holder is about --mode serial --scope destination, and the group is serial by key; give these, too"},
 		{"consume orders -g billing --mode serial --scope key --holder any", "--holder is about --mode serial --scope destination"},
 		{"consume orders -g billing --exec true -o json", "--exec prints nothing itself"},
 		{"consume orders -g billing --parallel 2", "--parallel is about --exec"},
@@ -370,7 +381,7 @@ func TestFlagsOfMembersAreChecked(t *testing.T) {
 		{"key park orders billing a --reason " + strings.Repeat("x", 257), "flag --reason: 257 bytes are more than 256"},
 		{"group seek orders billing", "say where to: one of --to, --offset and --at"},
 	} {
-		got := shell{}.run(context.Background(), strings.Fields(test.args)...)
+		got := shell{}.run(ctx, strings.Fields(test.args)...)
 		require.Equal(t, 2, got.code, test.args)
 		require.Contains(t, got.stderr, test.text)
 	}
@@ -383,6 +394,8 @@ func TestAParkedKeyWaitsAndASkippedRecordIsPassedOver(t *testing.T) {
 	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"))
 	require.Equal(t, "parked \"a\" of orders for billing\n", must(t, sh, "key", "park", "orders", "billing", "a", "--reason", "later"))
 	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "parked: later\n")
+	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "then lockstep key unpark orders billing a; or pass its head over with lockstep key skip orders billing a. [parked]\n")
+	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a", "-o", "json"), "lockstep key unpark orders billing a;")
 	require.Regexp(t, `"scope": "\d+"`, must(t, sh, "key", "show", "orders", "billing", "a", "-o", "json"), "above 2^53 most readers round numbers")
 	require.Contains(t, must(t, sh, "explain", "queue", "orders", "--key", "a"), "parked")
 	must(t, at(address, "c:5\n"), "produce", "orders", "-K", ":")

@@ -529,8 +529,8 @@ func TestProduceUnderANameThatAnotherOneTakes(t *testing.T) {
 		"let only one run, or give each its own --name; line 1 is stored; continue with: tail -n +2 FILE | lockstep produce events --in-order --name billing")
 	require.Equal(t, "first\nsecond\n", strings.Join(slices.Sorted(strings.Lines(must(t, sh, "consume", "events", "-e"))), ""))
 
-	for name, problem := range map[string]string{"": "a name must not be empty", "a//b": `name "a//b" has an empty level between slashes`} {
+	for name, problem := range map[string]string{"": "--name is empty; give a value, or leave it out", "a//b": `flag --name: name "a//b" has an empty level between slashes`} {
 		got := at(address, "x\n").run(context.Background(), "produce", "events", "--name", name)
-		require.Equal(t, []any{2, "lockstep: flag --name: " + problem + " (see lockstep produce --help)\n"}, []any{got.code, got.stderr})
+		require.Equal(t, []any{2, "lockstep: " + problem + " (see lockstep produce --help)\n"}, []any{got.code, got.stderr})
 	}
 }

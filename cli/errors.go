@@ -176,7 +176,11 @@ func (f *failure) explainClient() string {
 	case errors.Is(f.err, client.ErrRecordTooLarge):
 		return fmt.Sprintf("%v; raise the limit with: %s alter %s --max-record-bytes SIZE", f.err, f.command(), name)
 	case errors.Is(f.err, client.ErrUnknownPartition):
-		return fmt.Sprintf("%s %q: %v; list its partitions with: %s describe %s", f.doing, f.destination, f.err, f.command(), name)
+		inner := f.err // it says the destination again
+		for e := f.err; e != client.ErrUnknownPartition && e != nil; e = errors.Unwrap(e) {
+			inner = e
+		}
+		return fmt.Sprintf("%s %q: %v; list its partitions with: %s describe %s", f.doing, f.destination, inner, f.command(), name)
 	case errors.Is(f.err, client.ErrDeliveryTimeout) && errors.Is(f.err, wire.CodeDiskFull):
 		return fmt.Sprintf("%s %q: %v; free space or shorten retention on the broker's disk, or wait longer with --timeout", f.doing, f.destination, f.err)
 	case errors.Is(f.err, client.ErrDeliveryTimeout) && errors.Is(f.err, wire.CodeMemoryFull):
@@ -257,6 +261,9 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 		}
 		return fmt.Sprintf("%s %q not found; create it with: %s create %s", noun, f.destination, command, name)
 	case wire.CodeAlreadyExists:
+		if f.group != "" {
+			return f.text(code) + fmt.Sprintf("; look at it with: lockstep group describe %s %s", name, shellWord(f.group))
+		}
 		if kind == "" {
 			return ""
 		}
@@ -299,6 +306,11 @@ func (f *failure) explainCode(code wire.ErrorCode) string {
 			text += fmt.Sprintf(", or create it with: lockstep group create %s %s", name, shellWord(f.group))
 		}
 		return text
+	case wire.CodeGroupGone:
+		if f.destination == "" || f.group == "" {
+			return ""
+		}
+		return f.text(code) + fmt.Sprintf("; make it again with: lockstep group create %s %s", name, shellWord(f.group))
 	case wire.CodeGroupMismatch, wire.CodeSerialNeedsOnePartition:
 		return f.text(code) // the broker says what to do, by its names
 	case wire.CodeTooMany:
@@ -332,7 +344,7 @@ func (a *app) explainConnection(err error) string {
 		return fmt.Sprintf("cannot connect to %s: %v; check --server and the network", a.servers, op.Err)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Sprintf("%v: no answer from %s in time; check the broker with: curl http://HOST:HTTP-PORT/healthz", err, a.servers)
+		return fmt.Sprintf("%v: no answer from %s in time; see what is away with: lockstep cluster health, or look at one broker with: curl http://HOST:HTTP-PORT/healthz", err, a.servers)
 	}
 	return ""
 }
@@ -395,6 +407,17 @@ func cause(err error) error {
 		return fmt.Errorf("%q is neither true nor false", value.GetValue())
 	}
 	return inner
+}
+
+// refuseEmpty reports flags that are given without a value. That is mostly a variable that is not
+// set, and what is meant is less than what the command does without the flag.
+func refuseEmpty(c *cobra.Command, names ...string) error {
+	for _, name := range names {
+		if f := c.Flags().Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
+			return usagef(c, "--%s is empty; give a value, or leave it out", name)
+		}
+	}
+	return nil
 }
 
 func unknownCommand(c *cobra.Command, word string) error {

@@ -64,8 +64,8 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 			stop(fmt.Errorf("%s/%d@%d: %w; it is given back uncounted, and ends whoever gets it next; if the command fails for this record alone, pass it over with: lockstep key skip %s %s --partition %d --offset %d",
 				r.destination, d.Partition, d.Offset, err, shellWord(r.destination), shellWord(r.member.group), d.Partition, d.Offset))
 		case err != nil && running.Err() == nil && ctx.Err() != nil && !errors.Is(context.Cause(ctx), client.ErrFenced): // of those OnEvent tells
-			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d was taken back before its command had ended, which was told to end: %s; if the command needs more than the group's ack wait: lockstep group alter %s %s --ack-wait TIME\n",
-				r.destination, d.Partition, d.Offset, oneLine(err.Error()), shellWord(r.destination), shellWord(r.member.group))
+			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d was taken back before its command had ended, which was told to end: %s; %s\n",
+				r.destination, d.Partition, d.Offset, oneLine(err.Error()), r.whyTakenBack(context.Cause(ctx)))
 		case err != nil && ctx.Err() == nil:
 			fmt.Fprintf(r.app.stderr, "lockstep: %s/%d@%d failed, attempt %d: %s\n", r.destination, d.Partition, d.Offset, d.Attempts+1, oneLine(err.Error()))
 		}
@@ -87,6 +87,27 @@ func (r *consumeRun) runCommands(ctx context.Context, consumer *client.Consumer)
 		return nil
 	}
 	return err
+}
+
+// whyTakenBack says why the broker wants a record back, and what to do if it need not be so.
+func (r *consumeRun) whyTakenBack(cause error) string {
+	var revoked *client.RevokedError
+	if errors.As(cause, &revoked) {
+		switch revoked.Reason {
+		case wire.ReasonSeek:
+			return "the group is moved to another place"
+		case wire.ReasonSettings:
+			return "the group is changed, and its records come again under the new rules"
+		case wire.ReasonPark:
+			return "somebody parks, skips or repairs a record"
+		case wire.ReasonRebinding, wire.ReasonActive:
+			return "its partition goes to another member"
+		}
+	}
+	if code := wire.CodeOf(cause); code == wire.CodeGroupGone || code == wire.CodeDestinationGone {
+		return oneLine(code.Info().Description)
+	}
+	return fmt.Sprintf("if the command needs more than the group's ack wait: lockstep group alter %s %s --ack-wait TIME", shellWord(r.destination), shellWord(r.member.group))
 }
 
 // shared is a writer that commands may write to at the same time: a file as it is, which
@@ -174,22 +195,26 @@ func awaitEnd(pid int) {
 	}
 }
 
-// recordEnvironment is what a command is told of its record. A key that no environment
-// can hold is in base64, and LOCKSTEP_KEY_ENCODING says so.
-func recordEnvironment(d *client.Delivery) []string {
-	key, encoding := textOrBase64(d.Key)
-	if bytes.IndexByte(d.Key, 0) >= 0 {
-		key, encoding = base64.StdEncoding.EncodeToString(d.Key), "base64"
+// environmentText is a key or publisher as a variable can hold it: in base64 if it is no text or
+// has a zero byte, and then the encoding says so.
+func environmentText(b []byte) (text, encoding string) {
+	if bytes.IndexByte(b, 0) >= 0 {
+		return base64.StdEncoding.EncodeToString(b), "base64"
 	}
+	return textOrBase64(b)
+}
+
+// recordEnvironment is what a command is told of its record. A key or publisher that no
+// environment can hold is in base64, and LOCKSTEP_KEY_ENCODING or LOCKSTEP_PUBLISHER_ENCODING says so.
+func recordEnvironment(d *client.Delivery) []string {
+	key, keyEncoding := environmentText(d.Key)
 	headers := make([]jsonHeader, 0, len(d.Headers))
-	publisher := ""
+	publisher, publisherEncoding := "", ""
 	for _, h := range d.Headers {
 		value, encoding := textOrBase64(h.Value)
 		headers = append(headers, jsonHeader{Name: h.Key, Value: value, ValueEncoding: encoding})
 		if h.Key == wire.PublisherHeader {
-			if publisher = value; bytes.IndexByte(h.Value, 0) >= 0 {
-				publisher = base64.StdEncoding.EncodeToString(h.Value)
-			}
+			publisher, publisherEncoding = environmentText(h.Value)
 		}
 	}
 	text, err := json.Marshal(headers)
@@ -198,12 +223,13 @@ func recordEnvironment(d *client.Delivery) []string {
 	}
 	return []string{
 		"LOCKSTEP_KEY=" + key,
-		"LOCKSTEP_KEY_ENCODING=" + encoding,
+		"LOCKSTEP_KEY_ENCODING=" + keyEncoding,
 		"LOCKSTEP_PARTITION=" + strconv.FormatUint(uint64(d.Partition), 10),
 		"LOCKSTEP_OFFSET=" + strconv.FormatUint(d.Offset, 10),
 		"LOCKSTEP_EPOCH=" + strconv.FormatUint(d.Epoch(), 10),
 		"LOCKSTEP_DELIVERY_COUNT=" + strconv.Itoa(d.Deliveries),
 		"LOCKSTEP_PUBLISHER=" + publisher,
+		"LOCKSTEP_PUBLISHER_ENCODING=" + publisherEncoding,
 		"LOCKSTEP_HEADERS=" + string(text),
 	}
 }

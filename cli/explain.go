@@ -91,7 +91,7 @@ func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
 			d, err := conn.Destination(ctx, args[0])
 			if err != nil {
-				return &failure{doing: "explain", destination: args[0], err: err}
+				return &failure{doing: "explain", destination: args[0], kind: w, err: err}
 			}
 			if d.Kind.String() != kind {
 				return usagef(c, "%q is a %s; use lockstep explain %s %s", args[0], d.Kind, d.Kind, args[0])
@@ -137,8 +137,8 @@ func (a *app) explainDestinationCommand(w destinationWords) *cobra.Command {
 			case len(groups)+len(removed) > 0:
 			case *group != "":
 				return groupFailure("explain", args[0], *group, wire.Errorf(wire.CodeUnknownGroup, "%s %q has no group %q", kind, args[0], *group))
-			default:
-				_, err := fmt.Fprintf(a.stdout, "%s %s has no groups, so nothing takes its records; start one with lockstep consume %s --group NAME --mode shared\n", kind, args[0], args[0])
+			case output.value != "json":
+				_, err := fmt.Fprintf(a.stdout, "%s %s has no groups, so nothing takes its records; start one with lockstep consume %s --group NAME --mode shared\n", kind, args[0], shellWord(args[0]))
 				return err
 			}
 			return a.explainGroups(ctx, conn, args[0], groups, removed, settings, partitions, ask, output.value == "json")
@@ -175,7 +175,10 @@ func boundElsewhere(ctx context.Context, conn *client.Conn, destination, group s
 // nameScope says the key or publisher that the reason is about, in the place of its hash, as
 // commands take it.
 func (e *explainJSON) nameScope(ctx context.Context, n *namer) {
-	scope, _ := strconv.ParseUint(e.Object, 16, 64) // of others it is a session, and the record is theirs
+	scope, err := strconv.ParseUint(e.Object, 16, 64)
+	if err != nil {
+		scope = 0 // it is a session, and the record is theirs
+	}
 	parked := e.Code == "parked"
 	alone := parked && e.Offset != nil && scope == *e.Offset
 	if n.hashed() && !alone && e.Offset != nil && slices.Contains([]string{"parked", "backoff", "no_credit", "held", "silent", "revoking"}, e.Code) {

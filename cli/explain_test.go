@@ -127,6 +127,12 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 			require.NotZero(w.t, row.SinceMs)
 			require.Contains(w.t, row.Text, fmt.Sprintf("has record 0 under epoch %d", d.Epoch()))
 		}},
+		"held by one without a name": {1, serial, func(w *why) {
+			w.send("a")
+			w.next(w.join())
+			_, row := w.says("held", "--key", "a")
+			require.Contains(w.t, row.Advice, "lockstep key park orders g a --now")
+		}},
 		"backoff": {1, serial, func(w *why) {
 			w.send("a")
 			require.NoError(w.t, w.next(w.join()).Nack(client.Delay(time.Hour)))
@@ -265,6 +271,13 @@ func TestExplainNamesAMissingQuorum(t *testing.T) {
 	gone := at(c.Broker(1).Addr(), "a\n").run(t.Context(), "produce", "orders", "--timeout", "1s")
 	require.Equal(t, 1, gone.code, "a producer gives up as well")
 	require.Contains(t, gone.stderr, "wait longer with --timeout")
+	// An order says that it waits, and what the last answer was.
+	hasty := at(c.Broker(1).Addr(), "")
+	hasty.timeout = time.Second
+	order := hasty.run(t.Context(), "key", "park", "orders", "g", "a")
+	require.Equal(t, 1, order.code)
+	require.Contains(t, order.stderr, "lockstep: no answer yet; waiting, 1s in all (lockstep cluster health shows the nodes that are away)\n")
+	require.Regexp(t, `park "a" in group "g" of "orders": group "g" of "orders" partition 0: context deadline exceeded; the last answer: [A-Z_]+: .*; see what is away with: lockstep cluster health`, order.stderr)
 	// Who consumes there is told what is missing, goes on waiting, and gets what comes.
 	for _, args := range [][]string{{"consume", "orders", "-c", "1"}, {"consume", "orders", "--group", "g", "-c", "1"}} {
 		var stdout bytes.Buffer

@@ -189,7 +189,7 @@ func (a *app) printGroup(g *client.GroupInfo) error {
 		case !limit:
 			fmt.Fprintf(a.stdout, " (the number as %s says)", g.Destination)
 		case !letters:
-			fmt.Fprintf(a.stdout, " (where to as %s says)", g.Destination)
+			fmt.Fprintf(a.stdout, " (what becomes of it as %s says)", g.Destination)
 		}
 	}
 	if g.Paused {
@@ -373,6 +373,12 @@ func (f *groupSettingsFlags) apply(c *cobra.Command, s *client.GroupSettings) er
 	}
 	if flags.Changed("failback") {
 		s.Failback = f.failback
+	}
+	switch d := s.WithDefaults(); { // what would count for nothing is not what is meant
+	case flags.Changed("scope") && d.Mode != client.Serial:
+		return usagef(c, "--scope is about --mode serial, and the group is %s; give that, too", d.Mode)
+	case flags.Changed("holder") && (d.Mode != client.Serial || d.Scope != client.ByDestination):
+		return usagef(c, "--holder is about --mode serial --scope destination, and the group is %s; give these, too", modeText(&d))
 	}
 	return nil
 }

@@ -77,24 +77,26 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 		value = flags.String("value", "", "the new `value`, or @FILE to read it from there, @- from standard input")
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
-		var what string
-		var name []byte // of a key or publisher
+		var what, again string // in words, and as commands take it
+		var name []byte        // of a key or publisher
 		switch {
 		case len(args) == 3 && !flags.Changed("partition") && !flags.Changed("offset"):
 			key, err := parseKey(args[2])
 			if err != nil {
 				return usagef(c, "KEY: %v", err)
 			}
-			name, what = key, fmt.Sprintf("%q", keyText(key))
+			name, what, again = key, fmt.Sprintf("%q", keyText(key)), shellWord(keyText(key))
 			if *publisher {
+				again += " --publisher"
 				ask.Publisher = &key
 			} else {
 				ask.Key = &key
 			}
 		case len(args) == 2 && flags.Changed("partition"):
-			what = fmt.Sprintf("partition %d", *partition)
+			what, again = fmt.Sprintf("partition %d", *partition), fmt.Sprintf("--partition %d", *partition)
 			if flags.Changed("offset") {
 				what = fmt.Sprintf("%s/%d@%d", args[0], *partition, *offset)
+				again += fmt.Sprintf(" --offset %d", *offset)
 				ask.Scope = offset
 			}
 		default:
@@ -130,6 +132,10 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 				return fail(err)
 			}
 			if output != nil {
+				for i := range answer.Reasons {
+					r := &answer.Reasons[i]
+					r.Advice = strings.ReplaceAll(adviceWithNames(r.Advice, args[0], args[1]), " KEY", " "+again)
+				}
 				return a.showKey(&answer, args[0], what, n, output.value == "json")
 			}
 			text := fmt.Sprintf("%s %s of %s for %s", deed.after, what, args[0], args[1])
@@ -176,7 +182,11 @@ func (a *app) showKey(s *wire.ScopeResponse, destination, what string, partition
 		fmt.Fprintln(a.stdout, text)
 	}
 	for _, r := range s.Reasons {
-		if _, err := fmt.Fprintf(a.stdout, "%s [%s]\n", r.Text, r.Code); err != nil {
+		text := r.Text
+		if r.Advice != "" {
+			text += " " + r.Advice
+		}
+		if _, err := fmt.Fprintf(a.stdout, "%s [%s]\n", text, r.Code); err != nil {
 			return err
 		}
 	}

@@ -120,7 +120,12 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetErr(a.stderr)
 	root.SilenceErrors = true
 	root.SilenceUsage = true
-	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.applySettings(c) }
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		if err := refuseEmpty(c, "group", "origin", "publisher", "name"); err != nil {
+			return err
+		}
+		return a.applySettings(c)
+	}
 	root.SetFlagErrorFunc(flagError)
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(a.helpCommand())

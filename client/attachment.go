@@ -164,7 +164,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		}
 		at.answered(response.Refused)
 		for d := c.running.first; d != nil; d = d.next {
-			if d.at == at && d.extended && !d.revoked { // another leader does not know
+			if d.at == at && d.extended && d.revoked == 0 { // another leader does not know
 				d.sayExtend(d.due.Sub(now))
 			}
 		}
@@ -189,7 +189,7 @@ func (at *attachment) allow(ackWait time.Duration) {
 	c := at.consumer
 	var concerned []*Delivery
 	for d := c.running.first; d != nil; d = d.next {
-		if d.at == at && !d.extended && !d.revoked {
+		if d.at == at && !d.extended && d.revoked == 0 {
 			concerned = append(concerned, d)
 		}
 	}
@@ -461,8 +461,8 @@ func (at *attachment) revoke(r *wire.Revoke) {
 		case leaseQueued: // also behind another, whose ack may be about to be confirmed
 			d.conclude(wire.OutcomeReleased, 0, "")
 		case leaseRunning:
-			d.revoked = true
-			d.stop(errRevoked)
+			d.revoked = cmp.Or(r.Reason, wire.ReasonAckWait)
+			d.stop(&RevokedError{d.revoked})
 			c.running.remove(d)
 			d.due = time.Now() // when the grace is over, it is given back whatever the handler does
 			if r.GraceMs > 0 {

@@ -72,8 +72,8 @@ func (c *Consumer) checkTimes(now time.Time) (next time.Duration) {
 			next = shorter(next, until(d.due, now))
 			break
 		}
-		if !d.revoked {
-			d.revoked = true
+		if d.revoked == 0 {
+			d.revoked = wire.ReasonAckWait
 			c.running.remove(d)
 			d.due = now.Add(c.revokeGrace)
 			c.running.insert(d)

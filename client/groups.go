@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -162,24 +163,27 @@ func (c *Conn) GroupOrder(ctx context.Context, op wire.GroupOrderOp, destination
 		ctx, cancel = context.WithTimeout(ctx, lookPatience)
 		defer cancel()
 	}
-	var last error // of a partition that did answer
+	var last, answered error // answered is of a partition that did answer
+	failed := func(err error) error {
+		return fmt.Errorf("group %q of %q partition %d: %w", group, destination, partition, err)
+	}
 	for {
 		var response wire.GroupJSON
 		if err = c.askLeader(ctx, destination, partition, &request, &response); err == nil {
 			return decodeJSON(response.JSON, answer)
 		}
 		code := codeOf(err)
-		if code != 0 || last == nil {
-			last = err
+		if code != 0 {
+			answered = err
 		}
-		if ctx.Err() != nil && whole.Err() == nil {
-			return fmt.Errorf("group %q of %q partition %d: %w", group, destination, partition, last)
+		if last = cmp.Or(answered, last, err); ctx.Err() != nil && whole.Err() == nil {
+			return failed(last)
 		}
 		if ctx.Err() != nil || !sessionLost(err, &c.options) && !transient(code) && code != wire.CodeUnknownHandle && code != wire.CodeNotLeader {
-			return fmt.Errorf("group %q of %q partition %d: %w", group, destination, partition, err)
+			return failed(overdue(ctx, err, answered))
 		}
 		if err := c.pause(ctx, retryPause); err != nil && (whole.Err() != nil || ctx.Err() == nil) {
-			return err
+			return failed(overdue(ctx, err, answered))
 		}
 	}
 }

@@ -15,6 +15,15 @@ var ErrSettled = errors.New("the record has an outcome already")
 // errRevoked is why the context of a record is cancelled that the broker wants back.
 var errRevoked = errors.New("the broker asked for the record back")
 
+// RevokedError is the cause of the end of a record's context that the broker wants back: work on
+// it takes longer than the ack wait, the group is moved or changed, its scope is parked, or its
+// partition goes to another consumer.
+type RevokedError struct{ Reason wire.LeaseReason }
+
+func (e *RevokedError) Error() string { return errRevoked.Error() + ": " + e.Reason.String() }
+
+func (e *RevokedError) Unwrap() error { return errRevoked }
+
 // leaseState is how far a Delivery has come. It moves downwards only.
 type leaseState uint8
 
@@ -46,10 +55,10 @@ type Delivery struct {
 	kind       wire.OutcomeKind
 	delay      uint32
 	text       string
-	due        time.Time // when the ack wait is over; then when the revoke grace is
-	revoked    bool
-	extended   bool  // the leader is to know of due
-	err        error // why it is lost
+	due        time.Time        // when the ack wait is over; then when the revoke grace is
+	revoked    wire.LeaseReason // 0 if nobody wants it back
+	extended   bool             // the leader is to know of due
+	err        error            // why it is lost
 	done       chan struct{}
 	told       func(error)
 	ctx        context.Context
@@ -80,8 +89,8 @@ func (d *Delivery) context(parent context.Context) context.Context {
 		switch {
 		case d.err != nil:
 			d.cancel(d.err)
-		case d.revoked:
-			d.cancel(errRevoked)
+		case d.revoked != 0:
+			d.cancel(&RevokedError{d.revoked})
 		case d.state == leaseOver || d.state == leaseSettled && d.kind != wire.OutcomeAck:
 			d.cancel(nil)
 		}
@@ -187,8 +196,8 @@ func (d *Delivery) Extend(by time.Duration) error {
 	switch {
 	case d.state != leaseRunning:
 		return d.refusal()
-	case d.revoked:
-		return fenced(d.Partition, wire.Offset(d.Offset), errRevoked)
+	case d.revoked != 0:
+		return fenced(d.Partition, wire.Offset(d.Offset), &RevokedError{d.revoked})
 	}
 	c.running.remove(d)
 	d.due, d.extended = time.Now().Add(by), true
