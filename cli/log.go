@@ -143,7 +143,7 @@ type logTotals struct {
 func (a *app) logVerifyCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify DIR",
-		Short: "Check every stored entry and batch; exit code 1 if something is damaged",
+		Short: "Check every stored entry, batch and checkpoint; exit code 1 if something is damaged",
 		Example: `  lockstep log verify ` + defaultData + `
   lockstep log verify ` + defaultData + `/meta -o json`,
 		Args: exactArgs("DIR"),
@@ -327,9 +327,12 @@ func verifyDirectory(c *cobra.Command, dir string) (logTotals, error) {
 		t.Bytes += f.Header.FrameSize()
 		return nil
 	})
+	if err == nil {
+		err = log.VerifyCheckpoints(vfs.OS(), dir)
+	}
 	if errors.Is(err, log.ErrCorrupt) {
 		if t.Damage == "" {
-			t.Damage = err.Error()
+			t.Damage = strings.TrimPrefix(err.Error(), dir+"/")
 		}
 		err = nil
 	}

@@ -49,6 +49,17 @@ func TestLogsAreInspectedAndVerified(t *testing.T) {
 	}
 	require.NoError(t, os.Remove(journal))
 
+	saved := filepath.Join(partitions[0], "checkpoint.0") // what groups have done is there
+	state, err := os.ReadFile(saved)
+	require.NoError(t, err)
+	state[len(state)/2] ^= 1
+	require.NoError(t, os.WriteFile(saved, state, 0o600))
+	got := shell{}.run(context.Background(), "log", "verify", data)
+	require.Equal(t, 1, got.code)
+	require.Regexp(t, `^lockstep: `+saved+`: position 0: corrupt: checkpoint: `, got.stderr)
+	state[len(state)/2] ^= 1
+	require.NoError(t, os.WriteFile(saved, state, 0o600))
+
 	segments, err := filepath.Glob(filepath.Join(partitions[0], "*.segment"))
 	require.NoError(t, err)
 	content, err := os.ReadFile(segments[0])
@@ -57,7 +68,7 @@ func TestLogsAreInspectedAndVerified(t *testing.T) {
 	require.Positive(t, place)
 	content[place] ^= 1
 	require.NoError(t, os.WriteFile(segments[0], content, 0o600))
-	got := shell{}.run(context.Background(), "log", "verify", data)
+	got = shell{}.run(context.Background(), "log", "verify", data)
 	require.Equal(t, 1, got.code)
 	require.Regexp(t, `(?m)^\S+/partitions/\S+ .* DAMAGED$`, got.stdout)
 	require.Regexp(t, `^lockstep: `+partitions[0]+`/`+filepath.Base(segments[0])+`: position \d+: .*; nothing was changed; look around it with: lockstep log inspect `+data+"\n$", got.stderr)

@@ -252,3 +252,27 @@ func (in *inspection) findNext(sc *segment.Scanner, fileID uint64) (bool, wire.F
 		sc.MoveTo(sc.Position() + wire.FrameAlignment)
 	}
 }
+
+// VerifyCheckpoints reads the checkpoints of a log that is not open, and returns a
+// *CorruptionError for the first that is damaged. A log opens with the other one, and with none if it has all
+// its entries, so that damage of one costs nothing yet. Beside a running broker it is as good:
+// checkpoints are replaced whole. Files of a newer version are ErrTooNew.
+func VerifyCheckpoints(fs vfs.FS, dir string) error {
+	for _, name := range checkpointNames {
+		file := path.Join(dir, name)
+		b, err := readFile(fs, file, MaxCheckpointBytes)
+		if errors.Is(err, iofs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			_, _, err = parseCheckpoint(b)
+		}
+		switch {
+		case errors.Is(err, ErrTooNew):
+			return fmt.Errorf("%s: %w", file, err)
+		case err != nil:
+			return &CorruptionError{File: file, Cause: fmt.Errorf("checkpoint: %w", err)}
+		}
+	}
+	return nil
+}
