@@ -467,7 +467,7 @@ func TestJoiningIsRefusedWithTheReason(t *testing.T) {
 	other, err := Start(t.Context(), elsewhere)
 	require.NoError(t, err)
 	require.NoError(t, other.Close(t.Context()))
-	refused("and --join names a member of another one", func(cfg *Config) { cfg.DataDir = elsewhere.DataDir })
+	refused(elsewhere.DataDir+": it belongs to cluster ", func(cfg *Config) { cfg.DataDir = elsewhere.DataDir })
 	again, err := Start(t.Context(), elsewhere)
 	require.NoError(t, err, "without --join it goes on")
 	require.NoError(t, again.Close(t.Context()))

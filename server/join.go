@@ -127,8 +127,8 @@ func joinsItsOwn(cfg *Config, id *identity) error {
 	}
 	for range cfg.Join {
 		if err := <-errs; err != nil {
-			return fmt.Errorf("data directory %s belongs to cluster %s, and --join names a member of another one; choose another --data to join that, or leave --join out: %w",
-				cfg.DataDir, id.ClusterID, err)
+			return fmt.Errorf("it belongs to cluster %s, and --join names a member of another one; choose another --data to join that, or leave --join out; the member says: %w",
+				id.ClusterID, err)
 		}
 	}
 	return nil
