@@ -109,3 +109,11 @@ func TestAFollowerPassesNoProposalOn(t *testing.T) {
 	f.settle()
 	require.Equal(t, last, l.log.LastIndex())
 }
+
+func TestF18_ChangesOfWhoIsNotWhatTheySayAreRefused(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	for _, c := range []Membership{{AddLearners: []uint64{2}}, {AddLearners: []uint64{0}}, {Promote: []uint64{9}}, {Promote: []uint64{2}}} {
+		require.ErrorIs(t, l.group.Reconfigure(c), ErrMembership, "%+v", c)
+	}
+}
