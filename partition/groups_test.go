@@ -298,6 +298,28 @@ func TestRule3_AnEntryOfAnotherTermAnswersNobody(t *testing.T) {
 	require.Empty(t, c.answers)
 }
 
+// What a leadership could not read the next one looks for at once: it does not wait until the one
+// before would have tried again.
+func TestTheNextLeadershipReadsAtOnce(t *testing.T) {
+	h, w := newGroups(t)
+	h.log.immediate = true
+	h.part.Groups().Intend(20, []Intent{intent(7, "workers")})
+	h.send(-1, 0, 0, 2)
+	w.scan = func(wire.Offset) { h.part.Scanned(nil, log.ErrNotReady) }
+	h.attach("workers", 1)
+	h.turns(0)
+	require.Equal(t, 1, w.scans)
+	h.log.term, h.log.following = 4, true
+	h.turns(0)
+
+	h.log.term, h.log.following = 5, false
+	w.scan = nil
+	h.noOp()
+	c := h.attach("workers", 1)
+	h.turns(0)
+	require.Equal(t, 2, c.records())
+}
+
 // Whoever waits at a replica that does not lead hears who does.
 func TestWhoWaitsForAGroupIsToldWhoLeads(t *testing.T) {
 	h, _ := newGroups(t)

@@ -80,6 +80,23 @@ func TestRule10_RecordsOfASharedGroupBehindTheOldOnesGoOn(t *testing.T) {
 	require.Equal(t, []wire.Offset{2, 3, 2, 0, 1}, b.offsets())
 }
 
+// Rule 18: of what the leader before had in its log and not below its horizon it has given nothing:
+// that waits for nobody.
+func TestRule18_WhatTheHorizonDidNotReachGoesOn(t *testing.T) {
+	for _, s := range []Settings{sharedGroup, keyGroup} {
+		r := newRig(t, s)
+		r.leader.step = 4
+		a := r.attach('A', 1, 1)
+		r.produce(1, 2, 3, 4, 5, 6, 7)
+		r.settle()
+		require.Equal(t, []wire.Offset{0}, a.offsets())
+		require.EqualValues(t, 4, r.state.Group(1).Horizon)
+		r.lead()
+		b := r.attach('B', 1, 10)
+		require.Equal(t, []wire.Offset{4, 5, 6}, b.offsets(), "mode %v", s.Mode)
+	}
+}
+
 // Records that rest are left out where the scan comes by again when all have come back.
 func TestRule10_RestsOutlastTheGrace(t *testing.T) {
 	r, b := change(t, sharedGroup, 1)

@@ -168,7 +168,6 @@ func (l *Leader) overdue(m *member) {
 			l.giveBack(m, one, cause{reason: r.revoked, counted: true, attempt: failed, rest: failed})
 		}
 	}
-	l.room(m)
 }
 
 // isHead reports whether the record at o is the first of its scope that is held.
