@@ -485,7 +485,7 @@ func (at *attachment) remove(d *Delivery, why error) {
 // lose tells whoever works on a record that it is lost.
 func (at *attachment) lose(d *Delivery, why error) {
 	// What was given back may be gone, and of what has an error it was told.
-	if d.state == leaseRunning || d.state == leaseSettled && d.kind != wire.OutcomeReleased && d.err == nil {
+	if d.err == nil && (d.state == leaseRunning || d.state == leaseSettled && d.kind != wire.OutcomeReleased) {
 		at.tellLost(d, why)
 	}
 	d.over(fenced(at.partition, wire.Offset(d.Offset), why))
@@ -500,7 +500,8 @@ func (at *attachment) tellLost(d *Delivery, why error) {
 // the consumer's. What has one may still be claimed. While there is a link, its broker may not
 // have given up on the consumer, which was only late: so it is told, or the records would be
 // leased to nobody until their ack wait is over, and what is on its way behind them waits
-// (rule 24). Without one, the next attach does not claim them.
+// (rule 24). What the application works on is given back when it has ended, or after the revoke
+// grace (T4). Without a link, the next attach does not claim them.
 func (at *attachment) expire() {
 	if c := at.consumer; !at.lapsed && at.held.Len() > 0 {
 		at.lapsed = true
@@ -509,14 +510,22 @@ func (at *attachment) expire() {
 	for _, d := range at.held.List() {
 		switch {
 		case d.state == leaseSettled || d.state == leaseOver:
-		case at.session != nil:
-			if d.state == leaseRunning {
-				at.tellLost(d, errUnconfirmed)
-			}
-			err := fenced(at.partition, wire.Offset(d.Offset), errUnconfirmed)
-			d.stop(err)
+		case at.session != nil && d.state == leaseQueued:
 			d.conclude(wire.OutcomeReleased, 0, "")
-			d.err = err
+		case at.session != nil:
+			if d.err != nil {
+				continue
+			}
+			at.tellLost(d, errUnconfirmed)
+			d.err = fenced(at.partition, wire.Offset(d.Offset), errUnconfirmed)
+			d.stop(d.err)
+			if d.revoked == 0 {
+				d.revoked = wire.ReasonAckWait
+				at.consumer.running.remove(d)
+				d.due = at.consumer.now().Add(at.consumer.revokeGrace)
+				at.consumer.running.insert(d)
+				poke(at.consumer.wake)
+			}
 		default:
 			at.held.Remove(wire.Offset(d.Offset))
 			at.lose(d, errUnconfirmed)

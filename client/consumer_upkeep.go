@@ -81,14 +81,16 @@ func (c *Consumer) checkTimes(now time.Time) (next time.Duration) {
 			continue
 		}
 		kind := wire.OutcomeNack
-		if c.flags&wire.AttachLookOnly != 0 {
+		if c.flags&wire.AttachLookOnly != 0 || d.err != nil {
 			kind = wire.OutcomeReleased
 		}
 		d.conclude(kind, 0, "ack wait")
 		if kind == wire.OutcomeNack {
 			d.at.tellLost(d, errAckWait)
 		}
-		d.err = fenced(d.Partition, wire.Offset(d.Offset), errAckWait)
+		if d.err == nil {
+			d.err = fenced(d.Partition, wire.Offset(d.Offset), errAckWait)
+		}
 	}
 	return next
 }

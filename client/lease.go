@@ -194,7 +194,7 @@ func (d *Delivery) Extend(by time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case d.state != leaseRunning:
+	case d.state != leaseRunning || d.err != nil:
 		return d.refusal()
 	case d.revoked != 0:
 		return fenced(d.Partition, wire.Offset(d.Offset), &RevokedError{d.revoked})
@@ -233,6 +233,11 @@ func (d *Delivery) settle(kind wire.OutcomeKind, delay uint32, text string) erro
 	}
 	if !c.now().Before(d.at.valid) {
 		d.at.expire()
+	}
+	if d.err != nil {
+		if d.state == leaseRunning {
+			d.conclude(wire.OutcomeReleased, 0, "")
+		}
 		return d.err
 	}
 	d.conclude(kind, delay, text)

@@ -177,13 +177,29 @@ func TestCloseWaitsAsLongAsItsContextAllows(t *testing.T) {
 	require.NoError(t, c.Close(testContext(t)))
 }
 
-// Rules 17 and 24: a consumer that was only late, and has given up what it held, gives it back:
+// Whoever does not hear that his record is given up loses it when the revoke grace is over.
+func TestRule17_AHandlerThatDoesNotEndHoldsNoRecordOfALateConsumer(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial, SessionMs: 300, RevokeMs: 50})
+	g.mu.Lock()
+	g.deaf = true
+	g.mu.Unlock()
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a")
+	d := next(t, c)
+	g.said(wire.OutcomeReleased, 10, fakeEpoch)
+	require.ErrorIs(t, context.Cause(d.Context()), ErrFenced)
+	require.ErrorIs(t, d.Ack(), ErrFenced)
+}
+
+// Rules 17 and 24: a consumer that was only late, and has given up what it held, gives it back when the
+// application has ended:
 // its broker still lists it, and would wait for nobody until the ack wait is over. What was on its
 // way behind such a record of its scope is not started before it.
 func TestRule17_WhatALateConsumerGivesUpGoesBack(t *testing.T) {
-	for name, test := range map[string]func(t *testing.T, g *fakeGroup, c *Consumer, released wire.Outcome){
-		"its broker has waited": func(t *testing.T, g *fakeGroup, c *Consumer, released wire.Outcome) {
-			g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{{Offset: 11, Count: 2, Epoch: fakeEpoch, Reason: wire.ReasonReturned}}})
+	for name, test := range map[string]func(t *testing.T, g *fakeGroup, c *Consumer, behind, released wire.Outcome){
+		"its broker has waited": func(t *testing.T, g *fakeGroup, c *Consumer, behind, released wire.Outcome) {
+			g.answer(behind, wire.CodeOK)
+			g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{{Offset: 12, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonReturned}}})
 			g.said(wire.OutcomeLostSeen, 12, fakeEpoch)
 			g.answer(released, wire.CodeOK)
 			g.deliver(10, fakeEpoch+1, "a", "a")
@@ -193,7 +209,7 @@ func TestRule17_WhatALateConsumerGivesUpGoesBack(t *testing.T) {
 			g.said(wire.OutcomeAck, 10, fakeEpoch+1)
 			none(t, c)
 		},
-		"its link breaks": func(t *testing.T, g *fakeGroup, c *Consumer, released wire.Outcome) {
+		"its link breaks": func(t *testing.T, g *fakeGroup, c *Consumer, behind, released wire.Outcome) {
 			g.b.dropConns()
 			<-g.links
 			g.mu.Lock()
@@ -202,7 +218,9 @@ func TestRule17_WhatALateConsumerGivesUpGoesBack(t *testing.T) {
 			require.NotEmpty(t, claims)
 			require.Equal(t, wire.OutcomeReleased, claims[0].Kind)
 		},
-		"its broker has not": func(t *testing.T, g *fakeGroup, c *Consumer, released wire.Outcome) {
+		"its broker has not": func(t *testing.T, g *fakeGroup, c *Consumer, behind, released wire.Outcome) {
+			g.answer(behind, wire.CodeStaleEpoch)
+			g.said(wire.OutcomeLostSeen, 11, fakeEpoch)
 			g.answer(released, wire.CodeStaleEpoch)
 			g.said(wire.OutcomeLostSeen, 10, fakeEpoch)
 			require.EqualValues(t, 12, next(t, c).Offset, "it is still ours")
@@ -223,7 +241,9 @@ func TestRule17_WhatALateConsumerGivesUpGoesBack(t *testing.T) {
 			d := next(t, c)
 			<-d.Context().Done()
 			require.ErrorIs(t, context.Cause(d.Context()), ErrFenced)
-			require.ErrorIs(t, d.Ack(), ErrFenced)
+			behind := g.said(wire.OutcomeReleased, 11, fakeEpoch)
+			require.ErrorIs(t, d.Extend(time.Hour), ErrFenced)
+			require.ErrorIs(t, d.Ack(), ErrFenced, "only now has it ended")
 			released := g.said(wire.OutcomeReleased, 10, fakeEpoch)
 			g.mu.Lock()
 			g.deaf = false
@@ -237,7 +257,7 @@ func TestRule17_WhatALateConsumerGivesUpGoesBack(t *testing.T) {
 			g.deliver(13, fakeEpoch, "z")
 			require.EqualValues(t, 13, next(t, c).Offset)
 			none(t, c)
-			test(t, g, c, released)
+			test(t, g, c, behind, released)
 			require.EqualValues(t, 10, (<-lost).Offset)
 			require.Empty(t, lost, "once")
 		})
