@@ -29,8 +29,19 @@ func TestF18_ARestartGoesByTheChangesThatItsLogShowsToBeCommitted(t *testing.T) 
 		f.tick(2)
 	}
 	require.Equal(t, []uint64{1, 2, 3}, l.group.Members().Voters)
+	before := f.members[2].group.Applied()
+	f.lose = func(e envelope) bool { // and does not hear that either is committed
+		if e.to == 2 && e.message != nil {
+			e.message.Commit = min(e.message.Commit, uint64(before))
+		} else if e.to == 2 {
+			e.beat.Commit = min(e.beat.Commit, before)
+		}
+		return false
+	}
 	f.heal()
 	f.tick(10)
+	require.Equal(t, before, f.members[2].group.Applied())
+	f.lose = nil
 	require.Equal(t, l.log.LastIndex(), f.members[2].log.LastIndex())
 	for _, id := range f.founders[:3] {
 		f.members[id].crash(false)
