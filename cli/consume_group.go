@@ -98,9 +98,10 @@ func (g *groupFlags) check(c *cobra.Command) error {
 			}[name])
 		}
 	}
+	if flags.Changed("scope") && g.mode.value == "" {
+		g.mode.value = "serial" // a shared one has no order
+	}
 	switch mode := g.mode.value; {
-	case flags.Changed("scope") && mode == "": // a new group would be shared, and keep no order
-		return usagef(c, "--scope is about --mode serial; give that, too")
 	case flags.Changed("scope") && mode != "serial":
 		return usagef(c, "--scope is about --mode serial, not %s", mode)
 	case flags.Changed("holder") && (mode != "serial" || g.scope.value != "destination"):

@@ -46,7 +46,7 @@ func TestRule31_TheHolderIsHandedOver(t *testing.T) {
 	r.moved()
 	b := r.attach('B', 1, 2)
 	require.Empty(t, b.offsets())
-	a = r.attach('A', 2, 0, wire.Outcome{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Kind: wire.OutcomeAck})
+	r.attach('A', 2, 0, wire.Outcome{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Kind: wire.OutcomeAck})
 	r.settle()
 	require.Equal(t, []wire.Offset{1}, b.offsets())
 }
