@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/client"
@@ -331,11 +332,14 @@ func (s *suite) destroy(t *testing.T) {
 	require.NoError(t, os.RemoveAll(s.nodes[0].data))
 	// The session timeout was for the lost one. Those that live are not to be given up because the
 	// machine is busy.
-	require.Eventually(t, func() bool {
-		info, err := conn.DescribeGroup(patient(t), d.Name, "g")
+	var info client.GroupInfo
+	if !assert.Eventually(t, func() bool {
+		info, err = conn.DescribeGroup(patient(t), d.Name, "g")
 		return err == nil && len(info.Partitions) == len(d.Partitions) &&
 			!slices.ContainsFunc(info.Partitions, func(p client.GroupPartition) bool { return p.Next == 0 || len(p.Sessions) > 0 })
-	}, startTimeout, 20*time.Millisecond, "the lost consumer is unlisted")
+	}, startTimeout, 20*time.Millisecond, "the lost consumer is unlisted") {
+		require.FailNow(t, "it is listed", "%+v, %v", info.Partitions, err)
+	}
 	_, err = conn.AlterGroup(patient(t), d.Name, "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Shared, SessionMs: 60_000}})
 	require.NoError(t, err)
 	group[2] = client.SessionTimeout(time.Minute)
