@@ -277,7 +277,7 @@ func TestExplainNamesAMissingQuorum(t *testing.T) {
 	order := hasty.run(t.Context(), "key", "park", "orders", "g", "a")
 	require.Equal(t, 1, order.code)
 	require.Contains(t, order.stderr, "lockstep: no answer yet; waiting, 1s in all (lockstep cluster health shows the nodes that are away)\n")
-	require.Regexp(t, `park "a" in group "g" of "orders": group "g" of "orders" partition 0: context deadline exceeded; the last answer: [A-Z_]+: .*; see what is away with: lockstep cluster health`, order.stderr)
+	require.Regexp(t, `park "a" in group "g" of "orders": group "g" of "orders" partition 0: .*context deadline exceeded; the last answer: [A-Z_]+: .*; see what is away with: lockstep cluster health`, order.stderr)
 	// Who consumes there is told what is missing, goes on waiting, and gets what comes.
 	for _, args := range [][]string{{"consume", "orders", "-c", "1"}, {"consume", "orders", "--group", "g", "-c", "1"}} {
 		var stdout bytes.Buffer
