@@ -139,7 +139,8 @@ func TestRuleL8_DamageThatIsErasedOnTheOtherReplicaIsLeft(t *testing.T) {
 		a.broker.repair(r)
 	}
 	require.EqualValues(t, 1, a.broker.damage.asked.Load())
-	require.False(t, r.mending.busy.Load())
+	eventually(t, "the one that asked has ended", func() bool { return !r.mending.busy.Load() })
+	require.EqualValues(t, 1, a.broker.damage.asked.Load())
 	require.Len(t, r.records.Damage(), 1, "the bytes are what they are")
 	eventually(t, "to nobody it matters", func() bool { return r.info().Damaged == 0 })
 }
