@@ -275,7 +275,7 @@ func (c *Conn) inbox(ctx context.Context) (*TemporaryQueue, error) {
 
 // Send sends one record to any destination, a temporary queue among them, over a producer
 // that the Conn keeps for the name; if the destination is deleted and made again, the next
-// record goes to the new one. It waits for the receipt, which for a temporary queue has the
+// record goes to the new one, and so does one that was on its way. It waits for the receipt, which for a temporary queue has the
 // offset alone. To a temporary queue a record is sent again when a connection breaks, so that
 // it may come twice. Errors: those of Producer.Send; wire.CodeDestinationGone if the temporary
 // queue has ended, wire.CodePartitionFull if it is full.
@@ -391,8 +391,8 @@ func (c *Conn) sender(ctx context.Context, destination string) (*sender, error) 
 }
 
 // release gives a sender back. One that has failed is not used again; again says that another
-// one may send the record: it was not sent, for the destination or alias that the sender has
-// worked for is gone, and there may be a new one of its name.
+// one may send the record: the destination or alias that the sender has worked for is gone, there
+// may be a new one of its name, and the record is in none that is left.
 func (c *Conn) release(destination string, s *sender, err error) (again bool) {
 	q := &c.requests
 	q.mu.Lock()
@@ -401,8 +401,10 @@ func (c *Conn) release(destination string, s *sender, err error) (again bool) {
 	switch code := codeOf(err); {
 	case err == nil:
 		s.worked = true
-	case code == wire.CodeUnknownDestination, code == wire.CodeDestinationGone, errors.Is(err, ErrAliasMoved):
+	case errors.Is(err, ErrAliasMoved):
 		again = s.worked && errors.As(err, &e) && e.Outcome == NotSent
+	case code == wire.CodeUnknownDestination, code == wire.CodeDestinationGone:
+		again = s.worked // where it may have been stored is deleted
 	}
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !s.dropped {
 		s.dropped = true
