@@ -427,7 +427,7 @@ const figureControl = 1 << 30
 // writePlainly writes files as a follower that catches up does: 512 KiB at a time, synced
 // with every eighth, at the rate at which a leader reads for it.
 func writePlainly(dir string, total int64) error {
-	const rate, step, synced, segment = 16 << 20, 512 << 10, 4 << 20, 64 << 20
+	const rate, step, synced, segment = 8 << 20, 512 << 10, 4 << 20, 64 << 20
 	began := time.Now()
 	var f *os.File
 	for written := int64(0); written < total; written += step {

@@ -71,7 +71,7 @@ func (p *pacedCatchUp) reader(t *testing.T, node uint32, most, size int, read *i
 	again()
 }
 
-// While producers write, followers that lag get 16 MiB a second together, piece by piece
+// While producers write, followers that lag get 8 MiB a second together, piece by piece
 // and nothing on account; while nobody writes, all they can take.
 func TestCatchUpKeepsToItsRate(t *testing.T) {
 	p := newPacedCatchUp()
@@ -91,10 +91,10 @@ func TestCatchUpKeepsToItsRate(t *testing.T) {
 	for range catchUpStreams {
 		ask()
 	}
-	p.pass(time.Second/16 - 1)
+	p.pass(time.Second/8 - 1)
 	require.Equal(t, 1001, read)
 	for i := range catchUpStreams {
-		p.pass(time.Second / 16)
+		p.pass(time.Second / 8)
 		require.Equal(t, 1002+i, read)
 	}
 	for range catchUpStreams {
@@ -115,7 +115,7 @@ func TestCatchUpHurriesWhenNobodyWrites(t *testing.T) {
 		p.reader(t, 2, 512<<10, 512<<10, &read)
 	}
 	p.pass(10 * time.Second)
-	require.InDelta(t, 160<<20, read, 1<<20)
+	require.InDelta(t, 80<<20, read, 1<<20)
 	p.arrives = 0
 	before := read
 	p.submit = func(f func()) { // what begins from here on is a hundred reads at most
@@ -138,7 +138,7 @@ func TestCatchUpChargesWhatWasRead(t *testing.T) {
 		p.reader(t, 2, 512<<10, 8<<10, &read)
 	}
 	p.pass(10 * time.Second)
-	require.InDelta(t, 160<<20, read, 1<<20)
+	require.InDelta(t, 80<<20, read, 1<<20)
 }
 
 // However much producers write, a follower gets more: it catches up.
@@ -218,7 +218,7 @@ func TestCatchUpCountsTheNodesThatRead(t *testing.T) {
 	require.EqualValues(t, 24, rate(), "all were served more than a second ago")
 	require.Empty(t, p.readers)
 
-	p.arrives = 1000 // 16 MiB a second: nine reads of 4 MiB wait for two seconds
+	p.arrives = 1000 // 8 MiB a second: nine reads of 4 MiB wait for four seconds
 	p.pass(2 * time.Second)
 	for node := uint32(2); node < 11; node++ {
 		require.True(t, p.begin(true))
