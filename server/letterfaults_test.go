@@ -534,6 +534,10 @@ func TestRuleQ3_AGroupThatIsRemovedLeavesItsLetters(t *testing.T) {
 	d, _ := r.s.broker.View().Destination("jobs")
 	m = &wire.GroupAdminRequest{Destination: "jobs", Group: "workers", Op: wire.GroupCreate, JSON: []byte(`{"start":{"to":"latest"}}`)}
 	require.Equal(t, wire.CodeOK, r.ask(wire.OpGroupAdmin, m).code())
+	eventually(t, "the partition has the new one", func() bool { // where the latest is, is said when it hears of it
+		var now wire.GroupPartition
+		return ordering(t, r.c, wire.OrderDescribe, struct{}{}, &now) == wire.CodeOK && now.Floor == 2 && now.Letters == 0
+	})
 	produceKeyed(t, r.s.Addr(), "b")
 	r.create("dead", wire.Queue, wire.Settings{})
 	require.Equal(t, []string{firstLetter}, readLetters(t, r.s, 1))
