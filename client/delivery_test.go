@@ -819,6 +819,38 @@ func TestATopologyEventAboutADeletedDestinationEndsTheProducer(t *testing.T) {
 	require.Equal(t, Unknown, outcomeOf(t, err))
 }
 
+// A node that lags does not know yet what has been created: that it does not is no word
+// about what has become of the destination.
+func TestANodeThatLagsEndsNoProducer(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	p := newTestProducer(t, c, "d")
+	_, errs := sendAll(t, p, nil, "a")
+	require.NoError(t, errs[0])
+	asked := make(chan struct{})
+	times := 0
+	b.setScript(func(q *fakeRequest) bool {
+		var m wire.MetadataRequest
+		if q.header.Opcode != wire.OpMetadata || !q.parse(&m) || len(m.Names) == 0 {
+			return false
+		}
+		if times++; times > 1 {
+			if times == 2 {
+				close(asked)
+			}
+			return false
+		}
+		q.reply(&wire.MetadataResponse{Version: 41, Nodes: []wire.Node{{ID: 1, Address: b.address(), Alive: true}}})
+		return true
+	})
+	b.sendEvent(wire.Event{Kind: wire.EventTopologyChanged, Version: 43})
+	<-asked // once more: the first answer has been taken in
+	_, err := p.Send(testContext(t), &Record{Value: []byte("b")})
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b"}, b.values("d", 0))
+}
+
 func TestAReceiptThatCannotBeReadEndsTheSessionNotTheRecord(t *testing.T) {
 	b := startBroker(t)
 	b.create("d", Topic, 1)

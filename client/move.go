@@ -26,6 +26,8 @@ func (p *Producer) placed(generation uint64, m *wire.MetadataResponse) (*layout,
 		switch {
 		case here != nil:
 			return newLayout(generation, here)
+		case p.conn.newerThan(m):
+			return nil, wire.Errorf(wire.CodeRetry, "the answer is older than what is known")
 		case destinationIn(m, p.destination) != nil:
 			return nil, wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", p.destination)
 		}

@@ -268,6 +268,14 @@ func (c *Conn) learn(m *wire.MetadataResponse) {
 	}
 }
 
+// newerThan reports whether an answer comes from a node that lags behind what was learned
+// before: what is missing in it may exist.
+func (c *Conn) newerThan(m *wire.MetadataResponse) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return m.Version < c.version
+}
+
 // askMembers asks a broker who the members are. Nobody waits for the answer.
 func (c *Conn) askMembers(s *session) {
 	s.request(wire.OpMetadata, &wire.MetadataRequest{Scope: wire.MetadataNodes}, members{c})
