@@ -275,8 +275,8 @@ func (c *Conn) inbox(ctx context.Context) (*TemporaryQueue, error) {
 
 // Send sends one record to any destination, a temporary queue among them, over a producer
 // that the Conn keeps for the name; if the destination is deleted and made again, the next
-// record goes to the new one, and so does one that was on its way. It waits for the receipt, which for a temporary queue has the
-// offset alone. To a temporary queue a record is sent again when a connection breaks, so that
+// record goes to the new one, and so does one that was on its way. It waits for the receipt,
+// which for a temporary queue has the offset alone. To a temporary queue a record is sent again when a connection breaks, so that
 // it may come twice. Errors: those of Producer.Send; wire.CodeDestinationGone if the temporary
 // queue has ended, wire.CodePartitionFull if it is full.
 func (c *Conn) Send(ctx context.Context, destination string, r *Record) (Receipt, error) {

@@ -18,9 +18,8 @@ const (
 	// is answered BUSY.
 	catchUpStreams = 8
 	// catchUpRate is how many bytes a second are read for followers while producers
-	// write to this node. With twice as much, producers wait a little more than twice as
-	// long at the 99th percentile as without, with eight times as much ten times
-	// (docs/performance.md).
+	// write to this node. What producers waited at the 99th percentile at twice and at
+	// eight times as much is in docs/performance.md.
 	catchUpRate = 8 << 20
 	// catchUpTicks is for how many ticks of 100 ms what producers write is measured. A node
 	// to which nobody has written for as long reads as fast as it can.
