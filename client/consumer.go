@@ -140,7 +140,7 @@ func (c *Conn) ensureGroup(ctx context.Context, destination string, o *consumerO
 			intent.Start = o.start.groupStart()
 		}
 		if info, err = c.createGroup(ctx, destination, o.group, intent); err == nil && info.Created {
-			err = c.begun(ctx, destination, o.group, intent.Start)
+			err = c.begun(ctx, destination, &info)
 		}
 	} else {
 		err = c.groupAdmin(ctx, wire.GroupDescribe, destination, o.group, nil, &info, true)

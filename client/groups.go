@@ -30,16 +30,16 @@ type (
 	ScopeRequest    = wire.ScopeRequest
 )
 
-// CreateGroup makes a group of a destination. A group that begins behind the latest record
-// has what is sent after CreateGroup has returned; a partition that has no leader for 3 s is
-// not waited for. Errors: wire.CodeAlreadyExists, wire.CodeInvalidSetting,
+// CreateGroup makes a group of a destination. When it has returned, each partition has the
+// group, and one that begins behind the latest record has what is sent from then on; a
+// partition that has no leader for 3 s is not waited for. Errors: wire.CodeAlreadyExists, wire.CodeInvalidSetting,
 // wire.CodeSerialNeedsOnePartition, wire.CodeUnknownDestination.
 func (c *Conn) CreateGroup(ctx context.Context, destination, group string, intent GroupIntent) (GroupInfo, error) {
 	info, err := c.createGroup(ctx, destination, group, intent)
 	if err != nil {
 		return info, err
 	}
-	return info, c.begun(ctx, destination, group, intent.Start)
+	return info, c.begun(ctx, destination, &info)
 }
 
 // createGroup has a group in the metadata.
@@ -47,24 +47,29 @@ func (c *Conn) createGroup(ctx context.Context, destination, group string, inten
 	return info, c.groupAdmin(ctx, wire.GroupCreate, destination, group, intent, &info, intent.Exists)
 }
 
-// begun waits until the partitions have a group that begins behind their latest records:
-// their leaders hear of it from the metadata, and what is sent before is not the group's.
-func (c *Conn) begun(ctx context.Context, destination, group string, start GroupStart) error {
+// begun waits until the partitions have a group that was just made: their leaders hear of it
+// from the metadata, and until then may know another of its name that was removed.
+func (c *Conn) begun(ctx context.Context, destination string, info *GroupInfo) error {
 	l, err := c.layout(ctx, destination)
 	if err != nil {
 		return err
 	}
-	if start.To != "latest" && (start.To != "" || l.kind != wire.Topic) {
-		return nil
-	}
 	patient, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
-	for _, n := range l.partitions {
-		if err := c.GroupOrder(patient, wire.OrderDescribe, destination, n, group, nil, nil); err != nil && patient.Err() != nil {
+	late := l.partitions
+	for {
+		had := make([]GroupPartition, len(late))
+		errs := c.GroupOrders(patient, wire.OrderDescribe, destination, late, info.Name, nil, func(i int) any { return &had[i] })
+		var older []uint32
+		for i, n := range late {
+			if id := had[i].GroupID; errs[i] == nil && id != 0 && id < info.ID {
+				older = append(older, n)
+			}
+		}
+		if late = older; len(late) == 0 || c.pause(patient, retryPause) != nil {
 			return ctx.Err()
 		}
 	}
-	return nil
 }
 
 // AlterGroup replaces the settings of a group; IfVersion protects what others have

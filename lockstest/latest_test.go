@@ -10,7 +10,8 @@ import (
 )
 
 // begins makes groups of a topic, which begin behind its latest record, and sends at once:
-// each has all that is sent after it was made, in every partition.
+// each has all that is sent after it was made, in every partition, also if another of its name
+// was removed the moment before.
 func (s *stage) begins(t *testing.T) {
 	const partitions, groups = 8, 5
 	topic := s.destination(t, client.Topic, partitions)
@@ -23,14 +24,17 @@ func (s *stage) begins(t *testing.T) {
 		}
 	}
 	for i := range groups {
-		name := fmt.Sprintf("made-%d", i)
-		_, err := s.conn.CreateGroup(t.Context(), topic, name, client.GroupIntent{})
-		require.NoError(t, err)
-		send()
-		info, err := s.conn.DescribeGroup(t.Context(), topic, name)
-		require.NoError(t, err)
-		for _, of := range info.Partitions {
-			require.EqualValues(t, 1, of.Backlog, "%s in partition %d", name, of.Number)
+		for range 2 {
+			group, err := s.conn.CreateGroup(t.Context(), topic, "made", client.GroupIntent{})
+			require.NoError(t, err)
+			send()
+			info, err := s.conn.DescribeGroup(t.Context(), topic, "made")
+			require.NoError(t, err)
+			for _, of := range info.Partitions {
+				require.Equal(t, group.ID, of.GroupID)
+				require.EqualValues(t, 1, of.Backlog, "partition %d", of.Number)
+			}
+			require.NoError(t, s.conn.RemoveGroup(t.Context(), topic, "made"))
 		}
 
 		c, err := s.conn.Consumer(t.Context(), topic, client.Group(fmt.Sprintf("consumed-%d", i)))

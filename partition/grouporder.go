@@ -123,7 +123,7 @@ func (g *Groups) describe(name string) *wire.GroupPartition {
 	s := g.p.state.groups.Named(name)
 	floor, above := s.Done.Floor(), s.Done.Above()
 	d := &wire.GroupPartition{
-		Floor: uint64(floor), Next: uint64(g.p.state.next), Scan: uint64(floor), Horizon: uint64(s.Horizon), Backlog: uint64(g.p.state.next-floor) - above,
+		GroupID: uint64(s.ID), Floor: uint64(floor), Next: uint64(g.p.state.next), Scan: uint64(floor), Horizon: uint64(s.Horizon), Backlog: uint64(g.p.state.next-floor) - above,
 		Done: above, Parked: uint64(len(s.Parked)), Letters: uint64(len(s.Letters.Open)), Expired: s.Expired,
 	}
 	s.Returned(floor, g.p.state.next, func(from, to wire.Offset, _ group.Returned) bool {

@@ -154,8 +154,9 @@ type GroupInfo struct {
 // GroupPartition is a group in one partition, as its leader knows it.
 type GroupPartition struct {
 	Number   uint32 `json:"number"`
-	Leader   uint32 `json:"leader"` // its node as the client has heard, 0 if it has not
-	Floor    uint64 `json:"floor"`  // everything below is done
+	GroupID  uint64 `json:"group_id"` // of the group that the partition knows by the name
+	Leader   uint32 `json:"leader"`   // its node as the client has heard, 0 if it has not
+	Floor    uint64 `json:"floor"`    // everything below is done
 	Next     uint64 `json:"next"`
 	Scan     uint64 `json:"scan"` // everything below has been looked at
 	Horizon  uint64 `json:"horizon"`
