@@ -61,7 +61,7 @@ type broker struct {
 	ticked  atomic.Int64  // monotonic time of the last tick, 0 before the first
 	alarm   *alarm        // of deadlines between ticks
 	dirty   chan struct{} // the metadata changed
-	unfit   chan error    // why the cluster does not take this build
+	fatal   chan error    // why this node cannot go on, said once
 	untidy  chan struct{} // there is something to remove
 	stops   chan struct{} // close has stopped something
 	viewed  func(*cluster.View)
@@ -103,7 +103,7 @@ func openBroker(cfg Config) (*broker, error) {
 		shared:   storeExecutor{newLine(newBlockingPool(1))},
 		pending:  partition.NewMemory(cfg.PendingBytes),
 		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error), failedID: make(map[replicaKey]uint64),
-		began: monotonic(), removed: make(chan struct{}), unfit: make(chan error, 1),
+		began: monotonic(), removed: make(chan struct{}), fatal: make(chan error, 1),
 		alarm: newAlarm(), dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}
 	b.journalStall = stall{lines: [2]*line{b.shared.line}, turn: new(atomic.Int64)}
@@ -175,7 +175,7 @@ func (b *broker) open(ctx context.Context) error {
 			for again := true; again; again = pause(ctx, joinPause) {
 				err := b.register(nil)
 				if errors.Is(err, wire.CodeUnsupported) {
-					b.unfit <- err
+					b.end(err)
 				}
 				if err == nil || errors.Is(err, wire.CodeUnsupported) {
 					return
@@ -193,6 +193,14 @@ func (b *broker) open(ctx context.Context) error {
 		return errGivenUp
 	}
 	return nil
+}
+
+// end has the broker stop, because of what it cannot mend itself. It does not block.
+func (b *broker) end(cause error) {
+	select {
+	case b.fatal <- cause:
+	default: // it stops already
+	}
 }
 
 // View implements backend.

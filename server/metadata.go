@@ -247,13 +247,22 @@ func codeOfLack(err error) wire.ErrorCode {
 	return wire.CodeUnavailable
 }
 
-// fence answers every command from now on. Partitions go on as they are.
+// fence answers every command from now on. Partitions of a broker that is alone go on as they
+// are. One of several would serve from metadata that grows old, and hear of nothing that is
+// created, changed or moved: if its log failed it ends, so that others lead what it leads, and
+// everybody sees it. What panics here may do so on each node: that ends none of them.
 func (m *metadataReplica) fence(err error) {
-	if !m.reported {
-		m.reported = true
-		m.logger.Error("metadata fenced; nothing can be created, changed or deleted until its cause is mended and the broker restarts", "err", err)
-	}
 	m.metadata.Close(&wire.Error{Code: wire.CodeUnavailable, Detail: fmt.Sprintf("metadata is fenced: %v", err)})
+	if m.reported {
+		return
+	}
+	m.reported = true
+	m.logger.Error("metadata fenced; nothing can be created, changed or deleted until its cause is mended and the broker restarts", "err", err)
+	m.leads.Store(false)
+	m.leader.Store(0)
+	if b := m.broker; errors.Is(err, log.ErrFenced) && len(m.metadata.View().Nodes) > 1 {
+		b.end(fmt.Errorf("the storage of the cluster's metadata failed, and this node cannot follow the others any more; see whether the disk under %s is in order, then start the broker again: %w", b.cfg.DataDir, err))
+	}
 }
 
 func (m *metadataReplica) finishStop() {

@@ -220,15 +220,15 @@ const lostLoopsTimeout = 10 * time.Second
 
 // watch stops the broker if the event loops end while nobody has asked for it:
 // half of a broker, which holds its data directory and serves nobody, is worse than
-// none. So is one that was removed from its cluster, or whose build the cluster does not
-// take. It ends when the loops do.
+// none. So is one that was removed from its cluster, that the cluster does not take, or that
+// has lost its metadata. It ends when the loops do.
 func (s *Server) watch() {
 	cause := errLoopsEnded
 	select {
 	case <-s.engine.stopped:
 	case <-s.broker.removed:
 		cause = s.broker.errRemoved()
-	case cause = <-s.broker.unfit:
+	case cause = <-s.broker.fatal:
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lostLoopsTimeout)
 	defer cancel()

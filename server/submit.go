@@ -94,6 +94,8 @@ func (b *broker) forward(c cluster.Command, node uint32, until time.Time, reply 
 			reply(cluster.Result{Err: &wire.Error{Code: wire.CodeUnavailable, Detail: fmt.Sprintf("the outcome of the change of the metadata is unknown: %s", body)}})
 		case json.Unmarshal(body, &s) != nil:
 			reply(cluster.Result{Err: &wire.Error{Code: wire.CodeInternal, Detail: fmt.Sprintf("node %d answered a metadata change with something else", node)}})
+		case s.Code == wire.CodeUnavailable && c.Repeatable(): // it leads no longer
+			b.again(c, until, s.result().Err, reply)
 		default:
 			result := s.result()
 			b.meta.metadata.WhenApplied(result.Index, func() { reply(result) })
