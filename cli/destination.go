@@ -285,6 +285,7 @@ type partitionJSON struct {
 	NextOffset  uint64 `json:"next_offset"`
 	Records     uint64 `json:"records"`
 	Bytes       uint64 `json:"bytes"`
+	unled       bool   // nobody leads it, though it has several replicas
 }
 
 func describe(d client.Destination) destinationJSON {
@@ -312,6 +313,7 @@ func describe(d client.Destination) destinationJSON {
 			Partition: p.Number, Leader: p.Leader, Epoch: p.Epoch, State: p.State.String(), Damaged: p.Damaged, Problem: p.Problem,
 			Full: p.Flags&wire.PartitionFull != 0, Unattended: p.Flags&wire.PartitionUnattended != 0, Closed: p.Flags&wire.PartitionSendDisabled != 0,
 			StartOffset: p.StartOffset, NextOffset: p.NextOffset, Records: p.NextOffset - p.StartOffset, Bytes: p.Bytes,
+			unled: p.Leader == 0 && len(p.Replicas) > 1,
 		}
 		out.Records += p.NextOffset - p.StartOffset
 		out.Bytes += p.Bytes
@@ -498,6 +500,8 @@ func stateText(p partitionJSON) string {
 		return p.State + ": " + oneLine(p.Problem)
 	case p.Damaged > 0:
 		return p.State + ", " + plural(int64(p.Damaged), "damaged range")
+	case p.unled:
+		return "no leader: see lockstep cluster health"
 	}
 	text := p.State
 	if p.Full {

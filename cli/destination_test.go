@@ -5,6 +5,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/wire"
 )
 
 func TestRemovingSeveralRemovesNoneIfOneIsWrong(t *testing.T) {
@@ -32,4 +35,18 @@ func TestCreateIfNotExistsSaysWhatIsDifferent(t *testing.T) {
 	}, got)
 	got = sh.run(context.Background(), "queue", "create", "orders", "--if-not-exists")
 	require.Equal(t, outcome{0, "exists already: queue \"orders\" (4 partitions)\n", ""}, got)
+}
+
+func TestAPartitionThatNobodyLeadsIsNotSaidToStart(t *testing.T) {
+	d := client.Destination{Partitions: []client.PartitionInfo{
+		{Replicas: make([]wire.ReplicaInfo, 3)},
+		{Replicas: make([]wire.ReplicaInfo, 3), Leader: 2},
+		{Replicas: make([]wire.ReplicaInfo, 1)}, // leads at its first record
+		{Replicas: make([]wire.ReplicaInfo, 3), Problem: "it failed"},
+	}}
+	var texts []string
+	for _, p := range describe(d).Partitions {
+		texts = append(texts, stateText(p))
+	}
+	require.Equal(t, []string{"no leader: see lockstep cluster health", "starting", "starting", "starting: it failed"}, texts)
 }

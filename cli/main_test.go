@@ -166,7 +166,7 @@ func TestExitCodesAndMessages(t *testing.T) {
 		{"bench options are usage", []string{"bench", "produce", "--records", "0", "--server", nobody}, 2,
 			"lockstep: invalid option: records 0: at least 1 (see lockstep bench produce --help)"},
 		{"listen address without a port", []string{"serve", "--listen", "localhost"}, 2,
-			`lockstep: flag --listen: "localhost" is not an address; write host:port, as in 127.0.0.1:7400 (see lockstep serve --help)`},
+			`lockstep: flag --listen: "localhost" is not an address: missing port in address; write host:port, as in 127.0.0.1:7400 (see lockstep serve --help)`},
 		{"nobody listens", []string{"queue", "ls", "--server", nobody}, 1,
 			"lockstep: no broker at 127.0.0.1:1 (connection refused); start one with: lockstep serve, or name one with --server"},
 		{"server without a port", []string{"queue", "ls", "--server", "localhost"}, 2,

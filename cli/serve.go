@@ -165,8 +165,8 @@ func checkServeFlags(c *cobra.Command, cfg server.Config) error {
 			if value == f.absent {
 				continue
 			}
-			if _, _, err := net.SplitHostPort(value); err != nil {
-				return usagef(c, "%s: %q is not an address; write host:port, as in %s", setting(c, f.name), value, defaultServer)
+			if err := server.CheckAddress(value); err != nil {
+				return usagef(c, "%s: %q is not an address: %v; write host:port, as in %s", setting(c, f.name), value, err, defaultServer)
 			}
 		}
 	}

@@ -41,7 +41,11 @@ func Spread(v *View, partitions []uuid.UUID, replicas int, unfit func(Node) stri
 		}
 	}
 	if len(nodes) < replicas {
-		detail := fmt.Sprintf("replicas %d: the cluster has %s that can take one; ask for fewer, or add a node", replicas, brokers(len(nodes)))
+		detail := fmt.Sprintf("replicas %d: the cluster has %s that can take one; ", replicas, brokers(len(nodes)))
+		if len(nodes) > 0 {
+			detail += fmt.Sprintf("ask for fewer (--replicas %d), or ", len(nodes))
+		}
+		detail += "add a node"
 		if len(without) > 0 {
 			detail += ", or see to the others: " + strings.Join(without, ", ")
 		}

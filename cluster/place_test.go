@@ -67,7 +67,7 @@ func TestNodesThatMayNotHoldReplicasGetNone(t *testing.T) {
 	}
 	_, err = Spread(newView(s), ids(1), 3, dead)
 	require.ErrorIs(t, err, wire.CodeInvalidSetting)
-	require.ErrorContains(t, err, "replicas 3: the cluster has 2 brokers that can take one; ask for fewer, or add a node, or see to the others: node 3 is draining, node 4 does not answer")
+	require.ErrorContains(t, err, "replicas 3: the cluster has 2 brokers that can take one; ask for fewer (--replicas 2), or add a node, or see to the others: node 3 is draining, node 4 does not answer")
 }
 
 // A new node has fewer replicas than the others, so it gets those of new partitions.

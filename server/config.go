@@ -102,12 +102,12 @@ func (c *Config) checkCluster() error {
 		if f.address == "" {
 			continue
 		}
-		if _, _, err := net.SplitHostPort(f.address); err != nil {
+		if err := CheckAddress(f.address); err != nil {
 			return fmt.Errorf("%s address %q: %w; give host:port", f.name, f.address, err)
 		}
 	}
 	for _, address := range c.Join {
-		if _, _, err := net.SplitHostPort(address); err != nil {
+		if err := CheckAddress(address); err != nil {
 			return fmt.Errorf("join address %q: %w; give host:port", address, err)
 		}
 	}
@@ -120,6 +120,20 @@ func (c *Config) checkCluster() error {
 		return errors.New("a node of a cluster needs an address for the others; give one with --peer-listen")
 	}
 	return nil
+}
+
+// CheckAddress says what is wrong with host:port, without asking anybody who the host is.
+func CheckAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if known, ok := errors.AsType[*net.AddrError](err); ok {
+		return errors.New(known.Err)
+	}
+	if err == nil {
+		if _, err = net.LookupPort("tcp", port); err != nil {
+			err = fmt.Errorf("%q is no port", port)
+		}
+	}
+	return err
 }
 
 // minPendingBytes is the least that Config.PendingBytes may be: eight batches of
@@ -154,11 +168,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+	if err := CheckAddress(c.Listen); err != nil {
 		return c, fmt.Errorf("listen address %q: %w; give host:port", c.Listen, err)
 	}
 	if c.HTTP != "off" {
-		if _, _, err := net.SplitHostPort(c.HTTP); err != nil {
+		if err := CheckAddress(c.HTTP); err != nil {
 			return c, fmt.Errorf("http address %q: %w; give host:port, or off", c.HTTP, err)
 		}
 	}

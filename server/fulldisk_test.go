@@ -58,7 +58,7 @@ func TestRuleL10_AFullDiskLeadsNothing(t *testing.T) {
 	settings.Partitions = 4
 	_, err = c.ask(2, &wire.CreateRequest{Name: "events", Kind: wire.Topic, Settings: settings})
 	require.ErrorIs(t, err, wire.CodeInvalidSetting)
-	require.ErrorContains(t, err, "2 brokers that can take one; ask for fewer, or add a node, or see to the others: node 3 has no disk space left for records")
+	require.ErrorContains(t, err, "2 brokers that can take one; ask for fewer (--replicas 2), or add a node, or see to the others: node 3 has no disk space left for records")
 	c.create(2, "payments", 4, 1)
 	require.Zero(t, c.held(1, "payments")[3])
 	require.EqualValues(t, 1, c.create(2, "defaults", 2, 0).Settings.Replicas, "nobody asked for more than there is")
