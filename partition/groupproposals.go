@@ -202,7 +202,7 @@ func (g *Groups) abandon(err error) {
 	for key := range g.heads {
 		g.headFound(key, 0, false, err)
 	}
-	g.retry, g.quiet, g.end = 0, 0, 0
+	g.retry = 0
 	g.feed.use(false)
 	g.schedule()
 }

@@ -99,7 +99,7 @@ type Groups struct {
 	queued   bool          // letters on their way back wait for those of another group
 	redrives *lead         // whose order to send letters back is being committed
 	heads    map[asked][]func(wire.Offset, bool, error)
-	quiet    time.Duration // since when nobody consumes
+	quiet    time.Duration // when the feed is given up, as nobody consumes; 0: somebody does, or it is
 }
 
 // lead is a group that is led here.
@@ -553,12 +553,12 @@ func (g *Groups) expire() {
 	clear(g.unknown[len(keep):])
 	g.unknown = keep
 	switch {
-	case len(g.links) > 0:
+	case len(g.links) > 0 || !g.feed.on:
 		g.quiet = 0
-	case !g.feed.on:
 	case g.quiet == 0:
 		g.quiet = g.now + feedIdle
 	case g.quiet <= g.now:
+		g.quiet = 0
 		g.feed.use(false)
 	}
 }

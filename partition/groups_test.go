@@ -713,3 +713,30 @@ func TestRule29_SettingsThatAreTakenBackWaitForThoseBefore(t *testing.T) {
 	require.Equal(t, wire.ModeShared, g.Settings.Mode)
 	require.False(t, h.part.groups.leads[7].Hashed(), "the Leader goes by what the group is")
 }
+
+// What is known of records is forgotten when nobody has consumed for a while, and that is all:
+// a partition without consumers needs no further turns, and who comes later begins anew.
+func TestAPartitionThatNobodyConsumesRests(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	g := h.part.Groups()
+	g.Intend(20, []Intent{intent(7, "workers")})
+	at := 0
+	for range 2 {
+		c := h.attach("workers", 1)
+		h.turns(at)
+		require.NotNil(t, c.attached)
+		h.put(Input{Kind: InputLeave, Consumer: c})
+		h.turns(at)
+		h.put(Input{Kind: InputGone, Consumer: c})
+		h.turns(at)
+		at += int(feedIdle / time.Millisecond)
+		h.turns(at - 1)
+		require.True(t, g.feed.on)
+		require.Equal(t, time.Duration(at)*time.Millisecond, g.Deadline())
+		h.turns(at)
+		require.False(t, g.feed.on)
+		require.Zero(t, g.Deadline())
+		at++
+	}
+}
