@@ -72,7 +72,7 @@ func (l *Leader) unlink(m *member, err error) {
 	}
 	c := m.link
 	m.link, m.answers, m.lost = nil, m.answers[:0], m.lost[:0]
-	m.revoke, m.drain = 0, 0 // who cannot hear is not asked
+	m.revoke = 0 // who cannot hear is not asked
 	delete(l.links, c)
 	l.room(m)
 	c.Closed(err)
@@ -357,7 +357,7 @@ func (l *Leader) Gone(c Consumer, dead bool) {
 		return
 	}
 	m.link, m.answers, m.lost = nil, m.answers[:0], m.lost[:0]
-	m.revoke, m.drain = 0, 0 // who cannot hear is not asked
+	m.revoke = 0 // who cannot hear is not asked
 	l.room(m)
 	flags := m.flags
 	if !l.keeps(RuleChosen) {

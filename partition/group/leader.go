@@ -167,10 +167,10 @@ type member struct {
 	place     int  // in Leader.eligible, +1; 0: not there
 
 	worked time.Duration // last outcome, or attach
-	// revoke is when what was revoked on this link is taken, drain when that is which an order
-	// wants back; 0: nothing is.
-	revoke, drain time.Duration
-	check         time.Duration // when it is looked at
+	// revoke is when all that was revoked on this link is taken: each further revoke puts it off,
+	// so that everything has its whole grace. 0: nothing was.
+	revoke time.Duration
+	check  time.Duration // when it is looked at
 
 	out     []Delivery // of this turn
 	answers []wire.OutcomeAnswer

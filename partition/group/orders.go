@@ -62,9 +62,9 @@ func (l *Leader) command() {
 	l.next.orders = append(l.next.orders, o.Order)
 }
 
-// drained asks consumers for what they hold, takes it when their time is over, and
-// reports whether nothing is leased and nobody is waited for. Who has no link cannot be
-// asked and may be at work: what it holds ends with its removal.
+// drained asks consumers for what they hold, and reports whether nothing is leased and
+// nobody is waited for. What they keep is taken when their time is over (overdue). Who has no
+// link cannot be asked and may be at work: what it holds ends with its removal.
 func (l *Leader) drained() bool {
 	o := l.order
 	drained := l.waiting == 0
@@ -73,13 +73,9 @@ func (l *Leader) drained() bool {
 			continue
 		}
 		drained = false
-		switch {
-		case m.link == nil:
-		case l.revoke(m, o.Reason, func(*lease) bool { return true }), m.drain == 0:
-			m.drain = l.now + l.patience()
-			l.timers.push(timer{at: m.drain, wake: true})
-		case l.now >= m.drain:
-			l.endAll(m, cause{reason: o.Reason, counted: true})
+		if l.revoke(m, o.Reason, func(*lease) bool { return true }) {
+			m.revoke = l.now + l.patience() // also of what it was asked for before
+			l.watch(m)
 		}
 	}
 	return drained
@@ -169,7 +165,6 @@ func (l *Leader) restart() {
 	l.start = l.now
 	l.round++
 	for _, m := range l.members {
-		m.drain = 0
 		l.watch(m)
 		l.room(m)
 	}

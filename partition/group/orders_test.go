@@ -79,6 +79,32 @@ func TestRule29_EachOrderHasItsOwnGrace(t *testing.T) {
 	require.Error(t, *done)
 }
 
+// Rule 29: what an order asks back has its whole grace, also if the session was asked for something
+// else shortly before: it may be at work on both.
+func TestRule29_WhatAnOrderAsksForIsNotTakenWithWhatWasLate(t *testing.T) {
+	const ackWait = wire.DefaultAckWaitMs * time.Millisecond
+	for _, s := range []Settings{sharedGroup, keyGroup} {
+		r := newRig(t, s)
+		r.produce(1)
+		a := r.attach('A', 1, 5)
+		r.heard(a, ackWait-time.Second)
+		r.produce(2)
+		r.heard(a, time.Second)
+		require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+		require.Len(t, a.revokes, 1, "record 0 takes too long")
+		r.heard(a, r.leader.patience()-time.Second)
+		done := r.seek(0)
+		require.Len(t, a.revokes, 2, "and record 1 is wanted back")
+		r.heard(a, r.leader.patience()-time.Second)
+		for _, v := range a.lost {
+			require.EqualValues(t, 0, v.Offset, "mode %v: it may still be at work on it", s.Mode)
+		}
+		require.Error(t, *done)
+		r.heard(a, time.Second)
+		require.NoError(t, *done)
+	}
+}
+
 // Rules 29, T3: who had no link while it was asked has its whole grace when it is asked again.
 func TestRule29_TheGraceBeginsAnewOnANewLink(t *testing.T) {
 	for name, breaks := range map[string]func(*rig, *recorder){

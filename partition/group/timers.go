@@ -137,11 +137,7 @@ func (l *Leader) due(m *member, r *lease) time.Duration {
 // overdue asks a member for what it has held for too long without a word, and takes it
 // when the grace is over.
 func (l *Leader) overdue(m *member) {
-	due := l.workDue(m)
-	if due == 0 || due > l.now {
-		if m.held == 0 {
-			m.revoke = 0
-		}
+	if due := l.workDue(m); due == 0 || due > l.now {
 		return
 	}
 	if m.revoke == 0 {
