@@ -758,6 +758,23 @@ func TestLeaderExplains(t *testing.T) {
 	require.Equal(t, []string{"waiting_for_session"}, codes(r, wire.ExplainRequest{})[:1])
 }
 
+// A record at or above the horizon waits until a higher one is committed, and is said to.
+func TestExplainNamesAHorizonThatIsNotCommitted(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeShared})
+	a := r.attach('A', 1, 10)
+	r.state.Group(1).Horizon = 2
+	r.produce(5, 6, 7)
+	r.turn()
+	require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+	reasons := r.leader.Explain(&wire.ExplainRequest{}, 0).Reasons
+	require.Len(t, reasons, 1)
+	require.Equal(t, "horizon_not_committed", reasons[0].Code)
+	require.Contains(t, reasons[0].Text, "Records from offset 2 on")
+	r.settle()
+	require.Equal(t, []wire.Offset{0, 1, 2}, a.offsets())
+	require.Empty(t, r.leader.Explain(&wire.ExplainRequest{}, 0).Reasons)
+}
+
 // Since when a record is held is its own time, and not that of those of its key before it,
 // though the next one goes out while the ack of the one before is being committed.
 func TestExplainSaysSinceWhenTheRecordItselfIsHeld(t *testing.T) {
