@@ -144,8 +144,7 @@ func (l *Leader) advance(a *attachment) bool {
 	case m == nil:
 		return l.join(a)
 	case !m.listed:
-		a.member = m // it waits for the entry that an earlier attach has caused
-		if len(a.request.Claims) > 0 {
+		if len(a.request.Claims) > 0 { // it waits for the entry that an earlier attach has caused
 			return l.refuse(a, wire.CodeSessionGone)
 		}
 		if l.keeps(RuleJoin) {
@@ -192,20 +191,17 @@ func (l *Leader) join(a *attachment) bool {
 		return l.refuse(a, err)
 	}
 	predecessor := l.members[Session(r.Predecessor)]
-	if r.Name != "" && (predecessor == nil || !predecessor.listed) {
+	if predecessor == nil {
 		predecessor = l.names[r.Name]
 	}
-	if predecessor != nil && (!predecessor.listed || predecessor.ending) {
-		if predecessor.ending {
-			return false // its end is on the way
-		}
-		predecessor = nil
+	if predecessor != nil && predecessor.ending {
+		return false // who comes in its place may have the name by then
 	}
 	if err := l.occupied(predecessor); err != nil {
 		return l.refuse(a, err)
 	}
 	m := l.member(a.session)
-	m.attempt, m.name, m.heard = r.Attempt, r.Name, l.now
+	m.attempt = r.Attempt
 	j := joining{member: m, record: Member{
 		ID: a.session, Name: r.Name, Client: a.client, Binding: binding, Flags: r.Flags,
 	}}
@@ -215,10 +211,9 @@ func (l *Leader) join(a *attachment) bool {
 		l.unlink(predecessor, wire.CodeSessionGone)
 		l.endAll(predecessor, cause{reason: wire.ReasonRemoved, counted: true, attempt: predecessor.works()})
 		predecessor.ending = true
-		l.room(predecessor)
 	}
 	l.next.joins = append(l.next.joins, j)
-	a.member, a.joining = m, true
+	a.joining = true
 	if !l.keeps(RuleJoin) {
 		l.attached(a, m, nil)
 		return true

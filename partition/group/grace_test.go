@@ -68,6 +68,26 @@ func TestRule10_KeysWithoutOldRecordsGoOn(t *testing.T) {
 	require.Equal(t, wire.GrantFlags(0), b.flags(2), "the one before A's end cannot have had it")
 }
 
+// As long as one of the old records was not looked at it may be of any key: all wait.
+func TestRule10_EveryOldRecordIsLookedAt(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(1)
+	r.produce(3)
+	require.Len(t, r.attach('A', 1, 10).offsets(), 2)
+	r.attach('B', 1, 10)
+	r.hidden = map[wire.Offset]bool{1: true}
+	r.lead()
+	b := r.attach('B', 2, 10)
+	require.Empty(t, b.offsets())
+	require.Contains(t, r.want.Scan, wire.Offset(1))
+	r.produce(3, 5)
+	r.settle()
+	require.Empty(t, b.offsets())
+	r.hidden = nil
+	r.settle()
+	require.Equal(t, []wire.Offset{3}, b.offsets(), "A may have key 3")
+}
+
 func TestRule10_RecordsOfASharedGroupBehindTheOldOnesGoOn(t *testing.T) {
 	r, b := change(t, sharedGroup, 1, 2)
 	r.produce(3, 4)

@@ -372,6 +372,7 @@ func TestRuleT2_AStandstillIsNotSilence(t *testing.T) {
 			begin(r)
 			r.settle()
 			require.Len(t, r.state.Group(1).Sessions, 1)
+			require.Equal(t, r.now+session, r.leader.Deadline(), "nothing is looked at before")
 			r.pass(session - 1)
 			r.settle()
 			require.Len(t, r.state.Group(1).Sessions, 1)

@@ -464,17 +464,11 @@ func (l *Leader) removed(m *member) {
 	if m.waiting {
 		l.returns(m)
 	}
-	m.listed = false
-	if l.members[m.session] == m {
-		delete(l.members, m.session)
-		l.thinned = true
-	}
-	if l.holder == m {
-		l.holder = nil
-	}
-	if m.name != "" && l.names[m.name] == m {
+	delete(l.members, m.session)
+	if l.names[m.name] == m {
 		delete(l.names, m.name)
 	}
+	l.thinned = true
 	l.flush()
 	if m.leaving {
 		l.unlink(m, nil)

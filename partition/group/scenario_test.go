@@ -22,7 +22,8 @@ type rig struct {
 	places  []Place
 	entries [][]byte // proposed and not applied
 	want    Want
-	unheard bool // no quorum round ends
+	unheard bool                 // no quorum round ends
+	hidden  map[wire.Offset]bool // bases of batches that the feed does not know
 }
 
 func newRig(t testing.TB, s Settings, without ...Rule) *rig {
@@ -48,7 +49,7 @@ func (r *rig) lead(without ...Rule) {
 func (r *rig) At(o wire.Offset) (*Place, bool) {
 	for i := range r.places {
 		if p := &r.places[i]; o < p.Next() {
-			return p, true
+			return p, !r.hidden[p.Base]
 		}
 	}
 	return nil, false

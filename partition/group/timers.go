@@ -189,7 +189,7 @@ const (
 // remove has a session taken off the list; what it holds goes to others when that is
 // applied.
 func (l *Leader) remove(m *member, reason uint8) {
-	if m.ending || !m.listed {
+	if m.ending {
 		return
 	}
 	m.ending = true
