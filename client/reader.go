@@ -567,23 +567,22 @@ func (l *linkReply) answered(_ *session, body []byte, err error) {
 func (l *linkReply) lost(s *session, err error) { l.answered(s, nil, err) }
 
 // ask sends a request for the stream; then gets the parsed answer with Reader.mu
-// held. Errors go to refused. When the leader has changed meanwhile nobody cares for the
-// answer, and a link that was opened is closed.
+// held. Errors go to refused. When the leader has changed meanwhile, or the Reader has ended,
+// nobody cares for the answer, and a link that was opened is closed.
 func (st *stream) ask(s *session, op wire.Opcode, request, response wire.Message, then func()) {
+	r := st.reader
 	handle := func(body []byte, err error) {
 		if err == nil {
 			err = response.Parse(body)
 		}
 		switch {
-		case st.opening != s:
+		case st.opening != s, r.err != nil, r.ctx.Err() != nil:
 			if link, ok := response.(*wire.LinkOpenResponse); ok && err == nil {
 				s.tell(wire.OpLinkClose, link.Link, &wire.LinkClose{})
 			}
 		case err != nil:
 			st.opening = nil
-			if r := st.reader; r.ctx.Err() == nil {
-				st.refused(err)
-			}
+			st.refused(err)
 		default:
 			then()
 		}
@@ -678,10 +677,6 @@ func (st *stream) openLink(s *session, handle, incarnation uint32) {
 	request := wire.LinkOpenRequest{Handle: handle, Offset: st.next, Credit: uint32(r.window), Incarnation: st.incarnation}
 	st.ask(s, wire.OpLinkOpen, &request, &link, func() {
 		st.opening = nil
-		if r.ctx.Err() != nil || r.err != nil {
-			s.tell(wire.OpLinkClose, link.Link, &wire.LinkClose{})
-			return
-		}
 		st.session, st.link, st.handle = s, link.Link, handle
 		st.since, st.told = time.Time{}, false
 		st.incarnation = incarnation

@@ -798,3 +798,31 @@ func benchmarkLog(codec Codec, frames, size int) (log []byte, records int) {
 	}
 	return p.log, 64 * frames
 }
+
+// What a partition answers to a Reader that has ended concerns nobody, also if the partition
+// has nothing to read.
+func TestAReaderThatHasEndedTakesNoAnswer(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	c := connect(t, b)
+	asked := make(chan *fakeRequest, 1)
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode == wire.OpListOffsets {
+			held := *q
+			asked <- &held
+			return true
+		}
+		return false
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Reader(ctx, "d", StopAtEnd())
+		ended <- err
+	}()
+	q := <-asked
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	q.reply(&wire.ListOffsetsResponse{})
+	require.NoError(t, c.Ping(t.Context()), "the answer has been taken in")
+}
