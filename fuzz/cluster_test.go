@@ -98,7 +98,7 @@ func formed(t *testing.T, conn *client.Conn) {
 	}, clusterPatience, 20*time.Millisecond, "the metadata has no majority without its founder")
 }
 
-func (c *clusterProcess) connect() *client.Conn {
+func (c *clusterProcess) connect(opts ...client.Option) *client.Conn {
 	c.t.Helper()
 	var addresses []string
 	for _, b := range c.nodes {
@@ -106,7 +106,7 @@ func (c *clusterProcess) connect() *client.Conn {
 	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), startTimeout)
 	defer cancel()
-	conn, err := client.Connect(ctx, strings.Join(addresses, ","), client.WithReconnectBackoff(5*time.Millisecond, 50*time.Millisecond))
+	conn, err := client.Connect(ctx, strings.Join(addresses, ","), append(opts, client.WithReconnectBackoff(5*time.Millisecond, 50*time.Millisecond))...)
 	require.NoError(c.t, err)
 	c.t.Cleanup(func() { _ = conn.Close() })
 	return conn

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,57 +19,63 @@ import (
 	"github.com/lockstepmq/lockstep/client"
 )
 
-// Groups that are at work through all that TestRequirements does to the brokers: nodes are
-// killed, fall silent, are all restarted, join, and never come back.
+// Groups that are at work through all that tests do to the brokers: nodes are killed, cut
+// off, fall silent, are all restarted, join, and never come back.
 
 const (
 	crewMembers    = 3
 	crewPublishers = 4
 	crewPace       = 20 * time.Millisecond
+	crewSession    = 2 * time.Second // session timeout of a crew whose members are silenced
 )
 
 // crew is a group of a queue, and what sends to it: numbers, in order, in each scope.
 type crew struct {
 	queue  string
+	conn   *client.Conn
 	stop   context.CancelFunc // of the senders
 	done   sync.WaitGroup     // of the senders
 	sent   [crewPublishers]atomic.Int64
 	failed atomic.Pointer[error]
+	links  [crewMembers]*gate
 
-	mu       sync.Mutex
-	scopes   map[string]*scopeLog
-	stale    int // acks that were refused
-	accepted int
-	again    int // starts of records that had been started before
-	broken   error
+	mu      sync.Mutex
+	scopes  map[string]*scopeLog
+	refused int // acks that were not told to be accepted
+	again   int // starts of records that had been started before
+	broken  error
 }
 
 // scopeLog is what is known of the records of one scope.
 type scopeLog struct {
-	started, acked int // how many were, from the first on
-	accepted       int
-	epoch          uint64            // of the newest accepted ack
-	holder         map[uint64]string // who had an ack accepted under an epoch
+	started  int // how many were, from the first on
+	accepted map[int]acceptance
+}
+
+// acceptance is an ack that a member was told to be accepted.
+type acceptance struct {
+	member string
+	epoch  uint64
 }
 
 // startCrew makes a queue with a group, and lets members and senders work on it. Every
-// sender is a scope, or all are one.
-func (s *suite) startCrew(t *testing.T, queue string, partitions uint32, senders int, settings client.GroupSettings) *crew {
+// sender is a scope, or all are one. connect connects until the test ends.
+func startCrew(t *testing.T, connect func(...client.Option) *client.Conn, queue string, partitions uint32, senders int, settings client.GroupSettings) *crew {
 	t.Helper()
-	conn := dial(t, s.at(1, 2, 3))
+	conn := connect()
 	_, err := conn.CreateDestination(patient(t), client.Destination{Name: queue, Kind: client.Queue, Settings: client.Settings{Partitions: partitions, Replicas: 3}})
 	require.NoError(t, err)
 	ledTopic(t, conn, queue)
 	_, err = conn.CreateGroup(patient(t), queue, "g", client.GroupIntent{Settings: settings})
 	require.NoError(t, err)
 	sending, stop := context.WithCancel(t.Context())
-	c := &crew{queue: queue, stop: stop, scopes: map[string]*scopeLog{}}
-	s.busy = append(s.busy, queue)
+	c := &crew{queue: queue, conn: conn, stop: stop, scopes: map[string]*scopeLog{}}
 	running, end := context.WithCancel(context.Background())
 	var members sync.WaitGroup
 	t.Cleanup(func() { end(); members.Wait() })
 	for m := range crewMembers {
-		consumer, err := dial(t, s.at(1, 2, 3)).Consumer(patient(t), queue, client.Group("g"), client.Prefetch(20))
+		c.links[m] = &gate{conns: map[net.Conn]bool{}}
+		consumer, err := connect(client.WithDialer(c.links[m].dial)).Consumer(patient(t), queue, client.Group("g"), client.Prefetch(20))
 		require.NoError(t, err)
 		members.Go(func() {
 			err := consumer.Run(running, func(_ context.Context, d *client.Delivery) error { return c.handle(fmt.Sprint(m), d) }, client.Workers(2))
@@ -76,7 +85,7 @@ func (s *suite) startCrew(t *testing.T, queue string, partitions uint32, senders
 		})
 	}
 	for n := range senders {
-		p := producer(t, conn, &client.Destination{Name: queue}, client.Publisher(fmt.Sprint(n)))
+		p := producer(t, conn, &client.Destination{Name: queue}, client.Publisher(fmt.Sprint(n)), client.DeliveryTimeout(killDelivery))
 		c.done.Go(func() {
 			for ticker := time.NewTicker(crewPace); ; {
 				select {
@@ -110,6 +119,86 @@ func (c *crew) fail(err error) {
 	}
 }
 
+// storm silences members and breaks their connections, until the test ends or stop is
+// called: their links are gone while they live and work.
+func (c *crew) storm(t *testing.T, random *rand.Rand) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var over sync.WaitGroup
+	over.Go(func() {
+		for ctx.Err() == nil {
+			link := c.links[random.IntN(len(c.links))]
+			if random.IntN(3) == 0 {
+				link.shut()
+			} else {
+				link.silence(ctx, time.Duration(random.Int64N(int64(2*crewSession))))
+			}
+			wait(ctx, time.Duration(random.Int64N(int64(crewSession/4))))
+		}
+	})
+	return func() { cancel(); over.Wait() }
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// gate is what the connections of a member go through.
+type gate struct {
+	open  sync.RWMutex // locked: nothing goes through
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+func (g *gate) dial(ctx context.Context, address string) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	g.conns[conn] = true
+	g.mu.Unlock()
+	return &gatedConn{conn, g}, nil
+}
+
+// silence lets nothing through for a while.
+func (g *gate) silence(ctx context.Context, d time.Duration) {
+	g.open.Lock()
+	defer g.open.Unlock()
+	wait(ctx, d)
+}
+
+// shut breaks all connections.
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for c := range g.conns {
+		_ = c.Close()
+	}
+	clear(g.conns)
+}
+
+type gatedConn struct {
+	net.Conn
+	gate *gate
+}
+
+func (c *gatedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.gate.open.RLock()
+	defer c.gate.open.RUnlock()
+	return n, err
+}
+
+func (c *gatedConn) Write(b []byte) (int, error) {
+	c.gate.open.RLock()
+	defer c.gate.open.RUnlock()
+	return c.Conn.Write(b)
+}
+
 // handle is a member's work on a record, and its ack.
 func (c *crew) handle(member string, d *client.Delivery) error {
 	scope, text, _ := strings.Cut(string(d.Value), " ")
@@ -120,17 +209,16 @@ func (c *crew) handle(member string, d *client.Delivery) error {
 	c.mu.Lock()
 	l := c.scopes[scope]
 	if l == nil {
-		l = &scopeLog{holder: map[uint64]string{}}
+		l = &scopeLog{accepted: map[int]acceptance{}}
 		c.scopes[scope] = l
 	}
 	switch {
-	case n > l.acked && c.broken == nil:
-		c.broken = fmt.Errorf("member %s: %s was started when only %d records before it had an ack", member, d.Value, l.acked)
+	case n > l.started && c.broken == nil:
+		c.broken = fmt.Errorf("member %s: %s was started when only %d records before it had an ack on its way", member, d.Value, l.started)
 	case n < l.started:
 		c.again++
 	}
 	l.started = max(l.started, n+1)
-	l.acked = max(l.acked, n+1) // it is on its way from here on
 	c.mu.Unlock()
 	epoch := d.Epoch()
 	told := func(err error) { c.answered(member, l, n, epoch, err) }
@@ -140,26 +228,41 @@ func (c *crew) handle(member string, d *client.Delivery) error {
 	return nil
 }
 
-// answered notes what became of an ack.
+// answered notes what became of an ack. An answer that is lost is an error here: the ack may
+// have been accepted.
 func (c *crew) answered(member string, l *scopeLog, n int, epoch uint64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
-		c.stale++
+		c.refused++
 		return
 	}
-	c.accepted++
-	holder, known := l.holder[epoch]
-	switch {
-	case c.broken != nil:
-	case n != l.accepted:
-		c.broken = fmt.Errorf("member %s: the ack of record %d was accepted as number %d of its scope", member, n, l.accepted)
-	case epoch < l.epoch:
-		c.broken = fmt.Errorf("member %s: an ack under epoch %d was accepted after one under %d", member, epoch, l.epoch)
-	case known && holder != member:
-		c.broken = fmt.Errorf("members %s and %s: both had acks accepted under epoch %d", holder, member, epoch)
+	if before, twice := l.accepted[n]; twice && c.broken == nil {
+		c.broken = fmt.Errorf("members %s and %s: the ack of record %d was accepted under epochs %d and %d", before.member, member, n, before.epoch, epoch)
 	}
-	l.accepted, l.epoch, l.holder[epoch] = max(l.accepted, n+1), epoch, member
+	l.accepted[n] = acceptance{member, epoch}
+}
+
+// check holds accepted acks against each other: epochs never fall from one record of the
+// scope to the next, and under each there is one member. Answers may come in any order.
+func (l *scopeLog) check() error {
+	holders := map[uint64]string{}
+	last := uint64(0)
+	for n := range l.started {
+		a, ok := l.accepted[n]
+		if !ok {
+			continue
+		}
+		holder, known := holders[a.epoch]
+		switch {
+		case a.epoch < last:
+			return fmt.Errorf("member %s: the ack of record %d was accepted under epoch %d, behind one under %d", a.member, n, a.epoch, last)
+		case known && holder != a.member:
+			return fmt.Errorf("members %s and %s: both had acks accepted under epoch %d", holder, a.member, a.epoch)
+		}
+		last, holders[a.epoch] = a.epoch, a.member
+	}
+	return nil
 }
 
 // check ends the sending and waits until everything is handled.
@@ -169,49 +272,60 @@ func (c *crew) check(t *testing.T) {
 	if err := c.failed.Load(); err != nil {
 		require.NoError(t, *err, "a sender sees no error")
 	}
-	eventually(t, "everything is handled", func() bool {
+	failed := func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.broken != nil {
-			return true
-		}
-		for n := range c.sent {
-			if sent := int(c.sent[n].Load()); sent > 0 && (c.scopes[fmt.Sprint(n)] == nil || c.scopes[fmt.Sprint(n)].accepted < sent) {
-				return false
-			}
-		}
-		return true
+		return c.broken != nil
+	}
+	eventually(t, "everything is handled", func() bool {
+		info, err := c.conn.DescribeGroup(t.Context(), c.queue, "g")
+		return failed() || err == nil && !slices.ContainsFunc(info.Partitions, func(p client.GroupPartition) bool { return p.Problem != "" || p.Backlog > 0 })
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	require.NoError(t, c.broken)
-	require.NotZero(t, c.accepted)
-	epochs := map[uint64]bool{}
-	for _, l := range c.scopes {
-		for e := range l.holder {
-			epochs[e] = true
+	accepted, unknown, epochs := 0, 0, map[uint64]bool{}
+	for n := range c.sent {
+		sent, scope := int(c.sent[n].Load()), fmt.Sprint(n)
+		if sent == 0 {
+			continue
+		}
+		require.NotNil(t, c.scopes[scope], "publisher %d", n)
+		l := c.scopes[scope]
+		require.Equal(t, sent, l.started, "publisher %d: all records are handled", n)
+		require.NoError(t, l.check(), "publisher %d", n)
+		accepted += len(l.accepted)
+		unknown += sent - len(l.accepted)
+		for _, a := range l.accepted {
+			epochs[a.epoch] = true
 		}
 	}
-	t.Logf("%d acks accepted in order under %d epochs, %d refused, %d records started again", c.accepted, len(epochs), c.stale, c.again)
+	require.NotZero(t, accepted)
+	require.LessOrEqual(t, unknown, c.refused, "whose ack was not accepted was told so")
+	t.Logf("%s: %d acks accepted in order under %d epochs, %d not, of %d records; %d records started again", c.queue, accepted, len(epochs), c.refused, unknown, c.again)
 }
 
 // TestR_UM_6_Catches_TwoHolders shows the checks of a crew what they have to see.
 func TestR_UM_6_Catches_TwoHolders(t *testing.T) {
-	for name, acks := range map[string][]struct {
+	type ack struct {
 		member string
 		n      int
 		epoch  uint64
-	}{
+	}
+	judge := func(acks []ack) error {
+		c := &crew{}
+		l := &scopeLog{started: 3, accepted: map[int]acceptance{}}
+		for _, a := range acks {
+			c.answered(a.member, l, a.n, a.epoch, nil)
+		}
+		return errors.Join(c.broken, l.check())
+	}
+	require.NoError(t, judge([]ack{{"b", 2, 6}, {"a", 0, 5}, {"a", 1, 5}}))
+	for name, acks := range map[string][]ack{
 		"two members under one epoch": {{"a", 0, 5}, {"b", 1, 5}},
 		"an epoch that falls":         {{"a", 0, 6}, {"b", 1, 5}},
 		"a record twice":              {{"a", 0, 5}, {"b", 0, 6}},
-		"a record that is left out":   {{"a", 0, 5}, {"a", 2, 6}},
 	} {
-		c := &crew{}
-		l := &scopeLog{holder: map[uint64]string{}}
-		for _, ack := range acks {
-			c.answered(ack.member, l, ack.n, ack.epoch, nil)
-		}
-		require.Error(t, c.broken, name)
+		require.Error(t, judge(acks), name)
 	}
 }

@@ -63,6 +63,8 @@ type faultRun struct {
 	producers []*killProducer
 	history   *clientHistory
 	leaders   *leaderWatch
+	crews     []*crew
+	calm      []func() // end what happens to the members of crews
 	clients   sync.WaitGroup
 	stop      context.CancelFunc
 	founded   bool // by formed
@@ -165,6 +167,13 @@ func (r *faultRun) load() {
 				cancel()
 			}
 		})
+	}
+	for _, c := range []*crew{
+		startCrew(t, r.connect, "publishers", killPartitions, crewPublishers, client.GroupSettings{Mode: client.Serial, Scope: client.ByPublisher, SessionMs: uint32(crewSession.Milliseconds())}),
+		startCrew(t, r.connect, "sticky", 1, 1, client.GroupSettings{Mode: client.Serial, Scope: client.ByDestination, Holder: client.Sticky, SessionMs: uint32(crewSession.Milliseconds())}),
+	} {
+		r.crews = append(r.crews, c)
+		r.calm = append(r.calm, c.storm(t, rand.New(rand.NewPCG(r.random.Uint64(), 0))))
 	}
 	for n := range r.nodes {
 		conn := r.direct(n + 1)
@@ -399,6 +408,10 @@ func (r *faultRun) strike(f fault, victim int) (without, after time.Duration) {
 func (r *faultRun) finish() {
 	t := r.t
 	r.stop()
+	for i, c := range r.crews {
+		r.calm[i]()
+		c.check(t)
+	}
 	for _, p := range r.producers {
 		p.finish(t)
 	}

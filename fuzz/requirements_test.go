@@ -119,6 +119,13 @@ func dial(t *testing.T, servers string, opts ...client.Option) *client.Conn {
 	return conn
 }
 
+// crew starts one whose clients know all three brokers.
+func (s *suite) crew(t *testing.T, queue string, partitions uint32, senders int, settings client.GroupSettings) *crew {
+	t.Helper()
+	s.busy = append(s.busy, queue)
+	return startCrew(t, func(opts ...client.Option) *client.Conn { return dial(t, s.at(1, 2, 3), opts...) }, queue, partitions, senders, settings)
+}
+
 // patient is a context for what has no time of its own.
 func patient(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)

@@ -406,8 +406,8 @@ func TestRequirements(t *testing.T) {
 		t.Run(c.name, c.show)
 	}
 	load := s.startLoad(t)
-	publishers := s.startCrew(t, "publishers", 3, crewPublishers, client.GroupSettings{Mode: client.Serial, Scope: client.ByPublisher})
-	sticky := s.startCrew(t, "sticky", 1, 1, client.GroupSettings{Mode: client.Serial, Scope: client.ByDestination, Holder: client.Sticky})
+	publishers := s.crew(t, "publishers", 3, crewPublishers, client.GroupSettings{Mode: client.Serial, Scope: client.ByPublisher})
+	sticky := s.crew(t, "sticky", 1, 1, client.GroupSettings{Mode: client.Serial, Scope: client.ByDestination, Holder: client.Sticky})
 	s.lose(t, 2, []loss{
 		{"R_WLS_2_OtherPartitionsDoNotNotice", s.isolated(1, 3)},
 		{"R_WLS_9_R_WLS_14_AnotherNodeLeads", s.available},
