@@ -25,7 +25,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestF24' -v -timeout 1h -fd.floods 100
 	go test ./fuzz -run '^TestSimulation' -v -timeout 8h -sim.duration 2h -sim.tries 0
 	go test ./fuzz -run '^TestClusterOfProcesses' -v -timeout 2h -cluster.faults 1000
-	go test ./fuzz -run '^TestF15_Nothing' -v -timeout 30m -faults.count 11 -faults.for 10m
+	go test ./fuzz -run '^TestF15_Nothing' -v -timeout 1h -faults.count 11 -faults.for 30m
 	go test ./fuzz -run '^TestF26' -v -timeout 1h -upgrade.runs 20
 	go test ./fuzz -run '^TestRequirements' -v -timeout 1h -requirements.kills 50 -requirements.temporary 10000
 	go test ./fuzz -run '^TestRX5_Bits' -v -timeout 2h -repair.flips 500
