@@ -246,9 +246,9 @@ func bindingOf(r *wire.AttachRequest) Binding { return Binding{r.Generation, r.C
 func (l *Leader) outdated(b Binding, listed bool) error {
 	if b.Before(l.binding) && l.thinned { // who had the highest may have left
 		l.thinned, l.binding = false, Binding{}
-		for _, s := range l.g.Sessions {
-			if l.binding.Before(s.Binding) {
-				l.binding = s.Binding
+		for _, m := range l.members {
+			if l.binding.Before(m.binding) {
+				l.binding = m.binding
 			}
 		}
 	}
@@ -258,6 +258,17 @@ func (l *Leader) outdated(b Binding, listed bool) error {
 	}
 	return &wire.Error{Code: wire.CodeStaleBinding, Next: wire.Offset(l.binding.Generation)<<32 | wire.Offset(l.binding.Counter),
 		Detail: fmt.Sprintf("binding %d.%d is older than %d.%d, which another consumer has", b.Generation, b.Counter, l.binding.Generation, l.binding.Counter)}
+}
+
+// binds notes the binding that a listed session goes by.
+func (l *Leader) binds(m *member, b Binding) {
+	m.binding = b
+	if l.binding.Before(b) {
+		deposes := l.binding.Generation < b.Generation
+		if l.binding = b; deposes {
+			l.depose()
+		}
+	}
 }
 
 // depose ends the links of consumers of an older generation: each has to hear from the
@@ -277,7 +288,8 @@ func (l *Leader) depose() {
 func (l *Leader) attached(a *attachment, m *member, refused []wire.OutcomeAnswer) {
 	r := a.request
 	a.request, a.open, a.member, a.scopes = nil, true, m, nil
-	m.link, m.flags, m.binding = a.consumer, r.Flags, bindingOf(r)
+	m.link, m.flags = a.consumer, r.Flags
+	l.binds(m, bindingOf(r))
 	m.draining, m.leaving = false, false
 	m.limits(&wire.GroupCapacity{Records: r.Capacity, Refill: r.Refill, Bytes: r.Bytes, Working: r.Working})
 	if m.waiting {

@@ -572,7 +572,7 @@ func TestLeaderServesNoGenerationOfBefore(t *testing.T) {
 			require.ErrorIs(t, a.reason, wire.CodeStaleBinding)
 			claim := wire.Outcome{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch, Kind: wire.OutcomeAck}
 			require.ErrorIs(t, attach('A', 2, Binding{1, 9}, claim).refused, wire.CodeStaleBinding)
-			again := attach('A', 3, Binding{2, 2}, claim)
+			again := attach('A', 3, Binding{2, 1}, claim)
 			require.Equal(t, wire.CodeOK, again.code(0), "nothing was lost by it")
 
 			newest := attach('G', 1, Binding{2, 2})
@@ -673,6 +673,31 @@ func TestRuleQ1_ABindingThatNobodyHasMadeIsRefusedFromTheFirstOn(t *testing.T) {
 		require.Equal(t, Binding{d.term.Generation, 1}, honest.known, name)
 		require.NoError(t, d.err)
 	}
+}
+
+// RULES Q1: a session that comes back under a binding of a newer generation counts as one that
+// joins under it: those of the older generation go, and none comes.
+func TestRuleQ1_WhoComesBackUnderANewerGenerationIsOfIt(t *testing.T) {
+	r := newRig(t, keyGroup)
+	attach := func(name byte, attempt uint64, b Binding) *recorder {
+		c := &recorder{r: r, session: Session{name}}
+		r.leader.Attach(c, &wire.AttachRequest{Session: c.session, Attempt: attempt, Term: 1, Capacity: 1, Generation: b.Generation, Counter: b.Counter}, "", 1, r.now)
+		r.settle()
+		return c
+	}
+	attach('A', 1, Binding{1, 1})
+	b := attach('B', 1, Binding{1, 1})
+	a := attach('A', 2, Binding{2, 3})
+	require.False(t, a.closed)
+	require.ErrorIs(t, b.reason, wire.CodeStaleBinding)
+	require.ErrorIs(t, attach('B', 2, Binding{1, 1}).refused, wire.CodeStaleBinding)
+	require.ErrorIs(t, attach('C', 1, Binding{1, 2}).refused, wire.CodeStaleBinding)
+	require.ErrorIs(t, attach('C', 2, Binding{2, 2}).refused, wire.CodeStaleBinding, "who comes is not behind A")
+	newest := attach('D', 1, Binding{2, 4})
+	r.leader.Leave(newest, false, r.now)
+	r.settle()
+	require.ErrorIs(t, attach('C', 3, Binding{2, 2}).refused, wire.CodeStaleBinding, "what A goes by outlives who had a newer one")
+	require.NoError(t, attach('C', 4, Binding{2, 3}).refused)
 }
 
 // The binding that a partition goes by is that of consumers it has.

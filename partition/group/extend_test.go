@@ -53,6 +53,30 @@ func TestLeaderExtendsALease(t *testing.T) {
 	require.Equal(t, wire.CodeOK, a.code(1), "it is still the session's")
 }
 
+// An extension may also be to an earlier time than the ack wait, and than the next look at the
+// session; and it is a day at most.
+func TestRuleT4_AnExtensionIsFromNowAndADayAtMost(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(0, 0)
+	a := r.attach('A', 1, 10)
+	extend := func(o wire.Offset, by time.Duration) {
+		r.leader.Outcomes(a, []wire.Outcome{{Offset: o, Count: 1, Epoch: a.grants[0].Epoch, Kind: wire.OutcomeExtend, DelayMs: uint32(by.Milliseconds())}}, r.now)
+		r.turn()
+	}
+	extend(0, 48*time.Hour)
+	extend(1, 300*time.Millisecond)
+	require.Equal(t, r.now+300*time.Millisecond, r.leader.Deadline())
+	r.pass(300*time.Millisecond - 1)
+	require.Empty(t, a.revokes)
+	r.pass(1)
+	require.Len(t, a.revokes, 1)
+	require.EqualValues(t, 1, a.revokes[0].Offset)
+	a.say(wire.OutcomeAck, 1)
+	r.settle()
+	late := r.leader.members[a.session].leases.find(0)
+	require.Equal(t, time.Second+24*time.Hour, late.until)
+}
+
 // What a session only looks at is no attempt: not when it ends, by itself or not, not when
 // another one takes its place, and not when it keeps it for too long, also not under the
 // next leader.

@@ -42,7 +42,7 @@ type Leader struct {
 	attaches []*attachment           // in the order of arrival, not answered
 	asking   map[Session]*attachment // the newest of each session that is among them
 	names    map[string]*member      // listed
-	binding  Binding                 // the highest that a listed session was listed with
+	binding  Binding                 // the highest that a listed session goes by
 	thinned  bool                    // sessions have left since binding was looked at
 	waiting  int                     // members that have not come back since this leader began
 	grace    grace                   // while there are some

@@ -67,3 +67,66 @@ func TestRule31_AMoveThatBeginsAgainIsNotGivenUp(t *testing.T) {
 	r.settle()
 	require.Equal(t, []wire.Offset{0}, a.offsets())
 }
+
+// Rules 2, 31: what is to be committed with an order comes behind all that was decided before it,
+// however many entries that takes: a leader that begins behind a hand-over knows the acks, what was
+// taken back, what is parked and which letters are written.
+func TestRule2_AnOrderComesBehindWhatWasDecidedBefore(t *testing.T) {
+	const records = 80
+	each := func(do func(o wire.Offset)) {
+		for o := range wire.Offset(records) {
+			do(o * 3 % records) // so that no two are one run
+		}
+	}
+	say := func(a *recorder, kind wire.OutcomeKind) {
+		each(func(o wire.Offset) {
+			a.r.leader.Outcomes(a, []wire.Outcome{{Offset: o, Count: 1, Epoch: a.grants[0].Epoch, Kind: kind}}, a.r.now)
+		})
+	}
+	for name, decide := range map[string]func(r *rig, a *recorder) (undone func() bool){
+		"acks": func(r *rig, a *recorder) func() bool {
+			say(a, wire.OutcomeAck)
+			return func() bool { return r.state.Group(1).Done.Floor() < records }
+		},
+		"backs": func(r *rig, a *recorder) func() bool {
+			say(a, wire.OutcomeReleased)
+			return func() bool { return r.leader.backing > 0 }
+		},
+		"parks": func(r *rig, a *recorder) func() bool {
+			each(func(o wire.Offset) { r.leader.Park(Scope(o), "by hand", false, func(error) {}) })
+			return func() bool { return len(r.state.Group(1).Parked) < records }
+		},
+		"letters": func(r *rig, a *recorder) func() bool {
+			say(a, wire.OutcomeReject)
+			return func() bool { return len(r.state.Group(1).Letters.Open) < records }
+		},
+		"written": func(r *rig, a *recorder) func() bool {
+			say(a, wire.OutcomeReject)
+			r.settle()
+			each(func(o wire.Offset) { r.leader.LetterWritten(uint64(o)) })
+			return func() bool { return len(r.state.Group(1).Letters.Open) > 0 }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, lettered)
+			r.produce(make([]uint64, records)...)
+			a := r.attach('A', 1, records)
+			require.Len(t, a.offsets(), records)
+			undone := decide(r, a)
+			ordered := false
+			r.leader.Order(Order{Command: AppendTableVoid(nil, 1), Done: func(err error) {
+				require.NoError(t, err)
+				require.False(t, undone())
+				ordered = true
+			}})
+			entries := 0
+			for ; !ordered; entries++ {
+				data, ok := r.leader.Propose(nil, 1000)
+				require.True(t, ok)
+				r.apply(data)
+				r.leader.Applied(r.applied)
+			}
+			require.Greater(t, entries, 1)
+		})
+	}
+}

@@ -124,11 +124,9 @@ func (l *Leader) outcome(m *member, piece lease, o *wire.Outcome) {
 const maxExtendMs = 24 * 60 * 60 * 1000
 
 // extend gives a session longer for what it holds, from now on. What it was asked to give
-// back it has to. A yes is no answer: the session could take it for that to an outcome.
+// back it has to all the same, see overdue and drained. A yes is no answer: the session could
+// take it for that to an outcome.
 func (l *Leader) extend(m *member, piece lease, byMs uint32) {
-	if piece.revoked != 0 {
-		return
-	}
 	until := m.heard + time.Duration(min(byMs, maxExtendMs))*time.Millisecond
 	m.leases.change(piece.from, piece.to, func(x *lease) { x.until = until })
 	if l.workDue(m) < m.check {

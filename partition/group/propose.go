@@ -498,11 +498,6 @@ func (l *Leader) lists(m *member, record *Member) {
 	if m.name = record.Name; m.name != "" {
 		l.names[m.name] = m
 	}
-	m.binding, m.looks = record.Binding, record.Flags&wire.AttachLookOnly != 0
-	if l.binding.Before(record.Binding) {
-		deposes := l.binding.Generation < record.Binding.Generation
-		if l.binding = record.Binding; deposes {
-			l.depose()
-		}
-	}
+	m.looks = record.Flags&wire.AttachLookOnly != 0
+	l.binds(m, record.Binding)
 }

@@ -757,6 +757,15 @@ func TestLeaderExplains(t *testing.T) {
 	require.Equal(t, []string{"draining", "no_credit", "parked"}, codes(r, wire.ExplainRequest{}))
 	r.lead()
 	require.Equal(t, []string{"waiting_for_session"}, codes(r, wire.ExplainRequest{})[:1])
+
+	r = newRig(t, sharedGroup)
+	r.produce(0)
+	a = r.attach('A', 1, 1)
+	a.say(wire.OutcomeAck, 0)
+	zero := at(0)
+	said := r.leader.Explain(&zero, 1_000_000).Reasons[0]
+	require.Equal(t, "ack_not_committed", said.Code)
+	require.Zero(t, said.SinceMs, "when that was said is not known, only when it went out")
 }
 
 // A record at or above the horizon waits until a higher one is committed, and is said to.

@@ -186,7 +186,7 @@ const (
 	reasonReplaced uint8 = 4
 )
 
-// remove has a session taken off the list; what it holds goes to others when that is
+// remove has a listed session taken off the list; what it holds goes to others when that is
 // applied.
 func (l *Leader) remove(m *member, reason uint8) {
 	if m.ending {
