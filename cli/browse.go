@@ -15,9 +15,10 @@ import (
 // browsedRunes is how much of a key or value the table shows.
 const browsedRunes = 48
 
-// browsedJSON is one record of browse -o json.
-type browsedJSON struct {
+// standingJSON is how a record stands in a group, in browse -o json and consume -o json.
+type standingJSON struct {
 	Group      string `json:"group,omitempty"`
+	LeaseEpoch uint64 `json:"lease_epoch,omitempty"` // the fencing token of who consumes it
 	State      string `json:"state,omitempty"`
 	Holder     string `json:"holder,omitempty"`
 	Deliveries int    `json:"deliveries,omitempty"`
@@ -90,7 +91,7 @@ func (a *app) browse(c *cobra.Command, destination string, o client.BrowseOption
 		}
 		if asJSON {
 			line.Reset()
-			if err := appendBrowsed(&line, &r.Record, &browsedJSON{r.Group, string(r.State), r.Holder, r.Deliveries, r.Attempts, r.Reason}); err != nil {
+			if err := appendJSON(&line, &r.Record, &standingJSON{Group: r.Group, State: string(r.State), Holder: r.Holder, Deliveries: r.Deliveries, Attempts: r.Attempts, Reason: r.Reason}); err != nil {
 				return err
 			}
 			if _, err := a.stdout.Write(line.Bytes()); err != nil {

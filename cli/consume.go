@@ -40,7 +40,8 @@ Verbs of --format:
   \n newline  \t tab  \r carriage return  \0 zero byte  \\ backslash  \xNN any byte
 
 -o json prints one object a line. Keys and values that are not UTF-8 are in base64,
-and key_encoding or value_encoding says so.`,
+and key_encoding or value_encoding says so. Of a member of a group they have lease_epoch,
+which is LOCKSTEP_EPOCH, deliveries and attempts.`,
 		Example: `  lockstep consume orders --from earliest -e
   lockstep consume orders -f '%p %o %k %v\n' -c 10
   lockstep consume events --at '15m ago' -o json
@@ -239,7 +240,7 @@ func (r *consumeRun) read(ctx context.Context, conn *client.Conn, waiting *waiti
 		if err != nil {
 			return err
 		}
-		if err := out.append(func(dst []byte) []byte { return p.append(dst, record) }); err != nil {
+		if err := out.append(func(dst []byte) []byte { return p.append(dst, record, nil) }); err != nil {
 			return err
 		}
 	}
@@ -256,11 +257,12 @@ type printer struct {
 
 func newPrinter(f format, json bool) *printer { return &printer{format: f, json: json} }
 
-func (p *printer) append(dst []byte, r *client.Record) []byte {
+// append writes one record to dst; in JSON with how it stands in a group, unless that is nil.
+func (p *printer) append(dst []byte, r *client.Record, standing *standingJSON) []byte {
 	switch {
 	case p.json:
 		p.buffer.Reset()
-		if err := appendJSON(&p.buffer, r); err != nil {
+		if err := appendJSON(&p.buffer, r, standing); err != nil {
 			panic("a record of strings and numbers cannot fail to encode: " + err.Error())
 		}
 		return append(dst, p.buffer.Bytes()...)

@@ -276,7 +276,7 @@ func (r *consumeRun) printMember(ctx context.Context, consumer *client.Consumer)
 		}
 		out = out[:0]
 		for _, d := range list {
-			out = p.append(out, &d.Record)
+			out = p.append(out, &d.Record, &standingJSON{Group: r.member.group, LeaseEpoch: d.Epoch(), Deliveries: d.Deliveries, Attempts: d.Attempts})
 		}
 		if _, err := r.app.stdout.Write(out); err != nil {
 			for _, d := range list {

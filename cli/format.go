@@ -129,14 +129,14 @@ func appendTimestamp(dst []byte, t time.Time) []byte {
 	return t.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000Z07:00")
 }
 
-// jsonRecord is one line of `consume -o json`.
+// jsonRecord is one line of `consume -o json` and `browse -o json`.
 type jsonRecord struct {
 	Partition uint32 `json:"partition"`
 	Offset    uint64 `json:"offset"`
 	Epoch     uint32 `json:"epoch"`
 	Timestamp string `json:"timestamp"`
 	jsonContent
-	*browsedJSON
+	*standingJSON
 }
 
 // jsonContent is what a record holds. Bytes that are not UTF-8 are written in base64 and
@@ -155,13 +155,11 @@ type jsonHeader struct {
 	ValueEncoding string `json:"value_encoding,omitempty"`
 }
 
-// appendJSON writes one record as a JSON object and a newline to dst.
-func appendJSON(dst *bytes.Buffer, r *client.Record) error { return appendBrowsed(dst, r, nil) }
-
-// appendBrowsed is appendJSON with how the record stands, if that is given.
-func appendBrowsed(dst *bytes.Buffer, r *client.Record, state *browsedJSON) error {
+// appendJSON writes one record as a JSON object and a newline to dst, with how it stands in
+// a group, if that is given.
+func appendJSON(dst *bytes.Buffer, r *client.Record, standing *standingJSON) error {
 	out := jsonRecord{
-		browsedJSON: state,
+		standingJSON: standing,
 
 		Partition: r.Partition,
 		Offset:    r.Offset,

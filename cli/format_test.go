@@ -52,12 +52,12 @@ func TestFormats(t *testing.T) {
 
 func TestJSONLines(t *testing.T) {
 	var out bytes.Buffer
-	require.NoError(t, appendJSON(&out, sampleRecord()))
+	require.NoError(t, appendJSON(&out, sampleRecord(), nil))
 	binary := sampleRecord()
 	binary.Key, binary.Headers, binary.Value = nil, nil, []byte{0xff, 0x00}
-	require.NoError(t, appendJSON(&out, binary))
+	require.NoError(t, appendJSON(&out, binary, nil))
 	binary.Key, binary.Value = []byte{0xfe}, []byte("<a&b>\n")
-	require.NoError(t, appendJSON(&out, binary))
+	require.NoError(t, appendJSON(&out, binary, nil))
 	const place = `"partition":2,"offset":41,"epoch":7,"timestamp":"2026-03-01T12:04:05.067Z"`
 	require.Equal(t, `{`+place+`,"key":"alice","value":"3 apples","headers":[{"name":"type","value":"order"},{"name":"n","value":""}]}
 {`+place+`,"key":null,"value":"/wA=","value_encoding":"base64"}
@@ -78,7 +78,7 @@ func TestLinesComeBackAsTheyWere(t *testing.T) {
 			} else {
 				r.Value = []byte(v)
 			}
-			out = p.append(out, r)
+			out = p.append(out, r, nil)
 		}
 		return string(out)
 	}

@@ -104,7 +104,7 @@ func (a *app) request(ctx context.Context, destination string, r *client.Record,
 	case err != nil:
 		return interruptedOr(ctx, &failure{doing: "request to", destination: destination, kind: words, err: err})
 	}
-	_, err = a.stdout.Write(newPrinter(nil, asJSON).append(nil, trimmed(reply, asJSON)))
+	_, err = a.stdout.Write(newPrinter(nil, asJSON).append(nil, trimmed(reply, asJSON), nil))
 	return outputError(err)
 }
 
