@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -79,14 +80,17 @@ func (a *app) dlqLsCommand() *cobra.Command {
 	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			list, err := letterDestinations(ctx, conn)
+			list, missing, err := letterDestinations(ctx, conn)
 			if err != nil {
 				return &failure{doing: "list dead letters", err: err}
 			}
-			if output.value == "json" {
-				return a.printJSON(list)
+			if missing != nil {
+				missing = &failure{doing: "list dead letters", err: missing}
 			}
-			if len(list) == 0 {
+			if output.value == "json" {
+				return cmp.Or(a.printJSON(list), missing)
+			}
+			if len(list) == 0 && missing == nil {
 				fmt.Fprintln(a.stderr, "no dead letter destinations yet; name one with: lockstep queue alter orders --delivery-limit 5 --dead-letter orders.dead")
 				return nil
 			}
@@ -105,7 +109,7 @@ func (a *app) dlqLsCommand() *cobra.Command {
 				}
 				rows = append(rows, []string{d.Name, strings.Join(d.From, ", "), fmt.Sprint(d.Letters), strings.Join(of, ", "), oldest, fmt.Sprint(d.Waiting), fmt.Sprint(d.Back), problem})
 			}
-			return a.printTable([]string{"name", "from", "letters", "of groups", "oldest", "waiting", "going back", "problem"}, rows, "letters", "waiting", "going back")
+			return cmp.Or(a.printTable([]string{"name", "from", "letters", "of groups", "oldest", "waiting", "going back", "problem"}, rows, "letters", "waiting", "going back"), missing)
 		})
 	}
 	return c
@@ -158,18 +162,48 @@ func (a *app) lettersOfRemoved(ctx context.Context, conn *client.Conn, d client.
 	return text.String()
 }
 
-// letterDestinations gathers where dead letters go.
-func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, error) {
+// silence is why the letters of partitions are not known, nil if they are.
+func silence(silent []place) error {
+	if len(silent) == 0 {
+		return nil
+	}
+	slices.SortFunc(silent, func(a, b place) int {
+		return cmp.Or(strings.Compare(a.destination, b.destination), cmp.Compare(a.partition, b.partition))
+	})
+	var names []string
+	for _, p := range silent[:min(len(silent), maxProblems)] {
+		names = append(names, fmt.Sprintf("%s/%d", p.destination, p.partition))
+	}
+	if more := len(silent) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return wire.Errorf(wire.CodeUnavailable, "no leader of %s has answered within %s: the letters there are not known", strings.Join(names, ", "), formatDuration(removedTimeout))
+}
+
+// letterDestinations gathers where dead letters go. missing says which partitions nobody leads,
+// whose letters are not in the list.
+func letterDestinations(ctx context.Context, conn *client.Conn) (list []*dlqJSON, missing, err error) {
 	all, err := conn.Destinations(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	groups, err := conn.Groups(ctx, "")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	remains, silent := lettersAndSilent(ctx, conn, "", all...)
+	unknown := make(map[place]bool)
+	led := func(d *dlqJSON, p place) bool { // it can be asked
+		if silent[p] {
+			unknown[p] = true
+			if text := fmt.Sprintf("%s/%d has no leader that answers", p.destination, p.partition); !strings.Contains(d.Problem, text) {
+				d.say(text)
+			}
+		}
+		return !silent[p]
 	}
 	byName := make(map[string]*dlqJSON)
-	list := []*dlqJSON{}
+	list = []*dlqJSON{}
 	at := func(name, from string) *dlqJSON {
 		d := byName[name]
 		if d == nil {
@@ -200,6 +234,9 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 		}
 		d := at(s.DeadLetter, from)
 		for _, p := range partitions[g.Destination] {
+			if !led(d, place{g.Destination, p.Number}) {
+				continue
+			}
 			var open wire.LettersResponse
 			if err := conn.GroupOrder(ctx, wire.OrderLetters, g.Destination, p.Number, g.Name, nil, &open); err != nil {
 				d.Problem = err.Error()
@@ -210,7 +247,7 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 			}
 		}
 	}
-	for _, of := range lettersLeft(ctx, conn, "", all...) {
+	for _, of := range remains {
 		from := of.destination + "/" + of.Group + " (removed)"
 		problem := fmt.Sprintf("of a removed group: %s; %s gives them up", of.Problem, of.giveUp())
 		if of.back > 0 {
@@ -228,13 +265,18 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 		if _, d.Exists = partitions[d.Name]; !d.Exists {
 			continue
 		}
-		for l, err := range conn.DeadLetters(ctx, d.Name, client.LetterFilter{}) {
-			if err != nil {
-				d.Problem = err.Error()
-				break
+		for _, p := range partitions[d.Name] {
+			if !led(d, place{d.Name, p.Number}) {
+				continue
 			}
-			if d.count(l); d.Oldest == nil || l.AppendTime.Before(*d.Oldest) {
-				d.Oldest = &l.AppendTime
+			for l, err := range conn.DeadLetters(ctx, d.Name, client.LetterFilter{Partition: &p.Number}) {
+				if err != nil {
+					d.Problem = err.Error()
+					break
+				}
+				if d.count(l); d.Oldest == nil || l.AppendTime.Before(*d.Oldest) {
+					d.Oldest = &l.AppendTime
+				}
 			}
 		}
 	}
@@ -244,6 +286,9 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 			continue
 		}
 		for _, p := range partitions[d.Name] {
+			if !led(d, place{d.Name, p.Number}) {
+				continue
+			}
 			var open wire.LettersResponse
 			if err := conn.GroupOrder(ctx, wire.OrderLetters, d.Name, p.Number, g.Name, nil, &open); err != nil {
 				d.Problem = cmp.Or(d.Problem, err.Error())
@@ -264,7 +309,7 @@ func letterDestinations(ctx context.Context, conn *client.Conn) ([]*dlqJSON, err
 		})
 	}
 	slices.SortFunc(list, func(a, b *dlqJSON) int { return strings.Compare(a.Name, b.Name) })
-	return list, nil
+	return list, silence(slices.Collect(maps.Keys(unknown))), nil
 }
 
 // letterFlags say which letters are meant.
@@ -405,6 +450,17 @@ func (a *app) dlqShowCommand() *cobra.Command {
 			return err
 		}
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
+			d, err := conn.Destination(ctx, args[0])
+			if err != nil {
+				return &failure{doing: "show dead letters of", destination: args[0], err: err}
+			}
+			if filter.Partition != nil {
+				d.Partitions = slices.DeleteFunc(d.Partitions, func(p client.PartitionInfo) bool { return p.Number != *filter.Partition })
+			}
+			_, silent := lettersAndSilent(ctx, conn, "", d)
+			if err := silence(slices.Collect(maps.Keys(silent))); err != nil {
+				return &failure{doing: "show dead letters of", destination: args[0], err: err}
+			}
 			n := 0
 			for l, err := range conn.DeadLetters(ctx, args[0], filter) {
 				if err != nil {
@@ -452,7 +508,7 @@ func (a *app) showLetter(destination string, l *client.Letter, asJSON bool) erro
 	r := l.Original()
 	if asJSON {
 		j := letterJSON{
-			Partition: l.Partition, Offset: l.Offset, Time: l.AppendTime, Origin: fmt.Sprintf("%s/%d@%d", l.Origin, l.OriginPartition, l.OriginOffset),
+			Partition: l.Partition, Offset: l.Offset, Time: l.AppendTime, Origin: originText(l),
 			Group: l.Group, Reason: l.Reason, Text: l.Text, Deliveries: l.Deliveries, Attempts: l.Attempts, jsonContent: contentOf(r),
 		}
 		return a.printJSON(j)
@@ -473,6 +529,20 @@ func (a *app) showLetter(destination string, l *client.Letter, asJSON bool) erro
 	return outputError(err)
 }
 
+// originText is where a letter comes from.
+func originText(l *client.Letter) string {
+	return fmt.Sprintf("%s/%d@%d", l.Origin, l.OriginPartition, l.OriginOffset)
+}
+
+// redrivenJSON is a dead letter that goes back to where it comes from, or stays.
+type redrivenJSON struct {
+	Partition uint32 `json:"partition"`
+	Offset    uint64 `json:"offset"`
+	Origin    string `json:"origin"`
+	Group     string `json:"group"`
+	Problem   string `json:"problem,omitempty"` // why it stays
+}
+
 func (a *app) dlqRedriveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "redrive DEST", Aliases: []string{"replay"}, Short: "Send dead letters back to where they come from, in order, and take them off",
@@ -486,6 +556,7 @@ be sent back.`,
 	}
 	flags := newLetterFlags(c, 10_000)
 	dry := c.Flags().Bool("dry-run", false, "say what would happen")
+	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		filter, err := flags.filter(c)
 		if err != nil {
@@ -499,6 +570,14 @@ be sent back.`,
 		ctx := c.Context() // it takes as long as it gets on
 		return interruptedOr(ctx, func() error {
 			said := func(l *client.Letter, err error) {
+				if output.value == "json" {
+					j := redrivenJSON{Partition: l.Partition, Offset: l.Offset, Origin: originText(l), Group: l.Group}
+					if err != nil {
+						j.Problem = err.Error()
+					}
+					_ = a.printJSON(&j) // what is on its way arrives all the same, and the summary fails as well
+					return
+				}
 				if err != nil {
 					fmt.Fprintf(a.stderr, "lockstep: %s/%s\n", args[0], oneLine(err.Error()))
 					return
@@ -519,7 +598,11 @@ be sent back.`,
 				if n == 0 {
 					elsewhere = lettersGoTo(ctx, conn, args[0])
 				}
-				_, printed = fmt.Fprintf(a.stdout, "%s %s%s\n", verb, plural(int64(n), "letter"), elsewhere)
+				summary := a.stdout
+				if output.value == "json" {
+					summary = a.stderr
+				}
+				_, printed = fmt.Fprintf(summary, "%s %s%s\n", verb, plural(int64(n), "letter"), elsewhere)
 			}
 			if stays := new(client.LetterError); errors.As(err, &stays) { // its code is about the origin
 				return errors.New(oneLine(err.Error()))

@@ -2,7 +2,11 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/client"
+	"github.com/lockstepmq/lockstep/lockstest"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -366,4 +371,31 @@ func TestRuleQ3_ARedriveOutlivesItsGroup(t *testing.T) {
 		require.NoError(t, err)
 		require.Fail(t, "a letter is left", "%d@%d", l.Partition, l.Offset)
 	}
+}
+
+// A partition that nobody leads is named within seconds, and what is not known is no success.
+func TestDeadLettersOfPartitionsWithoutALeaderAreMissedAloud(t *testing.T) {
+	c := lockstest.StartCluster(t, 2, lockstest.Logger(slog.New(slog.DiscardHandler)))
+	sh := at(c.Broker(1).Addr(), "")
+	must(t, sh, "queue", "create", "orders.dead", "--partitions", "2", "--replicas", "1")
+	must(t, sh, "queue", "create", "orders", "--replicas", "1", "--delivery-limit", "1", "--dead-letter", "orders.dead")
+	must(t, sh, "group", "create", "orders", "billing")
+	var partitions []partitionJSON
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "partition", "ls", "orders.dead", "-o", "json")), &partitions))
+	lost := slices.IndexFunc(partitions, func(p partitionJSON) bool { return p.Leader == 2 })
+	require.GreaterOrEqual(t, lost, 0, "each node has one")
+	name := fmt.Sprintf("orders.dead/%d", lost)
+	must(t, sh, "dlq", "show", "orders.dead")
+	c.Stop(2)
+	for _, args := range [][]string{{"ls"}, {"ls", "-o", "json"}, {"show", "orders.dead"}} {
+		sh.timeout = time.Minute // who waits for that long has not been told
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
+		got := sh.run(ctx, append([]string{"dlq"}, args...)...)
+		cancel()
+		require.Equal(t, 1, got.code, "%v: %s%s", args, got.stdout, got.stderr)
+		require.Contains(t, got.stderr, "no leader of "+name)
+		require.Contains(t, got.stderr, "lockstep cluster health")
+		require.NotContains(t, got.stdout, fmt.Sprintf("orders.dead/%d", 1-lost))
+	}
+	must(t, sh, "dlq", "show", "orders.dead", "--partition", fmt.Sprint(1-lost))
 }

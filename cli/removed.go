@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lockstepmq/lockstep/client"
@@ -35,10 +36,49 @@ type left struct {
 // lettersLeft asks the partitions of destinations for what removed groups have left there: the one
 // that is named, or all. Partitions that do not answer are passed over, as those of brokers
 // that do not know the question.
-func lettersLeft(ctx context.Context, conn *client.Conn, group string, destinations ...client.Destination) (all []left) {
+func lettersLeft(ctx context.Context, conn *client.Conn, group string, destinations ...client.Destination) []left {
+	all, _ := lettersAndSilent(ctx, conn, group, destinations...)
+	return all
+}
+
+// atOnce is how many destinations are asked at a time.
+const atOnce = 32
+
+// place is a partition of a destination.
+type place struct {
+	destination string
+	partition   uint32
+}
+
+// lettersAndSilent is lettersLeft, and the partitions of which no leader has answered within
+// removedTimeout.
+func lettersAndSilent(ctx context.Context, conn *client.Conn, group string, destinations ...client.Destination) (all []left, silent map[place]bool) {
+	silent = make(map[place]bool)
+	asked := make([][]wire.LettersResponse, len(destinations))
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	room := make(chan struct{}, atOnce)
 	for i := range destinations {
-		d := &destinations[i]
-		answers, _ := removedLetters(ctx, conn, d, group, false)
+		room <- struct{}{}
+		asking.Go(func() {
+			defer func() { <-room }()
+			d := &destinations[i]
+			patient, stop := context.WithTimeout(ctx, removedTimeout)
+			defer stop()
+			answers, errs := removedLetters(patient, conn, d, group, false)
+			mu.Lock()
+			defer mu.Unlock()
+			asked[i] = answers
+			for k, err := range errs {
+				if err != nil && patient.Err() != nil {
+					silent[place{d.Name, d.Partitions[k].Number}] = true
+				}
+			}
+		})
+	}
+	asking.Wait()
+	for i := range destinations {
+		d, answers := &destinations[i], asked[i]
 		for i := range answers {
 			for _, of := range answers[i].Removed {
 				if group != "" && of.Group != group {
@@ -55,7 +95,7 @@ func lettersLeft(ctx context.Context, conn *client.Conn, group string, destinati
 			}
 		}
 	}
-	return all
+	return all, silent
 }
 
 // which says what they are and why they are not written.
@@ -89,8 +129,8 @@ func (x *left) has(offset uint64) bool {
 }
 
 // removedLetters asks all partitions of a destination for the dead letters of removed groups that
-// are not written. What cannot be asked is in err, joined; the rest is answered.
-func removedLetters(ctx context.Context, conn *client.Conn, d *client.Destination, group string, giveUp bool) (answers []wire.LettersResponse, err error) {
+// are not written. Those that cannot be asked have an error in their place.
+func removedLetters(ctx context.Context, conn *client.Conn, d *client.Destination, group string, giveUp bool) (answers []wire.LettersResponse, errs []error) {
 	answers = make([]wire.LettersResponse, len(d.Partitions))
 	numbers := make([]uint32, len(d.Partitions))
 	for i, p := range d.Partitions {
@@ -98,7 +138,7 @@ func removedLetters(ctx context.Context, conn *client.Conn, d *client.Destinatio
 	}
 	ask := wire.LettersRequest{Removed: true, GiveUp: giveUp}
 	group = cmp.Or(group, "dlq") // a request names one
-	return answers, errors.Join(conn.GroupOrders(ctx, wire.OrderLetters, d.Name, numbers, group, ask, func(i int) any { return &answers[i] })...)
+	return answers, conn.GroupOrders(ctx, wire.OrderLetters, d.Name, numbers, group, ask, func(i int) any { return &answers[i] })
 }
 
 // giveUpRemoved gives up the dead letters of the removed groups of a name, and counts them. If so
@@ -109,7 +149,8 @@ func giveUpRemoved(ctx context.Context, conn *client.Conn, destination, group st
 		return 0, err
 	}
 	for until := time.Now().Add(removalPatience); ; {
-		answers, err := removedLetters(ctx, conn, &d, group, true)
+		answers, errs := removedLetters(ctx, conn, &d, group, true)
+		err := errors.Join(errs...)
 		for i := range answers {
 			n += answers[i].Count
 		}
