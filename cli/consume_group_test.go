@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -371,7 +373,7 @@ func TestFlagsOfMembersAreChecked(t *testing.T) {
 		{"produce orders --publisher=", "--publisher is empty; give a value, or leave it out"},
 		{"consume orders -g billing --mode shared --scope key", "--scope is about --mode serial, not shared"},
 		{"consume orders -g billing --mode serial --holder sticky", "--holder is about --mode serial --scope destination; give these, too"},
-		{"group create orders billing --mode serial --holder sticky", "--holder is about --mode serial --scope destination, and the group is serial by key; give these, too"},
+		{"group create orders billing --mode serial --holder sticky", "--holder is about groups that are serial by destination, and this one is serial by key; make it so with: lockstep group create orders billing --mode serial --scope destination --holder sticky"},
 		{"consume orders -g billing --mode serial --scope key --holder any", "--holder is about --mode serial --scope destination"},
 		{"consume orders -g billing --exec true -o json", "--exec prints nothing itself"},
 		{"consume orders -g billing --parallel 2", "--parallel is about --exec"},
@@ -393,7 +395,7 @@ func TestAParkedKeyWaitsAndASkippedRecordIsPassedOver(t *testing.T) {
 	require.Equal(t, "1\n", must(t, at(address, ""), "consume", "orders", "-g", "billing", "-c", "1"))
 	require.Equal(t, "parked \"a\" of orders for billing\n", must(t, sh, "key", "park", "orders", "billing", "a", "--reason", "later"))
 	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "parked: later\n")
-	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "then lockstep key unpark orders billing a; or pass its head over with lockstep key skip orders billing a. [parked]\n")
+	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a"), "then lockstep key unpark orders billing a; or lockstep key skip orders billing a passes its head over. [parked]\n")
 	require.Contains(t, must(t, sh, "key", "show", "orders", "billing", "a", "-o", "json"), "lockstep key unpark orders billing a;")
 	require.Regexp(t, `"scope": "\d+"`, must(t, sh, "key", "show", "orders", "billing", "a", "-o", "json"), "above 2^53 most readers round numbers")
 	require.Contains(t, must(t, sh, "explain", "queue", "orders", "--key", "a"), "parked")
@@ -482,4 +484,79 @@ func TestACommandThatIsCalledOffBeforeItStartsIsNoneThatCannotBeStarted(t *testi
 	err = runShell(ctx, guard, "exit 0", &client.Delivery{}, io.Discard, io.Discard)
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotErrorIs(t, err, errCommand)
+}
+
+// What a downstream refuses late writes by is in JSON as in the environment of --exec, and
+// counts have the names that browse gives them.
+func TestR_X_2_JSONOfMembersHasTheFencingToken(t *testing.T) {
+	address := groupQueue(t, "a:1\n")
+	sh := at(address, "")
+	consume := []string{"consume", "orders", "-g", "billing", "--mode", "serial", "-c", "1"}
+	environment := must(t, sh, append(consume, "--exec", `echo $LOCKSTEP_EPOCH $LOCKSTEP_DELIVERY_COUNT; exit 1`)...)
+	var epoch uint64
+	var count int
+	_, err := fmt.Sscan(environment, &epoch, &count)
+	require.NoError(t, err, environment)
+	var r struct {
+		Group      string `json:"group"`
+		LeaseEpoch uint64 `json:"lease_epoch"`
+		Deliveries int    `json:"deliveries"`
+		Attempts   int    `json:"attempts"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, append(consume, "-o", "json")...)), &r))
+	require.Greater(t, r.LeaseEpoch, epoch, "a later delivery has a higher one")
+	require.Equal(t, count+1, r.Deliveries)
+	require.Equal(t, 1, r.Attempts)
+	require.Equal(t, "billing", r.Group)
+}
+
+// Commands that change something say in JSON what they have done, in the names that others use.
+func TestCommandsOnGroupsAndKeysAnswerInJSON(t *testing.T) {
+	sh := at(groupQueue(t, "a b:1\na b:2\n"), "")
+	must(t, sh, "group", "create", "orders", "billing", "--mode", "serial")
+	for _, c := range []struct{ command, want string }{
+		{"park", `{"partition":0,"group":"billing","key":"a b","outcome":"parked"}`},
+		{"skip", `{"partition":0,"group":"billing","key":"a b","offset":0,"outcome":"skipped"}`}, // which unparks it
+		{"park", `{"partition":0,"group":"billing","key":"a b","outcome":"parked"}`},
+		{"unpark", `{"partition":0,"group":"billing","key":"a b","outcome":"unparked"}`},
+		{"unpark", `{"partition":0,"group":"billing","key":"a b","outcome":"not parked"}`},
+	} {
+		require.JSONEq(t, c.want, must(t, sh, "key", c.command, "orders", "billing", "a b", "-o", "json"))
+	}
+	require.JSONEq(t, `{"partition":0,"group":"billing","key":"a b","offset":1,"outcome":"repaired"}`, must(t, sh, "key", "repair", "orders", "billing", "a b", "--value", "3", "-o", "json"))
+	var info client.GroupInfo
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "group", "alter", "orders", "billing", "--ack-wait", "5m", "-o", "json")), &info))
+	require.Equal(t, "billing", info.Name)
+	require.EqualValues(t, 300_000, info.Settings.AckWaitMs)
+}
+
+// What several change at a time is all changed: each changes what it was given, and nothing else.
+func TestWhoAltersAGroupAtTheSameTimeLosesNothing(t *testing.T) {
+	address := groupQueue(t, "a:1\n")
+	must(t, at(address, ""), "group", "create", "orders", "billing")
+	flags := []string{"--ack-wait=5m", "--session-timeout=11s", "--revoke-grace=7s", "--backoff=3s", "--backoff-max=9s", "--delivery-limit=4", "--scope-window=5", "--dead-letter=orders.dead"}
+	outcomes := make([]outcome, len(flags))
+	var altering sync.WaitGroup
+	for i, flag := range flags {
+		altering.Go(func() { outcomes[i] = at(address, "").run(t.Context(), "group", "alter", "orders", "billing", flag) })
+	}
+	altering.Wait()
+	for i, got := range outcomes {
+		require.Equal(t, 0, got.code, "%s: %s", flags[i], got.stderr)
+	}
+	var list []client.GroupInfo
+	require.NoError(t, json.Unmarshal([]byte(must(t, at(address, ""), "group", "ls", "orders", "-o", "json")), &list))
+	s := list[0].Own
+	require.Equal(t, []uint32{300_000, 11_000, 7000, 3000, 9000, 4, 5}, []uint32{s.AckWaitMs, s.SessionMs, s.RevokeMs, s.BackoffMs, s.BackoffMaxMs, s.DeliveryLimit, s.Window})
+	require.Equal(t, "orders.dead", s.DeadLetter)
+}
+
+// What would count for nothing is refused with the command that means it.
+func TestAScopeOfASharedGroupIsRefusedWithWhatToDo(t *testing.T) {
+	sh := at(groupQueue(t, "a:1\n"), "")
+	must(t, sh, "group", "create", "orders", "billing")
+	got := sh.run(t.Context(), "group", "alter", "orders", "billing", "--scope", "publisher")
+	const command = "lockstep group alter orders billing --mode serial --scope publisher"
+	require.Equal(t, outcome{2, "", "lockstep: --scope is about serial groups, and this one is shared; make it serial with: " + command + " (see lockstep group alter --help)\n"}, got)
+	must(t, sh, strings.Fields(command)[1:]...)
 }

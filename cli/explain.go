@@ -191,6 +191,9 @@ func (e *explainJSON) nameScope(ctx context.Context, n *namer) {
 			fmt.Sprintf("The %s %q, from the record at offset %d,", n.settings.Scope, e.Key, *e.Offset),
 			fmt.Sprintf("A %s is parked", n.settings.Scope), fmt.Sprintf("The %s %q is parked", n.settings.Scope, e.Key)).Replace(e.Text)
 	}
+	if e.Offset != nil {
+		e.Advice = strings.ReplaceAll(e.Advice, "--partition P --offset O", fmt.Sprintf("--partition %d --offset %d", e.Partition, *e.Offset))
+	}
 	e.Advice = strings.ReplaceAll(e.Advice, " KEY", " "+n.argument(e.Key, e.Partition, e.Offset, alone))
 }
 

@@ -106,7 +106,7 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 		"no consumer": {1, serial, func(w *why) {
 			w.send("a")
 			text, _ := w.says("no_consumer")
-			require.Contains(w.t, text, "Start one with lockstep consume orders --group g.")
+			require.Contains(w.t, text, "lockstep consume orders --group g starts one.")
 			info, err := w.conn.DescribeGroup(w.t.Context(), "orders", "g")
 			require.NoError(w.t, err)
 			require.Equal(w.t, uint32(1), info.Partitions[0].Leader)
@@ -147,13 +147,13 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 			text, _ := w.says("parked", "--key", "a")
 			require.Contains(w.t, text, `The key "a" is parked from offset 0 on: `)
 			require.Contains(w.t, text, "[parked: a]", "as the commands want it, and no hash")
-			require.Regexp(w.t, `the account is closed\. Since \d+m?s\. Repair what was wrong, then lockstep key unpark orders g a; or pass its head over with lockstep key skip orders g a\.`, text)
+			require.Regexp(w.t, `the account is closed\. Since \d+m?s\. Repair what was wrong, then lockstep key unpark orders g a; or lockstep key skip orders g a passes its head over\.`, text)
 		}},
 		"paused": {1, serial, func(w *why) {
 			w.send("a")
 			must(w.t, at(w.broker.Addr(), ""), "group", "pause", "orders", "g")
 			text, _ := w.says("paused")
-			require.Contains(w.t, text, "The group is paused. Let it go on with lockstep group resume orders g.")
+			require.Contains(w.t, text, "The group is paused. lockstep group resume orders g lets it go on.")
 		}},
 		"revoking": {1, client.GroupSettings{Mode: client.Serial, RevokeMs: 600_000}, func(w *why) {
 			w.send("a")

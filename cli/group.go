@@ -376,11 +376,20 @@ func (f *groupSettingsFlags) apply(c *cobra.Command, s *client.GroupSettings) er
 	}
 	switch d := s.WithDefaults(); { // what would count for nothing is not what is meant
 	case flags.Changed("scope") && d.Mode != client.Serial:
-		return usagef(c, "--scope is about --mode serial, and the group is %s; give that, too", d.Mode)
+		return usagef(c, "--scope is about serial groups, and this one is %s; make it serial with: %s --mode serial --scope %s", d.Mode, sameCommand(c), f.scope.value)
 	case flags.Changed("holder") && (d.Mode != client.Serial || d.Scope != client.ByDestination):
-		return usagef(c, "--holder is about --mode serial --scope destination, and the group is %s; give these, too", modeText(&d))
+		return usagef(c, "--holder is about groups that are serial by destination, and this one is %s; make it so with: %s --mode serial --scope destination --holder %s", modeText(&d), sameCommand(c), f.holder.value)
 	}
 	return nil
+}
+
+// sameCommand is a command with its arguments and without its flags, to be pasted.
+func sameCommand(c *cobra.Command) string {
+	text := c.CommandPath()
+	for _, word := range c.Flags().Args() {
+		text += " " + shellWord(word)
+	}
+	return text
 }
 
 func (a *app) groupCreateCommand() *cobra.Command {
@@ -454,31 +463,52 @@ new rules behind.`,
 		Args: exactArgs("DEST", "GROUP"), ValidArgsFunction: a.completeGroups(),
 	}
 	f := newGroupSettingsFlags(c)
+	output := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		changes := false
-		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) { changes = changes || f.Changed })
+		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) { changes = changes || f.Changed && f.Name != "output" })
 		if !changes {
 			return usagef(c, "nothing to change in group %q of %q; give at least one setting, as in --ack-wait 5m", args[1], args[0])
 		}
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			old, err := conn.DescribeGroup(ctx, args[0], args[1])
+			info, err := f.alter(ctx, c, conn, args[0], args[1])
 			if err != nil {
-				return groupFailure("alter", args[0], args[1], err)
-			}
-			intent := client.GroupIntent{Settings: old.Own, IfVersion: old.Version}
-			if err := f.apply(c, &intent.Settings); err != nil {
 				return err
 			}
-			info, err := conn.AlterGroup(ctx, args[0], args[1], intent)
-			if err == nil {
-				fmt.Fprintf(a.stdout, "group %s of %s altered: %s\n", args[1], args[0], modeText(&info.Settings))
-				a.warnOfLetters(ctx, conn, intent.Settings.DeadLetter)
-				a.warnOfSession(intent.Settings.SessionMs)
+			a.warnOfLetters(ctx, conn, info.Own.DeadLetter)
+			a.warnOfSession(info.Own.SessionMs)
+			if output.value == "json" {
+				return a.printJSON(&info)
 			}
-			return groupFailure("alter", args[0], args[1], err)
+			_, err = fmt.Fprintf(a.stdout, "group %s of %s altered: %s\n", args[1], args[0], modeText(&info.Settings))
+			return outputError(err)
 		})
 	}
 	return c
+}
+
+// alter changes what was given and nothing else: where others have changed the group since it
+// was looked at, it is looked at again.
+func (f *groupSettingsFlags) alter(ctx context.Context, c *cobra.Command, conn *client.Conn, destination, name string) (client.GroupInfo, error) {
+	for seen := uint64(0); ; {
+		list, err := conn.Groups(ctx, destination)
+		i := slices.IndexFunc(list, func(g client.GroupInfo) bool { return g.Name == name })
+		if err == nil && i < 0 {
+			err = wire.Errorf(wire.CodeUnknownGroup, "%q has no group %q", destination, name)
+		}
+		if err != nil {
+			return client.GroupInfo{}, groupFailure("alter", destination, name, err)
+		}
+		intent := client.GroupIntent{Settings: list[i].Own, IfVersion: list[i].Version}
+		if err := f.apply(c, &intent.Settings); err != nil {
+			return client.GroupInfo{}, err
+		}
+		info, err := conn.AlterGroup(ctx, destination, name, intent)
+		if !errors.Is(err, wire.CodeRefused) || list[i].Version == seen {
+			return info, groupFailure("alter", destination, name, err)
+		}
+		seen = list[i].Version
+	}
 }
 
 func (a *app) groupPauseCommand(pause bool) *cobra.Command {

@@ -13,6 +13,15 @@ import (
 	"github.com/lockstepmq/lockstep/wire"
 )
 
+// keyDoneJSON is what was done to a key, or to one record or partition.
+type keyDoneJSON struct {
+	Partition uint32  `json:"partition"`
+	Group     string  `json:"group"`
+	Key       string  `json:"key,omitempty"`    // or publisher, as commands take it
+	Offset    *uint64 `json:"offset,omitempty"` // of the record that was skipped or repaired, or that --offset names
+	Outcome   string  `json:"outcome"`          // parked, unparked, not parked, skipped or repaired
+}
+
 // keyDeed is one command about the records of a key.
 type keyDeed struct {
 	op                          wire.GroupOrderOp
@@ -65,11 +74,9 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 	withoutDefault(flags, "partition")
 	withoutDefault(flags, "offset")
 	var ask client.ScopeRequest
-	var output *choiceFlag
+	output := outputFlag(c)
 	var value *string
 	switch deed.op {
-	case wire.OrderShow:
-		output = outputFlag(c)
 	case wire.OrderPark:
 		flags.StringVar(&ask.Reason, "reason", "", "a `text` for those who look at it later")
 		flags.BoolVar(&ask.Now, "now", false, "ask who works on a record of it to give that back")
@@ -131,19 +138,29 @@ func (a *app) keyDeedCommand(deed keyDeed) *cobra.Command {
 			if err != nil {
 				return fail(err)
 			}
-			if output != nil {
+			if deed.op == wire.OrderShow {
 				for i := range answer.Reasons {
 					r := &answer.Reasons[i]
 					r.Advice = strings.ReplaceAll(adviceWithNames(r.Advice, args[0], args[1]), " KEY", " "+again)
 				}
 				return a.showKey(&answer, args[0], what, n, output.value == "json")
 			}
-			text := fmt.Sprintf("%s %s of %s for %s", deed.after, what, args[0], args[1])
-			if deed.op == wire.OrderUnpark && !answer.Parked {
-				text = fmt.Sprintf("%s of %s was not parked for %s", what, args[0], args[1])
+			done := keyDoneJSON{Partition: n, Group: args[1], Offset: ask.Scope, Outcome: deed.after}
+			if name != nil {
+				done.Key = keyText(name)
 			}
-			if deed.op == wire.OrderSkip || deed.op == wire.OrderRepair {
+			text := fmt.Sprintf("%s %s of %s for %s", deed.after, what, args[0], args[1])
+			switch deed.op {
+			case wire.OrderUnpark:
+				if !answer.Parked {
+					done.Outcome, text = "not parked", fmt.Sprintf("%s of %s was not parked for %s", what, args[0], args[1])
+				}
+			case wire.OrderSkip, wire.OrderRepair:
+				done.Offset = &answer.Offset
 				text += fmt.Sprintf(": %s/%d@%d", args[0], n, answer.Offset)
+			}
+			if output.value == "json" {
+				return a.printJSON(&done)
 			}
 			_, err = fmt.Fprintln(a.stdout, text)
 			return err

@@ -17,8 +17,8 @@ import (
 
 // A key or the name of a publisher is any bytes. Commands print those that are not all
 // printable in a form that they take as well: hexPrefix and two digits for each byte. One
-// that begins with hexPrefix itself is written so, too, and the key of no bytes is hexPrefix
-// alone.
+// that begins with hexPrefix itself, or as flags do, is written so, too, and the key of no
+// bytes is hexPrefix alone.
 const hexPrefix = "hex:"
 
 // maxNamedKey is how many bytes a key has at most that is printed as a name.
@@ -27,7 +27,7 @@ const maxNamedKey = 128
 // keyText is a key as commands print and take it.
 func keyText(key []byte) string {
 	text := string(key)
-	if text == "" || strings.HasPrefix(text, hexPrefix) || strings.ContainsFunc(text, func(c rune) bool { return c == utf8.RuneError || !unicode.IsPrint(c) }) {
+	if text == "" || text[0] == '-' || strings.HasPrefix(text, hexPrefix) || strings.ContainsFunc(text, func(c rune) bool { return c == utf8.RuneError || !unicode.IsPrint(c) }) {
 		return hexPrefix + hex.EncodeToString(key)
 	}
 	return text

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +19,7 @@ import (
 func TestKeysArePrintedAsTheyAreTaken(t *testing.T) {
 	for key, want := range map[string]string{
 		"customer-17": "customer-17", "two words": "two words", `"quoted"`: `"quoted"`, "ключ": "ключ",
-		"": "hex:", "\x00\x01": "hex:0001", "a\nb": "hex:610a62", "\xfe": "hex:fe", "hex:00": "hex:6865783a3030", "hex:": "hex:6865783a", "\ufffd": "hex:efbfbd",
+		"": "hex:", "\x00\x01": "hex:0001", "a\nb": "hex:610a62", "\xfe": "hex:fe", "hex:00": "hex:6865783a3030", "hex:": "hex:6865783a", "-1": "hex:2d31", "a-1": "a-1", "\ufffd": "hex:efbfbd",
 	} {
 		require.Equal(t, want, keyText([]byte(key)))
 		got, err := parseKey(want)
@@ -105,4 +107,35 @@ func TestMoreThanIsListedIsParked(t *testing.T) {
 	}}))
 	require.Regexp(t, `(?m)^ +0 +a +0 +more than 1m1s +b$`, out.String())
 	require.Contains(t, out.String(), "and 4,000 more, the 100 that were parked first of each partition are shown\n")
+}
+
+// The commands that explain names can be pasted into a shell, whatever bytes are in a key.
+func TestCommandsOfExplainCanBePasted(t *testing.T) {
+	address, _ := startServer(t)
+	sh := at(address, "")
+	must(t, sh, "queue", "create", "orders")
+	must(t, sh, "group", "create", "orders", "default", "--mode", "serial")
+	keys := []string{"a b", "--force", "it's", "-1", "end.", "\x00\xff"}
+	must(t, at(address, strings.Join(keys, "|1\n")+"|1\n"), "produce", "orders", "-K", "|")
+	for _, key := range keys {
+		must(t, sh, "key", "park", "orders", "default", keyText([]byte(key)))
+	}
+	var reasons []explainJSON
+	require.NoError(t, json.Unmarshal([]byte(must(t, sh, "explain", "queue", "orders", "-o", "json")), &reasons))
+	skipped := 0
+	for _, r := range reasons {
+		if r.Code != "parked" {
+			continue
+		}
+		advice := regexp.MustCompile(`lockstep key unpark (.+); or lockstep key skip (.+) passes its head over\.$`).FindStringSubmatch(r.Advice)
+		require.NotNil(t, advice, r.Advice)
+		require.Equal(t, advice[1], advice[2])
+		out, err := exec.Command("sh", "-c", `printf '%s\n' `+advice[2]).Output()
+		require.NoError(t, err)
+		words := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+		must(t, sh, append([]string{"key", "skip"}, words...)...)
+		skipped++
+	}
+	require.Equal(t, len(keys), skipped)
+	require.NotContains(t, must(t, sh, "explain", "queue", "orders"), "parked", "a skip unparks")
 }

@@ -72,8 +72,9 @@ func (c *Conn) begun(ctx context.Context, destination string, info *GroupInfo) e
 	}
 }
 
-// AlterGroup replaces the settings of a group; IfVersion protects what others have
-// changed meanwhile. Leases are taken back first, and what was leased under the old
+// AlterGroup replaces the settings of a group, all of them; with IfVersion it is refused with
+// wire.CodeRefused if the group was changed since it had that version, and is not repeated when
+// its answer is lost; without it the last one counts, also one that is repeated. Leases are taken back first, and what was leased under the old
 // settings is fenced.
 func (c *Conn) AlterGroup(ctx context.Context, destination, group string, intent GroupIntent) (GroupInfo, error) {
 	var info GroupInfo

@@ -228,24 +228,25 @@ type Reason struct {
 	Advice  string  `json:"advice,omitempty"` // what to do next
 }
 
-// Advice says what somebody can do who is told a reason, "" if there is nothing to do.
+// Advice says what somebody can do who is told a reason, "" if there is nothing to do. What
+// follows a command is no sign that could be taken for part of a name.
 func Advice(code string) string { return reasonAdvice[code] }
 
 var reasonAdvice = map[string]string{
-	"paused":                "Let it go on with lockstep group resume.",
+	"paused":                "lockstep group resume lets it go on.",
 	"draining":              "Wait, or end the handlers that hold records; what they hold is asked back first.",
 	"waiting_for_session":   "Start that consumer again, or wait until its session timeout is over.",
-	"no_consumer":           "Start one with lockstep consume --group.",
+	"no_consumer":           "lockstep consume --group starts one.",
 	"standby":               "Wait for the active one, or end it: another takes over when its session timeout is over.",
 	"horizon_not_committed": "Wait for a moment; if it stays, see lockstep cluster health.",
 	"no_credit":             "Start more consumers, give them more --prefetch, or see why their handlers are slow.",
 	"behind_scan":           "Wait: it is its turn when what lies before it is given out; more consumers get there sooner.",
-	"corrupt_range":         "See lockstep doctor and the broker's log; other replicas repair it; with none, give it up with lockstep key skip --partition --offset, or pass over all of it with lockstep group seek.",
+	"corrupt_range":         "See lockstep doctor and the broker's log; other replicas repair it; with none, lockstep key skip --partition --offset gives it up, and lockstep group seek passes over all of it.",
 	"data_expired":          "Keep records longer, or add consumers; in a topic a group made with --hold keeps what it needs.",
-	"parked":                "Repair what was wrong, then lockstep key unpark; or pass its head over with lockstep key skip.",
+	"parked":                "Repair what was wrong, then lockstep key unpark; or lockstep key skip passes its head over.",
 	"held":                  "Wait for its handler, or see why it is slow; lockstep key park --now takes it back.",
 	"silent":                "Start that consumer again under its --name, or wait: its records go to others then.",
-	"backoff":               "Wait; or give the group a shorter backoff with lockstep group alter.",
+	"backoff":               "Wait; or lockstep group alter gives the group a shorter --backoff.",
 	"ack_not_committed":     "Wait for a moment; if it stays, see lockstep cluster health.",
 	"revoking":              "Wait: what is not given back within the revoke grace is taken.",
 	"no_quorum":             "Start the nodes that hold its replicas: see lockstep partition ls and lockstep cluster health.",
