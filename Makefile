@@ -56,6 +56,7 @@ nightly: ## full counts: hours
 	go test ./partition/group -run '^TestR_BRK_11' -v -leader.publishers 1000000
 	go test ./partition/group -run '^TestLeaderKeepsItsPromises' -v -timeout 2h -leader.seeds 20000
 	go test ./lockstest -run '^(TestRequirementsOfGroups|TestR_MQC_13)' -v -timeout 2h -requirements.transfers 100 -requirements.records 100000 -requirements.backlog 10000000 -requirements.outage 30m
+	go test ./lockstest -run '^TestR_X_1_No' -v -timeout 30m -churn.for 10m
 	go test ./lockstest -run '^TestF3' -v -timeout 1h -rot.flips 1000
 	go test ./lockstest -run '^TestMany' -v -timeout 1h -storm.members 10000 -storm.groups 10000
 	go test ./server -run '^TestF11' -v -map.points 1000

@@ -250,6 +250,8 @@ func (c *churn) end() (records int) {
 	return want[0] + want[1] + want[2]
 }
 
+var churnFor = flag.Duration("churn.for", 0, "for how long consumers come and go at least in R-X-1")
+
 // R-X-1: consumers come, leave and die without a word, at random. As long as one lives,
 // everything that is sent is handed out, in the order of its partition.
 func TestR_X_1_NoBacklogWithoutAConsumer(t *testing.T) {
@@ -257,8 +259,8 @@ func TestR_X_1_NoBacklogWithoutAConsumer(t *testing.T) {
 	c := startChurn(t, lockstest.Start(t).URL(), 1, wire.BindingCover, client.SessionTimeout(time.Second))
 	c.goesOn()
 	done := map[string]int{}
-	for done["kill"] < 2 || done["leave"] < 2 || done["join"] < 2 {
-		done[c.step(done["kill"] < 2)]++
+	for began := time.Now(); done["kill"] < 2 || done["leave"] < 2 || done["join"] < 2 || time.Since(began) < *churnFor; {
+		done[c.step(done["kill"] < 2 || *churnFor > 0)]++
 		c.goesOn()
 	}
 	t.Logf("%v: %d records, none waited longer than %v for a consumer", done, c.end(), c.waited().Round(time.Millisecond))
