@@ -50,7 +50,7 @@ func (l *Leader) follows(m *member, h Scope, o wire.Offset) bool {
 		return false
 	}
 	p, known := c.before[o]
-	for known && (l.g.Done.Has(p) || l.lettered[p]) {
+	for known && l.g.Done.Has(p) { // it has expired
 		p, known = c.before[p]
 	}
 	return !known || m.leases.find(p) != nil
@@ -249,8 +249,8 @@ func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index
 		return wire.CodeOutOfRange
 	}
 	if r := m.leases.find(o); r != nil {
-		switch {
-		case epoch < r.epoch, r.state == ending && l.keeps(RuleStale):
+		switch { // it is not ending: see undecided
+		case epoch < r.epoch:
 			return wire.CodeStaleEpoch
 		case epoch > r.epoch:
 			return wire.CodeNotOwner
@@ -288,17 +288,17 @@ func (l *Leader) claim(a *attachment, m *member, o wire.Offset, epoch wire.Index
 	if o >= l.scan {
 		l.ahead.add(lease{from: o, to: o + 1})
 	}
-	if s != nil && s.leased[0] == o && len(s.leased) == 1 {
+	if s != nil && len(s.leased) == 1 {
 		// An earlier record of the scope that nobody claims must come before this one.
 		if first, known := l.firsts.of[s.hash]; !known || first != o && !l.g.Done.Has(first) {
 			piece, _ := m.leases.within(o, o+1)
-			l.takeBack(m, piece, cause{reason: wire.ReasonReturned, counted: true, silent: true})
+			l.takeBack(m, piece, cause{reason: wire.ReasonReturned, counted: true})
 			return wire.CodeStaleEpoch
 		}
 	}
 	if s != nil && (s.ending > 0 || !l.follows(m, s.hash, o)) || l.kind == single && l.gap(a, m) < o { // the one before it was refused, or is not claimed
 		piece, _ := m.leases.within(o, o+1)
-		l.takeBack(m, piece, cause{reason: wire.ReasonReturned, counted: true, silent: true})
+		l.takeBack(m, piece, cause{reason: wire.ReasonReturned, counted: true})
 		return wire.CodeStaleEpoch
 	}
 	return wire.CodeOK
