@@ -136,3 +136,53 @@ func TestRuleT7_ANewLeaderWaitsWithItsChoice(t *testing.T) {
 		require.EqualValues(t, 'C', r.active(), "mode %v", s.Mode)
 	}
 }
+
+// T7: who makes way, or is a suspect while another one is there, gets nothing behind what it has; and
+// nobody gets anything while the change is on its way.
+func TestRuleT7_WhoMakesWayGetsNothingMore(t *testing.T) {
+	for _, s := range oneActive {
+		s.Failback = true
+		r := newRig(t, s)
+		a := r.stands('A', 1)
+		r.produce(1)
+		r.settle()
+		require.Equal(t, []wire.Offset{0}, a.offsets())
+		b := r.attach('B', 1, 5)
+		r.produce(1)
+		r.settle()
+		a.say(wire.OutcomeAck, 0)
+		r.settle()
+		require.Equal(t, []wire.Offset{0}, a.offsets(), "mode %v", s.Mode)
+		require.Equal(t, []wire.Offset{1}, b.offsets())
+
+		r = newRig(t, s)
+		a = r.stands('A', 1)
+		require.EqualValues(t, 'A', r.active())
+		b = &recorder{r: r, session: Session{'B'}}
+		r.leader.Attach(b, &wire.AttachRequest{Session: b.session, Attempt: 1, Term: 1, Capacity: 5}, "", 1, r.now)
+		for r.turn(); b.response == nil; r.turn() { // it is listed, and attached
+			r.apply(r.entries[0])
+			r.entries = r.entries[1:]
+			r.leader.Applied(r.applied)
+		}
+		require.Len(t, r.entries, 1, "the change is proposed")
+		r.produce(1)
+		r.turn()
+		require.Empty(t, a.offsets())
+		r.settle()
+		require.Empty(t, a.offsets())
+		require.Equal(t, []wire.Offset{0}, b.offsets())
+
+		s.BackoffMs, s.BackoffMaxMs, s.Failback, s.Window = 1, 1, false, 5
+		r = newRig(t, s)
+		r.produce(1)
+		a = r.attach('A', 1, 5)
+		r.overdue(a)
+		r.settle()
+		r.heard(a, time.Second)
+		r.attach('B', 1, 5)
+		r.produce(1)
+		r.settle()
+		require.Equal(t, []wire.Offset{0, 0}, a.offsets())
+	}
+}

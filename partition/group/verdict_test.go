@@ -226,3 +226,21 @@ func TestRule2_ALetterOfADoneRecordIsNone(t *testing.T) {
 	require.Empty(t, g.Letters.Open)
 	require.EqualValues(t, 4, g.Letters.Next, "its number is taken")
 }
+
+// Rule 26: a group without a limit tries a record as often as it takes; what is rejected is a dead
+// letter at once.
+func TestRule26_WithoutALimitOnlyARejectMakesADeadLetter(t *testing.T) {
+	r := newRig(t, Settings{Mode: wire.ModeShared, DeadLetterMode: wire.DeadLetterRecord, DeadLetter: "dead", BackoffMs: 1, BackoffMaxMs: 1})
+	r.produce(0)
+	a := r.attach('A', 1, 5)
+	for n := range 5 {
+		require.Len(t, a.offsets(), n+1)
+		a.say(wire.OutcomeNack, 0)
+		r.settle()
+		require.Empty(t, r.state.Group(1).Letters.Open)
+		r.pass(time.Millisecond)
+	}
+	a.say(wire.OutcomeReject, 0)
+	r.settle()
+	require.Len(t, r.state.Group(1).Letters.Open, 1)
+}
