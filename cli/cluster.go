@@ -192,12 +192,15 @@ func judgeCluster(version uint64, nodes []client.Node, destinations []client.Des
 			} else if unled {
 				out.Offline++
 			}
-			voters := 0
+			voters, stay := 0, 0
 			for _, r := range p.Replicas {
 				n := node(r.Node)
 				n.Replicas++
 				if n.Alive && r.State == wire.ReplicaActive {
 					voters++
+				}
+				if r.State != wire.ReplicaLeaving && r.State != wire.ReplicaLost {
+					stay++
 				}
 				if r.State == wire.ReplicaJoining || r.State == wire.ReplicaLeaving || r.State == wire.ReplicaLost {
 					problem("partition %s: its replica on node %d is %s", name, r.Node, r.State)
@@ -205,6 +208,9 @@ func judgeCluster(version uint64, nodes []client.Node, destinations []client.Des
 			}
 			if voters < int(d.Settings.Replicas) {
 				out.UnderReplicated++
+			}
+			if stay < int(d.Settings.Replicas) {
+				problem("partition %s has %d of %s; others are made once brokers that hold none of it can take them", name, stay, plural(int64(d.Settings.Replicas), "replica"))
 			}
 		}
 	}

@@ -48,11 +48,13 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		{"no leader", func(_ []client.Node, p []client.PartitionInfo) { p[1].Leader = 0 }, []string{"partition orders/1 has no leader"}, [2]int{0, 1}},
 		{"a partition of one replica that nobody wrote to", func(_ []client.Node, p []client.PartitionInfo) {
 			p[1].Leader, p[1].Replicas = 0, p[1].Replicas[:1]
-		}, []string{}, [2]int{1, 0}},
+		}, []string{"partition orders/1 has 1 of 2 replicas; others are made once brokers that hold none of it can take them"}, [2]int{1, 0}},
 		{"a partition of one replica on a dead node", func(n []client.Node, p []client.PartitionInfo) {
 			n[1].Alive, p[1].Leader, p[1].Replicas = false, 0, p[1].Replicas[1:]
 			p[0].Replicas = p[0].Replicas[:1]
 		}, []string{
+			"partition orders/0 has 1 of 2 replicas; others are made once brokers that hold none of it can take them",
+			"partition orders/1 has 1 of 2 replicas; others are made once brokers that hold none of it can take them",
 			"partition orders/1 has no leader and takes no records: its only replica cannot: node 2 does not answer; start node 2",
 			"node 2 (b:1) does not answer; it has 1 replica",
 		}, [2]int{2, 1}},
@@ -62,12 +64,21 @@ func TestHealthNamesWhatIsWrong(t *testing.T) {
 		{"damage", func(_ []client.Node, p []client.PartitionInfo) { p[0].Damaged = 2 }, []string{"partition orders/0 has 2 damaged ranges"}, [2]int{}},
 		{"a replica that moves", func(_ []client.Node, p []client.PartitionInfo) {
 			p[0].Replicas[0].State, p[0].Replicas[1].State = wire.ReplicaLeaving, wire.ReplicaJoining
-		}, []string{"partition orders/0: its replica on node 1 is leaving", "partition orders/0: its replica on node 2 is joining"}, [2]int{1, 0}},
+		}, []string{
+			"partition orders/0: its replica on node 1 is leaving", "partition orders/0: its replica on node 2 is joining",
+			"partition orders/0 has 1 of 2 replicas; others are made once brokers that hold none of it can take them",
+		}, [2]int{1, 0}},
+		{"a replica that is yet to be made", func(_ []client.Node, p []client.PartitionInfo) { p[1].Replicas = p[1].Replicas[1:] }, []string{
+			"partition orders/1 has 1 of 2 replicas; others are made once brokers that hold none of it can take them",
+		}, [2]int{1, 0}},
+		{"a new partition whose replicas are not there yet", func(_ []client.Node, p []client.PartitionInfo) {
+			p[1].Replicas[0].State, p[1].Replicas[1].State = wire.ReplicaNew, wire.ReplicaNew
+		}, []string{}, [2]int{1, 0}},
 		{"a draining node that leads", func(n []client.Node, _ []client.PartitionInfo) { n[0].State = wire.NodeDraining },
 			[]string{"node 1 is draining and still leads 1 partition"}, [2]int{}},
 		{"a draining node that leads what nobody else could", func(n []client.Node, p []client.PartitionInfo) {
 			n[0].State, p[0].Replicas = wire.NodeDraining, p[0].Replicas[:1]
-		}, []string{}, [2]int{1, 0}},
+		}, []string{"partition orders/0 has 1 of 2 replicas; others are made once brokers that hold none of it can take them"}, [2]int{1, 0}},
 		{"no leaders", func(_ []client.Node, p []client.PartitionInfo) { p[0].Leader, p[1].Leader = 0, 0 },
 			[]string{"partitions orders/0, orders/1 have no leader"}, [2]int{0, 2}},
 	} {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/lockstepmq/lockstep/cluster"
@@ -92,8 +93,9 @@ func (h *hints) forgetNode(node uint32) {
 	}
 }
 
-// last is what the partition's last leader has said, on a node that is dead by now.
-func (h *hints) last(p *cluster.Partition) (best hint, ok bool) {
+// last is what the partition's last leader has said, on a node that is dead by now. Where a
+// log that is left has an entry of a later term, another has led after it, unheard.
+func (h *hints) last(p *cluster.Partition, left []wire.RemainingReplica) (best hint, ok bool) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	for i := range p.Replicas {
@@ -101,7 +103,8 @@ func (h *hints) last(p *cluster.Partition) (best hint, ok bool) {
 			best, ok = l, true
 		}
 	}
-	return best, ok
+	later := func(r wire.RemainingReplica) bool { return r.Term > uint64(best.Epoch) }
+	return best, ok && !slices.ContainsFunc(left, later)
 }
 
 // of is the hint of the partition's leader: of those of its replicas the one with the

@@ -6,8 +6,28 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/wire"
 )
+
+// What a dead leader has said is not what is lost if another has led after it: a log that is
+// left shows that by its last term.
+func TestRuleL5_OnlyWhatTheLastLeaderSaidTellsWhatIsLost(t *testing.T) {
+	p := &cluster.Partition{Replicas: []cluster.Replica{{ID: 1, Node: 7}, {ID: 2, Node: 8}, {ID: 3, Node: 9}}}
+	var h hints
+	h.note(7, []wire.PeerLeader{{Replica: 1, Epoch: 3, Next: 40}})
+	h.forgetNode(7)
+	left := func(term uint64) []wire.RemainingReplica {
+		return []wire.RemainingReplica{{Replica: 1, Node: 7}, {Replica: 2, Node: 8}, {Replica: 3, Node: 9, Reached: true, Term: term}}
+	}
+	for term, known := range map[uint64]bool{2: true, 3: true, 4: false} {
+		last, ok := h.last(p, left(term))
+		require.Equal(t, known, ok, "a log whose last term is %d", term)
+		require.Equal(t, uint32(7), last.node)
+	}
+	_, ok := (&hints{}).last(p, left(0))
+	require.False(t, ok, "nobody was heard")
+}
 
 // What a node has said on connections that have ended counts until it has said on the next
 // one all that it leads: what it did not say again is over, whatever got lost.

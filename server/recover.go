@@ -45,7 +45,7 @@ func (b *broker) recoverPartition(m *wire.PartitionRecoverRequest, reply func(wi
 			return
 		}
 		answer := &wire.PartitionRecovery{Node: from.Node, Next: from.Next, Replicas: found}
-		if last, known := b.hints.last(p); known {
+		if last, known := b.hints.last(p, found); known {
 			answer.HeardNode, answer.HeardEpoch, answer.HeardNext = last.node, last.Epoch, uint64(last.Next)
 		}
 		if !m.Accept {
