@@ -30,8 +30,15 @@ var (
 	faultsSeed = flag.Uint64("faults.seed", 0, "draws victims, links and moments; 0 takes the clock's")
 )
 
-// faultDisk is the size in bytes of the disk that gets full, of the last host.
-const faultDisk = 1 << 30
+const (
+	// faultDisk is the size in bytes of the disk that gets full, of the last host, and
+	// faultDiskMinute what it has more for each minute that a run goes on: all is kept.
+	faultDisk       = 1 << 30
+	faultDiskMinute = 128 << 20
+	// refillPatience bounds the wait for a node that has lost its disk: while clients write
+	// it is sent 8 MiB/s.
+	refillPatience = 5 * time.Minute
+)
 
 // stallWhenTold lets the disks of this process stand still at a SIGUSR1 until the next.
 func stallWhenTold() {
@@ -125,7 +132,7 @@ func newFaultRun(t *testing.T, brokers int, role string, prepare func(host int, 
 func smallDisk(t *testing.T) func(host int, dir string) {
 	return func(host int, dir string) {
 		if host == clusterNodes {
-			require.NoError(t, unix.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%d", faultDisk)))
+			require.NoError(t, unix.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%d", faultDisk+int64(faultsFor.Minutes()*faultDiskMinute))))
 		}
 	}
 }
@@ -243,7 +250,7 @@ func (w *leaderWatch) terms() int {
 func (r *faultRun) healthy() {
 	r.t.Helper()
 	var out bytes.Buffer
-	require.NoError(r.t, r.nodes[0].run(nil, &out, "cluster", "health", "--watch", "--exit-when-healthy", "--timeout", startTimeout.String()), &out)
+	require.NoError(r.t, r.nodes[0].run(nil, &out, "cluster", "health", "--watch", "--exit-when-healthy", "--timeout", refillPatience.String()), &out)
 }
 
 // leader is the node that leads a partition, as soon as there is one other than not.
