@@ -69,3 +69,21 @@ func TestRuleQ4_AGroupSaysWhatItHasLostToRetention(t *testing.T) {
 	r.settle()
 	require.Equal(t, []wire.Lost{{Offset: 8, Count: 1, Reason: wire.ReasonExpired}}, lost(c))
 }
+
+// Rule 20: what has expired while it waited for its next delivery is not given.
+func TestRule20_WhatExpiredWhileItWaitedIsNotGiven(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(0)
+	r.produce(0)
+	a := r.attach('A', 1, 2)
+	require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+	r.leader.Leave(a, true, r.now)
+	a.say(wire.OutcomeReleased, 0)
+	r.settle()
+	r.state.Trimmed(1)
+	r.leader.Trimmed()
+	require.Empty(t, r.attach('B', 1, 2).offsets())
+	a.say(wire.OutcomeReleased, 1)
+	r.settle()
+	require.Equal(t, []wire.Offset{1}, r.attach('B', 2, 2).offsets())
+}

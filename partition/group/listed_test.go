@@ -214,3 +214,15 @@ func TestRule19_ASessionThatHasComeBackLeavesNoDoubt(t *testing.T) {
 	r.settle()
 	require.EqualValues(t, 1, r.state.Group(1).Doubt)
 }
+
+// Rule 19: the records of a batch behind the doubt mark are in no doubt.
+func TestRule19_DoubtEndsAtItsMark(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(0, 0, 0, 0)
+	r.state.Group(1).Doubt = 2
+	a := r.attach('A', 1, 5)
+	for o := range wire.Offset(4) {
+		require.Equal(t, o < 2, a.flags(o) == wire.GrantRedelivered|wire.GrantAtLeast)
+		require.Equal(t, o >= 2, a.flags(o) == 0)
+	}
+}

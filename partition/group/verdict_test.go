@@ -244,3 +244,21 @@ func TestRule26_WithoutALimitOnlyARejectMakesADeadLetter(t *testing.T) {
 	r.settle()
 	require.Len(t, r.state.Group(1).Letters.Open, 1)
 }
+
+// Rule 26: a record that became a letter while a session was waited for is not met again when the
+// scan goes back to the floor; who gave it up is answered once, and has lost nothing.
+func TestRule26_ALetterOfTheGraceIsNotGivenAgain(t *testing.T) {
+	s := sharedGroup
+	s.DeadLetterMode, s.DeadLetter = wire.DeadLetterRecord, "dead"
+	r, b := change(t, s, 1)
+	r.produce(2)
+	r.settle()
+	require.Equal(t, []wire.Offset{1}, b.offsets())
+	b.say(wire.OutcomeReject, 1)
+	r.settle()
+	require.Equal(t, wire.CodeOK, b.code(1))
+	require.Equal(t, 1, b.answered(1))
+	require.Empty(t, b.lost)
+	expire(r, b)
+	require.Equal(t, []wire.Offset{1, 0}, b.offsets())
+}
