@@ -178,3 +178,25 @@ func TestRule28_ARefusedClaimLeavesAFence(t *testing.T) {
 		require.Equal(t, map[wire.Offset]wire.ErrorCode{1: wire.CodeStaleEpoch}, late.refusals(), "mode %v", s.Mode)
 	}
 }
+
+// Rule 17: what is not claimed was lost on the way, also before what is claimed; that its session
+// knows that it has lost a record is no claim of it.
+func TestRule17_OnlyWhatIsClaimedStays(t *testing.T) {
+	for name, first := range map[string][]wire.Outcome{
+		"not claimed": nil, "known to be lost": {{Offset: 0, Count: 1, Kind: wire.OutcomeLostSeen}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, sharedGroup)
+			r.produce(0, 0, 0)
+			epoch := r.attach('A', 1, 5).grants[0].Epoch
+			for i := range first {
+				first[i].Epoch = epoch
+			}
+			a := r.attach('A', 2, 5, append(first, claimed(1, 1, epoch))...)
+			require.Empty(t, a.refusals())
+			require.Equal(t, []wire.Offset{0, 2}, a.offsets())
+			require.Equal(t, []wire.Offset{0, 1, 2}, r.holds(a.session))
+			require.Equal(t, 3, r.leader.members[a.session].held)
+		})
+	}
+}
