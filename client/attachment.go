@@ -124,7 +124,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 	}
 	at.attempt++
 	at.term = max(at.term, term)
-	at.outcomes = at.outcomes[:0] // they are in the claims
+	at.outcomes = at.outcomes[:0] // they are in the claims, or come from there
 	request := wire.AttachRequest{
 		Handle: at.handle, Group: c.options.group, Session: at.id, Predecessor: at.predecessor, Attempt: at.attempt, Term: at.term,
 		Flags: c.flags, Capacity: uint32(c.options.prefetch), Refill: uint32(c.options.refill), Bytes: uint32(c.options.bytes), Working: c.working,
@@ -244,7 +244,11 @@ func (at *attachment) claims() []wire.Outcome {
 	claims := make([]wire.Outcome, 0, at.held.Len())
 	for _, d := range at.held.List() {
 		claim := wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeHeld}
-		if d.state == leaseSettled {
+		switch {
+		case d.state != leaseSettled:
+		case d.text != "": // a claim has no room for it: the record is claimed, and the outcome said again behind that
+			at.outcomes = append(at.outcomes, d.outcome())
+		default:
 			claim.Kind, claim.DelayMs = d.kind, d.delay
 		}
 		claims = append(claims, claim)

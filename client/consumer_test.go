@@ -321,6 +321,26 @@ func TestAReturningConsumerClaimsWhatItHolds(t *testing.T) {
 	require.Equal(t, uint64(13), next(t, c).Offset)
 }
 
+// A claim has no room for the reason of a Reject: the record is claimed as held, and the outcome is
+// said again, with its reason, whichever answer was lost.
+func TestAReasonOutlivesTheConnection(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	g.deliver(10, fakeEpoch, "a", "b")
+	a, b := next(t, c), next(t, c)
+	require.NoError(t, a.Reject("no such customer"))
+	require.Equal(t, "no such customer", (<-g.outcomes).Text)
+	require.NoError(t, b.Ack())
+	<-g.outcomes
+	g.b.dropConns()
+	<-g.links
+	g.mu.Lock()
+	claims := g.attached[1].Claims
+	g.mu.Unlock()
+	require.Equal(t, []wire.Outcome{{Offset: 10, Count: 1, Epoch: fakeEpoch}, {Offset: 11, Count: 1, Epoch: fakeEpoch, Kind: wire.OutcomeAck}}, claims)
+	require.Equal(t, wire.Outcome{Offset: 10, Count: 1, Epoch: fakeEpoch, Kind: wire.OutcomeReject, Text: "no such customer"}, <-g.outcomes)
+}
+
 // confirmedBy has the group confirm the ack of a record when it comes.
 func confirmedBy(t testing.TB, g *fakeGroup, offset wire.Offset) context.Context {
 	go func() { g.answer(<-g.outcomes, wire.CodeOK) }()

@@ -258,7 +258,12 @@ func (d *Delivery) conclude(kind wire.OutcomeKind, delay uint32, text string) {
 		d.stop(nil)
 		d.at.dropBehind(d) // before it is said: the broker gives them to others then
 	}
-	d.at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: kind, DelayMs: delay, Text: text})
+	d.at.say(d.outcome())
+}
+
+// outcome is what was concluded, as it is said.
+func (d *Delivery) outcome() wire.Outcome {
+	return wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: d.kind, DelayMs: d.delay, Text: d.text}
 }
 
 // stop cancels the context of a record, if there is one. Consumer.mu is held.
