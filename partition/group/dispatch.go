@@ -106,6 +106,7 @@ func (l *Leader) giveRedo(misses *int) (given, stop bool) {
 		l.cannotRead(o, o+1)
 		if l.kind != shared { // else it waits with the others that were passed over
 			l.readAgain(o)
+			l.rest(o)
 			l.timers.push(timer{at: l.now + rereadPause, record: o, round: l.round})
 		}
 		return false, false
@@ -284,11 +285,37 @@ func (l *Leader) Repaired(from, to wire.Offset) {
 		s.unread, s.due = false, 0
 		l.ready(s)
 	}
+	for i := range l.timers.heap { // what is a scope of its own goes out, and its timer does nothing
+		t := &l.timers.heap[i]
+		if t.member != nil || t.scope != nil || t.wake || t.round != l.round || t.record < from || t.record >= to || !l.unreads[t.record] {
+			continue
+		}
+		t.wake = true
+		l.rested(t.record)
+	}
 	for r, ok := l.passed.within(from, to); ok; r, ok = l.passed.within(from, to) {
 		l.passed.remove(r.from, r.to)
 		for o := l.g.Done.Next(r.from); o < r.to; o = l.g.Done.Next(o + 1) {
 			l.redo.push(o)
 		}
+	}
+}
+
+// rest notes a record that could not be read and waits on a timer for that.
+func (l *Leader) rest(o wire.Offset) {
+	if l.unreads == nil {
+		l.unreads = make(map[wire.Offset]bool)
+	}
+	l.unreads[o] = true
+}
+
+// rested has a record that is a scope of its own looked at again, whose timer is over.
+func (l *Leader) rested(o wire.Offset) {
+	delete(l.unreads, o)
+	if o >= l.scan {
+		l.ahead.remove(o, o+1)
+	} else {
+		l.redo.push(o)
 	}
 }
 

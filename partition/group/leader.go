@@ -68,13 +68,14 @@ type Leader struct {
 	of       offsets.Map[scope] // leased records of scopes
 	ring     fifo[*scope]       // that have a record to give
 	spare    []*scope
-	expired  uint64        // records that retention took, as far as consumers were told
-	unread   Span          // a damaged range that stops the scan, and that may be done or mended since
-	passed   leases        // damaged records that a shared group has passed over; about as many runs as the log knows
-	reread   time.Duration // when one that holds up others may be looked for again
-	hold     time.Duration // nothing goes out before, where the partition is one scope
-	holder   *member       // that was given something last
-	row      int           // records that it was given since it is
+	expired  uint64               // records that retention took, as far as consumers were told
+	unread   Span                 // a damaged range that stops the scan, and that may be done or mended since
+	passed   leases               // damaged records that a shared group has passed over; about as many runs as the log knows
+	unreads  map[wire.Offset]bool // records that are scopes of their own, could not be read and have a timer
+	reread   time.Duration        // when one that holds up others may be looked for again
+	hold     time.Duration        // nothing goes out before, where the partition is one scope
+	holder   *member              // that was given something last
+	row      int                  // records that it was given since it is
 	// backing is how many records are on their way back.
 	backing    int
 	activating bool        // another session is about to become the active one

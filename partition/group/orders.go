@@ -211,7 +211,9 @@ func (l *Leader) Damaged(from, to wire.Offset) {
 			}
 			for o := r.from; o < r.to; o++ {
 				if one, ok := m.leases.within(o, o+1); ok && one.state == held {
-					if s := l.of.Get(o); s != nil && s.isHead(o) {
+					if s := l.of.Get(o); s == nil {
+						l.rest(o)
+					} else if s.isHead(o) {
 						s.unread = true
 					}
 					l.giveBack(m, one, again) // it may have some of what is behind

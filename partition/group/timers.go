@@ -89,10 +89,8 @@ func (l *Leader) expire() {
 				continue
 			}
 			l.ready(t.scope)
-		case t.record >= l.scan:
-			l.ahead.remove(t.record, t.record+1)
 		default:
-			l.redo.push(t.record)
+			l.rested(t.record)
 		}
 	}
 }

@@ -87,6 +87,42 @@ func TestRuleL8_AKeyGoesOnWhenItsRecordIsRepaired(t *testing.T) {
 	}
 }
 
+// Records without a key are scopes of their own in a group by keys: they go on at once, too, when
+// they are repaired, each once, and one that rests for another reason rests on.
+func TestRuleL8_ARecordWithoutAKeyGoesOnWhenItIsRepaired(t *testing.T) {
+	for name, known := range map[string]bool{"found when it was to be sent": false, "known to be damaged": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, keyGroup)
+			for range 3 {
+				r.produce(0)
+			}
+			a := r.attach('A', 1, 5)
+			require.Equal(t, []wire.Offset{0, 1, 2}, a.offsets())
+			r.leader.Outcomes(a, []wire.Outcome{{Offset: 2, Count: 1, Epoch: a.grants[2].Epoch, Kind: wire.OutcomeNack, DelayMs: 3_600_000}}, r.now)
+			r.leader.Damaged(0, 1)
+			r.leader.Damaged(1, 2)
+			r.settle()
+			if known {
+				r.places[0].Damaged, r.places[1].Damaged = true, true
+				r.pass(rereadPause)
+				r.settle()
+			}
+			r.places[0].Damaged = false
+			r.leader.Repaired(0, 1)
+			r.settle()
+			require.Equal(t, []wire.Offset{0, 1, 2, 0}, a.offsets(), "the other one rests")
+			r.places[1].Damaged = false
+			r.leader.Repaired(0, 3)
+			r.settle()
+			require.Equal(t, []wire.Offset{0, 1, 2, 0, 1}, a.offsets())
+			r.pass(rereadPause)
+			r.settle()
+			require.Len(t, a.offsets(), 5, "once")
+			require.Empty(t, r.leader.unreads)
+		})
+	}
+}
+
 // A record that arrived damaged comes back without having failed, after as long as its
 // consumer says: no handler has seen it.
 func TestARecordThatArrivedDamagedHasNotFailed(t *testing.T) {
