@@ -290,7 +290,7 @@ func (l *Leader) attached(a *attachment, m *member, refused []wire.OutcomeAnswer
 	a.request, a.open, a.member, a.scopes = nil, true, m, nil
 	m.link, m.flags = a.consumer, r.Flags
 	l.binds(m, bindingOf(r))
-	m.draining, m.leaving = false, false
+	m.draining = false
 	m.limits(&wire.GroupCapacity{Records: r.Capacity, Refill: r.Refill, Bytes: r.Bytes, Working: r.Working})
 	if m.waiting {
 		l.returns(m)

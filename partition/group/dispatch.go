@@ -18,7 +18,7 @@ const maxMisses = 16
 
 // open reports whether anything may be given out.
 func (l *Leader) open() bool {
-	return !l.g.Paused && (l.aside == leads || !l.keeps(RuleAside)) && (!l.frozen || !l.keeps(RuleFrozen)) && len(l.table) == 0 && len(l.eligible) > 0 && l.order == nil && l.goesOn() && l.end > 0
+	return !l.g.Paused && (l.aside == leads || !l.keeps(RuleAside)) && (!l.frozen || !l.keeps(RuleFrozen)) && len(l.eligible) > 0 && l.order == nil && l.goesOn() && l.end > 0
 }
 
 // dispatch gives out records as far as consumers have room: those that wait behind the

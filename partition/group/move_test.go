@@ -130,3 +130,55 @@ func TestRule2_AnOrderComesBehindWhatWasDecidedBefore(t *testing.T) {
 		})
 	}
 }
+
+// Rule 31: of a session that has left between the hand-over and the end of the term nothing is
+// taken over.
+func TestRule31_WhoHasLeftSinceHasNoLeases(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(1)
+	a := r.attach('A', 1, 1)
+	r.leader.HandOver(func(err error) { require.NoError(t, err) })
+	r.settle()
+	a.say(wire.OutcomeReleased, 0) // so that no fence says that it is over
+	r.settle()
+	r.leader.Leave(a, false, r.now)
+	r.settle()
+	require.NotEmpty(t, r.state.Group(1).Table)
+	r.state.Term(2)
+	r.lead()
+	require.Equal(t, []wire.Offset{0}, r.attach('B', 1, 1).offsets())
+}
+
+// Rules 15, 31: a record that was given again in the turn that its return was applied in has the
+// epoch of its fence. That is no stale lease.
+func TestRule31_AnEpochThatIsTheFenceIsTakenOver(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(1)
+	a := r.attach('A', 1, 1)
+	require.Equal(t, []wire.Offset{0}, a.offsets())
+	b := r.attach('B', 1, 1)
+	r.leader.Gone(a, true)
+	r.settle()
+	require.Equal(t, []wire.Offset{0}, b.offsets())
+	require.Equal(t, r.state.Group(1).FenceOf(0), b.grants[0].Epoch)
+	r.moved()
+	require.Empty(t, r.attach('C', 1, 1).offsets(), "it is B's")
+}
+
+// Rule 31: the scopes of what was taken over are looked for turn by turn, and the leader goes on by
+// itself until it knows all.
+func TestRule31_ManyLeasesAreTakenOverInSomeTurns(t *testing.T) {
+	r := newRig(t, keyGroup)
+	keys := make([]uint64, turnRecords+1)
+	for i := range keys {
+		keys[i] = uint64(i + 1)
+	}
+	r.produce(keys...)
+	a := r.attach('A', 1, uint32(len(keys)))
+	require.Len(t, a.offsets(), len(keys))
+	r.moved()
+	require.True(t, r.leader.Turn(r.now, r.applied, r.end), "there is more to do")
+	require.NotEmpty(t, r.leader.table)
+	require.False(t, r.leader.Turn(r.now, r.applied, r.end))
+	require.Empty(t, r.leader.table)
+}

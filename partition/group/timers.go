@@ -97,9 +97,6 @@ func (l *Leader) expire() {
 
 // check looks at a member whose timer is due, and sets it anew.
 func (l *Leader) check(m *member) {
-	if m.ending {
-		return
-	}
 	if max(m.heard, l.start)+l.session() <= l.now && (l.keeps(RuleSilent) || !m.waiting) {
 		l.remove(m, reasonSilent)
 		return
