@@ -399,3 +399,22 @@ func TestDeadLettersOfPartitionsWithoutALeaderAreMissedAloud(t *testing.T) {
 	}
 	must(t, sh, "dlq", "show", "orders.dead", "--partition", fmt.Sprint(1-lost))
 }
+
+// A topic keeps letters as it keeps all records, by its retention: a group that is made later from
+// its beginning gets those that went back, too, and a redrive does not send them back again.
+func TestADeadLetterTopicKeepsWhatWentBack(t *testing.T) {
+	address := groupQueue(t, "a:1\n")
+	sh := at(address, "")
+	must(t, sh, "topic", "create", "orders.dead")
+	must(t, sh, "queue", "alter", "orders", "--delivery-limit", "1", "--dead-letter", "orders.dead")
+	must(t, sh, "consume", "orders", "-g", "billing", "-c", "1", "--exec", "false")
+	require.Eventually(t, func() bool { return strings.Contains(must(t, sh, "dlq", "show", "orders.dead"), "from orders/0@0") }, 30*time.Second, 50*time.Millisecond)
+	require.Contains(t, must(t, sh, "dlq", "redrive", "orders.dead"), "redrove 1 letter\n")
+	must(t, sh, "group", "create", "orders.dead", "late", "--from", "earliest")
+	require.Empty(t, must(t, sh, "dlq", "show", "orders.dead"), "it is dealt with")
+	require.Contains(t, must(t, sh, "dlq", "redrive", "orders.dead"), "redrove 0 letters\n")
+	require.Equal(t, "1\n", must(t, sh, "consume", "orders.dead", "-g", "late", "-c", "1"))
+	got := sh.run(t.Context(), "dlq", "purge", "orders.dead", "--yes")
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stderr, "is a topic, which keeps records by its retention")
+}
