@@ -226,3 +226,17 @@ func TestRule19_DoubtEndsAtItsMark(t *testing.T) {
 		require.Equal(t, o >= 2, a.flags(o) == 0)
 	}
 }
+
+// Rule 6: a session that was to go when it holds nothing, and attaches anew, stays.
+func TestRule6_WhoAttachesAnewStays(t *testing.T) {
+	r := newRig(t, sharedGroup)
+	r.produce(0)
+	a := r.attach('A', 1, 5)
+	r.leader.Leave(a, true, r.now)
+	a = r.attach('A', 2, 5, wire.Outcome{Offset: 0, Count: 1, Epoch: a.grants[0].Epoch})
+	a.say(wire.OutcomeAck, 0)
+	r.produce(0)
+	r.settle()
+	require.Equal(t, []byte{'A'}, r.listed())
+	require.Equal(t, []wire.Offset{1}, a.offsets())
+}
