@@ -252,7 +252,17 @@ func (m *Metadata) propose(term wire.Term, c submitted) bool {
 	return true
 }
 
-// Apply implements replication.StateMachine.
+// knowsLevel refuses a state at a feature level that this build does not know: what newer
+// builds write at that level would be missing in what this one saves.
+func (m *Metadata) knowsLevel() error {
+	if level := m.state.level(); level > MaxLevel {
+		return fmt.Errorf("the cluster works at feature level %d, this build knows up to %d: %w; upgrade this broker", level, MaxLevel, log.ErrTooNew)
+	}
+	return nil
+}
+
+// Apply implements replication.StateMachine. It panics with log.ErrTooNew for what only a
+// newer build can apply.
 func (m *Metadata) Apply(e replication.Entry) {
 	if e.Kind != wire.KindControl {
 		return
@@ -262,6 +272,9 @@ func (m *Metadata) Apply(e replication.Entry) {
 		panic(fmt.Sprintf("cluster: committed metadata entry %d does not decode: %v", e.Index, err))
 	}
 	result := m.state.Apply(e.Index, &c)
+	if err := m.knowsLevel(); err != nil {
+		panic(err)
+	}
 	result.Index = e.Index
 	m.nextProducer.Store(m.state.NextProducerID)
 	m.noteProducer(result.Producer)
@@ -293,6 +306,9 @@ func (m *Metadata) Snapshot() func(dst []byte) []byte { return m.state.snapshot(
 // Restore implements replication.StateMachine.
 func (m *Metadata) Restore(state []byte) error {
 	if err := m.state.Restore(state); err != nil {
+		return err
+	}
+	if err := m.knowsLevel(); err != nil {
 		return err
 	}
 	m.nextProducer.Store(m.state.NextProducerID)

@@ -160,3 +160,12 @@ func TestWhoWaitsForAnEntryHearsWhenItIsApplied(t *testing.T) {
 	o.metadata.Close(ErrBusy)
 	require.Equal(t, 3, heard, "nobody waits for what is closed")
 }
+
+func TestF26_MetadataOfANewerLevelAreNotTakenOver(t *testing.T) {
+	s := NewState()
+	s.Level = MaxLevel
+	m := NewMetadata(nil)
+	require.NoError(t, m.Restore(s.Save(nil)))
+	s.Level++
+	require.ErrorIs(t, m.Restore(s.Save(nil)), log.ErrTooNew)
+}

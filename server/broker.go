@@ -156,9 +156,6 @@ func (b *broker) open(ctx context.Context) error {
 	if b.meta, err = openMetadata(b); err != nil {
 		return err
 	}
-	if level := b.View().Level; level > cluster.MaxLevel {
-		return fmt.Errorf("the cluster works at feature level %d, this build knows up to %d; upgrade this broker", level, cluster.MaxLevel)
-	}
 	b.introduce(b.View())
 	b.done.Go(func() { b.keepInStep(ctx) })
 	b.done.Go(func() { b.keepTidy(ctx) })

@@ -1,7 +1,10 @@
 package server
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -59,4 +62,55 @@ func TestMetadataOfANewerVersionKeepsTheBrokerFromStarting(t *testing.T) {
 	require.ErrorIs(t, err, log.ErrTooNew)
 	require.ErrorContains(t, err, fmt.Sprintf("needs metadata version 7, this build knows %d: written by a newer version; upgrade this broker", cluster.Version))
 	require.Zero(t, disk.OpenCount())
+}
+
+// A build that does not know the level of its cluster saves nothing: what it cannot read of
+// the metadata would be missing. It finds the level in the log, or in the checkpoint.
+func TestF26_AnOlderBuildSavesNoMetadataOfANewerLevel(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	require.NoError(t, testBroker(t, disk).close(), "there is a checkpoint")
+	saved := func() map[string]string {
+		found := map[string]string{}
+		for _, name := range []string{"data/meta/checkpoint.0", "data/meta/checkpoint.1"} {
+			f, err := disk.OpenReadOnly(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			require.NoError(t, err)
+			size, err := f.Size()
+			require.NoError(t, err)
+			content := make([]byte, size)
+			_, err = f.ReadAt(content, 0)
+			require.NoError(t, err)
+			require.NoError(t, f.Close())
+			found[name] = string(content)
+		}
+		require.NotEmpty(t, found)
+		return found
+	}
+	refused := func() {
+		t.Helper()
+		before := saved()
+		_, err := openTestBroker(disk)
+		require.ErrorIs(t, err, log.ErrTooNew)
+		require.ErrorContains(t, err, fmt.Sprintf("the cluster works at feature level %d, this build knows up to %d: ", cluster.MaxLevel+1, cluster.MaxLevel))
+		require.Zero(t, disk.OpenCount())
+		require.Equal(t, before, saved())
+	}
+
+	b := testBroker(t, disk)
+	n, _ := b.View().Node(b.identity.NodeID)
+	for _, c := range []cluster.Command{
+		{Register: &cluster.Register{Node: n.ID, Store: n.Store, Address: n.Address, MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel + 1}},
+		{SetLevel: &cluster.SetLevel{Level: cluster.MaxLevel + 1}},
+	} {
+		body, err := json.Marshal(&c)
+		require.NoError(t, err)
+		newer(t, &b.meta.owner, b.meta.group, string(body))
+	}
+	before := saved()
+	require.ErrorIs(t, b.close(), log.ErrFenced)
+	require.Equal(t, before, saved())
+	refused()
+	refused()
 }
