@@ -847,11 +847,13 @@ func TestRule24_NothingOvertakesARecordThatArrivedDamaged(t *testing.T) {
 	g.deliver(11, fakeEpoch, "a")
 	g.deliver(12, fakeEpoch, "b")
 	require.EqualValues(t, 12, next(t, c).Offset)
-	c.mu.Lock()
-	claims := c.attachments[0].claims()
-	c.mu.Unlock()
-	require.Equal(t, wire.OutcomeReleased, claims[0].Kind)
-	require.EqualValues(t, 10, claims[0].Offset)
+	g.b.dropConns()
+	<-g.links
+	g.mu.Lock()
+	claims := g.attached[1].Claims
+	g.mu.Unlock()
+	require.Equal(t, []wire.Outcome{{Offset: 10, Count: 3, Epoch: fakeEpoch}}, claims, "all are held; why one goes back is said behind that")
+	require.Equal(t, "damaged", g.said(wire.OutcomeReleased, 10, fakeEpoch).Text)
 	g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{{Offset: 11, Count: 1, Epoch: fakeEpoch, Reason: wire.ReasonReturned}}})
 	g.answer(o, wire.CodeOK)
 	g.deliver(10, fakeEpoch+1, "a", "a")
