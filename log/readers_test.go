@@ -212,6 +212,8 @@ func (r *race) run(t *testing.T) error {
 	readers.Wait()
 	close(r.failures)
 	if err := <-r.failures; err != nil {
+		close(r.pool.jobs)
+		r.pool.wait.Wait() // before the directory goes
 		return err
 	}
 	require.NoError(t, r.log.Err())
