@@ -74,7 +74,7 @@ type attachment struct {
 	gates    map[uint64]*gate      // of scopes with records that are held
 	freeGate []*gate
 	outcomes []wire.Outcome // to be said, in any order
-	talking  bool           // the session's writer knows
+	talking  *session       // whose writer knows of outcomes; nil: none does
 	said     wire.GroupOutcomes
 	deliver  wire.GroupDeliver // of the session's reader
 }
@@ -561,8 +561,8 @@ func (at *attachment) say(o wire.Outcome) {
 }
 
 func (at *attachment) talk() {
-	if at.session != nil && !at.talking {
-		at.talking = true
+	if at.session != nil && at.talking != at.session { // one that has ended knows nothing any more
+		at.talking = at.session
 		at.session.talk(at)
 	}
 }
@@ -590,7 +590,9 @@ func (at *attachment) appendOutcomes(dst []byte, s *session) []byte {
 	c := at.consumer
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	at.talking = false
+	if at.talking == s {
+		at.talking = nil
+	}
 	if at.session != s {
 		return dst
 	}

@@ -341,6 +341,29 @@ func TestAReasonOutlivesTheConnection(t *testing.T) {
 	require.Equal(t, wire.Outcome{Offset: 10, Count: 1, Epoch: fakeEpoch, Kind: wire.OutcomeReject, Text: "no such customer"}, <-g.outcomes)
 }
 
+// What a connection had not written when it was lost keeps nothing from being said on the next one.
+func TestAConsumerSpeaksAgainOnTheNextConnection(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared})
+	c := g.consumer()
+	g.deliver(10, fakeEpoch, "")
+	d := next(t, c)
+	c.mu.Lock()
+	s := c.attachments[0].session
+	c.mu.Unlock()
+	s.writing.Lock() // as a write that does not end
+	require.NoError(t, d.Ack())
+	g.b.dropConns()
+	<-s.done
+	s.writing.Unlock()
+	<-g.links
+	g.mu.Lock()
+	require.Equal(t, []wire.Outcome{{Offset: 10, Count: 1, Epoch: fakeEpoch, Kind: wire.OutcomeAck}}, g.attached[1].Claims)
+	g.mu.Unlock()
+	g.deliver(11, fakeEpoch, "")
+	require.NoError(t, next(t, c).Ack())
+	g.said(wire.OutcomeAck, 11, fakeEpoch)
+}
+
 // confirmedBy has the group confirm the ack of a record when it comes.
 func confirmedBy(t testing.TB, g *fakeGroup, offset wire.Offset) context.Context {
 	go func() { g.answer(<-g.outcomes, wire.CodeOK) }()
