@@ -533,8 +533,8 @@ func TestCommandsOnGroupsAndKeysAnswerInJSON(t *testing.T) {
 // What several change at a time is all changed: each changes what it was given, and nothing else.
 func TestWhoAltersAGroupAtTheSameTimeLosesNothing(t *testing.T) {
 	address := groupQueue(t, "a:1\n")
-	must(t, at(address, ""), "group", "create", "orders", "billing")
-	flags := []string{"--ack-wait=5m", "--session-timeout=11s", "--revoke-grace=7s", "--backoff=3s", "--backoff-max=9s", "--delivery-limit=4", "--scope-window=5", "--dead-letter=orders.dead"}
+	must(t, at(address, ""), "group", "create", "orders", "billing", "--dead-letter=orders.dead", "--delivery-limit=3")
+	flags := []string{"--ack-wait=5m", "--session-timeout=11s", "--revoke-grace=7s", "--backoff=3s", "--backoff-max=9s", "--delivery-limit=4", "--scope-window=5"}
 	outcomes := make([]outcome, len(flags))
 	var altering sync.WaitGroup
 	for i, flag := range flags {

@@ -285,8 +285,12 @@ func (s *stage) aliasesRefused(t *testing.T) {
 func (s *stage) retargeted(t *testing.T) {
 	old, next := s.queue(t, 1), s.queue(t, 2)
 	require.NoError(t, s.conn.CreateAlias(t.Context(), client.Alias{Name: "current", Destination: old}))
-	c := s.join(t, "current")
 	conn := connectTo(t, s.broker.URL())
+	awaitThat(t, "the node that is asked has heard of it", func() bool {
+		aliases, err := conn.Aliases(t.Context())
+		return err == nil && slices.ContainsFunc(aliases, func(a client.Alias) bool { return a.Name == "current" })
+	})
+	c := s.join(t, "current")
 	reader, err := conn.Reader(t.Context(), "current")
 	require.NoError(t, err)
 	p, err := conn.Producer(t.Context(), "current")
