@@ -108,7 +108,8 @@ func TestF26_AnOlderBuildSavesNoMetadataOfANewerLevel(t *testing.T) {
 		require.NoError(t, err)
 		newer(t, &b.meta.owner, b.meta.group, string(body))
 	}
-	before := saved()
+	eventually(t, "metadata is fenced", func() bool { return errors.Is(createNamed(b, "more"), wire.CodeUnavailable) })
+	before := saved() // what was begun before is written
 	require.ErrorIs(t, b.close(), log.ErrFenced)
 	require.Equal(t, before, saved())
 	refused()
