@@ -296,7 +296,7 @@ func (c *crew) check(t *testing.T) {
 		info, err := c.conn.DescribeGroup(t.Context(), c.queue, "g")
 		return !failed() && (err != nil || slices.ContainsFunc(info.Partitions, func(p client.GroupPartition) bool { return p.Problem != "" || p.Backlog > 0 }))
 	}
-	for end := time.Now().Add(refillPatience); waits(); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(refillPatience); waits(); time.Sleep(50 * time.Millisecond) { // that a backlog is gone has no event
 		if time.Now().After(end) {
 			c.explain(t)
 			require.FailNow(t, "not everything is handled", c.queue)
