@@ -125,15 +125,15 @@ func TestF18_AJointConfigurationEndsAfterAHandOverThatFailed(t *testing.T) {
 	require.Equal(t, []uint64{1, 2, 4}, l.group.Members().Voters)
 }
 
-// A follower whose disk has no room for what it was given cannot answer either: what it
-// would say waits behind that. Its leader asks with every heartbeat, for as long as it takes.
-func TestRuleL10_WhatAFollowerWithoutRoomHasToSayIsBounded(t *testing.T) {
-	f := newFleet(t)
+// withoutRoom has replica 3 of three without room for what its leader, 1, has given it. The
+// function that it returns makes room.
+func withoutRoom(t *testing.T) (f *fleet, m *member, room func()) {
+	f = newFleet(t)
 	f.founders = []uint64{1, 2, 3}
 	for _, id := range f.founders {
 		f.add(id)
 	}
-	m := f.members[3]
+	m = f.members[3]
 	l := f.lead(1)
 	l.propose("a")
 	f.settle()
@@ -156,12 +156,43 @@ func TestRuleL10_WhatAFollowerWithoutRoomHasToSayIsBounded(t *testing.T) {
 		}
 	}
 	require.ErrorIs(t, m.group.Stalled(), log.ErrDiskFull)
+	return f, m, func() {
+		full = false
+		require.NoError(t, m.store.RefreshSpace())
+		m.group.Turn()
+		f.settle()
+	}
+}
+
+// A follower whose disk has no room for what it was given cannot answer either: what it
+// would say waits behind that. Its leader asks with every heartbeat, for as long as it takes.
+func TestRuleL10_WhatAFollowerWithoutRoomHasToSayIsBounded(t *testing.T) {
+	f, m, room := withoutRoom(t)
 	f.tick(1000)
 	require.LessOrEqual(t, len(m.group.held), 2*maxHeld)
-	full = false
-	require.NoError(t, m.store.RefreshSpace())
-	m.group.Turn()
-	f.settle()
+	room()
+	f.tick(5)
+	f.equal()
+}
+
+// Who has no room for what it was given would have none for the first entry of a term: it does
+// not ask to be elected, however long nobody leads, and gives its vote once it has room.
+func TestRuleL10_WhoHasNoRoomDoesNotCampaign(t *testing.T) {
+	f, m, room := withoutRoom(t)
+	asked := 0
+	f.lose = func(e envelope) bool {
+		if e.from == m.id && e.message != nil && (e.message.Type == raftpb.MsgPreVote || e.message.Type == raftpb.MsgVote) {
+			asked++
+		}
+		return false
+	}
+	l := f.members[1]
+	l.crash(false)
+	f.tick(10 * electionTicks)
+	require.Zero(t, asked)
+	room()
+	require.Contains(t, []uint64{2, 3}, f.elect().id)
+	l.open()
 	f.tick(5)
 	f.equal()
 }

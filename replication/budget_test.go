@@ -46,6 +46,30 @@ func TestF22_AFollowerThatIsSilentIsSentNoMoreThanItsBudget(t *testing.T) {
 	f.equal()
 }
 
+// Small entries come to the limit of messages before that of bytes.
+func TestF22_AFollowerThatIsSilentIsSentSoManyMessagesAndNotMore(t *testing.T) {
+	f := newFleet(t, 1, 2, 3)
+	l := f.lead(1)
+	l.propose("a")
+	f.settle()
+	f.cut[[2]uint64{3, 1}] = true
+	sent := 0
+	f.lose = func(e envelope) bool {
+		if e.to == 3 && e.message != nil && len(e.message.Entries) > 0 {
+			sent++
+		}
+		return false
+	}
+	for range 2 * MaxInflightMessages {
+		l.propose("b")
+		f.settle()
+	}
+	require.Equal(t, MaxInflightMessages, sent)
+	f.heal()
+	f.tick(5)
+	f.equal()
+}
+
 // A leader that has lost its quorum takes no more than the budget of what is not committed,
 // until it notices (RELIABILITY F22: etcd#10167). The budget is there again when the others are.
 func TestF22_ALeaderWithoutAQuorumTakesNoMoreThanItsBudget(t *testing.T) {

@@ -186,7 +186,7 @@ type Group struct {
 	hurry int
 	// proposedConf is the last configuration entry that was proposed here.
 	proposedConf wire.Index
-	confIndex    wire.Index    // of the last applied one
+	confIndex    wire.Index    // of the last one that was applied as an entry
 	install      *installation // nil: none
 	restored     func()
 	offers       map[uint64]*offering // by follower

@@ -318,7 +318,7 @@ func (g *Group) reassure() {
 	if !g.leading || status.LeadTransferee != raft.None || len(g.held) > 0 || len(g.confState.VotersOutgoing) > 0 {
 		return
 	}
-	last, certain, waits := g.log.LastIndex(), 1, uint64(0)
+	certain, waits := 1, uint64(0)
 	var to uint64
 	var most wire.Index
 	g.node.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
@@ -328,12 +328,12 @@ func (g *Group) reassure() {
 		match := wire.Index(pr.Match)
 		switch {
 		case g.doubtful[id] == status.Term:
-			if match+promotable >= last {
+			if g.promotable(match) {
 				waits = id
 			}
 		default:
 			certain++
-			if match >= most && match+promotable >= last {
+			if match >= most && g.promotable(match) {
 				to, most = id, match
 			}
 		}
@@ -351,12 +351,11 @@ func (g *Group) reassure() {
 // beginning was applied, because the leadership was being handed over: raft itself tries again
 // with the next entry only. It is called with every tick of a leader.
 func (g *Group) leaveJoint() {
-	if len(g.confState.VotersOutgoing) == 0 || !g.leading || len(g.held) > 0 || g.raftApplied != g.log.LastIndex() ||
-		g.node.BasicStatus().LeadTransferee != raft.None {
+	if len(g.confState.VotersOutgoing) == 0 || !g.leading || len(g.held) > 0 || g.raftApplied != g.log.LastIndex() {
 		return
 	}
-	if err := g.node.ProposeConfChange(raftpb.ConfChangeV2{}); err != nil {
-		g.logger.Warn("the joint configuration cannot be left yet", "replica", g.id, "err", err)
+	if err := g.node.ProposeConfChange(raftpb.ConfChangeV2{}); err != nil { // the leadership is still being handed over
+		g.logger.Debug("the joint configuration cannot be left yet", "replica", g.id, "err", err)
 	}
 }
 

@@ -15,6 +15,9 @@ import (
 // promotable is how many entries a learner may lack when it becomes a voter.
 const promotable = 1024
 
+// promotable reports whether a replica that has the log up to match is near enough to the end.
+func (g *Group) promotable(match wire.Index) bool { return match+promotable >= g.log.LastIndex() }
+
 var (
 	// ErrBusy is returned by Reconfigure while an earlier change is not complete.
 	ErrBusy = errors.New("a membership change is on its way")
@@ -36,9 +39,6 @@ type Members struct {
 	Voters   []uint64
 	Outgoing []uint64 // voters of the configuration that is being left, joint only
 	Learners []uint64
-	// Index is the entry that brought this configuration, 0 for the founding one or
-	// if a checkpoint brought it.
-	Index wire.Index
 	// Progress is known to the leader only, by rising replica ID.
 	Progress []Progress
 }
@@ -57,7 +57,7 @@ func (g *Group) Members() Members {
 	c := &g.confState
 	m := Members{
 		Voters: slices.Clone(c.Voters), Outgoing: slices.Clone(c.VotersOutgoing),
-		Learners: slices.Concat(c.Learners, c.LearnersNext), Index: g.confIndex,
+		Learners: slices.Concat(c.Learners, c.LearnersNext),
 	}
 	if g.fenced == nil && g.node.BasicStatus().RaftState == raft.StateLeader {
 		g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
@@ -139,7 +139,7 @@ func (g *Group) change(c *Membership) (raftpb.ConfChangeV2, error) {
 			return out, fmt.Errorf("%w: replica %d is no learner", ErrMembership, id)
 		}
 		i := slices.IndexFunc(known.Progress, func(p Progress) bool { return p.Replica == id })
-		if p := known.Progress[i]; (!p.InStep || p.Match+promotable < g.log.LastIndex()) && g.lapses&generous == 0 {
+		if p := known.Progress[i]; (!p.InStep || !g.promotable(p.Match)) && g.lapses&generous == 0 {
 			return out, fmt.Errorf("%w: replica %d has %d of %d entries", ErrMembership, id, p.Match, g.log.LastIndex())
 		}
 		out.Changes = append(out.Changes, raftpb.ConfChangeSingle{Type: raftpb.ConfChangeAddNode, NodeID: id})

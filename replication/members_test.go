@@ -117,3 +117,29 @@ func TestF18_ChangesOfWhoIsNotWhatTheySayAreRefused(t *testing.T) {
 		require.ErrorIs(t, l.group.Reconfigure(c), ErrMembership, "%+v", c)
 	}
 }
+
+// A learner that lacks as much as it may becomes a voter, and one that lacks one entry more
+// does not, as long as it is so: who votes and lags holds up those that count on it.
+func TestF18_ALearnerMayLackSoMuchAndNotMore(t *testing.T) {
+	for more, refusal := range map[int]error{0: nil, 1: ErrMembership} {
+		f := newFleet(t, 1, 2, 3)
+		l := f.lead(1)
+		m := f.add(4)
+		require.NoError(t, l.group.Reconfigure(Membership{AddLearners: []uint64{4}}))
+		f.settle()
+		f.tick(3)
+		m.frozen = true
+		for range promotable + more {
+			l.propose("a")
+			f.settle()
+		}
+		require.ErrorIs(t, l.group.Reconfigure(Membership{Promote: []uint64{4}}), refusal, "%d more", more)
+		m.frozen = false
+		f.settle()
+		if refusal != nil {
+			require.NoError(t, l.group.Reconfigure(Membership{Promote: []uint64{4}}))
+			f.settle()
+		}
+		require.Equal(t, []uint64{1, 2, 3, 4}, l.group.Members().Voters)
+	}
+}

@@ -362,7 +362,6 @@ func (g *Group) restore(cp *log.Checkpoint) error {
 	if err := g.state.Restore(cp.State); err != nil {
 		return fmt.Errorf("checkpoint at index %d: state: %w", cp.Applied, err)
 	}
-	g.confIndex = 0
 	g.applied, g.appliedTerm = cp.Applied, cp.Term
 	g.appliedOffset, g.appliedTimeMs = cp.NextOffset, cp.AppendTimeMs
 	return nil
