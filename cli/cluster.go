@@ -45,9 +45,9 @@ type clusterJSON struct {
 	UnderReplicated int `json:"under_replicated"`
 	Offline         int `json:"offline"`
 	// What a broker that is older does not say.
-	Controller uint32 `json:"controller,omitempty"` // node that leads the metadata
-	Level      uint16 `json:"feature_level,omitempty"`
-	Voters     uint16 `json:"metadata_voters,omitempty"` // nodes that vote about the metadata
+	Controller uint32   `json:"controller,omitempty"` // node that leads the metadata
+	Level      uint16   `json:"feature_level,omitempty"`
+	Voters     []uint32 `json:"metadata_voters,omitempty"` // nodes that vote about the metadata
 }
 
 type nodeJSON struct {
@@ -94,7 +94,7 @@ func askStatus(ctx context.Context, conn *client.Conn) (*clusterJSON, []client.D
 	s.Controller, s.Level, s.Voters = status.Controller, status.Level, status.Voters
 	if s.Controller == 0 {
 		s.Problems, s.Healthy = append(s.Problems, fmt.Sprintf("the metadata has no leader: nothing can be created, changed or moved and no node joins until most of the %s that vote on it answer",
-			plural(int64(s.Voters), "node"))), false
+			plural(int64(len(s.Voters)), "node"))), false
 	}
 	if lacks := lacksVoters(s); lacks != "" {
 		s.Problems, s.Healthy = append(s.Problems, lacks), false
@@ -126,10 +126,10 @@ func lacksVoters(s *clusterJSON) string {
 		}
 	}
 	able = min(able, wire.MaxMetadataVoters)
-	if able -= 1 - able%2; int(s.Voters) >= able {
+	if able -= 1 - able%2; len(s.Voters) >= able {
 		return ""
 	}
-	return fmt.Sprintf("%d of %d nodes that could vote about the metadata do: they are still joining", s.Voters, able)
+	return fmt.Sprintf("%d of %d nodes that could vote about the metadata do: they are still joining", len(s.Voters), able)
 }
 
 // askCluster asks a broker for the cluster. full are the nodes whose disks take no records,
@@ -258,9 +258,9 @@ func (a *app) clusterStatusCommand() *cobra.Command {
 			if s.Controller != 0 {
 				controller = fmt.Sprintf("node %d", s.Controller)
 			}
-			text := fmt.Sprintf("\n%s, %s, %s (%d under-replicated, %d offline)\ncontroller: %s, %s, feature level %d, metadata version %d\n",
+			text := fmt.Sprintf("\n%s, %s, %s (%d under-replicated, %d offline)\ncontroller: %s, %s %v, feature level %d, metadata version %d\n",
 				plural(int64(len(s.Nodes)), "node"), plural(int64(s.Destinations), "destination"), plural(int64(s.Partitions), "partition"),
-				s.UnderReplicated, s.Offline, controller, plural(int64(s.Voters), "voter"), s.Level, s.Version)
+				s.UnderReplicated, s.Offline, controller, plural(int64(len(s.Voters)), "voter"), s.Voters, s.Level, s.Version)
 			_, err = fmt.Fprint(a.stdout, text, healthText(s))
 			return outputError(err)
 		})

@@ -178,7 +178,7 @@ func TestTooFewVotersOfTheMetadataAreAProblem(t *testing.T) {
 		{"nine nodes have five voters", nodes(9, 0, 0), 5, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			require.Equal(t, c.want, lacksVoters(&clusterJSON{Nodes: c.nodes, Voters: c.voters}))
+			require.Equal(t, c.want, lacksVoters(&clusterJSON{Nodes: c.nodes, Voters: make([]uint32, c.voters)}))
 		})
 	}
 }
@@ -257,7 +257,7 @@ func TestClusterCommandsOnOneNode(t *testing.T) {
 		PeerAddress: n.PeerAddress, HTTP: n.HTTP,
 	}, n)
 	require.Regexp(t, `^NODE +ADDRESS +RACK +ROLE +STATE +LEADERS +REPLICAS +VERSION +UPTIME +STORED +FREE\n +1 +`+address+` +- +broker +up +\d +2 +`+server.Version()+` +\ds +392 B +\S+ \S+\n`+
-		`\n1 node, 1 destination, 2 partitions \(0 under-replicated, 0 offline\)\ncontroller: node 1, 1 voter, feature level 1, metadata version \d+\nhealthy\n$`,
+		`\n1 node, 1 destination, 2 partitions \(0 under-replicated, 0 offline\)\ncontroller: node 1, 1 voter \[1\], feature level 1, metadata version \d+\nhealthy\n$`,
 		must(t, sh, "cluster", "status"))
 	require.Regexp(t, `(?m)^orders/0 +1 +1 +active +1 +- +1 +0 +2$`, must(t, sh, "partition", "ls", "orders"))
 	var partitions []replicatedJSON

@@ -94,7 +94,7 @@ func formed(t *testing.T, conn *client.Conn) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		status, err := conn.ClusterStatus(t.Context())
-		return err == nil && status.Voters >= clusterNodes
+		return err == nil && len(status.Voters) >= clusterNodes
 	}, clusterPatience, 20*time.Millisecond, "the metadata has no majority without its founder")
 }
 

@@ -27,7 +27,7 @@ func TestRuleL5_AnOperatorAcceptsTheLoss(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		status, err := conn.ClusterStatus(ctx)
-		if err != nil || status.Voters != 5 {
+		if err != nil || len(status.Voters) != 5 {
 			return false
 		}
 		d, err = conn.CreateDestination(ctx, client.Destination{Name: "last", Kind: wire.Topic, Settings: client.Settings{Partitions: 1, Replicas: 3}})

@@ -39,6 +39,9 @@ type Members struct {
 	Voters   []uint64
 	Outgoing []uint64 // voters of the configuration that is being left, joint only
 	Learners []uint64
+	// Index is the entry that brought this configuration. If a checkpoint brought it, that
+	// entry is not known: it is the last one that is, which lies below, or 0.
+	Index wire.Index
 	// Progress is known to the leader only, by rising replica ID.
 	Progress []Progress
 }
@@ -57,7 +60,7 @@ func (g *Group) Members() Members {
 	c := &g.confState
 	m := Members{
 		Voters: slices.Clone(c.Voters), Outgoing: slices.Clone(c.VotersOutgoing),
-		Learners: slices.Concat(c.Learners, c.LearnersNext),
+		Learners: slices.Concat(c.Learners, c.LearnersNext), Index: g.confIndex,
 	}
 	if g.fenced == nil && g.node.BasicStatus().RaftState == raft.StateLeader {
 		g.node.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {

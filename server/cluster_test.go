@@ -460,6 +460,14 @@ func TestJoiningIsRefusedWithTheReason(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, alone.Close(t.Context())) }()
 	refused("this broker runs alone", func(cfg *Config) { cfg.Join = []string{alone.Addr()} })
+	for _, versions := range [][2]uint16{{wire.MaxPeerVersion + 1, wire.MaxPeerVersion + 2}, {0, wire.MinPeerVersion - 1}} {
+		_, err := c.ask(2, &wire.JoinRequest{
+			Node: 9, Store: testStore(9), Address: "127.0.0.9:7400", PeerAddress: "127.0.0.9:7401",
+			MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel, MinPeer: versions[0], MaxPeer: versions[1],
+		})
+		require.ErrorIs(t, err, wire.CodeUnsupported)
+		require.ErrorContains(t, err, fmt.Sprintf("the one that joins %d to %d; upgrade the older one", versions[0], versions[1]))
+	}
 	require.Len(t, c.broker(1).View().Nodes, 2)
 
 	elsewhere := c.config(9)
@@ -546,7 +554,7 @@ func TestTheStatusOfTheClusterComesFromAllNodes(t *testing.T) {
 	s := ask()
 	require.Equal(t, uint16(c.broker(2).View().Level), s.Level)
 	require.True(t, c.broker(s.Controller).meta.leads.Load())
-	c.await("everybody votes about the metadata", func() bool { return ask().Voters == 3 })
+	c.await("everybody votes about the metadata", func() bool { return slices.Equal([]uint32{1, 2, 3}, ask().Voters) })
 	require.Len(t, s.Nodes, 3)
 	for i, n := range s.Nodes {
 		require.Equal(t, []any{uint32(i + 1), Version(), c.servers[n.Node].PeerAddr()}, []any{n.Node, n.Version, n.PeerAddress})

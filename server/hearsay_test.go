@@ -22,6 +22,7 @@ func majoritysWord(t *testing.T, c *crew, k *cables) {
 	c.await("one node does not hear another, the third does", func() bool { return !b.reachable(living) && c.broker(third).reachable(living) })
 	join := &wire.JoinRequest{
 		Node: living, Store: testStore(99), Address: "127.0.0.3:7400", PeerAddress: "127.0.0.3:7401", MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+		MinPeer: wire.MinPeerVersion, MaxPeer: wire.MaxPeerVersion,
 	}
 	for _, asked := range []uint32{leader, third} {
 		_, err := c.ask(asked, join)
@@ -141,6 +142,7 @@ func TestRuleR10_ANodeThatWasJustTakenInKeepsItsPlace(t *testing.T) {
 	join := func(store uint32, port string) error {
 		_, err := c.ask(1, &wire.JoinRequest{
 			Node: 2, Store: testStore(store), Address: "127.0.0.3:74" + port, PeerAddress: "127.0.0.3:75" + port, MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+			MinPeer: wire.MinPeerVersion, MaxPeer: wire.MaxPeerVersion,
 		})
 		return err
 	}

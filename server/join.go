@@ -44,6 +44,7 @@ func askToJoin(cfg *Config, store uuid.UUID) (identity, error) {
 	request := &wire.JoinRequest{
 		Node: cfg.NodeID, Store: store, Address: cfg.Advertise, PeerAddress: cfg.PeerAdvertise, HTTP: cfg.HTTP,
 		Rack: cfg.Rack, Role: cfg.Role, MinLevel: cluster.MinLevel, MaxLevel: cluster.MaxLevel,
+		MinPeer: wire.MinPeerVersion, MaxPeer: wire.MaxPeerVersion,
 	}
 	if cfg.HTTP == "off" {
 		request.HTTP = ""
@@ -248,6 +249,11 @@ func sameAddress(a, b string) bool {
 func (b *broker) takeIn(m *wire.JoinRequest, reply func(wire.Message, error)) {
 	if b.network == nil {
 		reply(nil, &wire.Error{Code: wire.CodeRefused, Detail: "this broker runs alone: start it with --peer-listen to let others join"})
+		return
+	}
+	if m.MaxPeer < wire.MinPeerVersion || m.MinPeer > wire.MaxPeerVersion { // it would be a member that nobody can talk to
+		reply(nil, wire.Errorf(wire.CodeUnsupported, "this broker speaks versions %d to %d of the peer protocol, the one that joins %d to %d; upgrade the older one",
+			wire.MinPeerVersion, wire.MaxPeerVersion, m.MinPeer, m.MaxPeer))
 		return
 	}
 	c := cluster.Command{Join: &cluster.Join{

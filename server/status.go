@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -28,11 +29,26 @@ func (b *broker) ownStatus() wire.NodeStatus {
 	return s
 }
 
+// metaVoters are the nodes that vote about the metadata; those of the smaller of two
+// majorities while voters are exchanged, see countVoters.
+func (b *broker) metaVoters() (nodes []uint32) {
+	sets := b.meta.voting.sets.Load()
+	voters := sets[0]
+	if n := len(sets[1]); n > 0 && n < len(voters) {
+		voters = sets[1]
+	}
+	for _, id := range voters {
+		nodes = append(nodes, b.nodeOfMeta(id))
+	}
+	slices.Sort(nodes)
+	return nodes
+}
+
 // clusterStatus asks all nodes that are there what they know of themselves. reply is
 // called once, on any goroutine.
 func (b *broker) clusterStatus(reply func(wire.Message, error)) {
 	v := b.View()
-	answer := &wire.ClusterStatus{Controller: b.meta.leader.Load(), Level: uint16(v.Level), Voters: uint16(b.meta.voters.Load()), Nodes: make([]wire.NodeStatus, len(v.Nodes))}
+	answer := &wire.ClusterStatus{Controller: b.meta.leader.Load(), Level: uint16(v.Level), Voters: b.metaVoters(), Nodes: make([]wire.NodeStatus, len(v.Nodes))}
 	var asked []int // places in Nodes
 	for i, n := range v.Nodes {
 		answer.Nodes[i] = wire.NodeStatus{Node: n.ID, PeerAddress: n.PeerAddress, HTTP: n.HTTP}

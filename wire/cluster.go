@@ -23,6 +23,8 @@ type JoinRequest struct {
 	Role        string   // "broker" or "gateway"; empty is the former
 	MinLevel    uint16   // range of feature levels that its build knows
 	MaxLevel    uint16
+	MinPeer     uint16 // range of versions of the peer protocol that it speaks
+	MaxPeer     uint16
 }
 
 // Append implements Message.
@@ -34,8 +36,10 @@ func (m *JoinRequest) Append(dst []byte) []byte {
 	for _, s := range []string{m.Address, m.PeerAddress, m.HTTP, m.Rack, m.Role} {
 		dst = appendString(dst, s)
 	}
-	dst = le.AppendUint16(dst, m.MinLevel)
-	return le.AppendUint16(dst, m.MaxLevel)
+	for _, n := range [...]uint16{m.MinLevel, m.MaxLevel, m.MinPeer, m.MaxPeer} {
+		dst = le.AppendUint16(dst, n)
+	}
+	return dst
 }
 
 // Parse implements Message.
@@ -45,7 +49,7 @@ func (m *JoinRequest) Parse(src []byte) error {
 	m.Node = r.uint32()
 	m.Store = r.uuid()
 	m.Address, m.PeerAddress, m.HTTP, m.Rack, m.Role = r.string(), r.string(), r.string(), r.string(), r.string()
-	m.MinLevel, m.MaxLevel = r.uint16(), r.uint16()
+	m.MinLevel, m.MaxLevel, m.MinPeer, m.MaxPeer = r.uint16(), r.uint16(), r.uint16(), r.uint16()
 	return r.done("JOIN request")
 }
 
@@ -226,7 +230,7 @@ func (m *PartitionAdminRequest) Parse(src []byte) error {
 
 // CLUSTER_STATUS (21), since version 1: what the nodes know of themselves, which METADATA
 // does not have. The broker that is asked asks the others. The request is empty. Version
-// 2 has the voters.
+// 3 has the nodes that vote, 2 had their number.
 
 // MaxMetadataVoters is how many nodes vote about the metadata at most. A cluster with
 // fewer nodes has an odd number of them.
@@ -234,11 +238,11 @@ const MaxMetadataVoters = 5
 
 // ClusterStatus answers CLUSTER_STATUS.
 //
-//	controller u32 | level u16 | voters u16 | count u32, each: node status
+//	controller u32 | level u16 | count u32, each voter: node u32 | count u32, each: node status
 type ClusterStatus struct {
-	Controller uint32 // node that leads the metadata, 0 if none is known to
-	Level      uint16 // feature level that the cluster works at
-	Voters     uint16 // nodes that vote about the metadata, as far as the asked one knows
+	Controller uint32   // node that leads the metadata, 0 if none is known to
+	Level      uint16   // feature level that the cluster works at
+	Voters     []uint32 // nodes that vote about the metadata, as far as the asked one knows, 0: one that it does not know
 	Nodes      []NodeStatus
 }
 
@@ -295,7 +299,10 @@ func (m *ClusterStatus) Append(dst []byte) []byte {
 	le := binary.LittleEndian
 	dst = le.AppendUint32(dst, m.Controller)
 	dst = le.AppendUint16(dst, m.Level)
-	dst = le.AppendUint16(dst, m.Voters)
+	dst = le.AppendUint32(dst, uint32(len(m.Voters)))
+	for _, n := range m.Voters {
+		dst = le.AppendUint32(dst, n)
+	}
 	dst = le.AppendUint32(dst, uint32(len(m.Nodes)))
 	for i := range m.Nodes {
 		dst = m.Nodes[i].Append(dst)
@@ -306,7 +313,10 @@ func (m *ClusterStatus) Append(dst []byte) []byte {
 // Parse implements Message.
 func (m *ClusterStatus) Parse(src []byte) error {
 	r := reader{src: src}
-	m.Controller, m.Level, m.Voters, m.Nodes = r.uint32(), r.uint16(), r.uint16(), nil
+	*m = ClusterStatus{Controller: r.uint32(), Level: r.uint16()}
+	for range r.count(4) {
+		m.Voters = append(m.Voters, r.uint32())
+	}
 	if n := r.count(nodeStatusMinSize); n > 0 {
 		m.Nodes = make([]NodeStatus, n)
 		for i := range m.Nodes {

@@ -126,18 +126,18 @@ func (o Opcode) String() string {
 }
 
 // Version is the version of the opcode's body that this build writes and reads:
-// 5 for METADATA, which has changed four times, 4 for CREATE and ALTER, 3 for INIT_PRODUCER,
-// 2 for DELETE, PARTITION_ADMIN and CLUSTER_STATUS, which have changed once, 1 for all
-// others.
+// 5 for METADATA, which has changed four times, 4 for CREATE and ALTER, 3 for INIT_PRODUCER
+// and CLUSTER_STATUS, 2 for DELETE, PARTITION_ADMIN and JOIN, which have changed once, 1 for
+// all others.
 func (o Opcode) Version() uint16 {
 	switch o {
 	case OpMetadata:
 		return metadataWithLetters
 	case OpCreate, OpAlter:
 		return settingsWithLetters
-	case OpInitProducer:
+	case OpInitProducer, OpClusterStatus:
 		return 3
-	case OpDelete, OpPartAdmin, OpClusterStatus:
+	case OpDelete, OpPartAdmin, OpJoin:
 		return 2
 	}
 	return 1

@@ -109,9 +109,9 @@ func TestOpcodes(t *testing.T) {
 			version = 5
 		case OpCreate, OpAlter:
 			version = 4
-		case OpInitProducer:
+		case OpInitProducer, OpClusterStatus:
 			version = 3
-		case OpDelete, OpPartAdmin, OpClusterStatus:
+		case OpDelete, OpPartAdmin, OpJoin:
 			version = 2
 		}
 		require.Equal(t, r.Opcode.Oldest(), r.Min)

@@ -297,7 +297,7 @@ var goldenMessages = []goldenMessage{
 		02 00 00 00 00 00 00 00 // offset 2
 	`},
 	{"JOIN", OpJoin, false, &JoinRequest{
-		ClusterID: [16]byte{15: 1}, Node: 2, Store: [16]byte{15: 3}, Address: "a", PeerAddress: "b", HTTP: "c", Rack: "d", Role: "e", MinLevel: 1, MaxLevel: 2,
+		ClusterID: [16]byte{15: 1}, Node: 2, Store: [16]byte{15: 3}, Address: "a", PeerAddress: "b", HTTP: "c", Rack: "d", Role: "e", MinLevel: 1, MaxLevel: 2, MinPeer: 3, MaxPeer: 4,
 	}, `
 		00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 01 // cluster
 		02 00 00 00             // node 2
@@ -308,6 +308,7 @@ var goldenMessages = []goldenMessage{
 		01 00 64                // "d"
 		01 00 65                // "e"
 		01 00 02 00             // levels 1 to 2
+		03 00 04 00             // versions 3 to 4 of the peer protocol
 	`},
 	{"JOIN response", OpJoin, true, &JoinResponse{
 		ClusterID: [16]byte{15: 1}, Node: 2, MetaReplica: 3, Members: []JoinMember{{Node: 1, Store: [16]byte{15: 4}, MetaReplica: 1, PeerAddress: "a"}},
@@ -334,12 +335,13 @@ var goldenMessages = []goldenMessage{
 	`},
 	{"ALIAS response", OpAlias, true, &Empty{}, ``},
 	{"CLUSTER_STATUS", OpClusterStatus, false, &ClusterStatusRequest{}, ``},
-	{"CLUSTER_STATUS response", OpClusterStatus, true, &ClusterStatus{Controller: 1, Level: 2, Voters: 3, Nodes: []NodeStatus{
+	{"CLUSTER_STATUS response", OpClusterStatus, true, &ClusterStatus{Controller: 1, Level: 2, Voters: []uint32{3}, Nodes: []NodeStatus{
 		{Node: 3, Answered: true, Version: "v", UptimeMs: 4, StoredBytes: 5, FreeBytes: 6, TotalBytes: 7, KeptBytes: 8, LacksSpace: true, PeerAddress: "p", HTTP: "h"},
 	}}, `
 		01 00 00 00             // controller 1
 		02 00                   // level 2
-		03 00                   // 3 vote
+		01 00 00 00             // one votes
+		03 00 00 00             // node 3
 		01 00 00 00             // one node
 		03 00 00 00             // node 3
 		01                      // answered
