@@ -44,6 +44,7 @@ type attachment struct {
 	leader  leadership
 	session *session // the link's; nil: there is none
 	opening *session // one is being opened there
+	claimed bool     // an attach that claims what is held is on its way there
 	link    uint32
 	handle  uint32
 	retryAt time.Time
@@ -101,7 +102,7 @@ func newAttachment(c *Consumer, partition uint32, leader leadership) *attachment
 
 // open opens the partition in a session, and attaches there.
 func (at *attachment) open(s *session) {
-	at.opening = s
+	at.opening, at.claimed = s, false
 	s.hurry(at.timeout)
 	c := at.consumer
 	var opened wire.OpenPartitionResponse
@@ -133,6 +134,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 	if at.attached {
 		request.Flags |= wire.AttachKnown
 	}
+	at.claimed = true
 	id := at.id
 	var response wire.AttachResponse
 	at.ask(s, wire.OpGroupAttach, &request, &response, func() {
@@ -505,18 +507,20 @@ func (at *attachment) tellLost(d *Delivery, why error) {
 // have given up on the consumer, which was only late: so it is told, or the records would be
 // leased to nobody until their ack wait is over, and what is on its way behind them waits
 // (rule 24). What the application works on is given back when it has ended, or after the revoke
-// grace (T4). Without a link, the next attach does not claim them.
+// grace (T4). So it is while an attach that claims them is on its way: its broker will have it that
+// the consumer holds them. Else, without a link, the next attach does not claim them.
 func (at *attachment) expire() {
 	if c := at.consumer; !at.lapsed && at.held.Len() > 0 {
 		at.lapsed = true
 		c.events.send(Unconfirmed{Destination: c.destination, Group: c.options.group, Partition: at.partition})
 	}
+	listed := at.session != nil || at.opening != nil && at.claimed
 	for _, d := range at.held.List() {
 		switch {
 		case d.state == leaseSettled || d.state == leaseOver:
-		case at.session != nil && d.state == leaseQueued:
+		case listed && d.state == leaseQueued:
 			d.conclude(wire.OutcomeReleased, 0, "")
-		case at.session != nil:
+		case listed:
 			if d.err != nil {
 				continue
 			}

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"runtime"
 	"testing"
@@ -262,4 +263,40 @@ func TestRule17_WhatALateConsumerGivesUpGoesBack(t *testing.T) {
 			require.Empty(t, lost, "once")
 		})
 	}
+}
+
+// Rules 12 and 17: what a consumer gives up while the attach that claims it is on its way goes back, too:
+// its broker takes it for held, and it would wait for nobody until the ack wait is over.
+func TestRule17_WhatIsGivenUpWhileItsClaimIsOnItsWayGoesBack(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Shared, SessionMs: 300, RevokeMs: 50})
+	lapsed := make(chan Unconfirmed, 10)
+	c := g.consumer(OnEvent(func(e Event) {
+		if e, ok := e.(Unconfirmed); ok {
+			lapsed <- e
+		}
+	}))
+	g.deliver(10, fakeEpoch, "", "")
+	d := next(t, c)
+	unanswered := make(chan *fakeRequest, 1)
+	g.b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode != wire.OpGroupAttach {
+			return g.serve(q)
+		}
+		late := *q
+		late.body = bytes.Clone(q.body)
+		unanswered <- &late
+		return true
+	})
+	g.b.dropConns()
+	attach := <-unanswered
+	<-lapsed
+	g.b.setScript(g.serve)
+	require.True(t, g.serve(attach))
+	g.mu.Lock()
+	require.Equal(t, []wire.Outcome{{Offset: 10, Count: 2, Epoch: fakeEpoch}}, g.attached[1].Claims)
+	g.mu.Unlock()
+	g.said(wire.OutcomeReleased, 11, fakeEpoch)
+	g.said(wire.OutcomeReleased, 10, fakeEpoch)
+	require.ErrorIs(t, d.Ack(), ErrFenced)
+	none(t, c)
 }
