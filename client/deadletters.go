@@ -664,9 +664,9 @@ func (c *Conn) settle(ctx context.Context, destination string, groups []string, 
 		spans[l.Partition] = append(s, wire.OffsetSpan{From: l.Offset, To: l.Offset + 1})
 	}
 	for partition, s := range spans {
-		for _, g := range groups {
+		for i, g := range groups {
 			if err := within(ctx, destination, func(ctx context.Context) error {
-				return c.GroupOrder(ctx, wire.OrderSettle, destination, partition, g, wire.SettleRequest{Spans: s, GiveUp: giveUp}, nil)
+				return c.GroupOrder(ctx, wire.OrderSettle, destination, partition, g, wire.SettleRequest{Spans: s, GiveUp: giveUp, Last: giveUp && i == len(groups)-1}, nil)
 			}); err != nil {
 				return fmt.Errorf("group %q could not note that letters of partition %d are dealt with; they may be there again: %w", g, partition, err)
 			}

@@ -279,7 +279,7 @@ func (g *Groups) settle(s *group.Group, in *Input) {
 		in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
 	default:
 		if q.GiveUp {
-			l.GiveUp(spans, g.over(func(err error) { in.Reply([]byte("{}"), err) }))
+			l.GiveUp(spans, func() error { return g.stillIn(s, spans, q.Last) }, g.over(func(err error) { in.Reply([]byte("{}"), err) }))
 		} else {
 			l.Settle(spans, nil, g.over(func(err error) { in.Reply([]byte("{}"), err) }))
 		}
@@ -346,6 +346,27 @@ func (g *Groups) othersOf(s *group.Group, o wire.Offset) (gone bool, err error) 
 		return false, nil
 	}
 	return false, err
+}
+
+// stillIn names another group that is not done with dead letters, or begins and may have them,
+// when the last group is to give them up: they would be there again by that one.
+func (g *Groups) stillIn(s *group.Group, spans []group.Span, last bool) error {
+	if !last || begunIgnored() {
+		return nil
+	}
+	for other := range g.p.state.groups.All {
+		for _, x := range spans {
+			if o := other.Done.Next(x.From); other != s && !other.Removed && o < x.To {
+				return wire.Errorf(wire.CodeRefused, "group %q is not done with the letter at offset %d: settle it there first", other.Name, o)
+			}
+		}
+	}
+	for i := range g.intents {
+		if v := &g.intents[i]; g.p.state.groups.Group(v.ID) == nil {
+			return wire.Errorf(wire.CodeRefused, "group %q begins, and may have the letters: settle them there first", v.Name)
+		}
+	}
+	return nil
 }
 
 // openLetters shows the dead letters that are not written, or gives one up.

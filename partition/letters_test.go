@@ -279,3 +279,56 @@ func TestRuleQ3_Catches_LettersThatAGroupHasStill(t *testing.T) {
 	require.Equal(t, 2, begunAmid(t, true))
 	require.Equal(t, 2, begunAmid(t, false))
 }
+
+// purgedAmid has a group begin after a purge has listed the groups, and before its order. It
+// reports whether the group is done with the letter in the end.
+func purgedAmid(t testing.TB, applied bool) (done bool) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	h.send(-1, 0, 0, 3)
+	h.part.Groups().Intend(20, []Intent{intent(7, "dlq")})
+	h.turns(0)
+	h.log.immediate = false
+	h.part.Groups().Intend(30, []Intent{intent(7, "dlq"), intent(25, "clerks")})
+	h.part.Turn(1000, time.Millisecond)
+	require.Len(t, h.log.proposed, 1, "the group begins")
+	if applied {
+		h.log.commit(1)
+	}
+	ask := wire.SettleRequest{Spans: []wire.OffsetSpan{{From: 0, To: 1}}, GiveUp: true, Last: true}
+	_, err := h.order("dlq", wire.OrderSettle, ask)
+	h.part.Turn(1000, 2*time.Millisecond)
+	h.log.immediate = true
+	h.log.commit(len(h.log.proposed))
+	h.turns(3)
+	if *err != nil {
+		require.Equal(t, wire.CodeRefused, wire.CodeOf(*err))
+		require.ErrorContains(t, *err, `"clerks"`)
+		require.False(t, h.part.state.groups.Group(7).Done.Has(0), "nothing is given up")
+		for _, q := range []struct {
+			name string
+			last bool
+		}{{"clerks", false}, {"dlq", true}} {
+			ask.Last = q.last
+			_, err = h.order(q.name, wire.OrderSettle, ask)
+			h.turns(4)
+			require.NoError(t, *err)
+		}
+	}
+	require.True(t, h.part.state.groups.Group(7).Done.Has(0))
+	return h.part.state.groups.Group(25).Done.Has(0)
+}
+
+// A group that begins amid a purge, which has not heard of it, keeps none of the letters.
+func TestR_MQC_12_AGroupThatBeginsAmidAPurgeHasNothingOfIt(t *testing.T) {
+	require.True(t, purgedAmid(t, true))
+	require.True(t, purgedAmid(t, false))
+}
+
+// The same where the partition goes by the groups that the purge knows.
+func TestR_MQC_12_Catches_LettersThatAGroupKeepsAfterAPurge(t *testing.T) {
+	IgnoreBegun(true)
+	defer IgnoreBegun(false)
+	require.False(t, purgedAmid(t, true))
+	require.False(t, purgedAmid(t, false))
+}

@@ -289,10 +289,12 @@ type ScopeResponse struct {
 const MaxSettle = 4096
 
 // SettleRequest names stretches of records, ascending, that a group is done with then. With
-// GiveUp also those that are on their way back, by a RedriveRequest, need not get there.
+// GiveUp also those that are on their way back, by a RedriveRequest, need not get there,
+// and with Last it is REFUSED while another group of the partition is not done with one, or begins.
 type SettleRequest struct {
 	Spans  []OffsetSpan `json:"spans"`
 	GiveUp bool         `json:"give_up,omitempty"`
+	Last   bool         `json:"last,omitempty"` // the other groups have been asked before
 }
 
 // OffsetSpan is a stretch of records [From, To).

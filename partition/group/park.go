@@ -163,9 +163,14 @@ func (l *Leader) Settle(spans []Span, goesOn *Scope, done func(error)) {
 	}})
 }
 
-// GiveUp is Settle of dead letters: those that are on their way back need not get there.
-func (l *Leader) GiveUp(spans []Span, done func(error)) {
-	l.Order(Order{Drain: true, Reason: wire.ReasonPark, Done: done, Make: func() []byte {
+// GiveUp is Settle of dead letters: those that are on their way back need not get there. It
+// is refused with the error of others, if there is one when the group has stopped.
+func (l *Leader) GiveUp(spans []Span, others func() error, done func(error)) {
+	var refused error
+	l.Order(Order{Drain: true, Reason: wire.ReasonPark, Done: func(err error) { done(cmp.Or(err, refused)) }, Make: func() []byte {
+		if refused = others(); refused != nil {
+			return AppendOutcomes(nil, l.g.ID, nil, nil)
+		}
 		command := AppendOutcomes(nil, l.g.ID, spans, nil)
 		for number, x := range l.g.Letters.Open {
 			if x.Reason == Redriven && slices.ContainsFunc(spans, func(s Span) bool { return s.From <= x.Offset && x.Offset < s.To }) {
