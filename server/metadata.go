@@ -249,8 +249,9 @@ func codeOfLack(err error) wire.ErrorCode {
 
 // fence answers every command from now on. Partitions of a broker that is alone go on as they
 // are. One of several would serve from metadata that grows old, and hear of nothing that is
-// created, changed or moved: if its log failed it ends, so that others lead what it leads, and
-// everybody sees it. What panics here may do so on each node: that ends none of them.
+// created, changed or moved: if its log failed, or holds what only a newer build knows, it ends, so
+// that others lead what it leads, and everybody sees it. What else panics here may do so on each
+// node: that ends none of them.
 func (m *metadataReplica) fence(err error) {
 	m.metadata.Close(&wire.Error{Code: wire.CodeUnavailable, Detail: fmt.Sprintf("metadata is fenced: %v", err)})
 	if m.reported {
@@ -260,7 +261,11 @@ func (m *metadataReplica) fence(err error) {
 	m.logger.Error("metadata fenced; nothing can be created, changed or deleted until its cause is mended and the broker restarts", "err", err)
 	m.leads.Store(false)
 	m.leader.Store(0)
-	if b := m.broker; errors.Is(err, log.ErrFenced) && len(m.metadata.View().Nodes) > 1 {
+	switch b := m.broker; {
+	case len(m.metadata.View().Nodes) < 2:
+	case errors.Is(err, log.ErrTooNew):
+		b.end(fmt.Errorf("this node cannot follow the cluster's metadata any more: %w", err))
+	case errors.Is(err, log.ErrFenced):
 		b.end(fmt.Errorf("the storage of the cluster's metadata failed, and this node cannot follow the others any more; see whether the disk under %s is in order, then start the broker again: %w", b.cfg.DataDir, err))
 	}
 }

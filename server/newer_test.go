@@ -64,6 +64,29 @@ func TestMetadataOfANewerVersionKeepsTheBrokerFromStarting(t *testing.T) {
 	require.Zero(t, disk.OpenCount())
 }
 
+// RuleL9, F26: nodes of a cluster that meet metadata of a newer build while they run end, and say what to do:
+// they would go on with what grows old.
+func TestF26_NodesThatCannotFollowTheMetadataEnd(t *testing.T) {
+	t.Parallel()
+	c := newDarkCrew(t, 3, nil)
+	c.create(1, "orders", 3, 3)
+	c.await("all vote about the metadata, and one leads", func() bool {
+		return c.broker(1).meta.voters.Load() == 3 && c.broker(1).meta.leader.Load() != 0
+	})
+	meta := c.broker(c.broker(1).meta.leader.Load()).meta
+	newer(t, &meta.owner, meta.group, `{"minimum_version":7}`)
+	for n := uint32(1); n <= 3; n++ {
+		s := c.servers[n]
+		<-s.Done()
+		require.ErrorIs(t, s.Err(), log.ErrTooNew)
+		require.ErrorContains(t, s.Err(), "cannot follow the cluster's metadata any more")
+		require.ErrorContains(t, s.Err(), "upgrade this broker")
+	}
+	for n := uint32(1); n <= 3; n++ {
+		c.end(n)
+	}
+}
+
 // A build that does not know the level of its cluster saves nothing: what it cannot read of
 // the metadata would be missing. It finds the level in the log, or in the checkpoint.
 func TestF26_AnOlderBuildSavesNoMetadataOfANewerLevel(t *testing.T) {
