@@ -44,6 +44,7 @@ type attachment struct {
 	leader  leadership
 	session *session // the link's; nil: there is none
 	opening *session // one is being opened there
+	tries   uint64   // how often one was
 	claimed bool     // an attach that claims what is held is on its way there
 	link    uint32
 	handle  uint32
@@ -103,6 +104,7 @@ func newAttachment(c *Consumer, partition uint32, leader leadership) *attachment
 // open opens the partition in a session, and attaches there.
 func (at *attachment) open(s *session) {
 	at.opening, at.claimed = s, false
+	at.tries++
 	s.hurry(at.timeout)
 	c := at.consumer
 	var opened wire.OpenPartitionResponse
@@ -204,14 +206,16 @@ func (at *attachment) allow(ackWait time.Duration) {
 }
 
 // ask sends a request for the attachment; then gets the parsed answer with Consumer.mu
-// held. Errors go to refused.
+// held. Errors go to refused. What comes when the partition is being opened anew, be it in the same
+// session because its broker leads again, is not waited for any more.
 func (at *attachment) ask(s *session, op wire.Opcode, request, response wire.Message, then func()) {
+	try := at.tries
 	handle := func(body []byte, err error) {
 		if err == nil {
 			err = response.Parse(body)
 		}
 		switch {
-		case at.opening != s:
+		case at.opening != s || at.tries != try:
 			if attached, ok := response.(*wire.AttachResponse); ok && err == nil {
 				s.tell(wire.OpGroupLeave, attached.Link, &wire.GroupLeave{}) // an older attempt: it is ignored
 			}

@@ -364,6 +364,28 @@ func TestAConsumerSpeaksAgainOnTheNextConnection(t *testing.T) {
 	g.said(wire.OutcomeAck, 11, fakeEpoch)
 }
 
+// RULES of groups 14: a partition that is opened anew in the same session, because its broker was taken for
+// the leader again before it had answered, is attached to once: the second attach would end the link of the
+// first, and the session with it.
+func TestRule14_APartitionThatIsOpenedTwiceIsAttachedToOnce(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	c := g.consumer(Mode(Serial))
+	c.mu.Lock()
+	at := c.attachments[0]
+	s := at.session
+	at.unlink()
+	at.open(s)
+	at.open(s)
+	c.mu.Unlock()
+	<-g.links
+	g.deliver(10, fakeEpoch, "a")
+	require.NoError(t, next(t, c).AckSync(confirmedBy(t, g, 10)))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	require.Len(t, g.attached, 2)
+	require.Empty(t, g.left)
+}
+
 // confirmedBy has the group confirm the ack of a record when it comes.
 func confirmedBy(t testing.TB, g *fakeGroup, offset wire.Offset) context.Context {
 	go func() { g.answer(<-g.outcomes, wire.CodeOK) }()

@@ -356,7 +356,7 @@ func (g *Groups) stillIn(s *group.Group, spans []group.Span, last bool) error {
 	}
 	for other := range g.p.state.groups.All {
 		for _, x := range spans {
-			if o := other.Done.Next(x.From); other != s && !other.Removed && o < x.To {
+			if o := other.Done.Next(x.From); other != s && o < x.To {
 				return wire.Errorf(wire.CodeRefused, "group %q is not done with the letter at offset %d: settle it there first", other.Name, o)
 			}
 		}
