@@ -38,6 +38,7 @@ type bindLink struct {
 	old        [16]byte // predecessor
 	session    *session
 	opening    *session
+	tries      uint64 // how often one was opened
 	link       uint32
 	retryAt    time.Time
 	pause      time.Duration
@@ -135,6 +136,7 @@ func (b *bindLink) open(s *session) {
 		return
 	}
 	b.opening = s
+	b.tries++
 	var opened wire.OpenPartitionResponse
 	b.ask(s, wire.OpOpenPartition, &wire.OpenPartitionRequest{Destination: c.destination, Partition: b.at}, &opened, func() {
 		request := wire.BindRequest{Handle: opened.Handle, Group: c.options.group, Session: b.id, Predecessor: b.old, Name: c.options.name,
@@ -162,13 +164,15 @@ func (b *bindLink) open(s *session) {
 	})
 }
 
+// ask is attachment.ask for the link to the coordinator.
 func (b *bindLink) ask(s *session, op wire.Opcode, request, response wire.Message, then func()) {
+	try := b.tries
 	handle := func(body []byte, err error) {
 		if err == nil {
 			err = response.Parse(body)
 		}
 		switch {
-		case b.opening != s:
+		case b.opening != s || b.tries != try:
 		case err != nil:
 			b.opening = nil
 			b.refused(err)

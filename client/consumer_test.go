@@ -386,6 +386,47 @@ func TestRule14_APartitionThatIsOpenedTwiceIsAttachedToOnce(t *testing.T) {
 	require.Empty(t, g.left)
 }
 
+// RULES Q1: so it is with the link to the coordinator, which ends the older of two links of a consumer
+// with DUPLICATE: that would end the consumer.
+func TestRuleQ1_AConsumerThatOpensItsCoordinatorTwiceBindsItselfOnce(t *testing.T) {
+	g := startGroup(t, wire.GroupSettings{Mode: Serial})
+	g.settings.Binding = wire.BindingCover
+	g.b.mu.Lock()
+	g.b.hello.Opcodes = append(g.b.hello.Opcodes, wire.OpcodeRange{Opcode: wire.OpGroupBind, Min: 1, Max: 1})
+	g.b.mu.Unlock()
+	const links = 1000
+	binds := make(chan uint32, 10)
+	g.b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode != wire.OpGroupBind {
+			return g.serve(q)
+		}
+		n := uint32(len(binds))
+		if n > 0 {
+			q.conn.send(wire.Header{Opcode: wire.OpLinkClosed, Version: 1, ID: links + n - 1}, &wire.LinkClosed{Code: wire.CodeDuplicate})
+		}
+		q.reply(&wire.BindResponse{Link: links + n, SessionMs: 10_000, Generation: 1, Counter: 1, Partitions: []uint32{0}})
+		binds <- n
+		return true
+	})
+	c := g.consumer(Mode(Serial))
+	c.mu.Lock()
+	b := c.bind
+	s := b.session
+	s.dropLink(b.link)
+	b.session = nil
+	b.open(s)
+	b.open(s)
+	c.mu.Unlock()
+	require.Eventually(t, func() bool { return len(binds) > 1 }, 10*time.Second, time.Millisecond)
+	g.deliver(10, fakeEpoch, "a")
+	require.NoError(t, next(t, c).AckSync(confirmedBy(t, g, 10)))
+	require.Len(t, binds, 2)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	require.NoError(t, c.err)
+	require.NotNil(t, b.session)
+}
+
 // confirmedBy has the group confirm the ack of a record when it comes.
 func confirmedBy(t testing.TB, g *fakeGroup, offset wire.Offset) context.Context {
 	go func() { g.answer(<-g.outcomes, wire.CodeOK) }()
