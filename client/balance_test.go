@@ -203,6 +203,83 @@ func TestR_SIB_4_ALocalPartitionThatTakesNothingIsNotLocal(t *testing.T) {
 	}
 }
 
+// R-SIB-25: what a partition does not take goes elsewhere if it may, and what may not waits for the
+// partition, in its order: what has a key, what the application has placed, and what comes from a
+// producer that stays where it is.
+func TestR_SIB_25_OnlyWhatIsFreeToGoSpills(t *testing.T) {
+	nodes := startCluster(t, 3)
+	nodes[0].create("d", Topic, 3)
+	c := connect(t, nodes[0])
+	key := []byte("0")
+	for n := 1; ; n++ {
+		if at, err := c.PartitionOf(testContext(t), "d", key); err != nil || at == 0 {
+			require.NoError(t, err)
+			break
+		}
+		key = fmt.Append(nil, n)
+	}
+	p := newTestProducer(t, c, "d")
+	pinned := newTestProducer(t, c, "d", Partition(0))
+	stays := newTestProducer(t, c, "d", Affinity(PerProducer), LocalPreference(true))
+	for range 50 { // it chooses once, at random
+		if n := sendOneByOne(t, stays, 1); n[0] == 1 {
+			break
+		}
+		stays = newTestProducer(t, c, "d", Affinity(PerProducer), LocalPreference(true))
+	}
+	before := len(nodes[0].values("d", 0))
+
+	nodes[0].setScript(produceScript(func(_ int, q *fakeRequest) bool {
+		q.refuse(wire.CodePartitionFull)
+		return true
+	}))
+	const each = 10 // half of them before it is known that the partition takes nothing
+	waits := make(chan Receipt, 3*each)
+	var want []string
+	for i := range each {
+		if i == each/2 {
+			for _, from := range []*Producer{p, pinned, stays} {
+				require.Eventually(t, func() bool {
+					from.mu.Lock()
+					defer from.mu.Unlock()
+					return from.lanes[0].stalled()
+				}, 10*time.Second, time.Millisecond)
+			}
+		}
+		for name, from := range map[string]*Producer{"keyed": p, "pinned": pinned, "stays": stays} {
+			r := &Record{Value: fmt.Appendf(nil, "%s %d", name, i)}
+			if name == "keyed" {
+				r.Key = key
+			}
+			want = append(want, string(r.Value))
+			require.NoError(t, from.SendFunc(testContext(t), r, func(r Receipt, err error) {
+				if err == nil {
+					waits <- r
+				}
+			}))
+		}
+	}
+	for n := range sendOneByOne(t, p, 30) {
+		require.NotZero(t, n)
+	}
+	require.Empty(t, waits)
+	nodes[0].setScript(nil)
+	for range 3 * each {
+		require.Zero(t, (<-waits).Partition)
+	}
+	got := nodes[0].values("d", 0)[before:]
+	require.ElementsMatch(t, want, got)
+	for _, name := range []string{"keyed", "pinned", "stays"} {
+		next := 0
+		for _, v := range got {
+			if v == fmt.Sprintf("%s %d", name, next) {
+				next++
+			}
+		}
+		require.Equal(t, each, next, "%s: in order", name)
+	}
+}
+
 // R-SIB-6, R-MQC-6, R-WLS-11: a producer may stay with what it has chosen, or choose
 // each time; what has a key (a group, say) stays together anyway.
 func TestR_SIB_6_AffinityIsPerMessageOrPerProducer(t *testing.T) {
