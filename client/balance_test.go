@@ -333,13 +333,24 @@ func TestR_WLS_11_PoliciesSpreadAsTheySay(t *testing.T) {
 			p := newTestProducer(t, connect(t, b), "d", Balance(c.policy))
 			p.mu.Lock()
 			counts := make([]int, len(c.weights))
+			again, last := 0, uint32(len(c.weights))
 			for range 100_000 {
 				a, _, _ := p.route(&Record{}, 10)
 				counts[a.partition]++
+				if a.partition == last {
+					again++
+				}
+				last = a.partition
 			}
 			p.mu.Unlock()
 			for i, want := range c.want {
 				require.InDelta(t, want, counts[i], 2000)
+			}
+			switch c.policy {
+			case RoundRobin:
+				require.Zero(t, again)
+			case Random:
+				require.InDelta(t, 25_000, again, 2000, "not in turn")
 			}
 			sent := sendOneByOne(t, p, 400)
 			require.InDelta(t, c.want[0]/250, sent[0], 60)
