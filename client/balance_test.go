@@ -128,6 +128,23 @@ func TestR_SIB_3_OnlyActivePartitionsReceive(t *testing.T) {
 	}
 }
 
+// R-SIB-3: each of what a broker says of a partition is enough to send it nothing.
+func TestR_SIB_3_WhatAPartitionNeedsToReceive(t *testing.T) {
+	active := wire.PartitionInfo{State: wire.PartitionActive, Leader: 1, Flags: wire.PartitionUnattended}
+	require.True(t, takes(&active))
+	for name, change := range map[string]func(p *wire.PartitionInfo){
+		"no leader":    func(p *wire.PartitionInfo) { p.Leader = 0 },
+		"fenced":       func(p *wire.PartitionInfo) { p.State = wire.PartitionFenced },
+		"full":         func(p *wire.PartitionInfo) { p.Flags |= wire.PartitionFull },
+		"closed":       func(p *wire.PartitionInfo) { p.Flags |= wire.PartitionSendDisabled },
+		"a newer flag": func(p *wire.PartitionInfo) { p.Flags |= 1 << 7 },
+	} {
+		p := active
+		change(&p)
+		require.False(t, takes(&p), name)
+	}
+}
+
 // A leader that refuses a record just before its node is gone has its share too when it is back,
 // though its record went elsewhere and nothing is left that would find out.
 func TestR_SIB_3_AShareReturnsAfterARefusalAndALoss(t *testing.T) {

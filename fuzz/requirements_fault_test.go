@@ -336,7 +336,7 @@ func (s *suite) destroy(t *testing.T) {
 	if !assert.Eventually(t, func() bool {
 		info, err = conn.DescribeGroup(patient(t), d.Name, "g")
 		return err == nil && len(info.Partitions) == len(d.Partitions) &&
-			!slices.ContainsFunc(info.Partitions, func(p client.GroupPartition) bool { return p.Next == 0 || len(p.Sessions) > 0 })
+			!slices.ContainsFunc(info.Partitions, func(p client.GroupPartition) bool { return p.Problem != "" || p.GroupID == 0 || len(p.Sessions) > 0 })
 	}, startTimeout, 20*time.Millisecond, "the lost consumer is unlisted") {
 		require.FailNow(t, "it is listed", "%+v, %v", info.Partitions, err)
 	}
