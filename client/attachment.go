@@ -216,7 +216,7 @@ func (at *attachment) ask(s *session, op wire.Opcode, request, response wire.Mes
 		}
 		switch {
 		case at.opening != s || at.tries != try:
-			if attached, ok := response.(*wire.AttachResponse); ok && err == nil {
+			if attached, ok := response.(*wire.AttachResponse); ok && err == nil && at.opening != s { // else the next attach ends it
 				s.tell(wire.OpGroupLeave, attached.Link, &wire.GroupLeave{}) // an older attempt: it is ignored
 			}
 		case err != nil:

@@ -302,6 +302,8 @@ func (c *crew) check(t *testing.T) {
 			require.FailNow(t, "not everything is handled", c.queue)
 		}
 	}
+	for end := time.Now().Add(startTimeout); c.untold() > 0 && time.Now().Before(end); time.Sleep(time.Millisecond) { // the last answers are on their way
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	require.NoError(t, c.broken)
@@ -324,6 +326,20 @@ func (c *crew) check(t *testing.T) {
 	require.NotZero(t, accepted)
 	require.LessOrEqual(t, unknown, c.refused, "whose ack was not accepted was told so")
 	t.Logf("%s: %d acks accepted in order under %d epochs, %d not, of %d records; %d records started again", c.queue, accepted, len(epochs), c.refused, unknown, c.again)
+}
+
+// untold is how many acks of what was sent nobody has heard of.
+func (c *crew) untold() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := -c.refused
+	for i := range c.sent {
+		n += int(c.sent[i].Load())
+	}
+	for _, l := range c.scopes {
+		n -= len(l.accepted)
+	}
+	return n
 }
 
 // explain logs what holds the group up.
