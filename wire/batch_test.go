@@ -345,14 +345,106 @@ func TestValidateBatchRefuses(t *testing.T) {
 	})
 }
 
+// What ParseBatch promises holds without ValidateBatch: recovery and readers use it alone.
+func TestParseBatchRefusesByItself(t *testing.T) {
+	_, err := ParseBatch(batchWith(CodecNone, 0, nil))
+	require.ErrorIs(t, err, CodeMalformed, "no records")
+	_, err = ParseBatch(batchWith(CodecZstd, 1, nil))
+	require.ErrorIs(t, err, CodeMalformed, "a record in a section of nothing")
+	_, err = ParseBatch(batchWith(CodecZstd, 1, []byte{0}))
+	require.NoError(t, err, "what is in a compressed section nobody knows")
+	_, err = ParseBatch(batchWith(CodecNone, 1, make([]byte, minRecordSize)))
+	require.NoError(t, err)
+	_, err = ParseBatch(batchWith(CodecNone, 1, make([]byte, minRecordSize-1)))
+	require.ErrorIs(t, err, CodeMalformed)
+	for _, p := range []ProducerIdentity{{ID: 0, Epoch: -1}, {ID: 0, Sequence: -1}, {ID: -2}} {
+		b := batchWith(CodecNone, 1, make([]byte, minRecordSize))
+		putProducer(b, p)
+		_, err = ParseBatch(b)
+		require.ErrorIs(t, err, CodeMalformed, "%+v", p)
+	}
+}
+
+// A header's key has a length. One that is negative leads back into what was read before,
+// which says here that the record ends where it does.
+func TestAHeaderKeyOfANegativeLengthIsRefused(t *testing.T) {
+	section := []byte{
+		0x12,       // length 9
+		0, 0, 0, 1, // attributes, deltas, no key
+		2, 6, // a value of one byte: 3 as a length
+		2,    // one header
+		5, 0, // its key has -3 bytes
+	}
+	_, err := ValidateBatch(batchWith(CodecNone, 1, section), nil, BatchLimits{})
+	require.ErrorIs(t, err, CodeMalformed)
+	require.ErrorContains(t, err, "header key")
+}
+
+// A reader may be given anything: what ValidateBatch would have refused ends it.
+func TestARecordReaderChecksWhatItReads(t *testing.T) {
+	info, err := ParseBatch(unhex(t, goldenBatch))
+	require.NoError(t, err)
+	golden := Records(unhex(t, goldenBatch))
+	for name, change := range map[string]func(b []byte) []byte{
+		"another offset":           func(b []byte) []byte { b[16] = 4; return b },
+		"a key longer than it all": func(b []byte) []byte { b[4] = 0x7e; return b },
+		"the last is missing":      func(b []byte) []byte { return b[:27] },
+		"bytes behind the last":    func(b []byte) []byte { return append(b, 0) },
+		"an unfinished length":     func(b []byte) []byte { return append(b[:27], 0x8e) },
+	} {
+		var reader RecordReader
+		var record Record
+		section := change(bytes.Clone(golden))
+		reader.Reset(&info, section[:len(section):len(section)])
+		for reader.Next(&record) {
+		}
+		require.ErrorIs(t, reader.Err(), CodeMalformed, name)
+		require.False(t, reader.Next(&record), name)
+	}
+	for _, b := range [][]byte{{}, {0x80}, {0x80, 0x80}} {
+		_, p := shortVarint(b, 0)
+		require.Equal(t, -1, p)
+	}
+}
+
+// A record as large as it may be, in each way of looking at it, and one byte more.
+func TestTheLargestRecordIsTaken(t *testing.T) {
+	const largest = 14 // of the golden batch
+	batch, index := unhex(t, goldenBatch), unhex(t, goldenIndex)
+	for _, limits := range []BatchLimits{{}, {LengthsOnly: true}} {
+		limits.MaxRecordBytes = largest
+		_, err := ValidateBatch(batch, index, limits)
+		require.NoError(t, err)
+		limits.MaxRecordBytes--
+		_, err = ValidateBatch(batch, index, limits)
+		require.ErrorIs(t, err, CodeTooLarge)
+	}
+	x, err := ParseRecordIndex(AppendRecordIndex(nil, 0, []IndexEntry{{Length: minRecordSize}, {Length: largest}}))
+	require.NoError(t, err)
+	const size = minRecordSize + largest
+	require.NoError(t, checkIndexLengths(x, size, true, largest))
+	require.NoError(t, checkIndexLengths(x, size+1, false, largest), "a bound may be above")
+	require.ErrorIs(t, checkIndexLengths(x, size, true, largest-1), CodeTooLarge)
+	require.ErrorIs(t, checkIndexLengths(x, size+1, true, largest), CodeMalformed)
+	require.ErrorIs(t, checkIndexLengths(x, size-1, true, largest), CodeMalformed)
+	require.ErrorIs(t, checkIndexLengths(x, size-1, false, largest), CodeMalformed)
+	x, err = ParseRecordIndex(AppendRecordIndex(nil, 0, []IndexEntry{{Length: minRecordSize - 1}}))
+	require.NoError(t, err)
+	require.ErrorIs(t, checkIndexLengths(x, 100, false, largest), CodeMalformed)
+}
+
 func TestValidateBatchByLengthsFindsWrongLengthsOnly(t *testing.T) {
 	limits := BatchLimits{LengthsOnly: true}
 	records := Records(unhex(t, goldenBatch))
+	back := make([]byte, 32) // a length of 30, one of -3 behind it, and 2 where that leads, which ends where the batch does
+	back[0], back[29], back[31] = 30<<1, 2<<1, 5
 	for name, batch := range map[string][]byte{
 		"negative length":                 change(t, 61, 0x01),
 		"overlong length":                 batchWith(CodecNone, 1, []byte{0x8c, 0x00, 0, 0, 0, 0, 0, 0}),
 		"records that end before the end": batchWith(CodecNone, 2, records),
 		"a batch that ends inside":        batchWith(CodecNone, 3, records[:len(records)-1]),
+		"a length that leads back":        batchWith(CodecNone, 3, back),
+		"a short record and a long one":   batchWith(CodecNone, 2, append([]byte{4 << 1, 0, 0, 0, 0, 20 << 1}, make([]byte, 20)...)),
 		"a record too short to be one":    batchWith(CodecNone, 1, []byte{8, 0, 0, 0, 0, 8, 0, 0, 0, 0}),
 	} {
 		_, err := ValidateBatch(batch, nil, limits)

@@ -36,6 +36,15 @@ func TestPutEntryPrefixOverwritesWhatTheBufferHeld(t *testing.T) {
 
 func TestParseEntryPrefixRefuses(t *testing.T) {
 	good := unhex(t, goldenPrefix)
+	bare := make([]byte, EntryPrefixSize)
+	PutEntryPrefix(bare, KindControl, 0, 7)
+	kind, _, _, body, err := ParseEntryPrefix(bare)
+	require.NoError(t, err, "a control entry of nothing else")
+	require.Equal(t, KindControl, kind)
+	require.Empty(t, body)
+	check, sum := EntryCheck(bare)
+	require.Equal(t, UpdateChecksum(sum, bare), check, "the shortest data that has a prefix")
+	require.Zero(t, sum)
 	with := func(at int, value byte) []byte {
 		b := append([]byte(nil), good...)
 		b[at] = value

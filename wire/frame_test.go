@@ -135,3 +135,14 @@ func FuzzParseFrameHeader(f *testing.F) {
 		}
 	})
 }
+
+// There never was a version 0: what says so is of no build that is known.
+func TestAFrameOfVersion0IsRefused(t *testing.T) {
+	h := FrameHeader{Kind: KindNoOp, Index: 1}
+	b := make([]byte, FrameHeaderSize)
+	h.Encode(b)
+	b[2] = 0
+	binary.LittleEndian.PutUint32(b[52:], Checksum(b[:52]))
+	_, err := ParseFrameHeader(b)
+	require.ErrorIs(t, err, ErrFrameVersion)
+}

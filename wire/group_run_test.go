@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/binary"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -77,8 +78,23 @@ func TestARecordRunOfAnythingElseIsRefused(t *testing.T) {
 		require.Error(t, err, name)
 	}
 	b := append([]byte(nil), good...)
+	binary.LittleEndian.PutUint32(b[RecordRunPrefixSize(0)+8:], 1)
+	r, err := ParseRecordRun(b)
+	require.NoError(t, err)
+	var reader RecordReader
+	var record Record
+	r.Read(&reader)
+	require.True(t, reader.Next(&record))
+	require.ErrorIs(t, r.Check(0, &record), CodeCorrupt, "a length that is not the record's, with its CRC")
+	_, err = ParseRecordRun(run(1, 3))
+	require.NoError(t, err, "up to the last record of the batch")
+	b = append([]byte(nil), good...)
+	b[4] = 4
+	_, err = ParseRecordRun(b)
+	require.ErrorIs(t, err, CodeMalformed, "more records than the batch has behind the first")
+	b = append([]byte(nil), good...)
 	b[4] = 0
-	_, err := ParseRecordRun(b)
+	_, err = ParseRecordRun(b)
 	require.ErrorIs(t, err, CodeMalformed, "no records")
 }
 

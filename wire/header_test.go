@@ -48,6 +48,11 @@ func TestHeaderOfAnErrorAnswerGolden(t *testing.T) {
 
 // The rows of the bad-input catalogue (RELIABILITY §6.4) that concern a header.
 func TestParseHeaderRefuses(t *testing.T) {
+	ping := make([]byte, HeaderSize)
+	PutHeader(ping, Header{Length: FrameLength(0), Opcode: OpPing, Version: 1})
+	h, err := ParseHeader(ping)
+	require.NoError(t, err, "a frame without a body")
+	require.Zero(t, h.BodySize())
 	good := Header{Length: FrameLength(0), Opcode: OpPing, Version: 1, ID: 1}
 	with := func(change func(*Header)) []byte {
 		h := good

@@ -759,6 +759,44 @@ func TestFieldsThatCannotHaveTheirValueAreRefused(t *testing.T) {
 	require.ErrorIs(t, new(ProduceRequest).Parse(src), CodeMalformed, "lengths whose sum overflows 32 bits")
 }
 
+// Each field with few values, at its last one and behind it.
+func TestTheLastValueOfAFieldIsTakenAndNoneBehindIt(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		good, bad Message
+	}{
+		{"alias", &AliasRequest{Op: AliasRemove}, &AliasRequest{Op: AliasRemove + 1}},
+		{"node action", &NodeAdminRequest{Action: NodeDecommission}, &NodeAdminRequest{Action: NodeDecommission + 1}},
+		{"partition action", &PartitionAdminRequest{Action: PartitionPlace}, &PartitionAdminRequest{Action: PartitionPlace + 1}},
+		{"placement", &PartitionAdminRequest{Placement: Placement{Mask: MaskPlacement}}, &PartitionAdminRequest{Placement: Placement{Mask: MaskPlacement + 1}}},
+		{"policy", &PartitionAdminRequest{Placement: Placement{Policy: LeaderPinned}}, &PartitionAdminRequest{Placement: Placement{Policy: LeaderPinned + 1}}},
+		{"outcome", &GroupOutcomes{Outcomes: []Outcome{{Count: 1, Kind: OutcomeLostSeen}}}, &GroupOutcomes{Outcomes: []Outcome{{Count: 1, Kind: OutcomeLostSeen + 1}}}},
+		{"range", &GroupLost{Lost: []Lost{{Offset: 1<<64 - 2, Count: 1}}}, &GroupLost{Lost: []Lost{{Offset: 1<<64 - 1, Count: 2}}}},
+		{"grants", &GroupDeliver{Grants: []Grant{{Offset: 1, Count: 1}}}, &GroupDeliver{Grants: []Grant{{Offset: 1}}}},
+	} {
+		require.NoError(t, fresh(c.good).Parse(c.good.Append(nil)), c.name)
+		require.ErrorIs(t, fresh(c.bad).Parse(c.bad.Append(nil)), CodeMalformed, c.name)
+	}
+	for name, m := range map[string]Message{
+		"outcome": &GroupOutcomes{Outcomes: []Outcome{{Count: 1}}}, "answer": &GroupAnswers{Answers: []OutcomeAnswer{{Count: 1}}},
+		"revoke": &GroupRevoke{Revokes: []Revoke{{Count: 1}}}, "lost": &GroupLost{Lost: []Lost{{Count: 1}}}, "grant": &GroupDeliver{Grants: []Grant{{Count: 1}}},
+	} {
+		at := map[string]int{"outcome": 4 + 23, "answer": 4 + 23, "revoke": 4 + 21, "lost": 4 + 21, "grant": GroupDeliverPrefixSize + 25}[name]
+		src := m.Append(nil)
+		require.NoError(t, fresh(m).Parse(src), name)
+		src[at] = 1
+		require.ErrorIs(t, fresh(m).Parse(src), CodeMalformed, "a reserved byte of %s", name)
+	}
+	text := func(n int) []byte {
+		src := (&GroupOutcomes{Outcomes: []Outcome{{Count: 1, Text: "x"}}}).Append(nil)
+		src = append(src[:len(src)-3], byte(n), byte(n>>8))
+		return append(src, make([]byte, n)...)
+	}
+	require.NoError(t, new(GroupOutcomes).Parse(text(MaxDetailBytes)))
+	require.ErrorIs(t, new(GroupOutcomes).Parse(text(MaxDetailBytes+1)), CodeMalformed)
+	require.ErrorIs(t, new(GroupOutcomes).Parse(text(0)), CodeMalformed, "a text of nothing")
+}
+
 func TestParsedSlicesAreViewsThatCannotGrow(t *testing.T) {
 	m := ProduceRequest{Index: []byte("index"), Batch: []byte("batch")}
 	src := m.Append(nil)

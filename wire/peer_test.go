@@ -285,6 +285,10 @@ func TestPeerBodiesRefuse(t *testing.T) {
 		{"an unknown type of message", PeerKindRaft, golden(4, set(4, 10)), CodeMalformed},
 		{"type 0", PeerKindRaft, golden(4, set(4, 0)), CodeMalformed},
 		{"a context that is too long", PeerKindRaft, append(append([]byte{1, 0, 0, 0, 1, 0, 0, 0, MaxPeerContextBytes + 1, 0, 0, 0}, make([]byte, 56)...), make([]byte, 25)...), CodeMalformed},
+		{"a context as long as it may be, of which a byte is missing", PeerKindRaft, append([]byte{1, 0, 0, 0, 1, 0, 0, 0, MaxPeerContextBytes, 0, 0, 0}, make([]byte, 56+MaxPeerContextBytes-1)...), CodeMalformed},
+		{"an unknown flag of a message", PeerKindRaft, golden(4, set(5, 0x10)), CodeMalformed},
+		{"a flag of SNAPSHOT above all known ones", PeerKindSnapshot, golden(6, set(24, 4)), CodeMalformed},
+		{"a detail that is too long", PeerKindRefused, append(append([]byte{1, 0}, byte((MaxDetailBytes+1)&0xff), byte((MaxDetailBytes+1)>>8)), make([]byte, MaxDetailBytes+1)...), CodeMalformed},
 		{"an unknown flag of a heartbeat", PeerKindHeartbeats, golden(5, set(48, 0x10)), CodeMalformed},
 		{"a count of heartbeats above the bytes", PeerKindHeartbeats, golden(5, set(12, 0xff, 0xff, 0xff, 0x0f)), CodeMalformed},
 		{"an unknown flag of SNAPSHOT", PeerKindSnapshot, golden(6, set(24, 2)), CodeMalformed},
@@ -298,6 +302,28 @@ func TestPeerBodiesRefuse(t *testing.T) {
 			require.ErrorIs(t, peerKinds[c.kind]().Parse(c.body), c.code)
 		})
 	}
+	for _, m := range []Message{&PeerAppend{Entries: []PeerEntry{}}, &PeerSnapshot{}, &PeerChunk{}} { // no flag is set
+		got := reflect.New(reflect.TypeOf(m).Elem()).Interface().(Message)
+		require.NoError(t, got.Parse(m.Append(nil)))
+		require.Equal(t, m.Append(nil), got.Append(nil))
+	}
+	require.False(t, PeerKind(0).Known())
+	require.True(t, PeerKindAck.Known())
+	require.False(t, (PeerKindAck + 1).Known())
+	require.False(t, PeerOp(0).Known())
+	require.True(t, PeerHear.Known())
+	require.False(t, (PeerHear + 1).Known())
+	var refused PeerRefused
+	require.NoError(t, refused.Parse(append(append([]byte{1, 0}, byte(MaxDetailBytes&0xff), byte(MaxDetailBytes>>8)), make([]byte, MaxDetailBytes)...)), "the longest detail")
+	var raft PeerRaft
+	require.NoError(t, raft.Parse(append([]byte{1, 0, 0, 0, byte(PeerReadIndexResp), 0, 0, 0, MaxPeerContextBytes, 0, 0, 0}, make([]byte, 56+MaxPeerContextBytes)...)), "the longest context, the last type")
+	require.NoError(t, new(PeerSnapshot).Parse((&PeerSnapshot{Meta: true, Erased: true}).Append(nil)), "all flags")
+	both := PeerFrames{Frames: []PeerFrame{{Index: 1}}} // as many as the bytes allow, none of them with a body
+	require.NoError(t, new(PeerFrames).Parse(both.Append(nil)))
+	require.NoError(t, new(PeerAppend).Parse((&PeerAppend{Entries: []PeerEntry{{Term: 1}}}).Append(nil)))
+	shortest, err := ParsePeerHeader(AppendPeerFrame(nil, PeerKindAck, 0, &Empty{}))
+	require.NoError(t, err, "a frame without a body")
+	require.Zero(t, shortest.BodySize())
 	var longest PeerChunk
 	require.NoError(t, longest.Parse((&PeerChunk{Data: make([]byte, PeerChunkBytes)}).Append(nil)), "the longest chunk")
 }
