@@ -98,14 +98,15 @@ func worth(s *segment.Segment, last segment.Link, done []Records, least int64) (
 	return bytes, records
 }
 
-// Erasing reports whether Erase would do nothing now. Owner only.
-func (l *Log) Erasing() bool { return l.erasing }
+// Erasing reports whether Erase would do nothing now: a segment is erased, or dropped, but not
+// both at once. Owner only.
+func (l *Log) Erasing() bool { return l.erasing || l.structural }
 
 // Erase gives the space of frames back whose records are all in done, ascending runs that
 // do not touch and that the older checkpoint, and with it the newer, knows to be done. It
 // submits a job, one at a time, and nothing if there is nothing to do. Owner only.
 func (l *Log) Erase(done []Records) {
-	if l.erasing || l.closed || l.err != nil {
+	if l.Erasing() || l.closed || l.err != nil {
 		return
 	}
 	list := *l.segments.Load()
@@ -271,6 +272,7 @@ func (j *eraseJob) Done() {
 		l.eraseFailed = true
 		l.logger.Warn("space of acknowledged records is given back no longer, until the broker is started again", "dir", l.o.Dir, "cause", j.err)
 	}
+	l.maybeDrop()
 }
 
 // erasedError says what is wrong with a list of erased runs.

@@ -444,3 +444,94 @@ func TestF1_Catches_ErasingAboveTheCheckpoint(t *testing.T) {
 	run(t, false)
 	require.True(t, fails(t, func(t testing.TB) { run(t, true) }))
 }
+
+// Acknowledgements go on while space is given back: what is being erased may be dropped as a
+// whole before that has ended. Neither gets in the way of the other, and the size is right.
+func TestRuleL7_WhatIsBeingErasedIsDroppedAfterwards(t *testing.T) {
+	fs := vfs.NewSimulated(1)
+	r := erasable(t, fs, 400)
+	r.close(true)
+	r.open() // the files of sealed segments are closed
+	r.log.Publish(400)
+	r.jobs.drain()
+	size := func() (n int64) {
+		for _, s := range *r.log.segments.Load() {
+			n += s.End() - s.ErasedBytes()
+		}
+		return n
+	}
+	require.Equal(t, size(), r.log.Bytes())
+	r.log.Erase([]Records{{1, 400}})
+	require.Len(t, r.jobs.jobs, 1)
+	erase := r.jobs.jobs[0]
+	r.jobs.jobs = nil
+	r.log.Trim(200)
+	r.log.MarkIdle()
+	r.jobs.drain()
+	erase.Run()
+	erase.Done()
+	r.jobs.drain()
+	require.Greater(t, r.log.FirstIndex(), wire.Index(100), "segments are dropped all the same")
+	require.Equal(t, size(), r.log.Bytes())
+	require.False(t, r.log.eraseFailed)
+	require.Positive(t, r.log.ErasedBytes(), "of those that are left")
+	names, err := fs.List(r.options.Dir)
+	require.NoError(t, err)
+	known := map[string]bool{}
+	for _, s := range *r.log.segments.Load() {
+		known[segment.ErasedName(s.Sequence(), s.FileID())] = true
+	}
+	for _, name := range names {
+		require.True(t, known[name] || !strings.HasSuffix(name, ".erased"), "%s is left of a segment that is gone", name)
+	}
+}
+
+// And what is about to be dropped is not erased meanwhile.
+func TestRuleL7_WhatIsBeingDroppedIsNotErased(t *testing.T) {
+	r := erasable(t, vfs.NewSimulated(1), 400)
+	r.log.Trim(200)
+	r.log.MarkIdle()
+	for dropping := false; !dropping; {
+		require.NotEmpty(t, r.jobs.jobs)
+		if _, dropping = r.jobs.jobs[0].(*dropJob); !dropping {
+			r.jobs.step()
+		}
+	}
+	require.True(t, r.log.Erasing())
+	r.log.Erase([]Records{{1, 400}})
+	require.Len(t, r.jobs.jobs, 1)
+	r.jobs.drain()
+	require.Greater(t, r.log.FirstIndex(), wire.Index(100))
+	require.False(t, r.log.Erasing())
+	require.Positive(t, r.erase(Records{1, 400}))
+}
+
+// Nor is a log replaced while space of it is being given back.
+func TestRuleL7_AnInstalledLogHasNothingOfWhatWasErasedBefore(t *testing.T) {
+	start, content, _ := aLeader(t)
+	fs := vfs.NewSimulated(1)
+	r := newRig(t, fs, func(o *Options) { o.SegmentBytes, o.EraseLeast = 4096, 1000 }).open()
+	r.term(1)
+	for i := wire.Index(1); i < 30; i++ {
+		r.append(records(i, 1, 1, 1000))
+	}
+	r.commit()
+	r.checkpoint()
+	r.checkpoint()
+	r.log.Erase([]Records{{1, 30}})
+	require.Len(t, r.jobs.jobs, 1)
+	erase := r.jobs.jobs[0]
+	r.jobs.jobs = nil
+	for range 20 {
+		_ = r.log.Install(start, content)
+		r.jobs.drain()
+	}
+	erase.Run()
+	erase.Done()
+	r.jobs.drain()
+	require.NoError(t, r.install(start, content))
+	r.jobs.drain()
+	require.Equal(t, start, r.log.Start())
+	require.Zero(t, r.log.Bytes())
+	require.Zero(t, r.log.ErasedBytes())
+}

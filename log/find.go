@@ -12,9 +12,10 @@ import (
 const findRecords = 16 << 10
 
 // NextOf returns the first record in (after, below) with a hash that is not 0: of its key,
-// or of its publisher. Records of which skip is true do not count, nor do those that are
-// damaged. It is false if there is none. A segment with a key table costs some reads of
-// 4 KiB, any other 16 bytes of reading for each record. Any goroutine; it may block.
+// or of its publisher. Records of which skip is true do not count. One that is damaged counts
+// unless a key table says that its hash is another: who passes it over may overtake it. It is
+// false if there is none. A segment with a key table costs some reads of 4 KiB, any other 16
+// bytes of reading for each record. Any goroutine; it may block.
 func (l *Log) NextOf(hash uint64, publisher bool, after, below wire.Offset, skip func(wire.Offset) bool) (wire.Offset, bool, error) {
 	var s Scanned
 	for o := max(after+1, l.StartOffset()); o < below; {
@@ -53,7 +54,7 @@ func (l *Log) lookUp(s *segment.Segment, hash uint64, publisher bool, from, belo
 	erased := s.Erased()
 	known = l.runsOf(s, hash, publisher, from, func(a, b wire.Offset) bool {
 		for o := max(a, from); o < min(b, below); o++ {
-			if !skip(o) && !l.damagedAt(o) && !erasedAt(erased, o) {
+			if !skip(o) && !erasedAt(erased, o) {
 				at = o
 				return false
 			}
@@ -66,29 +67,20 @@ func (l *Log) lookUp(s *segment.Segment, hash uint64, publisher bool, from, belo
 // noOffset is above every offset.
 const noOffset = ^wire.Offset(0)
 
-// damagedAt reports whether a record is known to be damaged.
-func (l *Log) damagedAt(o wire.Offset) bool {
-	for _, d := range l.damage.all() {
-		if d.Base <= o && o < d.Next {
-			return true
-		}
-	}
-	return false
-}
-
 // erasedAt reports whether a record lies in one of the runs, which ascend.
 func erasedAt(runs []segment.Erased, o wire.Offset) bool {
 	i := sort.Search(len(runs), func(i int) bool { return runs[i].After.Next > o })
 	return i < len(runs) && runs[i].Before.Next <= o
 }
 
-// find returns the first record of the batch in [from, below) with a hash.
+// find returns the first record of the batch in [from, below) with a hash, or that may have it.
 func (b *Batch) find(hash uint64, publisher bool, from, below wire.Offset, skip func(wire.Offset) bool) (wire.Offset, bool) {
-	if publisher && b.Publisher != hash || !publisher && len(b.Index) == 0 {
+	whole := b.Damaged || publisher && b.Publisher == hash
+	if !whole && (publisher || len(b.Index) == 0) {
 		return 0, false
 	}
 	for o := max(from, b.Base); o < min(below, b.Next()); o++ {
-		if (publisher || b.key(o) == hash) && !skip(o) {
+		if (whole || b.key(o) == hash) && !skip(o) {
 			return o, true
 		}
 	}

@@ -90,7 +90,7 @@ func (l *Log) Install(start Link, content []byte) error {
 	if dirty && l.syncing == nil {
 		l.submitSync()
 	}
-	if dirty || l.syncing != nil || l.structural || l.sealing || l.saving != nil {
+	if dirty || l.syncing != nil || l.structural || l.sealing || l.erasing || l.saving != nil {
 		return ErrNotReady
 	}
 	saved, err := l.parseForeign(content)
@@ -186,7 +186,9 @@ func (l *Log) begin(j *installJob) {
 	l.erased.Store(0)
 	l.savedBytes = 0
 	l.start.Store(uint64(j.start.Next))
-	l.watermark.Store(&Watermark{Next: j.start.Next, Index: j.start.Index})
+	begins := &Watermark{Next: j.start.Next, Index: j.start.Index}
+	l.watermark.Store(begins)
+	l.found.Store(begins)
 	checkpoint := j.saved.Checkpoint
 	l.checkpoint = &checkpoint
 	l.older, l.newest, l.newestName = 0, j.saved.Applied, j.name

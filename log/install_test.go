@@ -105,6 +105,27 @@ func TestALogIsReplacedByTheStartOfAnother(t *testing.T) {
 	require.Equal(t, wire.Index(90), r.log.Checkpoint().Applied)
 }
 
+// A log that was opened with more than the other one's start, none of it committed, forgets
+// where it ended then: its own end counts, for followers that are fed from it.
+func TestRuleR2_AnInstalledLogIsReadToItsOwnEnd(t *testing.T) {
+	start, content, entries := aLeader(t)
+	r := behind(t, vfs.NewSimulated(1))
+	for i := wire.Index(13); i <= 200; i++ {
+		r.append(records(i, 1, 1, 10))
+	}
+	r.close(false)
+	r.open()
+	require.Equal(t, wire.Index(200), r.log.LastIndex())
+	require.NoError(t, r.install(start, content))
+	r.jobs.drain()
+	r.term(2)
+	r.append(entries...)
+	r.commit()
+	got, err := r.log.Stored(start.Index+1, 1<<20)
+	require.NoError(t, err)
+	require.Len(t, got, len(entries))
+}
+
 // After a crash at any step there is the old log or the new one.
 func TestF20_AnInstallationIsThereAsAWholeOrNotAtAll(t *testing.T) {
 	require.NoError(t, installAndCrash(t, false))

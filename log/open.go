@@ -696,7 +696,13 @@ func (r *recovery) spare(f *foundSegment, pos int64, link segment.Link, h *wire.
 		r.searched = true
 	}
 	if r.limit < h.Index {
-		return cause
+		if !r.clean {
+			return cause
+		}
+		r.limit = h.Index // it was durable
+		if !r.l.o.RecoverFence {
+			return cause // and others have it: see judge
+		}
 	}
 	d := frameDamage(f.sequence, f.fileID, pos, link, h)
 	news, err := r.l.damage.add(d)
@@ -727,7 +733,7 @@ func (r *recovery) knownDurable() {
 // confirmed, or damage to something that was durable (RULES L2).
 func (r *recovery) judge() error {
 	next := r.link.Index + 1
-	if r.limit < next && !r.clean && len(r.found) > 0 {
+	if r.limit < next && (!r.clean || errors.Is(r.cause, wire.ErrFrameChecksum)) && len(r.found) > 0 {
 		if err := r.searchMarks(next); err != nil {
 			return err
 		}
@@ -749,6 +755,9 @@ func (r *recovery) judge() error {
 // marks say what was durable when they were written. Marks of entries that were
 // taken back are true as well, because they never exceed the commit.
 //
+// After a clean stop everything was durable, committed or not, and what was taken back is
+// zeroed where the log ends: a frame behind that is one of those that were.
+//
 // A producer can write bytes that look like a header with a mark, if it guesses the
 // number of the file. They lie in the body of a frame, which is passed over where that
 // frame's own header is whole. Where a power cut has lost the header and kept the body
@@ -761,7 +770,7 @@ func (r *recovery) searchMarks(next wire.Index) error {
 		pos := int64(0)
 		if k == r.at {
 			pos = r.pos
-		} else if slices.Contains(r.used, k) {
+		} else if r.clean || slices.Contains(r.used, k) {
 			continue
 		}
 		file, err := r.l.fs.OpenReadOnly(r.path(f.name()))
@@ -780,7 +789,9 @@ func (r *recovery) searchMarks(next wire.Index) error {
 				sc.MoveTo(sc.Position() + wire.FrameAlignment)
 				continue
 			}
-			if h.Index > next && mark < h.Index {
+			if h.Index > next && r.clean {
+				r.limit = max(r.limit, h.Index)
+			} else if h.Index > next && mark < h.Index {
 				r.limit = max(r.limit, mark)
 			}
 			sc.MoveTo(sc.Position() + min(h.FrameSize(), f.size))

@@ -209,6 +209,12 @@ type aheadJob struct {
 
 // fetchedAhead submits it.
 func (l *Log) fetchedAhead(reaches wire.Index, content []byte) error {
+	if l.settled < l.LastIndex() {
+		// The newest checkpoint may be one that counts with the log's end only: the older one,
+		// which gives way, is needed until that is durable.
+		l.SyncNow()
+		return ErrNotReady
+	}
 	if l.structural || l.saving != nil {
 		return ErrNotReady
 	}

@@ -311,3 +311,49 @@ func TestRuleL8_DamageThatBeginsWithWhatOthersHaveErased(t *testing.T) {
 
 	require.Greater(t, other.log.BehindGone(first+1), damage[0].LastIndex, "of what is behind it nothing is there")
 }
+
+// The run that is offered grows while the disk is slow: the other replica erases more. Until
+// the log reaches what the fetched checkpoint was for durably, the one before it is the only
+// one that counts after a power cut, and no third is written over it.
+func TestF1_ARunThatGrowsBeforeItIsDurableCostsNoCheckpoint(t *testing.T) {
+	other := erasable(t, vfs.NewSimulated(2), 200)
+	require.Positive(t, other.erase(Records{100, 200}))
+	grown, ok := other.log.ErasedRun(101)
+	require.True(t, ok)
+	run := ErasedRun{Before: grown.Before, After: (*other.log.segments.Load())[1].Erased()[0].After}
+	require.Less(t, run.After.Index, grown.After.Index)
+	content, err := other.log.ReadCheckpoint()
+	require.NoError(t, err)
+	first, id, err := parseCheckpoint(content)
+	require.NoError(t, err)
+	first.Applied = run.After.Index
+
+	for steps, done := 0, false; !done; steps++ {
+		require.Less(t, steps, 20)
+		fs := vfs.NewSimulated(1)
+		r := erasable(t, fs, 100) // the same entries
+		r.log.Trim(80)
+		r.jobs.drain()
+		require.Greater(t, r.log.FirstIndex(), wire.Index(1))
+		require.NoError(t, r.pass(run, first.append(nil, id)))
+		require.Less(t, r.log.DurableIndex(), run.After.Index)
+		for range steps {
+			if done = r.log.Pass(grown, content) == nil; done {
+				break
+			}
+			require.True(t, r.jobs.step())
+		}
+		fs.CrashLoseAll()
+		r.boot = "boot-2"
+		require.NoError(t, r.tryOpen(), "after a power cut behind job %d", steps)
+		if r.log.LastIndex() < run.After.Index {
+			require.NoError(t, r.pass(run, first.append(nil, id)))
+		}
+		require.NoError(t, r.pass(grown, content))
+		r.sync()
+		fs.CrashLoseAll()
+		r.open()
+		require.Equal(t, grown.After.Index, r.log.LastIndex())
+		require.Equal(t, wire.Index(200), r.log.Checkpoint().Applied)
+	}
+}

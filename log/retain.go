@@ -160,8 +160,12 @@ func (l *Log) below(next segment.Link) bool {
 }
 
 // droppable is the number of segments at the head that lie below the logical
-// start, the older checkpoint and every reader at the watermark.
+// start, the older checkpoint and every reader at the watermark. While some are being
+// erased it is none.
 func (l *Log) droppable() int {
+	if l.erasing {
+		return 0
+	}
 	list := *l.segments.Load()
 	w := l.watermark.Load()
 	n := 0

@@ -1,6 +1,7 @@
 package log
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -343,5 +344,80 @@ func TestRuleL2_TheMarkOfAStopCoversTheLastEntry(t *testing.T) {
 		}
 		require.NoError(t, err, c.name)
 		require.Equal(t, wire.Index(2), r.log.LastIndex(), c.name)
+	}
+}
+
+// aFollowersStop is a log that was closed in order when all of its 12 entries were durable
+// and it knew of 5 of them that they are committed.
+func aFollowersStop(t *testing.T) (r *rig, fs *vfs.Simulated) {
+	fs = vfs.NewSimulated(1)
+	r = newRig(t, fs, nil).open()
+	r.term(1)
+	for i := wire.Index(1); i <= 12; i++ {
+		r.append(records(i, 1, 1, 100))
+		if i <= 5 {
+			r.commit()
+		}
+	}
+	r.sync()
+	r.close(true)
+	r.open()
+	require.Equal(t, wire.Index(12), r.log.LastIndex())
+	require.Equal(t, wire.Index(5), r.log.HardState().Commit)
+	return r, fs
+}
+
+// What a stop in order leaves is all durable: nothing of it can be a tail that never was
+// confirmed. A follower has acknowledged it, and may not know yet that it is committed.
+func TestRuleL2_AfterACleanStopDamageIsNoTornTail(t *testing.T) {
+	for _, part := range []struct {
+		name  string
+		at    int64
+		until wire.Index
+	}{
+		{"body", wire.FrameHeaderSize + 7, 12},
+		{"header", 20, 11}, // behind the last one there is none to tell
+	} {
+		for i := wire.Index(6); i <= part.until; i++ {
+			r, fs := aFollowersStop(t)
+			name, from, _ := r.frame(i)
+			r.close(true)
+			require.NoError(t, fs.Corrupt(name, from+part.at, 2))
+			err := r.tryOpen()
+			require.ErrorIs(t, err, ErrCorrupt, "the %s of entry %d", part.name, i)
+			require.ErrorContains(t, err, fmt.Sprintf("entry %d is damaged or missing", i))
+			// Without peers the rest is served, as after any damage.
+			r.options.RecoverFence = true
+			if part.name == "header" {
+				gaps, err := Skip(fs, testDir, r.options.Dir)
+				require.NoError(t, err)
+				require.Len(t, gaps, 1)
+			}
+			r.open()
+			require.Equal(t, wire.Index(12), r.log.LastIndex())
+			require.Len(t, r.log.Damage(), 1)
+			require.Equal(t, i, r.log.Damage()[0].FirstIndex)
+			require.Equal(t, i, r.log.Damage()[0].LastIndex)
+		}
+	}
+}
+
+// What was taken back is zeroed before a stop in order, or lies in a segment that is none of
+// the log's any more.
+func TestRuleL2_AfterACleanStopWhatWasTakenBackIsNoDamage(t *testing.T) {
+	for _, size := range []int64{700, 64 << 10} {
+		r := newRig(t, vfs.NewSimulated(1), func(o *Options) { o.SegmentBytes = size }).open()
+		r.term(1)
+		for i := wire.Index(1); i <= 20; i++ {
+			r.append(records(i, 1, 1, 100))
+		}
+		r.sync()
+		r.term(2)
+		r.append(records(8, 2, 1, 90))
+		r.sync()
+		r.close(true)
+		r.open()
+		require.Equal(t, wire.Index(8), r.log.LastIndex())
+		require.Empty(t, r.log.Damage())
 	}
 }
