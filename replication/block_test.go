@@ -137,13 +137,7 @@ func withoutRoom(t *testing.T) (f *fleet, m *member, room func()) {
 	l := f.lead(1)
 	l.propose("a")
 	f.settle()
-	full := true
-	m.files.Inject(func(op vfs.Op, _ string) error {
-		if full && op == vfs.OpAllocate {
-			return errors.Join(vfs.ErrNoSpace, syscall.ENOSPC)
-		}
-		return nil
-	})
+	room = f.crowd(m)
 	for range 100_000 {
 		data := l.pool.Get(wire.EntryPrefixSize + 2000)
 		wire.PutEntryPrefix(data, wire.KindControl, 0, 5000)
@@ -156,9 +150,22 @@ func withoutRoom(t *testing.T) (f *fleet, m *member, room func()) {
 		}
 	}
 	require.ErrorIs(t, m.group.Stalled(), log.ErrDiskFull)
-	return f, m, func() {
+	return f, m, room
+}
+
+// crowd leaves a member's disk without space for new files, until the function that it returns makes
+// some.
+func (f *fleet) crowd(m *member) (room func()) {
+	full := true
+	m.files.Inject(func(op vfs.Op, _ string) error {
+		if full && op == vfs.OpAllocate {
+			return errors.Join(vfs.ErrNoSpace, syscall.ENOSPC)
+		}
+		return nil
+	})
+	return func() {
 		full = false
-		require.NoError(t, m.store.RefreshSpace())
+		require.NoError(f.t, m.store.RefreshSpace())
 		m.group.Turn()
 		f.settle()
 	}
@@ -195,4 +202,53 @@ func TestRuleL10_WhoHasNoRoomDoesNotCampaign(t *testing.T) {
 	l.open()
 	f.tick(5)
 	f.equal()
+}
+
+// Whoever has no room for what it was given has it all the same. A leader that does not know
+// that, and whose log begins behind it by then, offers a snapshot for nothing: raft only moves
+// its commit, and what was fetched for it must not keep out what follows.
+func TestRuleR1_WhoHoldsWhatItHasNoRoomForNeedsNoSnapshot(t *testing.T) {
+	f := newFleet(t)
+	f.founders, f.segment, f.checkpoint = []uint64{1, 2, 3}, 4096, 1<<40 // one large entry for each segment
+	for _, id := range f.founders {
+		f.add(id)
+	}
+	l, m := f.lead(1), f.members[3]
+	l.propose("a")
+	f.settle()
+	room := f.crowd(m)
+	f.lose = func(e envelope) bool { // what tells it how far that is committed
+		return e.to == m.id && e.message != nil && e.message.Type == raftpb.MsgApp && len(e.message.Entries) == 0
+	}
+	for m.group.Stalled() == nil {
+		data := l.pool.Get(wire.EntryPrefixSize + 2000)
+		wire.PutEntryPrefix(data, wire.KindControl, 0, 5000)
+		_, err := l.group.Propose(data)
+		require.NoError(t, err)
+		f.settle()
+	}
+	require.ErrorIs(t, m.group.Stalled(), log.ErrDiskFull)
+	held := m.group.lastIndex()
+	require.Equal(t, held, m.log.LastIndex()+1)
+	start := l.log.NextOffset()
+	l.propose(string(make([]byte, 2000)))
+	f.settle()
+	for range 2 {
+		l.propose(string(make([]byte, 2000)))
+		f.settle()
+		l.group.Checkpoint()
+		f.settle()
+	}
+	l.log.Trim(start)
+	l.log.MarkIdle()
+	f.settle()
+	require.Equal(t, held, l.log.Start().Index)
+	f.lost(l.id, m.id)
+	f.tick(offerTicks)
+	f.lose = nil
+	room()
+	f.tick(2 * offerTicks)
+	require.Zero(t, m.fetches)
+	require.False(t, m.group.installing())
+	f.caughtUp(m, l)
 }

@@ -212,6 +212,21 @@ func (g *Group) lastIndex() wire.Index {
 	return last
 }
 
+// term is that of an entry that raft knows of, written or not.
+func (g *Group) term(i wire.Index) (wire.Term, bool) {
+	for k := len(g.held) - 1; k >= 0; k-- {
+		e := g.held[k].Entries
+		if g.held[k].Type != raftpb.MsgStorageAppend || len(e) == 0 || i < wire.Index(e[0].Index) {
+			continue
+		}
+		if n := int(i - wire.Index(e[0].Index)); n < len(e) {
+			return wire.Term(e[n].Term), true
+		}
+		return 0, false // what the log has there is taken back
+	}
+	return g.log.Term(i)
+}
+
 // soundEntries checks a MsgApp and takes those entries off its front that are here
 // already: what is left is exactly what raft will take, so that the data of the
 // rest can be given back.

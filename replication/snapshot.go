@@ -206,7 +206,7 @@ func (g *Group) offered(m *Message, status *raft.BasicStatus) bool {
 		g.install.leader = m.From // whoever waits for an answer now
 		return false
 	}
-	here, ok := g.log.Term(o.Start.Index)
+	here, ok := g.term(o.Start.Index)
 	if wire.Index(status.Commit) >= o.Start.Index || ok && here == o.Start.Term {
 		m.Message.Snapshot = &raftpb.Snapshot{Metadata: raftpb.SnapshotMetadata{Index: uint64(o.Start.Index), Term: uint64(o.Start.Term), ConfState: conf}}
 		return true
