@@ -284,7 +284,7 @@ func (p *plan) mend(d *Destination, part *Partition) {
 		switch {
 		case part.joins(r) && p.elsewhere(d, part, r):
 			off = append(off, r.ID)
-		case r.State == ReplicaLost, r.State == ReplicaActive && p.dead(r.Node):
+		case r.State == ReplicaLost, r.staying() && p.dead(r.Node): // a founder may have died before it began
 			gone = append(gone, r.ID)
 		case r.staying():
 			staying++
@@ -313,6 +313,35 @@ func (p *plan) mend(d *Destination, part *Partition) {
 		if len(add) > 0 {
 			p.move(d, part, add, nil)
 		}
+	default:
+		p.trim(d, part)
+	}
+}
+
+// trim takes away what a partition has more than its replicas: a node that was leaving it
+// came back without its memory and got a new one, or of several that were on their way in
+// some were called off. Who is silent goes first, then who leaves, then where it costs no rack.
+func (p *plan) trim(d *Destination, part *Partition) {
+	active, least := 0, 0
+	var out *Replica
+	for i := range part.Replicas {
+		r := &part.Replicas[i]
+		if r.State != ReplicaActive {
+			continue
+		}
+		active++
+		cost := 0
+		for bit, is := range []bool{!p.keepsRacks(part, r, 0), part.Preferred == r.Node, p.mayStay(r.Node), p.h.Alive(r.Node)} {
+			if is {
+				cost |= 1 << bit
+			}
+		}
+		if out == nil || cmp.Or(cmp.Compare(cost, least), cmp.Compare(p.census.replicas[out.Node], p.census.replicas[r.Node])) < 0 {
+			out, least = r, cost
+		}
+	}
+	if active > int(d.Settings.Replicas) {
+		p.move(d, part, nil, []uint64{out.ID})
 	}
 }
 
@@ -327,13 +356,16 @@ func (p *plan) mayStay(node uint32) bool {
 // there.
 func (p *plan) place(d *Destination, part *Partition, going []uint64, chosen ...uint32) (uint32, bool) {
 	var nodes, taken []Node
+	vacant := func(n Node) bool {
+		return !slices.ContainsFunc(part.Replicas, func(r Replica) bool { return r.Node == n.ID && r.State != ReplicaLost })
+	}
 	for i := range part.Replicas {
 		r := &part.Replicas[i]
 		n, member := p.v.Node(r.Node)
 		if !member {
 			continue
 		}
-		if r.State == ReplicaLost && slices.Contains(going, r.ID) && p.fits(d, n) && part.On(n.ID) == nil {
+		if r.State == ReplicaLost && slices.Contains(going, r.ID) && p.fits(d, n) && vacant(n) {
 			return n.ID, true
 		}
 		if !slices.Contains(going, r.ID) && r.staying() {
@@ -345,9 +377,7 @@ func (p *plan) place(d *Destination, part *Partition, going []uint64, chosen ...
 			taken = append(taken, n)
 			continue
 		}
-		if p.fits(d, n) && p.census.replicas[n.ID] < MaxPartitionsPerNode && !slices.ContainsFunc(part.Replicas, func(r Replica) bool {
-			return r.Node == n.ID && r.State != ReplicaLost
-		}) {
+		if p.fits(d, n) && p.census.replicas[n.ID] < MaxPartitionsPerNode && vacant(n) {
 			nodes = append(nodes, n)
 		}
 	}

@@ -27,6 +27,7 @@ type world struct {
 	given   int             // leaderships and replicas that were given to that node
 	slow    bool            // transfers take until the next plan is made
 	going   []Transfer
+	unasked int // partitions that began to move without the controller
 
 	commands, transfers int
 }
@@ -111,7 +112,7 @@ func (w *world) step() (planned int) {
 			}
 		}
 	}
-	require.LessOrEqual(w.t, moving, MaxMoves)
+	require.LessOrEqual(w.t, moving, MaxMoves+w.unasked)
 	w.follow()
 	return len(commands) + len(transfers)
 }
@@ -135,7 +136,7 @@ func (w *world) follow() {
 			}
 			p = &w.state.Destinations[name].Partitions[i]
 			leader := p.Replica(w.leaders[keyOf(p)])
-			if leader == nil || !w.alive(leader.Node) || !p.Moving() || w.stuck(p) {
+			if leader == nil || !w.alive(leader.Node) || !p.Moving() && !spare(d, p) || w.stuck(p) {
 				continue
 			}
 			var voters []uint64
@@ -148,6 +149,19 @@ func (w *world) follow() {
 			apply(w.t, w.state, Command{Reconfigured: &Reconfigured{Destination: d.ID, Partition: p.Number, Voters: voters, Index: p.ConfIndex + 1}})
 		}
 	}
+}
+
+// spare reports whether a replica that is lost votes, and is not needed for that.
+func spare(d *Destination, p *Partition) bool {
+	staying, lost := 0, false
+	for i := range p.Replicas {
+		r := &p.Replicas[i]
+		lost = lost || r.State == ReplicaLost && slices.Contains(p.Voters, r.ID)
+		if r.staying() {
+			staying++
+		}
+	}
+	return lost && staying >= int(d.Settings.Replicas)
 }
 
 // stuck reports whether a partition waits for a replica that its disk has no space for.
@@ -340,6 +354,54 @@ func TestRuleR10_ANodeThatSomebodyHearsIsNotReplaced(t *testing.T) {
 
 func TestRuleR10_Catches_OneOpinionOfADeath(t *testing.T) {
 	require.Positive(t, silentForOne(t, true))
+}
+
+// A node may die between the command that creates a destination on it and the word that its
+// directories exist.
+func TestAFounderThatDiesBeforeItBeganIsReplaced(t *testing.T) {
+	for _, leaving := range []bool{false, true} {
+		s := clusterOf(t, 4)
+		d := founded(t, s, "orders", []uint32{1, 2, 3})
+		founders := d.Partitions[0].Replicas
+		apply(t, s, Command{Activate: &Activate{Replicas: []uint64{founders[0].ID, founders[1].ID}}})
+		w := newWorld(t, s)
+		w.down[3] = 1
+		if leaving {
+			apply(t, s, Command{SetNode: &SetNode{Node: 3, State: NodeLeaving}})
+		}
+		w.down[3] = 2 * ReplaceAfterTicks
+		w.settle()
+		require.Zero(t, w.whole(3))
+		require.Equal(t, !leaving, s.Nodes[3] != nil, "a node that leaves is removed")
+	}
+}
+
+func TestMovesToANodeThatLeavesAreCalledOff(t *testing.T) {
+	s := clusterOf(t, 4)
+	d := placed(t, s, "orders", []uint32{1, 2, 3})
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Add: []uint32{4}, Remove: []uint64{d.Partitions[0].Replicas[2].ID}}})
+	apply(t, s, Command{SetNode: &SetNode{Node: 4, State: NodeLeaving}})
+	w := newWorld(t, s)
+	commands, _ := w.control.Plan(newView(s), w.health(), 1)
+	require.Equal(t, &Move{Destination: d.ID, Remove: []uint64{partitionOf(s, "orders").On(4).ID}}, commands[0].Move)
+	w.settle()
+	require.Equal(t, map[uint32]int{1: 1, 2: 1, 3: 1}, w.held())
+	require.NotContains(t, s.Nodes, uint32(4))
+}
+
+// A replica that was lost where another one has left, and is still to be removed, is replaced
+// elsewhere: the metadata would refuse it there.
+func TestALostReplicaIsNotReplacedWhereOneStillLeaves(t *testing.T) {
+	s := clusterOf(t, 4)
+	placed(t, s, "orders", []uint32{1, 2, 3})
+	p := partitionOf(s, "orders")
+	p.Replicas[2].State = ReplicaLost
+	p.Replicas = append(p.Replicas, Replica{ID: s.NextReplicaID, Node: 3, State: ReplicaLeft})
+	s.NextReplicaID++
+	w := newWorld(t, s)
+	commands, _ := w.control.Plan(newView(s), w.health(), 1)
+	require.Equal(t, []uint32{4}, commands[0].Move.Add)
+	apply(t, s, commands[0])
 }
 
 func TestADeadNodeWithoutASpareIsWaitedFor(t *testing.T) {
@@ -600,6 +662,33 @@ func TestR_SIB_23_FailbackAndPinnedLeadersReturn(t *testing.T) {
 			w.down[2] = 0
 			w.settle()
 			require.Equal(t, c.returns, w.led()[2] == 1)
+		})
+	}
+}
+
+// R-SIB-23: what a policy keeps from being balanced when a node joins.
+func TestR_SIB_23_PinnedStaysWhereOthersAreBalanced(t *testing.T) {
+	for name, c := range map[string]struct {
+		policy    wire.LeaderPolicy
+		led, held int // by the preferred node, of 40
+	}{
+		"preferred only": {wire.LeaderAny, 10, 30},
+		"failback":       {wire.LeaderFailback, 30, 30},
+		"pinned":         {wire.LeaderPinned, 40, 40},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := spreadWorld(t, 3, 40, 3)
+			apply(t, w.state, Command{SetPlacement: &SetPlacement{
+				Destination: w.state.Destinations["orders"].ID, Partition: wire.AllPartitions,
+				Placement: wire.Placement{Mask: wire.MaskPreferred | wire.MaskPolicy, Preferred: 2, Policy: c.policy},
+			}})
+			apply(t, w.state, Command{Join: joinOf(4, 4)})
+			w.settle()
+			require.InDelta(t, c.led, w.led()[2], 2)
+			require.InDelta(t, c.held, w.held()[2], 1)
+			if c.policy == wire.LeaderPinned {
+				require.Equal(t, []int{40, 40}, []int{w.led()[2], w.held()[2]})
+			}
 		})
 	}
 }

@@ -56,6 +56,9 @@ func FuzzCommand(f *testing.F) {
 		{`{"reconfigured":{"destination":"00000000-0000-0000-0000-000000000003","partition":0,"voters":[1],"index":3}}`, `{"bury":{"node":1,"replicas":[1]}}`},
 		{`{"set_placement":{"name":"orders","kind":1,"partition":-1,"preferred":1,"failback":true}}`, `{"reset_memory":{"node":1}}`},
 		{`{"reset_memory":{"node":1}}`, `{"minimum_version":3}`},
+		{`{"create":{"name":"late","kind":1,"settings":{"Partitions":1,"Replicas":2,"RetentionTimeMs":-1,"RetentionBytes":-1,"DeadLetter":"dead"},` +
+			`"id":"00000000-0000-0000-0000-000000000007","node":1,"partition_ids":["00000000-0000-0000-0000-000000000009"]}}`, `{"set_group":{"destination":"orders","group":"g","create":true}}`},
+		{`{"register":{"cluster_id":"00000000-0000-0000-0000-000000000001","node":1,"min_level":9,"max_level":9}}`, `{"remove_group":{"destination":"orders","group":"g"}}`},
 		{`{"set_alias":{"name":"current","destination":"orders","partitions":[0],"create":true}}`, `{"delete":{"name":"orders","kind":1}}`},
 	} {
 		f.Add([]byte(seed[0]), []byte(seed[1]))
@@ -90,6 +93,7 @@ func needsNewerBuild(c *Command) bool {
 	known := c.Register != nil || c.Create != nil || c.Alter != nil || c.Delete != nil || c.Activate != nil ||
 		c.AllocateIDs != nil || c.OpenProducer != nil || c.ResetMemory != nil || c.Bury != nil || c.Reform != nil ||
 		c.Join != nil || c.SetNode != nil || c.RemoveNode != nil || c.SetLevel != nil || c.Move != nil || c.Reconfigured != nil ||
-		c.Lost != nil || c.SetPlacement != nil || c.SetAlias != nil || c.RemoveAlias != nil
+		c.Lost != nil || c.SetPlacement != nil || c.SetAlias != nil || c.RemoveAlias != nil ||
+		c.SetReplicas != nil || c.SetGroup != nil || c.RemoveGroup != nil || c.MoveCoordinator != nil || c.Recover != nil
 	return c.MinimumVersion > Version || !known
 }

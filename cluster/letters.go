@@ -29,8 +29,8 @@ func (d *Destination) resolveAgain(index wire.Index, old *Destination) error {
 	return nil
 }
 
-// allowLetters checks what a destination says about dead letters, and raises the feature
-// level to one whose builds understand it.
+// allowLetters checks what a destination says about dead letters. Who takes it over raises the
+// feature level to LevelGroups, whose builds understand it.
 func (s *State) allowLetters(name string, settings *wire.Settings) error {
 	if err := s.allowGroups(); err != nil {
 		return err
@@ -45,11 +45,7 @@ func (s *State) allowLetters(name string, settings *wire.Settings) error {
 	if err := validateLetters(name, settings.DeliveryLimit, mode, settings.DeadLetter); err != nil {
 		return err
 	}
-	if err := s.noAlias(settings.DeadLetter); err != nil {
-		return err
-	}
-	s.Level = max(s.Level, LevelGroups)
-	return nil
+	return s.noAlias(settings.DeadLetter)
 }
 
 // validateLetters checks what becomes of the dead letters of a destination.

@@ -28,6 +28,43 @@ func TestRow43_ADestinationIsDeletedByItsID(t *testing.T) { require.True(t, dele
 
 func TestRow43_Catches_ADeleteByName(t *testing.T) { require.False(t, deleteOfAnother(t, true)) }
 
+// A Create whose answer was lost is sent again; its destination may have been deleted by then, and
+// its directories are being removed.
+func TestRow43_ACreateSentAgainDoesNotMakeADeletedDestinationAgain(t *testing.T) {
+	s := clusterOf(t, 3)
+	c := Command{Create: &Create{Name: "orders", Kind: wire.Queue, Settings: settings(1), ID: id(77), PartitionIDs: ids(1), Node: 1}}
+	require.True(t, c.Repeatable())
+	d := apply(t, s, c).Destination
+	require.Equal(t, d, apply(t, s, c).Destination, "sent again")
+	apply(t, s, Command{Delete: &Delete{Name: "orders", Kind: wire.Queue, ID: d.ID}})
+	require.Contains(t, s.Deleted, d.ID)
+	require.ErrorIs(t, s.Apply(90, &c).Err, wire.CodeDestinationGone)
+	require.Empty(t, s.Destinations)
+}
+
+// A command that is refused late has not raised the feature level, nor named the cluster, before.
+func TestRefusedCommandsLeaveLevelAndClusterAlone(t *testing.T) {
+	s := clusterOf(t, 1)
+	apply(t, s, Command{Create: &Create{Name: "orders", Kind: wire.Queue, Settings: settings(1), ID: id(77), PartitionIDs: ids(1), Node: 1}})
+	letters := settings(1)
+	letters.DeadLetter, letters.Replicas = "dead", 2
+	loop := letters
+	loop.DeadLetter = "orders"
+	fresh := NewState()
+	for _, c := range []struct {
+		state   *State
+		command Command
+	}{
+		{s, Command{Create: &Create{Name: "late", Kind: wire.Queue, Settings: letters, ID: id(78), PartitionIDs: ids(1), Node: 1}}},
+		{s, Command{Alter: &Alter{Name: "orders", Kind: wire.Queue, Mask: wire.MaskLetters, Settings: loop}}},
+		{fresh, Command{Register: &Register{ClusterID: id(1), Node: 1, Store: id(1), MinLevel: MaxLevel, MaxLevel: MaxLevel}}},
+	} {
+		before := string(c.state.Save(nil))
+		require.Error(t, c.state.Apply(90, &c.command).Err)
+		require.Equal(t, before, string(c.state.Save(nil)))
+	}
+}
+
 // upgradeAndBack upgrades two of three nodes to a build that knows one more feature
 // level, while a controller asks for that level in each step, and then takes the first
 // one back. It returns whether the old build is taken.

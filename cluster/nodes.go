@@ -90,9 +90,6 @@ func (s *State) register(c *Register) Result {
 	if err := checkRole(c.Role); err != nil {
 		return Result{Err: err}
 	}
-	if s.ClusterID == uuid.Nil {
-		s.ClusterID = c.ClusterID
-	}
 	if c.MaxLevel != 0 {
 		if err := checkLevels(s.level(), c.MinLevel, c.MaxLevel); err != nil {
 			return Result{Err: err}
@@ -110,6 +107,9 @@ func (s *State) register(c *Register) Result {
 	}
 	n.Address, n.PeerAddress, n.HTTP, n.Rack, n.Role = c.Address, c.PeerAddress, c.HTTP, c.Rack, c.Role
 	n.MinLevel, n.MaxLevel = c.MinLevel, c.MaxLevel
+	if s.ClusterID == uuid.Nil {
+		s.ClusterID = c.ClusterID
+	}
 	s.Nodes[c.Node] = &n
 	return Result{Changed: true, Node: &n}
 }
@@ -174,7 +174,7 @@ func (s *State) join(c *Join) Result {
 	old := s.Nodes[number]
 	for _, n := range s.Nodes {
 		if n.ID != number && (n.Address == c.Address || n.PeerAddress == c.PeerAddress) {
-			return refuse(wire.CodeRefused, "node %d has the address %s; give this node its own with --listen and --peer-listen, or --advertise and --peer-advertise", n.ID, n.Address)
+			return refuse(wire.CodeRefused, "node %d has the address %s; give this node its own with --listen and --peer-listen, or --advertise and --peer-advertise, or --node-id %d if it takes the place of that one", n.ID, n.Address, n.ID)
 		}
 		if slices.Contains(n.Retired, c.Store) {
 			return refuse(wire.CodeRefused, "this data directory was replaced by another one of node %d; start with an empty directory", n.ID)

@@ -54,11 +54,7 @@ func clusterOf(t *testing.T, n int) *State {
 // activates them.
 func placed(t *testing.T, s *State, name string, nodes ...[]uint32) *Destination {
 	t.Helper()
-	c := settings(uint32(len(nodes)))
-	c.Replicas = uint8(len(nodes[0]))
-	d := apply(t, s, Command{Create: &Create{
-		Name: name, Kind: wire.Queue, Settings: c, ID: uuid.NewSHA1(id(1), []byte(name)), PartitionIDs: ids(len(nodes)), Placement: nodes,
-	}}).Destination
+	d := founded(t, s, name, nodes...)
 	activate := &Activate{}
 	for _, p := range d.Partitions {
 		for _, r := range p.Replicas {
@@ -67,6 +63,16 @@ func placed(t *testing.T, s *State, name string, nodes ...[]uint32) *Destination
 	}
 	apply(t, s, Command{Activate: activate})
 	return s.Destinations[name]
+}
+
+// founded is placed before any replica has begun.
+func founded(t *testing.T, s *State, name string, nodes ...[]uint32) *Destination {
+	t.Helper()
+	c := settings(uint32(len(nodes)))
+	c.Replicas = uint8(len(nodes[0]))
+	return apply(t, s, Command{Create: &Create{
+		Name: name, Kind: wire.Queue, Settings: c, ID: uuid.NewSHA1(id(1), []byte(name)), PartitionIDs: ids(len(nodes)), Placement: nodes,
+	}}).Destination
 }
 
 func TestAJoinedNodeGetsItsReplicaOfTheMetadata(t *testing.T) {
@@ -105,7 +111,7 @@ func TestRefusedNodeCommandsChangeNothingAndSayWhy(t *testing.T) {
 		"an ID in use":              {change(func(j *Join) { j.Node, j.Judged, j.Alive = 2, id(2), true }), wire.CodeRefused, "choose another --node-id"},
 		"an ID of another by now":   {change(func(j *Join) { j.Node, j.Judged = 2, id(8) }), wire.CodeRetry, "ask again"},
 		"its own address":           {change(func(j *Join) { j.Address = "10.0.0.1:7400" }), wire.CodeRefused, "node 1 has the address"},
-		"a peer address in use":     {change(func(j *Join) { j.PeerAddress = "10.0.0.3:7401" }), wire.CodeRefused, "node 3 has the address"},
+		"a peer address in use":     {change(func(j *Join) { j.PeerAddress = "10.0.0.3:7401" }), wire.CodeRefused, "or --node-id 3 if it takes the place of that one"},
 		"somebody's data directory": {change(func(j *Join) { j.Store = id(2) }), wire.CodeRefused, "belongs to node 2"},
 		"an old build":              {change(func(j *Join) { j.MaxLevel = 1 }), wire.CodeUnsupported, "upgrade this broker"},
 		"a build that is too new":   {change(func(j *Join) { j.MinLevel, j.MaxLevel = MaxLevel+1, MaxLevel+2 }), wire.CodeUnsupported, "upgrade the other brokers"},

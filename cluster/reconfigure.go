@@ -287,7 +287,6 @@ func (s *State) reconfigured(c *Reconfigured) Result {
 		}
 	}
 	s.put(d)
-	s.held = nil
 	return Result{Destination: d, Changed: true}
 }
 

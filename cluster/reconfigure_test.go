@@ -200,3 +200,66 @@ func TestR_SIB_23_PlacementIsSetForOneOrAllPartitions(t *testing.T) {
 		require.Same(t, before, d(), "nothing of it is done")
 	}
 }
+
+func TestAMoveKeepsToTheLimitOfReplicas(t *testing.T) {
+	s := clusterOf(t, 9)
+	d := placed(t, s, "orders", []uint32{1, 2, 3})
+	move := &Move{Destination: d.ID, Add: []uint32{4, 5, 6, 7, 8}}
+	require.ErrorContains(t, s.Apply(50, &Command{Move: move}).Err, "would have 8 replicas")
+	move.Add = move.Add[1:]
+	apply(t, s, Command{Move: move})
+	require.Len(t, partitionOf(s, "orders").Replicas, MaxReplicas)
+}
+
+func TestWhoHasLeftDoesNotLeaveAgain(t *testing.T) {
+	s := clusterOf(t, 4)
+	d := placed(t, s, "orders", []uint32{1, 2, 3})
+	partitionOf(s, "orders").Replicas[0].State = ReplicaLeft
+	require.ErrorContains(t, s.Apply(50, &Command{Move: &Move{Destination: d.ID, Add: []uint32{4}, Remove: []uint64{1}}}).Err, "is not one of")
+}
+
+// A founder has a vote before its directory exists: it leaves as one that votes.
+func TestAFounderThatIsNewLeavesTheConfigurationFirst(t *testing.T) {
+	s := clusterOf(t, 4)
+	d := founded(t, s, "orders", []uint32{1, 2, 3})
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Add: []uint32{4}, Remove: []uint64{3}}})
+	require.Equal(t, ReplicaLeaving, partitionOf(s, "orders").Replica(3).State)
+}
+
+// What a leader says twice of the same index may have been said before somebody was to join.
+func TestAReportThatComesTwiceEndsNoReplica(t *testing.T) {
+	s := clusterOf(t, 4)
+	d := placed(t, s, "orders", []uint32{1, 2, 3})
+	report := Command{Reconfigured: &Reconfigured{Destination: d.ID, Voters: []uint64{1, 2, 3}, Index: 7}}
+	apply(t, s, report)
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Add: []uint32{4}, Remove: []uint64{3}}})
+	apply(t, s, Command{Activate: &Activate{Replicas: []uint64{4}}})
+	apply(t, s, Command{Move: &Move{Destination: d.ID, Remove: []uint64{4}}})
+	require.False(t, apply(t, s, report).Changed)
+	require.Equal(t, ReplicaLeaving, partitionOf(s, "orders").Replica(4).State)
+}
+
+// A replica that leaves has what the partition holds until it is out; one that has left has
+// nothing, and its node gets none again.
+func TestWhatCountsWhenTheMemoryOfANodeIsGone(t *testing.T) {
+	for _, c := range []struct {
+		state       ReplicaState
+		incarnation uint32
+		nodes       []uint32
+	}{{ReplicaLeaving, 1, []uint32{1, 2, 3, 3}}, {ReplicaLeft, 2, []uint32{2, 3}}} {
+		s := clusterOf(t, 3)
+		placed(t, s, "orders", []uint32{1, 2, 3})
+		d := s.Destinations["orders"]
+		d.Settings.Storage = wire.StorageMemory
+		p := &d.Partitions[0]
+		p.Replicas[0].State = c.state
+		apply(t, s, Command{ResetMemory: &ResetMemory{Node: 3}})
+		p = partitionOf(s, "orders")
+		require.Equal(t, c.incarnation, p.Incarnation)
+		var nodes []uint32
+		for _, r := range p.Replicas {
+			nodes = append(nodes, r.Node)
+		}
+		require.Equal(t, c.nodes, nodes)
+	}
+}

@@ -310,6 +310,10 @@ func (s *State) create(index wire.Index, c *Create) Result {
 		}
 		return refuse(wire.CodeAlreadyExists, "%s %q exists", d.Kind, c.Name)
 	}
+	if s.Deleted[c.ID] != nil {
+		// Sent again, and deleted in between: its directories are being removed.
+		return refuse(wire.CodeDestinationGone, "%s %q was created, and deleted again meanwhile", c.Kind, c.Name)
+	}
 	if a, taken := findAlias(s.Aliases, c.Name); taken {
 		return refuse(wire.CodeAlreadyExists, "alias %q exists and stands for %q; choose another name", c.Name, a.Destination)
 	}
@@ -349,6 +353,9 @@ func (s *State) create(index wire.Index, c *Create) Result {
 			p.Preferred = p.Replicas[0].Node
 		}
 		d.Partitions = append(d.Partitions, p)
+	}
+	if c.Settings.HasLetters() {
+		s.Level = max(s.Level, LevelGroups)
 	}
 	s.put(d)
 	for node, n := range added {
@@ -424,6 +431,7 @@ func (s *State) alter(index wire.Index, c *Alter) Result {
 		if err := s.checkLoop(&d); err != nil {
 			return Result{Err: err}
 		}
+		s.Level = max(s.Level, LevelGroups)
 	}
 	s.put(&d)
 	return Result{Destination: &d, Changed: true}
