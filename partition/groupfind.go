@@ -35,7 +35,8 @@ type search struct {
 	limit     wire.Offset
 	some      []*find // that have found something in this turn
 	listed    bool    // in Groups.searches
-	// told takes what was found: all records of the scope up to upTo that are not done.
+	// told takes what was found: all records of the scope up to upTo that are not done, of which the
+	// last one may be another's if it is damaged.
 	told func(what group.Find, found []wire.Offset, upTo wire.Offset)
 }
 
@@ -145,6 +146,11 @@ func (s *search) pass(feed *feed, start wire.Offset, done func(wire.Offset) bool
 		}
 		end := min(s.limit, p.Next())
 		*budget--
+		if p.Damaged {
+			s.meet(s.pos, end, done)
+			s.pos = end
+			continue
+		}
 		for o := s.pos; o < end; o++ {
 			*budget--
 			hash := p.Publisher
@@ -161,6 +167,34 @@ func (s *search) pass(feed *feed, start wire.Offset, done func(wire.Offset) bool
 		s.pos = end
 	}
 	return findDone
+}
+
+// meet takes in records of a damaged batch: whose they are is not known, so that each scope stops
+// at the first one, which may be its own.
+func (s *search) meet(from, to wire.Offset, done func(wire.Offset) bool) {
+	next := func(o wire.Offset) wire.Offset {
+		for o < to && done(o) {
+			o++
+		}
+		return o
+	}
+	if from = next(from); from == to { // once for all that began below
+		return
+	}
+	for _, f := range s.asked {
+		if !f.swept || !s.is(f) {
+			continue
+		}
+		o := from
+		if f.from > o {
+			o = next(f.from)
+		}
+		if o < min(to, f.what.Below) {
+			if s.note(f, o); s.is(f) {
+				s.tell(f, o)
+			}
+		}
+	}
 }
 
 // find looks in the feed for the records that Leaders ask for, as far as one turn may, and

@@ -87,6 +87,21 @@ func TestASearchFindsTheRecordsOfAllScopesAtOnce(t *testing.T) {
 	require.Equal(t, []string{"101: [51 52 53 54 55 56 57 58] up to 58"}, tells)
 }
 
+// RULES L8: nobody knows whose damaged records are, so that a scope stops at the first that may be its own, and
+// finds nothing behind it.
+func TestRuleL8_ASearchStopsAtADamagedRecord(t *testing.T) {
+	s := newSearcher()
+	index := make([]byte, 2*wire.RecordIndexEntrySize)
+	index[0], index[wire.RecordIndexEntrySize] = 1, 2
+	s.feed.scanned([]log.Batch{{Base: 0, Count: 2, Index: index}, {Base: 2, Count: 3, Damaged: true}, {Base: 5, Count: 2, Index: index}})
+	for _, f := range []group.Find{{Scope: 1, After: 0, Below: 7}, {Scope: 2, After: 0, Below: 7}, {Scope: 3, After: 3, Below: 7}, {Scope: 4, After: 4, Below: 7}, {Scope: 5, After: 0, Below: 3}} {
+		s.ask(f)
+	}
+	outcome, tells := s.on(0, func(o wire.Offset) bool { return o == 2 }, 1000)
+	require.Equal(t, findDone, outcome)
+	require.Equal(t, []string{"1: [3] up to 3", "2: [1 3] up to 3", "3: [4] up to 4", "4: [] up to 6", "5: [] up to 2"}, tells)
+}
+
 // What is told and asked for again within one long sweep does not pile up.
 func TestASearchIsBoundedByTheScopesItIsFor(t *testing.T) {
 	s := newSearcher()

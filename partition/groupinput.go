@@ -25,7 +25,7 @@ const (
 	// InputGone says that the link has ended without a word; Dead that the consumer has
 	// too, as far as its own node can tell. It is the last input of its Consumer.
 	InputGone
-	// InputDamaged says that the records [From, To) cannot be read.
+	// InputDamaged says that the records [From, To), which the Consumer was given, cannot be read.
 	InputDamaged
 	// InputOrder brings Order; Reply hears the answer.
 	InputOrder

@@ -492,7 +492,7 @@ func (g *Groups) input(in *Input, term wire.Term) {
 		l.Gone(in.Consumer, in.Dead)
 	case InputDamaged:
 		g.feed.drop(in.From, in.To) // the next scan finds out
-		l.Damaged(in.From, in.To)
+		l.Damaged(in.Consumer, in.From, in.To)
 	}
 	g.wake(l)
 }

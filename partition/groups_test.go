@@ -39,12 +39,11 @@ func (w *world) Scan(from wire.Offset, _ int) {
 }
 func (w *world) NextOf(group.ID, group.Scope, bool, wire.Offset, wire.Offset, func(wire.Offset) bool) {
 }
-func (w *world) Firsts(group.ID, bool, wire.Offset, wire.Offset, func(wire.Offset) bool) {}
-func (w *world) Locate(_ int64, then func(wire.Offset, error))                           { then(2, nil) }
-func (w *world) Letters(r *LetterRound)                                                  { w.rounds = append(w.rounds, r) }
-func (w *world) Expired(n uint64)                                                        { w.expired += n }
-func (w *world) Uncovered(_ string, p []uint32)                                          { w.uncovered = append(w.uncovered, p) }
-func (w *world) Coordinates() (group.Term, error)                                        { return w.term, w.elsewhere }
+func (w *world) Locate(_ int64, then func(wire.Offset, error)) { then(2, nil) }
+func (w *world) Letters(r *LetterRound)                        { w.rounds = append(w.rounds, r) }
+func (w *world) Expired(n uint64)                              { w.expired += n }
+func (w *world) Uncovered(_ string, p []uint32)                { w.uncovered = append(w.uncovered, p) }
+func (w *world) Coordinates() (group.Term, error)              { return w.term, w.elsewhere }
 func (w *world) Partitions() []group.PartitionLoad {
 	return []group.PartitionLoad{{Number: 0}, {Number: 1}, {Number: 2}}
 }

@@ -82,6 +82,8 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 				in.Reply(nil, wire.Errorf(wire.CodeRefused, "the group is done with every record of it"))
 			case skip && q.Head != nil && wire.Offset(*q.Head) != o:
 				in.Reply(nil, wire.Errorf(wire.CodeRefused, "the record to be skipped is the one at offset %d, not %d; look at it again", o, *q.Head))
+			case l.Hashed() && q.Scope == nil && g.unreadable(o):
+				in.Reply(nil, wire.Errorf(wire.CodeCorrupt, "the record at offset %d, which may be the next one, cannot be read: give up that one with key skip --partition --offset, or wait until it is repaired", o))
 			case l.Stops():
 				in.Reply(nil, wire.Errorf(wire.CodeRetry, "the group is being changed by another order"))
 			case skip:
@@ -92,6 +94,12 @@ func (g *Groups) scope(s *group.Group, in *Input) {
 			}
 		})
 	}
+}
+
+// unreadable reports whether a record is known to be damaged: whose it is may not be known.
+func (g *Groups) unreadable(o wire.Offset) bool {
+	p, known := g.feed.At(o)
+	return known && p.Damaged
 }
 
 // one carries out an order about one record, by its offset, in a group where that is no scope

@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lockstepmq/lockstep/log"
+	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -250,4 +252,35 @@ func TestARecordThatIsDoneOrNotThereIsNotParked(t *testing.T) {
 			require.NoError(t, ask(wire.OrderUnpark, `{"scope":3}`), "what an earlier version has parked can be let go")
 		})
 	}
+}
+
+// RULES L8: nobody gives up or repairs, by the name of a key, a damaged record that may be another key's.
+func TestRuleL8_ADamagedRecordIsGivenUpByItsOffset(t *testing.T) {
+	h, _ := newGroups(t)
+	h.log.immediate = true
+	keyed := intent(7, "workers")
+	keyed.Settings = wire.GroupSettings{Mode: wire.ModeSerial, Scope: wire.ScopeKey}.WithDefaults()
+	groups := h.part.Groups()
+	groups.Intend(20, []Intent{keyed})
+	h.turns(0)
+	h.send(-1, 0, 0, 4)
+	groups.feed.use(true)
+	groups.feed.scanned([]log.Batch{{Base: 0, Count: 4, Damaged: true}})
+	ask := func(op wire.GroupOrderOp, json string, found bool) (err error) {
+		h.put(Input{Kind: InputOrder, Group: "workers", Order: &wire.GroupOrderRequest{Op: op, JSON: []byte(json)}, Reply: func(_ []byte, e error) { err = e }})
+		h.turns(1)
+		if found {
+			h.part.Found(7, group.HashOf([]byte("k")), ^wire.Offset(0), 1, true)
+			h.turns(1)
+		}
+		return err
+	}
+	for _, op := range []wire.GroupOrderOp{wire.OrderSkip, wire.OrderRepair} {
+		err := ask(op, `{"key":"aw==","offset":1}`, true)
+		require.ErrorIs(t, err, wire.CodeCorrupt)
+		require.ErrorContains(t, err, "the record at offset 1")
+	}
+	require.NoError(t, ask(wire.OrderShow, `{"key":"aw=="}`, true))
+	require.NoError(t, ask(wire.OrderSkip, `{"scope":1}`, false))
+	require.True(t, h.part.state.groups.Named("workers").Done.Has(1))
 }

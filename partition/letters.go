@@ -180,12 +180,7 @@ func (g *Groups) fresh(l *lead, r *LetterRound, sent map[uint64]bool) {
 		}
 	}
 	maps.DeleteFunc(t.ways, func(way string, _ retry) bool { return !going[way] })
-	slices.SortFunc(r.Fresh, func(a, b group.Letter) int {
-		if a.Number < b.Number {
-			return -1
-		}
-		return 1
-	})
+	sort.Slice(r.Fresh, func(i, j int) bool { return r.Fresh[i].Number < r.Fresh[j].Number })
 	if len(r.Fresh) == 0 {
 		return
 	}

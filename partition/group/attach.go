@@ -155,14 +155,14 @@ func (l *Leader) advance(a *attachment) bool {
 	case m.ending && l.keeps(RuleEnding):
 		return false // the outcome comes first
 	}
+	if !a.returned { // also of one that is refused, and attaches again and again
+		a.returned = true
+		l.returnUnclaimed(a, m)
+	}
 	if err := l.outdated(bindingOf(a.request), true); err != nil {
 		return l.refuse(a, err)
 	}
 	a.member = m
-	if !a.returned {
-		a.returned = true
-		l.returnUnclaimed(a, m)
-	}
 	if l.undecided(a, m) || !l.resolve(a) {
 		return false
 	}

@@ -1,7 +1,7 @@
 package group
 
 import (
-	"slices"
+	"sort"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -32,15 +32,7 @@ func (m *member) begun() begun {
 		return begun{all: true}
 	}
 	runs := m.leases.held(0)
-	slices.SortFunc(runs, func(a, b lease) int {
-		switch {
-		case a.before(b.epoch, b.order):
-			return -1
-		case b.before(a.epoch, a.order):
-			return 1
-		}
-		return 0
-	})
+	sort.Slice(runs, func(i, j int) bool { return runs[i].before(runs[j].epoch, runs[j].order) })
 	left := m.working
 	for _, r := range runs {
 		if n := int(r.to - r.from); n < left {

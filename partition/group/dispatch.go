@@ -160,9 +160,14 @@ func (l *Leader) giveScope(misses *int) (given, stop bool) {
 		l.ready(s)
 		return false, false
 	}
-	if s.unread = p.Damaged; s.unread { // found when it was to be sent: the scope is known, and waits alone
+	if s.unread = p.Damaged; s.unread { // the scan has passed it: the scope waits alone
 		l.wantScan(o)
 		s.due = l.now + rereadPause
+		l.ready(s)
+		return false, false
+	}
+	if l.hashOf(p, o) != s.hash { // it could not be read when it was found
+		s.pop()
 		l.ready(s)
 		return false, false
 	}
@@ -463,6 +468,7 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 			known, _ = l.g.Record(o)
 		}
 		if l.skips(o, known) {
+			l.adopt(p, o)
 			continue
 		}
 		h := l.hashOf(p, o)
@@ -505,6 +511,33 @@ func (l *Leader) scanHashed(p *Place, stop wire.Offset) {
 			l.take(m, l.newScope(h), o)
 		}
 		l.grant(m, p, o, o+1, known)
+	}
+}
+
+// adopt gives a leased record that the scan passes its scope, if that is not known: it was claimed, or
+// handed over, while its batch could not be read. What lies behind it in its scope is not looked at yet.
+func (l *Leader) adopt(p *Place, o wire.Offset) {
+	if l.ahead.find(o) == nil || l.of.Get(o) != nil {
+		return
+	}
+	h := l.hashOf(p, o)
+	if h == 0 {
+		return
+	}
+	for _, m := range l.members {
+		r := m.leases.find(o)
+		if r == nil {
+			continue
+		}
+		s := l.scopes[h]
+		if s == nil {
+			s = l.newScope(h)
+		}
+		l.take(m, s, o)
+		if r.state == ending || r.state == returning {
+			s.ending++
+		}
+		return
 	}
 }
 

@@ -97,14 +97,14 @@ func (e *explainer) group() {
 		}
 		e.say("draining", l.order.Reason.String(), 0, 0, "The group stops for a change (%s): %s still with consumers.", l.order.Reason, count(leased, "record is", "records are"))
 	}
-	linked := 0
+	linked, by := 0, ""
 	for _, m := range l.sorted() {
 		if m.waiting {
 			e.say("waiting_for_session", of(m), l.start, max(m.heard, l.start)+l.session(),
 				"The leader has changed, and session %s may still work on records that the one before gave it: it has to come back, or to be taken for dead.", of(m))
 		}
 		if m.link != nil {
-			linked++
+			linked, by = linked+1, of(m)
 		}
 	}
 	e.stops = e.stops || linked == 0
@@ -125,11 +125,11 @@ func (e *explainer) group() {
 		e.say("horizon_not_committed", "", 0, 0, "Records from offset %d on may go out when a higher horizon is committed.", limit)
 	}
 	if linked > 0 && len(l.eligible) == 0 && l.g.Done.Floor() < l.end {
-		text := fmt.Sprintf("All %d consumers hold as many records as they asked for.", linked)
-		if linked == 1 {
-			text = "The only consumer holds as many records as it asked for."
+		text := "The only consumer holds as many records as it asked for."
+		if linked > 1 {
+			text, by = fmt.Sprintf("All %d consumers hold as many records as they asked for.", linked), ""
 		}
-		e.say("no_credit", "", 0, 0, "%s", text)
+		e.say("no_credit", by, 0, 0, "%s", text)
 	}
 	if o, ok := l.unreadable(); ok {
 		what := "what lies behind it waits"
@@ -196,7 +196,9 @@ func (l *Leader) sorted() []*member {
 // ten.
 func (e *explainer) scopes() {
 	l := e.l
+	e.alone()
 	if l.kind != hashed { // then they are records, or the whole partition
+		e.first()
 		all := l.parkedScopes()
 		for _, h := range all[:min(10, len(all))] {
 			e.parked(h)
@@ -205,7 +207,7 @@ func (e *explainer) scopes() {
 	}
 	var waiting []*scope
 	for _, s := range l.scopes {
-		if s.n > 0 || s.more || s.parked > 0 {
+		if s.n > 0 || s.more || s.parked > 0 || len(s.leased) > 0 && l.scan < l.end {
 			waiting = append(waiting, s)
 		}
 	}
@@ -218,6 +220,58 @@ func (e *explainer) scopes() {
 	for _, s := range waiting[:min(10, len(waiting))] {
 		e.scope(s)
 	}
+}
+
+// first says what holds up the first record where a whole partition goes in order.
+func (e *explainer) first() {
+	l := e.l
+	if l.kind != single || l.scan >= l.end {
+		return
+	}
+	if l.hold > l.now {
+		e.rests(l.scan, 1, l.hold)
+		return
+	}
+	var first *lease
+	var by *member
+	for _, m := range l.sorted() {
+		if all := m.leases.all(); len(all) > 0 && (first == nil || all[0].from < first.from) {
+			first, by = &all[0], m
+		}
+	}
+	if first != nil {
+		e.leased(by, first.from, max(first.since, by.worked))
+	}
+}
+
+// rests says that n records were given back and rest, the one at o until due, before the others.
+func (e *explainer) rests(o wire.Offset, n int, due time.Duration) {
+	text := fmt.Sprintf("Record %d has failed and rests before the next attempt.", o)
+	if n > 1 {
+		text = fmt.Sprintf("%d records have failed and rest before the next attempt, record %d the shortest.", n, o)
+	}
+	v := uint64(o)
+	e.say("backoff", "", 0, due, "%s", text).Offset = &v
+}
+
+// alone says that records which are scopes of their own rest.
+func (e *explainer) alone() {
+	l, n, next := e.l, 0, timer{}
+	for _, t := range l.timers.heap {
+		if l.resting(&t) && !l.g.Done.Has(t.record) {
+			if n++; n == 1 || t.at < next.at {
+				next = t
+			}
+		}
+	}
+	if n > 0 {
+		e.rests(next.record, n, next.at)
+	}
+}
+
+// resting reports whether a timer is that of a record which is a scope of its own, and rests.
+func (l *Leader) resting(t *timer) bool {
+	return t.member == nil && t.scope == nil && !t.wake && t.round == l.round && !l.unreads[t.record]
 }
 
 // hash says what holds up a key or a publisher.
@@ -314,7 +368,7 @@ func (e *explainer) leased(m *member, o wire.Offset, since time.Duration) {
 	case r.state == returning, r.state == ending:
 		reason = e.say("revoking", of(m), 0, 0, "Record %d is taken back from session %s; that is not committed yet.", o, of(m))
 	case r.revoked != 0:
-		reason = e.say("revoking", of(m), since, m.revoke, "Session %s was asked to give record %d back (%s).", of(m), o, r.revoked)
+		reason = e.say("revoking", of(m), max(0, m.revoke-l.patience()), m.revoke, "Session %s was asked to give record %d back (%s).", of(m), o, r.revoked)
 	case e.silent(m):
 		reason = e.say("silent", of(m), m.heard, max(m.heard, l.start)+l.session(),
 			"Session %s has record %d under epoch %d, and was not heard for more than half of its session timeout: it is taken for dead when that is over.", of(m), o, r.epoch)
@@ -377,16 +431,34 @@ func (e *explainer) record(o wire.Offset) {
 		return // it waits for a session, as was said
 	}
 	if o >= l.scan {
+		if e.first(); l.hold > l.now && o == l.scan {
+			return
+		}
 		e.say("behind_scan", "", 0, 0, "The group has not come to it yet: it has looked at the records below offset %d so far.", l.scan)
 		return
 	}
-	for _, t := range l.timers.heap {
-		if t.member == nil && t.scope == nil && !t.wake && t.record == o && t.round == l.round {
-			e.say("backoff", "", 0, t.at, "It has failed and rests before the next attempt.")
+	for _, s := range l.scopes {
+		if s.unread && s.n > 0 && s.next[0] == o {
+			e.scope(s)
 			return
 		}
 	}
-	if !e.stops {
+	if l.unreads[o] || l.passed.find(o) != nil {
+		if said, _ := l.unreadable(); said != o {
+			e.unreadable("", o, "others pass it")
+		}
+		return
+	}
+	for _, t := range l.timers.heap {
+		if t.record == o && l.resting(&t) {
+			e.rests(o, 1, t.at)
+			return
+		}
+	}
+	switch {
+	case l.kind == hashed && !ok: // which scope it is of is not in memory
+		e.say("behind_key", "", 0, 0, "It waits for earlier records of its %s, or for a consumer with room.", l.g.Settings.Scope)
+	case !e.stops:
 		e.say("no_credit", "", 0, 0, "It can go out as soon as a consumer has room.")
 	}
 }

@@ -283,11 +283,11 @@ func TestASnapshotOutlivesATrim(t *testing.T) {
 // What one consumer can make this leader remember has an end.
 func TestWhatSessionsSayIsBounded(t *testing.T) {
 	r := newRig(t, sharedGroup)
-	r.produce(0)
+	r.produce(0, 0)
 	a := r.attach('A', 1, 1)
 	seen := make([]wire.Outcome, maxSeen+1)
 	for i := range seen {
-		seen[i] = wire.Outcome{Offset: 0, Count: 1, Epoch: 1, Kind: wire.OutcomeLostSeen}
+		seen[i] = wire.Outcome{Offset: 1, Count: 1, Epoch: 1, Kind: wire.OutcomeLostSeen}
 	}
 	r.leader.Outcomes(a, seen, r.now)
 	require.Len(t, r.leader.next.seen, maxSeen)

@@ -78,25 +78,7 @@ func (l *Leader) resolveTable() bool {
 			return false
 		}
 		l.table = l.table[1:]
-		h := l.hashOf(p, o)
-		if h == 0 {
-			continue
-		}
-		for _, m := range l.members {
-			r := m.leases.find(o)
-			if r == nil {
-				continue
-			}
-			s := l.scopes[h]
-			if s == nil {
-				s = l.newScope(h)
-			}
-			l.take(m, s, o)
-			if r.state != held { // its session was removed meanwhile
-				s.ending++
-			}
-			break
-		}
+		l.adopt(p, o)
 	}
 	return true
 }

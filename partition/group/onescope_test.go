@@ -179,13 +179,7 @@ func TestLeaderStarvesNoRecordWithoutAKey(t *testing.T) {
 			r.now += 10 * time.Millisecond
 		}
 		a.say(wire.OutcomeAck, o)
-		for len(r.want.Find) > 0 {
-			f := r.want.Find[0]
-			r.want.Find = r.want.Find[1:]
-			at, ok := r.find(f)
-			r.leader.Found(f.Scope, f.After, at, ok)
-		}
-		r.settle()
+		r.finish()
 	}
 	require.Fail(t, "200 others came first")
 }

@@ -3,7 +3,7 @@ package group
 import (
 	"maps"
 	"math"
-	"slices"
+	"sort"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -194,30 +194,34 @@ func (l *Leader) known() {
 	}
 }
 
-// Damaged says that the records [from, to) cannot be read: what is leased of them goes
-// back, with what lies behind it in its scope, and is looked for again after rereadPause.
-func (l *Leader) Damaged(from, to wire.Offset) {
+// Damaged says that the records [from, to) cannot be read, so that a consumer was not sent
+// them: what it has of them goes back, with what lies behind it in its scope, and is looked for
+// again after rereadPause. Others may have got theirs.
+func (l *Leader) Damaged(c Consumer, from, to wire.Offset) {
+	a := l.links[c]
+	if a == nil || !a.open {
+		return
+	}
+	m := a.member
 	again := cause{reason: wire.ReasonReturned, delayed: true, delayMs: uint32(rereadPause.Milliseconds())}
-	for _, m := range l.members {
-		for _, r := range m.leases.held(from) {
-			if r.from >= to {
-				break
-			}
-			r.to = min(r.to, to)
-			if l.kind == shared {
-				again.silent = true
-				l.takeBack(m, r, again)
-				continue
-			}
-			for o := r.from; o < r.to; o++ {
-				if one, ok := m.leases.within(o, o+1); ok && one.state == held {
-					if s := l.of.Get(o); s == nil {
-						l.rest(o)
-					} else if s.isHead(o) {
-						s.unread = true
-					}
-					l.giveBack(m, one, again) // it may have some of what is behind
+	for _, r := range m.leases.held(from) {
+		if r.from >= to {
+			break
+		}
+		r.to = min(r.to, to)
+		if l.kind == shared {
+			again.silent = true
+			l.takeBack(m, r, again)
+			continue
+		}
+		for o := r.from; o < r.to; o++ {
+			if one, ok := m.leases.within(o, o+1); ok && one.state == held {
+				if s := l.of.Get(o); s == nil {
+					l.rest(o)
+				} else if s.isHead(o) {
+					s.unread = true
 				}
+				l.giveBack(m, one, again) // it may have some of what is behind
 			}
 		}
 	}
@@ -340,5 +344,5 @@ func (l *Leader) sticky() bool {
 
 // sortTable orders leases by offset.
 func sortTable(t []TableLease) {
-	slices.SortFunc(t, func(a, b TableLease) int { return compareOffsets(a.From, b.From) })
+	sort.Slice(t, func(i, j int) bool { return t[i].From < t[j].From })
 }

@@ -1,6 +1,7 @@
 package group
 
 import (
+	"slices"
 	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
@@ -296,6 +297,9 @@ func (l *Leader) tail(m *member, o wire.Offset, c cause) {
 // others it goes when that is applied.
 func (l *Leader) takeBack(m *member, piece lease, c cause) {
 	l.backing += int(piece.to - piece.from)
+	if len(l.next.seen) > 0 {
+		l.unsee(m, piece.from, piece.to)
+	}
 	state := ending
 	if c.asked {
 		state = returning
@@ -400,7 +404,33 @@ func (l *Leader) endAll(m *member, c cause) {
 // saw notes that a session knows that it has lost records. Behind the end there are none;
 // if too much is noted already their fences stay until the session is removed.
 func (l *Leader) saw(m *member, from, to wire.Offset) {
-	if to = min(to, l.end); from < to && len(l.next.seen) < maxSeen {
-		l.next.seen = append(l.next.seen, seen{m.session, Span{from, to}})
+	for to = min(to, l.end); from < to && len(l.next.seen) < maxSeen; {
+		next := to
+		if r, held := m.leases.within(from, to); held { // under a later lease
+			if next = r.from; next == from {
+				from = r.to
+				continue
+			}
+		}
+		l.next.seen = append(l.next.seen, seen{m.session, Span{from, next}})
+		from = next
 	}
+}
+
+// unsee forgets what a session has seen of earlier losses of records that it loses now: in one
+// entry that would count as having seen this loss, too.
+func (l *Leader) unsee(m *member, from, to wire.Offset) {
+	var rest []seen
+	l.next.seen = slices.DeleteFunc(l.next.seen, func(x seen) bool {
+		if x.session != m.session || x.span.To <= from || to <= x.span.From {
+			return false
+		}
+		for _, s := range []Span{{x.span.From, from}, {to, x.span.To}} {
+			if s.From < s.To {
+				rest = append(rest, seen{x.session, s})
+			}
+		}
+		return true
+	})
+	l.next.seen = append(l.next.seen, rest...)
 }

@@ -20,8 +20,10 @@ const destinationScope Scope = 1
 func (l *Leader) ScopeOf(q *wire.ScopeRequest) (Scope, error) {
 	by := l.g.Settings.Scope
 	switch {
-	case l.kind == single:
+	case l.kind == single && q.Key == nil && q.Publisher == nil:
 		return destinationScope, nil
+	case l.kind == single: // its record may not be the next one
+		return 0, wire.Errorf(wire.CodeInvalidSetting, "group %s handles a whole partition in order, and none of its keys or publishers by itself: name the --partition alone", l.g.Name)
 	case q.Scope != nil:
 		return Scope(*q.Scope), nil
 	case l.kind == hashed && q.Key != nil && by == wire.ScopeKey:
@@ -29,9 +31,9 @@ func (l *Leader) ScopeOf(q *wire.ScopeRequest) (Scope, error) {
 	case l.kind == hashed && q.Publisher != nil && by == wire.ScopePublisher:
 		return HashOf(*q.Publisher), nil
 	case l.kind == shared:
-		return 0, wire.Errorf(wire.CodeInvalidSetting, "group %s takes every record by itself: name its offset", l.g.Name)
+		return 0, wire.Errorf(wire.CodeInvalidSetting, "group %s takes every record by itself: name its --partition and --offset", l.g.Name)
 	}
-	return 0, wire.Errorf(wire.CodeInvalidSetting, "group %s goes by %s: name one", l.g.Name, by)
+	return 0, wire.Errorf(wire.CodeInvalidSetting, "group %[1]s goes by %[2]s: name a %[2]s (of a publisher with --publisher), or one record by its --partition and --offset", l.g.Name, by)
 }
 
 // HashOf is the scope of a key or publisher.

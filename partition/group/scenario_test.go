@@ -549,13 +549,7 @@ func TestLeaderLetsNoKeyStarve(t *testing.T) {
 		require.Less(t, n, 1000)
 		g := a.grants[n]
 		a.say(wire.OutcomeAck, g.Offset)
-		for len(r.want.Find) > 0 {
-			f := r.want.Find[0]
-			r.want.Find = r.want.Find[1:]
-			at, ok := r.find(f)
-			r.leader.Found(f.Scope, f.After, at, ok)
-		}
-		r.settle()
+		r.finish()
 		if g.Offset == r.end-1 {
 			require.Less(t, n, 70, "the last key waits for its share only")
 		}
@@ -591,22 +585,27 @@ func TestAHotKeyGetsItsShareOfTheCredit(t *testing.T) {
 		}
 		handled++
 		a.say(wire.OutcomeAck, o)
-		for len(r.want.Find) > 0 {
-			f := r.want.Find[0]
-			r.want.Find = r.want.Find[1:]
-			at, ok := r.find(f)
-			r.leader.Found(f.Scope, f.After, at, ok)
-		}
-		r.settle()
+		r.finish()
 	}
 	t.Logf("%d of %d deliveries were of the hot key", hot, handled)
 	require.InDelta(t, 60, hot, 12, "a fifth of the deliveries for one of five keys")
 }
 
+// finish is settle that also answers what is looked for.
+func (r *rig) finish() {
+	for r.settle(); len(r.want.Find) > 0; r.settle() {
+		f := r.want.Find[0]
+		r.want.Find = r.want.Find[1:]
+		at, ok := r.find(f)
+		r.leader.Found(f.Scope, f.After, at, ok)
+	}
+}
+
+// find is a search as partition has it: a damaged record may be what is looked for.
 func (r *rig) find(f Find) (wire.Offset, bool) {
 	for o := f.After + 1; o < f.Below; o++ {
 		p, _ := r.At(o)
-		if r.leader.hashOf(p, o) == f.Scope && !r.state.Group(1).Done.Has(o) {
+		if (p.Damaged || r.leader.hashOf(p, o) == f.Scope) && !r.state.Group(1).Done.Has(o) {
 			return o, true
 		}
 	}
@@ -783,6 +782,129 @@ func TestExplainNamesAHorizonThatIsNotCommitted(t *testing.T) {
 	r.settle()
 	require.Equal(t, []wire.Offset{0, 1, 2}, a.offsets())
 	require.Empty(t, r.leader.Explain(&wire.ExplainRequest{}, 0).Reasons)
+}
+
+// Who has the first record is said also where the group has not come to those behind it: of a whole
+// partition, and of a key whose consumer has no room.
+func TestExplainSaysWhoHoldsWhatTheUnseenRestMayWaitFor(t *testing.T) {
+	for name, c := range map[string]struct {
+		settings Settings
+		room     uint32
+		codes    []string
+	}{
+		"a partition": {Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination}, 10, []string{"held"}},
+		"a stream":    {Settings{Mode: wire.ModeStream}, 1, []string{"no_credit", "held"}},
+		"a key":       {keyGroup, 1, []string{"no_credit", "held"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, c.settings)
+			r.produce(5, 5)
+			a := r.attach('A', 1, c.room)
+			r.settle()
+			require.Equal(t, []wire.Offset{0}, a.offsets())
+			r.now += time.Second
+			r.leader.Reaches(r.end, r.now)
+			codes := func(q *wire.ExplainRequest) (out []string) {
+				for _, reason := range r.leader.Explain(q, 1_000_000).Reasons {
+					if out = append(out, reason.Code); reason.Code == "held" {
+						require.Equal(t, []uint64{0, 999_000}, []uint64{*reason.Offset, uint64(reason.SinceMs)})
+					}
+				}
+				return out
+			}
+			require.Equal(t, c.codes, codes(&wire.ExplainRequest{}))
+			if c.settings.Scope == wire.ScopeDestination || c.settings.Mode == wire.ModeStream {
+				one := uint64(1)
+				require.Equal(t, append(c.codes, "behind_scan"), codes(&wire.ExplainRequest{Offset: &one}))
+			}
+			a.say(wire.OutcomeAck, 0)
+			r.settle()
+			require.Equal(t, []wire.Offset{0, 1}, a.offsets())
+			require.NotContains(t, codes(&wire.ExplainRequest{}), "held", "nothing waits")
+		})
+	}
+}
+
+// A record that rests after a failure is named, whatever it holds up: nothing, or a whole partition.
+func TestExplainSaysWhatRests(t *testing.T) {
+	for name, c := range map[string]struct {
+		settings Settings
+		behind   []string // what is said of the record behind it
+	}{
+		"shared":      {Settings{Mode: wire.ModeShared, BackoffMs: 500}, []string{"backoff"}},
+		"without key": {Settings{Mode: wire.ModeSerial, BackoffMs: 500}, []string{"backoff"}},
+		"a partition": {Settings{Mode: wire.ModeSerial, Scope: wire.ScopeDestination, BackoffMs: 500}, []string{"backoff", "behind_scan"}},
+		"a stream":    {Settings{Mode: wire.ModeStream, BackoffMs: 500}, []string{"backoff", "behind_scan"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, c.settings)
+			r.produce(0, 0)
+			a := r.attach('A', 1, 10)
+			r.settle()
+			a.say(wire.OutcomeNack, 0)
+			r.settle()
+			alone := c.settings.Scope != wire.ScopeDestination && c.settings.Mode != wire.ModeStream
+			if alone {
+				a.say(wire.OutcomeNack, 1)
+				r.settle()
+			}
+			reasons := r.leader.Explain(&wire.ExplainRequest{}, 1_000_000).Reasons
+			require.Len(t, reasons, 1)
+			require.Equal(t, "backoff", reasons[0].Code)
+			require.EqualValues(t, 0, *reasons[0].Offset)
+			require.EqualValues(t, 1_000_500, reasons[0].UntilMs)
+			text := "Record 0 has failed and rests before the next attempt."
+			require.Equal(t, alone, reasons[0].Text != text, "both rest")
+			one := r.leader.Explain(&wire.ExplainRequest{Offset: new(uint64)}, 1_000_000).Reasons
+			require.Len(t, one, 1)
+			require.Equal(t, text, one[0].Text)
+			var codes []string
+			offset := uint64(1)
+			for _, reason := range r.leader.Explain(&wire.ExplainRequest{Offset: &offset}, 0).Reasons {
+				codes = append(codes, reason.Code)
+			}
+			require.Equal(t, c.behind, codes)
+			r.pass(time.Second)
+			for _, reason := range r.leader.Explain(&wire.ExplainRequest{}, 0).Reasons {
+				require.NotEqual(t, "backoff", reason.Code, "it has rested")
+			}
+		})
+	}
+}
+
+// Of a record whose key is not in memory it is not said that it only waits for room.
+func TestExplainSaysThatARecordMayWaitForItsKey(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(5)
+	r.produce(5)
+	a := r.attach('A', 1, 10)
+	r.settle()
+	require.Equal(t, []wire.Offset{0}, a.offsets())
+	offset := uint64(1)
+	code := func() string {
+		reasons := r.leader.Explain(&wire.ExplainRequest{Offset: &offset}, 0).Reasons
+		return reasons[len(reasons)-1].Code
+	}
+	require.Equal(t, "held", code())
+	r.hidden = map[wire.Offset]bool{1: true}
+	require.Equal(t, "behind_key", code())
+}
+
+// A record that is asked back is so since it was asked for, not since it was given.
+func TestExplainSaysSinceWhenARecordIsAskedBack(t *testing.T) {
+	r := newRig(t, keyGroup)
+	r.produce(5)
+	r.attach('A', 1, 10)
+	r.settle()
+	r.now += 2 * time.Second
+	r.leader.Reaches(r.end, r.now)
+	r.leader.Order(Order{Drain: true, Reason: wire.ReasonSeek, Command: AppendSeek(nil, 1, 0, 0)})
+	r.turn()
+	r.now += time.Second
+	r.leader.Reaches(r.end, r.now)
+	reason := r.leader.Explain(&wire.ExplainRequest{Offset: new(uint64)}, 1_000_000).Reasons[0]
+	require.Equal(t, "revoking", reason.Code)
+	require.EqualValues(t, 999_000, reason.SinceMs)
 }
 
 // Since when a record is held is its own time, and not that of those of its key before it,

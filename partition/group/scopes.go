@@ -162,7 +162,7 @@ func (l *Leader) Found(h Scope, after, at wire.Offset, ok bool) {
 }
 
 // FoundMore answers a Find with all records of the scope in (after, upTo] that are not
-// done, in order.
+// done, in order. The last one may be another's, if it cannot be read.
 func (l *Leader) FoundMore(h Scope, after wire.Offset, found []wire.Offset, upTo wire.Offset) {
 	s := l.scopes[h]
 	if s == nil || !s.finding || s.after != after {

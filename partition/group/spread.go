@@ -3,6 +3,7 @@ package group
 import (
 	"cmp"
 	"slices"
+	"sort"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -167,7 +168,7 @@ func (s *spread) shareOut(old map[Session][]uint32) {
 		m.room -= len(m.has)
 	}
 	free := slices.DeleteFunc(slices.Clone(s.loads), func(p PartitionLoad) bool { return taken[p.Number] })
-	slices.SortStableFunc(free, func(a, b PartitionLoad) int { return cmp.Compare(b.Backlog, a.Backlog) })
+	sort.SliceStable(free, func(i, j int) bool { return free[i].Backlog > free[j].Backlog })
 	give := func(p *PartitionLoad, local bool) bool {
 		var to *share
 		for _, m := range shares {

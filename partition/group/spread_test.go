@@ -46,9 +46,26 @@ func TestSpreadOverPartitions(t *testing.T) {
 			[]PartitionLoad{{Number: 0, Leader: 1}, {Number: 1, Leader: 2}, {Number: 2, Leader: 1}}, nil, map[Session][]uint32{a: {0}, b: {2}}},
 		{"local: it goes with the leader, and stays while there is none", wire.BindingLocal, []*Membership{memberAt(1, 1), memberAt(2, 2)},
 			[]PartitionLoad{{Number: 0, Leader: 2}, {Number: 1}, {Number: 2, Leader: 3}}, map[Session][]uint32{a: {0, 1}, b: {2}}, map[Session][]uint32{a: {1}, b: {0}}},
+		{"what is local is kept first", cover, []*Membership{memberAt(1, 1), memberAt(2, 0)}, []PartitionLoad{{Number: 0, Leader: 5}, {Number: 1, Leader: 1}},
+			map[Session][]uint32{a: {0, 1}}, map[Session][]uint32{a: {1}, b: {0}}},
+		{"no leader is local to nobody: kept", cover, []*Membership{memberAt(1, 0), memberAt(2, 0)}, []PartitionLoad{{Number: 0, Leader: 5}, {Number: 1}},
+			map[Session][]uint32{a: {0, 1}}, map[Session][]uint32{a: {0}, b: {1}}},
+		{"no leader is local to nobody: given away", cover, []*Membership{memberAt(1, 3), memberAt(2, 0)}, []PartitionLoad{{Number: 0}, {Number: 1, Leader: 5}},
+			map[Session][]uint32{a: {0, 1}}, map[Session][]uint32{a: {0}, b: {1}}},
+		{"no leader is local to nobody: taken", cover, []*Membership{memberAt(1, 3), memberAt(2, 0)}, []PartitionLoad{{Number: 0}, {Number: 1}},
+			nil, map[Session][]uint32{a: {0}, b: {1}}},
+		{"strict: no leader is local to nobody", strict, []*Membership{memberAt(1, 0)}, []PartitionLoad{{Number: 0, Leader: 5}, {Number: 1}}, nil, map[Session][]uint32{a: {0}}},
+		{"the largest backlogs go out first, to who has fewest", cover, []*Membership{memberAt(1, 0), memberAt(2, 0)},
+			[]PartitionLoad{{Number: 0, Backlog: 1}, {Number: 1, Backlog: 9}, {Number: 2, Backlog: 5}}, nil, map[Session][]uint32{a: {0, 1}, b: {2}}},
+		{"what is new goes to who is there", cover, []*Membership{memberAt(1, 1), memberAt(2, 2)}, []PartitionLoad{{Number: 0, Leader: 2}, {Number: 1, Leader: 1}},
+			nil, map[Session][]uint32{a: {1}, b: {0}}},
 		{"nobody", cover, nil, three, map[Session][]uint32{a: {0}}, map[Session][]uint32{}},
 	} {
 		require.Equal(t, step.want, Spread(step.policy, step.members, step.partitions, step.old, nil), step.name)
+		members, partitions := slices.Clone(step.members), slices.Clone(step.partitions)
+		slices.Reverse(members)
+		slices.Reverse(partitions)
+		require.Equal(t, step.want, Spread(step.policy, members, partitions, step.old, nil), "%s, in any order", step.name)
 	}
 }
 
@@ -75,6 +92,7 @@ func TestSpreadGivesNothingToThoseThatAreAway(t *testing.T) {
 			map[Session][]uint32{a: {0}, b: {1}, c: {2, 3}}, map[Session][]uint32{a: {0, 2}, b: {1, 3}}},
 		{"to a free partition goes one that is there", wire.BindingCover, all, four[:2], map[Session]bool{c: true},
 			map[Session][]uint32{a: {0}, b: {0}, c: {0}}, map[Session][]uint32{a: {0}, b: {1}, c: {0}}},
+		{"who is there chooses first", wire.BindingStrict, all[:2], four[:2], map[Session]bool{a: true}, nil, map[Session][]uint32{a: {1}, b: {0}}},
 		{"local: none of its node", wire.BindingLocal, []*Membership{memberAt(1, 1), memberAt(2, 1)}, []PartitionLoad{{Number: 0, Leader: 1}, {Number: 1, Leader: 1}},
 			map[Session]bool{b: true}, nil, map[Session][]uint32{a: {0, 1}, b: nil}},
 	} {

@@ -21,7 +21,7 @@ func TestARecordThatCannotBeSentWaitsWithItsKeyOnly(t *testing.T) {
 	r.produce(2)
 	a := r.attach('A', 1, 5)
 	require.Equal(t, []wire.Offset{0, 2}, a.offsets())
-	r.leader.Damaged(0, 1)
+	r.leader.Damaged(a, 0, 1)
 	r.settle()
 	require.Equal(t, []wire.Offset{0, 2}, a.offsets(), "it is not given out again at once")
 	known, _ := r.state.Group(1).Record(0)
@@ -64,8 +64,8 @@ func TestRuleL8_AKeyGoesOnWhenItsRecordIsRepaired(t *testing.T) {
 			r.produce(2)
 			a := r.attach('A', 1, 5)
 			require.Equal(t, []wire.Offset{0, 1}, a.offsets())
-			r.leader.Damaged(0, 1)
-			r.leader.Damaged(1, 2)
+			r.leader.Damaged(a, 0, 1)
+			r.leader.Damaged(a, 1, 2)
 			r.settle()
 			if known {
 				r.places[0].Damaged, r.places[1].Damaged = true, true
@@ -99,8 +99,8 @@ func TestRuleL8_ARecordWithoutAKeyGoesOnWhenItIsRepaired(t *testing.T) {
 			a := r.attach('A', 1, 5)
 			require.Equal(t, []wire.Offset{0, 1, 2}, a.offsets())
 			r.leader.Outcomes(a, []wire.Outcome{{Offset: 2, Count: 1, Epoch: a.grants[2].Epoch, Kind: wire.OutcomeNack, DelayMs: 3_600_000}}, r.now)
-			r.leader.Damaged(0, 1)
-			r.leader.Damaged(1, 2)
+			r.leader.Damaged(a, 0, 1)
+			r.leader.Damaged(a, 1, 2)
 			r.settle()
 			if known {
 				r.places[0].Damaged, r.places[1].Damaged = true, true
@@ -169,6 +169,33 @@ func TestExplainNamesWhatCannotBeRead(t *testing.T) {
 		r.leader.Repaired(0, 2)
 		r.settle()
 		require.Equal(t, -1, corrupt())
+	}
+}
+
+// A record that cannot be read is named to who asks for it, also behind others of its key.
+func TestExplainNamesTheRecordThatCannotBeRead(t *testing.T) {
+	for name, s := range map[string]Settings{"key": keyGroup, "shared": sharedGroup} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, s)
+			r.produce(1)
+			r.produce(1)
+			r.produce(1)
+			if s.Mode == wire.ModeShared { // it passes over them
+				r.places[1].Damaged = true
+			}
+			a := r.attach('A', 1, 3)
+			r.settle()
+			r.places[1].Damaged, r.places[1].Index = true, nil // the scan has passed it
+			a.say(wire.OutcomeAck, 0)
+			r.settle()
+			offset := uint64(1)
+			var codes []string
+			for _, reason := range r.leader.Explain(&wire.ExplainRequest{Offset: &offset}, 0).Reasons {
+				codes = append(codes, reason.Code)
+			}
+			require.Contains(t, codes, "corrupt_range")
+			require.NotContains(t, codes, "no_credit")
+		})
 	}
 }
 

@@ -97,14 +97,7 @@ func TestRule26_ALetterIsNotFoundAmongWhatWaits(t *testing.T) {
 		a := r.attach('A', 1, 1)
 		for n := 0; n < len(a.grants); n++ {
 			a.say(wire.OutcomeAck, a.grants[n].Offset)
-			r.settle()
-			for len(r.want.Find) > 0 {
-				f := r.want.Find[0]
-				r.want.Find = r.want.Find[1:]
-				at, ok := r.find(f)
-				r.leader.Found(f.Scope, f.After, at, ok)
-				r.settle()
-			}
+			r.finish()
 		}
 		require.Len(t, a.offsets(), records-1)
 		require.NotContains(t, a.offsets(), wire.Offset(letter))
