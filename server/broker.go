@@ -50,7 +50,10 @@ type broker struct {
 
 	gone   []*partitionReplica // retired, not closed yet
 	goneAt *cluster.View       // that does not name them
-	unsaid atomic.Bool         // the metadata has to be told something again
+	// leaving are the directories of retired replicas that are not closed yet, which nobody
+	// else may open, and whether somebody wants to.
+	leaving map[string]bool
+	unsaid  atomic.Bool // the metadata has to be told something again
 	// telling are the replicas of which the metadata is being told that they are lost.
 	telling sync.Map
 	reset   atomic.Bool // the metadata knows that what was in memory is gone
@@ -102,7 +105,7 @@ func openBroker(cfg Config) (*broker, error) {
 		turns: [2]*turnPool{newTurnPool(), newTurnPool()}, jobs: byStorage(cfg.StorageWorkers), reads: byStorage(cfg.ReadWorkers),
 		shared:   storeExecutor{newLine(newBlockingPool(1))},
 		pending:  partition.NewMemory(cfg.PendingBytes),
-		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error), failedID: make(map[replicaKey]uint64),
+		replicas: make(map[replicaKey]*partitionReplica), byID: make(map[uint64]*partitionReplica), failed: make(map[replicaKey]error), failedID: make(map[replicaKey]uint64), leaving: make(map[string]bool),
 		began: monotonic(), removed: make(chan struct{}), fatal: make(chan error, 1),
 		alarm: newAlarm(), dirty: make(chan struct{}, 1), untidy: make(chan struct{}, 1), stops: make(chan struct{}, 1),
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"strings"
 	"sync/atomic"
@@ -320,4 +321,18 @@ func TestAPartitionThatIsClosedTakesNoTurns(t *testing.T) {
 	}
 	require.NoError(t, b.close())
 	<-j.told
+}
+
+// Sessions that other nodes forward are served before those of clients: from the first on they
+// hear of leaders that change.
+func TestSessionsHearOfNewLeadersFromTheFirstOn(t *testing.T) {
+	b := testBroker(t, vfs.NewSimulated(1))
+	b.cfg.DataDir = t.TempDir()
+	s := &Server{broker: b}
+	require.NoError(t, s.runEngine(b))
+	before := s.engine.routes.Load()
+	b.leadersChanged()
+	require.Equal(t, before+1, s.engine.routes.Load())
+	require.NoError(t, s.engine.stop(context.Background()))
+	require.NoError(t, b.close())
 }

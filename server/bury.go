@@ -20,6 +20,7 @@ func (b *broker) retire(wanted map[replicaKey]uint64, v *cluster.View) {
 	for key, r := range b.replicas {
 		if id, ok := wanted[key]; !ok || id != r.replicaID {
 			gone = append(gone, r)
+			b.leaving[r.dir] = false
 			delete(b.replicas, key)
 			delete(b.byID, r.replicaID)
 		}
@@ -126,6 +127,13 @@ func (b *broker) remove(r *partitionReplica) {
 		if err := b.memory.Quarantine(r.dir); err != nil {
 			b.logger.Error("a removed partition's memory stays", "partition", r.name, "err", err)
 		}
+	}
+	b.mu.Lock()
+	wanted := b.leaving[r.dir]
+	delete(b.leaving, r.dir)
+	b.mu.Unlock()
+	if wanted {
+		b.metadataChanged(nil)
 	}
 	b.stopped()
 }

@@ -226,7 +226,7 @@ type lagging struct {
 	meta  bool
 	own   uint64 // the replica's ID
 	inbox *replication.Inbox
-	wake  func() // gives the owner a turn
+	owner *owner
 }
 
 // Read implements replication.Feed.
@@ -235,12 +235,14 @@ func (g lagging) Read(l *log.Log, to uint64, node uint32, first wire.Index, maxB
 		return false
 	}
 	read := func(limited bool) (n int) {
-		entries, err := l.Stored(first, maxBytes)
-		for i := range entries {
-			n += len(entries[i].Data)
-		}
-		g.inbox.PutFed(replication.Fed{To: to, First: first, Entries: entries, Paced: limited, Err: err})
-		g.wake()
+		g.owner.guarded("a read for another replica", func() {
+			entries, err := l.Stored(first, maxBytes)
+			for i := range entries {
+				n += len(entries[i].Data)
+			}
+			g.inbox.PutFed(replication.Fed{To: to, First: first, Entries: entries, Paced: limited, Err: err})
+			g.owner.schedule()
+		})
 		return n
 	}
 	if to == g.own {
@@ -260,13 +262,13 @@ func (g lagging) fetch(node uint32, offer replication.SnapshotOffer) {
 			f.Content, f.Err = nil, &wire.Error{Code: code, Detail: string(body)}
 		}
 		g.inbox.PutFetched(f)
-		g.wake()
+		g.owner.schedule()
 	})
 }
 
 // checkpoint answers FETCH_CHECKPOINT with the newest checkpoint of a log, which must
 // be at least at an index.
-func (c *catchUp) checkpoint(l *log.Log, least wire.Index, reply func(wire.ErrorCode, []byte)) {
+func (c *catchUp) checkpoint(o *owner, l *log.Log, least wire.Index, reply func(wire.ErrorCode, []byte)) {
 	saved := l.SavedCheckpoint()
 	switch {
 	case saved == nil || saved.Applied < least:
@@ -277,7 +279,9 @@ func (c *catchUp) checkpoint(l *log.Log, least wire.Index, reply func(wire.Error
 		return
 	}
 	c.paced(0, int(min(saved.Size, catchUpCharge)), func(bool) int {
-		content, err := l.ReadCheckpoint()
+		var content []byte
+		err := errReadPanicked
+		o.guarded("a read for another replica", func() { content, err = l.ReadCheckpoint() })
 		if err != nil {
 			reply(wire.CodeUnavailable, []byte(err.Error()))
 			return 0

@@ -253,7 +253,7 @@ func TestCatchUpBoundsItsStreams(t *testing.T) {
 	c := newCatchUp(newBlockingPool(catchUpStreams), func() uint64 { return 0 }, nil)
 	var later []func()
 	c.submit = func(f func()) { later = append(later, f) }
-	g := lagging{catchUp: c, inbox: replication.NewInbox(nil), wake: func() {}}
+	g := lagging{catchUp: c, inbox: replication.NewInbox(nil), owner: &owner{turns: &turnPool{}}}
 	for range catchUpStreams {
 		require.True(t, g.Read(l, 2, 7, 1, 1<<20))
 	}
@@ -281,14 +281,14 @@ func TestCatchUpFetchesCheckpoints(t *testing.T) {
 		asked <- m
 		answer(then)
 	})
-	woken := 0
-	g := lagging{catchUp: c, meta: true, inbox: replication.NewInbox(nil), wake: func() { woken++ }}
+	turns := &turnPool{}
+	g := lagging{catchUp: c, meta: true, inbox: replication.NewInbox(nil), owner: &owner{turns: turns}}
 	g.fetch(7, replication.SnapshotOffer{From: 3, To: 4, Applied: 9})
 	require.Equal(t, wire.PeerFetch{Meta: true, Replica: 3, From: 9}, <-asked)
-	require.Equal(t, 1, woken)
+	require.Len(t, turns.queue, 1)
 
 	var code wire.ErrorCode
-	c.checkpoint(l, 1, func(c wire.ErrorCode, _ []byte) { code = c })
+	c.checkpoint(&owner{}, l, 1, func(c wire.ErrorCode, _ []byte) { code = c })
 	require.Equal(t, wire.CodeRetry, code, "there is none yet")
 	require.False(t, errors.Is(code, wire.CodeOK))
 }

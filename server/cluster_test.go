@@ -429,6 +429,32 @@ func TestAFollowerTellsWhatItHas(t *testing.T) {
 	}
 }
 
+// An address that stands for all of a machine's is to listen on and not to be told to others:
+// each of them would find itself there.
+func TestANodeTellsOthersAnAddressThatLeadsToIt(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		cfg  Config
+		says string // empty: accepted
+	}{
+		{"alone", Config{Listen: "0.0.0.0:7400"}, ""},
+		{"clients find themselves", Config{Listen: "0.0.0.0:7400", PeerListen: "10.0.0.1:7401"}, "0.0.0.0:7400 stands for every address of a machine, and others would connect to themselves; give the one they reach this node at with --advertise"},
+		{"nodes find themselves", Config{Listen: "10.0.0.1:7400", PeerListen: "[::]:7401"}, "with --peer-advertise"},
+		{"no host", Config{Listen: "10.0.0.1:7400", PeerListen: ":7401"}, "with --peer-advertise"},
+		{"advertised itself", Config{PeerListen: "10.0.0.1:7401", Advertise: "0.0.0.0:7400"}, "with --advertise"},
+		{"advertised", Config{Listen: "0.0.0.0:7400", PeerListen: ":7401", Advertise: "one.example:7400", PeerAdvertise: "10.0.0.1:7401"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := c.cfg.Check()
+			if c.says == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
 func TestJoiningIsRefusedWithTheReason(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 2)
@@ -812,6 +838,58 @@ func TestAReplicaAndALeadershipMoveWhenAsked(t *testing.T) {
 	c.same("orders", 4)
 	_, err = c.ask(1, &wire.PartitionAdminRequest{Destination: "orders", Action: wire.PartitionTransfer, To: from})
 	require.ErrorIs(t, err, wire.CodeInvalidRequest)
+}
+
+// A replica that is lost before its leader has heard of it is forgotten, also where nothing is
+// produced and the configuration stays what the metadata has been told before.
+func TestAReplicaThatNeverJoinedAnIdlePartitionIsForgotten(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 2)
+	c.create(1, "orders", 1, 1)
+	partition := func() (*cluster.Destination, *cluster.Partition) {
+		for _, d := range c.broker(1).View().Destinations {
+			return d, &d.Partitions[0]
+		}
+		return nil, nil
+	}
+	alone := func() bool {
+		_, p := partition()
+		return len(p.Replicas) == 1 && p.Replicas[0].State == cluster.ReplicaActive
+	}
+	c.await("the replica is there", alone)
+	_, p := partition()
+	from := p.Replicas[0].Node
+	_, err := c.ask(1, &wire.PartitionAdminRequest{Destination: "orders", Action: wire.PartitionMove, From: from, To: 3 - from})
+	require.NoError(t, err)
+	c.await("it has moved", func() bool {
+		_, p := partition()
+		return alone() && p.Replicas[0].Node == 3-from
+	})
+	var m *metadataReplica
+	c.await("somebody leads the metadata", func() bool {
+		for _, s := range c.servers {
+			if s.broker.meta.leads.Load() {
+				m = s.broker.meta
+			}
+		}
+		return m != nil
+	})
+	d, p := partition()
+	results := make(chan cluster.Result, 2)
+	lost := p.Replicas[0].ID + 1
+	for _, command := range []cluster.Command{ // in one turn
+		{Move: &cluster.Move{Destination: d.ID, Add: []uint32{from}, Remove: []uint64{p.Replicas[0].ID}}},
+		{Lost: &cluster.Lost{Destination: d.ID, Replica: lost}},
+	} {
+		m.metadata.Submit(command, func(r cluster.Result) { results <- r })
+	}
+	m.schedule()
+	for range 2 {
+		require.NoError(t, (<-results).Err)
+	}
+	c.await("it is forgotten", alone)
+	_, p = partition()
+	require.Equal(t, lost-1, p.Replicas[0].ID)
 }
 
 // Rule R10: a replica whose directory is gone is lost, and made anew under another ID;

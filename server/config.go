@@ -118,6 +118,15 @@ func (c *Config) checkCluster() error {
 		return fmt.Errorf("role %q is neither %s nor %s", c.Role, cluster.RoleBroker, cluster.RoleGateway)
 	case c.PeerListen == "" && (len(c.Join) > 0 || role == cluster.RoleGateway):
 		return errors.New("a node of a cluster needs an address for the others; give one with --peer-listen")
+	case c.PeerListen == "":
+		return nil
+	}
+	for _, f := range []struct{ flag, address string }{
+		{"--advertise", cmp.Or(c.Advertise, c.Listen)}, {"--peer-advertise", cmp.Or(c.PeerAdvertise, c.PeerListen)},
+	} {
+		if host, _, _ := net.SplitHostPort(f.address); host == "" || net.ParseIP(host).IsUnspecified() {
+			return fmt.Errorf("%s stands for every address of a machine, and others would connect to themselves; give the one they reach this node at with %s", f.address, f.flag)
+		}
 	}
 	return nil
 }

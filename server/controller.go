@@ -141,7 +141,7 @@ func (b *broker) transferHere(from, to uint64) error {
 }
 
 // leadChanged tells everybody that a replica of this node leads now, or no longer.
-func (b *broker) leadChanged(r *partitionReplica) { b.say([]wire.PeerLeader{r.saysOfItself()}) }
+func (b *broker) leadChanged(r *partitionReplica) { b.say([]*partitionReplica{r}) }
 
 func (r *partitionReplica) saysOfItself() wire.PeerLeader {
 	l := wire.PeerLeader{Replica: r.replicaID}
@@ -162,20 +162,22 @@ func (b *broker) announce() {
 	if b.nodes.tick.Load()%announcePeriod != 0 {
 		return
 	}
-	var leaders []wire.PeerLeader
-	b.each(func(r *partitionReplica) { leaders = append(leaders, r.saysOfItself()) })
-	b.say(leaders)
+	var all []*partitionReplica
+	b.each(func(r *partitionReplica) { all = append(all, r) })
+	b.say(all)
 }
 
-// say tells the other nodes, and this one, what they do not know yet of its replicas.
-func (b *broker) say(leaders []wire.PeerLeader) {
+// say tells the other nodes, and this one, what they do not know yet of its replicas. What is said
+// last of a replica is how it ended: that one has stopped is said by its last turn.
+func (b *broker) say(replicas []*partitionReplica) {
 	w := &b.nodes
 	w.mu.Lock()
 	if w.said == nil {
 		w.said = map[uint64]wire.PeerLeader{}
 	}
-	news := leaders[:0]
-	for _, l := range leaders {
+	var news []wire.PeerLeader
+	for _, r := range replicas {
+		l := r.saysOfItself()
 		old, known := w.said[l.Replica]
 		if old == l || l.Epoch == 0 && !known {
 			continue

@@ -57,15 +57,16 @@ var groupCountNames = [groupCounts]string{
 
 // counters of the session layer. All only grow, except the gauges at the top.
 type counters struct {
-	sessions   atomic.Int64 // gauge: open sessions
-	peers      atomic.Int64 // gauge: open connections of the peer protocol
-	links      atomic.Int64 // gauge: open links
-	groupLinks atomic.Int64 // gauge: open links of groups
-	paused     atomic.Int64 // gauge: sessions whose socket is not read
-	inFlight   atomic.Int64 // gauge: requests waiting for their answer
-	upstreams  atomic.Int64 // gauge: connections to other nodes for forwarding
-	inbound    atomic.Int64 // gauge: bytes of memory for unfinished frames
-	outbound   atomic.Int64 // gauge: bytes of memory for replies that sockets did not take
+	sessions    atomic.Int64 // gauge: open sessions
+	peers       atomic.Int64 // gauge: open connections of the peer protocol
+	links       atomic.Int64 // gauge: open links
+	groupLinks  atomic.Int64 // gauge: open links of groups
+	paused      atomic.Int64 // gauge: sessions whose socket is not read
+	inFlight    atomic.Int64 // gauge: requests waiting for their answer
+	upstreams   atomic.Int64 // gauge: connections to other nodes for forwarding
+	forwardedIn atomic.Int64 // gauge: sessions that other nodes forward here
+	inbound     atomic.Int64 // gauge: bytes of memory for unfinished frames
+	outbound    atomic.Int64 // gauge: bytes of memory for replies that sockets did not take
 
 	accepted         atomic.Uint64               // connections admitted
 	refusedTotal     atomic.Uint64               // connections beyond the cap or the descriptor limit

@@ -281,9 +281,10 @@ func (b *broker) scrub(ctx context.Context) {
 		before := r.damagedFrames()
 		pass := r.records.NewScrub()
 		for ctx.Err() == nil {
-			n, err := pass.Next(scrubStep)
+			n, err := int64(0), errReadPanicked
+			r.guarded("the scrubber", func() { n, err = pass.Next(scrubStep) })
 			b.damage.scrubbed.Add(uint64(n))
-			if errors.Is(err, io.EOF) {
+			if errors.Is(err, io.EOF) || errors.Is(err, errReadPanicked) {
 				break
 			}
 			if err != nil {

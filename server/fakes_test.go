@@ -581,7 +581,7 @@ func startNodeOf(t testing.TB, backend *fakeBackend, limits Limits, change ...fu
 // eventually waits until the condition holds.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(time.Millisecond) { // for what has no event
 		if time.Now().After(deadline) {
 			require.FailNow(t, "did not happen", what)
 		}

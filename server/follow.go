@@ -217,6 +217,14 @@ func (r *partitionReplica) reconfigure(p *cluster.Partition) {
 		r.fixed = !p.Moving()
 		return
 	}
+	if r.group.Applied() <= p.ConfIndex {
+		// The metadata takes this for what it was told before: who was to join, and was called
+		// off before it did, would be on its way for ever.
+		if r.group.NextIndex() <= p.ConfIndex+1 {
+			_, _ = r.group.Propose(nil) // else it is tried again
+		}
+		return
+	}
 	if r.reports.Swap(true) {
 		return
 	}

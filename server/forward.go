@@ -123,7 +123,7 @@ func (s *session) forwardTo(node uint32, h wire.Header, t *handle, body []byte, 
 	u, err := s.upstreamTo(node)
 	if err == nil {
 		s.engine.counters.forwarded.Add(1)
-		h.Flags = 0
+		h.Flags, u.usedAt = 0, s.loop.now
 		if answered {
 			h.ID = u.note(forwarded{opcode: h.Opcode, id: h.ID, handle: t})
 		}
@@ -271,8 +271,14 @@ func appendForwarded(b *buffer, h wire.Header, body []byte) *buffer {
 	return b
 }
 
-// put queues a frame.
+// put queues a frame. If there is no room for it, it takes that of what was sent, as long as
+// moving the rest costs little for each byte: a leader that is always a little behind leaves
+// no moment in which everything is.
 func (u *upstream) put(h wire.Header, body []byte) {
+	if n := u.sent; n > 0 && len(u.out.bytes)+wire.HeaderSize+len(body) > cap(u.out.bytes) && 4*n >= len(u.out.bytes) {
+		u.out.bytes = append(u.out.bytes[:0], u.out.bytes[n:]...)
+		u.sent = 0
+	}
 	u.out = appendForwarded(u.out, h, body)
 	if !u.dirty {
 		u.dirty = true
@@ -465,7 +471,11 @@ func (u *upstream) received(h wire.Header, body []byte) error {
 		return wire.Errorf(wire.CodeMalformed, "%v with the ID %d answers nothing", h.Opcode, h.ID)
 	}
 	delete(u.pending, h.ID)
-	return u.answered(f, h, body)
+	err := u.answered(f, h, body)
+	if err != nil {
+		u.fail(f, wire.Errorf(wire.CodeUnavailable, "the answer of node %d cannot be read: %v", u.node, err))
+	}
+	return err
 }
 
 // answered hands an answer to the client.
@@ -591,7 +601,9 @@ func (u *upstream) openedLink(f forwarded, failed bool, body []byte) error {
 	remote := binary.LittleEndian.Uint32(body)
 	s.opening--
 	if s.phase != phaseOpen || s.halfClosed {
-		u.control(wire.OpLinkClose, remote, nil)
+		if f.handle != nil { // a temporary queue outlives its link
+			u.control(wire.OpLinkClose, remote, nil)
+		}
 		s.finish(f.id, nil, wire.Errorf(wire.CodeUnavailable, "the client ended its side of the connection before the link was open"))
 		return nil
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockstepmq/lockstep/cluster"
 	"github.com/lockstepmq/lockstep/partition"
@@ -629,4 +631,157 @@ func TestStoppingEndsForwarding(t *testing.T) {
 	require.NoError(t, members[0].engine.stop(ctx))
 	require.Zero(t, members[0].engine.counters.upstreams.Load())
 	members[0].stopped = true
+}
+
+// TestR_WLS_4_ATakenUpQueueKeepsItsGraceWhenTheTakerGoes: the answer to who takes up a temporary
+// queue of another node comes when that client has ended its side: the queue waits for the next.
+func TestR_WLS_4_ATakenUpQueueKeepsItsGraceWhenTheTakerGoes(t *testing.T) {
+	members := startMembers(t, 2, Limits{})
+	owner := dialOpen(t, members[1].address)
+	q := owner.makeTemporary(1, time.Minute)
+	require.NoError(t, owner.conn.Close())
+	here := &members[1].engine.temporaries
+	waits := func() bool {
+		here.mu.Lock()
+		defer here.mu.Unlock()
+		return here.alone == 1
+	}
+	eventually(t, "the queue waits", waits)
+	taker := dialOpen(t, members[0].address)
+	taker.send(wire.OpTempOpen, 9, &wire.TemporaryOpenRequest{Name: q.Name, Token: [16]byte{1}})
+	require.NoError(t, taker.conn.CloseWrite())
+	_ = taker.answer(9)
+	_ = taker.closed()
+	eventually(t, "its session is over", func() bool { return members[1].engine.counters.sessions.Load() == 0 })
+	require.Equal(t, 1, here.len())
+	require.True(t, waits())
+	heir := dialOpen(t, members[0].address)
+	heir.send(wire.OpTempOpen, 9, &wire.TemporaryOpenRequest{Name: q.Name, Token: [16]byte{1}})
+	require.Equal(t, wire.CodeOK, heir.answer(9).code())
+}
+
+// A producer that wants no acknowledgements uses its connection to the leader, although nothing
+// is ever answered on it.
+func TestAnUpstreamThatIsOnlySentToIsUsed(t *testing.T) {
+	e := &engine{}
+	var err error
+	e.limits, err = Limits{}.withDefaults(10_000)
+	require.NoError(t, err)
+	l := &loop{engine: e, now: upstreamIdle - time.Second}
+	l.wheel.init(0)
+	s := newSession(e, "a client", func() {})
+	s.loop = l
+	to := &handle{node: 2}
+	u := &upstream{session: s, node: 2, phase: upstreamOpen, handles: map[*handle]*leaderHandle{to: {number: 7}}}
+	u.loop, u.fd = l, -1
+	s.upstreams = map[uint32]*upstream{2: u}
+	s.forward(wire.Header{Opcode: wire.OpProduce}, to, make([]byte, 8), false)
+	l.now = upstreamIdle
+	u.checkDeadlines()
+	require.Equal(t, upstreamOpen, u.phase)
+	l.now = 2 * upstreamIdle
+	u.checkDeadlines()
+	require.Equal(t, upstreamClosed, u.phase)
+}
+
+// Sessions that are forwarded share the port of the nodes, and leave places to these.
+func TestForwardedSessionsLeavePlacesToNodes(t *testing.T) {
+	m := startMembers(t, 1, Limits{})[0]
+	in := &m.engine.counters.forwardedIn
+	places := int64(m.engine.peerLimits.Connections)
+	in.Store(places - places/8 - 1)
+	dial := func() *rawClient {
+		c := dialRaw(t, m.peerAddress)
+		c.write([]byte(wire.ForwardPreface))
+		c.send(wire.OpHello, 1, &wire.ForwardRequest{HelloRequest: wire.HelloRequest{MinVersion: 1, MaxVersion: 1}, Node: 2, Hops: 1})
+		return c
+	}
+	last := dial()
+	require.Equal(t, wire.CodeOK, last.answer(1).code())
+	_ = dial().closed()
+	require.NoError(t, last.conn.Close())
+	eventually(t, "it is gone", func() bool { return in.Load() == places-places/8-1 })
+	require.Equal(t, wire.CodeOK, dial().answer(1).code())
+}
+
+// What waits for a leader that is always a little behind is bounded by what it has not taken.
+func TestAnUpstreamThatIsAlwaysBehindGivesBackWhatItHasSent(t *testing.T) {
+	e := &engine{asleep: true}
+	var err error
+	e.limits, err = Limits{}.withDefaults(10_000)
+	require.NoError(t, err)
+	e.writables, err = newWritables()
+	require.NoError(t, err)
+	defer e.writables.stop()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	defer unix.Close(pair[1])
+	defer unix.Close(pair[0])
+	l := &loop{engine: e}
+	l.wheel.init(0)
+	s := newSession(e, "a client", func() {})
+	s.loop = l
+	u := &upstream{session: s, phase: upstreamOpen}
+	u.loop, u.fd = l, pair[0]
+	defer e.writables.forget(u)
+
+	const backlog, frame = 1 << 20, 16 << 10
+	body, in := make([]byte, frame-wire.HeaderSize), make([]byte, frame)
+	sent, taken := 0, 0
+	for sent < 32*backlog {
+		binary.LittleEndian.PutUint64(body, uint64(sent))
+		u.put(wire.Header{Opcode: wire.OpProduce}, body)
+		sent += frame
+		require.NotNil(t, u.out, "what waits at %d", sent)
+		require.LessOrEqual(t, u.out.capacity(), 4*backlog, "after %d bytes", sent)
+		if sent <= backlog {
+			continue
+		}
+		u.awaiting.Store(false)
+		u.flush()
+		for n := 0; n < frame; {
+			got, err := unix.Read(pair[1], in[n:])
+			require.NoError(t, err)
+			n += got
+		}
+		require.Equal(t, uint64(taken), binary.LittleEndian.Uint64(in[wire.HeaderSize:]), "in order")
+		taken += frame
+	}
+	require.Equal(t, upstreamOpen, u.phase)
+}
+
+// An answer of the leader that cannot be read ends the connection to it, and whoever waits for
+// the answer hears that its outcome is unknown.
+func TestAnAnswerThatCannotBeReadIsAnsweredAllTheSame(t *testing.T) {
+	for _, op := range []wire.Opcode{wire.OpOpenPartition, wire.OpLinkOpen, wire.OpTempOpen} {
+		t.Run(op.String(), func(t *testing.T) {
+			e := &engine{asleep: true}
+			var err error
+			e.limits, err = Limits{}.withDefaults(10_000)
+			require.NoError(t, err)
+			e.bad = complaints{logger: slog.New(slog.DiscardHandler), counters: &e.counters, kinds: make(map[string]*complaintWindow)}
+			l := &loop{engine: e}
+			l.wheel.init(0)
+			s := newSession(e, "a client", func() {})
+			s.loop, s.phase = l, phaseOpen
+			s.out.requests = map[uint32]inFlight{}
+			u := &upstream{session: s, phase: upstreamOpen, pending: map[uint32]forwarded{}}
+			u.loop, u.fd = l, -1
+			require.True(t, s.begin(wire.Header{Opcode: op, ID: 9}, inFlight{}))
+			id := u.note(forwarded{opcode: op, id: 9, handle: &handle{}})
+			if opensLink(op) {
+				s.opening++
+			}
+			u.traffic(append(wire.AppendHeader(nil, wire.Header{
+				Length: wire.FrameLength(2), Opcode: op, Flags: wire.FlagResponse, Version: op.Version(), ID: id,
+			}), 1, 2))
+			require.Equal(t, upstreamClosed, u.phase)
+			require.Zero(t, s.out.waiting())
+			require.Zero(t, s.opening)
+			require.Zero(t, e.counters.inFlight.Load())
+			var body wire.ErrorBody
+			require.NoError(t, body.Parse(s.out.pending.bytes[wire.HeaderSize:]))
+			require.Equal(t, wire.CodeUnavailable, body.Code)
+		})
+	}
 }

@@ -1,13 +1,29 @@
 package server
 
-import "github.com/lockstepmq/lockstep/wire"
+import (
+	"errors"
+
+	"github.com/lockstepmq/lockstep/wire"
+)
+
+// nodesShare is the part of the places at the port for other nodes, one over it, that
+// forwarded sessions leave to these: clients must not keep nodes apart by their number.
+const nodesShare = 8
+
+var errForwardedMany = errors.New("other nodes forward as many sessions here as they may")
 
 // forwarded turns a connection to the port for other nodes into the session of a
-// client that another node forwards, from the bytes behind the preface on.
-func (c *peerConn) forwarded() {
+// client that another node forwards, from the bytes behind the preface on. It reports
+// false if there are too many.
+func (c *peerConn) forwarded() bool {
+	e := c.set.engine
+	places := e.peerLimits.Connections
+	if e.counters.forwardedIn.Add(1) > int64(places-places/nodesShare) {
+		e.counters.forwardedIn.Add(-1)
+		return false
+	}
 	released := c.release
 	c.release = func() {}
-	e := c.set.engine
 	s := newSession(e, c.remote, released)
 	s.forwarded, s.phase = true, phaseHello
 	c.phase = peerClosed
@@ -17,6 +33,7 @@ func (c *peerConn) forwarded() {
 	c.conn.SetContext(s)
 	s.open(c.loop, c.conn)
 	c.successor = s
+	return true
 }
 
 // helloForwarded handles the first frame of a forwarded session.

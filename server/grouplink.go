@@ -514,9 +514,13 @@ func (k *groupLink) unreadable(grants []wire.Grant, err error) {
 	if errors.Is(err, log.ErrOffsetOutOfRange) || len(grants) == 0 {
 		return
 	}
-	last := &grants[len(grants)-1]
-	k.input(partition.Input{Kind: partition.InputDamaged, From: grants[0].Offset, To: last.Offset + wire.Offset(last.Count)})
 	s := k.session
+	for i := range grants {
+		if k.closed {
+			return
+		}
+		k.input(partition.Input{Kind: partition.InputDamaged, From: grants[i].Offset, To: grants[i].Offset + wire.Offset(grants[i].Count)})
+	}
 	s.out.mu.Lock()
 	scoped := k.scoped
 	s.out.mu.Unlock()

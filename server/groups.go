@@ -32,7 +32,13 @@ func (r groupEffects) NextOf(g group.ID, s group.Scope, publisher bool, after, b
 		at, ok, err := r.records.NextOf(uint64(s), publisher, after, below, done)
 		if err != nil {
 			// The same again in a while: a record that is not found would wait for ever.
-			time.AfterFunc(findRetry, func() { r.NextOf(g, s, publisher, after, below, done) })
+			time.AfterFunc(findRetry, func() {
+				select {
+				case <-r.stopped:
+				default:
+					r.NextOf(g, s, publisher, after, below, done)
+				}
+			})
 			return
 		}
 		r.part.Found(g, s, after, at, ok)

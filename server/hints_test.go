@@ -80,3 +80,32 @@ func TestWhoLeadsNoLongerIsForgottenWithTheNextConnection(t *testing.T) {
 	_, still := c.broker(hears).hints.of(other)
 	require.True(t, still)
 }
+
+// Who leads is said of partitions that there are: those of a destination that was deleted are
+// forgotten by all nodes, and no longer said to those that connect.
+func TestWhoLedWhatIsDeletedIsForgottenEverywhere(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 2)
+	known := func() (n int) {
+		for _, s := range c.servers {
+			b := s.broker
+			b.hints.mu.RLock()
+			n += len(b.hints.leader)
+			b.hints.mu.RUnlock()
+			b.nodes.mu.Lock()
+			n += len(b.nodes.said)
+			b.nodes.mu.Unlock()
+			p := b.network.(*peerSet)
+			p.mu.Lock()
+			n += len(p.leading)
+			p.mu.Unlock()
+		}
+		return n
+	}
+	require.Zero(t, known())
+	info := c.create(1, "orders", 4, 1)
+	c.await("both nodes know who leads", func() bool { return known() == 4*(2+1+1) })
+	_, err := c.ask(1, &wire.DeleteRequest{Name: "orders", Kind: info.Kind, ID: info.ID})
+	require.NoError(t, err)
+	c.await("nobody knows it any more", func() bool { return known() == 0 })
+}

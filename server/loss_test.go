@@ -168,3 +168,40 @@ func TestRuleL5_AClusterThatLostPowerSaysWhatItLost(t *testing.T) {
 	require.Equal(t, uint64(next), uint64(e.Next))
 	require.Equal(t, wire.CodeOK, link("fast", next).Code)
 }
+
+// TestRuleL5_AReplicaAloneIsServedOnceTheMetadataHaveALeader: a partition with one replica that
+// may have lost records needs the metadata before it serves. After a power cut its machine may be
+// the first that is back, long before a majority.
+func TestRuleL5_AReplicaAloneIsServedOnceTheMetadataHaveALeader(t *testing.T) {
+	c := newDarkCrew(t, 3, nil)
+	_, err := c.ask(1, &wire.CreateRequest{Name: "one", Kind: wire.Topic, Settings: wire.Settings{
+		Partitions: 1, Replicas: 1, Sync: wire.SyncOS, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+	}})
+	require.NoError(t, err)
+	c.await("a leader", func() bool { return c.leader("one") != 0 })
+	home := c.leader("one")
+	c.fill("one", 5)
+	c.await("three vote on the metadata", func() bool { return c.broker(1).meta.voters.Load() == 3 })
+	c.blackout()
+
+	c.start(home)
+	d, ok := c.broker(home).View().Destination("one")
+	require.True(t, ok)
+	key := replicaKey{d.ID, 0}
+	c.await("the metadata have no leader to say it to", func() bool {
+		b := c.broker(home)
+		b.mu.RLock()
+		defer b.mu.RUnlock()
+		return b.failed[key] != nil
+	})
+	for node := uint32(1); node <= 3; node++ {
+		if node != home {
+			c.start(node)
+		}
+	}
+	c.await("it is served", func() bool {
+		r := c.broker(home).local(d.ID, 0)
+		return r != nil && r.Leading()
+	})
+	require.Equal(t, uint32(2), c.partition(home, "one").Incarnation)
+}

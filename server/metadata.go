@@ -74,7 +74,7 @@ func openMetadata(b *broker) (*metadataReplica, error) {
 	if err != nil {
 		return nil, fmt.Errorf("metadata: %w", err)
 	}
-	feed, fetch := b.lagging(true, b.identity.metaID(), m.inbox, m.schedule)
+	feed, fetch := b.lagging(true, b.identity.metaID(), m.inbox, &m.owner)
 	m.group, err = replication.Open(replication.Config{
 		ReplicaID: b.identity.metaID(), Voters: []uint64{cluster.FounderMetaID}, Log: m.records, State: m.metadata,
 		Meta: true, Node: b.identity.NodeID, Transport: b.transport(), Inbox: m.inbox, Peers: b.metaPeers(m.metadata.View()), Feed: feed, Fetch: fetch,

@@ -142,16 +142,16 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 			reply(wire.CodeMalformed, []byte(err.Error()))
 			return
 		}
-		records := b.meta.records
+		records, owner := b.meta.records, &b.meta.owner
 		if !m.Meta {
 			r := b.replicaByID(m.Replica)
 			if r == nil {
 				reply(wire.CodeUnavailable, []byte("the replica is not here"))
 				return
 			}
-			records = r.records
+			records, owner = r.records, &r.owner
 		}
-		b.catchUp.checkpoint(records, wire.Index(m.From), reply)
+		b.catchUp.checkpoint(owner, records, wire.Index(m.From), reply)
 	case wire.PeerFetchFrames:
 		var m wire.PeerFetch
 		if err := m.Parse(body); err != nil {
@@ -163,7 +163,7 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 			reply(wire.CodeUnavailable, []byte("the replica is not here"))
 			return
 		}
-		b.catchUp.frames(r.records, wire.Index(m.From), wire.Index(m.To), reply)
+		b.catchUp.frames(&r.owner, r.records, wire.Index(m.From), wire.Index(m.To), reply)
 	case wire.PeerStatus:
 		s := b.ownStatus()
 		reply(wire.CodeOK, s.Append(nil))
@@ -220,11 +220,11 @@ func (b *broker) Request(node uint32, op wire.PeerOp, body []byte, reply func(co
 }
 
 // lagging is what a group of this node needs to serve followers that lag.
-func (b *broker) lagging(meta bool, own uint64, inbox *replication.Inbox, wake func()) (replication.Feed, func(uint32, replication.SnapshotOffer)) {
+func (b *broker) lagging(meta bool, own uint64, inbox *replication.Inbox, o *owner) (replication.Feed, func(uint32, replication.SnapshotOffer)) {
 	if b.network == nil {
 		return nil, nil
 	}
-	l := lagging{catchUp: b.catchUp, meta: meta, own: own, inbox: inbox, wake: wake}
+	l := lagging{catchUp: b.catchUp, meta: meta, own: own, inbox: inbox, owner: o}
 	return l, l.fetch
 }
 

@@ -76,7 +76,7 @@ func (b *broker) openReplica(d *cluster.Destination, p *cluster.Partition, mine 
 		r.inbox = replication.NewInbox(r.part.Buffers())
 		r.waits = !single && mine.State == cluster.ReplicaNew && p.FoundedBy(mine.ID)
 	}
-	feed, fetch := b.lagging(false, mine.ID, r.inbox, r.schedule)
+	feed, fetch := b.lagging(false, mine.ID, r.inbox, &r.owner)
 	r.group, err = replication.Open(replication.Config{
 		ReplicaID: mine.ID, Voters: founders(p), Log: r.records,
 		Peers: peersOf(p, mine.ID), Node: b.identity.NodeID, Transport: b.transport(), Inbox: r.inbox,

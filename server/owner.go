@@ -125,6 +125,13 @@ func (o *owner) guard(what string, step func()) (ok bool) {
 	return true
 }
 
+// guarded is guard for what runs beside the turns: one follows if the step panicked.
+func (o *owner) guarded(what string, step func()) {
+	if !o.guard(what, step) {
+		o.schedule()
+	}
+}
+
 // hold takes the right for the one who builds the partition: jobs that its log
 // submits meanwhile finish, but no turn sees it half made. release ends it.
 func (o *owner) hold() { o.state.Store(ownerRunning) }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"runtime"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/replication"
 	"github.com/lockstepmq/lockstep/vfs"
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -70,6 +72,18 @@ type panicking struct{}
 
 func (panicking) Appended(uint64, wire.Receipt, wire.ErrorCode) { panic("receiver") }
 
+// panicOnRead has each read of the first partition of "orders" panic.
+func panicOnRead(t *testing.T, b *broker, disk *vfs.Simulated) {
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	dir := orders(t, b, 0).destination.String() + "-0"
+	disk.Inject(func(op vfs.Op, name string) error {
+		if op == vfs.OpRead && strings.Contains(name, dir) {
+			panic("read")
+		}
+		return nil
+	})
+}
+
 // Rule R2: a panic at the owner's turn fences that replica only. Here it comes from
 // each place that runs code for a partition.
 func TestRuleR2_APanicEndsOnePartitionOnly(t *testing.T) {
@@ -108,6 +122,27 @@ func TestRuleR2_APanicEndsOnePartitionOnly(t *testing.T) {
 		}},
 		{"in a read", func(t *testing.T, b *broker, _ *vfs.Simulated) {
 			orders(t, b, 0).Blocking(func() { panic("read") })
+		}},
+		{"in a read for another replica", func(t *testing.T, b *broker, disk *vfs.Simulated) {
+			panicOnRead(t, b, disk)
+			r := orders(t, b, 0)
+			c := newCatchUp(newBlockingPool(1), func() uint64 { return 0 }, nil)
+			g := lagging{catchUp: c, own: r.replicaID, inbox: replication.NewInbox(nil), owner: &r.owner}
+			require.True(t, g.Read(r.records, 2, 7, 1, 1<<20))
+			c.done.Wait()
+		}},
+		{"in a repair of another replica", func(t *testing.T, b *broker, disk *vfs.Simulated) {
+			panicOnRead(t, b, disk)
+			r := orders(t, b, 0)
+			c := newCatchUp(newBlockingPool(1), func() uint64 { return 0 }, nil)
+			code := wire.CodeOK
+			c.frames(&r.owner, r.records, 1, 2, func(said wire.ErrorCode, _ []byte) { code = said })
+			c.done.Wait()
+			require.Equal(t, wire.CodeUnavailable, code)
+		}},
+		{"in the scrubber", func(t *testing.T, b *broker, disk *vfs.Simulated) {
+			panicOnRead(t, b, disk)
+			b.scrub(context.Background())
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

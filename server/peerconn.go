@@ -245,7 +245,10 @@ func (c *peerConn) preface(b []byte) (used, size int) {
 			return 0, len(wire.PeerPreface)
 		}
 		if start == wire.ForwardPreface {
-			c.forwarded()
+			if !c.forwarded() {
+				c.close(errForwardedMany)
+				return 0, 0
+			}
 			return n, 0
 		}
 	case start == wire.Preface[:n] && c.set.mutant.anyPreface:

@@ -221,14 +221,15 @@ func (q *peerQueue) notifyLocked() bool {
 }
 
 // take moves frames of at most about maxBytes to a batch, the most urgent first, and
-// always one if there are any. Loop only. The loop must be told of what comes after.
+// always one if there are any, of chunks too: entries may fill a connection for as long as
+// there is load. Loop only. The loop must be told of what comes after.
 func (q *peerQueue) take(b *peerBatch, maxBytes int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.queued = false
 	q.closeRaftLocked()
 	for class := range q.queues {
-		for b.bytes < maxBytes {
+		for one := class == int(peerBulk); one || b.bytes < maxBytes; one = false {
 			f, ok := q.queues[class].pop()
 			if !ok {
 				break

@@ -309,6 +309,7 @@ func (p *peerSet) Tick() {
 		p.outcast = 0
 	} else if p.outcast++; p.outcast == removedTicks && p.removed != nil {
 		p.removed(o.word)
+		p.removed = nil
 	}
 }
 
@@ -641,9 +642,13 @@ func (n *peerNode) opened(c *peerConn) {
 		n.set.logger.Info("node connected", "node", n.id, "address", c.remote)
 		n.set.handler.Node(replication.PeerEvent{Kind: replication.PeerUp, Node: n.id})
 	}
+	removed := n.removed // since the handshake began
 	n.mu.Unlock()
 	if old != nil {
 		old.shut(errPeerReplaced)
+	}
+	if removed {
+		c.shut(errPeerRemoved)
 	}
 	n.set.announceTo(c)
 }

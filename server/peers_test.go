@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -720,4 +721,72 @@ func TestLiveness(t *testing.T) {
 	require.True(t, l.welcomed(124))
 	require.True(t, l.refused())
 	require.False(t, l.refused())
+}
+
+// That the others know this node no longer is heard once: what stops it takes a while, in which
+// one of them may be away and come back.
+func TestThatANodeWasRemovedIsSaidOnce(t *testing.T) {
+	said := 0
+	p := newPeerSet(peerOptions{Self: testSelf(1), Logger: slog.New(slog.DiscardHandler), Removed: func(peerWord) { said++ }})
+	n := &peerNode{set: p, id: 2}
+	p.nodes.Store(&map[uint32]*peerNode{2: n})
+	for _, word := range []peerWord{wordStranger, wordTried, wordStranger} {
+		n.word.Store(uint32(word))
+		for range 2 * removedTicks {
+			p.Tick()
+		}
+	}
+	require.Equal(t, 1, said)
+}
+
+// A node that is removed between the two halves of a handshake has no connection afterwards:
+// nobody would end it, and to the node it would say that it is a member still.
+func TestANodeThatIsRemovedWithinItsHandshakeIsNotConnected(t *testing.T) {
+	a, b := startPeer(t, testSelf(1)), startPeer(t, testSelf(2))
+	connect(t, a, b)
+	n := a.peers.node(2)
+	n.mu.Lock()
+	c := n.conn.Swap(nil) // as before the second half
+	n.mu.Unlock()
+	a.peers.SetMembers(nil)
+	opened := make(chan struct{})
+	c.loop.post(func() { n.opened(c); close(opened) })
+	<-opened
+	eventually(t, "the connection ends", func() bool { return n.conn.Load() == nil && !n.alive.Load() })
+}
+
+// Entries go before chunks. Where they fill the connection for long a transfer goes on all the
+// same, by a chunk with each look at the queue: what it is for would time out, again and again.
+func TestChunksGoOnBehindEntriesThatNeverEnd(t *testing.T) {
+	var q peerQueue
+	const size = peerBatchBytes / 2
+	put := func(class peerClass) {
+		b := newBuffer(size)
+		b.bytes = b.bytes[:size]
+		b.bytes[0] = byte(class)
+		taken, _ := q.put(class, peerFrame{head: b, size: size})
+		require.True(t, taken)
+	}
+	for range 3 {
+		put(peerBulk)
+	}
+	for range 3 {
+		put(peerEntries)
+		put(peerEntries)
+		put(peerUrgent)
+		put(peerEntries)
+		var b peerBatch
+		q.take(&b, peerBatchBytes)
+		var classes []byte
+		for _, f := range b.frames {
+			classes = append(classes, f.head.bytes[0])
+		}
+		require.Equal(t, []byte{byte(peerUrgent), byte(peerEntries), byte(peerBulk)}, classes)
+		b.clear()
+	}
+	var b peerBatch
+	q.take(&b, peerBatchBytes)
+	require.Len(t, b.frames, 2)
+	b.clear()
+	q.close()
 }

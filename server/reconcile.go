@@ -73,13 +73,13 @@ func (b *broker) keepInStep(ctx context.Context) {
 }
 
 // retryFailed opens partitions again that did not open for want of space or
-// descriptors: that passes without anybody's doing. It tells the metadata again
-// what it refused to hear.
+// descriptors, or because the metadata had no leader to hear of it (reform): that
+// passes without anybody's doing. It tells the metadata again what it refused to hear.
 func (b *broker) retryFailed() {
 	b.mu.Lock()
 	retry := b.unsaid.Swap(false)
 	for key, err := range b.failed {
-		if errors.Is(err, vfs.ErrNoSpace) || errors.Is(err, log.ErrDiskFull) || errors.Is(err, log.ErrResources) {
+		if errors.Is(err, vfs.ErrNoSpace) || errors.Is(err, log.ErrDiskFull) || errors.Is(err, log.ErrResources) || errors.Is(err, wire.CodeUnavailable) {
 			delete(b.failed, key)
 			retry = true
 		}
@@ -154,6 +154,9 @@ func (b *broker) reconcile(v *cluster.View) {
 	b.inParallel(len(open), func(i int) {
 		d, p, mine := open[i].destination, open[i].partition, open[i].replica
 		key := replicaKey{d.ID, p.Number}
+		if b.awaitsAnother(b.partitionDir(d.Settings.Storage, d.ID, p.Number)) {
+			return
+		}
 		var r *partitionReplica
 		err := recovered(b.logger, "opening", func() (err error) {
 			r, err = b.openReplica(d, p, mine)
@@ -178,6 +181,19 @@ func (b *broker) reconcile(v *cluster.View) {
 		}
 	})
 	b.confirm(append(created, opened...))
+}
+
+// awaitsAnother reports whether a directory is that of a retired replica which is not closed yet: it
+// would go on to write there, and into what is the next one's by then. Its end brings the next
+// reconcile.
+func (b *broker) awaitsAnother(dir string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, leaving := b.leaving[dir]
+	if leaving {
+		b.leaving[dir] = true
+	}
+	return leaving
 }
 
 // givesUp reports whether a replica that did not open never will.

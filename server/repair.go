@@ -157,7 +157,7 @@ func (b *broker) repair(r *partitionReplica) {
 		}
 		if err == nil && len(frames.Frames) > 0 && b.catchUp.begin(false) {
 			b.catchUp.paced(0, len(body), func(bool) int {
-				b.mend(r, &d, &source, frames.Frames)
+				r.guarded("a repair", func() { b.mend(r, &d, &source, frames.Frames) })
 				return len(body)
 			})
 			return
@@ -243,7 +243,7 @@ func (b *broker) sources(r *partitionReplica) []cluster.Replica {
 // to the last or as many as fit. What is erased here, or lies before the start, is left out:
 // what is damaged at the other replica may begin with it and go on with what is wanted. None
 // at all means that nothing of it is here any more.
-func (c *catchUp) frames(l *log.Log, first, last wire.Index, reply func(wire.ErrorCode, []byte)) {
+func (c *catchUp) frames(o *owner, l *log.Log, first, last wire.Index, reply func(wire.ErrorCode, []byte)) {
 	if !c.begin(false) {
 		reply(wire.CodeBusy, []byte("as many replicas as may be are being caught up"))
 		return
@@ -254,7 +254,9 @@ func (c *catchUp) frames(l *log.Log, first, last wire.Index, reply func(wire.Err
 			reply(wire.CodeOK, (&wire.PeerFrames{}).Append(nil))
 			return 0
 		}
-		entries, err := l.Entries(first, repairBytes)
+		var entries []log.Entry
+		err := errReadPanicked
+		o.guarded("a read for another replica", func() { entries, err = l.Entries(first, repairBytes) })
 		if err == nil && len(entries) == 0 {
 			err = errors.New("the entries are not committed there yet")
 		}

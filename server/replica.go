@@ -329,6 +329,9 @@ func (r *partitionReplica) beginStop() {
 	r.shut(&wire.Error{Code: r.stopCode})
 	r.part.Close(r.stopCode)
 	r.wake()
+	if r.inbox != nil {
+		r.showLead(false)
+	}
 	r.group.Checkpoint()
 	r.finishStop()
 }
@@ -444,11 +447,7 @@ func (r *partitionReplica) Unpark(w waiter) {
 
 // Blocking implements replica.
 func (r *partitionReplica) Blocking(f func()) {
-	r.reads.submit(func() {
-		if !r.guard("a read", f) {
-			r.schedule()
-		}
-	})
+	r.reads.submit(func() { r.guarded("a read", f) })
 }
 
 // Epoch implements replica.

@@ -92,3 +92,86 @@ func TestTheMetadataLearnsOfNewReplicasSoonerOrLater(t *testing.T) {
 	})
 	require.NoError(t, b.close())
 }
+
+// RULES R10, L9: a replica that was lost on a node that lives is replaced there, in the same
+// directory. As long as the one before is not closed it writes there, and into its slot among the
+// hard states: the next one would get both.
+func TestRuleR10_AReplicaWaitsForTheOneBeforeToClose(t *testing.T) {
+	c := newDarkCrew(t, 3, nil)
+	create := func(name string) {
+		_, err := c.ask(1, &wire.CreateRequest{Name: name, Kind: wire.Queue, Settings: wire.Settings{
+			Partitions: 1, Replicas: 3, RetentionTimeMs: wire.Unlimited, RetentionBytes: wire.Unlimited,
+		}})
+		require.NoError(t, err)
+		c.await("a leader", func() bool { return c.leader(name) != 0 })
+	}
+	create("large")
+	create("orders")
+	node := c.leader("orders")%3 + 1
+	b := c.broker(node)
+	large, _ := b.View().Destination("large")
+	orders, _ := b.View().Destination("orders")
+	old := b.local(orders.ID, 0)
+	require.NotNil(t, old)
+
+	blocked, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	c.disks[node].Inject(func(op vfs.Op, name string) error {
+		if op == vfs.OpRename && strings.Contains(name, "partitions/"+large.ID.String()) && !strings.Contains(name, "manifest") {
+			once.Do(func() { close(blocked) })
+			<-release
+		}
+		return nil
+	})
+	free := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(free)
+	_, err := c.ask(1, &wire.DeleteRequest{Name: "large", Kind: wire.Queue, ID: large.ID})
+	require.NoError(t, err)
+	<-blocked // what removes and closes has its hands full
+	require.NoError(t, b.command(cluster.Command{Lost: &cluster.Lost{Destination: orders.ID, Replica: old.replicaID, Reason: "a test"}}).Err)
+	another := func() *cluster.Replica {
+		d, _ := b.View().Destination("orders")
+		r := d.Partitions[0].On(node)
+		if r == nil || r.ID == old.replicaID {
+			return nil
+		}
+		return r
+	}
+	c.await("another replica is wanted there", func() bool { return another() != nil })
+	settled := make(chan struct{})
+	b.whenSettled(b.View().Epoch, func() { close(settled) })
+	<-settled
+	require.True(t, b.local(orders.ID, 0) == nil, "the one before is not closed")
+	free()
+	c.await("it is there", func() bool { return another().State == cluster.ReplicaActive && b.local(orders.ID, 0) != nil })
+	c.fill("orders", 5)
+	c.same("orders", 5)
+}
+
+// Who waits for the directory of a replica that is being closed gets it when that is done, whatever
+// else the metadata say meanwhile.
+func TestRuleR10_TheEndOfTheOneBeforeIsNotMissed(t *testing.T) {
+	b := testBroker(t, vfs.NewSimulated(1))
+	createOrders(t, b)
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	old := orders(t, b, 0)
+	key := replicaKey{old.destination, old.number}
+	b.mu.Lock()
+	delete(b.replicas, key)
+	delete(b.byID, old.replicaID)
+	b.leaving[old.dir] = false
+	b.mu.Unlock()
+	old.askStop(wire.CodeDestinationGone)
+	b.metadataChanged(nil)
+	eventually(t, "somebody waits", func() bool {
+		b.mu.RLock()
+		defer b.mu.RUnlock()
+		return b.leaving[old.dir]
+	})
+	require.True(t, b.local(key.destination, key.number) == nil)
+	b.remove(old)
+	eventually(t, "it is opened", func() bool { return b.local(key.destination, key.number) != nil })
+	require.Equal(t, wire.CodeOK, produce(t, b, 0))
+	require.Empty(t, b.leaving)
+	require.NoError(t, b.close())
+}

@@ -130,7 +130,8 @@ func (s *Server) disconnect() {
 	}
 }
 
-// runEngine starts the event loops. Nobody has a session before clients are accepted.
+// runEngine starts the event loops. Nobody has a session before clients, or those that
+// other nodes forward, are accepted.
 func (s *Server) runEngine(b *broker) (err error) {
 	cfg := &b.cfg
 	s.engine, err = newEngine(engineOptions{
@@ -142,8 +143,11 @@ func (s *Server) runEngine(b *broker) (err error) {
 	}
 	if err != nil {
 		s.engine = nil
+		return err
 	}
-	return err
+	e := s.engine
+	b.onView(func(v *cluster.View) { e.announceTopology(uint64(v.Epoch)) }, e.announceLeaders)
+	return nil
 }
 
 func (s *Server) start(cfg Config, listener net.Listener) (err error) {
@@ -186,9 +190,6 @@ func (s *Server) start(cfg Config, listener net.Listener) (err error) {
 			return err
 		}
 	}
-	s.broker.onView(func(v *cluster.View) {
-		s.engine.announceTopology(uint64(v.Epoch))
-	}, s.engine.announceLeaders)
 	s.acceptor = newAcceptor(s.engine, listener)
 	s.acceptor.run()
 	go s.watch()

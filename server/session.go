@@ -681,6 +681,9 @@ func (s *session) forget() {
 	if s.halfClosed {
 		_ = unix.Close(s.fd)
 	}
+	if s.forwarded {
+		s.engine.counters.forwardedIn.Add(-1)
+	}
 	s.closeLinks()
 	s.dropUpstreams()
 	s.cut.release()

@@ -684,9 +684,8 @@ func TestIdleSessionsAreTold(t *testing.T) {
 	idle.closed()
 	idle.conn.Close()
 	eventually(t, "end of the session", func() bool { return n.engine.counters.sessions.Load() == 1 })
-	// The other one waits for us, not we for it. That nothing happens to it has no
-	// event: longer than the idle timeout.
-	time.Sleep(500 * time.Millisecond)
+	// The other one waits for us, not we for it.
+	time.Sleep(500 * time.Millisecond) // longer than the idle timeout: that nothing happens has no event
 	require.EqualValues(t, 1, n.engine.counters.sessions.Load())
 	r.release()
 	require.Equal(t, wire.CodeOK, waiting.answer(5).code())

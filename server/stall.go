@@ -3,7 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
-	"slices"
+	"sort"
 	"sync/atomic"
 	"time"
 
@@ -146,6 +146,6 @@ func (b *broker) stalls() (list []stalledPartition) {
 		add(name, s)
 	}
 	b.each(func(r *partitionReplica) { add(r.name, &r.stall) })
-	slices.SortFunc(list, func(a, b stalledPartition) int { return int(b.lasts - a.lasts) })
+	sort.Slice(list, func(i, j int) bool { return list[i].lasts > list[j].lasts })
 	return list
 }

@@ -185,11 +185,7 @@ func (b *broker) attendance(moved []*partitionReplica) {
 	case b.network == nil:
 		b.leadersChanged()
 	default:
-		news := make([]wire.PeerLeader, 0, len(moved))
-		for _, r := range moved {
-			news = append(news, r.saysOfItself())
-		}
-		b.say(news)
+		b.say(moved)
 	}
 }
 

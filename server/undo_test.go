@@ -37,7 +37,7 @@ func TestARefusedStartLeavesNoDataDirectory(t *testing.T) {
 
 	refused(filepath.Join(root, "a", "b"), "this broker runs alone", join)
 	refused(filepath.Join(root, "c"), "is in use", func(cfg *Config) { cfg.Listen = alone.Addr() })
-	refused(filepath.Join(root, "d"), "only with --bootstrap", func(cfg *Config) { cfg.Listen = "0.0.0.0:0" })
+	refused(filepath.Join(root, "d"), "only with --bootstrap", func(cfg *Config) { cfg.Listen, cfg.Advertise = "0.0.0.0:0", "127.0.0.1:7999" })
 	require.Empty(t, entries(root), "nothing was there, and nothing is")
 
 	empty := filepath.Join(root, "empty")
