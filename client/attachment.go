@@ -128,9 +128,10 @@ func (at *attachment) attach(s *session, term wire.Term) {
 	at.attempt++
 	at.term = max(at.term, term)
 	at.outcomes = at.outcomes[:0] // they are in the claims, or come from there
+	room := c.room()
 	request := wire.AttachRequest{
 		Handle: at.handle, Group: c.options.group, Session: at.id, Predecessor: at.predecessor, Attempt: at.attempt, Term: at.term,
-		Flags: c.flags, Capacity: uint32(c.options.prefetch), Refill: uint32(c.options.refill), Bytes: uint32(c.options.bytes), Working: c.working,
+		Flags: c.flags, Capacity: room.Records, Refill: room.Refill, Bytes: room.Bytes, Working: room.Working,
 		Name: c.options.name, Claims: at.claims(), Generation: c.binding.generation, Counter: c.binding.counter,
 	}
 	if at.attached {
@@ -141,7 +142,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 	var response wire.AttachResponse
 	at.ask(s, wire.OpGroupAttach, &request, &response, func() {
 		at.opening = nil
-		if id != at.id || at.left || c.err != nil && !c.closing {
+		if id != at.id || at.left || c.err != nil && !c.closing && at.held.Len() == 0 {
 			s.tell(wire.OpGroupLeave, response.Link, &wire.GroupLeave{})
 			return
 		}
@@ -163,7 +164,7 @@ func (at *attachment) attach(s *session, term wire.Term) {
 		at.confirmed(now)
 		at.beats = at.beats[:0]
 		at.beat = now.Add(at.timeout / 3)
-		if c.paused {
+		if c.room() != room { // it has changed since that was said
 			at.setCapacity()
 		}
 		at.answered(response.Refused)
@@ -209,15 +210,16 @@ func (at *attachment) allow(ackWait time.Duration) {
 // held. Errors go to refused. What comes when the partition is being opened anew, be it in the same
 // session because its broker leads again, is not waited for any more.
 func (at *attachment) ask(s *session, op wire.Opcode, request, response wire.Message, then func()) {
-	try := at.tries
+	try, id := at.tries, at.id
 	handle := func(body []byte, err error) {
 		if err == nil {
 			err = response.Parse(body)
 		}
 		switch {
 		case at.opening != s || at.tries != try:
-			if attached, ok := response.(*wire.AttachResponse); ok && err == nil && at.opening != s { // else the next attach ends it
-				s.tell(wire.OpGroupLeave, attached.Link, &wire.GroupLeave{}) // an older attempt: it is ignored
+			// The next attach ends the link of this one; to leave would end the session.
+			if attached, ok := response.(*wire.AttachResponse); ok && err == nil && (at.id != id || at.left) {
+				s.tell(wire.OpGroupLeave, attached.Link, &wire.GroupLeave{})
 			}
 		case err != nil:
 			at.opening = nil
@@ -269,11 +271,13 @@ func (at *attachment) refused(err error) {
 	at.why = err
 	switch code := codeOf(err); {
 	case code == wire.CodeNotLeader && at.leader.follow(err):
+	case code == wire.CodeSessionGone && at.leaving:
+		at.depart(ErrClosed)
 	case code == wire.CodeSessionGone:
 		at.gone(err)
 	case code == wire.CodeStaleBinding:
 		c.stale(at, err)
-	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle || code == wire.CodeNotLeader:
+	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle || code == wire.CodeNotLeader || code == wire.CodeDuplicate:
 		c.want = c.want || code == wire.CodeNotLeader || code == wire.CodeUnavailable
 		if !errors.Is(err, ErrDisconnected) {
 			at.pause = min(max(2*at.pause, attachPauseMin), attachPauseMax)
@@ -317,7 +321,7 @@ func (at *attachment) closed(s *session, err error) {
 	}
 	at.session = nil
 	switch {
-	case at.leaving && (err == nil || codeOf(err) == wire.CodeSessionGone):
+	case err == nil && at.leaving:
 		at.depart(ErrClosed)
 	case err == nil:
 		at.gone(wire.Errorf(wire.CodeSessionGone, "the broker has removed the consumer"))
@@ -393,8 +397,10 @@ func (at *attachment) frame(s *session, op wire.Opcode, body []byte) error {
 				continue
 			}
 			at.each(l.Offset, l.Count, l.Epoch, func(d *Delivery) {
-				at.remove(d, wire.Errorf(why, "%v", l.Reason))
+				at.drop(d, wire.Errorf(why, "%v", l.Reason))
 			})
+			// Also of what was dropped behind another one: its fence is not needed any more.
+			at.say(wire.Outcome{Offset: l.Offset, Count: l.Count, Epoch: l.Epoch, Kind: wire.OutcomeLostSeen})
 		}
 	case wire.OpGroupHeartbeat:
 		var m wire.GroupHeartbeat
@@ -484,11 +490,16 @@ func (at *attachment) revoke(r *wire.Revoke) {
 	})
 }
 
-// remove ends the lease of a record that is held: it is not the consumer's any more.
+// remove ends the lease of a record that is held, and says so: it is not the consumer's any more.
 func (at *attachment) remove(d *Delivery, why error) {
+	at.drop(d, why)
+	at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeLostSeen})
+}
+
+// drop ends the lease of a record that is held.
+func (at *attachment) drop(d *Delivery, why error) {
 	at.held.Remove(wire.Offset(d.Offset))
 	at.lose(d, why)
-	at.say(wire.Outcome{Offset: wire.Offset(d.Offset), Count: 1, Epoch: d.epoch, Kind: wire.OutcomeLostSeen})
 	at.advance(d)
 }
 
@@ -604,6 +615,11 @@ func (at *attachment) appendOutcomes(dst []byte, s *session) []byte {
 	if at.session != s {
 		return dst
 	}
+	return at.takeOutcomes(dst)
+}
+
+// takeOutcomes appends what is to be said. Consumer.mu is held.
+func (at *attachment) takeOutcomes(dst []byte) []byte {
 	for len(at.outcomes) > 0 {
 		slices.SortStableFunc(at.outcomes, func(a, b wire.Outcome) int { return cmp.Compare(a.Offset, b.Offset) })
 		// What concerns a record a second time goes into the next frame.
@@ -685,7 +701,8 @@ func (at *attachment) advance(d *Delivery) {
 }
 
 // dropBehind drops the records that wait behind d in its scope: the broker takes them
-// back with it, and nobody starts them meanwhile. Those that were on their way then wait
+// back with it, and nobody starts them meanwhile. They are given back by name, too: if d has
+// expired, the broker does not know of it what lies behind. Those that were on their way then wait
 // behind d as well: GROUP_LOST names them before d is answered.
 func (at *attachment) dropBehind(d *Delivery) {
 	g := at.gates[d.scope]
@@ -702,6 +719,7 @@ func (at *attachment) dropBehind(d *Delivery) {
 		}
 		at.held.Remove(wire.Offset(later.Offset))
 		later.over(fenced(at.partition, wire.Offset(later.Offset), errRevoked))
+		at.say(wire.Outcome{Offset: wire.Offset(later.Offset), Count: 1, Epoch: later.epoch, Kind: wire.OutcomeReleased})
 		return true
 	})
 }

@@ -326,6 +326,37 @@ func TestR_SIB_6_AffinityIsPerMessageOrPerProducer(t *testing.T) {
 	}
 }
 
+// R-SIB-6: a producer that stays with its partition stays when that is lost, and goes on there under its next leader.
+func TestR_SIB_6_AProducerStaysWithAPartitionThatIsLost(t *testing.T) {
+	nodes := startCluster(t, 3)
+	d := nodes[0].create("d", Topic, 3)
+	ctx := testContext(t)
+	c := connect(t, nodes[0])
+	var p *Producer
+	for own := false; !own; { // it chooses at random; here the client's home lives on
+		p = newTestProducer(t, c, "d", Affinity(PerProducer), LocalPreference(false))
+		own = sendOneByOne(t, p, 1)[1] == 1
+	}
+	before := len(nodes[0].values("d", 1))
+	nodes[1].stop()
+	nodes[0].elect(d, 1, 0, true)
+	var tickets []*Ticket
+	for range 20 {
+		ticket, err := p.SendAsync(ctx, &Record{Value: []byte("x")})
+		require.NoError(t, err)
+		tickets = append(tickets, ticket)
+	}
+	other := newTestProducer(t, c, "d", LocalPreference(false))
+	require.NotContains(t, sendOneByOne(t, other, 20), uint32(1), "others go where there is a leader")
+	nodes[0].elect(d, 1, 3, true)
+	for _, ticket := range tickets {
+		r, err := ticket.Wait(ctx)
+		require.NoError(t, err)
+		require.Equal(t, uint32(1), r.Partition)
+	}
+	require.Len(t, nodes[0].values("d", 1), before+len(tickets))
+}
+
 // R-WLS-11, R-MQC-5: how each policy spreads. The counts are those of the choice itself,
 // of 100,000 records that each find the batch before on its way.
 func TestR_WLS_11_PoliciesSpreadAsTheySay(t *testing.T) {

@@ -31,7 +31,7 @@ type batch struct {
 
 	writing   bool   // in the hands of a writer
 	inFlight  bool   // taken by the writer of session and not settled
-	id        uint32 // correlation ID there
+	id        uint32 // correlation ID there; guarded by session.mu meanwhile
 	session   *session
 	finished  bool // builder has finished; sealed says with which identity
 	sealed    wire.ProducerIdentity

@@ -200,7 +200,7 @@ func (b *bindLink) refused(err error) {
 		c.fail(fmt.Errorf("%w: another consumer has the name %q in group %q; one name is for one consumer at a time", ErrFenced, c.options.name, c.options.group))
 	case code == wire.CodeSessionGone:
 		b.old, b.id = b.id, newSessionID()
-	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle || code == wire.CodeNotLeader:
+	case code == 0 || code.Retriable() || code == wire.CodeUnknownHandle || code == wire.CodeNotLeader || code == wire.CodeDuplicate:
 		c.want = true
 		b.pause = min(max(2*b.pause, attachPauseMin), attachPauseMax)
 		b.retryAt = time.Now().Add(jittered(b.pause))

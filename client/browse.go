@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lockstepmq/lockstep/wire"
 )
@@ -48,13 +50,28 @@ type BrowsedRecord struct {
 // is leased. Of a group it yields the records that the group is not done with, and how they
 // stand; else what is there now. While others consume it is a look at each record at some
 // time, not at one and the same. A record that is yielded belongs to the caller. An error is
-// yielded once and ends the loop.
+// yielded once and ends the loop. Two come behind all records that can be read: a *CorruptError,
+// the first, if some cannot; else wire.CodeUnavailable, which names the partitions of which no
+// leader has answered within 2 s. It is wire.CodeUnavailable too if nothing was heard for 30 s.
 func (c *Conn) Browse(ctx context.Context, destination string, o BrowseOptions) iter.Seq2[*BrowsedRecord, error] {
 	return func(yield func(*BrowsedRecord, error) bool) {
-		b := browsing{conn: c, destination: destination, options: o, yield: yield}
-		if err := b.run(ctx); err != nil && !errors.Is(err, errBrowsed) {
-			yield(nil, fmt.Errorf("browse %q: %w", destination, err))
+		listening, silent := context.WithCancelCause(ctx)
+		defer silent(nil)
+		late := time.AfterFunc(redriveSilence, func() { silent(nothingOf(destination)) })
+		defer late.Stop()
+		b := browsing{conn: c, destination: destination, options: o, yield: func(r *BrowsedRecord, err error) bool {
+			late.Stop()
+			defer late.Reset(redriveSilence)
+			return yield(r, err)
+		}}
+		err := b.run(listening)
+		if err == nil || errors.Is(err, errBrowsed) {
+			return
 		}
+		if ctx.Err() == nil && listening.Err() != nil {
+			err = context.Cause(listening)
+		}
+		yield(nil, fmt.Errorf("browse %q: %w", destination, err))
 	}
 }
 
@@ -67,6 +84,7 @@ type browsing struct {
 	options     BrowseOptions
 	yield       func(*BrowsedRecord, error) bool
 	yielded     int
+	damage      error // the first that was met
 }
 
 func (b *browsing) run(ctx context.Context) error {
@@ -95,8 +113,12 @@ func (b *browsing) run(ctx context.Context) error {
 			return fmt.Errorf("%w: %d", ErrUnknownPartition, n)
 		}
 	}
+	if len(b.options.Partitions) > 0 {
+		d.Partitions = slices.DeleteFunc(d.Partitions, func(p PartitionInfo) bool { return !slices.Contains(b.options.Partitions, p.Number) })
+	}
+	silent := b.conn.silent(ctx, d)
 	for _, p := range d.Partitions {
-		if len(b.options.Partitions) > 0 && !slices.Contains(b.options.Partitions, p.Number) {
+		if slices.Contains(silent, p.Number) {
 			continue
 		}
 		if b.options.Group != "" {
@@ -112,7 +134,40 @@ func (b *browsing) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return cmp.Or(b.damage, silence(b.destination, silent))
+}
+
+// browsePatience is how long a partition without a leader is asked before the others are looked
+// at without it, and maxSilent how many of those the error names.
+const browsePatience, maxSilent = 2 * time.Second, 20
+
+// silent are the partitions of d of which no leader answers within browsePatience.
+func (c *Conn) silent(ctx context.Context, d Destination) (numbers []uint32) {
+	all := make([]uint32, len(d.Partitions))
+	for i, p := range d.Partitions {
+		all[i] = p.Number
+	}
+	for i, err := range c.GroupOrders(ctx, browsePatience, wire.OrderLetters, d.Name, all, redriveGroup, wire.LettersRequest{Removed: true}, func(int) any { return nil }) {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			numbers = append(numbers, all[i])
+		}
+	}
+	return numbers
+}
+
+// silence is the error that names partitions which are silent, nil if there are none.
+func silence(destination string, silent []uint32) error {
+	if len(silent) == 0 {
+		return nil
+	}
+	var names []string
+	for _, n := range silent[:min(len(silent), maxSilent)] {
+		names = append(names, fmt.Sprintf("%s/%d", destination, n))
+	}
+	if more := len(silent) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return wire.Errorf(wire.CodeUnavailable, "no leader of %s has answered within %v: what is there is not known", strings.Join(names, ", "), browsePatience)
 }
 
 // group goes through what a group is not done with in a partition.
@@ -145,14 +200,22 @@ func (b *browsing) group(ctx context.Context, partition uint32) error {
 }
 
 // read yields the records of a partition below an offset, with runs only those in them. Those
-// that went away after they were listed are finished; it goes on behind them.
+// that went away after they were listed are finished; it goes on behind them, as behind those
+// that are damaged.
 func (b *browsing) read(ctx context.Context, partition uint32, start ReaderOption, to uint64, runs []wire.BrowseRun) error {
 	for {
 		err := b.records(ctx, partition, start, to, runs)
 		var gone *OutOfRangeError
+		var damage *CorruptError
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
+		case errors.As(err, &damage) && damage.Next > damage.Offset:
+			if b.damage = cmp.Or(b.damage, err); damage.Next >= to {
+				return nil
+			}
+			start = FromOffset(damage.Next)
+			continue
 		case !errors.As(err, &gone):
 			return err
 		case gone.Next <= gone.Offset || gone.Next >= to:

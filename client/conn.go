@@ -182,7 +182,16 @@ func (c *Conn) goBack(from *session) {
 		c.askMembers(from)
 		return
 	}
-	s, err := open(c.ctx, &c.options, addresses[rand.IntN(len(addresses))], c.clusterID, c.brokerEvent)
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	c.wg.Go(func() {
+		select {
+		case <-from.ended: // another home is needed at once
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	s, err := open(ctx, &c.options, addresses[rand.IntN(len(addresses))], c.clusterID, c.brokerEvent)
 	if err != nil {
 		c.options.logger.Debug("the broker that is preferred cannot be reached", "error", err)
 		c.askMembers(from) // perhaps it lives elsewhere

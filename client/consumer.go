@@ -349,12 +349,17 @@ func (at *attachment) setCapacity() {
 	if at.session == nil || at.leaving {
 		return
 	}
-	c := at.consumer
+	room := at.consumer.room()
+	at.session.tell(wire.OpGroupCapacity, at.link, &room)
+}
+
+// room is what a broker may send ahead: nothing to one that rests or has ended. c.mu is held.
+func (c *Consumer) room() wire.GroupCapacity {
 	m := wire.GroupCapacity{Working: c.working}
-	if !c.paused {
+	if !c.paused && c.err == nil {
 		m.Records, m.Refill, m.Bytes = uint32(c.options.prefetch), uint32(c.options.refill), uint32(c.options.bytes)
 	}
-	at.session.tell(wire.OpGroupCapacity, at.link, &m)
+	return m
 }
 
 // releaseQueued gives back everything that was not handed out. c.mu is held.
@@ -510,8 +515,7 @@ func (at *attachment) leave() {
 	default:
 		at.leaving = true
 		if at.session != nil {
-			// Outcomes that wait go first: the writer puts them behind what tell has said.
-			at.session.tell(wire.OpGroupLeave, at.link, &wire.GroupLeave{})
+			at.session.tellBehind(at.takeOutcomes, wire.OpGroupLeave, at.link, &wire.GroupLeave{})
 		}
 	}
 }

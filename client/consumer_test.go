@@ -251,6 +251,7 @@ func TestNackDropsWhatWaitsBehindTheRecord(t *testing.T) {
 	require.NoError(t, d.Nack(Delay(3*time.Second)))
 	o := g.said(wire.OutcomeNack, 10, fakeEpoch)
 	require.EqualValues(t, 3000, o.DelayMs)
+	require.EqualValues(t, 2, g.said(wire.OutcomeReleased, 11, fakeEpoch).Count)
 	g.deliver(13, fakeEpoch, "a") // was on its way when the lease was given back
 	g.deliver(14, fakeEpoch, "b")
 	require.Equal(t, uint64(14), next(t, c).Offset)
@@ -258,7 +259,8 @@ func TestNackDropsWhatWaitsBehindTheRecord(t *testing.T) {
 	g.send(wire.OpGroupLost, &wire.GroupLost{Lost: []wire.Lost{
 		{Offset: 11, Count: 3, Epoch: fakeEpoch, Reason: wire.ReasonReturned}, {Offset: 15, Count: 1, Epoch: fakeEpoch + 1, Reason: wire.ReasonReturned}}})
 	g.answer(o, wire.CodeOK)
-	g.said(wire.OutcomeLostSeen, 13, fakeEpoch)
+	require.EqualValues(t, 3, g.said(wire.OutcomeLostSeen, 11, fakeEpoch).Count)
+	g.said(wire.OutcomeLostSeen, 15, fakeEpoch+1)
 	g.deliver(10, fakeEpoch+2, "a", "a")
 	d = next(t, c)
 	require.Equal(t, []uint64{10, fakeEpoch + 2}, []uint64{d.Offset, d.Epoch()})

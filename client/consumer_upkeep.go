@@ -149,7 +149,7 @@ func (c *Consumer) tend(s *session, now time.Time) time.Duration {
 	}
 	c.want = c.want || c.seen != c.conn.topology.generation.Load()
 	for _, at := range c.attachments {
-		if at.session != nil || at.left || c.err != nil && !c.closing {
+		if at.session != nil || at.left || c.err != nil && !c.closing && at.held.Len() == 0 {
 			continue
 		}
 		if now.Before(at.retryAt) {

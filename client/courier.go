@@ -74,9 +74,12 @@ func (p *Producer) deliver(b *batch) (wire.Offset, error) {
 	defer cancel()
 	b.data, _ = b.builder.Finish(wire.ProducerIdentity{ID: wire.NoProducerID}, 0, NoCompression, nil)
 	request := wire.TemporarySendRequest{Name: p.destination, Batch: b.data}
-	for {
+	for open := false; ; {
 		var response wire.TemporarySendResponse
 		err := p.conn.do(ctx, wire.OpTempSend, &request, &response, true)
+		if open = open || wasOpen(err); err != nil && open {
+			err = &openError{err}
+		}
 		if full(codeOf(err)) && p.options.waitForSpace && p.conn.pause(ctx, retryPause) == nil {
 			continue
 		}

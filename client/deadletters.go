@@ -108,17 +108,14 @@ func (f *LetterFilter) wants(l *Letter) bool {
 
 // DeadLetters yields the dead letters that a destination holds and that nobody has dealt
 // with, by partition and offset, and leaves them there. Records that are no letters are
-// passed over. An error is yielded once and ends the loop; it is UNAVAILABLE if nothing was
-// heard for 30 s.
+// passed over. An error is yielded once and ends the loop, as those of Browse do.
 func (c *Conn) DeadLetters(ctx context.Context, destination string, f LetterFilter) iter.Seq2[*Letter, error] {
 	return func(yield func(*Letter, error) bool) {
-		whole := ctx
-		ctx, silent := context.WithCancelCause(whole)
-		defer silent(nil)
-		late := time.AfterFunc(redriveSilence, func() { silent(nothingOf(destination)) })
-		defer late.Stop()
-		groups, err := c.Groups(ctx, destination)
-		if err != nil {
+		var groups []GroupInfo
+		if err := within(ctx, destination, func(ctx context.Context) (err error) {
+			groups, err = c.Groups(ctx, destination)
+			return err
+		}); err != nil {
 			yield(nil, err)
 			return
 		}
@@ -131,11 +128,7 @@ func (c *Conn) DeadLetters(ctx context.Context, destination string, f LetterFilt
 		}
 		n := 0
 		for r, err := range c.Browse(ctx, destination, o) {
-			late.Stop()
 			if err != nil {
-				if whole.Err() == nil && ctx.Err() != nil {
-					err = context.Cause(ctx)
-				}
 				yield(nil, err)
 				return
 			}
@@ -147,7 +140,6 @@ func (c *Conn) DeadLetters(ctx context.Context, destination string, f LetterFilt
 					return
 				}
 			}
-			late.Reset(redriveSilence)
 		}
 	}
 }

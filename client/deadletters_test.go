@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -59,6 +60,9 @@ type letterBroker struct {
 	done    map[uint32]bool // by partition: its letter is settled, or on its way back
 	settles time.Duration   // what a settle takes
 	silent  bool            // none is answered
+	dead    *uint32         // the partition of which nobody answers
+	dies    bool            // it does so only after it has answered once
+	below   uint32          // nobody answers of the partitions below it
 	refuses time.Time       // until then redrives are refused
 	back    []time.Time     // when the letters that are on their way are there
 	takes   time.Duration   // one on its way, behind the one before
@@ -100,6 +104,9 @@ func (l *letterBroker) serve(q *fakeRequest) bool {
 		var m wire.GroupOrderRequest
 		q.parse(&m)
 		number := q.b.handles[m.Handle-1].number
+		if number < l.below || l.dead != nil && *l.dead == number && (!l.dies || m.Op != wire.OrderLetters) {
+			return true
+		}
 		switch m.Op {
 		case wire.OrderUnfinished:
 			page := wire.BrowseResponse{Next: 1, End: 1}
@@ -130,7 +137,7 @@ func (l *letterBroker) serve(q *fakeRequest) bool {
 			}
 			l.back = append(l.back, at.Add(l.takes))
 		case wire.OrderLetters:
-			if at := l.back[number]; time.Now().Before(at) {
+			if int(number) < len(l.back) && time.Now().Before(l.back[number]) {
 				answer = wire.LettersResponse{Count: 1, Letters: []wire.LetterInfo{{Reason: wire.ReasonRedriven}}}
 			}
 		}
@@ -169,6 +176,79 @@ func TestR_MQC_12_APurgeThatHearsNothingEnds(t *testing.T) {
 		require.Equal(t, wire.CodeUnavailable, codeOf(err))
 		require.ErrorContains(t, err, fmt.Sprintf("nothing was heard of %q", "dead"))
 		require.Equal(t, redriveSilence, time.Since(began).Truncate(time.Second))
+	})
+}
+
+// A partition of which nobody answers is named within 2 s, and those behind it are dealt with.
+func TestR_MQC_12_APartitionWithoutALeaderIsNamedAndHoldsUpNoOther(t *testing.T) {
+	for name, deal := range map[string]func(context.Context, *Conn) (int, error){
+		"purge":   func(ctx context.Context, c *Conn) (int, error) { return c.Purge(ctx, "dead", LetterFilter{}) },
+		"redrive": func(ctx context.Context, c *Conn) (int, error) { return c.Redrive(ctx, "dead", LetterFilter{}, nil) },
+		"redrive as dry": func(ctx context.Context, c *Conn) (int, error) {
+			return c.RedriveDryRun(ctx, "dead", LetterFilter{}, nil)
+		},
+		"look": func(ctx context.Context, c *Conn) (n int, err error) {
+			for _, err = range c.DeadLetters(ctx, "dead", LetterFilter{}) {
+				if err == nil {
+					n++
+				}
+			}
+			return n, err
+		},
+		"browse": func(ctx context.Context, c *Conn) (n int, err error) {
+			for _, err = range c.Browse(ctx, "dead", BrowseOptions{Group: "clerks"}) {
+				if err == nil {
+					n++
+				}
+			}
+			return n, err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, began := lettersOf(t, &letterBroker{dead: new(uint32(1))}, 3), time.Now()
+				n, err := deal(t.Context(), c)
+				require.Equal(t, wire.CodeUnavailable, codeOf(err))
+				require.ErrorContains(t, err, "no leader of dead/1 has answered")
+				require.Equal(t, 2, n, "those of the others")
+				require.Equal(t, browsePatience, time.Since(began).Truncate(time.Second))
+			})
+		})
+	}
+}
+
+// Of more partitions than are asked at once each has its own time to answer.
+func TestASilentPartitionTakesNoTimeFromOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const silent, led = sideBySide + 3, 2
+		c := lettersOf(t, &letterBroker{below: silent}, silent+led)
+		var numbers []uint32
+		for n := range uint32(silent + led) {
+			numbers = append(numbers, n)
+		}
+		errs := c.GroupOrders(t.Context(), browsePatience, wire.OrderLetters, "dead", numbers, "clerks", wire.LettersRequest{Removed: true}, func(int) any { return nil })
+		for n, err := range errs {
+			require.Equal(t, n < silent, errors.Is(err, context.DeadlineExceeded), "partition %d: %v", n, err)
+		}
+	})
+}
+
+// A look at records ends if the leader of a partition is lost meanwhile and there is no other.
+func TestBrowseThatHearsNothingEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, began := lettersOf(t, &letterBroker{dead: new(uint32(1)), dies: true}, 3), time.Now()
+		n := 0
+		for _, err := range c.Browse(t.Context(), "dead", BrowseOptions{Group: "clerks"}) {
+			if err == nil {
+				n++
+				time.Sleep(redriveSilence) // who takes the records may take time
+				continue
+			}
+			require.Equal(t, wire.CodeUnavailable, codeOf(err))
+			require.ErrorContains(t, err, "nothing was heard")
+		}
+		require.Equal(t, 1, n)
+		require.Equal(t, 2*redriveSilence, time.Since(began).Truncate(time.Second))
 	})
 }
 

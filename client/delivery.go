@@ -58,6 +58,8 @@ func (b *batch) settle() {
 		if b.lastCause = b.refusal; b.lastCause == nil {
 			b.lastCause = b.lostErr
 		}
+		// At once: it may be given up before the others are answered.
+		b.uncertain = b.uncertain || b.lostErr != nil && !b.untouched || b.refusal != nil && !codeOf(b.refusal).Rejected()
 	}
 	if a.draining {
 		if a.inFlight == 0 {
@@ -110,11 +112,8 @@ func (a *accumulator) resolve() {
 	for i := 0; i < a.queue.len() && a.queue.at(i).stamped; i++ {
 		b := a.queue.at(i)
 		lost = lost || b.lostErr != nil
-		switch {
-		case certain && p.options.idempotent:
+		if certain && p.options.idempotent {
 			b.uncertain = false
-		case b.lostErr != nil && !b.untouched, b.refusal != nil && !codeOf(b.refusal).Rejected():
-			b.uncertain = true
 		}
 		if !b.uncertain && !certain {
 			certain, release = true, b.identity.Sequence
@@ -306,8 +305,8 @@ func (a *accumulator) abandon(b *batch, cause error) {
 		p.renew = p.options.idempotent
 	}
 	if b.inFlight {
-		if b.id != 0 {
-			b.session.forget(b.id)
+		if b.session != nil {
+			b.session.forgetBatch(b)
 		}
 		a.land(b)
 		b.abandoned = true // the answer may be on its way to it: no other life

@@ -204,8 +204,7 @@ func TestAnswersMayComeInAnyOrderAcrossPartitions(t *testing.T) {
 	b.create("d", Topic, 4)
 	c := connect(t, b)
 	p := newTestProducer(t, c, "d")
-	held := make(chan *fakeRequest, 4)
-	b.setScript(produceScript(func(_ int, q *fakeRequest) bool { held <- q; return true }))
+	held := b.holdProduce(4)
 	ctx := testContext(t)
 	var tickets []*Ticket
 	var requests []*fakeRequest

@@ -153,12 +153,25 @@ func errUnreachable(destination string, partition uint32) error {
 	return wire.Errorf(wire.CodeUnavailable, "the leader of %q partition %d is not known or does not answer", destination, partition)
 }
 
+// openError is the last error of a request of which an attempt before may have had its effect.
+type openError struct{ error }
+
+func (e *openError) Unwrap() error { return e.error }
+
+func wasOpen(err error) bool {
+	var e *openError
+	return errors.As(err, &e)
+}
+
 // overdueError is ctx's error after answers that promised better ones. It unwraps to ctx's
 // error only: what was asked last may have been carried out.
 type overdueError struct{ err, last error }
 
 func (e *overdueError) Error() string { return fmt.Sprintf("%v; the last answer: %v", e.err, e.last) }
 func (e *overdueError) Unwrap() error { return e.err }
+
+// LastAnswer is what a broker said before the time was over.
+func (e *overdueError) LastAnswer() error { return e.last }
 
 // overdue is err, with the last answer if ctx is done.
 func overdue(ctx context.Context, err, last error) error {

@@ -241,6 +241,16 @@ func (b *fakeBroker) setScript(script func(*fakeRequest) bool) {
 	b.script = script
 }
 
+// holdProduce keeps up to n batches unanswered, in the order in which they came.
+func (b *fakeBroker) holdProduce(n int) chan *fakeRequest {
+	held := make(chan *fakeRequest, n)
+	b.setScript(produceScript(func(_ int, q *fakeRequest) bool {
+		held <- q
+		return true
+	}))
+	return held
+}
+
 // create makes a destination with its slots spread over the partitions.
 func (b *fakeBroker) create(name string, kind Kind, partitions int) *fakeDestination {
 	b.mu.Lock()

@@ -59,7 +59,7 @@ func (c *Conn) begun(ctx context.Context, destination string, info *GroupInfo) e
 	late := l.partitions
 	for {
 		had := make([]GroupPartition, len(late))
-		errs := c.GroupOrders(patient, wire.OrderDescribe, destination, late, info.Name, nil, func(i int) any { return &had[i] })
+		errs := c.GroupOrders(patient, 0, wire.OrderDescribe, destination, late, info.Name, nil, func(i int) any { return &had[i] })
 		var older []uint32
 		for i, n := range late {
 			if id := had[i].GroupID; errs[i] == nil && id != 0 && id < info.ID {
@@ -114,7 +114,7 @@ func (c *Conn) DescribeGroup(ctx context.Context, destination, group string) (Gr
 		return info, err
 	}
 	info.Partitions = make([]GroupPartition, len(l.partitions))
-	errs := c.GroupOrders(ctx, wire.OrderDescribe, destination, l.partitions, group, nil, func(i int) any { return &info.Partitions[i] })
+	errs := c.GroupOrders(ctx, 0, wire.OrderDescribe, destination, l.partitions, group, nil, func(i int) any { return &info.Partitions[i] })
 	if err := ctx.Err(); err != nil {
 		return info, errors.Join(append(errs, err)...)
 	}
@@ -228,17 +228,24 @@ func (c *Conn) once(ctx context.Context, op wire.GroupOrderOp, destination strin
 const sideBySide = 32
 
 // GroupOrders asks several partitions at once as GroupOrder does: one that has no leader
-// holds up no other. The answer of partitions[i] goes where answer(i) says, its error is
-// the i-th.
-func (c *Conn) GroupOrders(ctx context.Context, op wire.GroupOrderOp, destination string, partitions []uint32, group string, ask any, answer func(i int) any) []error {
+// holds up no other. Each is asked for as long as within says, 0 is as long as ctx does: then its
+// error is context.DeadlineExceeded. The answer of partitions[i] goes where answer(i) says, its
+// error is the i-th.
+func (c *Conn) GroupOrders(ctx context.Context, within time.Duration, op wire.GroupOrderOp, destination string, partitions []uint32, group string, ask any, answer func(i int) any) []error {
 	errs := make([]error, len(partitions))
 	var asked sync.WaitGroup
 	room := make(chan struct{}, sideBySide)
 	for i, n := range partitions {
 		room <- struct{}{}
 		asked.Go(func() {
+			defer func() { <-room }()
+			ctx := ctx
+			if within > 0 {
+				patient, stop := context.WithTimeout(ctx, within)
+				defer stop()
+				ctx = patient
+			}
 			errs[i] = c.GroupOrder(ctx, op, destination, n, group, ask, answer(i))
-			<-room
 		})
 	}
 	asked.Wait()

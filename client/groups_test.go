@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"encoding/json"
 	"testing"
 
@@ -42,4 +43,13 @@ func TestAGroupThatIsMadeAgainIsWaitedFor(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, uint64(9), info.ID)
 	require.Equal(t, map[uint32]int{0: 1, 1: 3}, asked)
+}
+
+// What was answered before the time was over is there for who words the error.
+func TestAnErrorOfAnEndedContextKnowsTheLastAnswer(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var answered interface{ LastAnswer() error }
+	require.ErrorAs(t, overdue(ctx, ctx.Err(), wire.CodeNotLeader), &answered)
+	require.ErrorIs(t, answered.LastAnswer(), wire.CodeNotLeader)
 }

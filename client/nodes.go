@@ -210,10 +210,10 @@ func outnumbered(m *wire.MetadataResponse) bool {
 // session with the old home stays, for what it leads. The caller holds c.mu.
 func (c *Conn) flee() {
 	now := time.Now()
-	if !c.options.redirect || now.Sub(c.fled) < fleePause {
-		return
-	}
 	old := c.current
+	if old == nil || !c.options.redirect || now.Sub(c.fled) < fleePause {
+		return // Connect looks for one yet
+	}
 	for id, n := range c.nodes { // in any order
 		s := alive(n.session)
 		if id == old.hello.NodeID || s == nil || !c.options.target.wants(&n.Node) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -218,6 +219,7 @@ func (p *Producer) send(ctx context.Context, r *Record, pr promise) error {
 	p.mu.Lock()
 	a, err := p.accept(ctx, r, pr)
 	if err != nil {
+		p.wakeWaiting() // the space that it was called for is the next one's
 		p.mu.Unlock()
 		return &SendError{Outcome: NotSent, Err: err}
 	}
@@ -244,7 +246,7 @@ func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*accumula
 		size += wire.EncodedSizeBound(nil, p.name, nil) + len(wire.PublisherHeader)
 	}
 	charge := int64(size)
-	for {
+	for called := false; ; called = true {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -254,7 +256,7 @@ func (p *Producer) accept(ctx context.Context, r *Record, pr promise) (*accumula
 		if size > p.layout.maxRecordBytes {
 			return nil, fmt.Errorf("%w: up to %d bytes encoded, the limit is %d", ErrRecordTooLarge, size, p.layout.maxRecordBytes)
 		}
-		if p.hasSpace(charge) {
+		if p.hasSpace(charge, called) {
 			break
 		}
 		if err := p.waitForSpace(ctx, charge); err != nil {
@@ -290,9 +292,10 @@ type spaceWaiter struct {
 var spaceWaiters = sync.Pool{New: func() any { return &spaceWaiter{ready: make(chan struct{}, 1)} }}
 
 // hasSpace reports whether a record fits into the buffer. Into an empty one any
-// record does. Nobody overtakes those that wait, and before a move nothing fits.
-func (p *Producer) hasSpace(bytes int64) bool {
-	return p.moving == nil && (p.bufferedRecords == 0 || len(p.waiting) == 0 &&
+// record does. Nobody overtakes those that wait, of whom those go on that were called, and
+// before a move nothing fits.
+func (p *Producer) hasSpace(bytes int64, called bool) bool {
+	return p.moving == nil && (called || len(p.waiting) == 0) && (p.bufferedRecords == 0 ||
 		p.bufferedBytes+bytes <= p.options.maxBufferedBytes && p.bufferedRecords < p.options.maxBufferedRecords)
 }
 
@@ -313,36 +316,28 @@ func (p *Producer) waitForSpace(ctx context.Context, bytes int64) error {
 		err = ctx.Err()
 	}
 	p.mu.Lock()
-	for i := range p.waiting {
-		if p.waiting[i] == w { // it gave up
-			p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
-			break
-		}
-	}
+	i := slices.Index(p.waiting, w)
+	p.waiting = slices.Delete(p.waiting, i, i+1)
 	select {
-	case <-w.ready: // woken and gave up at the same time: the next one's turn
-		p.wakeWaiting()
+	case <-w.ready: // called again, or when it gave up
 	default:
 	}
 	spaceWaiters.Put(w)
 	return err
 }
 
-// wakeWaiting lets those look again who would find space now.
+// wakeWaiting calls those that find space now. They keep their places until they have
+// looked, so that nobody takes it meanwhile.
 func (p *Producer) wakeWaiting() {
 	bytes, records := p.bufferedBytes, p.bufferedRecords
-	for len(p.waiting) > 0 {
-		w := p.waiting[0]
+	for _, w := range p.waiting {
 		fits := bytes+w.bytes <= p.options.maxBufferedBytes && records < p.options.maxBufferedRecords
 		if (!fits && records > 0 || p.moving != nil) && p.err == nil {
 			return
 		}
 		bytes += w.bytes
 		records++
-		w.ready <- struct{}{}
-		n := copy(p.waiting, p.waiting[1:])
-		p.waiting[n] = nil
-		p.waiting = p.waiting[:n]
+		poke(w.ready)
 	}
 }
 

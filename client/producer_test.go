@@ -133,14 +133,7 @@ func TestWithoutRoomInFlightRecordsGather(t *testing.T) {
 	b.create("q", Topic, 1)
 	c := connect(t, b)
 	p := newTestProducer(t, c, "q", InFlight(1))
-	held := make(chan *fakeRequest, 10)
-	b.setScript(func(q *fakeRequest) bool {
-		if q.header.Opcode == wire.OpProduce {
-			held <- q
-			return true
-		}
-		return false
-	})
+	held := b.holdProduce(10)
 	ctx := testContext(t)
 	first, err := p.SendAsync(ctx, &Record{Value: []byte("alone")})
 	require.NoError(t, err)
@@ -172,14 +165,7 @@ func TestFullBatchesLeaveUpToTheInFlightLimit(t *testing.T) {
 	b.create("q", Topic, 1)
 	c := connect(t, b)
 	p := newTestProducer(t, c, "q", BatchBytes(1000), InFlight(3))
-	held := make(chan *fakeRequest, 100)
-	b.setScript(func(q *fakeRequest) bool {
-		if q.header.Opcode == wire.OpProduce {
-			held <- q
-			return true
-		}
-		return false
-	})
+	held := b.holdProduce(100)
 	ctx := testContext(t)
 	var tickets []*Ticket
 	for range 50 {
@@ -446,14 +432,7 @@ func TestTheBufferLimitMakesSendsWait(t *testing.T) {
 		b.create("d", Topic, 1)
 		c := connect(t, b)
 		p := newTestProducer(t, c, "d", opt)
-		held := make(chan *fakeRequest, 10)
-		b.setScript(func(q *fakeRequest) bool {
-			if q.header.Opcode == wire.OpProduce {
-				held <- q
-				return true
-			}
-			return false
-		})
+		held := b.holdProduce(10)
 		ctx := testContext(t)
 		for range 5 {
 			_, err := p.SendAsync(ctx, &Record{Value: []byte("1234")}) // counts 40 bytes
@@ -550,14 +529,7 @@ func TestSendEndsWithItsContext(t *testing.T) {
 	b.create("d", Topic, 1)
 	c := connect(t, b)
 	p := newTestProducer(t, c, "d")
-	held := make(chan *fakeRequest, 1)
-	b.setScript(func(q *fakeRequest) bool {
-		if q.header.Opcode == wire.OpProduce {
-			held <- q
-			return true
-		}
-		return false
-	})
+	held := b.holdProduce(1)
 	ctx, cancel := context.WithCancel(testContext(t))
 	done := make(chan error)
 	go func() {
@@ -816,4 +788,40 @@ func TestAFunctionThatIsMissingIsAnError(t *testing.T) {
 	require.ErrorIs(t, c.Serve(testContext(t), "orders", nil), ErrNoFunction)
 	require.ErrorIs(t, new(Consumer).Run(testContext(t), nil), ErrNoFunction)
 	require.ErrorIs(t, new(Consumer).Serve(testContext(t), nil), ErrNoFunction)
+}
+
+// A batch may be given up while a session's writer has it.
+func TestABatchIsGivenUpWhileItIsWritten(t *testing.T) {
+	b := startBroker(t)
+	b.create("d", Topic, 1)
+	p := newTestProducer(t, connect(t, b), "d")
+	_, errs := sendAll(t, p, nil, "a")
+	require.NoError(t, errs[0])
+
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	defer ours.Close()
+	s := newSession(ours, nil, "pipe", wire.HelloResponse{}, nil)
+	ticket := &Ticket{done: make(chan struct{})}
+	p.mu.Lock()
+	a := p.lanes[0]
+	before := a.session
+	a.session, a.listed = s, nil
+	require.True(t, a.add(&Record{Value: []byte("b")}, 0, false, 100, promise{ticket: ticket}))
+	taken := a.queue.at(0)
+	require.Equal(t, s, a.list())
+	p.mu.Unlock()
+	var writer sync.WaitGroup
+	writer.Go(func() { s.gather(&s.g, 1, 1<<20) })
+	for given := false; !given; { // the race detector sees what both touch
+		p.mu.Lock()
+		if given = taken.inFlight; given {
+			a.giveUp(ErrDeliveryTimeout)
+			a.session, a.listed = before, nil
+		}
+		p.unlockAndFinish()
+	}
+	writer.Wait()
+	_, err := ticket.Wait(testContext(t))
+	require.Equal(t, Unknown, outcomeOf(t, err))
 }

@@ -604,15 +604,19 @@ func (st *stream) open(s *session) {
 			st.refused(wire.Errorf(wire.CodeDestinationGone, "destination %q was deleted and created again", r.destination))
 			return
 		}
-		if st.located {
-			if st.incarnation != opened.Incarnation && r.options.stopAtEnd {
+		moved := st.located && r.options.stopAtEnd && st.incarnation != opened.Incarnation
+		begin := func() {
+			if !st.located {
+				st.find(s, &opened)
+				return
+			}
+			if moved {
 				st.end = min(st.end, opened.NextOffset) // the end may be gone
 			}
 			st.openLink(s, opened.Handle, opened.Incarnation)
-			return
 		}
-		if !r.options.stopAtEnd && r.options.start != startLatest {
-			st.find(s, &opened)
+		if !moved && (st.located || !r.options.stopAtEnd && r.options.start != startLatest) {
+			begin()
 			return
 		}
 		// Opening is answered by whoever takes itself for the leader, also by one that
@@ -620,7 +624,7 @@ func (st *stream) open(s *session) {
 		var end wire.ListOffsetsResponse
 		st.ask(s, wire.OpListOffsets, Latest().request(opened.Handle), &end, func() {
 			opened.NextOffset = end.Offset
-			st.find(s, &opened)
+			begin()
 		})
 	})
 }

@@ -826,3 +826,32 @@ func TestAReaderThatHasEndedTakesNoAnswer(t *testing.T) {
 	q.reply(&wire.ListOffsetsResponse{})
 	require.NoError(t, c.Ping(t.Context()), "the answer has been taken in")
 }
+
+// RULES L5: where a reader that stops at the end goes on under another incarnation, its end
+// is one that a quorum has confirmed, not that of a leader that was deposed and answers.
+func TestRuleL5_AnEndIsNotLoweredByALeaderThatWasDeposed(t *testing.T) {
+	b := startBroker(t)
+	d := b.create("d", Topic, 1)
+	b.fill(d.partitions[0], NoCompression, 1, 1, 1)
+	opened := 0
+	b.setScript(func(q *fakeRequest) bool {
+		if q.header.Opcode != wire.OpOpenPartition {
+			return false
+		}
+		if opened++; opened == 1 {
+			return false
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		q.reply(&wire.OpenPartitionResponse{Handle: d.partitions[0].handle, DestinationID: d.info.ID, Epoch: 1, NextOffset: 2, SlotVersion: 1, Incarnation: 9})
+		return true
+	})
+	r := newTestReader(t, connect(t, b), "d", StopAtEnd())
+	b.dropConns()
+	require.Eventually(t, func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.streams[0].incarnation == 9
+	}, 30*time.Second, time.Millisecond)
+	require.Len(t, readAll(t, r), 3)
+}

@@ -77,6 +77,7 @@ func (p pending) wait(ctx context.Context, response wire.Message) error {
 // answer, with ctx, or with the Conn. What was answered last goes with ctx's error.
 func (c *Conn) do(ctx context.Context, op wire.Opcode, request, response wire.Message, readOnly bool) error {
 	var last error
+	open := false // an attempt may have had its effect
 	for {
 		s, err := c.session(ctx)
 		if err != nil {
@@ -97,9 +98,13 @@ func (c *Conn) do(ctx context.Context, op wire.Opcode, request, response wire.Me
 		again := p.err != nil && sessionDied || // it never left
 			readOnly && sessionDied ||
 			transient(code) && (readOnly || code.Rejected())
-		if !again {
+		switch {
+		case !again && open:
+			return &openError{err}
+		case !again:
 			return err
 		}
+		open = open || p.err == nil && !code.Rejected()
 		if !sessionDied {
 			last = err
 			if err := c.pause(ctx, retryPause); err != nil {

@@ -325,7 +325,11 @@ func (c *Conn) sendTemporary(ctx context.Context, name string, r *Record) (Recei
 			return temporaryReceipt(&response, err)
 		}
 	}
-	return temporaryReceipt(&response, c.do(ctx, wire.OpTempSend, &request, &response, true))
+	open := err != nil && !codeOf(err).Rejected()
+	if err = c.do(ctx, wire.OpTempSend, &request, &response, true); err != nil && open {
+		err = &openError{err}
+	}
+	return temporaryReceipt(&response, err)
 }
 
 func temporaryReceipt(m *wire.TemporarySendResponse, err error) (Receipt, error) {
@@ -342,7 +346,7 @@ func temporaryReceipt(m *wire.TemporarySendResponse, err error) (Receipt, error)
 // nowhere reports whether the answer to TEMPORARY_SEND says that the batch is in no queue.
 func nowhere(err error) bool {
 	code := codeOf(err)
-	return code != 0 && (code.Rejected() || code == wire.CodeDestinationGone)
+	return code == wire.CodeDestinationGone || code.Rejected() && !wasOpen(err)
 }
 
 // sender finds or makes the producer for a destination. Whoever gets it gives it back with

@@ -231,11 +231,29 @@ func (s *session) forget(id uint32) {
 	s.mu.Unlock()
 }
 
+// forgetBatch is forget for a batch that the writer may be about to register.
+func (s *session) forgetBatch(b *batch) {
+	s.mu.Lock()
+	id := b.id
+	s.mu.Unlock()
+	s.forget(id)
+}
+
 // tell sends a frame that has no answer. On a dead session it does nothing.
 func (s *session) tell(op wire.Opcode, id uint32, m wire.Message) {
 	s.mu.Lock()
 	if s.err == nil {
 		s.control = wire.AppendFrame(s.control, wire.Header{Opcode: op, Version: op.Version(), ID: id}, m)
+	}
+	s.mu.Unlock()
+	poke(s.wake)
+}
+
+// tellBehind is tell for a frame that goes behind what f appends.
+func (s *session) tellBehind(f func(dst []byte) []byte, op wire.Opcode, id uint32, m wire.Message) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.control = wire.AppendFrame(f(s.control), wire.Header{Opcode: op, Version: op.Version(), ID: id}, m)
 	}
 	s.mu.Unlock()
 	poke(s.wake)
@@ -643,7 +661,6 @@ func (g *gathered) add(s *session, b *batch) bool {
 		b.written(false, err)
 		return false
 	}
-	b.id = id
 	before := g.size
 	for _, piece := range b.frame(id) {
 		if len(piece) > 0 {
@@ -678,5 +695,6 @@ func (s *session) expect(b *batch) (id uint32, err error) {
 		return 0, nil
 	}
 	s.inFlightBytes += b.size()
-	return s.register(b), nil
+	b.id = s.register(b)
+	return b.id, nil
 }

@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,4 +110,46 @@ func TestTheAnswerAboutNodesIsFoundAmongEvents(t *testing.T) {
 	})
 	c := connect(t, nodes[0], TargetNode(2, Require))
 	require.Equal(t, uint32(2), c.Info().Node)
+}
+
+// R-SIB-24: brokers that hear no majority may be all that answers. Who looks for another
+// one then gets an error.
+func TestR_SIB_24_WhatIsWantedIsLookedForWithoutAMajority(t *testing.T) {
+	nodes := startCluster(t, 4)
+	nodes[2].stop()
+	nodes[3].stop()
+	_, err := Connect(testContext(t), nodes[0].address()+","+nodes[1].address(), TargetNode(9, Require))
+	require.ErrorIs(t, err, ErrTarget)
+	c := connect(t, nodes[0], TargetNode(4, Prefer))
+	require.Contains(t, []uint32{1, 2}, c.Info().Node)
+}
+
+// R-SIB-24: a broker that is preferred, and that takes no connection when it is tried again,
+// keeps nobody from another one when the home is lost.
+func TestR_SIB_24_WhoTriesToGoBackNoticesThatTheHomeIsLost(t *testing.T) {
+	nodes := startCluster(t, 2)
+	wanted, hangs := nodes[1].address(), make(chan struct{})
+	var down, hang atomic.Bool
+	c := connect(t, nodes[0], TargetNode(2, Prefer), WithDialTimeout(time.Hour), func(o *connOptions) { o.returnPause = time.Millisecond },
+		WithDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			switch {
+			case address != wanted || !down.Load():
+				return new(net.Dialer).DialContext(ctx, "tcp", address)
+			case hang.CompareAndSwap(true, false):
+				close(hangs)
+				<-ctx.Done()
+			}
+			return nil, context.DeadlineExceeded
+		}))
+	require.Equal(t, uint32(2), c.Info().Node)
+	down.Store(true)
+	nodes[1].dropConns()
+	require.Eventually(t, func() bool { return c.Info().Node == 1 }, 30*time.Second, time.Millisecond)
+	hang.Store(true)
+	<-hangs
+	nodes[0].dropConns()
+	ctx, cancel := context.WithTimeout(testContext(t), 20*time.Second)
+	defer cancel()
+	require.NoError(t, c.Ping(ctx), "nobody looks for another home")
+	require.Equal(t, uint32(1), c.Info().Node)
 }

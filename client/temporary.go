@@ -113,7 +113,7 @@ func (q *TemporaryQueue) begin(ctx context.Context) error {
 // open attaches the queue to a session. If it fails, nothing is left of it there.
 func (q *TemporaryQueue) open(ctx context.Context, s *session) error {
 	q.mu.Lock()
-	request := wire.TemporaryOpenRequest{Name: q.name, Token: q.token, GraceMs: uint32(q.grace.Milliseconds()), Next: q.next}
+	request := wire.TemporaryOpenRequest{Name: q.name, Token: q.token, GraceMs: uint32(q.grace.Milliseconds()), Next: q.handed}
 	q.mu.Unlock()
 	opened := &temporaryOpened{queue: q, done: make(chan error, 1)}
 	if _, err := s.request(wire.OpTempOpen, &request, opened); err != nil {

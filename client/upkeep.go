@@ -354,8 +354,14 @@ func (p *Producer) install(l *layout) {
 
 	var moved []*batch
 	for _, a := range lanes {
-		for i := a.queue.len() - 1; i >= 0; i-- {
-			if b := a.queue.at(i); !b.stamped && b.keyed && b.misplaced(l) {
+		free := func(i int) bool { b := a.queue.at(i); return !b.stamped && b.keyed }
+		first := 0
+		for first < a.queue.len() && (!free(first) || !a.queue.at(first).misplaced(l)) {
+			first++
+		}
+		for i := a.queue.len() - 1; i >= first; i-- { // what stays must not overtake what is placed behind it
+			if free(i) {
+				b := a.queue.at(i)
 				a.remove(b)
 				moved = append(moved, b)
 			}
