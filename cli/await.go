@@ -134,6 +134,35 @@ func moveOutlook(destination string, number, from, to uint32) func([]client.Dest
 	}
 }
 
+// transferOutlook judges looks at a partition, as before described it, whose leadership goes to
+// a node, or to any other one (0). A leader two epochs on that is not wanted is no step on the
+// way: the leadership was given to another since, by the cluster's balance or an election.
+func transferOutlook(destination string, number uint32, before client.PartitionInfo, to uint32) func(*client.PartitionInfo) outlook {
+	return func(p *client.PartitionInfo) outlook {
+		name := fmt.Sprintf("%s/%d", destination, number)
+		switch {
+		case p == nil:
+			return outlook{err: errRemovedMeanwhile(destination)}
+		case p.Leader == 0:
+			return outlook{left: "nobody leads " + name}
+		case p.Leader == to || to == 0 && p.Leader != before.Leader:
+			return outlook{done: true}
+		case before.Leader != 0 && p.Epoch > before.Epoch+1:
+			return outlook{err: fmt.Errorf("it did not stay: node %d leads now, by an election or because the cluster keeps leaderships balanced; %s", p.Leader, keepLeader(destination, number, to))}
+		}
+		return outlook{left: fmt.Sprintf("node %d leads %s", p.Leader, name)}
+	}
+}
+
+// keepLeader says how a node, 0 for one to be chosen, leads a partition for good.
+func keepLeader(destination string, number, node uint32) string {
+	where, who := "there", fmt.Sprint(node)
+	if node == 0 {
+		where, who = "elsewhere", "NODE"
+	}
+	return fmt.Sprintf("to keep it %s: lockstep partition alter %s --preferred-leader %s", where, shellWord(fmt.Sprintf("%s/%d", destination, number)), who)
+}
+
 // replicaOn is the replica that a node holds, nil if it holds none. Beside one that it has
 // lost it may hold another, which counts if it is active.
 func replicaOn(p *client.PartitionInfo, node uint32) (found *client.Replica) {

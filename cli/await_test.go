@@ -79,6 +79,39 @@ func TestWhoWaitsForAMoveLearnsThatItWasCalledOff(t *testing.T) {
 	}
 }
 
+// A leadership that is handed over by hand and taken back for balance before anybody looks is
+// told from one that is still on its way.
+func TestWhoWaitsForALeaderLearnsThatItDidNotStay(t *testing.T) {
+	at := func(leader, epoch uint32) *client.PartitionInfo {
+		return &client.PartitionInfo{Leader: leader, Epoch: epoch}
+	}
+	const again = "it did not stay: node 3 leads now, by an election or because the cluster keeps leaderships balanced; to keep it "
+	for _, c := range []struct {
+		name   string
+		before *client.PartitionInfo
+		to     uint32
+		look   *client.PartitionInfo
+		want   string
+	}{
+		{"not known here yet", at(3, 5), 2, at(3, 5), "node 3 leads orders/0"},
+		{"no leader meanwhile", at(3, 5), 2, at(0, 0), "nobody leads orders/0"},
+		{"handed over", at(3, 5), 2, at(2, 6), "done"},
+		{"handed over before it was asked for", at(3, 5), 3, at(3, 5), "done"},
+		{"moved by another just before", at(3, 5), 2, at(1, 6), "node 1 leads orders/0"},
+		{"taken back before anybody looked", at(3, 5), 2, at(3, 7), again + "there: lockstep partition alter orders/0 --preferred-leader 2"},
+		{"to any other", at(3, 5), 0, at(1, 6), "done"},
+		{"to any other, later than the next", at(3, 5), 0, at(1, 9), "done"},
+		{"to any other, not known here yet", at(3, 5), 0, at(3, 5), "node 3 leads orders/0"},
+		{"to any other, taken back", at(3, 5), 0, at(3, 7), again + "elsewhere: lockstep partition alter orders/0 --preferred-leader NODE"},
+		{"nobody led when it was asked for", at(0, 0), 2, at(3, 7), "node 3 leads orders/0"},
+		{"the destination is deleted", at(3, 5), 2, nil, "orders was removed meanwhile"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			require.Equal(t, c.want, ending(transferOutlook("orders", 0, *c.before, c.to)(c.look)))
+		})
+	}
+}
+
 // ending is what a look says, in one word or text.
 func ending(o outlook) string {
 	switch {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -85,9 +86,14 @@ func (a *app) browse(c *cobra.Command, destination string, o client.BrowseOption
 	header := []string{"partition", "offset", "key", "bytes", "value"}
 	var rows [][]string
 	var line bytes.Buffer
+	late := a.newWaiting(destination).beginning()
+	defer late.Stop()
+	var failed error // what could be read is printed before that
 	for r, err := range conn.Browse(ctx, destination, o) {
+		late.Stop()
 		if err != nil {
-			return interruptedOr(ctx, a.suggest(ctx, conn, &failure{doing: "browse", destination: destination, group: o.Group, kind: words, err: err}))
+			failed = interruptedOr(ctx, a.suggest(ctx, conn, &failure{doing: "browse", destination: destination, group: o.Group, kind: words, err: err}))
+			break
 		}
 		if asJSON {
 			line.Reset()
@@ -114,10 +120,10 @@ func (a *app) browse(c *cobra.Command, destination string, o client.BrowseOption
 			return fmt.Errorf("browse %q: more than %d records do not fit into one table; print them with -o json, or fewer with --limit", destination, maxBrowsedRows)
 		}
 	}
-	if asJSON {
-		return nil
+	if asJSON || failed != nil && len(rows) == 0 {
+		return failed
 	}
-	return a.printTable(header, rows, "partition", "offset", "delivered", "failed", "bytes")
+	return cmp.Or(a.printTable(header, rows, "partition", "offset", "delivered", "failed", "bytes"), failed)
 }
 
 // maxBrowsedRows bounds a table, whose columns are as wide as their widest cell.

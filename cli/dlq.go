@@ -167,8 +167,9 @@ func silence(silent []place) error {
 	if len(silent) == 0 {
 		return nil
 	}
-	slices.SortFunc(silent, func(a, b place) int {
-		return cmp.Or(strings.Compare(a.destination, b.destination), cmp.Compare(a.partition, b.partition))
+	sort.Slice(silent, func(i, j int) bool {
+		a, b := silent[i], silent[j]
+		return cmp.Or(strings.Compare(a.destination, b.destination), cmp.Compare(a.partition, b.partition)) < 0
 	})
 	var names []string
 	for _, p := range silent[:min(len(silent), maxProblems)] {
@@ -450,17 +451,6 @@ func (a *app) dlqShowCommand() *cobra.Command {
 			return err
 		}
 		return a.withConn(c, func(ctx context.Context, conn *client.Conn) error {
-			d, err := conn.Destination(ctx, args[0])
-			if err != nil {
-				return &failure{doing: "show dead letters of", destination: args[0], err: err}
-			}
-			if filter.Partition != nil {
-				d.Partitions = slices.DeleteFunc(d.Partitions, func(p client.PartitionInfo) bool { return p.Number != *filter.Partition })
-			}
-			_, silent := lettersAndSilent(ctx, conn, "", d)
-			if err := silence(slices.Collect(maps.Keys(silent))); err != nil {
-				return &failure{doing: "show dead letters of", destination: args[0], err: err}
-			}
 			n := 0
 			for l, err := range conn.DeadLetters(ctx, args[0], filter) {
 				if err != nil {
@@ -619,8 +609,9 @@ be sent back.`,
 func (a *app) dlqPurgeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "purge DEST", Short: "Give up dead letters of a queue, all or those that are meant, for good",
-		Long: `Give up dead letters of a queue for good: all, or those that are meant. It takes as long as
-it gets on; who interrupts it may run it again for the rest.`,
+		Long: `Give up dead letters of a queue for good: all, or those that are meant. Without --yes it
+only counts them. It takes as long as it gets on; who interrupts it may run it again for
+the rest.`,
 		Example: "  lockstep dlq purge orders.dead --yes\n  lockstep dlq purge orders.dead --group billing --yes", Args: exactArgs("DEST"), ValidArgsFunction: a.completeDestinations(),
 	}
 	flags := newLetterFlags(c, 0)

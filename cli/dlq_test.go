@@ -386,16 +386,19 @@ func TestDeadLettersOfPartitionsWithoutALeaderAreMissedAloud(t *testing.T) {
 	require.GreaterOrEqual(t, lost, 0, "each node has one")
 	name := fmt.Sprintf("orders.dead/%d", lost)
 	must(t, sh, "dlq", "show", "orders.dead")
+	sh.stdin = strings.NewReader("readable\n")
+	must(t, sh, "produce", "orders.dead", "--partition", fmt.Sprint(1-lost))
 	c.Stop(2)
-	for _, args := range [][]string{{"ls"}, {"ls", "-o", "json"}, {"show", "orders.dead"}} {
+	for _, args := range [][]string{{"dlq", "ls"}, {"dlq", "ls", "-o", "json"}, {"dlq", "purge", "orders.dead", "--yes"}, {"browse", "orders.dead"}} {
 		sh.timeout = time.Minute // who waits for that long has not been told
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
-		got := sh.run(ctx, append([]string{"dlq"}, args...)...)
+		got := sh.run(ctx, args...)
 		cancel()
 		require.Equal(t, 1, got.code, "%v: %s%s", args, got.stdout, got.stderr)
 		require.Regexp(t, "no leader of .*"+name, got.stderr, "orders/0 may be lost too")
 		require.Contains(t, got.stderr, "lockstep cluster health")
 		require.NotContains(t, got.stdout, fmt.Sprintf("orders.dead/%d", 1-lost))
+		require.Equal(t, args[0] == "browse", strings.Contains(got.stdout, "readable"), "what answers is printed")
 	}
 	must(t, sh, "dlq", "show", "orders.dead", "--partition", fmt.Sprint(1-lost))
 }

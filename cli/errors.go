@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -185,6 +186,9 @@ func (f *failure) explainClient() string {
 		return fmt.Sprintf("%s %q: %v; free space or shorten retention on the broker's disk, or wait longer with --timeout", f.doing, f.destination, f.err)
 	case errors.Is(f.err, client.ErrDeliveryTimeout) && errors.Is(f.err, wire.CodeMemoryFull):
 		return fmt.Sprintf("%s %q: %v; shorten retention or raise --memory-bytes of the broker, or wait longer with --timeout", f.doing, f.destination, f.err)
+	case errors.Is(f.err, client.ErrDeliveryTimeout) && errors.Is(f.err, wire.CodePartitionFull):
+		return fmt.Sprintf("%s %q: %v; see who is to consume it with: lockstep group ls %s, raise what it may hold with: %s alter %s --threshold-records or --threshold-bytes, or wait longer with --timeout",
+			f.doing, f.destination, f.err, name, f.command(), name)
 	case errors.Is(f.err, client.ErrDeliveryTimeout):
 		return fmt.Sprintf("%s %q: %v; see what does not answer with: lockstep cluster health, or wait longer with --timeout", f.doing, f.destination, f.err)
 	case errors.Is(f.err, client.ErrDisconnected) && f.doing == connecting:
@@ -209,8 +213,11 @@ func (f *failure) explainDamage(e *client.CorruptError) string {
 	if !stored {
 		text += "the broker examines its copy now: run this again to see whether only the way was bad"
 	}
-	if e.Next <= e.Offset {
+	switch {
+	case e.Next <= e.Offset:
 		return text
+	case f.doing != "consume" && stored: // it has gone on behind them
+		return text + fmt.Sprintf("see what they hold up with: lockstep explain %s %s --partition %d --offset %d", cmp.Or(f.kind.noun, "queue"), shellWord(f.destination), e.Partition, e.Offset)
 	}
 	if !stored {
 		text += ", or "
@@ -342,6 +349,10 @@ func (a *app) explainConnection(err error) string {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
 		return fmt.Sprintf("cannot connect to %s: %v; check --server and the network", a.servers, op.Err)
+	}
+	var answered interface{ LastAnswer() error }
+	if errors.As(err, &answered) {
+		return fmt.Sprintf("%v; see what is away with: lockstep cluster health, and run this again when it is back", err)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Sprintf("%v: no answer from %s in time; see what is away with: lockstep cluster health, or look at one broker with: curl http://HOST:HTTP-PORT/healthz", err, a.servers)

@@ -52,6 +52,13 @@ func TestErrorsSayWhatToDoNext(t *testing.T) {
 			&failure{doing: "produce to", destination: "orders", kind: queueWords, err: fmt.Errorf("%w after 30s: last: %w", client.ErrDeliveryTimeout, wire.CodeDiskFull)},
 			`produce to "orders": delivery timeout after 30s: last: DISK_FULL: the disk has too little space for records; reading and deleting go on; ` +
 				`free space or shorten retention on the broker's disk, or wait longer with --timeout`},
+		{"no better answer in time",
+			&failure{doing: "pause", destination: "orders", err: overdue{context.DeadlineExceeded}},
+			`pause "orders": context deadline exceeded; the last answer: NOT_LEADER; see what is away with: lockstep cluster health, and run this again when it is back`},
+		{"full partition until the delivery timeout",
+			&failure{doing: "produce to", destination: "orders", kind: queueWords, err: fmt.Errorf("%w after 30s: last: %w", client.ErrDeliveryTimeout, wire.CodePartitionFull)},
+			`produce to "orders": delivery timeout after 30s: last: PARTITION_FULL: the partition holds as much as its destination allows; ` +
+				`see who is to consume it with: lockstep group ls orders, raise what it may hold with: lockstep queue alter orders --threshold-records or --threshold-bytes, or wait longer with --timeout`},
 		{"offset out of range",
 			&failure{doing: "consume", destination: "events", kind: topicWords,
 				err: &client.OutOfRangeError{Partition: 1, Offset: 9, Err: wire.Errorf(wire.CodeOutOfRange, "offset 9 is not in [100, 200]")}},
@@ -60,6 +67,10 @@ func TestErrorsSayWhatToDoNext(t *testing.T) {
 			&failure{doing: "consume", destination: "events", kind: topicWords,
 				err: &client.CorruptError{Partition: 2, Offset: 4, Next: 6, Err: &wire.Error{Code: wire.CodeCorrupt, Detail: "records at offsets 4 to 5 are damaged on the disk", Next: 6}}},
 			`consume "events": partition 2: damaged at offset 4: records at offsets 4 to 5 are damaged on the disk; continue with: lockstep consume events --partition 2 --offset 6`},
+		{"damage among what somebody looks at",
+			&failure{doing: "browse", destination: "events", kind: topicWords,
+				err: &client.CorruptError{Partition: 2, Offset: 4, Next: 6, Err: &wire.Error{Code: wire.CodeCorrupt, Detail: "records at offsets 4 to 5 are damaged on the disk", Next: 6}}},
+			`browse "events": partition 2: damaged at offset 4: records at offsets 4 to 5 are damaged on the disk; see what they hold up with: lockstep explain topic events --partition 2 --offset 4`},
 		{"damage on the way or not",
 			&failure{doing: "consume", destination: "events", kind: topicWords, err: &client.CorruptError{Partition: 2, Offset: 4, Err: errors.New("checksum mismatch")}},
 			`consume "events": partition 2: damaged at offset 4: checksum mismatch; the broker examines its copy now: run this again to see whether only the way was bad`},
@@ -138,3 +149,10 @@ func TestEveryErrorCodeIsExplained(t *testing.T) {
 		require.Contains(t, text, "orders")
 	}
 }
+
+// overdue is ctx's error after an answer that promised a better one, as the client returns it.
+type overdue struct{ error }
+
+func (e overdue) Error() string     { return e.error.Error() + "; the last answer: NOT_LEADER" }
+func (e overdue) Unwrap() error     { return e.error }
+func (e overdue) LastAnswer() error { return wire.CodeNotLeader }

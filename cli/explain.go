@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -197,6 +198,23 @@ func (e *explainJSON) nameScope(ctx context.Context, n *namer) {
 	e.Advice = strings.ReplaceAll(e.Advice, " KEY", " "+n.argument(e.Key, e.Partition, e.Offset, alone))
 }
 
+// reasons are those for which the key or publisher of a record stands still, nil if they are not known.
+func (n *namer) reasons(ctx context.Context, partition uint32, offset uint64) *client.ExplainResponse {
+	key, err := parseKey(n.name(ctx, partition, offset, 0))
+	if err != nil {
+		return nil
+	}
+	ask := client.ExplainRequest{Group: n.group, Key: &key}
+	if n.settings.Scope == wire.ScopePublisher {
+		ask.Key, ask.Publisher = nil, &key
+	}
+	var answer client.ExplainResponse
+	if err := n.conn.GroupOrder(ctx, wire.OrderExplain, n.destination, partition, n.group, &ask, &answer); err != nil || len(answer.Reasons) == 0 {
+		return nil
+	}
+	return &answer
+}
+
 // adviceWithNames is advice of which the commands name the destination and the group, so that
 // they can be pasted.
 func adviceWithNames(advice, destination, group string) string {
@@ -220,7 +238,7 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 	for _, g := range groups {
 		ask.Group = g
 		responses := make([]client.ExplainResponse, len(partitions))
-		errs := conn.GroupOrders(ctx, wire.OrderExplain, destination, partitions, g, &ask, func(i int) any { return &responses[i] })
+		errs := conn.GroupOrders(ctx, 0, wire.OrderExplain, destination, partitions, g, &ask, func(i int) any { return &responses[i] })
 		for i, n := range partitions {
 			answer := &responses[i]
 			if err := errs[i]; err != nil {
@@ -236,10 +254,14 @@ func (a *app) explainGroups(ctx context.Context, conn *client.Conn, destination 
 					answer.Reasons[i] = r
 				}
 			}
+			scopes := &namer{conn, destination, g, settings[g]}
+			if slices.ContainsFunc(answer.Reasons, func(r client.Reason) bool { return r.Code == "behind_key" }) {
+				answer.Reasons = cmp.Or(scopes.reasons(naming, n, *ask.Offset), answer).Reasons
+			}
 			for _, r := range answer.Reasons {
 				r.Advice = adviceWithNames(r.Advice, destination, g)
 				e := explainJSON{n, g, answer.NowMs, "", r}
-				e.nameScope(naming, &namer{conn, destination, g, settings[g]})
+				e.nameScope(naming, scopes)
 				answers = append(answers, e)
 			}
 		}

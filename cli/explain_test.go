@@ -235,6 +235,16 @@ func TestExplainNamesWhatBlocks(t *testing.T) {
 			w.says("done", "--offset", "0", "--partition", "0")
 			w.says("not_there", "--offset", "1", "--partition", "0")
 		}},
+		"a record of which the leader has forgotten the key": {1, serial, func(w *why) {
+			w.send("a", "a", "a")
+			w.next(w.join())
+			n := &namer{w.conn, "orders", "g", client.GroupSettings{Mode: client.Serial, Scope: client.ByKey}}
+			require.Eventually(w.t, func() bool {
+				answer := n.reasons(w.t.Context(), 0, 2)
+				return answer != nil && answer.Reasons[0].Code == "held"
+			}, 30*time.Second, 5*time.Millisecond)
+			require.Nil(w.t, n.reasons(w.t.Context(), 0, 3), "there is no such record")
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

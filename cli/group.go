@@ -679,7 +679,7 @@ func (a *app) seek(ctx context.Context, conn *client.Conn, destination, group st
 		return groupFailure("seek", destination, group, err)
 	}
 	answers := make([]client.SeekResponse, len(partitions))
-	errs := conn.GroupOrders(ctx, wire.OrderSeek, destination, partitions, group, ask, func(i int) any { return &answers[i] })
+	errs := conn.GroupOrders(ctx, 0, wire.OrderSeek, destination, partitions, group, ask, func(i int) any { return &answers[i] })
 	for i, n := range partitions {
 		if errs[i] != nil {
 			continue

@@ -272,30 +272,27 @@ func (a *app) partitionTransferCommand() *cobra.Command {
 			if err != nil {
 				return &failure{doing: doing, err: err}
 			}
-			old := uint32(0)
-			if p := findPartition([]client.Destination{before}, destination, number); p != nil {
-				old = p.Leader
-			}
 			if err := conn.TransferLeader(ctx, destination, number, *to); err != nil {
 				return &failure{doing: doing, err: err}
 			}
-			leader := uint32(0)
+			var old client.PartitionInfo // which partition it is, the broker has looked at
+			if p := findPartition([]client.Destination{before}, destination, number); p != nil {
+				old = *p
+			}
+			look := transferOutlook(destination, number, old, *to)
+			var now *client.PartitionInfo
 			err = a.awaitChange(ctx, conn, "lockstep partition ls "+shellWord(destination), func(_ *clusterJSON, all []client.Destination) outlook {
-				p := findPartition(all, destination, number)
-				if p == nil {
-					return outlook{err: errRemovedMeanwhile(destination)}
-				}
-				leader = p.Leader
-				left := fmt.Sprintf("node %d leads %s", leader, args[0])
-				if leader == 0 {
-					left = "nobody leads " + args[0]
-				}
-				return outlook{done: leader != 0 && (*to != 0 && leader == *to || *to == 0 && leader != old), left: left}
+				now = findPartition(all, destination, number)
+				return look(now)
 			})
 			if err != nil {
 				return &failure{doing: doing, err: err}
 			}
-			fmt.Fprintf(a.stderr, "%s is led by node %d\n", args[0], leader)
+			said := fmt.Sprintf("%s is led by node %d", args[0], now.Leader)
+			if now.Policy == wire.LeaderAny || now.Preferred != now.Leader {
+				said += "; " + keepLeader(destination, number, now.Leader)
+			}
+			fmt.Fprintln(a.stderr, said)
 			return nil
 		})
 	}

@@ -63,14 +63,12 @@ func lettersAndSilent(ctx context.Context, conn *client.Conn, group string, dest
 		asking.Go(func() {
 			defer func() { <-room }()
 			d := &destinations[i]
-			patient, stop := context.WithTimeout(ctx, removedTimeout)
-			defer stop()
-			answers, errs := removedLetters(patient, conn, d, group, false)
+			answers, errs := removedLetters(ctx, conn, d, group, removedTimeout, false)
 			mu.Lock()
 			defer mu.Unlock()
 			asked[i] = answers
 			for k, err := range errs {
-				if err != nil && patient.Err() != nil {
+				if errors.Is(err, context.DeadlineExceeded) {
 					silent[place{d.Name, d.Partitions[k].Number}] = true
 				}
 			}
@@ -129,8 +127,9 @@ func (x *left) has(offset uint64) bool {
 }
 
 // removedLetters asks all partitions of a destination for the dead letters of removed groups that
-// are not written. Those that cannot be asked have an error in their place.
-func removedLetters(ctx context.Context, conn *client.Conn, d *client.Destination, group string, giveUp bool) (answers []wire.LettersResponse, errs []error) {
+// are not written, each for as long as within says. Those that cannot be asked have an error in
+// their place.
+func removedLetters(ctx context.Context, conn *client.Conn, d *client.Destination, group string, within time.Duration, giveUp bool) (answers []wire.LettersResponse, errs []error) {
 	answers = make([]wire.LettersResponse, len(d.Partitions))
 	numbers := make([]uint32, len(d.Partitions))
 	for i, p := range d.Partitions {
@@ -138,7 +137,7 @@ func removedLetters(ctx context.Context, conn *client.Conn, d *client.Destinatio
 	}
 	ask := wire.LettersRequest{Removed: true, GiveUp: giveUp}
 	group = cmp.Or(group, "dlq") // a request names one
-	return answers, conn.GroupOrders(ctx, wire.OrderLetters, d.Name, numbers, group, ask, func(i int) any { return &answers[i] })
+	return answers, conn.GroupOrders(ctx, within, wire.OrderLetters, d.Name, numbers, group, ask, func(i int) any { return &answers[i] })
 }
 
 // giveUpRemoved gives up the dead letters of the removed groups of a name, and counts them. If so
@@ -149,7 +148,7 @@ func giveUpRemoved(ctx context.Context, conn *client.Conn, destination, group st
 		return 0, err
 	}
 	for until := time.Now().Add(removalPatience); ; {
-		answers, errs := removedLetters(ctx, conn, &d, group, true)
+		answers, errs := removedLetters(ctx, conn, &d, group, 0, true)
 		err := errors.Join(errs...)
 		for i := range answers {
 			n += answers[i].Count

@@ -58,9 +58,13 @@ func (w *waiting) say(destination, what, why string) {
 
 // begin calls f, and says so if it takes long.
 func (w *waiting) begin(f func() error) error {
-	timer := time.AfterFunc(beginPatience, func() {
+	defer w.beginning().Stop()
+	return f()
+}
+
+// beginning says that the command could not begin yet, unless it is stopped before.
+func (w *waiting) beginning() *time.Timer {
+	return time.AfterFunc(beginPatience, func() {
 		fmt.Fprintf(w.app.stderr, "lockstep: %q: not everything that is needed to begin answers; waiting (lockstep cluster health shows the nodes that are away)\n", w.destination)
 	})
-	defer timer.Stop()
-	return f()
 }
