@@ -34,6 +34,7 @@ nightly: ## full counts: hours
 	go test ./fuzz -run '^TestR_SIB_10' -v -timeout 1h -count 20 -matrix.power
 	go test ./fuzz -run '^TestF2_OnePowerCut' -v -timeout 2h -split.rounds 500
 	go test ./fuzz -run '^TestFleet' -v -timeout 4h -fleet.duration 2h
+	go test ./cluster -run '^TestWhateverHappens' -timeout 1h -restless.runs 200000
 	go test ./fuzz -run '^TestCouncil$$' -v -timeout 1h -council.seeds 5000
 	go test ./fuzz -run '^TestCouncilsVoters$$' -v -timeout 1h -voters.seeds 5000
 	go test ./fuzz -run '^TestRuleR5_NamesOfAFleet' -v -timeout 1h -names.seeds 20000

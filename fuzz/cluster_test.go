@@ -115,7 +115,7 @@ func (c *clusterProcess) connect(opts ...client.Option) *client.Conn {
 // create makes a topic on all nodes as soon as they are there.
 func (c *clusterProcess) create(conn *client.Conn, name string, partitions uint32) {
 	c.t.Helper()
-	for deadline := time.Now().Add(startTimeout); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(startTimeout); ; time.Sleep(50 * time.Millisecond) { // nodes that come up tell nobody here
 		_, err := conn.CreateDestination(c.t.Context(), client.Destination{
 			Name: name, Kind: wire.Topic,
 			Settings: client.Settings{Partitions: partitions, Replicas: uint8(len(c.nodes)), SegmentBytes: 1 << 20},

@@ -146,8 +146,8 @@ func fewDescriptors(t testing.TB, reserve, floods int, patience time.Duration) {
 		refused += flood.refused()
 		flood.end()
 		fresh, err := client.Connect(t.Context(), address, client.WithReconnectBackoff(time.Millisecond, 10*time.Millisecond))
-		for try := 0; err != nil && try < 1000; try++ { // the broker hears of the ends one after the other
-			time.Sleep(5 * time.Millisecond)
+		for try := 0; err != nil && try < 1000; try++ {
+			time.Sleep(5 * time.Millisecond) // the broker hears of the ends one after the other, and tells nobody
 			fresh, err = client.Connect(t.Context(), address)
 		}
 		require.NoError(t, err)

@@ -56,11 +56,11 @@ func TestFigure_Redrive(t *testing.T) {
 		r.each(func(d *client.Delivery) {
 			require.NoError(t, d.Reject("for the figure"))
 			for rejected++; rejected%500 == 0 && rejected-written() > 5000; { // more than 10,000 may not wait
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // what is written has no event for who rejects
 			}
 		})
 		for written() < *figureLetters {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // as above
 		}
 		said("were written", time.Since(began))
 		began = time.Now()

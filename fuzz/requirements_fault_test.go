@@ -28,7 +28,7 @@ import (
 // The requirements for nodes that fall silent, die one after the other or all at once,
 // join, and never come back.
 
-var requirementKills = flag.Int("requirements.kills", 2, "how many leaders TestRequirements kills under one producer")
+var requirementKills = flag.Int("requirements.kills", int(anywhere), "how many leaders TestRequirements kills under one producer")
 
 // load is work that goes on from the first loss to the end.
 type load struct {
@@ -233,13 +233,16 @@ func (s *suite) kills(t *testing.T) {
 	t.Logf("%d kills, %d records, at worst nothing was acknowledged for %v", *requirementKills, len(want), w.gap.Round(time.Millisecond))
 }
 
-// inventory is what is permanent: destinations with their settings, and what each of
-// their partitions holds. What others are sending to is left out.
+// inventory is what is permanent: destinations with their settings and placement, and what
+// each of their partitions holds, aliases, and groups. What others are sending to is left out.
 func inventory(t *testing.T, conn *client.Conn, except []string) (list []string) {
 	all, err := conn.Destinations(patient(t))
 	require.NoError(t, err)
 	for _, d := range all {
-		line := fmt.Sprintf("%s %x %v %v", d.Name, d.ID, d.Kind, d.Settings.Sync)
+		line := fmt.Sprintf("%s %x %v %+v", d.Name, d.ID, d.Kind, d.Settings)
+		for _, p := range d.Partitions {
+			line += fmt.Sprintf(" %d/%d/%v", p.Preferred, p.Weight, p.Policy)
+		}
 		if d.Settings.Storage != client.StorageMemory && !slices.Contains(except, d.Name) {
 			offsets, err := conn.Offsets(patient(t), d.Name, client.Latest())
 			require.NoError(t, err)
@@ -247,13 +250,33 @@ func inventory(t *testing.T, conn *client.Conn, except []string) (list []string)
 		}
 		list = append(list, line)
 	}
-	return list
+	aliases, err := conn.Aliases(patient(t))
+	require.NoError(t, err)
+	groups, err := conn.Groups(patient(t), "")
+	require.NoError(t, err)
+	for _, g := range groups {
+		list = append(list, fmt.Sprintf("%+v", g))
+	}
+	return append(list, fmt.Sprintf("%+v", aliases))
 }
 
-// restart kills all nodes and starts them again, and nothing else.
+// restart kills all nodes and starts them again, and nothing else. Somebody has handled a
+// part of a queue, and does not get it again.
 func (s *suite) restart(t *testing.T) {
-	before := inventory(t, dial(t, s.at(1)), s.busy)
-	require.NotEmpty(t, before)
+	const handled, left = 60, 40
+	conn := dial(t, s.at(1))
+	d, err := conn.CreateDestination(patient(t), client.Destination{Name: "kept", Kind: client.Queue, Settings: client.Settings{
+		Partitions: 2, Replicas: 3, RetentionTime: time.Hour, ThresholdRecords: 1000, DeliveryLimit: 7, DeadLetter: "letters", MaxRecordBytes: 4096,
+	}})
+	require.NoError(t, err)
+	ledTopic(t, conn, d.Name)
+	require.NoError(t, conn.CreateAlias(patient(t), client.Alias{Name: "half", Destination: d.Name, Partitions: []uint32{1}}))
+	require.NoError(t, conn.PlacePartition(patient(t), d.Name, 1, client.Placement{Mask: wire.MaskWeight, Weight: 3}))
+	_, err = conn.CreateGroup(patient(t), d.Name, "g", client.GroupIntent{Settings: client.GroupSettings{Mode: client.Shared, SessionMs: 7000}})
+	require.NoError(t, err)
+	sendAll(t, producer(t, conn, &d, client.LocalPreference(false)), "", handled+left)
+	require.EqualValues(t, left, backlog(t, conn, d.Name, func(c *client.Consumer) { handle(t, c, handled) }))
+	before := inventory(t, conn, s.busy)
 	for _, b := range s.nodes {
 		b.kill()
 	}
@@ -261,7 +284,9 @@ func (s *suite) restart(t *testing.T) {
 		b.start()
 	}
 	s.await(t, 1, 2, 3, gateway)
-	require.Equal(t, before, inventory(t, dial(t, s.at(2)), s.busy))
+	conn = dial(t, s.at(2))
+	require.Equal(t, before, inventory(t, conn, s.busy))
+	require.Zero(t, backlog(t, conn, d.Name, func(c *client.Consumer) { handle(t, c, left) }))
 }
 
 // grow adds a node under load: nobody sees an error, and it gets its share of leaders.
@@ -322,11 +347,13 @@ func (s *suite) destroy(t *testing.T) {
 	group := []client.ConsumerOption{client.Group("g"), client.Mode(client.Shared), client.SessionTimeout(3 * time.Second), client.Prefetch(prefetch)}
 	lost, err := dial(t, s.at(1), client.AllowRedirect(false)).Consumer(patient(t), d.Name, group...)
 	require.NoError(t, err)
-	inFlight := 0
-	for inFlight < prefetch {
-		list, err := lost.Fetch(patient(t), prefetch-inFlight, startTimeout)
+	begun := map[string]bool{}
+	for len(begun) < prefetch {
+		list, err := lost.Fetch(patient(t), prefetch-len(begun), startTimeout)
 		require.NoError(t, err)
-		inFlight += len(list)
+		for _, d := range list {
+			begun[string(d.Value)] = true
+		}
 	}
 	s.nodes[0].kill()
 	require.NoError(t, os.RemoveAll(s.nodes[0].data))
@@ -365,6 +392,9 @@ func (s *suite) destroy(t *testing.T) {
 				}
 				seen[i] = true
 				left--
+				if begun[string(d.Value)] && d.Deliveries < 2 {
+					t.Errorf("%s was begun by the lost consumer: %d attempts, %d deliveries", d.Value, d.Attempts, d.Deliveries)
+				}
 				if d.Attempts > 0 { // what the others give back untouched when they share is not handled again
 					again++
 				}

@@ -266,6 +266,54 @@ func (s *suite) once(t *testing.T) {
 	}
 	require.EqualValues(t, total, depth)
 	require.Equal(t, len(s.nodes)*500, total)
+	s.depth(t, conn)
+}
+
+// depth sends to a queue through all nodes and handles some of it at one: what all its
+// partitions have left is what was sent and not acknowledged.
+func (s *suite) depth(t *testing.T, conn *client.Conn) {
+	const each, acked = 100, 150
+	d, err := conn.CreateDestination(patient(t), client.Destination{Name: "depth", Kind: client.Queue, Settings: replicated})
+	require.NoError(t, err)
+	ledTopic(t, conn, d.Name)
+	for n := range s.nodes {
+		sendAll(t, producer(t, dial(t, s.at(n+1), client.AllowRedirect(false)), &d, client.LocalPreference(n%2 == 0)), fmt.Sprintf("node %d: ", n+1), each)
+	}
+	require.EqualValues(t, len(s.nodes)*each-acked, backlog(t, conn, d.Name, func(c *client.Consumer) { handle(t, c, acked) }))
+}
+
+// handle acknowledges records.
+func handle(t *testing.T, c *client.Consumer, records int) {
+	for records > 0 {
+		list, err := c.Fetch(patient(t), records, startTimeout)
+		require.NoError(t, err)
+		for _, d := range list {
+			require.NoError(t, d.Ack())
+		}
+		records -= len(list)
+	}
+}
+
+// backlog is what a queue has left, all partitions together, after a consumer's work.
+func backlog(t *testing.T, conn *client.Conn, queue string, work func(*client.Consumer)) (left uint64) {
+	c, err := conn.Consumer(patient(t), queue, client.Group("g"), client.Mode(client.Shared))
+	require.NoError(t, err)
+	work(c)
+	require.NoError(t, c.Close(patient(t)))
+	for _, p := range standing(t, conn, queue).Partitions {
+		left += p.Backlog
+	}
+	return left
+}
+
+// standing is how the group of a queue stands, as soon as every partition can say it.
+func standing(t *testing.T, conn *client.Conn, queue string) (info client.GroupInfo) {
+	eventually(t, "the group is known in each partition", func() bool {
+		var err error
+		info, err = conn.DescribeGroup(t.Context(), queue, "g")
+		return err == nil && !slices.ContainsFunc(info.Partitions, func(p client.GroupPartition) bool { return p.Problem != "" || p.GroupID == 0 })
+	})
+	return info
 }
 
 // forwardedOrder sends by way of a gateway to one partition, as fast as it goes.
@@ -438,7 +486,7 @@ func TestRequirements(t *testing.T) {
 		{"R_WLS_10_R_X_6_R_MQC_16_ProducesOnceAcrossKills", s.kills},
 		{"R_WLS_8_AllIsThereAfterARestart", s.restart},
 		{"R_IS_5_AnotherNodeTakesItsShare", s.grow},
-		{"R_MQC_14_NothingIsMarooned", s.destroy},
+		{"R_MQC_14_R_MQC_9_NothingIsMarooned", s.destroy},
 		{"R_X_5_WhatWasAcknowledgedIsReadable", load.check},
 		{"R_BRK_10_PublishersStayInOrderThroughAllThat", publishers.check},
 		{"R_UM_6_AndThereIsOneActiveConsumerAtATime", sticky.check},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstepmq/lockstep/client"
 	"github.com/lockstepmq/lockstep/lockstest"
+	"github.com/lockstepmq/lockstep/server"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -212,6 +213,57 @@ func TestR_SIB_11_R_SIB_14_AStrictConsumerTakesNothingFromOthers(t *testing.T) {
 	require.Equal(t, "strict 1.1 of 1 consumer", info.Partitions[0].Binding)
 	require.Equal(t, []uint32{0, 2}, info.Partitions[0].Uncovered)
 	require.Empty(t, info.Partitions[0].Problem, "it has answered")
+
+	others := []*bound{bind(ctx, t, conn, log, wire.BindingStrict), bind(ctx, t, conn, log, wire.BindingStrict)}
+	f.drained(t, log)
+	for range 2 { // who comes, and who leaves, changes nothing for it
+		require.Empty(t, only.last())
+		require.Equal(t, []uint32{1}, only.consumer.Partitions())
+		f.fill(ctx, t, conn, 5, 1)
+		f.drained(t, log)
+		require.Equal(t, []uint32{1}, only.look())
+		for _, b := range others {
+			require.NotContains(t, b.look(), uint32(1))
+			b.close(t)
+		}
+	}
+}
+
+// R-SIB-13: who is connected to a node that has no partition is bound where the fewest
+// consumers are, and of those to the largest backlog, wherever it lies.
+func TestR_SIB_13_RemoteConsumersGoWhereTheLoadIs(t *testing.T) {
+	nodes := 0
+	c := lockstest.StartCluster(t, 4, lockstest.Configure(func(cfg *server.Config) {
+		if nodes++; nodes == 4 {
+			cfg.Role = "gateway"
+		}
+	}))
+	ctx, conn := connect(t, c.Broker(1))
+	jobs(ctx, t, conn, 1)
+	var f filler
+	f.fill(ctx, t, conn, 10, 0)
+	f.fill(ctx, t, conn, 30, 1)
+	f.fill(ctx, t, conn, 20, 2)
+	coordinates, err := client.Connect(ctx, c.Broker(int(leaderOf(t, conn, "jobs", 0, 0))).URL(), client.AllowRedirect(false))
+	require.NoError(t, err)
+	defer func() { _ = coordinates.Close() }()
+	awaitThat(t, "who coordinates knows how much lies elsewhere", func() bool {
+		d, err := coordinates.Destination(ctx, "jobs")
+		require.NoError(t, err)
+		return d.Partitions[0].NextOffset == 10 && d.Partitions[1].NextOffset == 30 && d.Partitions[2].NextOffset == 20
+	})
+	gateway, err := client.Connect(ctx, c.Broker(4).URL(), client.AllowRedirect(false))
+	require.NoError(t, err)
+	defer func() { _ = gateway.Close() }()
+	var order []uint32
+	for range 6 {
+		consumer, err := gateway.Consumer(ctx, "jobs", client.Group("workers"), client.Binding(client.StrictlyOne))
+		require.NoError(t, err)
+		defer leave(t, consumer)
+		require.Len(t, consumer.Partitions(), 1)
+		order = append(order, consumer.Partitions()...)
+	}
+	require.Equal(t, []uint32{1, 2, 0, 1, 2, 0}, order, "two each, the largest backlog first")
 }
 
 // R-SIB-18: who gathers sees all partitions, beside others who do.

@@ -182,6 +182,26 @@ func TestRuleL8_ADamagedBodyAtTheStart(t *testing.T) {
 	}
 }
 
+// Who looks at records gets all that can be read, and the place of the first that cannot, last.
+func TestRuleL8_BrowseGoesOnBehindDamage(t *testing.T) {
+	_, dir, conn := damageable(t)
+	flip(t, dir, damagedRecord(0))
+	flip(t, dir, damagedRecord(4))
+	var offsets []uint64
+	var damage *client.CorruptError
+	for r, err := range conn.Browse(limited(t), "orders", client.BrowseOptions{}) {
+		if err != nil {
+			require.ErrorAs(t, err, &damage)
+			continue
+		}
+		require.Nil(t, damage, "it comes last")
+		offsets = append(offsets, r.Offset)
+	}
+	require.Equal(t, []uint64{1, 2, 3, 5, 6, 7, 8, 9}, offsets)
+	require.NotNil(t, damage)
+	require.EqualValues(t, 0, damage.Offset)
+}
+
 // A producer whose latest record is damaged when the broker starts is unknown to it,
 // and goes on all the same.
 func TestRuleL8_AProducerGoesOnBehindDamage(t *testing.T) {

@@ -2,6 +2,7 @@ package lockstest_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -117,33 +118,34 @@ func TestPlacementOfPartitions(t *testing.T) {
 func TestR_SIB_23_LeadersComeBackAsThePolicySays(t *testing.T) {
 	t.Parallel()
 	ctx, c, conn := placementCluster(t)
-	create(ctx, t, conn, client.Destination{Name: "orders", Kind: wire.Topic, Settings: relaxed(2)})
+	create(ctx, t, conn, client.Destination{Name: "orders", Kind: wire.Topic, Settings: relaxed(3)})
 	prefer := func(partition uint32, policy wire.LeaderPolicy) {
 		require.NoError(t, conn.PlacePartition(ctx, "orders", partition, client.Placement{
 			Mask: wire.MaskPreferred | wire.MaskPolicy, Preferred: 3, Policy: policy,
 		}))
 	}
-	leaders := func() (n [2]uint32) {
+	leaders := func() (n [3]uint32) {
 		if d, err := conn.Destination(ctx, "orders"); err == nil {
-			n = [2]uint32{d.Partitions[0].Leader, d.Partitions[1].Leader}
+			n = [3]uint32{d.Partitions[0].Leader, d.Partitions[1].Leader, d.Partitions[2].Leader}
 		}
 		return n
 	}
-	await := func(what string, ok func([2]uint32) bool) {
+	await := func(what string, ok func([3]uint32) bool) {
 		t.Helper()
 		require.Eventually(t, func() bool { return ok(leaders()) }, timeout, 10*time.Millisecond, what)
 	}
 	prefer(0, wire.LeaderPinned)
 	prefer(1, wire.LeaderFailback)
-	await("the preferred node leads", func(n [2]uint32) bool { return n == [2]uint32{3, 3} })
+	prefer(2, wire.LeaderFailback)
+	await("the preferred node leads", func(n [3]uint32) bool { return n == [3]uint32{3, 3, 3} })
 	require.ErrorIs(t, conn.PlacePartition(ctx, "orders", 0, client.Placement{Mask: wire.MaskPreferred, Preferred: 9}), wire.CodeInvalidSetting)
 
 	c.Stop(3)
-	await("others lead", func(n [2]uint32) bool { return n[0] != 3 && n[1] != 3 && n[0] != 0 && n[1] != 0 })
+	await("others lead", func(n [3]uint32) bool { return !slices.Contains(n[:], 3) && !slices.Contains(n[:], 0) })
 	require.NoError(t, sendSingly(ctx, t, conn, "orders", 10))
 	prefer(1, wire.LeaderAny)
 	other := leaders()[1]
 	c.Start(3)
-	await("it gets back what is pinned", func(n [2]uint32) bool { return n[0] == 3 })
+	await("it gets back what is pinned, and what fails back", func(n [3]uint32) bool { return n[0] == 3 && n[2] == 3 })
 	require.Equal(t, other, leaders()[1], "who leads goes on where the policy says any")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,9 +37,9 @@ type publishers struct {
 	broken   error
 }
 
-// consumeAs lets members, each with a connection of its own, handle want records and
-// watches them. It returns when all are acknowledged, or something is broken.
-func consumeAs(t *testing.T, url string, members, want int, options ...client.ConsumerOption) *publishers {
+// consumeAs lets members of the group by-publisher, each with a connection of its own, handle
+// want records and watches them. It returns when all are acknowledged, or something is broken.
+func consumeAs(t *testing.T, url string, members, want int) *publishers {
 	t.Helper()
 	ctx, stop := context.WithTimeout(context.Background(), 2*timeout)
 	defer stop()
@@ -46,13 +47,12 @@ func consumeAs(t *testing.T, url string, members, want int, options ...client.Co
 		t: t, ctx: ctx, stop: stop, want: want, checkers: map[uint32]*promise.Checker{},
 		settled: map[string][]string{}, holder: map[string]string{}, working: map[string]int{},
 	}
-	options = append(options, client.Group("by-publisher"), client.Binding(client.Gather), client.Prefetch(2))
 	consumers := make([]*client.Consumer, members)
 	for m := range consumers {
 		conn, err := client.Connect(ctx, url)
 		require.NoError(t, err)
 		defer conn.Close()
-		consumers[m], err = conn.Consumer(ctx, "readings", options...)
+		consumers[m], err = conn.Consumer(ctx, "readings", client.Group("by-publisher"), client.Prefetch(4))
 		require.NoError(t, err)
 		defer consumers[m].Close(context.WithoutCancel(ctx))
 	}
@@ -177,9 +177,17 @@ func publish(ctx context.Context, conn *client.Conn, name string, from, to int) 
 	return receipts, nil
 }
 
+// groupByPublisher makes the group by-publisher; what its members have, they have of all partitions.
+func groupByPublisher(t *testing.T, conn *client.Conn, settings client.GroupSettings) {
+	t.Helper()
+	settings.Binding = client.Gather
+	_, err := conn.CreateGroup(t.Context(), "readings", "by-publisher", client.GroupIntent{Settings: settings, Start: client.GroupStart{To: "earliest"}})
+	require.NoError(t, err)
+}
+
 // publisherRun has 20 publishers send to a queue of partitions partitions, while six
 // members are at work.
-func publisherRun(t *testing.T, partitions uint32, options ...client.ConsumerOption) (p *publishers, names []string, each int) {
+func publisherRun(t *testing.T, partitions uint32, settings client.GroupSettings) (p *publishers, names []string, each int) {
 	t.Helper()
 	b := lockstest.Start(t)
 	ctx, conn := connect(t, b)
@@ -190,6 +198,7 @@ func publisherRun(t *testing.T, partitions uint32, options ...client.ConsumerOpt
 		publishing.Wait()
 	})
 	create(ctx, t, conn, client.Destination{Name: "readings", Kind: wire.Queue, Settings: client.Settings{Partitions: partitions, Sync: client.SyncOS}})
+	groupByPublisher(t, conn, settings)
 	each = 50
 	for i := range 20 {
 		names = append(names, fmt.Sprintf("sensor-%d", i))
@@ -206,23 +215,32 @@ func publisherRun(t *testing.T, partitions uint32, options ...client.ConsumerOpt
 			}
 		})
 	}
-	return consumeAs(t, b.URL(), 6, each*len(names), options...), names, each
+	return consumeAs(t, b.URL(), 6, each*len(names)), names, each
+}
+
+// triggers are groups whose members have one record of a publisher at a time, and such as have
+// more of them, sent ahead.
+var triggers = map[string]client.GroupSettings{
+	"one record": {Mode: client.Serial, Scope: client.ByPublisher},
+	"sent ahead": {Mode: client.Serial, Scope: client.ByPublisher, Window: 4},
 }
 
 // R-BRK-2: a publisher's record starts when the one before it is acknowledged, across
 // all members of the group.
 func TestR_BRK_2_APublishersRecordsAreHandledInOrderAcrossMembers(t *testing.T) {
 	for _, partitions := range []uint32{1, 3} {
-		t.Run(fmt.Sprintf("%d partitions", partitions), func(t *testing.T) {
-			p, names, each := publisherRun(t, partitions, client.Mode(client.Serial), client.Scope(client.ByPublisher))
-			p.sound(names, each)
-		})
+		for name, settings := range triggers {
+			t.Run(fmt.Sprintf("%d partitions, %s", partitions, name), func(t *testing.T) {
+				p, names, each := publisherRun(t, partitions, settings)
+				p.sound(names, each)
+			})
+		}
 	}
 }
 
 // The same check sees a group that does not keep the order.
 func TestR_BRK_2_Catches_AGroupWithoutOrder(t *testing.T) {
-	p, _, _ := publisherRun(t, 1, client.Mode(client.Shared))
+	p, _, _ := publisherRun(t, 1, client.GroupSettings{Mode: client.Shared})
 	require.Error(t, p.broken)
 	require.NotZero(t, p.overlaps)
 }
@@ -230,11 +248,15 @@ func TestR_BRK_2_Catches_AGroupWithoutOrder(t *testing.T) {
 // R-BRK-3: a member keeps a publisher while it has a record of it that is not
 // acknowledged, and no longer.
 func TestR_BRK_3_AMemberKeepsAPublisherOnlyWhileItHasARecordOfIt(t *testing.T) {
-	p, names, each := publisherRun(t, 1, client.Mode(client.Serial), client.Scope(client.ByPublisher))
-	p.sound(names, each)
-	require.NotZero(t, p.changes, "publishers go to other members")
-	require.Zero(t, p.overlaps, "never with a record that is not acknowledged")
-	t.Logf("%d changes of holders over %d records", p.changes, p.done)
+	for name, settings := range triggers {
+		t.Run(name, func(t *testing.T) {
+			p, names, each := publisherRun(t, 1, settings)
+			p.sound(names, each)
+			require.NotZero(t, p.changes, "publishers go to other members")
+			require.Zero(t, p.overlaps, "never with a record that is not acknowledged")
+			t.Logf("%d changes of holders over %d records", p.changes, p.done)
+		})
+	}
 }
 
 // R-BRK-8: a publisher is a name. It goes on with another connection, on another node,
@@ -254,8 +276,24 @@ func TestR_BRK_8_APublisherGoesOnOverAnotherNode(t *testing.T) {
 		require.NoError(t, conn.Close())
 	}
 	for i, r := range receipts {
-		require.Equal(t, receipts[0].Partition, r.Partition, "a publisher is in one partition")
 		require.EqualValues(t, i, r.Offset)
+	}
+	const both = turns * burst // from here on two producers share the name, each by way of a node of its own
+	var publishing sync.WaitGroup
+	stored := make([][]client.Receipt, 2)
+	for half := range stored {
+		conn := connectTo(t, c.Broker(1+half).URL())
+		publishing.Go(func() {
+			from := both + half*burst
+			var err error
+			if stored[half], err = publish(ctx, conn, "sensor-7", from, from+burst); err != nil {
+				t.Errorf("producer %d: %v", half, err)
+			}
+		})
+	}
+	publishing.Wait()
+	for _, r := range slices.Concat(receipts, stored[0], stored[1]) {
+		require.Equal(t, receipts[0].Partition, r.Partition, "a publisher is in one partition")
 	}
 	reader, err := conn.Reader(ctx, "readings", client.FromEarliest(), client.StopAtEnd())
 	require.NoError(t, err)
@@ -264,6 +302,24 @@ func TestR_BRK_8_APublisherGoesOnOverAnotherNode(t *testing.T) {
 		require.Equal(t, []client.Header{{Key: wire.PublisherHeader, Value: []byte("sensor-7")}}, record.Headers)
 	}
 	require.NoError(t, reader.Close())
-	p := consumeAs(t, c.Broker(3).URL(), 3, turns*burst, client.Mode(client.Serial), client.Scope(client.ByPublisher))
-	p.sound([]string{"sensor-7"}, turns*burst)
+	groupByPublisher(t, conn, triggers["sent ahead"])
+	p := consumeAs(t, c.Broker(3).URL(), 3, both+2*burst)
+	require.NoError(t, p.broken)
+	require.Zero(t, p.overlaps, "one record of both at a time")
+	require.Equal(t, p.want, p.done)
+	var order [3][]int // of the first, and of each of the two
+	for _, value := range p.settled["sensor-7"] {
+		i, err := strconv.Atoi(value)
+		require.NoError(t, err)
+		from := max(0, (i-both)/burst+1)
+		if i < both {
+			from = 0
+			require.Empty(t, slices.Concat(order[1], order[2]), "what came later is handled later")
+		}
+		order[from] = append(order[from], i)
+	}
+	for i, list := range order {
+		require.True(t, slices.IsSorted(list), "%d: %v", i, list)
+	}
+	require.Len(t, order[0], both)
 }

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"reflect"
+	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -27,6 +30,7 @@ func TestRequirementsOfGroupsInACluster(t *testing.T) {
 	t.Run("R_X_9_PlannedMovesRepeatNothing", func(t *testing.T) { transferred(t, c) })
 	t.Run("R_SIB_26_TheSoleConsumerKeepsItsOrderWithoutANode", func(t *testing.T) { soleOrder(t, c) })
 	t.Run("R_SIB_22_R_LSN_2_ListenersAreActiveAsTheBindingSays", func(t *testing.T) { activation(t, c) })
+	t.Run("R_SIB_18_AReplyIsVisibleFromAnyNode", func(t *testing.T) { gathered(t, c) })
 	t.Run("R_SIB_19_AnAliasIsAlteredForAllNodesAtOnce", func(t *testing.T) {
 		(&stage{broker: c.Broker(1), conn: connectTo(t, c.Broker(2).URL())}).retargeted(t)
 	})
@@ -96,21 +100,32 @@ func (x *told) add(e client.Event) {
 	x.list = append(x.list, e)
 }
 
-// kinds counts those that the three cases are told apart by.
-func (x *told) kinds() (lost, unavailable, consumer int) {
+// cases are the events that the three cases are told apart by.
+type cases struct {
+	lost        []uint32 // nodes
+	unavailable []string // destinations, each once
+	rebound     int
+	closed      []error
+}
+
+func (x *told) cases() (c cases) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, e := range x.list {
-		switch e.(type) {
+		switch e := e.(type) {
 		case client.Disconnected:
-			lost++
+			c.lost = append(c.lost, e.Node)
 		case client.DestinationUnavailable:
-			unavailable++
-		case client.Rebound, client.ConsumerClosed:
-			consumer++
+			if !slices.Contains(c.unavailable, e.Destination) {
+				c.unavailable = append(c.unavailable, e.Destination)
+			}
+		case client.Rebound:
+			c.rebound++
+		case client.ConsumerClosed:
+			c.closed = append(c.closed, e.Err)
 		}
 	}
-	return lost, unavailable, consumer
+	return c
 }
 
 // count is how often consumers have attached.
@@ -139,53 +154,62 @@ func threeEvents(t *testing.T, c *lockstest.Cluster) {
 	require.NoError(t, err)
 	other, err := admin.Consumer(t.Context(), "told", client.Group("g"))
 	require.NoError(t, err)
-	awaitThat(t, "it is bound anew", func() bool { _, _, n := x.kinds(); return n == 1 })
+	awaitThat(t, "it is bound anew", func() bool { return x.cases().rebound == 1 })
 	leave(t, other)
-	awaitThat(t, "and again", func() bool { _, _, n := x.kinds(); return n == 2 })
+	awaitThat(t, "and again", func() bool { return x.cases().rebound == 2 })
+	require.Equal(t, cases{rebound: 2}, x.cases())
 	require.NoError(t, admin.RemoveGroup(t.Context(), "told", "g"))
-	awaitThat(t, "it is ended", func() bool { _, _, n := x.kinds(); return n == 3 })
+	awaitThat(t, "it is ended", func() bool { return len(x.cases().closed) == 1 })
 	_, err = consumer.Next(t.Context())
-	require.Error(t, err)
-	require.NoError(t, conn.Ping(t.Context()))
-	lost, unavailable, _ := x.kinds()
-	require.Zero(t, lost, "the connection stays")
-	require.Zero(t, unavailable)
+	require.ErrorIs(t, err, wire.CodeGroupGone)
+	require.NoError(t, conn.Ping(t.Context()), "the connection stays")
+	ended := x.cases()
+	require.Equal(t, cases{rebound: 2, closed: ended.closed}, ended)
+	require.ErrorIs(t, ended.closed[0], wire.CodeGroupGone)
 
 	// A queue with one replica, elsewhere.
-	elsewhere := uint32(0)
+	elsewhere, name := uint32(0), ""
+	var p *client.Producer
 	for i := 0; elsewhere < 2; i++ {
-		name := "alone" + string(rune('a'+i))
+		name = "alone" + string(rune('a'+i))
 		create(t.Context(), t, admin, client.Destination{Name: name, Kind: client.Queue, Settings: client.Settings{Partitions: 1, Replicas: 1, Sync: client.SyncOS}})
 		if elsewhere = leaderOf(t, admin, name, 0, 0); elsewhere == 1 {
 			continue
 		}
-		_, err = conn.Consumer(t.Context(), name, client.Group("g"), client.OnEvent(x.add))
+		consumer, err = conn.Consumer(t.Context(), name, client.Group("g"), client.OnEvent(x.add))
 		require.NoError(t, err)
-		p, err := conn.Producer(t.Context(), name)
-		require.NoError(t, err)
-		_, err = p.Send(t.Context(), &client.Record{Value: []byte("v")})
+		p, err = conn.Producer(t.Context(), name)
 		require.NoError(t, err)
 	}
+	works := func() {
+		t.Helper()
+		_, err = p.Send(t.Context(), &client.Record{Value: []byte("v")})
+		require.NoError(t, err)
+		done(t, take(t, consumer))
+	}
+	works()
 	c.Stop(int(elsewhere))
-	awaitThat(t, "the destination is not available", func() bool { _, n, _ := x.kinds(); return n > 0 })
+	awaitThat(t, "the destination is not available", func() bool { return len(x.cases().unavailable) > 0 })
 	require.NoError(t, conn.Ping(t.Context()))
-	lost, _, closed := x.kinds()
-	require.Zero(t, lost, "the connection stays")
-	require.Equal(t, 3, closed, "the consumer stays, too")
+	want := ended
+	want.unavailable = []string{name}
+	require.Equal(t, want, x.cases(), "connection and consumer stay")
 	before := x.count()
 	c.Start(int(elsewhere))
 	c.Await()
+	awaitThat(t, "the consumer is attached again", func() bool { return x.count() > before })
+	works()
 
 	c.Stop(1)
-	awaitThat(t, "the connection is lost", func() bool { n, _, _ := x.kinds(); return n == 1 })
+	awaitThat(t, "the connection is lost", func() bool { return len(x.cases().lost) == 1 })
 	awaitThat(t, "another one is there", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		return conn.Ping(ctx) == nil
 	})
-	_, _, closed = x.kinds()
-	require.Equal(t, 3, closed, "the consumer stays")
-	awaitThat(t, "and is attached again", func() bool { return x.count() > before })
+	works()
+	want.lost = []uint32{1}
+	require.Equal(t, want, x.cases(), "the consumer stays")
 }
 
 // soleOrder loses the node that leads a strict order, with a record in hand: the consumer
@@ -220,8 +244,8 @@ func soleOrder(t *testing.T, c *lockstest.Cluster) {
 }
 
 // activation is which of three instances of a listener, one at each node, are active:
-// those at nodes that lead a partition (local), all (cover), or exactly one (sole, and
-// sticky where others stand by).
+// those at nodes that lead a partition (local), all (cover), or exactly one (sticky, where the
+// others stand by; of sole soleOrder shows it).
 func activation(t *testing.T, c *lockstest.Cluster) {
 	conn := connectTo(t, c.URL())
 	at := func(node uint32, queue string, opts ...client.ConsumerOption) (*client.Consumer, error) {
@@ -288,4 +312,89 @@ func activation(t *testing.T, c *lockstest.Cluster) {
 		defer d.Ack()
 	}
 	awaitThat(t, "all are active", func() bool { return reflect.DeepEqual([4][]uint32{1: {0}, 2: {0}, 3: {0}}, active()) })
+
+	// Exactly one, wherever it is: the others stand by, and when it leaves another one is.
+	create(t.Context(), t, conn, client.Destination{Name: "exactly", Kind: client.Queue, Settings: client.Settings{Partitions: 1, Replicas: 3, Sync: client.SyncOS}})
+	leaderOf(t, conn, "exactly", 0, 0)
+	settings := stickyOne
+	settings.SessionMs = 60_000 // nobody dies
+	_, err = conn.CreateGroup(t.Context(), "exactly", "g", client.GroupIntent{Settings: settings})
+	require.NoError(t, err)
+	left := map[uint32]*client.Consumer{}
+	for node := uint32(1); node <= 3; node++ {
+		left[node], err = at(node, "exactly")
+		require.NoError(t, err)
+	}
+	for first := 0; len(left) > 0; first += 3 {
+		produceKeys(t, conn, "exactly", 3, first, 3)
+		var works uint32
+		for next := uint64(first); next < uint64(first)+3; {
+			for node, c := range left {
+				list, err := c.Fetch(t.Context(), 1, 5*time.Millisecond)
+				require.NoError(t, err)
+				for _, d := range list {
+					require.Equal(t, next, d.Offset)
+					require.Contains(t, []uint32{0, node}, works, "two are active")
+					works = node
+					next++
+					done(t, d)
+				}
+			}
+		}
+		t.Logf("the one at node %d is active", works)
+		leave(t, left[works])
+		delete(left, works)
+	}
+}
+
+// gathered has a requester at each node that gathers the replies of all partitions, each in
+// a group of its own, and repliers at every node: all see all, each partition in its order.
+// It has all partitions beside another member of its group, too.
+func gathered(t *testing.T, c *lockstest.Cluster) {
+	conn := connectTo(t, c.URL())
+	create(t.Context(), t, conn, client.Destination{Name: "replies", Kind: client.Queue, Settings: client.Settings{Partitions: 3, Replicas: 1, Sync: client.SyncOS}})
+	for p := range 3 {
+		leaderOf(t, conn, "replies", p, 0)
+	}
+	var requesters []*client.Consumer
+	gathers := func(node int, group string) *client.Consumer {
+		at, err := client.Connect(t.Context(), c.Broker(node).URL(), client.AllowRedirect(false))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = at.Close() })
+		r, err := at.Consumer(t.Context(), "replies", client.Group(group), client.Binding(client.Gather))
+		require.NoError(t, err)
+		return r
+	}
+	for node := 1; node <= 3; node++ {
+		group := "requester " + strconv.Itoa(node)
+		r, beside := gathers(node, group), gathers(node%3+1, group)
+		for _, c := range []*client.Consumer{r, beside} {
+			require.Equal(t, []uint32{0, 1, 2}, slices.Sorted(slices.Values(c.Partitions())))
+		}
+		leave(t, beside)
+		requesters = append(requesters, r)
+	}
+	want := map[uint32][]string{}
+	for node := 1; node <= 3; node++ {
+		for partition := range uint32(3) {
+			p, err := connectTo(t, c.Broker(node).URL()).Producer(t.Context(), "replies", client.Partition(partition))
+			require.NoError(t, err)
+			for i := range 5 {
+				reply := fmt.Sprintf("%d from node %d", i, node)
+				_, err := p.Send(t.Context(), &client.Record{Value: []byte(reply)})
+				require.NoError(t, err)
+				want[partition] = append(want[partition], reply)
+			}
+		}
+	}
+	for _, r := range requesters {
+		got := map[uint32][]string{}
+		for range 3 * 3 * 5 {
+			d := take(t, r)
+			got[d.Partition] = append(got[d.Partition], string(d.Value))
+			done(t, d)
+		}
+		require.Equal(t, want, got)
+	}
+	leave(t, requesters...)
 }

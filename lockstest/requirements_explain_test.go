@@ -86,6 +86,7 @@ func (s *stage) explained(t *testing.T) {
 			c := s.join(t, queue, client.Prefetch(1))
 			d := take(t, c)
 			s.because(t, queue, "no_credit", key("b"))
+			require.Equal(t, s.sessionOf(t, queue), s.because(t, queue, "no_credit", whole).Object)
 			require.NoError(t, d.Release())
 			leave(t, c)
 		}},

@@ -103,8 +103,8 @@ func (s *stage) attended(t *testing.T) (quiet time.Duration) {
 	return quiet
 }
 
-// forwarding asks for what moves records to where consumers are. It is refused, and a
-// record in a partition without a consumer stays where it is.
+// forwarding asks for what moves records to where consumers are. It is refused, for a new group
+// and for one that there is.
 func (s *stage) forwarding(t *testing.T) {
 	queue := s.queue(t, 2)
 	for _, mode := range []client.GroupMode{client.Shared, client.Serial} {
@@ -114,6 +114,13 @@ func (s *stage) forwarding(t *testing.T) {
 	groups, err := s.conn.Groups(t.Context(), queue)
 	require.NoError(t, err)
 	require.Empty(t, groups)
+	for _, mode := range []client.GroupMode{client.Shared, client.Serial} {
+		other := s.queue(t, 2)
+		settings := client.GroupSettings{Mode: mode}
+		s.group(t, other, settings)
+		_, err := s.conn.AlterGroup(t.Context(), other, "g", client.GroupIntent{Settings: settings, ForwardDelayMs: 5000})
+		require.ErrorIs(t, err, wire.CodeUnsupported)
+	}
 }
 
 // wedged has a key in a partition that no consumer of a strict group is bound to: the group

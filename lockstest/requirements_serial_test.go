@@ -276,11 +276,21 @@ func (s *stage) units(t *testing.T) {
 		queue := begin(t, "a M1", "a M2", "b N1")
 		c := s.join(t, queue)
 		m1 := take(t, c)
-		require.NoError(t, m1.Nack(client.Delay(300*time.Millisecond)))
+		require.NoError(t, m1.Nack(client.Delay(time.Hour)))
 		n1 := take(t, c)
 		require.Equal(t, "b N1", string(n1.Value))
 		done(t, n1)
-		idle(t, c)
+		idle(t, c) // M2 waits for as long as M1 does
+		key := []byte("a")
+		why := s.because(t, queue, "backoff", client.ExplainRequest{Key: &key})
+		require.EqualValues(t, 0, *why.Offset)
+		require.Greater(t, why.UntilMs, time.Now().Add(50*time.Minute).UnixMilli())
+		leave(t, c)
+	})
+	t.Run("a delayed head comes before what waited for it", func(t *testing.T) {
+		queue := begin(t, "a M1", "a M2")
+		c := s.join(t, queue)
+		require.NoError(t, take(t, c).Nack(client.Delay(20*time.Millisecond)))
 		rest(t, c, "a M1", "a M2")
 	})
 	t.Run("rolled back, all come again in order", func(t *testing.T) {

@@ -262,7 +262,8 @@ func TestManyGroupsOfOneDestination(t *testing.T) {
 }
 
 // R-SIB-15: a consumer hears what happens to it: that it has a partition, that the partition
-// is lost and why, and that it has it again.
+// is lost and why, and that it has it again, with higher epochs than before; or that it is at
+// its end, if it is not to come back.
 func TestR_SIB_15_AConsumerHearsThatItsPartitionIsLost(t *testing.T) {
 	broker := lockstest.Start(t)
 	conn := connectTo(t, broker.URL())
@@ -275,6 +276,22 @@ func TestR_SIB_15_AConsumerHearsThatItsPartitionIsLost(t *testing.T) {
 		}
 	}))
 	require.NoError(t, err)
+	closed := make(chan client.ConsumerClosed, 2)
+	once, err := client.Connect(t.Context(), broker.URL(), client.WithReconnect(false))
+	require.NoError(t, err)
+	defer func() { _ = once.Close() }()
+	other, err := once.Consumer(t.Context(), "jobs", client.Group("other"), client.OnEvent(func(e client.Event) {
+		if e, ok := e.(client.ConsumerClosed); ok {
+			closed <- e
+		}
+	}))
+	require.NoError(t, err)
+	epoch := func() uint64 {
+		produceKeys(t, conn, "jobs", 1, 0, 1)
+		d := take(t, c)
+		done(t, d)
+		return d.Epoch()
+	}
 	next := func() client.Event {
 		select {
 		case e := <-events:
@@ -285,6 +302,7 @@ func TestR_SIB_15_AConsumerHearsThatItsPartitionIsLost(t *testing.T) {
 		}
 	}
 	require.Equal(t, client.Attached{Destination: "jobs", Group: "g"}, next())
+	before := epoch()
 	broker.Restart(func() {
 		lost, ok := next().(client.Blocked)
 		require.True(t, ok)
@@ -292,6 +310,10 @@ func TestR_SIB_15_AConsumerHearsThatItsPartitionIsLost(t *testing.T) {
 		require.Error(t, lost.Err)
 	})
 	require.Equal(t, client.Attached{Destination: "jobs", Group: "g"}, next())
+	require.Greater(t, epoch(), before)
+	require.ErrorIs(t, (<-closed).Err, client.ErrDisconnected)
+	_, err = other.Next(t.Context())
+	require.ErrorIs(t, err, client.ErrDisconnected)
 	require.NoError(t, c.Close(t.Context()))
 	require.IsType(t, client.ConsumerClosed{}, next())
 }

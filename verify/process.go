@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -65,15 +66,7 @@ func victims(random *rand.Rand, kill, pause []int, longest time.Duration) ([]vic
 		}
 		list = append(list, v)
 	}
-	slices.SortStableFunc(list, func(a, b victim) int {
-		switch {
-		case a.at < b.at:
-			return -1
-		case a.at > b.at:
-			return 1
-		}
-		return 0
-	})
+	sort.SliceStable(list, func(i, j int) bool { return list[i].at < list[j].at })
 	return list, nil
 }
 
