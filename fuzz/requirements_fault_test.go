@@ -392,8 +392,10 @@ func (s *suite) destroy(t *testing.T) {
 				}
 				seen[i] = true
 				left--
-				if begun[string(d.Value)] && d.Deliveries < 2 {
-					t.Errorf("%s was begun by the lost consumer: %d attempts, %d deliveries", d.Value, d.Attempts, d.Deliveries)
+				// Where the leader was lost too, nobody knows which records the consumer had (GROUPS rule 19).
+				if begun[string(d.Value)] && (!d.Redelivered || d.Deliveries < 2 && !d.AtLeast) {
+					t.Errorf("%s was begun by the lost consumer: redelivered %v, %d attempts, %d deliveries, at least %v",
+						d.Value, d.Redelivered, d.Attempts, d.Deliveries, d.AtLeast)
 				}
 				if d.Attempts > 0 { // what the others give back untouched when they share is not handled again
 					again++
