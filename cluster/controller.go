@@ -96,7 +96,7 @@ type plan struct {
 	census  *census
 	led     map[uint32]int  // leaderships by node, as they are when what was asked for is done
 	moves   int             // partitions that are being moved
-	waiting int             // partitions whose move waits for space
+	waiting int             // partitions whose move waits for space, or for a majority
 	going   int             // leaderships that are being handed over
 	word    map[uint32]bool // what Health.Gone has said
 
@@ -111,7 +111,7 @@ func (c *Controller) Plan(v *View, h Health, tick uint64) ([]Command, []Transfer
 	p.forget()
 	p.each(func(d *Destination, part *Partition) {
 		switch {
-		case p.waits(d, part):
+		case part.Moving() && (p.waits(d, part) || !p.movable(d, part)):
 			p.waiting++
 		case part.Moving():
 			p.moves++

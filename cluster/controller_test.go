@@ -97,7 +97,7 @@ func (w *world) step() (planned int) {
 		d := w.state.Destinations[name]
 		for i := range d.Partitions {
 			p := &d.Partitions[i]
-			if slices.ContainsFunc(p.Replicas, func(r Replica) bool { return p.joins(&r) }) && (w.unseen || !w.stuck(p)) {
+			if slices.ContainsFunc(p.Replicas, func(r Replica) bool { return p.joins(&r) }) && (w.unseen || !w.stuck(p)) && w.decides(p) {
 				moving++
 			}
 			for _, x := range arrived {
@@ -167,6 +167,20 @@ func spare(d *Destination, p *Partition) bool {
 // stuck reports whether a partition waits for a replica that its disk has no space for.
 func (w *world) stuck(p *Partition) bool {
 	return slices.ContainsFunc(p.Replicas, func(r Replica) bool { return p.joins(&r) && r.Node == w.full })
+}
+
+// decides reports whether a majority of a partition's voters is there.
+func (w *world) decides(p *Partition) bool {
+	voters, alive := 0, 0
+	for i := range p.Replicas {
+		if r := &p.Replicas[i]; len(p.Voters) == 0 || slices.Contains(p.Voters, r.ID) {
+			voters++
+			if r.State != ReplicaLost && r.State != ReplicaLeft && w.alive(r.Node) {
+				alive++
+			}
+		}
+	}
+	return alive > voters/2
 }
 
 // settle plans until nothing is left to do for a while.
@@ -425,6 +439,36 @@ func TestNothingIsMovedWithoutAMajority(t *testing.T) {
 		}
 		require.GreaterOrEqual(t, alive, 2)
 	}
+}
+
+// A second node dies while as many partitions as may be move because of the first. Those that
+// have no majority then wait for it, and keep nobody else from getting back what is lost.
+func TestMovesWithoutAMajorityHoldNothingUp(t *testing.T) {
+	s := clusterOf(t, 7)
+	var places [][]uint32
+	for range MaxMoves {
+		places = append(places, []uint32{1, 2, 3})
+	}
+	for range 4 {
+		places = append(places, []uint32{1, 4, 5})
+	}
+	placed(t, s, "orders", places...)
+	w := newWorld(t, s)
+	w.down[1] = 2 * ReplaceAfterTicks
+	moved := func() (partitions []uint32) {
+		w.elect()
+		w.tick++
+		commands, _ := w.control.Plan(newView(w.state), w.health(), w.tick)
+		for _, c := range commands {
+			require.NotNil(t, c.Move)
+			partitions = append(partitions, c.Move.Partition)
+			apply(t, w.state, c)
+		}
+		return partitions
+	}
+	require.Equal(t, []uint32{0, 1, 2, 3, 4, 5, 6, 7}, moved(), "as many as may be")
+	w.down[2] = 1
+	require.Equal(t, []uint32{8, 9, 10, 11}, moved())
 }
 
 func TestAWipedNodeGetsItsReplicasAnew(t *testing.T) {
