@@ -13,7 +13,7 @@ const (
 	// peerQueueBytes bounds the frames that wait for one node. Above it everything is
 	// dropped.
 	peerQueueBytes = 64 << 20
-	// peerReserveBytes is the part of it that entries may not use: elections and
+	// peerReserveBytes is the part of it that entries and chunks may not use: elections and
 	// heartbeats get through while a slow node is owed as much as it may.
 	peerReserveBytes = 4 << 20
 )
@@ -136,7 +136,7 @@ func (q *peerQueue) put(class peerClass, f peerFrame) (taken, notify bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	limit := peerQueueBytes
-	if class == peerEntries {
+	if class != peerUrgent {
 		limit -= peerReserveBytes
 	}
 	if q.closed || q.bytes+f.size > limit {

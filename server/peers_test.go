@@ -562,6 +562,29 @@ func TestSlowPeerIsBounded(t *testing.T) {
 	eventually(t, "an empty queue", func() bool { return n.peers.connTo(2).queue.size() == 0 })
 }
 
+// Chunks of many checkpoints, as a node gets that comes back with many partitions behind, leave
+// the place of elections and heartbeats alone too.
+func TestChunksLeaveRoomForElectionsAndHeartbeats(t *testing.T) {
+	var q peerQueue
+	defer q.close()
+	chunk := func(class peerClass) (taken bool) {
+		b := newBuffer(wire.PeerChunkBytes)
+		b.bytes = b.bytes[:wire.PeerChunkBytes]
+		f := peerFrame{head: b, size: len(b.bytes)}
+		if taken, _ = q.put(class, f); !taken {
+			f.free()
+		}
+		return taken
+	}
+	for chunk(peerBulk) {
+	}
+	require.Equal(t, peerQueueBytes-peerReserveBytes, q.size())
+	taken, _ := q.putRaft(&wire.PeerRaftMessage{})
+	require.True(t, taken, "a vote")
+	require.True(t, q.putBeat(&wire.PeerBeat{}, pulse{}), "a heartbeat")
+	require.True(t, chunk(peerUrgent), "a request")
+}
+
 func TestPeerRequests(t *testing.T) {
 	a, b := startPeer(t, testSelf(1)), startPeer(t, testSelf(2))
 	type answer struct {
