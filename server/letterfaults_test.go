@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lockstepmq/lockstep/partition"
+	"github.com/lockstepmq/lockstep/partition/group"
 	"github.com/lockstepmq/lockstep/wire"
 )
 
@@ -569,4 +571,15 @@ func containsAll(text string, parts ...string) bool {
 		}
 	}
 	return true
+}
+
+// Groups that come and go leave no more behind than has a limit.
+func TestTheNewsOfLettersHaveALimit(t *testing.T) {
+	r := &partitionReplica{owner: owner{logger: slog.New(slog.DiscardHandler)}}
+	for id := range 3 * maxLettersTold {
+		l := &letterRound{groupEffects: groupEffects{r}, LetterRound: &partition.LetterRound{Group: group.ID(id)}}
+		l.tell(wire.CodeUnavailable)
+		require.Contains(t, r.letters.told, group.ID(id))
+	}
+	require.LessOrEqual(t, len(r.letters.told), maxLettersTold)
 }

@@ -33,7 +33,7 @@ type letters struct {
 	mu      sync.Mutex
 	running int
 	waiting []*partition.LetterRound // no more than one of each group
-	told    map[group.ID]int64
+	told    map[group.ID]int64       // when, of at most maxLettersTold
 }
 
 const (
@@ -43,6 +43,9 @@ const (
 	// letterNews is how often the log says that letters of a group are not written, in
 	// milliseconds.
 	letterNews = 60_000
+	// maxLettersTold is of how many groups of a partition that is remembered. Beyond it the log
+	// says it again of some.
+	maxLettersTold = 1000
 	// letterFlight bounds the bytes of the letters of a round that are on their way at the same
 	// time; one always may be.
 	letterFlight = 1 << 20
@@ -320,7 +323,7 @@ func (l *letterRound) tell(err error, more ...any) {
 	if last, told := q.told[l.Group]; told && now-last < letterNews {
 		return
 	}
-	if q.told == nil {
+	if q.told == nil || len(q.told) >= maxLettersTold { // groups come and go, and get new IDs
 		q.told = make(map[group.ID]int64)
 	}
 	q.told[l.Group] = now
