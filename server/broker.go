@@ -45,8 +45,8 @@ type broker struct {
 	byID     map[uint64]*partitionReplica // the same
 	settled  wire.Index                   // metadata epoch that the replicas are in step with
 	settling []settleWaiter
-	failed   map[replicaKey]error // replicas that did not open
-	failedID map[replicaKey]uint64
+	failed   map[replicaKey]error  // replicas that did not open
+	failedID map[replicaKey]uint64 // which these were; also of those that are tried again
 
 	gone   []*partitionReplica // retired, not closed yet
 	goneAt *cluster.View       // that does not name them

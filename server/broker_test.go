@@ -109,6 +109,32 @@ func TestPartitionsThatLackedSpaceAreOpenedAgain(t *testing.T) {
 	}, 10*time.Second, 20*time.Millisecond)
 }
 
+// Of partitions that did not open nothing is remembered once they have, or are deleted.
+func TestPartitionsThatDidNotOpenAreForgotten(t *testing.T) {
+	disk := vfs.NewSimulated(1)
+	b := testBroker(t, disk)
+	defer func() { require.NoError(t, b.close()) }()
+	var full atomic.Bool
+	disk.Inject(func(op vfs.Op, name string) error {
+		if full.Load() && op == vfs.OpCreate && strings.Contains(name, "manifest") && !strings.Contains(name, "meta") {
+			return errors.Join(vfs.ErrNoSpace, syscall.ENOSPC)
+		}
+		return nil
+	})
+	remembered := func() int {
+		b.mu.RLock()
+		defer b.mu.RUnlock()
+		return len(b.failed) + len(b.failedID)
+	}
+	full.Store(true)
+	require.NoError(t, createNamed(b, "deleted"))
+	require.NoError(t, createNamed(b, "opened"))
+	require.NotZero(t, remembered())
+	require.NoError(t, deleteNamed(b, "deleted"))
+	full.Store(false)
+	eventually(t, "nothing that is remembered", func() bool { return remembered() == 0 })
+}
+
 // createNamed makes a topic of two partitions.
 func createNamed(b *broker, name string) error {
 	return administer(b, &wire.CreateRequest{Name: name, Kind: wire.Topic, Settings: wire.Settings{

@@ -25,9 +25,10 @@ func (b *broker) retire(wanted map[replicaKey]uint64, v *cluster.View) {
 			delete(b.byID, r.replicaID)
 		}
 	}
-	for key := range b.failed {
+	for key := range b.failedID {
 		if _, ok := wanted[key]; !ok {
 			delete(b.failed, key)
+			delete(b.failedID, key)
 		}
 	}
 	b.gone = append(b.gone, gone...)

@@ -176,6 +176,7 @@ func (b *broker) reconcile(v *cluster.View) {
 		r.intend(v.Epoch, d)
 		b.replicas[key], b.byID[mine.ID] = r, r
 		delete(b.failed, key)
+		delete(b.failedID, key)
 		if mine.State == cluster.ReplicaNew {
 			opened[i] = r
 		}
