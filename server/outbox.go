@@ -127,16 +127,18 @@ func (s *session) send(h wire.Header, m wire.Message) {
 	}
 }
 
-// tell sends an event, except to a client that does not read what it has. Loop only.
-func (s *session) tell(event *wire.Event) {
+// tell sends an event, except to a client that does not read what it has, and reports whether
+// it did. One that has as many requests in flight as it may is only busy. Loop only.
+func (s *session) tell(event *wire.Event) bool {
 	if s.phase != phaseOpen {
-		return
+		return false
 	}
-	if s.out.full(&s.engine.limits) {
+	if s.out.unread() >= s.engine.limits.OutboxBytes {
 		s.engine.counters.eventsSuppressed.Add(1)
-		return
+		return false
 	}
 	s.send(wire.Header{Opcode: wire.OpEvent, Version: wire.OpEvent.Version()}, event)
+	return true
 }
 
 // reply answers a request that is not registered as in flight. Loop only.

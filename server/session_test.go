@@ -752,6 +752,28 @@ func TestEventsReachEverySession(t *testing.T) {
 	}
 }
 
+// A producer that has as much in flight as it may is told too: that is how one under load is
+// all the time, and one whose partition has lost its leader.
+func TestEventsReachWhoHasAsMuchInFlightAsItMay(t *testing.T) {
+	n := startNode(t, Limits{InFlightRequests: 1})
+	n.backend.create(wire.Topic, "events", 1)
+	r := n.backend.replica("events", 0)
+	r.set(func() { r.hold = true })
+	c := dialOpen(t, n.address)
+	h := c.open("events", 0)
+	batch, _ := testBatch(t, "x")
+	c.send(wire.OpProduce, 5, &wire.ProduceRequest{Handle: h, Acks: wire.AcksQuorum, Batch: batch})
+	eventually(t, "request", func() bool { return n.engine.counters.inFlight.Load() == 1 })
+	n.engine.announceTopology(42)
+	event := c.read()
+	require.Equal(t, wire.OpEvent, event.Opcode)
+	var m wire.Event
+	require.NoError(t, m.Parse(event.body))
+	require.EqualValues(t, 42, m.Version)
+	r.release()
+	require.Equal(t, wire.CodeOK, c.answer(5).code())
+}
+
 func TestNobodyGetsInThroughTheLoopsOwnSocket(t *testing.T) {
 	n := startNode(t, Limits{})
 	conn, err := net.Dial("unix", strings.TrimPrefix(n.engine.address, "unix://"))

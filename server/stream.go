@@ -300,8 +300,7 @@ func (s *session) tellOrphans() {
 		case !t.orphaned:
 			t.toldOf = false
 		case was && !t.toldOf:
-			t.toldOf = true
-			s.tell(&wire.Event{
+			t.toldOf = s.tell(&wire.Event{
 				Kind: wire.EventDestinationUnavailable, Version: s.engine.topology.Load(), Destination: t.dest.Name,
 				Detail: fmt.Sprintf("partition %d has no leader", t.key.partition),
 			})
